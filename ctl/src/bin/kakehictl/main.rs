@@ -1,0 +1,2 @@
+//! `kakehictl`: the command line of a running kakehi.
+fn main() {}

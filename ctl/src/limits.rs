@@ -1,0 +1,77 @@
+//! Every limit and deadline of kakehi: its name, its default, its range.
+//!
+//! A limit that a file can set has a key of the same name (the configuration reference lists them);
+//! a limit that cannot be set says why. Times are in milliseconds, sizes in bytes.
+
+/// Connections that one worker serves at a time (`max_connections`); more wait in the accept queue.
+pub const MAX_CONNECTIONS: u32 = 10_000;
+
+/// Deadline for a complete request head, from its first byte (or from accept) (`request_timeout`).
+pub const REQUEST_TIMEOUT_MS: u64 = 10_000;
+/// How long a client connection may stay idle between requests, or refuse to take bytes (`front_timeout`).
+pub const FRONT_TIMEOUT_MS: u64 = 60_000;
+/// How long a backend may stay silent: until its response head, and between pieces of its body (`back_timeout`).
+pub const BACK_TIMEOUT_MS: u64 = 30_000;
+/// Deadline of one connection attempt to a backend (`connect_timeout`).
+pub const CONNECT_TIMEOUT_MS: u64 = 3_000;
+/// Slack of a body before its minimum rate counts (`body_timeout`): a body that stands still this long is cut.
+pub const BODY_TIMEOUT_MS: u64 = 30_000;
+/// Slowest body that is put up with, in bytes per second, after `body_timeout` of slack (`body_min_rate`; 0 = any).
+pub const BODY_MIN_RATE: u32 = 240;
+/// How long a tunnel (an accepted `Upgrade`) may stay silent in both directions (`tunnel_timeout`).
+pub const TUNNEL_TIMEOUT_MS: u64 = 3_600_000;
+/// How long kakehi waits for the backend's `100 Continue` before it answers itself (`continue_timeout`).
+pub const CONTINUE_TIMEOUT_MS: u64 = 1_000;
+/// How long an idle upstream connection stays in the pool (`upstream_idle_timeout`).
+pub const UPSTREAM_IDLE_TIMEOUT_MS: u64 = 60_000;
+/// Idle upstream connections that one worker keeps per backend (`upstream_max_idle`).
+pub const UPSTREAM_MAX_IDLE: u32 = 1_024;
+/// How long a closing connection is read and thrown away so that the peer gets the last answer whole.
+/// Not a key: it bounds a courtesy, not a service.
+pub const LINGER_TIMEOUT_MS: u64 = 2_000;
+/// What is in flight when a stop is asked for has this long to finish (`graceful_timeout`).
+pub const GRACEFUL_TIMEOUT_MS: u64 = 30_000;
+
+/// Largest request head: request line and fields with their line ends (`max_head_size`).
+pub const MAX_HEAD_SIZE: u32 = 16_384;
+/// Highest value that `max_head_size` takes.
+pub const MAX_HEAD_SIZE_CEILING: u32 = 262_144;
+/// Most fields of a head or trailer section (`max_head_fields`).
+pub const MAX_HEAD_FIELDS: u16 = 128;
+/// Highest value that `max_head_fields` takes: the size of the parser's table.
+pub const MAX_HEAD_FIELDS_CEILING: u16 = 256;
+/// Longest request target (`max_target_size`).
+pub const MAX_TARGET_SIZE: u32 = 8_192;
+/// Largest response head of a backend (`max_response_head_size`).
+pub const MAX_RESPONSE_HEAD_SIZE: u32 = 32_768;
+/// Largest request body, 0 = no limit (`max_body_size`).
+pub const MAX_BODY_SIZE: u64 = 0;
+/// Largest trailer section. Not a key: nobody sends more.
+pub const MAX_TRAILER_SIZE: usize = 8_192;
+/// Longest chunk-size line with its extensions, which are dropped. Not a key: nobody sends more.
+pub const MAX_CHUNK_LINE: usize = 1_024;
+/// Empty lines that are skipped before a request line (RFC 9112 section 2.2).
+pub const MAX_LEADING_EMPTY_LINES: usize = 4;
+
+/// Longest `hostname` of a frontend. Not a key: longer names cannot exist (RFC 1035), regular expressions can.
+pub const MAX_HOSTNAME_RULE: usize = 4_096;
+/// Memory that one compiled regular expression may take. Not a key.
+pub const MAX_REGEX_SIZE: usize = 1 << 20;
+
+/// Buffers in a worker's arena (`buffer_count`); a power of two.
+pub const BUFFER_COUNT: u16 = 2_048;
+/// Size of one arena buffer (bytes). Not a key: it is the unit of the ring's provided buffers.
+pub const BUFFER_SIZE: u32 = 16_384;
+
+/// Largest control frame, either way.
+pub const MAX_FRAME: usize = 64 << 20;
+/// Largest frame of a request from `kakehictl`.
+pub const MAX_REQUEST_FRAME: usize = 16 << 20;
+/// A worker that is not ready this long after its start is stopped, and the start fails.
+pub const WORKER_READY_TIMEOUT_MS: u64 = 10_000;
+/// How long the supervisor waits for the answer of a worker (`worker_timeout`).
+pub const WORKER_TIMEOUT_MS: u64 = 10_000;
+/// First delay before a worker that died again is replaced (the first time it is replaced at once); doubles.
+pub const RESTART_DELAY_MS: u64 = 100;
+/// Longest delay before a worker that died is replaced.
+pub const RESTART_DELAY_CEILING_MS: u64 = 10_000;

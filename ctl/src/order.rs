@@ -1,0 +1,157 @@
+//! The messages: what `kakehictl` asks of the supervisor, what the supervisor orders its workers, and the answers.
+//!
+//! Every message travels in an [`Envelope`] with the version of the vocabulary, one [`crate::wire`] frame each.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// Version of the vocabulary; a peer of another version is told so and nothing else happens.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// A message with its version and the number that pairs an answer with what it answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Envelope<T> {
+    /// Always [`PROTOCOL_VERSION`] in what this version writes.
+    pub version: u32,
+    /// Chosen by the one that asks; repeated in the answer. 0 for what nobody asked for.
+    pub id: u64,
+    /// The message.
+    pub body: T,
+}
+
+impl<T> Envelope<T> {
+    /// `body` under number `id`, in this version.
+    pub fn new(id: u64, body: T) -> Self {
+        Envelope { version: PROTOCOL_VERSION, id, body }
+    }
+}
+
+/// What `kakehictl` asks of the supervisor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "verb")]
+pub enum Request {
+    /// The whole in a few figures.
+    Status,
+    /// Each worker.
+    Workers,
+}
+
+/// What the supervisor answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "result", content = "content")]
+pub enum Response {
+    /// To [`Request::Status`].
+    Status(Status),
+    /// To [`Request::Workers`].
+    Workers(Vec<WorkerInfo>),
+    /// The request was understood and refused, or not understood.
+    Refused {
+        /// What is wrong and what to do.
+        reason: String,
+    },
+}
+
+/// The whole in a few figures.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Of the supervisor's program.
+    pub version: String,
+    /// Of the supervisor.
+    pub pid: u32,
+    /// Since the supervisor started (s).
+    pub uptime_s: u64,
+    /// Addresses that accept.
+    pub listeners: Vec<SocketAddr>,
+    /// How many are configured.
+    pub clusters: usize,
+    /// How many are configured.
+    pub frontends: usize,
+    /// How many are configured.
+    pub backends: usize,
+    /// Open client connections, all workers.
+    pub connections: u64,
+    /// Requests since the supervisor started, all workers.
+    pub requests: u64,
+    /// Workers that died and were replaced.
+    pub restarts: u64,
+    /// One line each.
+    pub workers: Vec<WorkerInfo>,
+}
+
+/// One worker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WorkerInfo {
+    /// Place in the row of workers, from 0; a replacement has the number of the one it replaces.
+    pub id: u32,
+    /// Process.
+    pub pid: u32,
+    /// Core that it is pinned to.
+    pub core: Option<u32>,
+    /// Where it is in its life.
+    pub state: WorkerState,
+    /// Open client connections.
+    pub connections: u64,
+    /// Requests answered since the supervisor started, those of its predecessors included.
+    pub requests: u64,
+    /// CPU time of the process, user (ms).
+    pub cpu_user_ms: u64,
+    /// CPU time of the process, system (ms).
+    pub cpu_system_ms: u64,
+    /// Rung of the ladder of kernel features, 0 to 4.
+    pub io_uring_level: u8,
+    /// Names of the kernel features in use.
+    pub io_uring_features: Vec<String>,
+}
+
+/// Where a worker is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkerState {
+    /// Started, not ready yet.
+    Starting,
+    /// Serves.
+    Running,
+    /// Accepts no more, finishes what it has.
+    Stopping,
+    /// Gone; its replacement waits for the end of its back-off.
+    Dead,
+}
+
+/// What the supervisor orders a worker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "order")]
+pub enum Order {
+    /// Answer with [`Report::Done`]: a sign of life.
+    Ping,
+    /// Accept no more, finish what is in flight within `deadline_ms`, then exit.
+    Stop {
+        /// What is still in flight then is cut (ms from now).
+        deadline_ms: u64,
+    },
+}
+
+/// What a worker tells the supervisor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "report")]
+pub enum Report {
+    /// The ring stands, the listeners accept.
+    Ready {
+        /// Rung of the ladder of kernel features, 0 to 4.
+        io_uring_level: u8,
+        /// Names of the kernel features in use.
+        io_uring_features: Vec<String>,
+    },
+    /// It cannot serve and exits.
+    Failed {
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// An order was carried out.
+    Done,
+    /// An order was refused; nothing changed.
+    Refused {
+        /// Why.
+        reason: String,
+    },
+}

@@ -1,0 +1,349 @@
+//! The state: one value that says everything a worker needs to serve.
+//!
+//! The supervisor holds the authoritative copy; each worker gets it when it starts and compiles its tables from it.
+
+use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, str::FromStr};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::limits;
+
+/// Version of the serialised form; a reader refuses any other.
+pub const STATE_VERSION: u32 = 1;
+
+/// Everything that is configured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Always [`STATE_VERSION`] in what this version writes.
+    pub version: u32,
+    /// What applies to the whole process.
+    pub settings: Settings,
+    /// By address: one listener each.
+    pub listeners: BTreeMap<SocketAddr, Listener>,
+    /// By name.
+    pub clusters: BTreeMap<String, Cluster>,
+}
+
+/// What applies to the whole process.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Where `kakehictl` connects.
+    pub command_socket: PathBuf,
+    /// Written at start, removed at a clean stop.
+    pub pid_file_path: Option<PathBuf>,
+    /// Workers; `None` = one per core that the process may use.
+    pub worker_count: Option<u16>,
+    /// Replace a worker that dies.
+    pub worker_automatic_restart: bool,
+    /// Pin worker `i` to the `i`-th core that the process may use (`handle_process_affinity`).
+    pub pin_workers: bool,
+    /// Connections that one worker serves at a time.
+    pub max_connections: u32,
+    /// What is in flight at a stop has this long to finish (ms).
+    pub graceful_timeout_ms: u64,
+    /// How long the supervisor waits for the answer of a worker (ms).
+    pub worker_timeout_ms: u64,
+    /// Highest rung of the ladder of kernel features to use, 0 to 4; `None` = the best that the kernel has.
+    pub io_uring_level: Option<u8>,
+    /// Buffers in a worker's arena.
+    pub buffer_count: u16,
+    /// Idle upstream connections that one worker keeps per backend.
+    pub upstream_max_idle: u32,
+    /// How long an idle upstream connection is kept (ms).
+    pub upstream_idle_timeout_ms: u64,
+    /// Filter of the log: `error`, `warn`, `info`, `debug`, or directives per module.
+    pub log_level: String,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            command_socket: PathBuf::from("./kakehi.sock"),
+            pid_file_path: None,
+            worker_count: None,
+            worker_automatic_restart: true,
+            pin_workers: true,
+            max_connections: limits::MAX_CONNECTIONS,
+            graceful_timeout_ms: limits::GRACEFUL_TIMEOUT_MS,
+            worker_timeout_ms: limits::WORKER_TIMEOUT_MS,
+            io_uring_level: None,
+            buffer_count: limits::BUFFER_COUNT,
+            upstream_max_idle: limits::UPSTREAM_MAX_IDLE,
+            upstream_idle_timeout_ms: limits::UPSTREAM_IDLE_TIMEOUT_MS,
+            log_level: "info".to_owned(),
+        }
+    }
+}
+
+impl Default for State {
+    fn default() -> Self {
+        State {
+            version: STATE_VERSION,
+            settings: Settings::default(),
+            listeners: BTreeMap::new(),
+            clusters: BTreeMap::new(),
+        }
+    }
+}
+
+/// What a listener speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ListenerProtocol {
+    /// HTTP/1.x in clear text.
+    Http,
+}
+
+/// An address that accepts connections, and how it treats them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Listener {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// What it speaks.
+    pub protocol: ListenerProtocol,
+    /// The address that clients see, where that differs (NAT): told to backends.
+    pub public_address: Option<SocketAddr>,
+    /// Deadlines of its connections.
+    pub timeouts: Timeouts,
+    /// Size limits of its messages.
+    pub sizes: Sizes,
+    /// Fields that kakehi adds to requests.
+    pub forwarding: Forwarding,
+}
+
+/// Deadlines (ms). All are absolute: bytes that trickle do not extend them, except where a rate is named.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Timeouts {
+    /// Complete request head.
+    pub request_ms: u64,
+    /// Idle client connection, or a client that takes no bytes.
+    pub front_ms: u64,
+    /// Silent backend.
+    pub back_ms: u64,
+    /// One connection attempt to a backend.
+    pub connect_ms: u64,
+    /// Slack of a body.
+    pub body_ms: u64,
+    /// Slowest body after the slack, bytes per second; 0 = any.
+    pub body_min_rate: u32,
+    /// Silent tunnel.
+    pub tunnel_ms: u64,
+    /// Wait for the backend's `100 Continue`.
+    pub continue_ms: u64,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Timeouts {
+            request_ms: limits::REQUEST_TIMEOUT_MS,
+            front_ms: limits::FRONT_TIMEOUT_MS,
+            back_ms: limits::BACK_TIMEOUT_MS,
+            connect_ms: limits::CONNECT_TIMEOUT_MS,
+            body_ms: limits::BODY_TIMEOUT_MS,
+            body_min_rate: limits::BODY_MIN_RATE,
+            tunnel_ms: limits::TUNNEL_TIMEOUT_MS,
+            continue_ms: limits::CONTINUE_TIMEOUT_MS,
+        }
+    }
+}
+
+/// Size limits of messages (bytes, fields).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sizes {
+    /// Request head.
+    pub head: u32,
+    /// Fields of a head.
+    pub fields: u16,
+    /// Request target.
+    pub target: u32,
+    /// Response head.
+    pub response_head: u32,
+    /// Request body; 0 = no limit.
+    pub body: u64,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Sizes {
+            head: limits::MAX_HEAD_SIZE,
+            fields: limits::MAX_HEAD_FIELDS,
+            target: limits::MAX_TARGET_SIZE,
+            response_head: limits::MAX_RESPONSE_HEAD_SIZE,
+            body: limits::MAX_BODY_SIZE,
+        }
+    }
+}
+
+/// Which fields kakehi adds to a request, and whose it believes.
+///
+/// A field that is switched off is not added. What a peer outside `trusted_peers` sends in any of
+/// them never reaches a backend, switched on or off.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Forwarding {
+    /// `X-Forwarded-For`: the peer's address, appended to what a trusted peer sent.
+    pub x_forwarded_for: bool,
+    /// `X-Forwarded-Proto`: `http` or `https`.
+    pub x_forwarded_proto: bool,
+    /// `X-Forwarded-Port`: the port that the client connected to.
+    pub x_forwarded_port: bool,
+    /// `X-Forwarded-Host`: the authority that the client asked for.
+    pub x_forwarded_host: bool,
+    /// `Forwarded` (RFC 7239), appended to what a trusted peer sent.
+    pub forwarded: bool,
+    /// `Via` (RFC 9110 section 7.6.3).
+    pub via: bool,
+    /// `X-Request-Id`: a ULID, unless a trusted peer sent one.
+    pub x_request_id: bool,
+    /// `X-Real-IP`: the peer's address (`send_x_real_ip`); off by default, as in sozu.
+    pub x_real_ip: bool,
+    /// Drop an `X-Real-IP` that a client sent (`elide_x_real_ip`).
+    pub elide_x_real_ip: bool,
+    /// Networks whose peers may set these fields.
+    pub trusted_peers: Vec<IpNet>,
+}
+
+impl Default for Forwarding {
+    fn default() -> Self {
+        Forwarding {
+            x_forwarded_for: true,
+            x_forwarded_proto: true,
+            x_forwarded_port: true,
+            x_forwarded_host: true,
+            forwarded: true,
+            via: true,
+            x_request_id: true,
+            x_real_ip: false,
+            elide_x_real_ip: false,
+            trusted_peers: Vec::new(),
+        }
+    }
+}
+
+impl Listener {
+    /// A listener at `address` with every default.
+    pub fn http(address: SocketAddr) -> Self {
+        Listener {
+            address,
+            protocol: ListenerProtocol::Http,
+            public_address: None,
+            timeouts: Timeouts::default(),
+            sizes: Sizes::default(),
+            forwarding: Forwarding::default(),
+        }
+    }
+}
+
+/// A named group of backends with the frontends that lead to it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Cluster {
+    /// Redirect clear-text requests to `https` (301) instead of forwarding them.
+    pub https_redirect: bool,
+    /// Port of that redirect; `None` = 443, not written.
+    pub https_redirect_port: Option<u16>,
+    /// Rules that lead here.
+    pub frontends: Vec<Frontend>,
+    /// Servers that answer.
+    pub backends: Vec<Backend>,
+}
+
+/// A rule: requests for this host, path and method on this listener.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Frontend {
+    /// The listener.
+    pub address: SocketAddr,
+    /// Exact name, `*.name`, `/regex/` labels, or `*` for any host.
+    pub hostname: String,
+    /// Which paths.
+    pub path: PathRule,
+    /// Which method; `None` = any.
+    pub method: Option<String>,
+    /// Refuse with 401 instead of forwarding.
+    pub deny: bool,
+}
+
+/// Which paths a frontend takes. The query is not part of the path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE", tag = "type", content = "value")]
+pub enum PathRule {
+    /// The path starts with these bytes.
+    Prefix(String),
+    /// The path is exactly this.
+    Equals(String),
+    /// The whole path matches this regular expression.
+    Regex(String),
+}
+
+/// A server behind a cluster.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Backend {
+    /// Name, unique in its cluster.
+    pub id: String,
+    /// Where it listens.
+    pub address: BackendAddress,
+    /// Share of the load, 0 to 255; 0 = only when no other is left.
+    pub weight: u8,
+    /// Used only when no primary can be.
+    pub backup: bool,
+}
+
+/// Where a backend listens.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum BackendAddress {
+    /// `ip:port` or `[v6]:port`.
+    Ip(SocketAddr),
+    /// `unix:/path`: a stream socket of the same host.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for BackendAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BackendAddress::Ip(address) => address.fmt(f),
+            BackendAddress::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Why a text is not a backend's address.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BackendAddressError {
+    /// Neither `ip:port` nor `unix:/path`.
+    #[error("`{0}` is neither `ip:port`, `[v6]:port` nor `unix:/absolute/path` (names are not resolved)")]
+    NotAnAddress(String),
+    /// A Unix socket's path has 107 bytes at most (`sun_path`).
+    #[error("the path of `{0}` is longer than the 107 bytes that a unix socket's path may have")]
+    PathTooLong(String),
+}
+
+impl FromStr for BackendAddress {
+    type Err = BackendAddressError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            if !path.starts_with('/') {
+                return Err(BackendAddressError::NotAnAddress(text.to_owned()));
+            }
+            if path.len() > 107 {
+                return Err(BackendAddressError::PathTooLong(text.to_owned()));
+            }
+            return Ok(BackendAddress::Unix(PathBuf::from(path)));
+        }
+        text.parse().map(BackendAddress::Ip).map_err(|_| BackendAddressError::NotAnAddress(text.to_owned()))
+    }
+}
+
+impl TryFrom<String> for BackendAddress {
+    type Error = BackendAddressError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<BackendAddress> for String {
+    fn from(address: BackendAddress) -> Self {
+        address.to_string()
+    }
+}

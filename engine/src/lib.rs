@@ -1,0 +1,2 @@
+//! The data plane of one kakehi worker.
+pub use kakehi_ctl::limits;

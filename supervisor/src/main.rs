@@ -1,0 +1,2 @@
+//! kakehi.
+fn main() {}
