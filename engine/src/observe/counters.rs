@@ -1,0 +1,195 @@
+//! The registry of counters: each is declared once, with its name and meaning.
+
+use std::{
+    ffi::CStr,
+    os::fd::OwnedFd,
+    rc::Rc,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use super::sys::{self, SharedWords};
+use crate::http::Reason;
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal, $kind:ident;)+) => {
+        /// A counter of a worker. Its place in the shared block is its place in this list, so new ones go last.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[repr(u8)]
+        pub enum Counter { $($(#[doc = $doc])+ $variant,)+ }
+
+        impl Counter {
+            /// All of them, in the order of the block.
+            pub const ALL: &[Counter] = &[$(Counter::$variant,)+];
+
+            /// The name under which it is shown.
+            pub fn name(self) -> &'static str {
+                match self { $(Counter::$variant => $name,)+ }
+            }
+
+            /// A gauge goes up and down and starts from 0 in each process; a counter only goes up.
+            pub fn is_gauge(self) -> bool {
+                match self { $(Counter::$variant => counters!(@gauge $kind),)+ }
+            }
+        }
+    };
+    (@gauge counter) => { false };
+    (@gauge gauge) => { true };
+}
+
+counters! {
+    /// Open client connections.
+    Connections = "client.connections", gauge;
+    /// Client connections accepted.
+    Accepted = "listener.accepted", counter;
+    /// Times that accepting paused because `max_connections` were open.
+    AcceptCapped = "listener.connection_capped", counter;
+    /// Times that accepting paused because the process or the host had no file descriptor left.
+    AcceptExhausted = "listener.descriptors_exhausted", counter;
+    /// Requests answered, by a backend or by kakehi itself.
+    Requests = "http.requests", counter;
+    /// Answers of kakehi's own making.
+    OwnAnswers = "http.own_answers", counter;
+    /// Client connections that broke in the middle of an exchange.
+    ClientAborts = "http.client_aborts", counter;
+    /// Exchanges cut because the client took no bytes within `front_timeout`.
+    ClientStalls = "http.client_stalls", counter;
+    /// Responses cut because the backend broke off or stood still inside a body.
+    BackendTruncations = "http.backend_truncations", counter;
+    /// Idle client connections closed at `front_timeout`.
+    IdleTimeouts = "http.idle_timeouts", counter;
+    /// Tunnels opened.
+    Tunnels = "tunnel.opened", counter;
+    /// Open tunnels.
+    TunnelsOpen = "tunnel.open", gauge;
+    /// Tunnels closed at `tunnel_timeout`.
+    TunnelTimeouts = "tunnel.timeouts", counter;
+    /// Bytes received from clients.
+    BytesIn = "bytes_in", counter;
+    /// Bytes sent to clients.
+    BytesOut = "bytes_out", counter;
+    /// Upstream connections opened.
+    UpstreamConnects = "upstream.connects", counter;
+    /// Upstream connection attempts that failed.
+    UpstreamConnectErrors = "upstream.connect_errors", counter;
+    /// Requests that took an idle upstream connection from the pool.
+    UpstreamReused = "upstream.reused", counter;
+    /// Idle upstream connections.
+    UpstreamIdle = "upstream.idle", gauge;
+    /// Idle upstream connections thrown away: closed by the backend, sent bytes nobody asked for, or too old.
+    UpstreamDiscarded = "upstream.discarded", counter;
+    /// Requests sent again on another connection because the pooled one died under them.
+    Retries = "upstream.retries", counter;
+    /// `io_uring_enter` system calls.
+    RingEnters = "ring.enters", counter;
+    /// Submission queue entries.
+    RingSqes = "ring.sqes", counter;
+    /// Completion queue entries.
+    RingCqes = "ring.cqes", counter;
+    /// Receives that found no buffer.
+    RingNoBuffers = "ring.no_buffers", counter;
+    /// Times that the completion queue overflowed.
+    RingOverflows = "ring.overflows", counter;
+    /// Transfers that went over to large private buffers.
+    RingBulk = "ring.bulk", counter;
+}
+
+/// Where the answers by reason start in the block.
+const REASONS_AT: usize = 128;
+const _: () = assert!(Counter::ALL.len() <= REASONS_AT && REASONS_AT + Reason::ALL.len() <= sys::WORDS);
+
+/// The counters of one worker.
+#[derive(Clone)]
+pub struct Counters {
+    words: Rc<SharedWords>,
+}
+
+impl Counters {
+    /// A new block, all zero, and the descriptor by which another process maps it.
+    ///
+    /// # Errors
+    /// Those of `memfd_create`, `ftruncate` and `mmap`.
+    pub fn create(name: &CStr) -> std::io::Result<(Counters, OwnedFd)> {
+        let file = memfd_create(name, MFdFlags::MFD_CLOEXEC)?;
+        nix::unistd::ftruncate(&file, sys::BYTES as i64)?;
+        Ok((Counters::map(&file)?, file))
+    }
+
+    /// The block behind a descriptor of [`Counters::create`].
+    ///
+    /// # Errors
+    /// Those of `mmap`.
+    pub fn map(file: &OwnedFd) -> std::io::Result<Counters> {
+        Ok(Counters { words: Rc::new(SharedWords::map(file)?) })
+    }
+
+    /// Sets the gauges to 0: what a process does when it becomes the writer of the block.
+    pub fn reset_gauges(&self) {
+        for counter in Counter::ALL.iter().filter(|counter| counter.is_gauge()) {
+            self.word(*counter).store(0, Relaxed);
+        }
+    }
+
+    /// The present value.
+    pub fn get(&self, counter: Counter) -> u64 {
+        self.word(counter).load(Relaxed)
+    }
+
+    /// Adds one.
+    pub fn count(&self, counter: Counter) {
+        self.add(counter, 1);
+    }
+
+    /// Adds `amount`.
+    pub fn add(&self, counter: Counter, amount: u64) {
+        // One writer: no need of a locked read-modify-write.
+        let word = self.word(counter);
+        word.store(word.load(Relaxed).wrapping_add(amount), Relaxed);
+    }
+
+    /// Takes one off a gauge.
+    pub fn uncount(&self, counter: Counter) {
+        let word = self.word(counter);
+        word.store(word.load(Relaxed).saturating_sub(1), Relaxed);
+    }
+
+    /// Sets a gauge, or a counter that another part of the worker keeps.
+    pub fn set(&self, counter: Counter, value: u64) {
+        self.word(counter).store(value, Relaxed);
+    }
+
+    /// Counts an answer of kakehi's own by its reason.
+    pub fn count_answer(&self, reason: Reason) {
+        self.count(Counter::OwnAnswers);
+        let word = &self.words.words()[REASONS_AT + reason.index()];
+        word.store(word.load(Relaxed).wrapping_add(1), Relaxed);
+    }
+
+    /// How often kakehi answered for this reason.
+    pub fn answers(&self, reason: Reason) -> u64 {
+        self.words.words()[REASONS_AT + reason.index()].load(Relaxed)
+    }
+
+    fn word(&self, counter: Counter) -> &AtomicU64 {
+        &self.words.words()[counter as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_successor_goes_on_where_its_predecessor_stopped_but_gauges_start_at_zero() {
+        let (supervisor, file) = Counters::create(c"test").unwrap();
+        let first = Counters::map(&file).unwrap();
+        first.add(Counter::Requests, 3);
+        first.count(Counter::Connections);
+        drop(first);
+        let second = Counters::map(&file).unwrap();
+        second.reset_gauges();
+        second.count(Counter::Requests);
+        assert_eq!((supervisor.get(Counter::Requests), supervisor.get(Counter::Connections)), (4, 0));
+    }
+}

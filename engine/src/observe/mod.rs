@@ -1,0 +1,10 @@
+//! Counters: what a worker did, in memory that the supervisor owns.
+//!
+//! Each worker has one [`Counters`] block in a shared mapping that the supervisor made and keeps, so a
+//! count survives the death of the worker that counted and goes on in its successor. Only one process
+//! writes to a block at a time, so an increment is a plain load and store. Relies on nothing of the engine.
+
+mod counters;
+mod sys;
+
+pub use counters::{Counter, Counters};
