@@ -11,6 +11,7 @@
 //! | [`worker`] | puts one worker together and obeys orders | all |
 
 pub mod observe;
+pub mod ring;
 pub mod worker;
 
 pub use kakehi_ctl::limits;

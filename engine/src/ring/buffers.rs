@@ -1,0 +1,337 @@
+//! The arena: memory that receives land in, in buffers of one size that are lent and come back.
+//!
+//! With provided buffers the kernel picks a free buffer when data arrives ([`BufferRing`]), so an idle
+//! connection holds none. Without them [`Pool::borrow_one`] lends one to each receive that is about to
+//! succeed. Either way what was received is a [`Buf`], which gives its buffer back when it is dropped.
+//!
+//! Free buffers are taken last in, first out, and only a window of them is published to the kernel: the
+//! kernel goes round its ring, and a ring of all buffers would touch, and so keep resident, all of them.
+
+use std::{
+    cell::{Cell, RefCell},
+    fmt, io,
+    ops::{Deref, DerefMut},
+    ptr::NonNull,
+    rc::Rc,
+    sync::atomic::{AtomicU16, Ordering},
+};
+
+use io_uring::{IoUring, types::BufRingEntry};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+
+/// An anonymous mapping: page-aligned, zeroed, resident only where touched.
+struct Mapping {
+    base: NonNull<u8>,
+    length: usize,
+}
+
+impl Mapping {
+    fn new(length: usize) -> io::Result<Mapping> {
+        let nonzero = std::num::NonZeroUsize::new(length).ok_or(io::ErrorKind::InvalidInput)?;
+        // SAFETY: a fresh mapping at an address of the kernel's choice overlaps nothing of ours.
+        let base = unsafe {
+            mmap_anonymous(None, nonzero, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE)
+        }?;
+        Ok(Mapping { base: base.cast(), length })
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new` with this length; the owner of the mapping keeps it until the last user is gone.
+        let _ = unsafe { munmap(self.base.cast(), self.length) };
+    }
+}
+
+/// Where a received buffer stands in the queue of its socket.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Link {
+    /// The next buffer of the queue; meaningless in its last.
+    pub(super) next: u16,
+    /// Bytes received into this one.
+    pub(super) length: u16,
+}
+
+/// The arena and its free list.
+pub(super) struct Pool {
+    memory: Mapping,
+    size: u32,
+    free: RefCell<Vec<u16>>,
+    links: Box<[Cell<Link>]>,
+}
+
+impl Pool {
+    /// `count` buffers of `size` bytes each (at most 65,535).
+    pub(super) fn new(count: u16, size: u32) -> io::Result<Pool> {
+        if count == 0 || size == 0 || size > u32::from(u16::MAX) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        Ok(Pool {
+            memory: Mapping::new(usize::from(count) * size as usize)?,
+            size,
+            // Popped from the back: the lowest numbers go first.
+            free: RefCell::new((0..count).rev().collect()),
+            links: vec![Cell::default(); usize::from(count)].into_boxed_slice(),
+        })
+    }
+
+    pub(super) fn size(&self) -> u32 {
+        self.size
+    }
+
+    pub(super) fn count(&self) -> u16 {
+        // The constructor took a u16.
+        self.links.len() as u16
+    }
+
+    pub(super) fn free_count(&self) -> usize {
+        self.free.borrow().len()
+    }
+
+    /// Takes a free buffer, to be lent to a receive; comes back by [`Pool::give_back`] or in a [`Buf`].
+    pub(super) fn borrow_one(&self) -> Option<u16> {
+        self.free.borrow_mut().pop()
+    }
+
+    pub(super) fn give_back(&self, id: u16) {
+        debug_assert!(id < self.count() && self.free_count() < usize::from(self.count()));
+        self.free.borrow_mut().push(id);
+    }
+
+    pub(super) fn link(&self, id: u16) -> Link {
+        self.links[usize::from(id)].get()
+    }
+
+    pub(super) fn set_link(&self, id: u16, link: Link) {
+        self.links[usize::from(id)].set(link);
+    }
+
+    /// The first byte of a buffer.
+    pub(super) fn address(&self, id: u16) -> *mut u8 {
+        debug_assert!(id < self.count());
+        // SAFETY: the arena is `count * size` bytes and `id < count`.
+        unsafe { self.memory.base.as_ptr().add(usize::from(id) * self.size as usize) }
+    }
+}
+
+/// Received bytes in a buffer of the arena. Derefs to what has not been consumed yet.
+pub struct Buf {
+    pool: Rc<Pool>,
+    id: u16,
+    start: u16,
+    end: u16,
+}
+
+impl Buf {
+    /// Takes over buffer `id`, which holds `length` received bytes and which nobody else uses.
+    pub(super) fn take(pool: &Rc<Pool>, id: u16, length: u16) -> Buf {
+        debug_assert!(u32::from(length) <= pool.size);
+        Buf { pool: Rc::clone(pool), id, start: 0, end: length }
+    }
+
+    /// Forgets the first `count` bytes.
+    pub fn advance(&mut self, count: usize) {
+        assert!(count <= self.len(), "a buffer is consumed at most whole");
+        // Not more than `len`, which fits.
+        self.start += count as u16;
+    }
+
+    /// Keeps only the first `count` bytes.
+    pub fn truncate(&mut self, count: usize) {
+        if count < self.len() {
+            self.end = self.start + count as u16;
+        }
+    }
+}
+
+impl Deref for Buf {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: `start <= end <= size`, the bytes were written by the kernel (or are zero), and the
+        // buffer is ours alone from `take` until it is dropped.
+        unsafe {
+            std::slice::from_raw_parts(
+                self.pool.address(self.id).add(usize::from(self.start)),
+                usize::from(self.end - self.start),
+            )
+        }
+    }
+}
+
+impl DerefMut for Buf {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `deref`, and `&mut self` makes it the only access.
+        unsafe {
+            std::slice::from_raw_parts_mut(
+                self.pool.address(self.id).add(usize::from(self.start)),
+                usize::from(self.end - self.start),
+            )
+        }
+    }
+}
+
+impl Drop for Buf {
+    fn drop(&mut self) {
+        self.pool.give_back(self.id);
+    }
+}
+
+impl fmt::Debug for Buf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Buf").field("id", &self.id).field("len", &self.len()).finish_non_exhaustive()
+    }
+}
+
+/// The ring by which free buffers are published to the kernel (5.19).
+pub(super) struct BufferRing {
+    pool: Rc<Pool>,
+    entries: Mapping,
+    mask: u16,
+    tail: u16,
+    published: u16,
+    target: u16,
+}
+
+/// Buffers published at first. Enough for the bursts of a few hundred busy connections.
+const FIRST_TARGET: u16 = 256;
+
+impl BufferRing {
+    /// The only group.
+    pub(super) const GROUP: u16 = 0;
+
+    /// Registers a ring over a pool of its own.
+    pub(super) fn register(uring: &IoUring, count: u16, size: u32) -> io::Result<BufferRing> {
+        BufferRing::register_pool(uring, Rc::new(Pool::new(count, size)?))
+    }
+
+    /// Registers a ring over `pool`, whose count must be a power of two, at most 32,768. Nothing is published yet.
+    pub(super) fn register_pool(uring: &IoUring, pool: Rc<Pool>) -> io::Result<BufferRing> {
+        let count = pool.count();
+        if !count.is_power_of_two() || count > 1 << 15 {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let entries = Mapping::new(usize::from(count) * size_of::<BufRingEntry>())?;
+        // SAFETY: the mapping is page-aligned, holds `count` entries, and lives as long as the value; the
+        // owner of the ring drops the ring before it.
+        unsafe {
+            uring.submitter().register_buf_ring_with_flags(
+                entries.base.as_ptr() as u64,
+                count,
+                BufferRing::GROUP,
+                0,
+            )
+        }?;
+        Ok(BufferRing { pool, entries, mask: count - 1, tail: 0, published: 0, target: FIRST_TARGET.min(count) })
+    }
+
+    /// Puts a free buffer at the tail; the kernel sees it after [`BufferRing::commit`].
+    pub(super) fn publish(&mut self, id: u16) {
+        debug_assert!(self.published <= self.mask);
+        let entries = self.entries.base.as_ptr().cast::<BufRingEntry>();
+        // SAFETY: the index is masked to the mapping, and the kernel reads entries below the tail only.
+        let entry = unsafe { &mut *entries.add(usize::from(self.tail & self.mask)) };
+        entry.set_addr(self.pool.address(id) as u64);
+        entry.set_len(self.pool.size);
+        entry.set_bid(id);
+        self.tail = self.tail.wrapping_add(1);
+        self.published += 1;
+    }
+
+    /// Shows what was published to the kernel.
+    pub(super) fn commit(&mut self) {
+        // SAFETY: the tail lies inside the first entry of the mapping, is aligned, and the kernel reads it with
+        // acquire semantics, as this release store asks.
+        unsafe {
+            let tail = BufRingEntry::tail(self.entries.base.as_ptr().cast::<BufRingEntry>());
+            (*tail.cast::<AtomicU16>()).store(self.tail, Ordering::Release);
+        }
+    }
+
+    /// The kernel took a buffer out of the ring.
+    pub(super) fn consumed(&mut self) {
+        debug_assert!(self.published > 0, "the kernel can only take what was published");
+        self.published = self.published.saturating_sub(1);
+    }
+
+    /// The kernel ran out: publish more from now on.
+    pub(super) fn widen(&mut self) {
+        self.target = self.target.saturating_mul(2).min(self.mask + 1);
+    }
+
+    /// Fills the window up from the free list; returns how many buffers the kernel now has.
+    pub(super) fn refill(&mut self) -> u16 {
+        if self.published < self.target {
+            if self.published < self.target / 4 {
+                self.widen();
+            }
+            let before = self.tail;
+            while self.published < self.target {
+                let Some(id) = self.pool.borrow_one() else { break };
+                self.publish(id);
+            }
+            if self.tail != before {
+                self.commit();
+            }
+        }
+        self.published
+    }
+
+    #[cfg(test)]
+    pub(super) fn published(&self) -> u16 {
+        self.published
+    }
+
+    /// What was received into buffer `id`; for the probe.
+    pub(super) fn bytes(&self, id: u16, length: u16) -> Buf {
+        Buf::take(&self.pool, id, length)
+    }
+}
+
+impl PartialEq<&[u8; 8]> for Buf {
+    fn eq(&self, other: &&[u8; 8]) -> bool {
+        **self == other[..]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_comes_back_when_its_bytes_are_dropped_and_is_lent_again_first() {
+        let pool = Rc::new(Pool::new(4, 64).unwrap());
+        let first = pool.borrow_one().unwrap();
+        let second = pool.borrow_one().unwrap();
+        assert_ne!(first, second);
+        let mut bytes = Buf::take(&pool, first, 10);
+        bytes.fill(7);
+        bytes.advance(4);
+        bytes.truncate(5);
+        assert_eq!(&*bytes, &[7; 5]);
+        drop(bytes);
+        assert_eq!(pool.free_count(), 3);
+        assert_eq!(pool.borrow_one(), Some(first));
+        pool.give_back(second);
+    }
+
+    #[test]
+    fn a_pool_lends_each_buffer_once_and_then_none() {
+        let pool = Pool::new(3, 64).unwrap();
+        let mut lent: Vec<_> = std::iter::from_fn(|| pool.borrow_one()).collect();
+        lent.sort_unstable();
+        assert_eq!(lent, [0, 1, 2]);
+    }
+
+    #[test]
+    fn only_a_window_of_the_arena_is_published_and_it_widens_under_demand() {
+        let Ok(uring) = IoUring::new(4) else { return };
+        let Ok(mut ring) = BufferRing::register(&uring, 1024, 64) else { return };
+        assert_eq!(ring.refill(), FIRST_TARGET);
+        for _ in 0..FIRST_TARGET {
+            ring.consumed();
+        }
+        assert_eq!(ring.published(), 0);
+        assert_eq!(ring.refill(), 2 * FIRST_TARGET);
+    }
+}

@@ -1,0 +1,40 @@
+//! The io_uring runtime of a worker: one ring, driven by the thread that owns it.
+//!
+//! [`Ring::drive`] is the main future of the worker's executor. It blocks in the one system call of a turn
+//! (`io_uring_enter`: submit everything, wait for something), hands the completions to the sockets they are for,
+//! wakes the tasks that wait for them, yields once so that they run, and comes round to submit what they asked
+//! for. Protocol code is async Rust over [`Stream`], [`Listener`] and [`Timer`], and never sees the ring.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `features` | what the kernel has, found by trying, masked by a level |
+//! | `uring` | entries in, system call, completions out |
+//! | `core` | who a completion is for; the turn of the loop |
+//! | `socket` | the state of one socket: what is in flight, what has arrived |
+//! | `stream`, `listener`, `timer` | the handles that protocol code holds |
+//! | `buffers` | the arena that receives land in |
+//!
+//! What this folder promises: memory that the kernel may touch is owned by the socket table until the last
+//! completion of its operation; a completion reaches the socket it is for or nobody (a generation in every mark);
+//! a descriptor is closed once, after its last completion; what a peer can make us hold is bounded.
+
+mod buffers;
+mod core;
+mod features;
+mod listener;
+mod socket;
+mod stream;
+mod sys;
+mod timer;
+mod timeout;
+mod uring;
+
+pub use self::{
+    buffers::Buf,
+    core::{BULK_SIZE, Ring, Settings, SetupError},
+    features::{Features, Level, Unusable},
+    listener::{AcceptError, Listener},
+    stream::{Outgoing, Received, Stream},
+    timeout::{Elapsed, Timer},
+    uring::Stats,
+};

@@ -1,0 +1,216 @@
+//! The raw ring: entries in, one system call per turn, completions out.
+//!
+//! Knows nothing of sockets. Relies on its caller for the memory that entries point to.
+
+use std::{collections::VecDeque, io, time::Duration};
+
+use io_uring::{IoUring, opcode, squeue, types};
+
+use super::features::{Features, Unusable, builder};
+
+/// Submission entries: a batch. A full queue is submitted and filled again.
+const SUBMISSION_ENTRIES: u32 = 1024;
+/// Completion entries. Many more than submissions: one multishot entry completes many times.
+const COMPLETION_ENTRIES: u32 = 8192;
+/// Completions handled between two submissions, so that a burst does not delay its own answers.
+const BATCH: usize = 512;
+/// The mark of completions that nobody waits for.
+pub(super) const NOBODY: u64 = u64::MAX;
+/// The mark of the timeout operation.
+pub(super) const TIMEOUT: u64 = u64::MAX - 1;
+
+/// `IORING_ENTER_NO_IOWAIT`, 6.15; the crate does not export it.
+const ENTER_NO_IOWAIT: u32 = 1 << 7;
+const ENTER_GETEVENTS: u32 = 1 << 0;
+const ENTER_EXT_ARG: u32 = 1 << 3;
+
+/// `struct io_uring_getevents_arg`, the argument of `IORING_ENTER_EXT_ARG`.
+#[repr(C)]
+struct WaitArgument {
+    signal_mask: u64,
+    signal_mask_size: u32,
+    min_wait_us: u32,
+    timeout: u64,
+}
+
+/// A completion, copied out of the queue.
+#[derive(Clone, Copy)]
+pub(super) struct Completion {
+    pub(super) user_data: u64,
+    pub(super) result: i32,
+    pub(super) flags: u32,
+}
+
+/// How long to wait for a first completion.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// There is other work: only submit, and take what is there.
+    No,
+    /// Until there is one.
+    Forever,
+    /// Until there is one, or the clock shows `until` (ms since the ring began; it shows `now` now).
+    Until { now: u64, until: u64 },
+}
+
+/// What the ring did since it began.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// `io_uring_enter` system calls.
+    pub enters: u64,
+    /// Entries submitted.
+    pub sqes: u64,
+    /// Completions seen.
+    pub cqes: u64,
+    /// Receives that found no buffer.
+    pub no_buffers: u64,
+    /// Completions that did not fit the queue; the kernel kept them aside.
+    pub overflows: u64,
+    /// Transfers that went over to private buffers.
+    pub bulk: u64,
+}
+
+/// The ring itself.
+pub(super) struct Uring {
+    ring: IoUring,
+    ext_arg: bool,
+    enter_flags: u32,
+    /// Entries for which the queue had no room.
+    backlog: VecDeque<squeue::Entry>,
+    /// Where waits take no timeout: when the timeout operation in flight fires (ms since the ring began).
+    timeout_armed: Option<u64>,
+    /// What the kernel reads when it takes the timeout operation.
+    timeout: Box<types::Timespec>,
+    pub(super) stats: Stats,
+}
+
+impl Uring {
+    pub(super) fn new(features: &Features) -> Result<Uring, Unusable> {
+        let ring = builder(features)
+            .setup_cqsize(COMPLETION_ENTRIES)
+            .build(SUBMISSION_ENTRIES)
+            .map_err(Unusable::from_setup)?;
+        Ok(Uring {
+            ring,
+            ext_arg: features.ext_arg,
+            enter_flags: if features.no_iowait { ENTER_NO_IOWAIT } else { 0 },
+            backlog: VecDeque::new(),
+            timeout_armed: None,
+            timeout: Box::default(),
+            stats: Stats::default(),
+        })
+    }
+
+    pub(super) fn raw(&self) -> &IoUring {
+        &self.ring
+    }
+
+    /// Queues an entry for the next [`Uring::enter`].
+    ///
+    /// # Safety
+    /// What the entry points to must stay valid, and untouched where the kernel writes, until its last completion.
+    pub(super) unsafe fn push(&mut self, entry: squeue::Entry) {
+        self.stats.sqes += 1;
+        if !self.backlog.is_empty() {
+            self.backlog.push_back(entry);
+            return;
+        }
+        // SAFETY: the caller's promise.
+        if unsafe { self.ring.submission().push(&entry) }.is_err() {
+            self.backlog.push_back(entry);
+        }
+    }
+
+    /// Queues the cancellation of the operation with this mark; its own outcome interests nobody.
+    pub(super) fn push_cancel(&mut self, user_data: u64) {
+        let entry = opcode::AsyncCancel::new(user_data).build().user_data(NOBODY);
+        // SAFETY: the entry points to no memory.
+        unsafe { self.push(entry) };
+    }
+
+    fn fill_from_backlog(&mut self) {
+        let mut queue = self.ring.submission();
+        while let Some(entry) = self.backlog.front() {
+            // SAFETY: promised when it was pushed to the backlog, and it has not completed since.
+            if unsafe { queue.push(entry) }.is_err() {
+                break;
+            }
+            self.backlog.pop_front();
+        }
+    }
+
+    /// Submits what is queued and waits.
+    pub(super) fn enter(&mut self, wait: Wait) -> io::Result<()> {
+        if !self.backlog.is_empty() {
+            self.fill_from_backlog();
+        }
+        // More is queued than fits, or completions lie there: do not sleep on them.
+        let idle = self.backlog.is_empty() && self.ring.completion().is_empty();
+        let wait = if idle { wait } else { Wait::No };
+        let mut argument = WaitArgument { signal_mask: 0, signal_mask_size: 0, min_wait_us: 0, timeout: 0 };
+        let timespec;
+        if let Wait::Until { now, until } = wait {
+            let length = Duration::from_millis(until.saturating_sub(now));
+            if self.ext_arg {
+                timespec = types::Timespec::from(length);
+                argument.timeout = (&raw const timespec) as u64;
+            } else {
+                self.arm_timeout(until, length);
+            }
+        }
+        let submit = self.ring.submission().len() as u32;
+        let want = u32::from(wait != Wait::No);
+        let flags = ENTER_GETEVENTS | self.enter_flags | if self.ext_arg { ENTER_EXT_ARG } else { 0 };
+        self.stats.enters += 1;
+        // SAFETY: every queued entry keeps the promise of `push`; the argument and its timespec live over the call.
+        let outcome = unsafe {
+            self.ring.submitter().enter(submit, want, flags, self.ext_arg.then_some(&argument))
+        };
+        match outcome {
+            Ok(_) => Ok(()),
+            Err(error) => match error.raw_os_error() {
+                // The timeout, a signal, or a full completion queue: the caller looks at what there is.
+                Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// On 5.10 a wait takes no timeout: a timeout operation completes it instead, one at a time.
+    fn arm_timeout(&mut self, until: u64, length: Duration) {
+        match self.timeout_armed {
+            // The one in flight ends the wait in time, if only to have the next one armed.
+            Some(armed) if armed <= until => return,
+            Some(_) => {
+                let entry = opcode::TimeoutRemove::new(TIMEOUT).build().user_data(NOBODY);
+                // SAFETY: the entry points to no memory.
+                unsafe { self.push(entry) };
+            }
+            None => {}
+        }
+        *self.timeout = types::Timespec::from(length);
+        let entry = opcode::Timeout::new(&raw const *self.timeout).build().user_data(TIMEOUT);
+        // SAFETY: the kernel copies the timespec when it takes the entry, and it is boxed with the ring.
+        unsafe { self.push(entry) };
+        self.timeout_armed = Some(until);
+    }
+
+    /// The timeout operation has completed: by itself, or because it was removed in favour of another.
+    pub(super) fn timeout_completed(&mut self, result: i32) {
+        if result != -libc::ECANCELED {
+            self.timeout_armed = None;
+        }
+    }
+
+    /// Copies completions out, up to a batch.
+    pub(super) fn reap(&mut self, into: &mut Vec<Completion>) {
+        into.clear();
+        let mut queue = self.ring.completion();
+        let overflows = u64::from(queue.overflow());
+        for entry in queue.by_ref().take(BATCH) {
+            into.push(Completion { user_data: entry.user_data(), result: entry.result(), flags: entry.flags() });
+        }
+        drop(queue);
+        self.stats.cqes += into.len() as u64;
+        self.stats.overflows = overflows;
+    }
+}
