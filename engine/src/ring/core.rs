@@ -28,6 +28,8 @@ pub const BULK_SIZE: usize = 256 * 1024;
 /// Buffers that a socket may hold unread before its multishot receive is cancelled: with 16 KiB each, what
 /// a sender can make us keep beyond what protocol code has asked for.
 const QUEUE_HIGH: u16 = 8;
+/// Sends up to this size (bytes) are left to the kernel until all of it has gone.
+const SMALL_SEND: usize = 16 * 1024;
 /// Heads are written into buffers that start at this size (bytes).
 const HEAD_SIZE: usize = 2048;
 /// Buffers of a kind that are kept for the next user.
@@ -154,6 +156,12 @@ impl Ring {
     /// To be called by whoever wakes a task other than through the ring: the loop then does not go to sleep on it.
     pub fn note_local_work(&self) {
         self.core.local_work.set(true);
+    }
+
+    /// Wakes every task that waits on a socket, to look at something else that has changed.
+    pub fn wake_all(&self) {
+        self.core.sockets.borrow_mut().for_each(Socket::wake);
+        self.note_local_work();
     }
 
     /// Counts a transfer that went over to private buffers.
@@ -317,7 +325,10 @@ impl Core {
                 }
                 socket.last = id;
                 socket.queued += 1;
-                if more && socket.queued >= QUEUE_HIGH && !socket.pausing {
+                // Where buffers are scarce nobody keeps more than one unread.
+                let scarce = self.pool.free_count() < usize::from(self.pool.count()) / 4;
+                let high = if scarce { 1 } else { QUEUE_HIGH };
+                if more && socket.queued >= high && !socket.pausing {
                     socket.pausing = true;
                     self.uring.borrow_mut().push_cancel(mark.pack());
                 }
@@ -423,13 +434,21 @@ impl Core {
                 return self.send(socket, mark.slot, sending);
             }
         }
+        if result == 0 && socket.send_error == 0 {
+            // Nothing was taken of something: the socket is of no use.
+            socket.send_error = libc::EPIPE;
+        }
         if result < 0 && socket.send_error == 0 {
             if (-result == libc::EINTR || -result == libc::EAGAIN) && !socket.closing {
                 return self.send(socket, mark.slot, sending);
             }
             socket.send_error = -result;
         }
-        self.retire(sending.data);
+        if sending.kept {
+            socket.sending = Some(sending);
+        } else {
+            self.retire(sending.data);
+        }
         if socket.wants_send {
             socket.wants_send = false;
             socket.wake();
@@ -438,10 +457,14 @@ impl Core {
 
     /// Starts a send; none may be in flight.
     pub(super) fn send(&self, socket: &mut Socket, slot: u32, sending: Sending) {
+        if let Some(kept) = socket.sending.take() {
+            self.retire(kept.data);
+        }
         let bytes = &sending.data.bytes()[sending.at as usize..];
-        // The kernel's retrying of short sends (5.19) saves turns; where it is absent `sent` does it.
+        // The kernel's own retrying of short sends (5.19) saves turns, but hides the progress of long ones.
+        let wait_all = if bytes.len() <= SMALL_SEND { libc::MSG_WAITALL } else { 0 };
         let entry = opcode::Send::new(types::Fd(socket.fd), bytes.as_ptr(), bytes.len() as u32)
-            .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
+            .flags(libc::MSG_NOSIGNAL | wait_all)
             .build();
         let mark = Mark { operation: Operation::Send, slot, generation: socket.generation };
         // The data's heap block or arena buffer does not move with the handle to it.
@@ -450,7 +473,7 @@ impl Core {
         unsafe { self.start(socket, mark, entry) };
     }
 
-    fn retire(&self, data: Outgoing) {
+    pub(super) fn retire(&self, data: Outgoing) {
         if let Outgoing::Owned(buffer, ..) = data {
             self.recycle(buffer);
         }

@@ -80,10 +80,12 @@ pub(super) enum End {
     Broken(i32),
 }
 
-/// A send in flight. The kernel reads from `data[at..]`.
+/// A send. While it is in flight the kernel reads from `data[at..]`.
 pub(super) struct Sending {
     pub(super) data: Outgoing,
     pub(super) at: u32,
+    /// The data is not given up at the completion: it may have to be sent again elsewhere.
+    pub(super) kept: bool,
 }
 
 /// What few sockets need, apart, so that the others stay small.
@@ -204,6 +206,13 @@ impl Table {
         let socket = self.pages.get_mut((mark.slot >> PAGE_SHIFT) as usize)?;
         let socket = &mut socket[(mark.slot & (PAGE - 1)) as usize];
         (socket.generation == mark.generation && socket.fd >= 0).then_some(socket)
+    }
+
+    /// Calls `visit` on every slot in use.
+    pub(super) fn for_each(&mut self, mut visit: impl FnMut(&mut Socket)) {
+        for socket in self.pages.iter_mut().flatten().filter(|socket| socket.fd >= 0) {
+            visit(socket);
+        }
     }
 
     /// A slot for `fd`; `None` when there are 2^24 already.

@@ -185,13 +185,18 @@ impl Stream {
         socket.queued == 0 && socket.end.is_none() && socket.send_error == 0 && !coming
     }
 
-    /// Forgets the task that waited last, so that the stream can rest without keeping it.
+    /// Forgets the task that waited last, and what it sent, so that the stream can rest without keeping either.
     pub fn forget_waker(&self) {
         let sockets = &mut *self.core.sockets.borrow_mut();
         let socket = sockets.get(self.slot);
         socket.waker = None;
         socket.wants_receive = false;
         socket.wants_send = false;
+        if !socket.is_in_flight(Operation::Send)
+            && let Some(sending) = socket.sending.take()
+        {
+            self.core.retire(sending.data);
+        }
     }
 
     /// Ends the armed receive and waits until it is over. What arrived before is still to be received.
@@ -219,13 +224,13 @@ impl Stream {
         Poll::Pending
     }
 
-    /// Starts to receive into `buffer[at..]`, a private buffer. The armed receive must be paused, and what it
-    /// brought taken. Finish with [`Stream::poll_receive_bulk`].
-    pub fn start_receive_bulk(&self, mut buffer: Vec<u8>, at: usize) {
+    /// Starts to receive into a range of `buffer`, a private buffer. The armed receive must be paused, and what
+    /// it brought taken. Finish with [`Stream::poll_receive_bulk`].
+    pub fn start_receive_bulk(&self, mut buffer: Vec<u8>, range: Range<usize>) {
         let sockets = &mut *self.core.sockets.borrow_mut();
         let socket = sockets.get(self.slot);
         debug_assert!(socket.queued == 0 && socket.in_flight & (Operation::Receive.bit() | Operation::Poll.bit()) == 0);
-        let space = &mut buffer[at..];
+        let space = &mut buffer[range];
         let entry = opcode::Recv::new(types::Fd(socket.fd), space.as_mut_ptr(), space.len() as u32).build();
         let mark = Mark { operation: Operation::ReceiveBulk, slot: self.slot, generation: socket.generation };
         let extra = socket.extra();
@@ -255,10 +260,9 @@ impl Stream {
         Poll::Ready((extra.bulk.take().unwrap_or_default(), outcome))
     }
 
-    /// Receives into `buffer[at..]`; see [`Stream::start_receive_bulk`].
-    pub async fn receive_bulk(&self, buffer: Vec<u8>, at: usize) -> (Vec<u8>, io::Result<usize>) {
-        self.start_receive_bulk(buffer, at);
-        poll_fn(|context| self.poll_receive_bulk(context)).await
+    /// Waits for what [`Stream::start_receive_bulk`] started; see [`Stream::poll_receive_bulk`].
+    pub fn receive_bulk(&self) -> impl Future<Output = (Vec<u8>, io::Result<usize>)> + '_ {
+        poll_fn(move |context| self.poll_receive_bulk(context))
     }
 
     /// Ready when no send is in flight.
@@ -271,7 +275,7 @@ impl Stream {
         if socket.send_error != 0 {
             return Poll::Ready(Err(io::Error::from_raw_os_error(socket.send_error)));
         }
-        if socket.sending.is_none() {
+        if !socket.is_in_flight(Operation::Send) {
             return Poll::Ready(Ok(()));
         }
         socket.wants_send = true;
@@ -304,19 +308,38 @@ impl Stream {
         }
         let sockets = &mut *self.core.sockets.borrow_mut();
         let socket = sockets.get(self.slot);
-        debug_assert!(socket.sending.is_none(), "one send in flight per socket");
-        self.core.send(socket, self.slot, Sending { data, at: 0 });
+        self.core.send(socket, self.slot, Sending { data, at: 0, kept: false });
+    }
+
+    /// Like [`Stream::start_send`], but the data stays until the next send, for [`Stream::take_kept`].
+    pub fn start_send_kept(&self, data: Vec<u8>) {
+        let sockets = &mut *self.core.sockets.borrow_mut();
+        let socket = sockets.get(self.slot);
+        self.core.send(socket, self.slot, Sending { data: data.into(), at: 0, kept: true });
+    }
+
+    /// Takes back what [`Stream::start_send_kept`] sent, whole, however much of it went out. `None` when
+    /// something was sent after it, or the send has not completed.
+    pub fn take_kept(&self) -> Option<Vec<u8>> {
+        let sockets = &mut *self.core.sockets.borrow_mut();
+        let socket = sockets.get(self.slot);
+        if socket.is_in_flight(Operation::Send) {
+            return None;
+        }
+        match socket.sending.take()?.data {
+            Outgoing::Owned(buffer, _) => Some(buffer),
+            Outgoing::Received(_) | Outgoing::Static(_) => None,
+        }
     }
 
     /// Whether a send is in flight.
     pub fn is_sending(&self) -> bool {
-        self.core.sockets.borrow_mut().get(self.slot).sending.is_some()
+        self.core.sockets.borrow_mut().get(self.slot).is_in_flight(Operation::Send)
     }
 
-    /// The error of a send that failed, if one did.
-    pub fn send_error(&self) -> Option<io::Error> {
-        let error = self.core.sockets.borrow_mut().get(self.slot).send_error;
-        (error != 0).then(|| io::Error::from_raw_os_error(error))
+    /// How much of the send in flight the kernel has taken (bytes): a measure of progress.
+    pub fn send_progress(&self) -> u32 {
+        self.core.sockets.borrow_mut().get(self.slot).sending.as_ref().map_or(0, |sending| sending.at)
     }
 
     /// Tells the peer that nothing more will be sent; receiving goes on. Flush first.

@@ -1,0 +1,77 @@
+//! The floor: a relay on kakehi's own ring that knows nothing of HTTP.
+//!
+//! `floor LISTEN BACKEND [CORE]` forwards every received buffer between a client connection and an upstream
+//! connection of its own. What it costs per round trip is what any proxy on this ring costs before it has looked at a
+//! byte, so kakehi's own cost per request is told against it.
+
+use std::{
+    net::SocketAddr,
+    os::fd::OwnedFd,
+    process::ExitCode,
+};
+
+use kakehi_engine::ring::{Level, Listener, Outgoing, Received, Ring, Settings, Stream};
+use socket2::{Domain, Socket, Type};
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let outcome = match &arguments[..] {
+        [listen, backend] => run(listen, backend, None),
+        [listen, backend, core] => run(listen, backend, Some(core)),
+        _ => Err("usage: floor LISTEN BACKEND [CORE]".into()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("floor: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(listen: &str, backend: &str, core: Option<&String>) -> Result<(), Box<dyn std::error::Error>> {
+    let listen: SocketAddr = listen.parse()?;
+    let backend: SocketAddr = backend.parse()?;
+    if let Some(core) = core {
+        let mut cores = nix::sched::CpuSet::new();
+        cores.set(core.parse()?)?;
+        nix::sched::sched_setaffinity(nix::unistd::Pid::this(), &cores)?;
+    }
+    let socket = Socket::new(Domain::for_address(listen), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.set_tcp_nodelay(true)?;
+    socket.bind(&listen.into())?;
+    socket.listen(4096)?;
+    let level = match std::env::var("KAKEHI_IO_URING_LEVEL") {
+        Ok(text) => Level::new(text.parse()?).ok_or("KAKEHI_IO_URING_LEVEL is 0 to 4")?,
+        Err(_) => Level::HIGHEST,
+    };
+    let executor = glommio::LocalExecutorBuilder::new(glommio::Placement::Unbound).io_memory(1 << 16).make()?;
+    executor.run(async move {
+        let ring = Ring::new(&Settings { level, buffer_count: 2048, buffer_size: 16384 })?;
+        let listener = Listener::adopt(&ring, OwnedFd::from(socket))?;
+        ring.spawn(accept(ring.clone(), listener, backend));
+        ring.drive(|| false).await?;
+        Ok(())
+    })
+}
+
+async fn accept(ring: Ring, listener: Listener, backend: SocketAddr) {
+    while let Ok(client) = listener.accept().await {
+        let relayed = relay(ring.clone(), client, backend);
+        ring.spawn(async move {
+            // A connection that broke ends here; the floor serves benchmarks, and those count errors themselves.
+            let _ = relayed.await;
+        });
+    }
+}
+
+async fn relay(ring: Ring, client: Stream, backend: SocketAddr) -> std::io::Result<()> {
+    let upstream = Stream::connect(&ring, backend.into()).await?;
+    loop {
+        let Received::Data(request) = client.receive().await? else { return Ok(()) };
+        upstream.send(Outgoing::Received(request)).await?;
+        let Received::Data(response) = upstream.receive().await? else { return Ok(()) };
+        client.send(Outgoing::Received(response)).await?;
+    }
+}

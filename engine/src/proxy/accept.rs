@@ -1,0 +1,59 @@
+//! A listener takes connections, up to the limit.
+
+use std::{cell::RefCell, future::poll_fn, rc::Rc, task::Poll};
+
+use super::{Shared, Site, connection};
+use crate::{
+    observe::Counter,
+    ring::{AcceptError, Listener, Stream, Timer},
+};
+
+/// How long accepting rests when there are no descriptors, unless a connection closes before (ms).
+const EXHAUSTED_PAUSE_MS: u64 = 100;
+
+/// Accepts until the worker drains; then takes what waits in the queue, and ends.
+pub async fn accept(shared: Rc<Shared>, listener: Listener, site: Rc<RefCell<Rc<Site>>>) {
+    shared.listening.set(shared.listening.get() + 1);
+    let timer = Timer::new(&shared.ring);
+    while !shared.is_draining() {
+        if shared.open.get() >= shared.max_connections {
+            shared.counters.count(Counter::AcceptCapped);
+            // What is over the limit waits in the socket's queue.
+            listener.pause().await;
+            while shared.open.get() >= shared.max_connections && !shared.is_draining() {
+                shared.connection_closed().await;
+            }
+            continue;
+        }
+        let accepted = poll_fn(|context| match listener.poll_accept(context) {
+            Poll::Pending if shared.is_draining() => Poll::Ready(None),
+            other => other.map(Some),
+        });
+        match accepted.await {
+            Some(Ok(client)) => spawn(&shared, &site, client),
+            Some(Err(AcceptError::Exhausted(error))) => {
+                if shared.counters.get(Counter::AcceptExhausted) == 0 {
+                    tracing::warn!(%error, "cannot accept more connections; raise `ulimit -n` or lower max_connections");
+                }
+                shared.counters.count(Counter::AcceptExhausted);
+                timer.set(EXHAUSTED_PAUSE_MS);
+                let _ = timer.limit(shared.connection_closed()).await;
+            }
+            Some(Err(AcceptError::Broken(error))) => {
+                tracing::error!(%error, "a listening socket failed; the worker stops to be replaced");
+                shared.drain();
+            }
+            None => break,
+        }
+    }
+    for client in listener.finish().await {
+        spawn(&shared, &site, client);
+    }
+    shared.listening.set(shared.listening.get() - 1);
+    shared.wake_waiting();
+}
+
+fn spawn(shared: &Rc<Shared>, site: &Rc<RefCell<Rc<Site>>>, client: Stream) {
+    shared.counters.count(Counter::Accepted);
+    shared.ring.spawn(connection::serve(Rc::clone(shared), Rc::clone(site), client));
+}

@@ -1,0 +1,137 @@
+//! A client connection waits for a request, is served, waits again; at last it lingers and closes.
+//!
+//! Most connections are idle most of the time, so what a waiting connection keeps is small: everything that a
+//! request needs is boxed in `exchange` and gone when it ends.
+
+use std::{
+    cell::RefCell,
+    future::poll_fn,
+    net::IpAddr,
+    rc::Rc,
+    task::Poll,
+};
+
+use super::{Shared, Site, exchange::exchange, inbox::Inbox};
+use crate::{
+    limits,
+    observe::Counter,
+    ring::{Received, Stream, Timer},
+};
+
+/// A client connection.
+pub(super) struct Connection {
+    pub(super) shared: Rc<Shared>,
+    /// The configuration; the next request looks again.
+    site: Rc<RefCell<Rc<Site>>>,
+    pub(super) client: Stream,
+    pub(super) timer: Timer,
+    pub(super) inbox: Inbox,
+    /// The client's address, once a request has asked for it.
+    peer: Option<IpAddr>,
+    /// When the head of the first request is due (ms): it counts from accept.
+    head_due: Option<u64>,
+}
+
+/// How a connection goes on after an exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    /// With another request.
+    Request,
+    /// It ends; the client gets everything that was sent.
+    Close,
+    /// It ends at once: the client has gone, or must see that what it got is not the whole.
+    Abort {
+        /// Nothing but a reset shows that.
+        reset: bool,
+    },
+}
+
+impl Connection {
+    pub(super) fn site(&self) -> Rc<Site> {
+        Rc::clone(&self.site.borrow())
+    }
+
+    pub(super) fn peer(&mut self) -> Option<IpAddr> {
+        if self.peer.is_none() {
+            self.peer = self.client.peer_address().map(|address| address.ip().to_canonical());
+        }
+        self.peer
+    }
+
+    /// When the head that begins now is due (ms).
+    pub(super) fn head_due(&mut self, site: &Site) -> u64 {
+        self.head_due.take().unwrap_or_else(|| self.shared.ring.now() + site.settings.timeouts.request_ms)
+    }
+
+    /// Waits for the first bytes of a request. `false`: there will be none.
+    async fn wait(&mut self) -> bool {
+        if let Some(buffer) = self.client.try_receive() {
+            self.inbox.push(buffer);
+            return true;
+        }
+        match self.head_due {
+            Some(due) => self.timer.set_at(due),
+            None => self.timer.set(self.site.borrow().settings.timeouts.front_ms),
+        }
+        poll_fn(|context| match self.client.poll_receive(context) {
+            Poll::Ready(Ok(Received::Data(buffer))) => {
+                self.inbox.push(buffer);
+                Poll::Ready(true)
+            }
+            Poll::Ready(Ok(Received::Finished) | Err(_)) => Poll::Ready(false),
+            Poll::Pending if self.shared.is_draining() => Poll::Ready(false),
+            Poll::Pending => self.timer.poll_elapsed(context).map(|_| {
+                self.shared.counters.count(Counter::IdleTimeouts);
+                false
+            }),
+        })
+        .await
+    }
+
+    /// Everything has been said: lets the client have it all before the connection closes.
+    async fn linger(&self) {
+        let front_ms = self.site.borrow().settings.timeouts.front_ms;
+        if super::relay::flush(&self.client, &self.timer, front_ms).await.is_err() {
+            return;
+        }
+        self.client.shutdown_write();
+        // Closing with unread bytes would reset the connection, and the client might lose the answer.
+        self.timer.set(limits::LINGER_TIMEOUT_MS);
+        let discard = async { while let Ok(Received::Data(_)) = self.client.receive().await {} };
+        let _ = self.timer.limit(discard).await;
+    }
+}
+
+/// Serves a connection until it ends.
+pub(super) async fn serve(shared: Rc<Shared>, site: Rc<RefCell<Rc<Site>>>, client: Stream) {
+    shared.note_open();
+    let timer = Timer::new(&shared.ring);
+    let head_due = Some(shared.ring.now() + site.borrow().settings.timeouts.request_ms);
+    let mut connection = Connection { shared, site, client, timer, inbox: Inbox::default(), peer: None, head_due };
+    loop {
+        if connection.inbox.is_empty() && !connection.wait().await {
+            // Idle, and nothing on its way out that a close could cut, unless the last answer still is.
+            if connection.client.is_sending() {
+                Box::pin(connection.linger()).await;
+            }
+            break;
+        }
+        match Box::pin(exchange(&mut connection)).await {
+            Next::Request => {}
+            Next::Close => {
+                Box::pin(connection.linger()).await;
+                break;
+            }
+            Next::Abort { reset } => {
+                if reset {
+                    connection.client.reset_on_close();
+                }
+                break;
+            }
+        }
+    }
+    let shared = Rc::clone(&connection.shared);
+    // The descriptor is given up before the count goes down: who waits for it can have it.
+    drop(connection);
+    shared.note_closed();
+}

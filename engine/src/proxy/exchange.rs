@@ -1,0 +1,346 @@
+//! One request: its head, where it leads, the backend it goes to, and the answer, whatever becomes of each.
+
+use std::rc::Rc;
+
+use super::{
+    Shared, Site,
+    connection::{Connection, Next},
+    inbox::Inbox,
+    relay::{Decoder, flush},
+    response::{self, Failure},
+    site::Action,
+    tunnel, upload,
+};
+use crate::{
+    cluster::Tried,
+    http::{
+        Emit, ForwardedBy, HeadProgress, Method, OutConnection, OutFraming, Reason, RequestBody, RequestHead, Version,
+        write_answer,
+    },
+    observe::Counter,
+    ring::{Outgoing, Received},
+    route::Outcome,
+};
+
+/// What of a request is still needed when its head has gone.
+pub(super) struct Request {
+    pub(super) method: Method,
+    pub(super) version: Version,
+    pub(super) keep_alive: bool,
+    pub(super) expect_continue: bool,
+    pub(super) upgrade: bool,
+    pub(super) site: Rc<Site>,
+    /// Index in the site's targets.
+    target: usize,
+}
+
+/// A request that goes to a backend.
+struct Planned {
+    request: Request,
+    /// The head as the backend gets it.
+    head: Vec<u8>,
+    body: RequestBody,
+}
+
+/// What is known of a request that kakehi answers itself.
+struct Refused {
+    reason: Reason,
+    head_only: bool,
+    /// The connection can go on: the request has ended, and where is beyond doubt.
+    keep_alive: bool,
+    version: Version,
+    /// `Location` of a redirect.
+    location: Option<String>,
+}
+
+impl Refused {
+    /// Nothing is known of the request but that it is wrong.
+    fn broken(reason: Reason) -> Refused {
+        Refused { reason, head_only: false, keep_alive: false, version: Version::Http11, location: None }
+    }
+
+    /// `request` is answered so; the connection goes on if nothing of it is left to be read.
+    fn whole(reason: Reason, request: &Request, ended: bool) -> Refused {
+        Refused {
+            reason,
+            head_only: request.method == Method::Head,
+            keep_alive: request.keep_alive && ended,
+            version: request.version,
+            location: None,
+        }
+    }
+}
+
+/// What the bytes in the inbox amount to.
+enum Head {
+    Incomplete,
+    Forward(Planned),
+    Answer(Refused),
+}
+
+/// Serves one request; its first bytes are in the inbox.
+pub(super) async fn exchange(connection: &mut Connection) -> Next {
+    let planned = match read_head(connection).await {
+        Ok(Some(planned)) => planned,
+        Ok(None) => {
+            connection.shared.counters.count(Counter::ClientAborts);
+            return Next::Abort { reset: false };
+        }
+        Err(refused) => return answer(connection, refused).await,
+    };
+    match forward(connection, planned).await {
+        Ok(next) => next,
+        Err(refused) => answer(connection, refused).await,
+    }
+}
+
+/// Reads until the head is complete; `None` when the client goes away before.
+async fn read_head(connection: &mut Connection) -> Result<Option<Planned>, Refused> {
+    let mut progress = HeadProgress::default();
+    let site = connection.site();
+    let mut due = None;
+    loop {
+        match plan(connection, &site, &mut progress) {
+            Head::Forward(planned) => return Ok(Some(planned)),
+            Head::Answer(refused) => return Err(refused),
+            Head::Incomplete => {}
+        }
+        connection.inbox.settle();
+        // The deadline is that of the whole head, however many pieces it comes in.
+        let due = *due.get_or_insert_with(|| connection.head_due(&site));
+        connection.timer.set_at(due);
+        match connection.timer.limit(connection.client.receive()).await {
+            Ok(Ok(Received::Data(buffer))) => connection.inbox.push(buffer),
+            Ok(Ok(Received::Finished) | Err(_)) => return Ok(None),
+            Err(_) => return Err(Refused::broken(Reason::RequestTimeout)),
+        }
+    }
+}
+
+/// Parses the head in the inbox, finds where it leads, and writes it as the backend gets it.
+fn plan(connection: &mut Connection, site: &Rc<Site>, progress: &mut HeadProgress) -> Head {
+    let peer = connection.peer();
+    let Connection { shared, inbox, .. } = connection;
+    let scratch = &mut *shared.scratch.borrow_mut();
+    let head = match RequestHead::parse(inbox.bytes(), progress, &site.request_limits, scratch) {
+        Ok(Some(head)) => head,
+        Ok(None) => return Head::Incomplete,
+        Err(reason) => return Head::Answer(Refused::broken(reason)),
+    };
+    let (body, length) = (head.body, head.len);
+    let ended = matches!(body, RequestBody::None | RequestBody::Length(0));
+    let mut request = Request {
+        method: head.method,
+        version: head.version,
+        keep_alive: head.keep_alive && !shared.is_draining(),
+        expect_continue: head.expect_continue && !ended,
+        upgrade: head.upgrade,
+        site: Rc::clone(site),
+        target: 0,
+    };
+    let answer = |reason, request: &Request| Head::Answer(Refused::whole(reason, request, ended));
+    let outcome = match site.routes.lookup(head.host_name(), head.path(), head.method_text) {
+        Outcome::Target(target) => target as usize,
+        refused => {
+            let reason =
+                if matches!(refused, Outcome::AmbiguousPath) { Reason::AmbiguousPath } else { Reason::NoRoute };
+            inbox.consume(length);
+            return answer(reason, &request);
+        }
+    };
+    request.target = outcome;
+    let refused = match site.targets[outcome].action {
+        Action::Deny => Some((Reason::Denied, None)),
+        Action::RedirectHttps(port) => {
+            let port = port.map_or_else(String::new, |port| format!(":{port}"));
+            let location = format!("https://{}{port}{}", head.host_name(), head.target);
+            Some((Reason::HttpsRedirect, Some(location)))
+        }
+        Action::Forward => match body {
+            RequestBody::Length(length) if site.settings.sizes.body != 0 && length > site.settings.sizes.body => {
+                Some((Reason::BodyTooLarge, None))
+            }
+            _ => None,
+        },
+    };
+    if let Some((reason, location)) = refused {
+        inbox.consume(length);
+        return Head::Answer(Refused { location, ..Refused::whole(reason, &request, ended) });
+    }
+    let mut out = shared.ring.head_buffer();
+    let mut peer_text = [0; 48];
+    let mut id_text = [0; ulid::ULID_LEN];
+    let forwarding = &site.settings.forwarding;
+    head.write_forwarded(
+        &ForwardedBy {
+            peer_ip: write_ip(peer, &mut peer_text),
+            local_port: &site.local_port,
+            proto: "http",
+            trusted: peer.is_some_and(|peer| forwarding.trusted_peers.iter().any(|net| net.contains(&peer))),
+            switches: forwarding,
+            request_id: shared.request_ids.borrow_mut().next(shared.ring.now(), &mut id_text),
+        },
+        &mut out,
+    );
+    shared.counters.add(Counter::BytesIn, length as u64);
+    inbox.consume(length);
+    Head::Forward(Planned { request, head: out, body })
+}
+
+/// The text of an address; `unknown` (RFC 7239 section 6.2) when the client has none.
+fn write_ip(peer: Option<std::net::IpAddr>, text: &mut [u8; 48]) -> &str {
+    use std::io::Write;
+    let Some(peer) = peer else { return "unknown" };
+    let mut rest = &mut text[..];
+    // 45 bytes at most.
+    if write!(rest, "{peer}").is_err() {
+        return "unknown";
+    }
+    let length = 48 - rest.len();
+    std::str::from_utf8(&text[..length]).unwrap_or("unknown")
+}
+
+/// Brings the request to a backend, and its answer back. An error is what kakehi answers instead.
+async fn forward(connection: &mut Connection, planned: Planned) -> Result<Next, Refused> {
+    let Planned { request, mut head, body } = planned;
+    let shared = Rc::clone(&connection.shared);
+    let timeouts = &request.site.settings.timeouts;
+    let sizes = &request.site.settings.sizes;
+    let mut moved = 0;
+    let mut decoder = match body {
+        RequestBody::None => Decoder::Length(0),
+        RequestBody::Length(length) => Decoder::Length(length),
+        RequestBody::Chunked => Decoder::chunked(Emit::Chunked, sizes.fields),
+    };
+    let whole = decoder
+        .coalesce(&mut connection.inbox, &mut head, &mut moved)
+        .map_err(|reason| Refused { version: request.version, ..Refused::broken(reason) })?;
+    if sizes.body != 0 && moved > sizes.body {
+        return Err(Refused::whole(Reason::BodyTooLarge, &request, false));
+    }
+    let refuse = |reason| Refused::whole(reason, &request, whole);
+    let cluster = &request.site.targets[request.target].cluster;
+    let mut tried = Tried::default();
+    let mut repeated = false;
+    // What is left is the next request: it waits, and must not hold a shared buffer meanwhile.
+    connection.inbox.settle();
+    loop {
+        let upstream = cluster
+            .connect(&shared.pooling, &mut tried, repeated, timeouts.connect_ms, &connection.timer)
+            .await
+            .map_err(refuse)?;
+        if upstream.stream.flush().await.is_err() {
+            // Died in the pool, with nothing of this request on it.
+            continue;
+        }
+        upstream.stream.start_send_kept(head);
+        let outcome = if whole {
+            response::forward(&shared, &request, &connection.client, &connection.timer, &upstream.stream, None).await
+        } else {
+            let body = upload::Body { decoder, moved };
+            return Box::pin(with_upload(connection, &request, upstream, body)).await;
+        };
+        match outcome {
+            Ok(answered) if answered.upgraded => {
+                return Ok(Box::pin(tunnel::run(connection, &request, upstream, answered.leftover)).await);
+            }
+            Ok(answered) => {
+                shared.counters.count(Counter::Requests);
+                if answered.reusable {
+                    upstream.release(&shared.pooling);
+                }
+                return Ok(if answered.keep_alive { Next::Request } else { Next::Close });
+            }
+            // It may never have read the request: RFC 9110 section 9.2.2 lets us repeat it, once.
+            Err(Failure::Silent(Reason::BackendClosed))
+                if upstream.reused && !repeated && request.method.is_idempotent() =>
+            {
+                match upstream.stream.take_kept() {
+                    Some(again) => head = again,
+                    None => return Err(refuse(Reason::BackendClosed)),
+                }
+                shared.counters.count(Counter::Retries);
+                repeated = true;
+            }
+            Err(failure) => return fail(&shared, failure, refuse),
+        }
+    }
+}
+
+/// Goes on with a request whose body has yet to come.
+async fn with_upload(
+    connection: &mut Connection,
+    request: &Request,
+    upstream: crate::cluster::Upstream,
+    body: upload::Body,
+) -> Result<Next, Refused> {
+    let shared = Rc::clone(&connection.shared);
+    let outcome = upload::run(connection, request, &upstream.stream, body).await;
+    let refuse = |reason| Refused::whole(reason, request, false);
+    match outcome {
+        Ok((answered, uploaded)) if answered.upgraded => {
+            if uploaded {
+                return Ok(Box::pin(tunnel::run(connection, request, upstream, answered.leftover)).await);
+            }
+            // A switch of protocols in the middle of a body: nobody could say where the tunnel begins.
+            shared.counters.count(Counter::BackendTruncations);
+            Ok(Next::Abort { reset: true })
+        }
+        Ok((answered, uploaded)) => {
+            shared.counters.count(Counter::Requests);
+            if answered.reusable && uploaded {
+                upstream.release(&shared.pooling);
+            }
+            // Answered before the body was all there: what is still to come of it is not a request.
+            Ok(if answered.keep_alive && uploaded { Next::Request } else { Next::Close })
+        }
+        Err(failure) => fail(&shared, failure, refuse),
+    }
+}
+
+/// What becomes of the connection after a failure.
+fn fail(shared: &Shared, failure: Failure, refuse: impl Fn(Reason) -> Refused) -> Result<Next, Refused> {
+    match failure {
+        Failure::Silent(reason) => Err(refuse(reason)),
+        Failure::Cut { reset } => {
+            shared.counters.count(Counter::Requests);
+            shared.counters.count(Counter::BackendTruncations);
+            Ok(Next::Abort { reset })
+        }
+        Failure::ClientGone => {
+            shared.counters.count(Counter::ClientAborts);
+            Ok(Next::Abort { reset: false })
+        }
+        Failure::ClientStalled => {
+            shared.counters.count(Counter::ClientStalls);
+            Ok(Next::Abort { reset: true })
+        }
+    }
+}
+
+/// Answers by ourselves.
+async fn answer(connection: &mut Connection, refused: Refused) -> Next {
+    let shared = &connection.shared;
+    shared.counters.count(Counter::Requests);
+    shared.counters.count_answer(refused.reason);
+    let keep_alive = refused.keep_alive && !shared.is_draining() && refused.version == Version::Http11;
+    let mut out = shared.ring.head_buffer();
+    let location = refused.location.as_deref().map(|location| [("location", location)]);
+    let extra = location.as_ref().map_or(&[][..], |extra| &extra[..]);
+    write_answer(refused.reason, !keep_alive, refused.head_only, extra, &mut out);
+    shared.counters.add(Counter::BytesOut, out.len() as u64);
+    let front_ms = connection.site().settings.timeouts.front_ms;
+    match flush(&connection.client, &connection.timer, front_ms).await {
+        Ok(()) => connection.client.start_send(Outgoing::from(out)),
+        Err(_) => return Next::Abort { reset: false },
+    }
+    if keep_alive { Next::Request } else { Next::Close }
+}
+
+/// Whether a response that leaves so lets the client's connection go on.
+pub(super) fn goes_on(framing: OutFraming, connection: OutConnection) -> bool {
+    framing != OutFraming::UntilClose && matches!(connection, OutConnection::Implicit | OutConnection::KeepAlive10)
+}
+
+/// The bytes that follow an accepted upgrade.
+pub(super) type Leftover = Inbox;

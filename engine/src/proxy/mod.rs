@@ -1,0 +1,131 @@
+//! One client connection, from accept to close.
+//!
+//! Read in this order, it is the life of a request:
+//!
+//! | file | what happens |
+//! |---|---|
+//! | `accept` | a listener takes connections, up to the limit |
+//! | `connection` | a connection waits for a request, is served, waits again; at last it lingers and closes |
+//! | `exchange` | one request: head, route, connect, send, and the answer, whatever becomes of each |
+//! | `upload` | the rest of a request body, while the answer is awaited |
+//! | `response` | interim and final answer, and whether the upstream connection can be used again |
+//! | `relay` | a body from one side to the other, with back-pressure; large ones in bulk |
+//! | `tunnel` | after an accepted `Upgrade`: bytes both ways |
+//! | `inbox` | what arrived and was not read yet |
+//! | `pace` | the deadline of a body that must keep moving |
+//! | `site` | the configuration of a listener, compiled |
+//!
+//! Relies on `ring`, `http`, `route`, `cluster`, `observe`. Promises: no request is answered twice or with another's
+//! answer; what is cut short looks cut short; what a peer can make us hold is bounded; every wait has a deadline.
+
+mod accept;
+mod connection;
+mod exchange;
+mod inbox;
+mod pace;
+mod relay;
+mod request_id;
+mod response;
+mod site;
+mod tunnel;
+mod upload;
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+};
+
+pub use self::{
+    accept::accept,
+    site::{Site, SiteError},
+};
+use crate::{cluster::Pooling, http::Scratch, observe::Counters, ring::Ring};
+use request_id::RequestIds;
+
+/// What all connections of a worker share.
+pub struct Shared {
+    /// The ring.
+    pub ring: Ring,
+    /// The counters.
+    pub counters: Counters,
+    /// The upstream pool's settings.
+    pub pooling: Pooling,
+    /// Connections that may be open at a time.
+    pub max_connections: u32,
+    /// The worker is about to stop: answers close their connections, idle connections close.
+    draining: Cell<bool>,
+    open: Cell<u32>,
+    /// Who waits for a connection to close: the listeners at their limit, and the stop.
+    closed: RefCell<Vec<std::task::Waker>>,
+    /// Listeners that still accept.
+    listening: Cell<u32>,
+    scratch: RefCell<Scratch>,
+    request_ids: RefCell<RequestIds>,
+}
+
+impl Shared {
+    /// Shares `ring` and `counters`.
+    pub fn new(pooling: Pooling, max_connections: u32) -> Rc<Shared> {
+        Rc::new(Shared {
+            ring: pooling.ring.clone(),
+            counters: pooling.counters.clone(),
+            request_ids: RefCell::new(RequestIds::new()),
+            pooling,
+            max_connections,
+            draining: Cell::new(false),
+            open: Cell::new(0),
+            closed: RefCell::default(),
+            listening: Cell::new(0),
+            scratch: RefCell::new(Scratch::new()),
+        })
+    }
+
+    /// Lets every connection end with the exchange that it is in; idle ones end now.
+    pub fn drain(&self) {
+        self.draining.set(true);
+        self.ring.wake_all();
+    }
+
+    /// Whether, after [`Shared::drain`], nothing is left to wait for.
+    pub fn is_drained(&self) -> bool {
+        self.open.get() == 0 && self.listening.get() == 0
+    }
+
+    /// Whether [`Shared::drain`] was called.
+    pub fn is_draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    /// Waits until a connection has closed, or a listener has finished.
+    pub async fn connection_closed(&self) {
+        let mut registered = false;
+        std::future::poll_fn(|context| {
+            if registered {
+                return std::task::Poll::Ready(());
+            }
+            registered = true;
+            self.closed.borrow_mut().push(context.waker().clone());
+            std::task::Poll::Pending
+        })
+        .await;
+    }
+
+    fn note_open(&self) {
+        self.open.set(self.open.get() + 1);
+        self.counters.count(crate::observe::Counter::Connections);
+    }
+
+    fn note_closed(&self) {
+        self.open.set(self.open.get() - 1);
+        self.counters.uncount(crate::observe::Counter::Connections);
+        self.wake_waiting();
+    }
+
+    fn wake_waiting(&self) {
+        let mut waiting = self.closed.borrow_mut();
+        if !waiting.is_empty() {
+            waiting.drain(..).for_each(|waker| waker.wake());
+            self.ring.note_local_work();
+        }
+    }
+}

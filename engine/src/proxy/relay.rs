@@ -1,0 +1,325 @@
+//! A body from one side to the other, with back-pressure.
+//!
+//! Nothing is read that cannot be sent on: at most one piece is being sent while the next one is received. Small
+//! bodies travel in the arena buffers that they were received into; large ones in bulk, through private buffers
+//! that one receive fills as far as the socket can.
+
+use std::io;
+
+use super::{Shared, inbox::Inbox, pace::Pace};
+use crate::{
+    http::{Advance, CHUNK_SUFFIX, ChunkedBody, Emit, LAST_CHUNK, Reason, chunk_prefix},
+    ring::{BULK_SIZE, Outgoing, Received, Stream, Timer},
+};
+
+/// A body that has at least this much to go is moved in bulk (bytes).
+const BULK_FROM: u64 = 64 * 1024;
+/// Room kept before and behind the data of a bulk buffer, for a chunk's size line and its end (bytes).
+const ROOM_BEFORE: usize = 32;
+const ROOM_BEHIND: usize = 512;
+/// What is appended to a head instead of being sent by itself (bytes).
+const COALESCE: usize = 16 * 1024;
+
+/// How the end of a body is found, and what is left of it.
+pub(super) enum Decoder {
+    /// This many bytes follow.
+    Length(u64),
+    /// Chunks follow.
+    Chunked(ChunkedBody),
+    /// The end of the connection is the end.
+    UntilClose {
+        /// It leaves in chunks of our making.
+        wrap: bool,
+    },
+}
+
+/// Why a body did not get through.
+#[derive(Debug)]
+pub(super) enum RelayError {
+    /// The sender ended, or broke off, in the middle.
+    SourceEnded,
+    /// The sender was too slow.
+    SourceSlow,
+    /// What the sender sent is not a body.
+    Malformed(Reason),
+    /// The body is larger than allowed.
+    TooLarge,
+    /// The receiver is gone.
+    SinkBroken(io::Error),
+    /// The receiver took nothing for too long.
+    SinkStalled,
+}
+
+/// How long the sender of a body may be silent.
+pub(super) enum Patience {
+    /// This long each time (ms).
+    Each(u64),
+    /// As long as the body keeps up its pace.
+    Pace(Pace),
+}
+
+/// A body on its way.
+pub(super) struct Relay<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) from: &'a Stream,
+    pub(super) inbox: &'a mut Inbox,
+    pub(super) to: &'a Stream,
+    pub(super) decoder: Decoder,
+    pub(super) timer: &'a Timer,
+    pub(super) patience: Patience,
+    /// How long the receiver may take nothing (ms).
+    pub(super) stall_ms: u64,
+    /// Largest body (bytes); 0 = any.
+    pub(super) limit: u64,
+    /// Bytes of the body so far.
+    pub(super) moved: u64,
+}
+
+/// Waits until a send has completed, as long as it gets on at least every `stall_ms`.
+pub(super) async fn flush(to: &Stream, timer: &Timer, stall_ms: u64) -> Result<(), RelayError> {
+    if !to.is_sending() {
+        return to.flush().await.map_err(RelayError::SinkBroken);
+    }
+    let mut progress = to.send_progress();
+    loop {
+        timer.set(stall_ms);
+        match timer.limit(to.flush()).await {
+            Ok(outcome) => return outcome.map_err(RelayError::SinkBroken),
+            Err(_) if to.send_progress() != progress => progress = to.send_progress(),
+            Err(_) => return Err(RelayError::SinkStalled),
+        }
+    }
+}
+
+/// One piece of a body, decoded.
+struct Piece {
+    /// What leaves of it, in place.
+    kept: usize,
+    /// What was read of it.
+    consumed: usize,
+    /// The body is complete.
+    done: bool,
+}
+
+impl Decoder {
+    /// Decodes the piece in place; `tail` gets what must follow it.
+    fn advance(&mut self, piece: &mut [u8], tail: &mut Vec<u8>) -> Result<(Piece, u64), Reason> {
+        Ok(match self {
+            Decoder::Length(left) => {
+                let taken = usize::try_from(*left).unwrap_or(usize::MAX).min(piece.len());
+                *left -= taken as u64;
+                (Piece { kept: taken, consumed: taken, done: *left == 0 }, taken as u64)
+            }
+            Decoder::Chunked(body) => {
+                let Advance { consumed, kept, data, done } = body.advance(piece, tail)?;
+                (Piece { kept, consumed, done }, data as u64)
+            }
+            Decoder::UntilClose { .. } => {
+                (Piece { kept: piece.len(), consumed: piece.len(), done: false }, piece.len() as u64)
+            }
+        })
+    }
+
+    fn is_done(&self) -> bool {
+        matches!(self, Decoder::Length(0))
+    }
+
+    /// For a message in chunks.
+    pub(super) fn chunked(emit: Emit, max_fields: u16) -> Decoder {
+        Decoder::Chunked(ChunkedBody::new(emit, max_fields))
+    }
+
+    /// Appends to `head` what of the body is in `inbox` already, if it is not too much. `true`: that was all of it.
+    pub(super) fn coalesce(&mut self, inbox: &mut Inbox, head: &mut Vec<u8>, moved: &mut u64) -> Result<bool, Reason> {
+        if self.is_done() {
+            return Ok(true);
+        }
+        if inbox.is_empty() || head.len() + inbox.bytes().len() > COALESCE {
+            return Ok(false);
+        }
+        let mut tail = Vec::new();
+        let (Piece { kept, consumed, done }, data) = self.advance(inbox.bytes_mut(), &mut tail)?;
+        *moved += data;
+        match self {
+            Decoder::UntilClose { wrap: true } => {
+                head.extend_from_slice(&chunk_prefix(kept as u64));
+                head.extend_from_slice(&inbox.bytes()[..kept]);
+                head.extend_from_slice(CHUNK_SUFFIX);
+            }
+            _ => head.extend_from_slice(&inbox.bytes()[..kept]),
+        }
+        head.extend_from_slice(&tail);
+        inbox.consume(consumed);
+        Ok(done)
+    }
+}
+
+impl Relay<'_> {
+    /// Moves the rest of the body.
+    pub(super) async fn run(&mut self) -> Result<(), RelayError> {
+        while !self.decoder.is_done() {
+            let large = match &self.decoder {
+                Decoder::Length(left) => *left,
+                // A tenth of what has come may still come: nobody knows.
+                Decoder::Chunked(_) | Decoder::UntilClose { .. } => self.moved / 4,
+            };
+            if large >= BULK_FROM {
+                return Box::pin(self.bulk()).await;
+            }
+            if self.inbox.is_empty() {
+                match self.receive().await? {
+                    Received::Data(buffer) => self.inbox.push(buffer),
+                    Received::Finished => return self.finished().await,
+                }
+            }
+            if self.pass_on().await? {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Receives with the patience that the sender has.
+    async fn receive(&mut self) -> Result<Received, RelayError> {
+        if let Some(buffer) = self.from.try_receive() {
+            return Ok(Received::Data(buffer));
+        }
+        self.set_patience();
+        match self.timer.limit(self.from.receive()).await {
+            Ok(Ok(received)) => Ok(received),
+            Ok(Err(_)) => Err(RelayError::SourceEnded),
+            Err(_) => Err(RelayError::SourceSlow),
+        }
+    }
+
+    fn set_patience(&self) {
+        match &self.patience {
+            Patience::Each(milliseconds) => self.timer.set(*milliseconds),
+            Patience::Pace(pace) => self.timer.set_at(pace.due()),
+        }
+    }
+
+    fn note_moved(&mut self, received: usize, data: u64) -> Result<(), RelayError> {
+        self.moved += data;
+        if self.limit != 0 && self.moved > self.limit {
+            return Err(RelayError::TooLarge);
+        }
+        if let Patience::Pace(pace) = &mut self.patience {
+            pace.moved(received, self.shared.ring.now());
+        }
+        Ok(())
+    }
+
+    async fn send(&mut self, data: Outgoing) -> Result<(), RelayError> {
+        self.flush().await?;
+        self.to.start_send(data);
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> Result<(), RelayError> {
+        let before = self.shared.ring.now();
+        flush(self.to, self.timer, self.stall_ms).await?;
+        if let Patience::Pace(pace) = &mut self.patience {
+            pace.excuse(self.shared.ring.now() - before);
+        }
+        Ok(())
+    }
+
+    /// Passes on what is in the inbox. `true`: the body is complete.
+    async fn pass_on(&mut self) -> Result<bool, RelayError> {
+        let mut tail = Vec::new();
+        let (Piece { kept, consumed, done }, data) =
+            self.decoder.advance(self.inbox.bytes_mut(), &mut tail).map_err(RelayError::Malformed)?;
+        self.note_moved(consumed, data)?;
+        if matches!(self.decoder, Decoder::UntilClose { wrap: true }) {
+            let mut chunk = self.shared.ring.head_buffer();
+            chunk.extend_from_slice(&chunk_prefix(kept as u64));
+            chunk.extend_from_slice(&self.inbox.bytes()[..kept]);
+            chunk.extend_from_slice(CHUNK_SUFFIX);
+            self.inbox.consume(consumed);
+            self.send(chunk.into()).await?;
+        } else if kept > 0 || consumed > 0 {
+            let piece = self.inbox.split(kept, consumed);
+            self.send(piece).await?;
+        }
+        if !tail.is_empty() {
+            self.send(tail.into()).await?;
+        }
+        Ok(done)
+    }
+
+    /// The sender has finished: right for one body, too early for the others.
+    async fn finished(&mut self) -> Result<(), RelayError> {
+        match self.decoder {
+            Decoder::UntilClose { wrap: true } => self.send(Outgoing::Static(LAST_CHUNK)).await,
+            Decoder::UntilClose { wrap: false } => Ok(()),
+            Decoder::Length(_) | Decoder::Chunked(_) => Err(RelayError::SourceEnded),
+        }
+    }
+
+    /// Moves the rest of a large body through private buffers.
+    async fn bulk(&mut self) -> Result<(), RelayError> {
+        self.shared.ring.count_bulk();
+        self.from.pause_receive().await;
+        // What arrived before the pause comes first.
+        loop {
+            if let Some(buffer) = self.from.try_receive() {
+                self.inbox.push(buffer);
+            }
+            if self.inbox.is_empty() {
+                break;
+            }
+            if self.pass_on().await? {
+                return Ok(());
+            }
+        }
+        let mut tail = Vec::new();
+        loop {
+            let space = BULK_SIZE - ROOM_BEFORE - ROOM_BEHIND;
+            let length = match &self.decoder {
+                Decoder::Length(left) => usize::try_from(*left).unwrap_or(space).min(space),
+                Decoder::Chunked(_) | Decoder::UntilClose { .. } => space,
+            };
+            self.from.start_receive_bulk(self.shared.ring.bulk_buffer(), ROOM_BEFORE..ROOM_BEFORE + length);
+            self.set_patience();
+            let (mut buffer, outcome) =
+                self.timer.limit(self.from.receive_bulk()).await.map_err(|_| RelayError::SourceSlow)?;
+            let received = match outcome {
+                Ok(0) => {
+                    self.shared.ring.recycle(buffer);
+                    return self.finished().await;
+                }
+                Ok(received) => received,
+                Err(_) => return Err(RelayError::SourceEnded),
+            };
+            let data = &mut buffer[ROOM_BEFORE..ROOM_BEFORE + received];
+            let (Piece { kept, consumed, done }, data) =
+                self.decoder.advance(data, &mut tail).map_err(RelayError::Malformed)?;
+            if consumed < received {
+                // The end of this message, and something behind it.
+                self.inbox.push_copy(&buffer[ROOM_BEFORE + consumed..ROOM_BEFORE + received]);
+            }
+            self.note_moved(received, data)?;
+            let (mut start, mut end) = (ROOM_BEFORE, ROOM_BEFORE + kept);
+            if matches!(self.decoder, Decoder::UntilClose { wrap: true }) {
+                let prefix = chunk_prefix(kept as u64);
+                start -= prefix.len();
+                buffer[start..ROOM_BEFORE].copy_from_slice(&prefix);
+                buffer[end..end + CHUNK_SUFFIX.len()].copy_from_slice(CHUNK_SUFFIX);
+                end += CHUNK_SUFFIX.len();
+            }
+            if !tail.is_empty() && end + tail.len() <= BULK_SIZE {
+                buffer[end..end + tail.len()].copy_from_slice(&tail);
+                end += tail.len();
+                tail.clear();
+            }
+            self.send(Outgoing::Owned(buffer, start as u32..end as u32)).await?;
+            if !tail.is_empty() {
+                self.send(std::mem::take(&mut tail).into()).await?;
+            }
+            if done {
+                return Ok(());
+            }
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! The answer of a backend: interim heads, the final head, its body, and whether its connection can be used again.
+
+use std::cell::Cell;
+
+use super::{
+    Shared,
+    exchange::{Leftover, Request, goes_on},
+    inbox::Inbox,
+    relay::{Decoder, Patience, Relay, RelayError, flush},
+};
+use crate::{
+    http::{
+        Emit, HeadProgress, OutConnection, OutFraming, Reason, ResponseBody, ResponseHead, ResponsePlan, Version,
+    },
+    observe::Counter,
+    ring::{Received, Stream, Timer},
+};
+
+/// Interim responses to one request; RFC 9110 section 15.2 sets no bound, we do.
+const MAX_INTERIM: u32 = 32;
+
+/// How an exchange ended that ended well.
+pub(super) struct Answered {
+    /// The client's connection goes on.
+    pub(super) keep_alive: bool,
+    /// The upstream connection can carry another request, as far as the response goes.
+    pub(super) reusable: bool,
+    /// The backend accepted an upgrade: a tunnel follows.
+    pub(super) upgraded: bool,
+    /// What the backend sent behind the head of an accepted upgrade.
+    pub(super) leftover: Leftover,
+}
+
+/// How an exchange ended that did not.
+pub(super) enum Failure {
+    /// The client has got nothing yet: it can be told.
+    Silent(Reason),
+    /// The response is cut short; with `reset` nothing else would show that.
+    Cut { reset: bool },
+    /// The client is gone.
+    ClientGone,
+    /// The client took nothing for too long.
+    ClientStalled,
+}
+
+/// What a response tells the upload that runs beside it, and the other way round.
+#[derive(Default)]
+pub(super) struct Beside {
+    /// The request body is still on its way: the backend need not answer yet.
+    pub(super) uploading: Cell<bool>,
+    /// The client was told to go on, or has been answered.
+    pub(super) answered: Cell<bool>,
+}
+
+/// A response head, read and written anew.
+enum Head {
+    Incomplete,
+    /// An interim response, to be passed on unless the client is of HTTP/1.0.
+    Interim(Option<Vec<u8>>),
+    Final(Final),
+}
+
+struct Final {
+    head: Vec<u8>,
+    decoder: Decoder,
+    framing: OutFraming,
+    keep_alive: bool,
+    reusable: bool,
+    upgraded: bool,
+}
+
+/// Receives the response and passes it on.
+pub(super) async fn forward(
+    shared: &Shared,
+    request: &Request,
+    client: &Stream,
+    timer: &Timer,
+    upstream: &Stream,
+    beside: Option<&Beside>,
+) -> Result<Answered, Failure> {
+    let timeouts = &request.site.settings.timeouts;
+    let mut inbox = Inbox::default();
+    let mut progress = HeadProgress::default();
+    let mut interim = 0;
+    let mut due = shared.ring.now() + timeouts.back_ms;
+    let final_head = loop {
+        if !inbox.is_empty() {
+            match read(shared, request, &mut inbox, &mut progress)? {
+                Head::Final(head) => break head,
+                Head::Interim(out) => {
+                    interim += 1;
+                    if interim > MAX_INTERIM {
+                        return Err(Failure::Silent(Reason::BackendBadResponse));
+                    }
+                    if let Some(beside) = beside {
+                        beside.answered.set(true);
+                    }
+                    if let Some(out) = out {
+                        send(shared, client, timer, timeouts.front_ms, out).await?;
+                    }
+                    progress = HeadProgress::default();
+                    continue;
+                }
+                Head::Incomplete => inbox.settle(),
+            }
+        }
+        timer.set_at(due);
+        match timer.limit(upstream.receive()).await {
+            Ok(Ok(Received::Data(buffer))) => inbox.push(buffer),
+            Ok(Ok(Received::Finished) | Err(_)) if inbox.is_empty() => {
+                return Err(Failure::Silent(Reason::BackendClosed));
+            }
+            Ok(Ok(Received::Finished) | Err(_)) => return Err(Failure::Silent(Reason::BackendBadResponse)),
+            Err(_) if beside.is_some_and(|beside| beside.uploading.get()) => {
+                due = shared.ring.now() + timeouts.back_ms;
+            }
+            Err(_) => return Err(Failure::Silent(Reason::BackendTimeout)),
+        }
+    };
+    if let Some(beside) = beside {
+        beside.answered.set(true);
+    }
+    let Final { mut head, mut decoder, framing, keep_alive, reusable, upgraded } = final_head;
+    if upgraded {
+        send(shared, client, timer, timeouts.front_ms, head).await?;
+        return Ok(Answered { keep_alive: false, reusable: false, upgraded, leftover: inbox });
+    }
+    let mut moved = 0;
+    let whole = match decoder.coalesce(&mut inbox, &mut head, &mut moved) {
+        Ok(whole) => whole,
+        // The head has not gone out yet.
+        Err(_) => return Err(Failure::Silent(Reason::BackendBadResponse)),
+    };
+    send(shared, client, timer, timeouts.front_ms, head).await?;
+    if !whole {
+        let mut relay = Relay {
+            shared,
+            from: upstream,
+            inbox: &mut inbox,
+            to: client,
+            decoder,
+            timer,
+            patience: Patience::Each(timeouts.back_ms),
+            stall_ms: timeouts.front_ms,
+            limit: 0,
+            moved,
+        };
+        let outcome = Box::pin(relay.run()).await;
+        shared.counters.add(Counter::BytesOut, relay.moved);
+        outcome.map_err(|error| cut(error, framing))?;
+    }
+    // Bytes behind the response belong to nobody: they must not reach the next client.
+    Ok(Answered { keep_alive, reusable: reusable && inbox.is_empty(), upgraded, leftover: Inbox::default() })
+}
+
+fn cut(error: RelayError, framing: OutFraming) -> Failure {
+    match error {
+        RelayError::SinkBroken(_) => Failure::ClientGone,
+        RelayError::SinkStalled => Failure::ClientStalled,
+        // A body whose end is the end of the connection would look complete.
+        RelayError::SourceEnded | RelayError::SourceSlow | RelayError::Malformed(_) | RelayError::TooLarge => {
+            Failure::Cut { reset: framing == OutFraming::UntilClose }
+        }
+    }
+}
+
+async fn send(
+    shared: &Shared,
+    client: &Stream,
+    timer: &Timer,
+    front_ms: u64,
+    out: Vec<u8>,
+) -> Result<(), Failure> {
+    match flush(client, timer, front_ms).await {
+        Ok(()) => {
+            shared.counters.add(Counter::BytesOut, out.len() as u64);
+            client.start_send(out.into());
+            Ok(())
+        }
+        Err(RelayError::SinkStalled) => Err(Failure::ClientStalled),
+        Err(_) => Err(Failure::ClientGone),
+    }
+}
+
+/// Reads the head in the inbox, and writes it as the client gets it.
+fn read(
+    shared: &Shared,
+    request: &Request,
+    inbox: &mut Inbox,
+    progress: &mut HeadProgress,
+) -> Result<Head, Failure> {
+    let scratch = &mut *shared.scratch.borrow_mut();
+    let parsed =
+        ResponseHead::parse(inbox.bytes(), request.method, progress, &request.site.response_limits, scratch);
+    let head = match parsed {
+        Ok(Some(head)) => head,
+        Ok(None) => return Ok(Head::Incomplete),
+        Err(reason) => return Err(Failure::Silent(reason)),
+    };
+    let upgraded = head.status == 101;
+    if upgraded && !request.upgrade {
+        // RFC 9110 section 15.2.2: nobody asked for it.
+        return Err(Failure::Silent(Reason::BackendBadResponse));
+    }
+    let keep_alive = request.keep_alive && !shared.is_draining();
+    let plan = ResponsePlan::new(&head, request.method, request.version, keep_alive);
+    let length = head.len;
+    if head.is_interim() {
+        // RFC 9110 section 15.2: a client of HTTP/1.0 does not know interim responses.
+        let out = (request.version == Version::Http11).then(|| {
+            let mut out = shared.ring.head_buffer();
+            head.write_forwarded(&plan, &mut out);
+            out
+        });
+        inbox.consume(length);
+        return Ok(Head::Interim(out));
+    }
+    let mut out = shared.ring.head_buffer();
+    head.write_forwarded(&plan, &mut out);
+    let decoder = match head.body {
+        ResponseBody::None => Decoder::Length(0),
+        ResponseBody::Length(length) => Decoder::Length(length),
+        ResponseBody::Chunked => {
+            let emit = if plan.framing == OutFraming::Chunked { Emit::Chunked } else { Emit::Data };
+            Decoder::chunked(emit, request.site.response_limits.fields)
+        }
+        ResponseBody::UntilClose => Decoder::UntilClose { wrap: plan.framing == OutFraming::Chunked },
+    };
+    let reusable = head.keep_alive && !matches!(head.body, ResponseBody::UntilClose) && !upgraded;
+    inbox.consume(length);
+    Ok(Head::Final(Final {
+        head: out,
+        decoder,
+        framing: plan.framing,
+        keep_alive: !upgraded && plan.connection != OutConnection::Close && goes_on(plan.framing, plan.connection),
+        reusable,
+        upgraded,
+    }))
+}

@@ -1,0 +1,126 @@
+//! The rest of a request body on its way to the backend, while the answer is awaited beside it.
+//!
+//! A backend may answer before it has the whole body, and may go on reading while it answers: both run at once. What
+//! is left of the body when the answer is complete is not sent on.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    task::Poll,
+};
+
+use super::{
+    connection::Connection,
+    exchange::Request,
+    pace::Pace,
+    relay::{Decoder, Patience, Relay, RelayError, flush},
+    response::{self, Answered, Beside, Failure},
+};
+use crate::{
+    http::{Reason, Version},
+    observe::Counter,
+    ring::{Outgoing, Received, Stream, Timer},
+};
+
+/// RFC 9110 section 10.1.1: what a client that expects it waits for.
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// A body of which something is still to come.
+pub(super) struct Body {
+    pub(super) decoder: Decoder,
+    pub(super) moved: u64,
+}
+
+/// Sends the body, receives the answer. The flag: the body was sent whole.
+pub(super) async fn run(
+    connection: &mut Connection,
+    request: &Request,
+    upstream: &Stream,
+    body: Body,
+) -> Result<(Answered, bool), Failure> {
+    let shared = std::rc::Rc::clone(&connection.shared);
+    let Connection { client, timer, inbox, .. } = connection;
+    let timeouts = &request.site.settings.timeouts;
+    let beside = Beside::default();
+    beside.uploading.set(true);
+    let own_timer = Timer::new(&shared.ring);
+    let mut relay = Relay {
+        shared: &shared,
+        from: client,
+        inbox,
+        to: upstream,
+        decoder: body.decoder,
+        timer: &own_timer,
+        patience: Patience::Pace(Pace::new(timeouts, shared.ring.now())),
+        stall_ms: timeouts.back_ms,
+        limit: request.site.settings.sizes.body,
+        moved: body.moved,
+    };
+    let mut uploaded = None;
+    let outcome = {
+        let mut upload = pin!(async {
+            if request.expect_continue && relay.inbox.is_empty() {
+                invite(request, client, &own_timer, &beside, relay.inbox).await?;
+            }
+            relay.run().await
+        });
+        let mut answer =
+            pin!(response::forward(&shared, request, client, timer, upstream, Some(&beside)));
+        poll_fn(|context| {
+            if uploaded.is_none()
+                && let Poll::Ready(outcome) = upload.as_mut().poll(context)
+            {
+                beside.uploading.set(false);
+                uploaded = Some(outcome.is_ok());
+                match outcome {
+                    // The backend reads no more: it may have answered, which the other side will show.
+                    Ok(()) | Err(RelayError::SinkBroken(_)) => {}
+                    Err(error) => return Poll::Ready(Err(failure(error, beside.answered.get()))),
+                }
+            }
+            answer.as_mut().poll(context)
+        })
+        .await
+    };
+    shared.counters.add(Counter::BytesIn, relay.moved);
+    outcome.map(|answered| (answered, uploaded == Some(true)))
+}
+
+fn failure(error: RelayError, answered: bool) -> Failure {
+    let reason = match error {
+        RelayError::SourceEnded => return Failure::ClientGone,
+        // What has begun cannot be taken back.
+        _ if answered => return Failure::Cut { reset: true },
+        RelayError::SourceSlow => Reason::BodyTimeout,
+        RelayError::Malformed(reason) => reason,
+        RelayError::TooLarge => Reason::BodyTooLarge,
+        RelayError::SinkStalled => Reason::BackendTimeout,
+        RelayError::SinkBroken(_) => Reason::BackendClosed,
+    };
+    Failure::Silent(reason)
+}
+
+/// The client waits to be told to go on. The backend may do so; after a while we do.
+async fn invite(
+    request: &Request,
+    client: &Stream,
+    timer: &Timer,
+    beside: &Beside,
+    inbox: &mut super::inbox::Inbox,
+) -> Result<(), RelayError> {
+    let timeouts = &request.site.settings.timeouts;
+    timer.set(timeouts.continue_ms);
+    match timer.limit(client.receive()).await {
+        Ok(Ok(Received::Data(buffer))) => {
+            inbox.push(buffer);
+            return Ok(());
+        }
+        Ok(Ok(Received::Finished) | Err(_)) => return Err(RelayError::SourceEnded),
+        Err(_) => {}
+    }
+    flush(client, timer, timeouts.front_ms).await?;
+    if !beside.answered.get() && request.version == Version::Http11 {
+        client.start_send(Outgoing::Static(CONTINUE));
+    }
+    Ok(())
+}
