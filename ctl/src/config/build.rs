@@ -113,7 +113,8 @@ impl Builder<'_, '_> {
                 continue;
             };
             let line = self.findings.source.line(offset);
-            if let Some(first) = lines.insert(address, line) {
+            // A datagram socket and a stream socket may share an address.
+            if let Some(first) = lines.insert((address, protocol == "udp"), line) {
                 self.findings.error(offset, |place| ConfigError::DuplicateListener { place, address, first });
                 continue;
             }
@@ -192,11 +193,10 @@ impl Builder<'_, '_> {
         listeners: &BTreeMap<SocketAddr, Listener>,
     ) -> Option<Frontend> {
         let (address, offset) = self.required_address(section)?;
-        if self.skipped.contains(&address) {
-            return None;
-        }
         if !listeners.contains_key(&address) {
-            self.findings.error(offset, |place| ConfigError::NoListener { place, address });
+            if !self.skipped.contains(&address) {
+                self.findings.error(offset, |place| ConfigError::NoListener { place, address });
+            }
             return None;
         }
         let Some(hostname) = section.text("hostname") else {

@@ -180,6 +180,13 @@ fn what_is_not_served_yet_is_skipped_with_what_hangs_on_it() {
 }
 
 #[test]
+fn udp_may_listen_where_http_does() {
+    let udp = "[[listeners]]\naddress = \"127.0.0.1:8080\"\nprotocol = \"udp\"";
+    let (state, warnings) = read(&file("", udp, "", "", ""));
+    assert_eq!((state.listeners.len(), state.clusters["web"].frontends.len(), warnings.len()), (1, 1, 1));
+}
+
+#[test]
 fn a_key_that_is_not_honoured_is_a_warning_told_once() {
     let (_, warnings) = read(&file(
         "max_buffers = 5\nlog_target = \"stdout\"",
