@@ -161,81 +161,83 @@ fn finish_labels(hostname: &str, labels: Vec<LabelPattern>) -> Result<Vec<LabelP
     Ok(labels)
 }
 
-/// The name in a request, in its compared form, on the stack.
-pub(super) struct HostName {
-    bytes: [u8; MAX_NAME],
-    length: usize,
-    /// Labels, if it is a name that patterns may match; 0 for an IPv6 address, an empty name and a name with
-    /// an empty label, which only an exact rule or `*` can match.
-    labels: usize,
-}
+/// The name in a request, in its compared form: the request's own bytes if they are in it already.
+pub(super) struct HostName<'a>(&'a [u8]);
 
-impl HostName {
-    /// Brings a name into its compared form; `None` if it is longer than [`MAX_NAME`].
+impl<'a> HostName<'a> {
+    /// Brings a name into its compared form, in `room` if it must be rewritten; `None` if it is longer than
+    /// [`MAX_NAME`].
     #[inline]
-    pub(super) fn new(name: &str) -> Option<HostName> {
+    pub(super) fn new(name: &'a str, room: &'a mut Option<[u8; MAX_NAME]>) -> Option<HostName<'a>> {
         let name = name.as_bytes();
         if name.len() > MAX_NAME {
             return None;
         }
         let name = name.strip_suffix(b".").unwrap_or(name);
-        let mut host = HostName { bytes: [0; MAX_NAME], length: name.len(), labels: 0 };
         if name.first() == Some(&b'[') {
-            host.set_address(name);
-            return Some(host);
+            return Some(HostName(shortest_address(name, room.insert([0; MAX_NAME]))));
         }
-        let (mut labels, mut empty_label, mut previous) = (1, false, b'.');
-        for (to, &from) in host.bytes.iter_mut().zip(name) {
-            *to = from.to_ascii_lowercase();
-            if from == b'.' {
-                labels += 1;
-                empty_label |= previous == b'.';
-            }
-            previous = from;
+        // To the end, without branches: names are short and this takes many bytes at a time.
+        if !name.iter().fold(false, |upper, b| upper | b.is_ascii_uppercase()) {
+            return Some(HostName(name));
         }
-        if !empty_label && previous != b'.' {
-            host.labels = labels;
-        }
-        Some(host)
+        let lower = &mut room.insert([0; MAX_NAME])[..name.len()];
+        lower.copy_from_slice(name);
+        lower.make_ascii_lowercase();
+        Some(HostName(lower))
     }
 
     /// The bytes to compare.
     #[inline]
-    pub(super) fn as_bytes(&self) -> &[u8] {
-        &self.bytes[..self.length]
+    pub(super) fn as_bytes(&self) -> &'a [u8] {
+        self.0
     }
 
-    /// How many labels patterns see; 0 if they must not match.
-    pub(super) fn labels(&self) -> usize {
-        self.labels
+    /// How many labels patterns see. `None` for an IPv6 address, an empty name and a name with an empty label:
+    /// only an exact rule or `*` takes these.
+    pub(super) fn labels(&self) -> Option<usize> {
+        if self.0.first() == Some(&b'[') {
+            return None;
+        }
+        let mut labels = 0;
+        for label in self.0.split(|&b| b == b'.') {
+            if label.is_empty() {
+                return None;
+            }
+            labels += 1;
+        }
+        Some(labels)
     }
 
     /// What stands behind the leftmost label, if a wildcard may match.
-    pub(super) fn parent(&self) -> Option<&[u8]> {
-        if self.labels < 2 {
-            return None;
+    ///
+    /// It may hold empty labels: no rule's parent does.
+    pub(super) fn parent(&self) -> Option<&'a [u8]> {
+        match memchr::memchr(b'.', self.0) {
+            None | Some(0) => None,
+            Some(_) if self.0[0] == b'[' => None,
+            Some(dot) => Some(&self.0[dot + 1..]),
         }
-        let name = self.as_bytes();
-        memchr::memchr(b'.', name).map(|dot| &name[dot + 1..])
     }
+}
 
-    /// An address is compared in its shortest spelling; what is not an address is compared as it is.
-    #[cold]
-    fn set_address(&mut self, name: &[u8]) {
-        let address = name.strip_prefix(b"[").and_then(|rest| rest.strip_suffix(b"]"));
-        let address = address.and_then(|text| std::str::from_utf8(text).ok());
-        if let Some(address) = address.and_then(|text| text.parse::<Ipv6Addr>().ok()) {
-            let mut room: &mut [u8] = &mut self.bytes;
-            // 47 bytes at most: the room cannot run out.
-            if write!(room, "[{address}]").is_ok() {
-                self.length = MAX_NAME - room.len();
-            }
-            return;
-        }
-        for (to, from) in self.bytes.iter_mut().zip(name) {
-            *to = from.to_ascii_lowercase();
+/// An address is compared in its shortest spelling; what is not an address is compared in lower case.
+#[cold]
+fn shortest_address<'r>(name: &[u8], room: &'r mut [u8; MAX_NAME]) -> &'r [u8] {
+    let address = name.strip_prefix(b"[").and_then(|rest| rest.strip_suffix(b"]"));
+    let address = address.and_then(|text| std::str::from_utf8(text).ok());
+    if let Some(address) = address.and_then(|text| text.parse::<Ipv6Addr>().ok()) {
+        let mut rest: &mut [u8] = room;
+        // 47 bytes at most: the room cannot run out.
+        if write!(rest, "[{address}]").is_ok() {
+            let length = MAX_NAME - rest.len();
+            return &room[..length];
         }
     }
+    let lower = &mut room[..name.len()];
+    lower.copy_from_slice(name);
+    lower.make_ascii_lowercase();
+    lower
 }
 
 #[cfg(test)]
@@ -310,24 +312,26 @@ mod tests {
     #[test]
     fn a_name_in_a_request_loses_its_case_and_its_final_dot() {
         for (name, expected, labels, parent) in [
-            ("WWW.Example.org", "www.example.org", 3, Some("example.org")),
-            ("www.example.org.", "www.example.org", 3, Some("example.org")),
-            ("localhost", "localhost", 1, None),
-            ("", "", 0, None),
-            (".", "", 0, None),
-            ("example.org..", "example.org.", 0, None),
-            (".example.org", ".example.org", 0, None),
-            ("a..b", "a..b", 0, None),
-            ("[0:0::1]", "[::1]", 0, None),
-            ("[::FFFF:1.2.3.4]", "[::ffff:1.2.3.4]", 0, None),
-            ("[X.y]", "[x.y]", 0, None),
+            ("WWW.Example.org", "www.example.org", Some(3), Some("example.org")),
+            ("www.example.org.", "www.example.org", Some(3), Some("example.org")),
+            ("localhost", "localhost", Some(1), None),
+            ("", "", None, None),
+            (".", "", None, None),
+            ("example.org..", "example.org.", None, Some("org.")),
+            (".example.org", ".example.org", None, None),
+            ("a..b", "a..b", None, Some(".b")),
+            ("[0:0::1]", "[::1]", None, None),
+            ("[::FFFF:1.2.3.4]", "[::ffff:1.2.3.4]", None, None),
+            ("[X.y]", "[x.y]", None, None),
+            ("[", "[", None, None),
         ] {
-            let host = HostName::new(name).expect(name);
+            let mut room = None;
+            let host = HostName::new(name, &mut room).expect(name);
             assert_eq!(std::str::from_utf8(host.as_bytes()), Ok(expected), "{name}");
             assert_eq!(host.labels(), labels, "{name}");
             assert_eq!(host.parent(), parent.map(str::as_bytes), "{name}");
         }
-        assert!(HostName::new(&"a".repeat(255)).is_some());
-        assert!(HostName::new(&"a".repeat(256)).is_none());
+        assert!(HostName::new(&"a".repeat(255), &mut None).is_some());
+        assert!(HostName::new(&"a".repeat(256), &mut None).is_none());
     }
 }

@@ -108,7 +108,7 @@ impl HostIndex {
     #[inline]
     pub(super) fn find(
         &self,
-        host: &HostName,
+        host: &HostName<'_>,
         regexes: &[Regex],
         find: impl Fn(&PathSet) -> Option<u32>,
     ) -> Option<u32> {
@@ -132,13 +132,11 @@ impl HostIndex {
     /// The lowest rank, over all tails of the name, whose labels match and whose rules answer.
     fn find_by_labels(
         &self,
-        host: &HostName,
+        host: &HostName<'_>,
         regexes: &[Regex],
         find: &impl Fn(&PathSet) -> Option<u32>,
     ) -> Option<u32> {
-        if host.labels() == 0 {
-            return None;
-        }
+        let labels = host.labels()?;
         let name = host.as_bytes();
         let mut best: Option<(u32, u32)> = None;
         // The empty tail, then one more label at a time.
@@ -149,7 +147,7 @@ impl HostIndex {
                     break;
                 }
                 let candidate = &self.label_hosts[rank as usize];
-                if candidate.labels == host.labels()
+                if candidate.labels == labels
                     && candidate.matches(name, regexes)
                     && let Some(target) = find(&candidate.set)
                 {

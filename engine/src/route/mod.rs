@@ -90,10 +90,17 @@ impl RouteTable {
     /// the request names no host. Longer than 255 bytes it has no route. `path` is as the client sent it, without
     /// the query. `method` is compared as it is.
     pub fn lookup(&self, host_name: &str, path: &str, method: &str) -> Outcome {
-        let Some(host) = HostName::new(host_name) else { return Outcome::NoRoute };
+        let mut room = None;
+        let Some(host) = HostName::new(host_name, &mut room) else { return Outcome::NoRoute };
         let path = path.as_bytes();
         let sent = self.find(&host, path, Form::Sent, method);
-        if normalise::is_suspicious(path) && !self.reads_the_same(&host, path, method, sent) {
+        let same = if normalise::is_suspicious(path) {
+            self.reads_the_same(&host, path, method, sent)
+        } else {
+            // The path is its own normal form. A rule with `%` may still match it in that form only.
+            !self.paths.has_decoded() || self.find(&host, path, Form::Normalised, method) == sent
+        };
+        if !same {
             return Outcome::AmbiguousPath;
         }
         sent.map_or(Outcome::NoRoute, Outcome::Target)
@@ -110,13 +117,13 @@ impl RouteTable {
     }
 
     #[inline]
-    fn find(&self, host: &HostName, path: &[u8], form: Form, method: &str) -> Option<u32> {
+    fn find(&self, host: &HostName<'_>, path: &[u8], form: Form, method: &str) -> Option<u32> {
         self.hosts.find(host, &self.paths.regexes, |set| self.paths.find(set, path, form, method))
     }
 
     /// Whether the normal form of `path` leads to the same place.
     #[cold]
-    fn reads_the_same(&self, host: &HostName, path: &[u8], method: &str, sent: Option<u32>) -> bool {
+    fn reads_the_same(&self, host: &HostName<'_>, path: &[u8], method: &str, sent: Option<u32>) -> bool {
         let mut stack = [0; STACK_PATH];
         let mut heap = Vec::new();
         let buffer = if path.len() <= STACK_PATH {

@@ -81,6 +81,12 @@ pub(super) struct PathStore {
 }
 
 impl PathStore {
+    /// Whether some rule has a text with `%`.
+    #[inline]
+    pub(super) fn has_decoded(&self) -> bool {
+        !self.decoded.is_empty()
+    }
+
     /// The target of the rule of `set` that wins: EQUALS, then REGEX, then the longest PREFIX.
     #[inline]
     pub(super) fn find(&self, set: &PathSet, path: &[u8], form: Form, method: &str) -> Option<u32> {

@@ -103,9 +103,9 @@ fn random_rules(random: &mut Random) -> Vec<Rule> {
         let hostname = match random.below(8) {
             0 => "*".to_owned(),
             1 | 2 => format!("*.{name}"),
-            3 => format!("/{}/.{name}", random.pick(&["a|b", "[a-c]", ".*", "a"])),
+            3 => format!("/{}/.{name}", random.pick(&["a|b", "[a-c]", "[^x]*", "a"])),
             4 => format!("{name}./{}/", random.pick(&["a|b", "[bc]"])),
-            5 => format!("/{}/.{}./a|c/", random.pick(&["b|c", ".+"]), random.pick(&["a", "b"])),
+            5 => format!("/{}/.{}./a|c/", random.pick(&["b|c", "[a-z]+"]), random.pick(&["a", "b"])),
             _ => name,
         };
         let path = format!("/{}", random.join(&["a", "b", "ab", "%61", "%20", "/", "a/"], "", 4));

@@ -76,10 +76,28 @@ fn a_rule_with_an_encoded_character_takes_the_requests_that_are_spelled_like_it(
             ("h /caf%c3%a9", "ambiguous"),
             ("h /café", "ambiguous"),
             ("h /a%2Fb", "h =/a%2Fb"),
-            ("h /a/b", "h /"),
+            ("h /a/b", "ambiguous"),
             ("h /50%25", "h /50%25"),
             ("h /50%", "ambiguous"),
         ],
+    );
+}
+
+#[test]
+fn a_rule_may_be_written_in_both_spellings_for_the_same_target() {
+    let rules = ["h /%40me", "h /@me"].map(|text| rule(text, 1));
+    let table = RouteTable::compile(rules.into_iter().chain([rule("h /", 0)])).expect("valid rules");
+    for (path, outcome) in [
+        ("/%40me", Outcome::Target(1)),
+        ("/@me", Outcome::Target(1)),
+        ("/%40you", Outcome::Target(0)),
+        ("/%40%6de", Outcome::AmbiguousPath),
+    ] {
+        assert_eq!(table.lookup("h", path, "GET"), outcome, "{path}");
+    }
+    assert_routes(
+        &["h /", "h /%40me"],
+        &[("h /@me", "ambiguous"), ("h /%40me", "h /%40me"), ("h /@", "h /")],
     );
 }
 
