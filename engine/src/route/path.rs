@@ -14,6 +14,10 @@ use super::{RouteError, normalise, pattern};
 /// No method, no parent, no second form.
 pub(super) const NONE: u32 = u32::MAX;
 
+/// Up to this many rules are scanned instead of bisected: in a table that does not fit in the cache, the memory
+/// that a scan needs is fetched at once, that of a bisection step by step.
+const SCANNED_RULES: usize = 16;
+
 /// A rule whose path is compared literally.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LiteralRule {
@@ -118,8 +122,13 @@ impl PathStore {
         method: &str,
         matches: impl Fn(&[u8]) -> bool,
     ) -> Option<u32> {
-        let above = rules.partition_point(|rule| self.text(rule) <= path);
-        let mut rule = rules.get(above.checked_sub(1)?)?;
+        let below = |rule: &LiteralRule| self.text(rule) <= path;
+        let last = if rules.len() <= SCANNED_RULES {
+            rules.iter().rposition(below)
+        } else {
+            rules.partition_point(below).checked_sub(1)
+        };
+        let mut rule = &rules[last?];
         loop {
             if matches(self.text(rule)) && self.takes(rule.method, method) {
                 return Some(rule.target);

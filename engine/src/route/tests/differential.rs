@@ -172,3 +172,28 @@ fn the_compiled_table_answers_as_a_matcher_that_tries_every_rule() {
     }
     assert!(seen.iter().all(|&count| count > 200), "every outcome is tried: {seen:?}");
 }
+
+#[test]
+fn a_host_with_hundreds_of_nested_prefixes_answers_as_a_matcher_that_tries_every_rule() {
+    let mut random = Random(0x6669_7265);
+    for size in [1, 2, 15, 16, 17, 18, 60, 300] {
+        let mut rules: Vec<Rule> = Vec::new();
+        while rules.len() < size {
+            let path = format!("/{}", random.join(&["a", "b", "c"], "", 10));
+            let path = if random.below(4) == 0 { PathRule::Equals(path) } else { PathRule::Prefix(path) };
+            let method = [None, Some("GET"), Some("POST")][random.below(3)].map(str::to_owned);
+            if !rules.iter().any(|rule| rule.path == path && rule.method == method) {
+                rules.push(Rule { hostname: "h".to_owned(), path, method, target: rules.len() as u32 });
+            }
+        }
+        let table = RouteTable::compile(rules.iter().cloned()).expect("rules that differ");
+        assert_eq!(table.len(), size);
+        for _ in 0..300 {
+            let path = format!("/{}", random.join(&["a", "b", "c"], "", 12));
+            let method = random.pick(&["GET", "POST", "PUT"]);
+            let expected = naive_find(&rules, "h", path.as_bytes(), false, method);
+            let expected = expected.map_or(Outcome::NoRoute, Outcome::Target);
+            assert_eq!(table.lookup("h", &path, method), expected, "{method} {path} among {size} rules");
+        }
+    }
+}
