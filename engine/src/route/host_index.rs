@@ -1,0 +1,189 @@
+//! Which host patterns a name matches, best first.
+//!
+//! Exact names and the parents of wildcards stand in hash maps. Names with regular expressions stand under
+//! their literal tail (`/a|b/.example.org` under `example.org`), so that a lookup only runs the expressions
+//! of names that end like its own.
+//!
+//! FxHash is quick and not keyed. That is safe here: peers choose what is looked up, never what is stored.
+
+use regex::bytes::Regex;
+use rustc_hash::FxHashMap;
+
+use super::{
+    RouteError,
+    compile::number,
+    host::{HostName, HostPattern, LabelPattern},
+    path::PathSet,
+    pattern::{Patterns, Subject},
+};
+
+/// A name with regular expressions.
+#[derive(Debug)]
+struct LabelHost {
+    /// Labels in all; the name must have as many.
+    labels: usize,
+    /// Those before the literal tail.
+    head: Box<[Label]>,
+    set: PathSet,
+}
+
+#[derive(Debug)]
+enum Label {
+    Literal(Box<[u8]>),
+    Any,
+    Regex(u32),
+}
+
+/// The host patterns of a table.
+#[derive(Debug)]
+pub(super) struct HostIndex {
+    exact: FxHashMap<Box<[u8]>, PathSet>,
+    /// By rank: more literal labels first, then in order of appearance.
+    label_hosts: Box<[LabelHost]>,
+    /// Literal tail to indexes into `label_hosts`, ascending.
+    tails: FxHashMap<Box<[u8]>, Vec<u32>>,
+    /// Labels of the longest tail.
+    longest_tail: usize,
+    /// By what follows `*.`.
+    wildcards: FxHashMap<Box<[u8]>, PathSet>,
+    any: Option<PathSet>,
+}
+
+impl HostIndex {
+    /// Sorts patterns, which are all different and in order of appearance, into their places.
+    pub(super) fn build(
+        hosts: Vec<(HostPattern, PathSet)>,
+        patterns: &mut Patterns,
+    ) -> Result<HostIndex, RouteError> {
+        let mut index = HostIndex {
+            exact: FxHashMap::default(),
+            label_hosts: Box::default(),
+            tails: FxHashMap::default(),
+            longest_tail: 0,
+            wildcards: FxHashMap::default(),
+            any: None,
+        };
+        let mut with_regex = Vec::new();
+        index.exact.reserve(hosts.iter().filter(|(host, _)| matches!(host, HostPattern::Exact(_))).count());
+        for (host, set) in hosts {
+            match host {
+                HostPattern::Any => index.any = Some(set),
+                HostPattern::Exact(name) => {
+                    index.exact.insert(name.into_bytes().into(), set);
+                }
+                HostPattern::Wildcard(parent) => {
+                    index.wildcards.insert(parent.into_bytes().into(), set);
+                }
+                HostPattern::Labels(labels) => with_regex.push((labels, set)),
+            }
+        }
+        let literals = |labels: &[LabelPattern]| labels.iter().filter(|label| is_literal(label)).count();
+        // A stable sort keeps the order of appearance among equals.
+        with_regex.sort_by_key(|(labels, _)| std::cmp::Reverse(literals(labels)));
+        let mut label_hosts = Vec::with_capacity(with_regex.len());
+        for (rank, (labels, set)) in with_regex.into_iter().enumerate() {
+            let head = labels.len() - labels.iter().rev().take_while(|label| is_literal(label)).count();
+            let tail = tail_text(&labels[head..]);
+            index.longest_tail = index.longest_tail.max(labels.len() - head);
+            index.tails.entry(tail).or_default().push(number(rank)?);
+            let count = labels.len();
+            let head: Result<Box<[Label]>, RouteError> = labels
+                .into_iter()
+                .take(head)
+                .map(|label| {
+                    Ok(match label {
+                        LabelPattern::Literal(text) => Label::Literal(text.into_bytes().into()),
+                        LabelPattern::Any => Label::Any,
+                        LabelPattern::Regex(pattern) => Label::Regex(patterns.add(&pattern, Subject::Label)?),
+                    })
+                })
+                .collect();
+            label_hosts.push(LabelHost { labels: count, head: head?, set });
+        }
+        index.label_hosts = label_hosts.into_boxed_slice();
+        Ok(index)
+    }
+
+    /// Offers the rules of every pattern that matches, best pattern first, until `find` answers.
+    #[inline]
+    pub(super) fn find(
+        &self,
+        host: &HostName<'_>,
+        regexes: &[Regex],
+        find: impl Fn(&PathSet) -> Option<u32>,
+    ) -> Option<u32> {
+        if let Some(target) = self.exact.get(host.as_bytes()).and_then(&find) {
+            return Some(target);
+        }
+        if !self.label_hosts.is_empty()
+            && let Some(target) = self.find_by_labels(host, regexes, &find)
+        {
+            return Some(target);
+        }
+        if !self.wildcards.is_empty()
+            && let Some(set) = host.parent().and_then(|parent| self.wildcards.get(parent))
+            && let Some(target) = find(set)
+        {
+            return Some(target);
+        }
+        self.any.as_ref().and_then(find)
+    }
+
+    /// The lowest rank, over all tails of the name, whose labels match and whose rules answer.
+    fn find_by_labels(
+        &self,
+        host: &HostName<'_>,
+        regexes: &[Regex],
+        find: &impl Fn(&PathSet) -> Option<u32>,
+    ) -> Option<u32> {
+        let labels = host.labels()?;
+        let name = host.as_bytes();
+        let mut best: Option<(u32, u32)> = None;
+        // The empty tail, then one more label at a time.
+        let mut tail = name.len();
+        for _ in 0..=self.longest_tail {
+            for &rank in self.tails.get(&name[tail..]).into_iter().flatten() {
+                if best.is_some_and(|(best, _)| best <= rank) {
+                    break;
+                }
+                let candidate = &self.label_hosts[rank as usize];
+                if candidate.labels == labels
+                    && candidate.matches(name, regexes)
+                    && let Some(target) = find(&candidate.set)
+                {
+                    best = Some((rank, target));
+                    break;
+                }
+            }
+            if tail == 0 {
+                break;
+            }
+            let before = if tail == name.len() { tail } else { tail - 1 };
+            tail = memchr::memrchr(b'.', &name[..before]).map_or(0, |dot| dot + 1);
+        }
+        best.map(|(_, target)| target)
+    }
+}
+
+impl LabelHost {
+    /// Whether the labels before the tail match; there are enough of them.
+    fn matches(&self, name: &[u8], regexes: &[Regex]) -> bool {
+        self.head.iter().zip(name.split(|&b| b == b'.')).all(|(label, text)| match label {
+            Label::Literal(literal) => **literal == *text,
+            Label::Any => true,
+            Label::Regex(number) => regexes[*number as usize].is_match(text),
+        })
+    }
+}
+
+fn is_literal(label: &LabelPattern) -> bool {
+    matches!(label, LabelPattern::Literal(_))
+}
+
+fn tail_text(labels: &[LabelPattern]) -> Box<[u8]> {
+    let texts: Vec<&str> = labels
+        .iter()
+        .filter_map(|label| if let LabelPattern::Literal(text) = label { Some(text.as_str()) } else { None })
+        .collect();
+    texts.join(".").into_bytes().into()
+}

@@ -1,0 +1,199 @@
+//! The compiled table against a matcher that tries every rule, over rules and requests from a seeded generator.
+
+use super::*;
+use crate::route::normalise::{normalise, percent_decode};
+use regex::bytes::RegexBuilder;
+
+/// SplitMix64: deterministic, so that a failure can be repeated.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % limit as u64) as usize
+    }
+
+    fn pick<'a>(&mut self, from: &[&'a str]) -> &'a str {
+        from[self.below(from.len())]
+    }
+
+    fn join(&mut self, from: &[&str], between: &str, most: usize) -> String {
+        let count = 1 + self.below(most);
+        (0..count).map(|_| self.pick(from)).collect::<Vec<_>>().join(between)
+    }
+}
+
+fn whole(pattern: &str, text: &[u8]) -> bool {
+    let mut builder = RegexBuilder::new(&format!("^(?:{pattern})$"));
+    let regex = builder.unicode(false).dot_matches_new_line(true).build().expect(pattern);
+    regex.is_match(text)
+}
+
+/// How well a rule's host fits a name in lower case without final dot; lower is better.
+fn host_rank(pattern: &str, name: &str) -> Option<(u8, usize)> {
+    let valid = !name.split('.').any(str::is_empty);
+    if pattern == "*" {
+        return Some((3, 0));
+    }
+    if pattern.contains('/') {
+        // The generator's expressions hold no dots.
+        let (labels, names): (Vec<_>, Vec<_>) = (pattern.split('.').collect(), name.split('.').collect());
+        let fits = labels.len() == names.len()
+            && labels.iter().zip(&names).all(|(label, name)| {
+                let regex = label.strip_prefix('/').and_then(|label| label.strip_suffix('/'));
+                *label == "*" || regex.map_or(label == name, |regex| whole(regex, name.as_bytes()))
+            });
+        let not_literal = labels.iter().filter(|label| label.starts_with(['/', '*'])).count();
+        return (fits && valid).then_some((1, 100 - (labels.len() - not_literal)));
+    }
+    if let Some(parent) = pattern.strip_prefix("*.") {
+        return (valid && name.split_once('.').is_some_and(|(_, rest)| rest == parent)).then_some((2, 0));
+    }
+    (pattern == name).then_some((0, 0))
+}
+
+/// The best rule, by trying them all.
+fn naive_find(rules: &[Rule], name: &str, path: &[u8], decoded: bool, method: &str) -> Option<u32> {
+    let text = |text: &str| if decoded { percent_decode(text.as_bytes()) } else { text.as_bytes().to_vec() };
+    let mut best = None;
+    for rule in rules {
+        let Some(host) = host_rank(&rule.hostname, name) else { continue };
+        let first_with_host = rules.iter().position(|other| other.hostname == rule.hostname);
+        let first_with_path =
+            rules.iter().position(|other| other.hostname == rule.hostname && other.path == rule.path);
+        let path_rank = match &rule.path {
+            PathRule::Equals(equal) if text(equal) == path => (0, 0),
+            PathRule::Regex(pattern) if whole(pattern, path) => (1, first_with_path.unwrap_or_default()),
+            PathRule::Prefix(prefix) if path.starts_with(&text(prefix)) => {
+                (2, usize::MAX - text(prefix).len())
+            }
+            _ => continue,
+        };
+        if rule.method.as_deref().is_some_and(|wanted| wanted != method) {
+            continue;
+        }
+        let key = (host, first_with_host, path_rank, rule.method.is_none());
+        if best.is_none_or(|(best, _)| key < best) {
+            best = Some((key, rule.target));
+        }
+    }
+    best.map(|(_, target)| target)
+}
+
+fn naive_lookup(rules: &[Rule], host: &str, path: &str, method: &str) -> Outcome {
+    let name = host.to_ascii_lowercase();
+    let name = name.strip_suffix('.').unwrap_or(&name);
+    let sent = naive_find(rules, name, path.as_bytes(), false, method);
+    let mut buffer = vec![0; path.len()];
+    match normalise(path.as_bytes(), &mut buffer) {
+        Ok(normal) if naive_find(rules, name, normal, true, method) == sent => {
+            sent.map_or(Outcome::NoRoute, Outcome::Target)
+        }
+        _ => Outcome::AmbiguousPath,
+    }
+}
+
+fn random_rules(random: &mut Random) -> Vec<Rule> {
+    let count = random.below(40);
+    let rules = (0..count).map(|_| {
+        let name = random.join(&["a", "b", "c"], ".", 3);
+        let hostname = match random.below(8) {
+            0 => "*".to_owned(),
+            1 | 2 => format!("*.{name}"),
+            3 => format!("/{}/.{name}", random.pick(&["a|b", "[a-c]", "[^x]*", "a"])),
+            4 => format!("{name}./{}/", random.pick(&["a|b", "[bc]"])),
+            5 => format!("/{}/.{}./a|c/", random.pick(&["b|c", "[a-z]+"]), random.pick(&["a", "b"])),
+            _ => name,
+        };
+        let path = format!("/{}", random.join(&["a", "b", "ab", "%61", "%20", "/", "a/"], "", 4));
+        let path = match random.below(5) {
+            0 => PathRule::Equals(path),
+            1 => PathRule::Regex(random.pick(&["/a.*", "/(a|b)*", "/.*b", "/a|/ab", ".*/.*/.*"]).to_owned()),
+            2 => PathRule::Prefix(String::new()),
+            _ => PathRule::Prefix(path),
+        };
+        let method = [None, None, Some("GET"), Some("POST")][random.below(4)].map(str::to_owned);
+        Rule { hostname, path, method, target: random.below(12) as u32 }
+    });
+    let rules: Vec<Rule> = rules.filter(|rule| crate::route::check_path(&rule.path).is_ok()).collect();
+    // Keep what does not contradict the rules before it.
+    let mut kept: Vec<Rule> = Vec::new();
+    for rule in rules {
+        let spelled = |path: &PathRule| match path {
+            PathRule::Equals(text) => (0, percent_decode(text.as_bytes())),
+            PathRule::Prefix(text) => (1, percent_decode(text.as_bytes())),
+            PathRule::Regex(text) => (2, text.as_bytes().to_vec()),
+        };
+        let contradicts = kept.iter().any(|other| {
+            other.hostname == rule.hostname
+                && spelled(&other.path) == spelled(&rule.path)
+                && other.method == rule.method
+                && other.target != rule.target
+        });
+        if !contradicts {
+            kept.push(rule);
+        }
+    }
+    kept
+}
+
+#[test]
+fn the_compiled_table_answers_as_a_matcher_that_tries_every_rule() {
+    let mut random = Random(0x6b61_6b65_6869);
+    let mut seen = [0usize; 3];
+    for _ in 0..150 {
+        let rules = random_rules(&mut random);
+        let table = RouteTable::compile(rules.iter().cloned()).expect("rules that were checked");
+        for _ in 0..40 {
+            let mut host = random.join(&["a", "b", "c", "A", "ab", ""], ".", 4);
+            if random.below(4) == 0 {
+                host.push('.');
+            }
+            let pieces =
+                ["a", "b", "ab", "/", "/", "%61", "%20", "//", "/.", "/../", "a/", ";a", "\\", "%2F"];
+            let plain = random.below(3);
+            let path = format!("/{}", random.join(if plain > 0 { &pieces[..5] } else { &pieces }, "", 5));
+            let method = random.pick(&["GET", "POST", "PUT"]);
+            let found = table.lookup(&host, &path, method);
+            assert_eq!(
+                found,
+                naive_lookup(&rules, &host, &path, method),
+                "{method} {host} {path} among {rules:?}"
+            );
+            seen[match found {
+                Outcome::Target(_) => 0,
+                Outcome::NoRoute => 1,
+                Outcome::AmbiguousPath => 2,
+            }] += 1;
+        }
+    }
+    assert!(seen.iter().all(|&count| count > 200), "every outcome is tried: {seen:?}");
+}
+
+#[test]
+fn a_host_with_hundreds_of_nested_prefixes_answers_as_a_matcher_that_tries_every_rule() {
+    let mut random = Random(0x6669_7265);
+    for size in [1, 2, 15, 16, 17, 18, 60, 300] {
+        let mut rules: Vec<Rule> = Vec::new();
+        while rules.len() < size {
+            let path = format!("/{}", random.join(&["a", "b", "c"], "", 10));
+            let path = if random.below(4) == 0 { PathRule::Equals(path) } else { PathRule::Prefix(path) };
+            let method = [None, Some("GET"), Some("POST")][random.below(3)].map(str::to_owned);
+            if !rules.iter().any(|rule| rule.path == path && rule.method == method) {
+                rules.push(Rule { hostname: "h".to_owned(), path, method, target: rules.len() as u32 });
+            }
+        }
+        let table = RouteTable::compile(rules.iter().cloned()).expect("rules that differ");
+        assert_eq!(table.len(), size);
+        for _ in 0..300 {
+            let path = format!("/{}", random.join(&["a", "b", "c"], "", 12));
+            let method = random.pick(&["GET", "POST", "PUT"]);
+            let expected = naive_find(&rules, "h", path.as_bytes(), false, method);
+            let expected = expected.map_or(Outcome::NoRoute, Outcome::Target);
+            assert_eq!(table.lookup("h", &path, method), expected, "{method} {path} among {size} rules");
+        }
+    }
+}
