@@ -15,7 +15,7 @@
 //! | `target` | request targets and authorities |
 //! | `request`, `forward` | a valid request head, and how a backend gets it |
 //! | `response`, `plan` | a valid response head, and how a client gets it |
-//! | `chunked` | bodies in chunks, both ways |
+//! | `chunked`, `trailer` | bodies in chunks, both ways |
 //! | `answer` | the answers that kakehi makes itself |
 
 mod answer;
@@ -30,6 +30,7 @@ mod reason;
 mod request;
 mod response;
 mod target;
+mod trailer;
 
 pub use answer::write_answer;
 pub use chunked::{Advance, CHUNK_SUFFIX, ChunkPrefix, ChunkedBody, Emit, LAST_CHUNK, chunk_prefix};
