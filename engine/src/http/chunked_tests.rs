@@ -82,7 +82,7 @@ fn any_defect_of_the_framing_is_refused() {
         "5\r\nhello\r0",
         "5;a\nb\r\nhello\r\n",
         "5;a\rb\r\nhello\r\n",
-        "5;a=\"\r\n\"\rx",
+        "5;a=\"\r\n\"\rxxxy",
         "5;\0\r\n",
         "5;\x7f\r\n",
         ";a\r\nhello",

@@ -17,12 +17,13 @@ pub struct HeadLimits {
 /// How far an incomplete head was looked at. One per connection and direction; starts as its default, and
 /// is that again after a complete head. The input only grows at its end between two calls.
 ///
-/// A head that arrives byte by byte costs linear time: the parser runs at the first arrival, when the end
-/// of the head shows, and each time the size has doubled (so that garbage is refused early).
+/// A head that arrives byte by byte costs linear time: the parser runs at the first arrival, when the first
+/// line and when the head shows its end, and each time the size has doubled (so that garbage is refused early).
 #[derive(Debug, Default, Clone, Copy)]
 pub struct HeadProgress {
     scanned: usize,
     attempted: usize,
+    line_seen: bool,
 }
 
 impl HeadProgress {
@@ -38,13 +39,18 @@ impl HeadProgress {
     /// Notes that the parser ran over `input` and found no end.
     pub(super) fn note_incomplete(&mut self, input: &[u8]) {
         (self.scanned, self.attempted) = (input.len(), input.len());
+        self.line_seen = self.line_seen || memchr::memchr(b'\n', input).is_some();
     }
 
-    /// Whether an empty line ends in what came since the last look. One with bare line feeds counts: the
-    /// parser will refuse it.
+    /// Whether the first line or an empty line ends in what came since the last look. One with a bare line
+    /// feed counts: the parser will refuse it.
     fn shows_end(&mut self, input: &[u8]) -> bool {
         let from = self.scanned.saturating_sub(2).min(input.len());
         self.scanned = input.len();
+        if !self.line_seen && memchr::memchr(b'\n', &input[from..]).is_some() {
+            self.line_seen = true;
+            return true;
+        }
         memchr::memchr_iter(b'\n', &input[from..])
             .any(|at| matches!(&input[from + at + 1..], [b'\n', ..] | [b'\r', b'\n', ..]))
     }

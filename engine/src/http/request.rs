@@ -287,10 +287,16 @@ fn refuse(input: &[u8], error: httparse::Error) -> Reason {
                 _ => Reason::BadRequestLine,
             }
         }
-        // In the request line this is "HTTP/1.1 x"; further down it is a CR without its LF.
-        httparse::Error::NewLine if !input.contains(&b'\n') => Reason::BadRequestLine,
+        httparse::Error::NewLine if !ends_in_version(input) => Reason::BadRequestLine,
         _ => head::refuse_field(input, error),
     }
+}
+
+/// Whether the first line of `input` ends in a version and a line end, be it a bare one.
+fn ends_in_version(input: &[u8]) -> bool {
+    let line = input.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    line.ends_with(b"HTTP/1.1") || line.ends_with(b"HTTP/1.0")
 }
 
 #[cfg(test)]
