@@ -226,7 +226,17 @@ pub(super) struct ConnectionOptions {
 
 impl ConnectionOptions {
     /// Adds one `Connection` field.
+    #[inline]
     pub(super) fn read(&mut self, value: &[u8]) -> Result<(), Reason> {
+        // What nearly every client says, if it says anything.
+        if value.eq_ignore_ascii_case(b"keep-alive") {
+            self.keep_alive = true;
+            return Ok(());
+        }
+        self.read_list(value)
+    }
+
+    fn read_list(&mut self, value: &[u8]) -> Result<(), Reason> {
         for option in elements(value) {
             self.count += 1;
             if self.count > MAX_CONNECTION_OPTIONS {

@@ -10,6 +10,11 @@ use super::field::{self, Field, Kind};
 use super::request::is_passed_on;
 use super::{RequestBody, RequestHead, Version};
 
+/// Appends text in parts, one after the other. A macro, because the copy of a literal then has a known size.
+macro_rules! put {
+    ($out:expr, $($part:expr),+) => {{ $( $out.extend_from_slice($part.as_bytes()); )+ }};
+}
+
 /// What kakehi tells a backend about where a request came from.
 #[derive(Debug, Clone, Copy)]
 pub struct ForwardedBy<'a> {
@@ -39,10 +44,10 @@ impl RequestHead<'_> {
         let from = if self.line_as_sent {
             self.start
         } else {
-            put(out, &[self.method_text, " ", self.target, " HTTP/1.1\r\n"]);
+            put!(out, self.method_text, " ", self.target, " HTTP/1.1\r\n");
             // RFC 9112 section 3.2.2: for an absolute-form a proxy writes Host anew.
             if self.replace_host {
-                put(out, &["Host: ", self.host, "\r\n"]);
+                put!(out, "Host: ", self.host, "\r\n");
             }
             field::first_line(self.fields, self.len - 2)
         };
@@ -89,7 +94,7 @@ impl RequestHead<'_> {
         match self.body {
             RequestBody::None => {}
             RequestBody::Length(length) => {
-                put(out, &["Content-Length: ", itoa::Buffer::new().format(length), "\r\n"]);
+                put!(out, "Content-Length: ", itoa::Buffer::new().format(length), "\r\n");
             }
             RequestBody::Chunked => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
         }
@@ -123,19 +128,19 @@ impl RequestHead<'_> {
         let stands = |kind| by.trusted && self.kinds.has(kind);
         if switches.x_forwarded_for {
             self.start_list("X-Forwarded-For: ", Kind::XForwardedFor, by, out);
-            put(out, &[by.peer_ip, "\r\n"]);
+            put!(out, by.peer_ip, "\r\n");
         }
         if switches.x_forwarded_proto && !stands(Kind::XForwardedProto) {
-            put(out, &["X-Forwarded-Proto: ", by.proto, "\r\n"]);
+            put!(out, "X-Forwarded-Proto: ", by.proto, "\r\n");
         }
         if switches.x_forwarded_port && !stands(Kind::XForwardedPort) {
-            put(out, &["X-Forwarded-Port: ", by.local_port, "\r\n"]);
+            put!(out, "X-Forwarded-Port: ", by.local_port, "\r\n");
         }
         if switches.x_forwarded_host && !stands(Kind::XForwardedHost) && !self.host.is_empty() {
-            put(out, &["X-Forwarded-Host: ", self.host, "\r\n"]);
+            put!(out, "X-Forwarded-Host: ", self.host, "\r\n");
         }
         if switches.x_real_ip && (switches.elide_x_real_ip || !stands(Kind::XRealIp)) {
-            put(out, &["X-Real-IP: ", by.peer_ip, "\r\n"]);
+            put!(out, "X-Real-IP: ", by.peer_ip, "\r\n");
         }
         if switches.forwarded {
             self.start_list("Forwarded: ", Kind::Forwarded, by, out);
@@ -144,11 +149,13 @@ impl RequestHead<'_> {
         if switches.via {
             self.start_list("Via: ", Kind::Via, by, out);
             // RFC 9110 section 7.6.3: the version is the received one.
-            let received = if self.version == Version::Http11 { "1.1 kakehi\r\n" } else { "1.0 kakehi\r\n" };
-            put(out, &[received]);
+            match self.version {
+                Version::Http11 => put!(out, "1.1 kakehi\r\n"),
+                Version::Http10 => put!(out, "1.0 kakehi\r\n"),
+            }
         }
         if switches.x_request_id && !stands(Kind::XRequestId) {
-            put(out, &["X-Request-Id: ", by.request_id, "\r\n"]);
+            put!(out, "X-Request-Id: ", by.request_id, "\r\n");
         }
     }
 
@@ -157,19 +164,20 @@ impl RequestHead<'_> {
     fn write_forwarded_element(&self, by: &ForwardedBy<'_>, out: &mut Vec<u8>) {
         // RFC 7239 section 6: IPv6 in brackets.
         if by.peer_ip.contains(':') {
-            put(out, &["for=\"[", by.peer_ip, "]\""]);
+            put!(out, "for=\"[", by.peer_ip, "]\"");
         } else {
-            put(out, &["for=", by.peer_ip]);
+            put!(out, "for=", by.peer_ip);
         }
         if self.host.contains(':') {
-            put(out, &[";host=\"", self.host, "\""]);
+            put!(out, ";host=\"", self.host, "\"");
         } else if !self.host.is_empty() {
-            put(out, &[";host=", self.host]);
+            put!(out, ";host=", self.host);
         }
-        put(out, &[";proto=", by.proto, "\r\n"]);
+        put!(out, ";proto=", by.proto, "\r\n");
     }
 
     /// Appends `label` and, if the peer is trusted, the list that it sent, ready for one more element.
+    #[inline]
     fn start_list(&self, label: &str, kind: Kind, by: &ForwardedBy<'_>, out: &mut Vec<u8>) {
         out.extend_from_slice(label.as_bytes());
         if by.trusted && self.kinds.has(kind) {
@@ -193,13 +201,6 @@ impl RequestHead<'_> {
 
     fn lines(&self, kind: Kind) -> impl Iterator<Item = &[u8]> {
         self.fields.iter().filter(move |line| line.kind == kind).map(|line| line.value(self.input))
-    }
-}
-
-#[inline]
-fn put(out: &mut Vec<u8>, parts: &[&str]) {
-    for part in parts {
-        out.extend_from_slice(part.as_bytes());
     }
 }
 
