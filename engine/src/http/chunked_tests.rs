@@ -1,5 +1,6 @@
 //! Tests of bodies in chunks.
 
+use super::super::mutation::Mutation;
 use super::*;
 
 /// What is sent on, and where the body ended; `None` while it is not complete.
@@ -174,4 +175,26 @@ fn our_own_chunk_lines_are_read_back() {
     }
     let body = [&*chunk_prefix(5), b"hello", CHUNK_SUFFIX, LAST_CHUNK].concat();
     assert_eq!(read_every_way(Emit::Data, &body).unwrap(), (b"hello".to_vec(), Some(body.len()), 5));
+}
+
+#[test]
+fn whatever_is_accepted_is_read_alike_in_any_pieces_and_once_more_after_forwarding() {
+    const SEEDS: [&str; 3] = [
+        "5\r\nhello\r\n0a;x=y\r\n0123456789\r\n0\r\n\r\n",
+        "1\r\n\r\r\n2\r\n\r\n\r\n0;a\r\nX: y\r\nHost: a\r\nZ: z\r\n\r\n",
+        "0000\r\n\r\nGET / HTTP/1.1\r\n",
+    ];
+    let mut mutation = Mutation::new();
+    let mut complete = 0;
+    for round in 0..6_000 {
+        let input = mutation.spoil(SEEDS[round % SEEDS.len()]);
+        let outcome = read_every_way(Emit::Chunked, &input);
+        let data = read_every_way(Emit::Data, &input);
+        assert_eq!(outcome.is_ok(), data.is_ok(), "{}", input.escape_ascii());
+        let Ok((sent, Some(_), len)) = outcome else { continue };
+        complete += 1;
+        assert_eq!(read(Emit::Chunked, [&*sent]), Ok((sent.clone(), Some(sent.len()), len)));
+        assert_eq!(read(Emit::Data, [&*sent]).unwrap().0, data.unwrap().0);
+    }
+    assert!(complete > 500, "{complete} complete");
 }

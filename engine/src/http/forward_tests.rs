@@ -1,5 +1,6 @@
 //! Tests of forwarded requests.
 
+use super::super::mutation::Mutation;
 use super::super::{HeadLimits, HeadProgress, Reason, Scratch};
 use super::*;
 
@@ -220,33 +221,12 @@ fn whatever_is_accepted_is_read_alike_after_forwarding() {
         "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket, h2c\r\nVia: 1.1 x\r\n\r\n",
         "OPTIONS * HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 1.1.1.1\r\nX_Real_Ip: 2\r\nForwarded: for=x\r\n\r\n",
     ];
-    const BYTES: &[u8] = b"\r\n\t :,;/?#@[]()\"\\*_-0159aAxX\0\x7f\x80\xff";
-    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut next = |bound: usize| {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        (random % bound as u64) as usize
-    };
+    let mut mutation = Mutation::new();
     let switches = Forwarding::default();
     let by = by(&switches, false);
     let (mut accepted, mut refused) = (0, 0);
     for round in 0..20_000 {
-        let mut input = SEEDS[round % SEEDS.len()].as_bytes().to_vec();
-        for _ in 0..=next(3) {
-            let at = next(input.len());
-            match next(4) {
-                0 => input[at] = BYTES[next(BYTES.len())],
-                1 => input.insert(at, BYTES[next(BYTES.len())]),
-                2 => drop(input.remove(at)),
-                _ => {
-                    let to = (at + next(24)).min(input.len());
-                    let piece = input[at..to].to_vec();
-                    let into = next(input.len());
-                    input.splice(into..into, piece);
-                }
-            }
-        }
+        let input = mutation.spoil(SEEDS[round % SEEDS.len()]);
         let mut scratch = Scratch::new();
         let head = match RequestHead::parse(&input, &mut HeadProgress::default(), &LIMITS, &mut scratch) {
             Ok(Some(head)) => head,

@@ -1,5 +1,6 @@
 //! Tests of response heads.
 
+use super::super::mutation::Mutation;
 use super::*;
 
 const LIMITS: HeadLimits = HeadLimits { bytes: 4096, fields: 32, target: 0 };
@@ -209,4 +210,34 @@ fn switching_protocols_keeps_upgrade_and_so_does_426() {
         forward(refused, Method::Get, Version::Http11, false),
         "HTTP/1.1 426 U\r\nUpgrade: foo/2\r\nContent-Length: 0\r\nConnection: close, upgrade\r\n\r\n"
     );
+}
+
+#[test]
+fn whatever_is_accepted_is_read_alike_after_forwarding() {
+    const SEEDS: [&str; 5] = [
+        "HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\nConnection: x\r\nX: y\r\n\r\n",
+        "HTTP/1.1 200\r\nTransfer-Encoding: chunked\r\nTrailer: X\r\n\r\n",
+        "HTTP/1.0 404 Not Found\r\nConnection: keep-alive\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 101 S\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+        "HTTP/1.1 304 N\r\nContent-Length: 10\r\nETag: \"x\"\r\n\r\n",
+    ];
+    let mut mutation = Mutation::new();
+    let mut accepted = 0;
+    for round in 0..20_000 {
+        let input = mutation.spoil(SEEDS[round % SEEDS.len()]);
+        let forwarded = check(&input, Method::Get, |head| {
+            let plan = ResponsePlan::new(&head, Method::Get, Version::Http11, true);
+            let mut out = Vec::new();
+            head.write_forwarded(&plan, &mut out);
+            (out, head.status, plan.framing)
+        });
+        let Ok(Some((out, status, framing))) = forwarded else { continue };
+        accepted += 1;
+        let reread = check(&out, Method::Get, |head| {
+            assert_eq!(head.len, out.len());
+            (head.status, ResponsePlan::new(&head, Method::Get, Version::Http11, true).framing)
+        });
+        assert_eq!(reread, Ok(Some((status, framing))), "{}", input.escape_ascii());
+    }
+    assert!(accepted > 1_000, "{accepted} accepted");
 }
