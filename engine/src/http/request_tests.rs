@@ -308,3 +308,26 @@ fn connection_cannot_be_made_to_cost_much() {
     let lines = format!("Connection: {}\r\n", "a,".repeat(65));
     assert_eq!(refused(&with(&lines)), Some(Reason::BadConnection));
 }
+
+#[test]
+fn each_byte_is_judged_alike_wherever_it_stands_in_a_long_head() {
+    // Long enough for the parser's vector code, whose tail is scalar.
+    for byte in 0..=255u8 {
+        for at in [0, 7, 31, 32, 40, 62, 63] {
+            let mut text = [b'x'; 64];
+            text[at] = byte;
+            let parse = |parts: [&[u8]; 3]| {
+                let mut scratch = Scratch::new();
+                let input = parts.concat();
+                RequestHead::parse(&input, &mut HeadProgress::default(), &LIMITS, &mut scratch).is_ok()
+            };
+            let target = parse([b"GET /", &text, b" HTTP/1.1\r\nHost: a\r\n\r\n"]);
+            assert_eq!(target, byte.is_ascii_graphic() && byte != b'#', "{byte:#x} at {at} of a target");
+            let name = parse([b"GET / HTTP/1.1\r\nHost: a\r\n", &text, b": y\r\n\r\n"]);
+            let in_name = field::is_token_byte(byte) || (byte == b':' && at > 0);
+            assert_eq!(name, in_name, "{byte:#x} at {at} of a name");
+            let value = parse([b"GET / HTTP/1.1\r\nHost: a\r\nX: ", &text, b"\r\n\r\n"]);
+            assert_eq!(value, field::is_value_byte(byte), "{byte:#x} at {at} of a value");
+        }
+    }
+}
