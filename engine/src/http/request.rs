@@ -112,7 +112,7 @@ impl<'b> RequestHead<'b> {
             return Err(Reason::TargetTooLong);
         }
         let target = target::read(method, raw_target, spare)?;
-        // The line may be given back as it came only if both parsers agree on what lies between its parts.
+        // httparse takes exactly one space between the parts, so such a line is already what we would write.
         let line_as_sent = target.authority.is_none() && version == Version::Http11;
 
         let said = Said::read(input, fields, version)?;
