@@ -3,7 +3,7 @@
 //! For: reading request and response heads, deciding where a message ends, and writing what is passed on.
 //! Relies on: `httparse` for the grammar of a head, the limits of the caller, and buffers that the caller owns.
 //! Promises: no socket, no clock, no panic on any input, and no allocation besides the growth of the caller's
-//! `Vec<u8>` (and of a trailer section, which is bounded). What is ambiguous about the end of a message is
+//! `Vec<u8>` (and of a trailer section, which is bounded, and of one rare form of target). What is ambiguous about the end of a message is
 //! refused; what is accepted is passed on byte for byte, inside framing that kakehi writes itself.
 //!
 //! | module | what it knows |
@@ -15,7 +15,7 @@
 //! | `target` | request targets and authorities |
 //! | `request`, `forward` | a valid request head, and how a backend gets it |
 //! | `response`, `plan` | a valid response head, and how a client gets it |
-//! | `chunked` | bodies in chunks, both ways |
+//! | `chunked`, `trailer` | bodies in chunks, both ways |
 //! | `answer` | the answers that kakehi makes itself |
 
 mod answer;
@@ -25,11 +25,14 @@ mod forward;
 mod framing;
 mod head;
 mod method;
+#[cfg(test)]
+mod mutation;
 mod plan;
 mod reason;
 mod request;
 mod response;
 mod target;
+mod trailer;
 
 pub use answer::write_answer;
 pub use chunked::{Advance, CHUNK_SUFFIX, ChunkPrefix, ChunkedBody, Emit, LAST_CHUNK, chunk_prefix};

@@ -1,4 +1,7 @@
-//! How a response leaves towards the client.
+//! How a response leaves towards the client: the framing of its body and the fate of the connection.
+//!
+//! Promises that the client can always tell where the body ends, whatever version it speaks.
+
 use super::{Method, ResponseBody, ResponseHead, Version};
 
 /// Framing of the body that leaves.
@@ -65,7 +68,12 @@ impl ResponsePlan {
         } else {
             OutConnection::KeepAlive10
         };
-        let _ = request_method;
-        ResponsePlan { framing, connection, announce_chunked: false }
+        // RFC 9112 section 6.1: an answer to HEAD may say what the answer to GET would have had.
+        let announce_chunked = modern
+            && request_method == Method::Head
+            && head.framing.chunked
+            && head.status >= 200
+            && !matches!(head.status, 204 | 304);
+        ResponsePlan { framing, connection, announce_chunked }
     }
 }

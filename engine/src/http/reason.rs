@@ -6,7 +6,8 @@
 macro_rules! reasons {
     ($( $(#[$doc:meta])* $name:ident = $status:literal $code:literal, )*) => {
         /// Reason of an answer that kakehi makes itself.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, thiserror::Error)]
+        #[error("{}", self.code())]
         #[repr(u8)]
         pub enum Reason { $( $(#[$doc])* $name, )* }
 

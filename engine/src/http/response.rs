@@ -1,8 +1,21 @@
-//! A valid response head.
-use super::*;
+//! A valid response head, and how a client gets it.
+//!
+//! Relies on `httparse` for the grammar. Promises the same strictness as towards clients: a response whose
+//! end is ambiguous is refused, because what follows on that connection could be taken for another answer.
+
+use std::mem::MaybeUninit;
+
+use crate::limits;
+
+use super::field::{self, ConnectionOptions, Field, Kind};
+use super::framing::Framing;
+use super::{
+    HeadLimits, HeadProgress, Method, OutConnection, OutFraming, Reason, ResponseBody, ResponsePlan, Scratch,
+    Version,
+};
 
 /// A response head, borrowed from the input and the scratch table. One that exists is valid.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ResponseHead<'b> {
     /// Status code, 100..=599.
     pub status: u16,
@@ -12,15 +25,25 @@ pub struct ResponseHead<'b> {
     pub body: ResponseBody,
     /// Whether the backend's connection can be used again after the body.
     pub keep_alive: bool,
-    /// Whether the backend names another protocol in `Upgrade` (and `Connection`).
+    /// Whether the response names other protocols (`Upgrade`, named by `Connection`).
     pub upgrade: bool,
     /// Bytes of the head in the input.
     pub len: usize,
+
+    /// What the framing fields say, also where there is no body.
+    pub(super) framing: Framing,
     input: &'b [u8],
+    fields: &'b [Field],
+    options: ConnectionOptions,
 }
 
 impl<'b> ResponseHead<'b> {
-    /// Reads a response head from the start of `input`; `None` = incomplete.
+    /// Reads the head of a response to a `request_method` from the start of `input`, which may go on behind
+    /// it. `None` = incomplete: call again with the same bytes and more.
+    ///
+    /// # Errors
+    /// [`Reason::BackendBadResponse`] or [`Reason::BackendResponseHeadTooLarge`]; the connection cannot be
+    /// used any more.
     pub fn parse(
         input: &'b [u8],
         request_method: Method,
@@ -28,22 +51,167 @@ impl<'b> ResponseHead<'b> {
         limits: &HeadLimits,
         scratch: &'b mut Scratch,
     ) -> Result<Option<ResponseHead<'b>>, Reason> {
-        let _ = (input, request_method, progress, limits, scratch);
-        Ok(None)
+        let limit = limits.bytes as usize;
+        if !progress.is_worth_parsing(input, limit) {
+            return Ok(None);
+        }
+        let window = &input[..input.len().min(limit)];
+        // httparse skips empty lines, which only a request may have before it (RFC 9112 section 2.2).
+        if window.first().is_some_and(|byte| *byte != b'H') {
+            return Err(Reason::BackendBadResponse);
+        }
+        let mut table = [const { MaybeUninit::uninit() }; limits::MAX_HEAD_FIELDS_CEILING as usize];
+        let slots = usize::from(limits.fields.min(limits::MAX_HEAD_FIELDS_CEILING));
+        let mut parsed = httparse::Response::new(&mut []);
+        let config = httparse::ParserConfig::default();
+        match config.parse_response_with_uninit_headers(&mut parsed, window, &mut table[..slots]) {
+            Ok(httparse::Status::Complete(len)) => {
+                *progress = HeadProgress::default();
+                ResponseHead::validate(&window[..len], request_method, &parsed, scratch)
+                    .map(Some)
+                    .map_err(|_| Reason::BackendBadResponse)
+            }
+            Ok(httparse::Status::Partial) if window.len() >= limit => {
+                Err(Reason::BackendResponseHeadTooLarge)
+            }
+            Ok(httparse::Status::Partial) => {
+                progress.note_incomplete(window);
+                Ok(None)
+            }
+            Err(httparse::Error::TooManyHeaders) => Err(Reason::BackendResponseHeadTooLarge),
+            Err(_) => Err(Reason::BackendBadResponse),
+        }
     }
 
-    /// Whether another head follows this one: any 1xx but 101.
+    #[inline]
+    fn validate(
+        input: &'b [u8],
+        request_method: Method,
+        parsed: &httparse::Response<'_, 'b>,
+        scratch: &'b mut Scratch,
+    ) -> Result<ResponseHead<'b>, Reason> {
+        let kinds = field::fill(&mut scratch.fields, input, input.len(), parsed.headers)?;
+        let fields: &'b [Field] = &scratch.fields;
+        let version = if parsed.version == Some(1) { Version::Http11 } else { Version::Http10 };
+        // RFC 9110 section 15: the first digit is 1 to 5.
+        let status =
+            parsed.code.filter(|code| (100..=599).contains(code)).ok_or(Reason::BackendBadResponse)?;
+
+        let mut framing = Framing::default();
+        let mut options = ConnectionOptions::default();
+        for line in fields {
+            match line.kind {
+                Kind::ContentLength => framing.read_length(line.value(input))?,
+                Kind::TransferEncoding => framing.read_coding(line.value(input), version)?,
+                Kind::Connection => options.read(line.value(input))?,
+                _ => {}
+            }
+        }
+        framing.check()?;
+        // RFC 9112 section 6.3, in its order.
+        let body = if request_method == Method::Head || status < 200 || status == 204 || status == 304 {
+            ResponseBody::None
+        } else if framing.chunked {
+            ResponseBody::Chunked
+        } else if let Some(length) = framing.length {
+            ResponseBody::Length(length)
+        } else {
+            ResponseBody::UntilClose
+        };
+        // RFC 9112 section 9.3.
+        let persists = !options.close && (version == Version::Http11 || options.keep_alive);
+        Ok(ResponseHead {
+            status,
+            version,
+            body,
+            keep_alive: persists && body != ResponseBody::UntilClose,
+            upgrade: kinds.has(Kind::Upgrade) && options.upgrade,
+            len: input.len(),
+            framing,
+            input,
+            fields,
+            options,
+        })
+    }
+
+    /// Whether another head follows this one: any 1xx but 101 (RFC 9110 section 15.2). Such a head must not
+    /// reach a client of HTTP/1.0.
+    #[inline]
     pub fn is_interim(&self) -> bool {
         self.status < 200 && self.status != 101
     }
 
-    /// Appends the response as the client gets it.
-    pub fn write_forwarded(&self, plan: &ResponsePlan, out: &mut Vec<u8>) {
-        let _ = (plan, out, self.input);
+    /// The fields as sent, in their order: values without the white space around them.
+    pub fn fields(&self) -> impl Iterator<Item = (&'b str, &'b [u8])> + use<'b> {
+        let input = self.input;
+        self.fields.iter().map(move |line| line.pair(input))
     }
 
-    /// The fields as sent, in their order.
-    pub fn fields(&self) -> impl Iterator<Item = (&'b str, &'b [u8])> {
-        std::iter::empty()
+    /// Appends the head as the client gets it: HTTP/1.1, the backend's reason phrase, every end-to-end field
+    /// byte for byte and in its order, then framing and connection as `plan` has them.
+    pub fn write_forwarded(&self, plan: &ResponsePlan, out: &mut Vec<u8>) {
+        out.reserve(self.len + 128);
+        // RFC 9110 section 6.2: the version is that of the proxy's own message.
+        out.extend_from_slice(b"HTTP/1.1");
+        let from = "HTTP/1.1".len();
+        let end = self.len - 2;
+        // RFC 9110 section 15.5.22: 426 has to name the protocols; 101 is the change itself.
+        let upgrade = plan.connection == OutConnection::Upgrade || (self.status == 426 && self.upgrade);
+        let fields_start = field::first_line(self.fields, end);
+        let line = &self.input[from..fields_start - 2];
+        if line.len() == " 200".len() {
+            // RFC 9112 section 4: the space stands even if the reason phrase is empty.
+            out.extend_from_slice(line);
+            out.extend_from_slice(b" \r\n");
+            field::copy_kept(self.input, fields_start, end, self.fields, out, |line| {
+                self.keeps(line, upgrade)
+            });
+        } else {
+            field::copy_kept(self.input, from, end, self.fields, out, |line| self.keeps(line, upgrade));
+        }
+        self.write_framing(plan, out);
+        out.extend_from_slice(match (plan.connection, upgrade) {
+            (OutConnection::Close, true) => b"Connection: close, upgrade\r\n",
+            (OutConnection::Close, false) => b"Connection: close\r\n",
+            (OutConnection::Upgrade | OutConnection::Implicit, true) => b"Connection: upgrade\r\n",
+            (OutConnection::KeepAlive10, _) => b"Connection: keep-alive\r\n",
+            (OutConnection::Upgrade | OutConnection::Implicit, false) => b"",
+        });
+        out.extend_from_slice(b"\r\n");
+    }
+
+    #[inline]
+    fn keeps(&self, line: &Field, upgrade: bool) -> bool {
+        match line.kind {
+            Kind::ContentLength | Kind::TransferEncoding | Kind::Connection | Kind::Te | Kind::HopByHop => {
+                false
+            }
+            Kind::Upgrade => upgrade,
+            // RFC 9110 section 7.6.1.
+            Kind::Other => {
+                !self.options.names_others || !field::is_named(self.fields, self.input, line.name(self.input))
+            }
+            _ => true,
+        }
+    }
+
+    fn write_framing(&self, plan: &ResponsePlan, out: &mut Vec<u8>) {
+        let length = match plan.framing {
+            OutFraming::Length(length) => Some(length),
+            // RFC 9110 section 8.6: none in 1xx and 204; in 304 and answers to HEAD it is that of a GET.
+            OutFraming::None if self.status >= 200 && self.status != 204 => self.framing.length,
+            _ => None,
+        };
+        if let Some(length) = length {
+            out.extend_from_slice(b"Content-Length: ");
+            out.extend_from_slice(itoa::Buffer::new().format(length).as_bytes());
+            out.extend_from_slice(b"\r\n");
+        } else if plan.framing == OutFraming::Chunked || plan.announce_chunked {
+            out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
+        }
     }
 }
+
+#[cfg(test)]
+#[path = "response_tests.rs"]
+mod tests;
