@@ -11,8 +11,11 @@ use crate::{Verdict, explain};
 
 const MIB: usize = 1024 * 1024;
 
-/// What the proxy puts in front of the backend, as a list that can be run from top to bottom.
-pub(crate) const CHECKS: [(&str, fn(SocketAddr) -> Verdict); 10] = [
+/// A check by its name, which is the sentence that it proves.
+pub(crate) type Check = (&'static str, fn(SocketAddr) -> Verdict);
+
+/// All of them, in the order in which they run.
+pub(crate) const CHECKS: [Check; 10] = [
     ("one_connection_carries_many_requests", one_connection_carries_many_requests),
     ("many_connections_are_served_at_once", many_connections_are_served_at_once),
     ("every_request_may_have_its_own_connection", every_request_may_have_its_own_connection),
