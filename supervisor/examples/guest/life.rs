@@ -1,0 +1,59 @@
+//! The checks of kakehi's processes: the level that it chose, a worker that dies, a stop that loses nothing.
+
+use std::time::Duration;
+
+use crate::backend::Backend;
+use crate::proxy::Proxy;
+use crate::traffic::{answer, connect, expect, requests};
+use crate::{Verdict, explain, wait_for};
+
+/// Every worker must run at `wanted`; returns the level for the report.
+pub(crate) fn all_workers_run_at_the_level(proxy: &mut Proxy<'_>, wanted: Option<u8>) -> Result<u64, String> {
+    let workers = proxy.running_workers()?;
+    let level = workers[0].level;
+    if workers.iter().any(|worker| worker.level != level) {
+        return Err(format!("the workers disagree: {workers:?}"));
+    }
+    match wanted {
+        Some(wanted) if u64::from(wanted) != level => Err(format!("level {level} instead of {wanted}")),
+        _ => Ok(level),
+    }
+}
+
+/// A worker ends by SIGKILL; another takes its place and both serve.
+pub(crate) fn a_killed_worker_is_replaced_and_serves(proxy: &mut Proxy<'_>) -> Verdict {
+    let victim = proxy.running_workers()?.remove(0);
+    proxy.kill_worker(&victim)?;
+    let workers = proxy.workers_when("the replacement", |workers| {
+        workers
+            .iter()
+            .any(|worker| worker.id == victim.id && worker.pid != victim.pid && worker.state == "running")
+    })?;
+    // Enough connections for the kernel to give some to each worker.
+    for _ in 0..40 {
+        requests(proxy.address, 2).map_err(|error| format!("after the replacement: {error}"))?;
+    }
+    let after = proxy.running_workers()?;
+    let pids = |list: &[crate::proxy::Worker]| list.iter().map(|worker| worker.pid).collect::<Vec<_>>();
+    if pids(&after) != pids(&workers) {
+        return Err(format!("a worker died again: {workers:?} became {after:?}"));
+    }
+    Ok(())
+}
+
+/// SIGTERM with a request in flight: its answer arrives whole and the exit code is 0.
+pub(crate) fn a_graceful_stop_answers_what_is_in_flight(proxy: &mut Proxy<'_>, backend: &Backend) -> Verdict {
+    backend.close_gate();
+    let mut wire = connect(proxy.address)?;
+    wire.send(b"GET /hold HTTP/1.1\r\nHost: guest.test\r\n\r\n").map_err(explain("sending a request"))?;
+    wait_for(Duration::from_secs(20), "the request to reach the backend", || {
+        (backend.held() > 0).then_some(())
+    })?;
+    proxy.terminate()?;
+    proxy.wait_until_stopping(Duration::from_secs(3));
+    backend.open_gate();
+    expect(&answer(&mut wire)?, b"held")?;
+    drop(wire);
+    let status = proxy.wait_for_end()?;
+    if status.success() { Ok(()) } else { Err(format!("kakehi ended with {status}")) }
+}
