@@ -1,10 +1,33 @@
 //! Puts one worker together and obeys the supervisor's orders.
 
-use std::{net::SocketAddr, os::fd::OwnedFd};
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    net::SocketAddr,
+    os::fd::OwnedFd,
+    rc::Rc,
+};
 
-use kakehi_ctl::state::State;
+use kakehi_ctl::{
+    order::{Envelope, Order, Report},
+    state::State,
+    wire::{self, Decoder, WireError},
+};
+use nix::sys::{
+    signal::{SigSet, Signal},
+    signalfd::{SfdFlags, SignalFd},
+};
 
-use crate::observe::Counters;
+use crate::{
+    cluster::{Cluster, Pooling},
+    limits,
+    observe::{Counter, Counters},
+    proxy::{self, Shared, Site, SiteError},
+    ring::{Level, Listener, Received, Ring, Settings, SetupError, Stats, Stream, Timer},
+};
+
+/// How often idle upstream connections are looked through, and the ring's figures are published (ms).
+const HOUSEKEEPING_MS: u64 = 1_000;
 
 /// What a worker starts from.
 pub struct Setup {
@@ -25,9 +48,40 @@ pub struct Setup {
 /// Why a worker could not serve.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Placeholder.
-    #[error("not implemented")]
-    Unsupported,
+    /// The ring could not be made.
+    #[error(transparent)]
+    Ring(#[from] SetupError),
+    /// The executor around it could not be made.
+    #[error("the executor cannot start: {0}")]
+    Executor(String),
+    /// The state cannot be compiled.
+    #[error(transparent)]
+    Site(#[from] SiteError),
+    /// A listening socket is missing.
+    #[error("no listening socket was handed over for {0}")]
+    Listener(SocketAddr),
+    /// The worker cannot be pinned.
+    #[error("cannot run on core {core}: {error}")]
+    Pin {
+        /// The core.
+        core: usize,
+        /// What the kernel said.
+        error: io::Error,
+    },
+    /// A system call failed.
+    #[error("{0}")]
+    System(#[from] io::Error),
+    /// The order channel failed.
+    #[error("the order channel failed: {0}")]
+    Orders(#[from] WireError),
+}
+
+/// Checks everything about a state that only the engine knows: hostnames, paths, expressions.
+///
+/// # Errors
+/// See [`SiteError`].
+pub fn check(state: &State) -> Result<(), SiteError> {
+    Site::compile(state).map(drop)
 }
 
 /// Serves until it is ordered to stop. Sends `Report::Ready` when the listeners accept; when it cannot
@@ -37,6 +91,208 @@ pub enum Error {
 /// # Errors
 /// See [`Error`].
 pub fn run(setup: Setup) -> Result<(), Error> {
-    let _ = setup;
-    Err(Error::Unsupported)
+    let orders = setup.orders.try_clone()?;
+    let outcome = start(setup);
+    if let Err(error) = &outcome {
+        // The last words of this process, so they may block. If nobody listens, there is nobody to tell.
+        let report = Report::Failed { reason: error.to_string() };
+        let mut orders = std::os::unix::net::UnixStream::from(orders);
+        let _ = wire::write_message(&mut orders, &Envelope::new(0, report), limits::MAX_FRAME);
+    }
+    outcome
+}
+
+fn start(setup: Setup) -> Result<(), Error> {
+    if let Some(core) = setup.core {
+        pin(core)?;
+    }
+    // Before the executor, whose threads would otherwise take the signal.
+    let signals = block_signals()?;
+    // Before the executor too: its complaints about a missing io_uring do not say what to do.
+    let level = setup.state.settings.io_uring_level.and_then(Level::new).unwrap_or(Level::HIGHEST);
+    let ring = Ring::new(&Settings {
+        level,
+        buffer_count: setup.state.settings.buffer_count,
+        buffer_size: limits::BUFFER_SIZE,
+    })?;
+    let executor = glommio::LocalExecutorBuilder::new(glommio::Placement::Unbound)
+        .name("kakehi")
+        // Its own I/O is not used; the rest of its rings' memory counts against RLIMIT_MEMLOCK.
+        .io_memory(1 << 16)
+        .make()
+        .map_err(|error| Error::Executor(error.to_string()))?;
+    executor.run(serve(setup, ring, signals))
+}
+
+/// Ties this process to one core.
+fn pin(core: usize) -> Result<(), Error> {
+    let pinned = || {
+        let mut cores = nix::sched::CpuSet::new();
+        cores.set(core)?;
+        nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &cores)
+    };
+    pinned().map_err(|error| Error::Pin { core, error: error.into() })
+}
+
+/// SIGTERM comes through a descriptor that the ring reads; what a terminal sends is for the supervisor.
+fn block_signals() -> io::Result<SignalFd> {
+    let mut ignored = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGHUP, Signal::SIGPIPE] {
+        ignored.add(signal);
+    }
+    ignored.thread_block()?;
+    let mut handled = SigSet::empty();
+    handled.add(Signal::SIGTERM);
+    handled.thread_block()?;
+    Ok(SignalFd::with_flags(&handled, SfdFlags::SFD_CLOEXEC)?)
+}
+
+/// One worker at work.
+struct Worker {
+    shared: Rc<Shared>,
+    clusters: Vec<Rc<Cluster>>,
+    graceful_timeout_ms: u64,
+    /// Drained, or out of patience: the loop ends.
+    finished: Cell<bool>,
+    /// The ring's figures when they were last added to the counters.
+    published: Cell<Stats>,
+}
+
+async fn serve(setup: Setup, ring: Ring, signals: SignalFd) -> Result<(), Error> {
+    let settings = &setup.state.settings;
+    setup.counters.reset_gauges();
+    let (mut sites, clusters) = Site::compile(&setup.state)?;
+    let pooling = Pooling {
+        ring: ring.clone(),
+        counters: setup.counters.clone(),
+        max_idle: settings.upstream_max_idle as usize,
+        idle_timeout_ms: settings.upstream_idle_timeout_ms,
+    };
+    let worker = Rc::new(Worker {
+        shared: Shared::new(pooling, settings.max_connections),
+        clusters,
+        graceful_timeout_ms: settings.graceful_timeout_ms,
+        finished: Cell::new(false),
+        published: Cell::default(),
+    });
+    for (address, socket) in setup.listeners {
+        // A socket without a listener in the state is simply not served.
+        if let Some(site) = sites.remove(&address) {
+            let listener = Listener::adopt(&ring, socket)?;
+            ring.spawn(proxy::accept(Rc::clone(&worker.shared), listener, Rc::new(RefCell::new(site))));
+        }
+    }
+    if let Some((address, _)) = sites.first_key_value() {
+        return Err(Error::Listener(*address));
+    }
+    let orders = Stream::adopt(&ring, setup.orders)?;
+    let ready = Report::Ready {
+        io_uring_level: ring.features().level().number(),
+        io_uring_features: ring.features().names().into_iter().map(str::to_owned).collect(),
+    };
+    report(&orders, 0, ready).await?;
+    ring.spawn(Rc::clone(&worker).obey(orders));
+    ring.spawn(Rc::clone(&worker).heed(Stream::adopt(&ring, signals.into())?));
+    ring.spawn(Rc::clone(&worker).keep_house());
+    ring.drive(|| worker.finished.get()).await?;
+    worker.publish_ring_figures();
+    Ok(())
+}
+
+async fn report(orders: &Stream, id: u64, report: Report) -> Result<(), WireError> {
+    let frame = wire::encode(&Envelope::new(id, report), limits::MAX_FRAME)?;
+    Ok(orders.send(frame.into()).await?)
+}
+
+impl Worker {
+    /// Carries out orders until the channel ends, which is no reason to stop serving.
+    async fn obey(self: Rc<Self>, orders: Stream) {
+        if let Err(error) = self.orders(&orders).await {
+            tracing::warn!(%error, "the order channel is broken; serving goes on");
+        }
+        tracing::debug!("the supervisor is gone; serving goes on");
+    }
+
+    async fn orders(self: &Rc<Self>, orders: &Stream) -> Result<(), WireError> {
+        let mut decoder = Decoder::new(limits::MAX_FRAME);
+        while let Received::Data(buffer) = orders.receive().await? {
+            decoder.extend(&buffer);
+            loop {
+                match decoder.next::<Order>() {
+                    Ok(None) => break,
+                    Ok(Some(Envelope { id, body, .. })) => {
+                        match body {
+                            Order::Ping => {}
+                            Order::Stop { deadline_ms } => self.stop(deadline_ms),
+                        }
+                        report(orders, id, Report::Done).await?;
+                    }
+                    Err(error @ (WireError::Malformed { .. } | WireError::Version { .. })) => {
+                        report(orders, 0, Report::Refused { reason: error.to_string() }).await?;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// SIGTERM: what a worker without a supervisor can be told.
+    async fn heed(self: Rc<Self>, signals: Stream) {
+        if signals.readable().await.is_ok() {
+            self.stop(self.graceful_timeout_ms);
+        }
+    }
+
+    /// Accepts no more, and ends when what is in flight has ended, or at the deadline.
+    fn stop(self: &Rc<Self>, deadline_ms: u64) {
+        if self.shared.is_draining() {
+            return;
+        }
+        self.shared.drain();
+        let worker = Rc::clone(self);
+        self.shared.ring.spawn(async move {
+            let timer = Timer::new(&worker.shared.ring);
+            timer.set(deadline_ms);
+            let drained = async {
+                while !worker.shared.is_drained() {
+                    worker.shared.connection_closed().await;
+                }
+            };
+            if timer.limit(drained).await.is_err() {
+                let cut = worker.shared.counters.get(Counter::Connections);
+                tracing::warn!(connections = cut, "graceful_timeout has passed: cutting what is still in flight");
+            }
+            worker.finished.set(true);
+            worker.shared.ring.note_local_work();
+        });
+    }
+
+    async fn keep_house(self: Rc<Self>) {
+        let timer = Timer::new(&self.shared.ring);
+        loop {
+            timer.set(HOUSEKEEPING_MS);
+            timer.elapsed().await;
+            for cluster in &self.clusters {
+                cluster.trim(&self.shared.pooling);
+            }
+            self.publish_ring_figures();
+        }
+    }
+
+    fn publish_ring_figures(&self) {
+        let stats = self.shared.ring.stats();
+        // What is new since the last time: the counters go on from those of the predecessors.
+        let before = self.published.replace(stats);
+        for (counter, value, before) in [
+            (Counter::RingEnters, stats.enters, before.enters),
+            (Counter::RingSqes, stats.sqes, before.sqes),
+            (Counter::RingCqes, stats.cqes, before.cqes),
+            (Counter::RingNoBuffers, stats.no_buffers, before.no_buffers),
+            (Counter::RingOverflows, stats.overflows, before.overflows),
+            (Counter::RingBulk, stats.bulk, before.bulk),
+        ] {
+            self.shared.counters.add(counter, value.saturating_sub(before));
+        }
+    }
 }

@@ -4,8 +4,6 @@
 //! bodies travel in the arena buffers that they were received into; large ones in bulk, through private buffers
 //! that one receive fills as far as the socket can.
 
-use std::io;
-
 use super::{Shared, inbox::Inbox, pace::Pace};
 use crate::{
     http::{Advance, CHUNK_SUFFIX, ChunkedBody, Emit, LAST_CHUNK, Reason, chunk_prefix},
@@ -45,7 +43,7 @@ pub(super) enum RelayError {
     /// The body is larger than allowed.
     TooLarge,
     /// The receiver is gone.
-    SinkBroken(io::Error),
+    SinkBroken,
     /// The receiver took nothing for too long.
     SinkStalled,
 }
@@ -78,13 +76,13 @@ pub(super) struct Relay<'a> {
 /// Waits until a send has completed, as long as it gets on at least every `stall_ms`.
 pub(super) async fn flush(to: &Stream, timer: &Timer, stall_ms: u64) -> Result<(), RelayError> {
     if !to.is_sending() {
-        return to.flush().await.map_err(RelayError::SinkBroken);
+        return to.flush().await.map_err(|_| RelayError::SinkBroken);
     }
     let mut progress = to.send_progress();
     loop {
         timer.set(stall_ms);
         match timer.limit(to.flush()).await {
-            Ok(outcome) => return outcome.map_err(RelayError::SinkBroken),
+            Ok(outcome) => return outcome.map_err(|_| RelayError::SinkBroken),
             Err(_) if to.send_progress() != progress => progress = to.send_progress(),
             Err(_) => return Err(RelayError::SinkStalled),
         }

@@ -155,7 +155,7 @@ pub(super) async fn forward(
 
 fn cut(error: RelayError, framing: OutFraming) -> Failure {
     match error {
-        RelayError::SinkBroken(_) => Failure::ClientGone,
+        RelayError::SinkBroken => Failure::ClientGone,
         RelayError::SinkStalled => Failure::ClientStalled,
         // A body whose end is the end of the connection would look complete.
         RelayError::SourceEnded | RelayError::SourceSlow | RelayError::Malformed(_) | RelayError::TooLarge => {

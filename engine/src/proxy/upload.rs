@@ -74,7 +74,7 @@ pub(super) async fn run(
                 uploaded = Some(outcome.is_ok());
                 match outcome {
                     // The backend reads no more: it may have answered, which the other side will show.
-                    Ok(()) | Err(RelayError::SinkBroken(_)) => {}
+                    Ok(()) | Err(RelayError::SinkBroken) => {}
                     Err(error) => return Poll::Ready(Err(failure(error, beside.answered.get()))),
                 }
             }
@@ -95,7 +95,7 @@ fn failure(error: RelayError, answered: bool) -> Failure {
         RelayError::Malformed(reason) => reason,
         RelayError::TooLarge => Reason::BodyTooLarge,
         RelayError::SinkStalled => Reason::BackendTimeout,
-        RelayError::SinkBroken(_) => Reason::BackendClosed,
+        RelayError::SinkBroken => Reason::BackendClosed,
     };
     Failure::Silent(reason)
 }

@@ -292,7 +292,7 @@ impl Core {
             Operation::Poll => self.became_readable(socket, mark, completion.result),
             Operation::Send => self.sent(socket, mark, completion.result),
             Operation::Accept => self.accepted(socket, mark, completion.result, more),
-            Operation::Connect | Operation::ReceiveBulk | Operation::PollWrite => {
+            Operation::Connect | Operation::ReceiveBulk | Operation::Readiness => {
                 socket.extra().outcome = Some(completion.result);
                 if mark.operation == Operation::ReceiveBulk && completion.result <= 0 && !socket.closing {
                     socket.end = end_of(completion.result);

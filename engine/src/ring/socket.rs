@@ -23,8 +23,8 @@ pub(super) enum Operation {
     Accept = 5,
     /// Receive, into a private buffer.
     ReceiveBulk = 6,
-    /// Wait until writable.
-    PollWrite = 7,
+    /// Wait until readable or writable, without receiving or sending.
+    Readiness = 7,
 }
 
 impl Operation {
@@ -35,7 +35,7 @@ impl Operation {
         Operation::Connect,
         Operation::Accept,
         Operation::ReceiveBulk,
-        Operation::PollWrite,
+        Operation::Readiness,
     ];
 
     fn from_number(number: u8) -> Option<Operation> {

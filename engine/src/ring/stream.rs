@@ -118,7 +118,26 @@ impl Stream {
         Ok(stream)
     }
 
-    /// Waits for the outcome of a connect or a wait for writability.
+    /// Waits until the descriptor is readable; for what is no socket.
+    ///
+    /// # Errors
+    /// Those of `poll(2)`.
+    pub async fn readable(&self) -> io::Result<()> {
+        {
+            let sockets = &mut *self.core.sockets.borrow_mut();
+            let socket = sockets.get(self.slot);
+            let mark = Mark { operation: Operation::Readiness, slot: self.slot, generation: socket.generation };
+            let entry = opcode::PollAdd::new(types::Fd(socket.fd), libc::POLLIN as u32).build();
+            // SAFETY: the entry points to no memory.
+            unsafe { self.core.start(socket, mark, entry) };
+        }
+        match poll_fn(|context| self.poll_outcome(context)).await {
+            error if error < 0 => Err(io::Error::from_raw_os_error(-error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits for the outcome of a connect or a wait for readiness.
     fn poll_outcome(&self, context: &Context<'_>) -> Poll<i32> {
         let sockets = &mut *self.core.sockets.borrow_mut();
         let socket = sockets.get(self.slot);
