@@ -10,6 +10,7 @@
 //! | [`observe`] | counters | nothing of the engine |
 //! | [`worker`] | puts one worker together and obeys orders | all |
 
+pub mod http;
 pub mod observe;
 pub mod worker;
 

@@ -1,0 +1,44 @@
+//! HTTP/1.1 without I/O: bytes in, decisions and bytes out.
+//!
+//! For: reading request and response heads, deciding where a message ends, and writing what is passed on.
+//! Relies on: `httparse` for the grammar of a head, the limits of the caller, and buffers that the caller owns.
+//! Promises: no socket, no clock, no panic on any input, and no allocation besides the growth of the caller's
+//! `Vec<u8>` (and of a trailer section, which is bounded). What is ambiguous about the end of a message is
+//! refused; what is accepted is passed on byte for byte, inside framing that kakehi writes itself.
+//!
+//! | module | what it knows |
+//! |---|---|
+//! | [`reason`](Reason) | why kakehi answers by itself, with status and stable code |
+//! | `head` | limits of a head, and how an incomplete one is looked at again |
+//! | `field` | the field table, the names that mean something to a proxy, `Connection` |
+//! | `framing` | `Content-Length` and `Transfer-Encoding` |
+//! | `target` | request targets and authorities |
+//! | `request`, `forward` | a valid request head, and how a backend gets it |
+//! | `response`, `plan` | a valid response head, and how a client gets it |
+//! | `chunked` | bodies in chunks, both ways |
+//! | `answer` | the answers that kakehi makes itself |
+
+mod answer;
+mod chunked;
+mod field;
+mod forward;
+mod framing;
+mod head;
+mod method;
+mod plan;
+mod reason;
+mod request;
+mod response;
+mod target;
+
+pub use answer::write_answer;
+pub use chunked::{Advance, CHUNK_SUFFIX, ChunkPrefix, ChunkedBody, Emit, LAST_CHUNK, chunk_prefix};
+pub use field::Scratch;
+pub use forward::ForwardedBy;
+pub use framing::{RequestBody, ResponseBody};
+pub use head::{HeadLimits, HeadProgress};
+pub use method::{Method, Version};
+pub use plan::{OutConnection, OutFraming, ResponsePlan};
+pub use reason::Reason;
+pub use request::RequestHead;
+pub use response::ResponseHead;
