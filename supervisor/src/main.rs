@@ -79,7 +79,7 @@ fn main() -> ExitCode {
 
 fn start(file: &std::path::Path) -> ExitCode {
     match kakehi_ctl::config::load(file) {
-        Ok(loaded) => supervise::run(loaded, None),
+        Ok(loaded) => supervise::run(loaded),
         Err(error) => {
             eprintln!("kakehi: {error}");
             ExitCode::FAILURE

@@ -205,7 +205,8 @@ mod tests {
     fn the_text_of_a_full_message_fits() {
         let address: SocketAddr =
             "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff%4294967295]:65535".parse().unwrap();
-        let text = serde_json::to_vec(&Batch { remaining: usize::MAX, addresses: vec![address; BATCH] }).unwrap();
+        let text =
+            serde_json::to_vec(&Batch { remaining: usize::MAX, addresses: vec![address; BATCH] }).unwrap();
         assert!(text.len() <= TEXT_SIZE, "{}", text.len());
     }
 }

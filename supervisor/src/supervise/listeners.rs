@@ -117,9 +117,10 @@ fn socket(address: SocketAddr) -> io::Result<Socket> {
 
 fn explain(address: SocketAddr, error: io::Error) -> Error {
     match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            Error::Taken { address, holder: find_holder(address).map_or_else(String::new, |h| format!(" ({h})")) }
-        }
+        io::ErrorKind::AddrInUse => Error::Taken {
+            address,
+            holder: find_holder(address).map_or_else(String::new, |h| format!(" ({h})")),
+        },
         io::ErrorKind::PermissionDenied => Error::NotPermitted { address },
         io::ErrorKind::AddrNotAvailable => Error::NotHere { address },
         _ => Error::Other { address, error },
@@ -128,14 +129,15 @@ fn explain(address: SocketAddr, error: io::Error) -> Error {
 
 /// Who listens there, as `by pid N, name`. Only root sees the sockets of other users' processes.
 fn find_holder(address: SocketAddr) -> Option<String> {
-    let table = fs::read_to_string(if address.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" }).ok()?;
+    let table =
+        fs::read_to_string(if address.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" }).ok()?;
     let inode = listening_inode(&table, address)?;
     let wanted = format!("socket:[{inode}]");
     let holds = |pid: &u32| {
         let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
-        descriptors
-            .flatten()
-            .any(|entry| fs::read_link(entry.path()).is_ok_and(|target| target.as_os_str() == wanted.as_str()))
+        descriptors.flatten().any(|entry| {
+            fs::read_link(entry.path()).is_ok_and(|target| target.as_os_str() == wanted.as_str())
+        })
     };
     let pid = fs::read_dir("/proc")
         .ok()?

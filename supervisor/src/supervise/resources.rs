@@ -48,7 +48,9 @@ pub(crate) enum Error {
         errno: Errno,
     },
     /// The kernel has no io_uring.
-    #[error("this kernel has no io_uring (ENOSYS): kakehi needs Linux 5.10 or later, built with CONFIG_IO_URING")]
+    #[error(
+        "this kernel has no io_uring (ENOSYS): kakehi needs Linux 5.10 or later, built with CONFIG_IO_URING"
+    )]
     RingMissing,
     /// The kernel refused the memory of a ring.
     #[error("the kernel refused the memory of a ring (ENOMEM): {remedy}", remedy = MEMLOCK_REMEDY)]
