@@ -62,9 +62,11 @@ impl Write for BestEffort {
         let mut wanted = [PollFd::new(stdout.as_fd(), PollFlags::POLLOUT)];
         let takes = matches!(poll(&mut wanted, PollTimeout::from(self.patience_ms)), Ok(count) if count > 0);
         if takes {
-            let shown = &line[..line.len().min(MAX_LINE)];
             // Straight to the descriptor: a buffer would keep a line that could not be written.
-            let _ = nix::unistd::write(&stdout, shown);
+            let _ = match line.get(..MAX_LINE) {
+                None => nix::unistd::write(&stdout, line),
+                Some(start) => nix::unistd::write(&stdout, &[&start[..MAX_LINE - 1], b"\n"].concat()),
+            };
         }
         Ok(line.len())
     }

@@ -82,9 +82,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_in_braces_is_left_in_the_configuration() {
-        let any = SocketAddr::from(([127, 0, 0, 1], 1));
-        let text = configuration(any, any, std::path::Path::new("/run/demo.sock"));
-        assert!(!text.contains(['{', '}']), "{text}");
+    fn the_configuration_loads_without_a_warning() {
+        let listen = SocketAddr::from(([127, 0, 0, 1], 8080));
+        let backend = SocketAddr::from(([127, 0, 0, 1], 9000));
+        let text = configuration(listen, backend, std::path::Path::new("/run/demo.sock"));
+        let loaded = config::parse(&text, "demo.toml").unwrap();
+        assert!(loaded.warnings.is_empty());
+        assert!(loaded.state.listeners.contains_key(&listen));
+        assert_eq!(loaded.state.settings.command_socket, PathBuf::from("/run/demo.sock"));
     }
 }

@@ -85,8 +85,10 @@ pub(super) async fn attend(
             Some(signal) = signals.recv() => send_signal(&child, signal),
         }
     };
-    while let Ok(Ok(Some(report))) = tokio::time::timeout(LAST_WORDS, next_report(&mut reports)).await {
-        tell(What::Reported(report)).await;
+    if let Some(reports) = &mut reports {
+        while let Ok(Ok(Some(report))) = tokio::time::timeout(LAST_WORDS, reports.next()).await {
+            tell(What::Reported(report)).await;
+        }
     }
     tell(What::Ended(ended)).await;
 }
