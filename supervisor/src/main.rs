@@ -1,2 +1,99 @@
-//! kakehi.
-fn main() {}
+//! The program `kakehi`: `start`, `check`, `demo`, and the hidden `worker`.
+//!
+//! `start` becomes the supervisor ([`supervise`]), which launches this same program again as `worker`
+//! ([`worker_main`]) once per core. What happens to a connection is the engine's business; here is only what
+//! concerns processes: their start, limits, sockets, death and end.
+//!
+//! Exit codes: 0 done or stopped cleanly, 1 could not start or go on, 2 wrong usage, 3 stopped but something was cut.
+
+mod check;
+mod demo;
+mod logging;
+mod scm;
+mod supervise;
+mod sys;
+mod worker_main;
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+/// An HTTP reverse proxy: one pinned worker process per core, each with its own io_uring.
+#[derive(Parser)]
+#[command(name = "kakehi", version, about, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Run the proxy in the foreground until SIGTERM or SIGINT; the log goes to standard output.
+    ///
+    /// The first SIGTERM or SIGINT stops it gracefully: nothing new is accepted and what is in flight has
+    /// `graceful_timeout` seconds to finish. A second one stops it at once.
+    Start {
+        /// The configuration file (TOML).
+        #[arg(short, long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Say whether a configuration file is right, without opening a socket.
+    ///
+    /// Prints warnings and exits with 0 when the file would be accepted, prints the error and exits with 1 otherwise.
+    Check {
+        /// The configuration file (TOML).
+        #[arg(short, long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Run the proxy in front of a small backend of its own: no file is needed.
+    Demo {
+        /// Where to listen; by default a free port of 127.0.0.1.
+        #[arg(short, long, value_name = "ADDRESS")]
+        listen: Option<SocketAddr>,
+    },
+    /// One worker; started by the supervisor, of no use by hand.
+    #[command(hide = true)]
+    Worker {
+        /// Its place in the row of workers.
+        #[arg(long)]
+        id: u32,
+        /// The core to run on.
+        #[arg(long)]
+        core: Option<usize>,
+    },
+}
+
+fn main() -> ExitCode {
+    // First of all: nothing that our own parent left open may reach a worker.
+    if let Err(error) = sys::adopt_inherited_descriptors() {
+        eprintln!("kakehi: cannot look through the inherited file descriptors in /proc/self/fd: {error}");
+        return ExitCode::FAILURE;
+    }
+    match Arguments::parse().verb {
+        Verb::Start { config } => start(&config),
+        Verb::Check { config } => check::run(&config),
+        Verb::Demo { listen } => demo::run(listen),
+        Verb::Worker { id, core } => worker_main::run(id, core),
+    }
+}
+
+fn start(file: &std::path::Path) -> ExitCode {
+    match kakehi_ctl::config::load(file) {
+        Ok(loaded) => supervise::run(loaded),
+        Err(error) => {
+            eprintln!("kakehi: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        Arguments::command().debug_assert();
+    }
+}

@@ -1,0 +1,55 @@
+//! The command `check`: would this file be accepted?
+
+use std::{path::Path, process::ExitCode};
+
+use kakehi_ctl::{config, state::State};
+
+/// Prints the verdict on `file`; opens no socket.
+pub(crate) fn run(file: &Path) -> ExitCode {
+    let loaded = match config::load(file) {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            eprintln!("kakehi: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    for warning in &loaded.warnings {
+        eprintln!("kakehi: warning: {warning}");
+    }
+    println!("{}: ok ({})", file.display(), summary(&loaded.state));
+    ExitCode::SUCCESS
+}
+
+fn summary(state: &State) -> String {
+    let clusters = state.clusters.values();
+    let frontends = clusters.clone().map(|cluster| cluster.frontends.len()).sum();
+    let backends = clusters.map(|cluster| cluster.backends.len()).sum();
+    [
+        count(state.listeners.len(), "listener"),
+        count(state.clusters.len(), "cluster"),
+        count(frontends, "frontend"),
+        count(backends, "backend"),
+    ]
+    .join(", ")
+}
+
+fn count(number: usize, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use kakehi_ctl::state::{Cluster, Listener};
+
+    use super::*;
+
+    #[test]
+    fn the_verdict_counts_what_the_file_configures() {
+        let mut state = State::default();
+        let address = "127.0.0.1:80".parse().unwrap();
+        state.listeners.insert(address, Listener::http(address));
+        state.clusters.insert("a".to_owned(), Cluster::default());
+        state.clusters.insert("b".to_owned(), Cluster::default());
+        assert_eq!(summary(&state), "1 listener, 2 clusters, 0 frontends, 0 backends");
+    }
+}

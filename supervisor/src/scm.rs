@@ -1,0 +1,212 @@
+//! Listening sockets on their way from one process to another, with their addresses, over `SCM_RIGHTS`.
+//!
+//! Relies on a connected unix socket that keeps message boundaries (`SOCK_SEQPACKET`). Any number of sockets
+//! passes: the kernel takes at most 253 descriptors a message, so they go in several, each of which says how many
+//! are still to come. What is received is close-on-exec, and nothing leaks when a message is refused half-way.
+
+use std::{
+    io::{self, IoSlice, IoSliceMut},
+    net::SocketAddr,
+    os::fd::{AsFd, AsRawFd as _, OwnedFd, RawFd},
+};
+
+use nix::{
+    errno::Errno,
+    sys::socket::{
+        AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
+        socketpair,
+    },
+};
+use serde::{Deserialize, Serialize};
+
+/// Descriptors per message; the kernel refuses more than 253 (`SCM_MAX_FD`).
+const BATCH: usize = 200;
+/// Room for the text of one message: an address takes at most 60 bytes of JSON, so this is twice what `BATCH` needs.
+const TEXT_SIZE: usize = 32 << 10;
+
+/// Why sockets did not arrive, or not leave.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The socket failed.
+    #[error("passing the listening sockets failed: {0}")]
+    Io(#[from] io::Error),
+    /// The other side ended before it had sent everything.
+    #[error("the other side ended before all listening sockets were passed")]
+    Ended,
+    /// What came is not what [`send`] writes.
+    #[error("the message that should carry listening sockets is not understood: {0}")]
+    Malformed(&'static str),
+}
+
+/// The text of one message.
+#[derive(Serialize, Deserialize)]
+struct Batch {
+    /// Sockets that later messages bring.
+    remaining: usize,
+    /// One address per descriptor of this message.
+    addresses: Vec<SocketAddr>,
+}
+
+/// A pair of sockets for [`send`] and [`receive`], both close-on-exec.
+pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?)
+}
+
+/// Sends duplicates of `sockets`; none at all is one message too.
+///
+/// # Errors
+/// [`Error::Io`] when the other side is gone, or does not read within the send timeout of `channel`.
+pub(crate) fn send(channel: &impl AsFd, sockets: &[(SocketAddr, OwnedFd)]) -> Result<(), Error> {
+    let mut remaining = sockets;
+    loop {
+        let (batch, rest) = remaining.split_at(remaining.len().min(BATCH));
+        send_batch(channel, batch, rest.len())?;
+        remaining = rest;
+        if remaining.is_empty() {
+            return Ok(());
+        }
+    }
+}
+
+fn send_batch(channel: &impl AsFd, batch: &[(SocketAddr, OwnedFd)], remaining: usize) -> Result<(), Error> {
+    let text = Batch { remaining, addresses: batch.iter().map(|(address, _)| *address).collect() };
+    let text = serde_json::to_vec(&text).map_err(io::Error::from)?;
+    let descriptors: Vec<RawFd> = batch.iter().map(|(_, socket)| socket.as_raw_fd()).collect();
+    let rights = [ControlMessage::ScmRights(&descriptors)];
+    let rights = if descriptors.is_empty() { &[][..] } else { &rights[..] };
+    loop {
+        let sent = sendmsg::<()>(
+            channel.as_fd().as_raw_fd(),
+            &[IoSlice::new(&text)],
+            rights,
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        );
+        match sent {
+            Ok(_) => return Ok(()),
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(Error::Io(error.into())),
+        }
+    }
+}
+
+/// Receives everything that one call of [`send`] sends; blocks until it is there.
+///
+/// # Errors
+/// See [`Error`]; sockets that had arrived are closed.
+pub(crate) fn receive(channel: &impl AsFd) -> Result<Vec<(SocketAddr, OwnedFd)>, Error> {
+    let mut sockets = Vec::new();
+    loop {
+        let (text, descriptors) = receive_message(channel)?;
+        let batch: Batch =
+            serde_json::from_slice(&text).map_err(|_| Error::Malformed("it is not the text expected"))?;
+        if batch.addresses.len() != descriptors.len() {
+            return Err(Error::Malformed("it has not one descriptor per address"));
+        }
+        sockets.extend(batch.addresses.into_iter().zip(descriptors));
+        if batch.remaining == 0 {
+            return Ok(sockets);
+        }
+    }
+}
+
+fn receive_message(channel: &impl AsFd) -> Result<(Vec<u8>, Vec<OwnedFd>), Error> {
+    let mut text = vec![0; TEXT_SIZE];
+    let mut control = nix::cmsg_space!([RawFd; BATCH]);
+    let mut descriptors = Vec::new();
+    let (length, flags) = {
+        let mut parts = [IoSliceMut::new(&mut text)];
+        let message = loop {
+            let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+            match recvmsg::<()>(channel.as_fd().as_raw_fd(), &mut parts, Some(&mut control), flags) {
+                Err(Errno::EINTR) => {}
+                other => break other.map_err(io::Error::from)?,
+            }
+        };
+        for part in message.cmsgs().map_err(io::Error::from)? {
+            if let ControlMessageOwned::ScmRights(numbers) = part {
+                descriptors.extend(crate::sys::own_received(&numbers));
+            }
+        }
+        (message.bytes, message.flags)
+    };
+    if length == 0 {
+        return Err(Error::Ended);
+    }
+    if flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
+        return Err(Error::Malformed(
+            "it was cut; raise the limit of open files (`ulimit -n`, `LimitNOFILE=`) if that is low",
+        ));
+    }
+    text.truncate(length);
+    Ok((text, descriptors))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, io::Read as _};
+
+    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+    use super::*;
+
+    /// `count` pipes' read ends; pipe `n` holds the number `n`.
+    fn numbered_pipes(count: u16) -> Vec<(SocketAddr, OwnedFd)> {
+        (0..count)
+            .map(|n| {
+                let (read, write) = nix::unistd::pipe().unwrap();
+                nix::unistd::write(&write, &n.to_le_bytes()).unwrap();
+                (SocketAddr::from(([127, 0, 0, 1], n)), read)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn five_hundred_descriptors_arrive_in_order_with_their_addresses_and_close_on_exec() {
+        let (here, there) = pair().unwrap();
+        let sent = numbered_pipes(500);
+        send(&here, &sent).unwrap();
+        drop(sent);
+        let received = receive(&there).unwrap();
+        assert_eq!(received.len(), 500);
+        for (n, (address, descriptor)) in received.into_iter().enumerate() {
+            assert_eq!(address.port() as usize, n);
+            let flags = FdFlag::from_bits_retain(fcntl(&descriptor, FcntlArg::F_GETFD).unwrap());
+            assert!(flags.contains(FdFlag::FD_CLOEXEC));
+            let mut number = [0; 2];
+            File::from(descriptor).read_exact(&mut number).unwrap();
+            assert_eq!(u16::from_le_bytes(number) as usize, n);
+        }
+    }
+
+    #[test]
+    fn no_descriptor_at_all_is_a_message_too() {
+        let (here, there) = pair().unwrap();
+        send(&here, &[]).unwrap();
+        assert!(receive(&there).unwrap().is_empty());
+    }
+
+    #[test]
+    fn an_end_in_the_middle_is_an_error() {
+        let (here, there) = pair().unwrap();
+        send_batch(&here, &numbered_pipes(1), 1).unwrap();
+        drop(here);
+        assert!(matches!(receive(&there), Err(Error::Ended)));
+    }
+
+    #[test]
+    fn garbage_is_an_error() {
+        let (here, there) = pair().unwrap();
+        nix::unistd::write(&here, b"{}").unwrap();
+        assert!(matches!(receive(&there), Err(Error::Malformed(_))));
+    }
+
+    #[test]
+    fn the_text_of_a_full_message_fits() {
+        let address: SocketAddr =
+            "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff%4294967295]:65535".parse().unwrap();
+        let text =
+            serde_json::to_vec(&Batch { remaining: usize::MAX, addresses: vec![address; BATCH] }).unwrap();
+        assert!(text.len() <= TEXT_SIZE, "{}", text.len());
+    }
+}

@@ -1,0 +1,139 @@
+//! The task that stands beside one worker process: passes on what it reports and that it ended.
+//!
+//! It alone holds the [`Child`], so a signal can never reach a stranger who got the number of a process that has
+//! ended. Promises: everything that the worker reported comes before the event of its end.
+
+use std::{os::unix::net::UnixStream as StdUnixStream, process::ExitStatus, time::Duration};
+
+use kakehi_ctl::{
+    limits,
+    order::Report,
+    wire::{Decoder, WireError},
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tokio::{
+    io::AsyncReadExt as _,
+    net::UnixStream,
+    process::Child,
+    sync::mpsc::{Receiver, Sender},
+};
+
+/// After its end, a worker's last reports must be there within this time: the kernel closes the sockets of a
+/// process with a ring a little after it.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
+/// Something that happened to a process.
+#[derive(Debug)]
+pub(super) struct Event {
+    /// Which worker.
+    pub(super) worker: u32,
+    /// Which of its processes, counted from 1.
+    pub(super) launch: u64,
+    /// What.
+    pub(super) what: What,
+}
+
+/// What happened to a process.
+#[derive(Debug)]
+pub(super) enum What {
+    /// It reported something.
+    Reported(Report),
+    /// Its order channel ended or makes no sense; it may still serve.
+    Deaf(String),
+    /// It ended and was reaped.
+    Ended(std::io::Result<ExitStatus>),
+}
+
+/// Stands beside the process until it has ended; sends it the `signals` asked for.
+pub(super) async fn attend(
+    (worker, launch): (u32, u64),
+    mut child: Child,
+    orders: StdUnixStream,
+    mut signals: Receiver<Signal>,
+    events: Sender<Event>,
+) {
+    let tell = async |what| {
+        // The receiver is gone only when the supervisor ends.
+        let _ = events.send(Event { worker, launch, what }).await;
+    };
+    let mut reports = match Reports::new(orders) {
+        Ok(reports) => Some(reports),
+        Err(error) => {
+            tell(What::Deaf(error.to_string())).await;
+            None
+        }
+    };
+    let ended = loop {
+        tokio::select! {
+            // Reports first, in the order in which they were sent.
+            biased;
+            report = next_report(&mut reports) => match report {
+                Ok(Some(report)) => tell(What::Reported(report)).await,
+                Ok(None) => {
+                    reports = None;
+                    tell(What::Deaf("it closed its order channel".to_owned())).await;
+                }
+                Err(error) => {
+                    reports = None;
+                    tell(What::Deaf(error.to_string())).await;
+                }
+            },
+            ended = child.wait() => break ended,
+            Some(signal) = signals.recv() => send_signal(&child, signal),
+        }
+    };
+    if let Some(reports) = &mut reports {
+        while let Ok(Ok(Some(report))) = tokio::time::timeout(LAST_WORDS, reports.next()).await {
+            tell(What::Reported(report)).await;
+        }
+    }
+    tell(What::Ended(ended)).await;
+}
+
+/// Waits for ever when there is no channel to read from any more.
+async fn next_report(reports: &mut Option<Reports>) -> Result<Option<Report>, WireError> {
+    match reports {
+        Some(reports) => reports.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn send_signal(child: &Child, signal: Signal) {
+    // No number any more once it was reaped.
+    let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) else { return };
+    if let Err(error) = kill(Pid::from_raw(pid), signal) {
+        tracing::warn!(pid, "{signal} could not be sent: {error}");
+    }
+}
+
+/// The reports that come over an order channel.
+struct Reports {
+    stream: UnixStream,
+    decoder: Decoder,
+}
+
+impl Reports {
+    fn new(orders: StdUnixStream) -> std::io::Result<Self> {
+        Ok(Reports { stream: UnixStream::from_std(orders)?, decoder: Decoder::new(limits::MAX_FRAME) })
+    }
+
+    /// The next one; `None` when the worker has closed the channel. May be given up at any time without loss.
+    async fn next(&mut self) -> Result<Option<Report>, WireError> {
+        let mut bytes = [0; 4096];
+        loop {
+            if let Some(envelope) = self.decoder.next::<Report>()? {
+                return Ok(Some(envelope.body));
+            }
+            match self.stream.read(&mut bytes).await {
+                Ok(0) => return self.decoder.finish().map(|()| None),
+                Ok(length) => self.decoder.extend(&bytes[..length]),
+                // A worker that died with unread orders.
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return Ok(None),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}

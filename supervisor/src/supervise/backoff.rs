@@ -1,0 +1,52 @@
+//! How long to wait before a worker that died is replaced.
+
+use std::time::Duration;
+
+use kakehi_ctl::limits;
+
+/// A worker that served this long counts as healthy: its death starts the row of delays anew.
+const HEALTHY_AFTER: Duration = Duration::from_secs(60);
+
+/// The row of delays of one worker: none, then [`limits::RESTART_DELAY_MS`], doubling up to the ceiling.
+#[derive(Debug, Default)]
+pub(super) struct Backoff {
+    /// The last delay; `None` while no death is remembered.
+    last: Option<Duration>,
+}
+
+impl Backoff {
+    /// The delay before the replacement of a worker that lived for `lived`.
+    pub(super) fn after_death(&mut self, lived: Duration) -> Duration {
+        let delay = match self.last {
+            Some(_) if lived >= HEALTHY_AFTER => Duration::ZERO,
+            None => Duration::ZERO,
+            Some(Duration::ZERO) => Duration::from_millis(limits::RESTART_DELAY_MS),
+            Some(last) => (last * 2).min(Duration::from_millis(limits::RESTART_DELAY_CEILING_MS)),
+        };
+        self.last = Some(delay);
+        delay
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_death_is_repaired_at_once_and_later_ones_ever_more_slowly_up_to_the_ceiling() {
+        let mut backoff = Backoff::default();
+        let delays: Vec<u64> =
+            (0..10).map(|_| backoff.after_death(Duration::from_secs(1)).as_millis() as u64).collect();
+        assert_eq!(delays, [0, 100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
+    }
+
+    #[test]
+    fn a_worker_that_served_for_a_minute_is_replaced_at_once_again() {
+        let mut backoff = Backoff::default();
+        for _ in 0..5 {
+            backoff.after_death(Duration::from_secs(59));
+        }
+        assert_eq!(backoff.after_death(Duration::from_secs(60)), Duration::ZERO);
+        assert_eq!(backoff.after_death(Duration::ZERO), Duration::from_millis(limits::RESTART_DELAY_MS));
+    }
+}

@@ -1,0 +1,113 @@
+//! Starts one worker process: fork and exec of this very program, with its descriptors in known places.
+//!
+//! `/proc/self/exe` is the file that runs, even after an upgrade has replaced it on disk, so a replacement is
+//! always of the same version as the supervisor. The worker inherits standard output and error and the
+//! descriptors of [`crate::worker_main`]; everything else of the supervisor is close-on-exec. It gets a
+//! process group of its own, so that Ctrl-C in a terminal reaches the supervisor only, and no
+//! parent-death signal: it goes on serving when the supervisor is killed.
+
+use std::{
+    ffi::CStr,
+    fs::File,
+    io::{self, Write as _},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{net::UnixStream, process::CommandExt as _},
+    },
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use command_fds::{CommandFdExt as _, FdMapping};
+use nix::{
+    fcntl::{FcntlArg, SealFlag, fcntl},
+    sys::memfd::{MFdFlags, memfd_create},
+};
+use tokio::process::Child;
+
+use super::listeners::Sockets;
+use crate::{scm, worker_main};
+
+/// A worker that does not take its listeners for so long is given up (its start will time out).
+const PASS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A process that was started.
+pub(super) struct Launched {
+    /// The process; not killed when dropped.
+    pub(super) child: Child,
+    /// The supervisor's end of the order channel, not blocking.
+    pub(super) orders: UnixStream,
+}
+
+/// Starts worker `id` on `core`, to serve `state` (the JSON text of a `State`) on `sockets`.
+///
+/// # Errors
+/// When the kernel refuses a process, a descriptor or memory. A worker that dies at once is no error here.
+pub(super) fn launch(
+    id: u32,
+    core: Option<usize>,
+    state: &[u8],
+    counters: &OwnedFd,
+    sockets: &Sockets,
+) -> io::Result<Launched> {
+    let (orders, their_orders) = UnixStream::pair()?;
+    orders.set_nonblocking(true)?;
+    let (descriptors, their_descriptors) = scm::pair()?;
+    let place = |parent_fd, child_fd| FdMapping { parent_fd, child_fd };
+
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("kakehi").arg("worker").arg("--id").arg(id.to_string());
+    if let Some(core) = core {
+        command.arg("--core").arg(core.to_string());
+    }
+    command.stdin(Stdio::null()).process_group(0);
+    command
+        .fd_mappings(vec![
+            place(their_orders.into(), worker_main::ORDERS),
+            place(their_descriptors, worker_main::DESCRIPTORS),
+            place(counters.try_clone()?, worker_main::COUNTERS),
+            place(sealed(c"kakehi-state", state)?, worker_main::STATE),
+        ])
+        .map_err(io::Error::other)?;
+    let mut command = tokio::process::Command::from(command);
+    let child = command.spawn()?;
+    // Our copies of its descriptors: with them open we would not see it close its own.
+    drop(command);
+
+    let channel = socket2::SockRef::from(&descriptors);
+    channel.set_write_timeout(Some(PASS_TIMEOUT))?;
+    if let Err(error) = scm::send(&descriptors.as_fd(), sockets) {
+        // It has died, or will be found not ready in time: either is seen, and told, by the supervisor.
+        tracing::warn!(worker = id, "{error}");
+    }
+    Ok(Launched { child, orders })
+}
+
+/// Memory with `content` that nobody can change any more.
+fn sealed(name: &CStr, content: &[u8]) -> io::Result<OwnedFd> {
+    let memory = memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+    let mut file = File::from(memory);
+    file.write_all(content)?;
+    let seals =
+        SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
+    Ok(file.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Seek as _};
+
+    use super::*;
+
+    #[test]
+    fn sealed_memory_is_read_but_not_written() {
+        let mut file = File::from(sealed(c"test", b"as it is").unwrap());
+        let mut text = String::new();
+        file.rewind().unwrap();
+        file.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "as it is");
+        assert!(file.write_all(b"more").is_err());
+        assert!(file.set_len(0).is_err());
+    }
+}

@@ -1,0 +1,186 @@
+//! What the workers need of the host: io_uring, locked memory, file descriptors.
+//!
+//! All of it is looked at before a socket is opened or a process started, so that a host that cannot run kakehi
+//! says so at once, with the remedy, instead of through a worker that dies.
+
+use std::{fs, io};
+
+use nix::{
+    errno::Errno,
+    sys::resource::{Resource, getrlimit, rlim_t, setrlimit},
+};
+
+/// Locked memory that the host's limit must allow: the scheduler of a worker refuses to start with less.
+const MEMLOCK_MINIMUM: rlim_t = 512 << 10;
+/// Locked memory asked for beside what the workers take (bytes).
+const MEMLOCK_BASE: rlim_t = 8 << 20;
+/// Rings and buffer rings of one worker, with reserve (bytes). The kernel counts them per user.
+const MEMLOCK_PER_WORKER: rlim_t = 1 << 20;
+/// Descriptors of a worker beside its connections and listeners.
+const NOFILE_BASE: rlim_t = 128;
+/// A client connection and an upstream connection.
+const NOFILE_PER_CONNECTION: rlim_t = 2;
+
+/// Why this host cannot run kakehi.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// A sysctl forbids io_uring.
+    #[error(
+        "io_uring is forbidden on this host: kernel.io_uring_disabled is {value} ({meaning}).\n\
+         Allow it: `sysctl -w kernel.io_uring_disabled=0` (and in /etc/sysctl.d/ to keep it){also}"
+    )]
+    RingDisabled {
+        /// Of the sysctl.
+        value: u8,
+        /// What the value forbids.
+        meaning: &'static str,
+        /// What else would help.
+        also: &'static str,
+    },
+    /// A seccomp filter forbids io_uring, as the default profiles of container engines do.
+    #[error(
+        "io_uring is forbidden by the seccomp filter of this container or service ({errno}).\n\
+         Allow it: run the container with `--security-opt seccomp=docs/seccomp/kakehi.json`, or take io_uring_setup, \
+         io_uring_enter and io_uring_register into the filter (systemd: `SystemCallFilter=`)"
+    )]
+    RingFiltered {
+        /// What the kernel said.
+        errno: Errno,
+    },
+    /// The kernel has no io_uring.
+    #[error(
+        "this kernel has no io_uring (ENOSYS): kakehi needs Linux 5.10 or later, built with CONFIG_IO_URING"
+    )]
+    RingMissing,
+    /// The kernel refused the memory of a ring.
+    #[error("the kernel refused the memory of a ring (ENOMEM): {remedy}", remedy = MEMLOCK_REMEDY)]
+    RingMemory,
+    /// Another error of `io_uring_setup`.
+    #[error("io_uring cannot be set up: {0}")]
+    Ring(io::Error),
+    /// The hard limit of locked memory is too low.
+    #[error(
+        "the limit of locked memory is {limit} bytes, a worker needs {MEMLOCK_MINIMUM} at least: {remedy}",
+        remedy = MEMLOCK_REMEDY
+    )]
+    Memlock {
+        /// The hard limit (bytes).
+        limit: rlim_t,
+    },
+    /// A limit cannot be read or set.
+    #[error("the limit {resource} cannot be read or raised: {errno}")]
+    Limit {
+        /// Name of the limit.
+        resource: &'static str,
+        /// What the kernel said.
+        errno: Errno,
+    },
+}
+
+const MEMLOCK_REMEDY: &str = "raise RLIMIT_MEMLOCK (`ulimit -l unlimited`; systemd: `LimitMEMLOCK=infinity`; \
+     docker: `--ulimit memlock=-1`) or give the process CAP_IPC_LOCK";
+
+/// Makes a ring and throws it away.
+///
+/// # Errors
+/// One that names what forbids rings here and the remedy.
+pub(super) fn check_io_uring() -> Result<(), Error> {
+    let Err(error) = io_uring::IoUring::new(4) else { return Ok(()) };
+    let disabled = fs::read_to_string("/proc/sys/kernel/io_uring_disabled");
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    Err(why_no_ring(error, disabled.ok().as_deref(), &status))
+}
+
+/// `disabled`: text of the sysctl, where the kernel has it (6.6); `status`: text of `/proc/self/status`.
+fn why_no_ring(error: io::Error, disabled: Option<&str>, status: &str) -> Error {
+    let errno = Errno::from_raw(error.raw_os_error().unwrap_or(0));
+    let filtered = status.lines().any(|line| line.strip_prefix("Seccomp:").is_some_and(|v| v.trim() == "2"));
+    match (errno, disabled.map(str::trim)) {
+        (Errno::EPERM, Some("1")) => Error::RingDisabled {
+            value: 1,
+            meaning: "only CAP_SYS_ADMIN and the group of kernel.io_uring_group may use it",
+            also: ", or put kakehi's user into the group that kernel.io_uring_group names",
+        },
+        (Errno::EPERM, Some("2")) => {
+            Error::RingDisabled { value: 2, meaning: "nobody may use it, not even root", also: "" }
+        }
+        (Errno::EPERM | Errno::ENOSYS | Errno::EACCES, _) if filtered => Error::RingFiltered { errno },
+        (Errno::ENOSYS, _) => Error::RingMissing,
+        (Errno::ENOMEM, _) => Error::RingMemory,
+        _ => Error::Ring(error),
+    }
+}
+
+/// Raises the soft limits to what `workers` of `max_connections` and `listeners` need, as far as the hard limits
+/// let. The workers inherit them. Logs a warning when the hard limits mean fewer connections than configured.
+///
+/// # Errors
+/// When the hard limit of locked memory is too low for even one worker.
+pub(super) fn raise_limits(workers: usize, max_connections: u32, listeners: usize) -> Result<(), Error> {
+    let (workers, listeners) = (workers as rlim_t, listeners as rlim_t);
+
+    let memlock_needed = workers * MEMLOCK_PER_WORKER;
+    let memlock = raise("RLIMIT_MEMLOCK", Resource::RLIMIT_MEMLOCK, MEMLOCK_BASE + memlock_needed)?;
+    if memlock < MEMLOCK_MINIMUM {
+        return Err(Error::Memlock { limit: memlock });
+    }
+    if memlock < memlock_needed {
+        tracing::warn!(
+            "the limit of locked memory is {memlock} bytes; {workers} workers want {memlock_needed}: if rings \
+             cannot be made, {MEMLOCK_REMEDY}"
+        );
+    }
+
+    // The same limit has to do for a worker's connections and for the supervisor's copies of all listeners.
+    let fixed = NOFILE_BASE + listeners * (workers + 1);
+    let nofile_needed = fixed + NOFILE_PER_CONNECTION * rlim_t::from(max_connections);
+    let nofile = raise("RLIMIT_NOFILE", Resource::RLIMIT_NOFILE, nofile_needed)?;
+    if nofile < nofile_needed {
+        let possible = nofile.saturating_sub(fixed) / NOFILE_PER_CONNECTION;
+        tracing::warn!(
+            "the limit of open files is {nofile}: a worker can serve about {possible} connections at a time, not \
+             the {max_connections} of `max_connections`; raise it to {nofile_needed} (`ulimit -n`; systemd: \
+             `LimitNOFILE=`) or lower `max_connections`"
+        );
+    }
+    Ok(())
+}
+
+/// Raises the soft limit to `wanted` or as far as the hard limit lets, never lowers it; returns what it is then.
+fn raise(name: &'static str, resource: Resource, wanted: rlim_t) -> Result<rlim_t, Error> {
+    let explain = |errno| Error::Limit { resource: name, errno };
+    let (soft, hard) = getrlimit(resource).map_err(explain)?;
+    let target = wanted.min(hard);
+    if soft >= target {
+        return Ok(soft);
+    }
+    setrlimit(resource, target, hard).map_err(explain)?;
+    Ok(target)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn why(errno: Errno, disabled: Option<&str>, seccomp: u8) -> String {
+        let status = format!("Name:\tkakehi\nSeccomp:\t{seccomp}\nSeccomp_filters:\t1\n");
+        why_no_ring(io::Error::from_raw_os_error(errno as i32), disabled, &status).to_string()
+    }
+
+    #[test]
+    fn a_refused_ring_is_explained_by_what_refuses_it() {
+        assert!(why(Errno::EPERM, Some("2\n"), 0).contains("sysctl -w kernel.io_uring_disabled=0"));
+        assert!(why(Errno::EPERM, Some("1\n"), 0).contains("kernel.io_uring_group"));
+        assert!(why(Errno::EPERM, Some("0\n"), 2).contains("--security-opt seccomp="));
+        assert!(why(Errno::ENOSYS, None, 2).contains("seccomp"));
+        assert!(why(Errno::ENOSYS, None, 0).contains("Linux 5.10"));
+        assert!(why(Errno::ENOMEM, Some("0"), 0).contains("LimitMEMLOCK"));
+        assert!(why(Errno::EINVAL, None, 0).contains("cannot be set up"));
+    }
+
+    #[test]
+    fn a_limit_is_never_lowered() {
+        let (before, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        assert_eq!(raise("RLIMIT_NOFILE", Resource::RLIMIT_NOFILE, 1).unwrap(), before);
+    }
+}

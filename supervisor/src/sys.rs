@@ -1,0 +1,35 @@
+//! The few calls of this program that the compiler cannot check: descriptors that come as numbers, and signals.
+
+use std::{
+    io,
+    os::fd::{FromRawFd as _, OwnedFd, RawFd},
+};
+
+use nix::sys::signal::{SigHandler, Signal, signal};
+
+/// Takes note of every descriptor that this process was started with and marks it close-on-exec.
+///
+/// Those that are meant for us are then had by [`command_fds::inherited::take_fd_ownership`].
+///
+/// # Errors
+/// When `/proc/self/fd` cannot be read, or on a second call.
+pub(crate) fn adopt_inherited_descriptors() -> io::Result<()> {
+    // SAFETY: `main` calls this before anything else, so nobody owns a descriptor above 2 yet.
+    unsafe { command_fds::inherited::init_inherited_fds() }
+}
+
+/// Takes ownership of descriptors that the kernel has just made for this process out of an `SCM_RIGHTS` message.
+pub(crate) fn own_received(descriptors: &[RawFd]) -> Vec<OwnedFd> {
+    descriptors
+        .iter()
+        // SAFETY: `recvmsg` returned these numbers as new descriptors; the caller passes each message's once.
+        .map(|descriptor| unsafe { OwnedFd::from_raw_fd(*descriptor) })
+        .collect()
+}
+
+/// Ignores SIGHUP: the hang-up of a terminal concerns the supervisor, and a worker outlives even that.
+pub(crate) fn ignore_hangup() -> io::Result<()> {
+    // SAFETY: ignoring a signal installs no handler, so no code of ours runs in a signal's context.
+    unsafe { signal(Signal::SIGHUP, SigHandler::SigIgn) }?;
+    Ok(())
+}
