@@ -226,7 +226,7 @@ impl BufferRing {
     }
 
     /// Puts a free buffer at the tail; the kernel sees it after [`BufferRing::commit`].
-    pub(super) fn publish(&mut self, id: u16) {
+    fn publish(&mut self, id: u16) {
         debug_assert!(self.published <= self.mask);
         let entries = self.entries.base.as_ptr().cast::<BufRingEntry>();
         // SAFETY: the index is masked to the mapping, and the kernel reads entries below the tail only.
@@ -239,7 +239,7 @@ impl BufferRing {
     }
 
     /// Shows what was published to the kernel.
-    pub(super) fn commit(&mut self) {
+    fn commit(&mut self) {
         // SAFETY: the tail lies inside the first entry of the mapping, is aligned, and the kernel reads it with
         // acquire semantics, as this release store asks.
         unsafe {

@@ -182,9 +182,7 @@ pub(super) fn builder(features: &Features) -> io_uring::Builder {
 fn receive_works(features: &Features, multishot: bool) -> io::Result<bool> {
     let mut uring = builder(features).build(PROBE_ENTRIES)?;
     let mut buffers = BufferRing::register(&uring, 2, 64)?;
-    buffers.publish(0);
-    buffers.publish(1);
-    buffers.commit();
+    buffers.refill();
     let (near, mut far) = UnixStream::pair()?;
     let fd = types::Fd(near.as_raw_fd());
     let entry = if multishot {
