@@ -51,6 +51,9 @@ struct Options {
     /// One short round: shows that everything works, not how fast
     #[arg(long, alias = "test")]
     quick: bool,
+    /// Only show how each proxy is configured and started
+    #[arg(long)]
+    configs: bool,
     /// Given by `cargo bench`
     #[arg(long, hide = true)]
     bench: bool,
@@ -61,7 +64,7 @@ const OPEN_FILES: u64 = 20_000;
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    if !options.bench && !options.quick {
+    if !options.bench && !options.quick && !options.configs {
         println!("this is a benchmark: run it with cargo bench, or with --quick");
         return ExitCode::SUCCESS;
     }
@@ -93,6 +96,9 @@ fn run(options: &Options) -> Result<bool, BenchError> {
     } else {
         Vec::new()
     };
+    if options.configs {
+        return show_configurations(&peers).map(|()| true);
+    }
     raise_open_files()?;
     let cores = Cores::choose(std::env::var("KAKEHI_BENCH_CORES").ok().as_deref())?;
     let backend = Backend::start(cores.backend)?;
@@ -225,6 +231,24 @@ fn find_peers(names: &[String], programs: &Path) -> Result<Vec<Peer>, BenchError
         return Err(BenchError::Usage("none of the proxies is installed".into()));
     }
     Ok(found)
+}
+
+/// Prints the files and the command line of each proxy, as Markdown.
+fn show_configurations(peers: &[Peer]) -> Result<(), BenchError> {
+    let (listen, backend) = (([127, 0, 0, 1], 8080).into(), ([127, 0, 0, 1], 9000).into());
+    for peer in peers {
+        let folder = tempfile::tempdir().attempt(|| "no temporary folder".into())?;
+        let Some(program) = peer.prepare(folder.path(), listen, backend)? else { continue };
+        let readable = |text: &str| text.replace(&*folder.path().to_string_lossy(), "FOLDER");
+        println!("{}: `{}`\n", peer.name(), readable(&program.command_line()));
+        for file in std::fs::read_dir(folder.path()).attempt(|| "cannot list a temporary folder".into())? {
+            let path = file.attempt(|| "cannot list a temporary folder".into())?.path();
+            let text =
+                std::fs::read_to_string(&path).attempt(|| format!("cannot read {}", path.display()))?;
+            println!("```\n{}```\n", readable(&text));
+        }
+    }
+    Ok(())
 }
 
 /// Where cargo put this program, and so where the others are.

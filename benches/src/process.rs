@@ -31,6 +31,16 @@ pub struct Program {
     pub log: PathBuf,
 }
 
+impl Program {
+    /// The command as one would type it, without the folder of the program.
+    #[must_use]
+    pub fn command_line(&self) -> String {
+        let program = Path::new(self.command.get_program()).file_name().unwrap_or_default();
+        let words = std::iter::once(program).chain(self.command.get_args());
+        words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    }
+}
+
 /// A proxy that runs; dropping it stops it and all its descendants.
 #[derive(Debug)]
 pub struct Process {
