@@ -122,7 +122,7 @@ impl Report {
         let Environment { processor, kernel, cores, seconds, rounds, .. } = &self.environment;
         let mut text = format!(
             "{processor}, Linux {kernel}; proxy on core {}, generator on core {}, backend on core {}; \
-             {rounds} rounds of {seconds} s; medians, ratios of {} to the others (lowest-highest)\n",
+             {rounds} rounds of {seconds} s; medians, ratios of {} to the others (lowest-highest)\n\n",
             cores.proxy, cores.generator, cores.backend, self.subject
         );
         for (peer, version) in self.environment.versions.iter().filter(|(_, version)| !version.is_empty()) {
