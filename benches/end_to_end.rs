@@ -11,6 +11,7 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use clap::Parser;
+use clap::builder::BoolishValueParser;
 use kakehi_benches::backend::Backend;
 use kakehi_benches::cores::{Cores, pin_this_thread};
 use kakehi_benches::measure::{Bench, CASES, Case};
@@ -40,13 +41,13 @@ struct Options {
     #[arg(long, env = "KAKEHI_BENCH_SECONDS", default_value_t = 2.0)]
     seconds: f64,
     /// Also run ka64 with kakehi's kernel features masked to each level from 0 to 4
-    #[arg(long, env = "KAKEHI_BENCH_LEVELS")]
+    #[arg(long, env = "KAKEHI_BENCH_LEVELS", value_parser = BoolishValueParser::new())]
     levels: bool,
     /// Also count system calls per request with strace, in runs of their own
-    #[arg(long, env = "KAKEHI_BENCH_SYSCALLS")]
+    #[arg(long, env = "KAKEHI_BENCH_SYSCALLS", value_parser = BoolishValueParser::new())]
     syscalls: bool,
     /// Use the release build of kakehi as it is
-    #[arg(long, env = "KAKEHI_BENCH_NO_BUILD")]
+    #[arg(long, env = "KAKEHI_BENCH_NO_BUILD", value_parser = BoolishValueParser::new())]
     no_build: bool,
     /// One short round: shows that everything works, not how fast
     #[arg(long, alias = "test")]
@@ -119,6 +120,7 @@ fn run(options: &Options) -> Result<bool, BenchError> {
             traced: Vec::new(),
         },
         failed: Vec::new(),
+        given_up: Vec::new(),
     };
     comparison.rounds(rounds, &cases, &peers, &levels);
     if options.syscalls {
@@ -132,6 +134,8 @@ struct Comparison {
     report: Report,
     /// What could not be measured, in words.
     failed: Vec<String>,
+    /// Proxies that did not start once, and are not tried again.
+    given_up: Vec<String>,
 }
 
 impl Comparison {
@@ -155,6 +159,9 @@ impl Comparison {
         let order: Vec<&Peer> =
             if round.is_multiple_of(2) { peers.iter().collect() } else { peers.iter().rev().collect() };
         for peer in order {
+            if self.given_up.contains(&peer.name()) {
+                continue;
+            }
             eprintln!("round {} {name}: {}", round + 1, peer.name());
             match self.bench.measure(peer, case) {
                 Ok(None) => {}
@@ -167,7 +174,10 @@ impl Comparison {
                     fault_kinds: measured.faults.to_string(),
                 }),
                 Err(error) => {
-                    self.failed.push(format!("{}, {name}, round {}: {error}", peer.name(), round + 1))
+                    self.failed.push(format!("{}, {name}, round {}: {error}", peer.name(), round + 1));
+                    if matches!(error, BenchError::NotReady { .. }) {
+                        self.given_up.push(peer.name());
+                    }
                 }
             }
         }
@@ -175,7 +185,7 @@ impl Comparison {
 
     fn count_system_calls(&mut self, cases: &[(&str, Case)], peers: &[Peer]) {
         for &(name, case) in cases {
-            for peer in peers {
+            for peer in peers.iter().filter(|peer| !self.given_up.contains(&peer.name())) {
                 match self.bench.system_calls(peer, case) {
                     Ok(None) => {}
                     Ok(Some((calls, requests))) => {

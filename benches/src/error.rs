@@ -13,8 +13,8 @@ pub enum BenchError {
         /// What the system said.
         source: io::Error,
     },
-    /// A proxy did not answer a request soon enough after its start.
-    #[error("{peer} did not answer within {seconds} s after its start; its output:\n{log}")]
+    /// A proxy did not answer a request soon enough after its start, or ended before it could.
+    #[error("{peer} ended, or did not answer within {seconds} s of its start; its output:\n{log}")]
     NotReady {
         /// Name of the proxy.
         peer: String,
