@@ -1,0 +1,89 @@
+//! `load`: puts load on one proxy by hand, with a backend of its own. For work on a proxy, not for comparisons.
+//!
+//! `load backend` starts the backend, prints its address and runs until it is killed; point a proxy at it.
+//! `load drive ADDRESS` drives that proxy and prints what it saw.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use kakehi_benches::BenchError;
+use kakehi_benches::backend::Backend;
+use kakehi_benches::generator::{Bound, Generator, Load, Mode};
+
+#[derive(Debug, Parser)]
+#[command(about = "Puts load on one proxy by hand")]
+struct Options {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run the backend until killed
+    Backend {
+        /// Core to run on
+        #[arg(long, default_value_t = 0)]
+        core: usize,
+    },
+    /// Drive a server that answers as the backend does
+    Drive {
+        /// Where it listens
+        address: SocketAddr,
+        /// Connections at a time
+        #[arg(short, long, default_value_t = 64)]
+        connections: usize,
+        /// Response body in bytes
+        #[arg(short, long, default_value_t = 16)]
+        body: usize,
+        /// Request body in bytes
+        #[arg(short, long, default_value_t = 0)]
+        upload: usize,
+        /// Seconds
+        #[arg(short, long, default_value_t = 5.0)]
+        seconds: f64,
+        /// A new connection per request
+        #[arg(long)]
+        close: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Options::parse().verb) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> Result<ExitCode, BenchError> {
+    match verb {
+        Verb::Backend { core } => {
+            let backend = Backend::start(core)?;
+            println!("{}", backend.address());
+            loop {
+                std::thread::park();
+            }
+        }
+        Verb::Drive { address, connections, body, upload, seconds, close } => {
+            let mode = if close { Mode::Close } else { Mode::KeepAlive };
+            let load = Load { target: address, connections, body, upload, mode };
+            let seconds =
+                Duration::try_from_secs_f64(seconds).map_err(|error| BenchError::Usage(error.to_string()))?;
+            let tally = Generator::new(load)?.drive(Bound::Time(seconds))?;
+            let latency_us = |quantile| tally.latency.value_at_quantile(quantile) / 1_000;
+            println!(
+                "{} requests, {:.0}/s, p50 {} us, p99 {} us, failed: {}",
+                tally.requests,
+                tally.rate(),
+                latency_us(0.5),
+                latency_us(0.99),
+                tally.faults
+            );
+            Ok(if tally.faults.total() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+    }
+}

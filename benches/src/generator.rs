@@ -1,0 +1,423 @@
+//! The load generator: closed-loop HTTP/1.1 clients in one thread over edge-triggered epoll.
+//!
+//! It relies on a server that answers `GET /bytes/N` as [`crate::backend`] does, directly or through a proxy.
+//! Every connection has one request in flight: a slow server is asked less often, so latency here is that of
+//! a saturated server, not of one under a fixed rate. Per request it makes one `write` and one `read`.
+//!
+//! A [`Generator`] keeps its connections between two calls of [`Generator::drive`]: one drives it to warm up,
+//! reads the meters, drives it again and reads them again.
+
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use mio::net::TcpStream;
+use mio::{Events, Interest, Poll, Token};
+
+mod answer;
+mod tally;
+
+use answer::{Answer, Progress};
+pub use tally::{Fault, Faults, Tally};
+
+use crate::payload;
+use crate::{Attempt, BenchError};
+
+/// Host of every request; the proxies route by it.
+pub const HOST: &str = "bench.localhost";
+
+/// Connections that are opened at once at the start; each first answer then opens one more, so that a
+/// thousand do not overflow an accept queue in one burst.
+const FIRST_CONNECTIONS: usize = 64;
+/// A request without its whole answer after this long has failed.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a phase that is bound by a count may take.
+const COUNT_DEADLINE: Duration = Duration::from_secs(120);
+/// After this many failed requests in one phase there is nothing to measure.
+const MAX_FAULTS: u64 = 1_000;
+/// Longest wait for events, so that deadlines are looked at.
+const TICK: Duration = Duration::from_millis(100);
+
+/// What clients do with a connection after an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Send the next request on it.
+    KeepAlive,
+    /// Every request says `Connection: close`; the server must close, then a new connection is made.
+    Close,
+    /// Keep it open and idle after one answer.
+    Hold,
+}
+
+/// The load to put on a server.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    /// Where the server listens.
+    pub target: SocketAddr,
+    /// Connections at the same time.
+    pub connections: usize,
+    /// Length of each response body (bytes, at most [`payload::MAX_BODY`]).
+    pub body: usize,
+    /// Length of each request body (bytes); above 0 the requests are POSTs.
+    pub upload: usize,
+    /// What happens to a connection after an answer.
+    pub mode: Mode,
+}
+
+/// When a phase ends. Requests in flight at its end count in the next one.
+#[derive(Clone, Copy, Debug)]
+pub enum Bound {
+    /// After this long.
+    Time(Duration),
+    /// After this many answers (a few more if they came together).
+    Requests(u64),
+}
+
+/// Clients with their connections.
+#[derive(Debug)]
+pub struct Generator {
+    load: Load,
+    request: Vec<u8>,
+    poll: Poll,
+    slots: Vec<Option<Connection>>,
+    scratch: Box<[u8]>,
+    tally: Tally,
+    swept: Instant,
+}
+
+#[derive(Debug)]
+struct Connection {
+    stream: TcpStream,
+    phase: Phase,
+    sent: usize,
+    since: Instant,
+    answer: Answer,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Sending,
+    Receiving,
+    /// The answer has come; the server has to close.
+    Closing,
+    Held,
+}
+
+enum Step {
+    Wait,
+    /// The connection has done its duty: make a new one in its place.
+    Renew,
+}
+
+impl Generator {
+    /// Prepares the load; the first [`Self::drive`] opens the connections.
+    ///
+    /// # Errors
+    /// If no epoll instance can be had.
+    pub fn new(load: Load) -> Result<Self, BenchError> {
+        let poll = Poll::new().attempt(|| "cannot set up the generator".into())?;
+        Ok(Self {
+            load,
+            request: request(&load),
+            poll,
+            slots: Vec::with_capacity(load.connections),
+            scratch: vec![0; 256 << 10].into(),
+            tally: Tally::new(),
+            swept: Instant::now(),
+        })
+    }
+
+    /// Runs the clients until `bound` and says what they counted.
+    ///
+    /// # Errors
+    /// If polling fails, if more than a thousand requests failed, or if a count was not reached in two minutes.
+    pub fn drive(&mut self, bound: Bound) -> Result<Tally, BenchError> {
+        let start = Instant::now();
+        self.tally = Tally::new();
+        while self.slots.len() < self.load.connections.min(FIRST_CONNECTIONS) {
+            self.open_another();
+        }
+        let mut events = Events::with_capacity(1_024);
+        loop {
+            let left = remaining(bound, start.elapsed(), &self.tally)?;
+            let Some(left) = left else { break };
+            match self.poll.poll(&mut events, Some(left.min(TICK))) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error).attempt(|| "the generator cannot poll".into()),
+            }
+            // All events of a batch are served, whatever the bound: they are not announced again.
+            for event in &events {
+                self.advance(event.token().0, event.is_read_closed());
+            }
+            let none_left = self.sweep();
+            let faults = self.tally.faults;
+            if faults.total() > MAX_FAULTS || (none_left && faults.total() > 0) {
+                return Err(BenchError::TooManyFaults { count: faults.total(), kinds: faults.to_string() });
+            }
+        }
+        self.tally.elapsed = start.elapsed();
+        Ok(std::mem::replace(&mut self.tally, Tally::new()))
+    }
+
+    /// Connections that are open.
+    #[must_use]
+    pub fn open_connections(&self) -> usize {
+        self.slots.iter().flatten().count()
+    }
+
+    fn open_another(&mut self) {
+        self.slots.push(None);
+        self.open(self.slots.len() - 1);
+    }
+
+    /// Makes a new connection in `slot`. If that fails at once, the slot stays empty until the next sweep.
+    fn open(&mut self, slot: usize) {
+        let since = Instant::now();
+        let connect = || {
+            let mut stream = TcpStream::connect(self.load.target)?;
+            self.poll.registry().register(
+                &mut stream,
+                Token(slot),
+                Interest::READABLE | Interest::WRITABLE,
+            )?;
+            if self.load.upload > 0 {
+                stream.set_nodelay(true)?;
+            }
+            io::Result::Ok(stream)
+        };
+        match connect() {
+            Ok(stream) => {
+                let connection =
+                    Connection { stream, phase: Phase::Sending, sent: 0, since, answer: Answer::default() };
+                self.slots[slot] = Some(connection);
+            }
+            Err(_) => self.tally.faults.count(Fault::Connect),
+        }
+    }
+
+    /// Goes on with one connection after an event; `ended` if the server has closed its side.
+    fn advance(&mut self, slot: usize, ended: bool) {
+        let Some(mut connection) = self.slots[slot].take() else { return };
+        let answered = self.tally.requests;
+        match self.step(&mut connection, ended) {
+            Ok(Step::Wait) => self.slots[slot] = Some(connection),
+            Ok(Step::Renew) => self.replace(slot, connection),
+            Err(fault) => {
+                self.tally.faults.count(fault);
+                self.replace(slot, connection);
+            }
+        }
+        if self.tally.requests > answered && self.slots.len() < self.load.connections {
+            self.open_another();
+        }
+    }
+
+    fn replace(&mut self, slot: usize, connection: Connection) {
+        drop(connection);
+        self.open(slot);
+    }
+
+    fn step(&mut self, connection: &mut Connection, ended: bool) -> Result<Step, Fault> {
+        loop {
+            match connection.phase {
+                Phase::Held if ended => return Err(Fault::Closed),
+                Phase::Held => return Ok(Step::Wait),
+                Phase::Sending => {
+                    if connection.send(&self.request)? {
+                        connection.phase = Phase::Receiving;
+                    }
+                    if !ended {
+                        return Ok(Step::Wait);
+                    }
+                    // What the server said before it closed is worth reading even if it refused the request.
+                    connection.phase = Phase::Receiving;
+                }
+                Phase::Receiving => {
+                    let Some(length) = connection.receive(&mut self.scratch)? else { return Ok(Step::Wait) };
+                    if length == 0 {
+                        return Err(Fault::Closed);
+                    }
+                    match connection.answer.take(&self.scratch[..length], self.load.body as u64)? {
+                        Progress::More if length < self.scratch.len() && !ended => return Ok(Step::Wait),
+                        Progress::More => {}
+                        Progress::Done { close } => {
+                            let now = Instant::now();
+                            self.tally.answered(now - connection.since);
+                            connection.since = now;
+                            connection.sent = 0;
+                            if close && self.load.mode != Mode::Close {
+                                self.tally.renewed += 1;
+                                return Ok(Step::Renew);
+                            }
+                            connection.phase = match self.load.mode {
+                                Mode::KeepAlive => Phase::Sending,
+                                Mode::Close => Phase::Closing,
+                                Mode::Hold => Phase::Held,
+                            };
+                        }
+                    }
+                }
+                Phase::Closing => {
+                    return match connection.receive(&mut self.scratch)? {
+                        Some(0) => Ok(Step::Renew),
+                        Some(_) => Err(Fault::Length),
+                        None => Ok(Step::Wait),
+                    };
+                }
+            }
+        }
+    }
+
+    /// Once per second: gives up what waits too long, and tries again what could not be opened. True if it
+    /// found that not one connection can be opened.
+    fn sweep(&mut self) -> bool {
+        if self.swept.elapsed() < Duration::from_secs(1) {
+            return false;
+        }
+        self.swept = Instant::now();
+        for slot in 0..self.slots.len() {
+            match &self.slots[slot] {
+                None => self.open(slot),
+                Some(connection)
+                    if connection.phase != Phase::Held && connection.since.elapsed() > PATIENCE =>
+                {
+                    let late =
+                        if connection.phase == Phase::Closing { Fault::NotClosed } else { Fault::Timeout };
+                    self.tally.faults.count(late);
+                    self.slots[slot] = None;
+                    self.open(slot);
+                }
+                Some(_) => {}
+            }
+        }
+        self.open_connections() == 0
+    }
+}
+
+/// How long a phase may still wait for events, `None` if it is over.
+fn remaining(bound: Bound, elapsed: Duration, tally: &Tally) -> Result<Option<Duration>, BenchError> {
+    match bound {
+        Bound::Time(limit) => Ok(limit.checked_sub(elapsed).filter(|left| !left.is_zero())),
+        Bound::Requests(wanted) if tally.requests >= wanted => Ok(None),
+        Bound::Requests(wanted) if elapsed > COUNT_DEADLINE => {
+            Err(BenchError::TooSlow { done: tally.requests, wanted, seconds: COUNT_DEADLINE.as_secs() })
+        }
+        Bound::Requests(_) => Ok(Some(TICK)),
+    }
+}
+
+fn request(load: &Load) -> Vec<u8> {
+    let (method, length) = match load.upload {
+        0 => ("GET", String::new()),
+        upload => ("POST", format!("Content-Length: {upload}\r\n")),
+    };
+    let close = if load.mode == Mode::Close { "Connection: close\r\n" } else { "" };
+    let head = format!(
+        "{method} /bytes/{} HTTP/1.1\r\nHost: {HOST}\r\nUser-Agent: bench\r\nAccept: */*\r\n{length}{close}\r\n",
+        load.body
+    );
+    let mut request = head.into_bytes();
+    request.extend(payload::body(load.upload));
+    request
+}
+
+impl Connection {
+    /// Sends what the socket takes; true when the whole request is sent.
+    fn send(&mut self, request: &[u8]) -> Result<bool, Fault> {
+        while self.sent < request.len() {
+            match self.stream.write(&request[self.sent..]) {
+                Ok(length) => self.sent += length,
+                // Not connected yet: the event comes when it is.
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::NotConnected) =>
+                {
+                    return Ok(false);
+                }
+                Err(error) => return Err(broken(&error)),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Receives what there is: `None` if nothing, 0 at the end of the stream.
+    fn receive(&mut self, scratch: &mut [u8]) -> Result<Option<usize>, Fault> {
+        match self.stream.read(scratch) {
+            Ok(length) => Ok(Some(length)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(broken(&error)),
+        }
+    }
+}
+
+fn broken(error: &io::Error) -> Fault {
+    if error.kind() == io::ErrorKind::ConnectionRefused { Fault::Connect } else { Fault::Reset }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Backend;
+
+    fn backend() -> Backend {
+        let core = crate::cores::allowed().unwrap()[0];
+        Backend::start(core).unwrap()
+    }
+
+    fn load(backend: &Backend) -> Load {
+        Load { target: backend.address(), connections: 8, body: 16, upload: 0, mode: Mode::KeepAlive }
+    }
+
+    fn drive(load: Load, requests: u64) -> (Tally, Generator) {
+        let mut generator = Generator::new(load).unwrap();
+        let tally = generator.drive(Bound::Requests(requests)).unwrap();
+        (tally, generator)
+    }
+
+    #[test]
+    fn kept_connections_carry_many_requests_without_a_fault() {
+        let backend = backend();
+        for body in [0, 16, 16_384, 16_385, 1 << 20] {
+            let (tally, generator) = drive(Load { body, ..load(&backend) }, 100);
+            assert!(tally.requests >= 100);
+            assert_eq!((tally.faults.total(), tally.renewed), (0, 0), "{body}");
+            assert_eq!(generator.open_connections(), 8);
+        }
+    }
+
+    #[test]
+    fn every_request_of_the_close_mode_has_its_own_connection() {
+        let backend = backend();
+        let (tally, _) = drive(Load { mode: Mode::Close, ..load(&backend) }, 200);
+        assert_eq!(tally.faults.to_string(), "none");
+    }
+
+    #[test]
+    fn uploads_are_taken_whole_before_they_are_answered() {
+        let backend = backend();
+        for upload in [1, 1_000, 300_000] {
+            let (tally, _) = drive(Load { upload, ..load(&backend) }, 50);
+            assert_eq!(tally.faults.to_string(), "none", "{upload}");
+        }
+    }
+
+    #[test]
+    fn held_connections_stay_open_and_their_end_is_a_fault() {
+        let backend = backend();
+        let (tally, mut generator) =
+            drive(Load { mode: Mode::Hold, connections: 100, ..load(&backend) }, 100);
+        assert_eq!((tally.requests, tally.faults.total()), (100, 0));
+        assert_eq!(generator.open_connections(), 100);
+        drop(backend);
+        let after = generator.drive(Bound::Time(Duration::from_millis(50)));
+        assert!(after.map_or(true, |tally| tally.faults.total() >= 100));
+    }
+
+    #[test]
+    fn a_server_that_is_not_there_ends_the_run() {
+        let address = backend().address();
+        let gone = Load { target: address, connections: 1, body: 16, upload: 0, mode: Mode::KeepAlive };
+        let result = Generator::new(gone).unwrap().drive(Bound::Requests(1));
+        assert!(matches!(result, Err(BenchError::TooManyFaults { .. })), "{result:?}");
+    }
+}

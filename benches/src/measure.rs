@@ -1,0 +1,237 @@
+//! One measurement: a fresh process of one proxy, one case, one round.
+//!
+//! A fresh process each time keeps what one case leaves behind (memory, pooled connections) out of the next,
+//! and makes the luck of an address layout part of the spread that is reported.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::accounting;
+use crate::accounting::{Usage, pss_kib};
+use crate::cores::Cores;
+use crate::generator::{Bound, Faults, Generator, Load, Mode, Tally};
+use crate::peers::Peer;
+use crate::process::{Process, free_address};
+use crate::strace::{Calls, Strace};
+use crate::{Attempt, BenchError};
+
+/// Requests before memory is read for the first time, so that what a proxy allocates once is not counted
+/// to the idle connections.
+const REQUESTS_AT_REST: u64 = 200;
+/// How long connections are held idle before memory is read: allocators and timers get to rest.
+const SETTLE: Duration = Duration::from_millis(500);
+/// How long strace counts: enough for a thousand requests even at its pace.
+const TRACED: Duration = Duration::from_secs(1);
+
+/// What is done to a proxy.
+#[derive(Clone, Copy, Debug)]
+pub enum Case {
+    /// Requests for `body` bytes over `connections` connections at a time.
+    Traffic {
+        /// Connections at a time.
+        connections: usize,
+        /// Response body (bytes).
+        body: usize,
+        /// Keep-alive or a new connection per request.
+        mode: Mode,
+    },
+    /// Connections that made one request each and stay open.
+    Idle {
+        /// How many.
+        connections: usize,
+    },
+    /// From the start of the process to its first answer.
+    Start,
+}
+
+/// The cases of a full run, by name.
+pub const CASES: [(&str, Case); 7] = [
+    ("ka64", Case::Traffic { connections: 64, body: 16, mode: Mode::KeepAlive }),
+    ("ka1000", Case::Traffic { connections: 1_000, body: 16, mode: Mode::KeepAlive }),
+    ("ka1", Case::Traffic { connections: 1, body: 16, mode: Mode::KeepAlive }),
+    ("close", Case::Traffic { connections: 16, body: 16, mode: Mode::Close }),
+    ("big", Case::Traffic { connections: 16, body: 1 << 20, mode: Mode::KeepAlive }),
+    ("idle", Case::Idle { connections: 6_000 }),
+    ("start", Case::Start),
+];
+
+/// What one measurement found.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Finding {
+    /// Of [`Case::Traffic`].
+    Traffic(Traffic),
+    /// Of [`Case::Idle`].
+    Idle {
+        /// Connections held.
+        connections: usize,
+        /// Memory after some requests, without connections (KiB PSS).
+        at_rest_kib: u64,
+        /// Memory with all connections idle (KiB PSS).
+        idle_kib: u64,
+    },
+    /// Of [`Case::Start`].
+    Start {
+        /// Until the first answer (us).
+        first_answer_us: u64,
+    },
+}
+
+/// What one measurement of traffic found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Traffic {
+    /// Requests answered whole and right.
+    pub requests: u64,
+    /// Length of the measurement (s).
+    pub seconds: f64,
+    /// Requests per second.
+    pub rate: f64,
+    /// CPU time of the proxy per request (us); absent without a proxy.
+    pub cpu_us: Option<f64>,
+    /// Its part in user mode, 0 to 1.
+    pub user_share: Option<f64>,
+    /// Share of its core that the proxy used, 0 to 1. Well below 1, its load was the bottleneck and the
+    /// rate says nothing about the proxy.
+    pub busy: Option<f64>,
+    /// How often per request the proxy went to sleep.
+    pub sleeps: Option<f64>,
+    /// Median latency (us).
+    pub p50_us: f64,
+    /// Latency that one in a hundred exceeds (us).
+    pub p99_us: f64,
+    /// Latency that one in a thousand exceeds (us).
+    pub p999_us: f64,
+    /// Connections that the server ended and announced.
+    pub renewed: u64,
+}
+
+/// A measurement with its errors, whose number must be 0.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// What was found.
+    pub finding: Finding,
+    /// Requests that failed, warm-up included.
+    pub faults: Faults,
+}
+
+/// What all measurements of a run share.
+#[derive(Clone, Copy, Debug)]
+pub struct Bench {
+    /// Who runs where.
+    pub cores: Cores,
+    /// The backend behind every proxy.
+    pub backend: SocketAddr,
+    /// Length of one measurement of traffic, without warm-up.
+    pub duration: Duration,
+    /// Length of the warm-up.
+    pub warm_up: Duration,
+}
+
+/// A proxy that runs, or none, and where requests go.
+struct Running {
+    process: Option<Process>,
+    target: SocketAddr,
+    since_start: Duration,
+    folder: tempfile::TempDir,
+}
+
+impl Bench {
+    /// Measures `case` on a fresh process of `peer`. `None` if the case makes no sense for it: without a
+    /// proxy there is nothing to start and no memory.
+    ///
+    /// # Errors
+    /// If the proxy does not start, or fails so often that there is nothing to measure.
+    pub fn measure(&self, peer: &Peer, case: Case) -> Result<Option<Measured>, BenchError> {
+        let running = self.start(peer)?;
+        match case {
+            Case::Traffic { connections, body, mode } => self
+                .traffic(&running, Load { target: running.target, connections, body, upload: 0, mode })
+                .map(Some),
+            Case::Idle { connections } => idle(&running, connections),
+            Case::Start if running.process.is_none() => Ok(None),
+            Case::Start => {
+                let first_answer_us = u64::try_from(running.since_start.as_micros()).unwrap_or(u64::MAX);
+                Ok(Some(Measured { finding: Finding::Start { first_answer_us }, faults: Faults::default() }))
+            }
+        }
+    }
+
+    /// Counts the system calls per request of `peer` under `case`, in a run of its own.
+    ///
+    /// # Errors
+    /// As [`Self::measure`], or if strace is missing or not allowed.
+    pub fn system_calls(&self, peer: &Peer, case: Case) -> Result<Option<(Calls, u64)>, BenchError> {
+        let Case::Traffic { connections, body, mode } = case else { return Ok(None) };
+        let running = self.start(peer)?;
+        let Some(process) = &running.process else { return Ok(None) };
+        let load = Load { target: running.target, connections, body, upload: 0, mode };
+        let mut generator = Generator::new(load)?;
+        generator.drive(Bound::Time(self.warm_up))?;
+        let strace = Strace::attach(&accounting::tree(process.id())?, running.folder.path())?;
+        let tally = generator.drive(Bound::Time(TRACED))?;
+        Ok(Some((strace.finish()?, tally.requests)))
+    }
+
+    fn start(&self, peer: &Peer) -> Result<Running, BenchError> {
+        let folder = tempfile::tempdir().attempt(|| "no temporary folder".into())?;
+        let listen = free_address()?;
+        let Some(program) = peer.prepare(folder.path(), listen, self.backend)? else {
+            return Ok(Running { process: None, target: self.backend, since_start: Duration::ZERO, folder });
+        };
+        let mut process = Process::start(program, self.cores.proxy)?;
+        let since_start = process.wait_until_ready()?;
+        Ok(Running { process: Some(process), target: listen, since_start, folder })
+    }
+
+    fn traffic(&self, running: &Running, load: Load) -> Result<Measured, BenchError> {
+        let mut generator = Generator::new(load)?;
+        let mut faults = generator.drive(Bound::Time(self.warm_up))?.faults;
+        let before = running.usage()?;
+        let tally = generator.drive(Bound::Time(self.duration))?;
+        let after = running.usage()?;
+        faults.add(tally.faults);
+        let used = after.zip(before).map(|(after, before)| after.since(&before));
+        Ok(Measured { finding: Finding::Traffic(Traffic::new(&tally, used)), faults })
+    }
+}
+
+impl Running {
+    fn usage(&self) -> Result<Option<Usage>, BenchError> {
+        self.process.as_ref().map(|process| Usage::of_tree(process.id())).transpose()
+    }
+}
+
+impl Traffic {
+    fn new(tally: &Tally, used: Option<Usage>) -> Self {
+        let requests = tally.requests.max(1) as f64;
+        let elapsed_ns = tally.elapsed.as_nanos().max(1) as f64;
+        let latency = |quantile| tally.latency.value_at_quantile(quantile) as f64 / 1e3;
+        Self {
+            requests: tally.requests,
+            seconds: tally.elapsed.as_secs_f64(),
+            rate: tally.rate(),
+            cpu_us: used.map(|used| used.cpu_ns as f64 / 1e3 / requests),
+            user_share: used.and_then(|used| used.user_share()),
+            busy: used.map(|used| used.cpu_ns as f64 / elapsed_ns),
+            sleeps: used.map(|used| used.sleeps as f64 / requests),
+            p50_us: latency(0.5),
+            p99_us: latency(0.99),
+            p999_us: latency(0.999),
+            renewed: tally.renewed,
+        }
+    }
+}
+
+fn idle(running: &Running, connections: usize) -> Result<Option<Measured>, BenchError> {
+    let Some(process) = &running.process else { return Ok(None) };
+    let load = Load { target: running.target, connections: 16, body: 16, upload: 0, mode: Mode::KeepAlive };
+    let mut faults = Generator::new(load)?.drive(Bound::Requests(REQUESTS_AT_REST))?.faults;
+    let at_rest_kib = pss_kib(process.id())?;
+    let mut generator = Generator::new(Load { connections, mode: Mode::Hold, ..load })?;
+    faults.add(generator.drive(Bound::Requests(connections as u64))?.faults);
+    faults.add(generator.drive(Bound::Time(SETTLE))?.faults);
+    let idle_kib = pss_kib(process.id())?;
+    Ok(Some(Measured { finding: Finding::Idle { connections, at_rest_kib, idle_kib }, faults }))
+}
