@@ -117,7 +117,8 @@ impl Backend {
                     script(&mut conn);
                     conn.wire.shutdown(Shutdown::Write);
                     conn.record.lock().expect("record").ended += 1;
-                    conn.record.lock().expect("record").open[number] = Stream::Unix(UnixStream::pair().expect("pair").0);
+                    conn.record.lock().expect("record").open[number] =
+                        Stream::Unix(UnixStream::pair().expect("pair").0);
                 });
             }
         });

@@ -13,6 +13,7 @@ pub(crate) struct Config {
     root: Vec<String>,
     listeners: Vec<Vec<String>>,
     clusters: Vec<Cluster>,
+    pub(super) ipv6: bool,
     pub(super) environment: Vec<(OsString, OsString)>,
     pub(super) ulimits: Vec<String>,
     pub(super) without_io_uring: bool,
@@ -47,6 +48,12 @@ impl Config {
     /// A line of the listener that was begun last: `request_timeout = 0.3`.
     pub(crate) fn listener(mut self, line: &str) -> Config {
         self.listeners.last_mut().expect("a listener").push(line.to_owned());
+        self
+    }
+
+    /// The listeners are on `::1` instead of `127.0.0.1`.
+    pub(crate) fn on_ipv6(mut self) -> Config {
+        self.ipv6 = true;
         self
     }
 

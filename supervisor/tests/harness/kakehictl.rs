@@ -27,6 +27,10 @@ fn build() -> PathBuf {
     let output = cargo.output();
     let built = output.as_ref().is_ok_and(|output| output.status.success());
     // Where there is no cargo any more (tests that run elsewhere), what lies there has to do.
-    assert!(built || program.exists(), "no kakehictl at {} and it cannot be built: {output:?}", program.display());
+    assert!(
+        built || program.exists(),
+        "no kakehictl at {} and it cannot be built: {output:?}",
+        program.display()
+    );
     program
 }

@@ -19,7 +19,7 @@ mod sys;
 pub(crate) mod wait;
 mod wire;
 
-pub(crate) use backend::{Backend, Conn};
+pub(crate) use backend::Backend;
 pub(crate) use client::Client;
 pub(crate) use config::Config;
 pub(crate) use kakehictl::kakehictl;

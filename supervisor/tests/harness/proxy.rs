@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::atomic::{AtomicU16, Ordering},
@@ -34,7 +34,8 @@ pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let base = (std::process::id().wrapping_mul(97) % u32::from(COUNT)) as u16;
     loop {
-        let port = FIRST + (u32::from(base) + u32::from(NEXT.fetch_add(1, Ordering::SeqCst))).rem_euclid(u32::from(COUNT)) as u16;
+        let offset = u32::from(base) + u32::from(NEXT.fetch_add(1, Ordering::SeqCst));
+        let port = FIRST + (offset % u32::from(COUNT)) as u16;
         if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
             return port;
         }
@@ -80,12 +81,20 @@ impl Proxy {
         unreachable!("the loop returns or fails");
     }
 
+    /// Starts the program with a configuration that it must not take; gives its status and what it printed.
+    #[track_caller]
+    pub(crate) fn start_failing(config: &Config) -> (ExitStatus, String) {
+        let mut proxy = Proxy::spawn(config);
+        let status = proxy.wait(START);
+        (status, proxy.log())
+    }
+
     /// Starts the program and waits for nothing.
     pub(crate) fn spawn(config: &Config) -> Proxy {
         let folder = tempfile::Builder::new().prefix("kakehi-test-").tempdir().expect("a folder");
-        let addresses: Vec<SocketAddr> = (0..config.listener_count())
-            .map(|_| SocketAddr::from((Ipv4Addr::LOCALHOST, free_port())))
-            .collect();
+        let ip = if config.ipv6 { IpAddr::V6(Ipv6Addr::LOCALHOST) } else { IpAddr::V4(Ipv4Addr::LOCALHOST) };
+        let addresses: Vec<SocketAddr> =
+            (0..config.listener_count()).map(|_| SocketAddr::from((ip, free_port()))).collect();
         fs::write(folder.path().join("kakehi.toml"), config.text(&addresses)).expect("the file");
         let log = File::create(folder.path().join("log")).expect("the log");
         let mut command = if config.ulimits.is_empty() {
@@ -167,7 +176,8 @@ impl Proxy {
         let output = self.ctl(&[verb, "--json"]);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success(), "kakehictl {verb} --json: {output:?}");
-        serde_json::from_str(&text).unwrap_or_else(|error| panic!("kakehictl {verb} --json: {error} in: {text}"))
+        serde_json::from_str(&text)
+            .unwrap_or_else(|error| panic!("kakehictl {verb} --json: {error} in: {text}"))
     }
 
     /// Asks for a stop.

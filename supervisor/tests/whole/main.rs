@@ -6,4 +6,14 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod bad_backends;
+mod basics;
+mod bodies;
+mod framing;
 mod harness_itself;
+mod headers;
+mod interim;
+mod life;
+mod limits;
+mod routing;
+mod tunnels;
