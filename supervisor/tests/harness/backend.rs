@@ -257,7 +257,7 @@ impl Conn {
     }
 
     /// Reads until the proxy ends its direction.
-    pub(crate) fn to_end(&mut self) -> Vec<u8> {
+    pub(crate) fn rest(&mut self) -> Vec<u8> {
         self.wire.read_to_end().0
     }
 

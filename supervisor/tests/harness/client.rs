@@ -89,14 +89,14 @@ impl Client {
     }
 
     /// All that comes until the connection ends, and how it ends.
-    pub(crate) fn to_end(&mut self) -> (Vec<u8>, End) {
+    pub(crate) fn rest(&mut self) -> (Vec<u8>, End) {
         self.wire.read_to_end()
     }
 
     /// Fails unless the proxy closes without another byte.
     #[track_caller]
     pub(crate) fn expect_closed(&mut self) {
-        let (rest, end) = self.to_end();
+        let (rest, end) = self.rest();
         assert!(
             rest.is_empty() && end != End::Deadline,
             "expected the connection to close without another byte, got {end:?} after: {}",
@@ -108,7 +108,7 @@ impl Client {
     #[track_caller]
     pub(crate) fn expect_silence(&mut self, time: Duration) {
         self.patience(time);
-        let (rest, end) = self.to_end();
+        let (rest, end) = self.rest();
         self.patience(SOON);
         assert!(
             rest.is_empty() && end == End::Deadline,

@@ -228,6 +228,6 @@ fn answers(address: SocketAddr) -> bool {
         return false;
     };
     client.send("GET / HTTP/1.1\r\n\r\n");
-    let (bytes, end) = client.patience(START).to_end();
+    let (bytes, end) = client.patience(START).rest();
     !bytes.is_empty() && end != End::Deadline
 }

@@ -41,7 +41,7 @@ fn answers_that_are_malformed_become_502() {
     let backend = Backend::script(move |conn| {
         if conn.request().is_some() {
             conn.send(&answers[next.fetch_add(1, Ordering::SeqCst) % answers.len()]);
-            conn.to_end();
+            conn.rest();
         }
     });
     let proxy = Proxy::to(&backend);
@@ -156,7 +156,7 @@ fn bytes_that_a_backend_sends_late_never_reach_another_client() {
         conn.serve(|_| OK.to_vec());
         orders.lock().unwrap().recv().unwrap();
         conn.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil");
-        conn.to_end();
+        conn.rest();
     });
     let proxy = Proxy::to(&backend);
     get(&proxy, "a", "/").expect(200, "ok");

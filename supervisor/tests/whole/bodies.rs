@@ -127,7 +127,7 @@ fn a_body_goes_up_and_down_at_the_same_time() {
                 conn.send(byte);
             }
         }
-        conn.to_end();
+        conn.rest();
     });
     let proxy = Proxy::to(&backend);
     let mut client = proxy.client();
@@ -156,7 +156,7 @@ fn a_final_answer_before_the_body_was_sent_reaches_the_client_and_the_body_no_ot
     client.response().expect(403, "no");
     client.send("GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n");
     // Either the connection is closed, or what comes is still the body: it is never answered as a request.
-    let (rest, end) = client.patience(std::time::Duration::from_millis(500)).to_end();
+    let (rest, end) = client.patience(std::time::Duration::from_millis(500)).rest();
     assert!(rest.is_empty(), "after {end:?}: {}", rest.escape_ascii());
     exchange(&proxy, "GET /next HTTP/1.1\r\nHost: a\r\n\r\n").expect(200, "ok");
     assert!(backend.requests().is_empty());
@@ -174,7 +174,7 @@ fn a_client_that_goes_in_the_middle_of_its_body_never_makes_a_whole_request() {
         let mut client = proxy.client();
         client.send(request);
         client.half_close();
-        let (answer, end) = client.to_end();
+        let (answer, end) = client.rest();
         assert!(!answer.starts_with(b"HTTP/1.1 200") && end != End::Deadline, "{}", answer.escape_ascii());
         crate::harness::wait::until("the end of the backend's connection", || {
             backend.ended() > before || backend.connections() == backend.ended()

@@ -11,7 +11,7 @@ fn the_backends_100_continue_reaches_the_client() {
         conn.send("HTTP/1.1 100 Continue\r\n\r\n");
         conn.body(&mut request);
         conn.send(OK);
-        conn.to_end();
+        conn.rest();
     });
     let proxy = Config::to(&backend).listener("continue_timeout = 60").start();
     let mut client = proxy.client();
@@ -60,7 +60,7 @@ fn a_refusal_instead_of_100_reaches_the_client_and_no_body_is_a_request() {
     client.send(EXPECTING);
     assert_eq!(client.response().status(), 417);
     client.send("GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n");
-    let (rest, _) = client.patience(std::time::Duration::from_millis(500)).to_end();
+    let (rest, _) = client.patience(std::time::Duration::from_millis(500)).rest();
     // Five bytes of body, and then nothing that could be taken for a request to the backend.
     assert!(!rest.starts_with(b"HTTP/1.1 417"), "{}", rest.escape_ascii());
     assert!(!crate::harness::contains(&backend.received(), "GET /smuggled"));

@@ -302,7 +302,7 @@ fn a_stop_does_not_wait_for_idle_connections() {
     assert_eq!(proxy.wait(START).code(), Some(0), "{}", proxy.log());
     assert!(start.elapsed() < Duration::from_secs(3), "after {:?}", start.elapsed());
     idle.expect_closed();
-    let _ = silent.to_end();
+    let _ = silent.rest();
 }
 
 #[test]

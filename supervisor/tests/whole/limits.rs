@@ -133,7 +133,7 @@ fn a_client_that_says_nothing_is_closed_at_the_deadline_of_the_head() {
     let proxy = Config::to(&backend).listener("request_timeout = 0.3").start();
     let start = Instant::now();
     let mut client = proxy.client();
-    let (answer, end) = client.to_end();
+    let (answer, end) = client.rest();
     assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 408 "), "{}", answer.escape_ascii());
     assert!(end != End::Deadline && start.elapsed() > ms(200), "{end:?} after {:?}", start.elapsed());
 }
@@ -236,7 +236,7 @@ fn a_backend_that_cannot_be_connected_in_time_costs_no_client_a_request_where_th
 fn a_backend_that_does_not_answer_gives_504() {
     let backend = Backend::script(|conn| {
         conn.request();
-        conn.to_end();
+        conn.rest();
     });
     let proxy = Config::to(&backend).listener("back_timeout = 0.3").start();
     let start = Instant::now();
@@ -251,7 +251,7 @@ fn a_backend_that_stops_in_the_middle_of_its_body_is_cut_and_seen_to_be() {
     let backend = Backend::script(|conn| {
         conn.request();
         conn.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc");
-        conn.to_end();
+        conn.rest();
     });
     let proxy = Config::to(&backend).listener("back_timeout = 0.3").start();
     let mut client = proxy.client();
@@ -284,7 +284,7 @@ fn a_client_that_does_not_read_costs_little_memory_and_is_cut() {
     });
     let grown = most.saturating_sub(before);
     assert!(grown < 8 * MIB, "the worker grew by {} KiB for one client that does not read", grown / 1024);
-    assert!(client.to_end().0.len() < 256 * MIB as usize);
+    assert!(client.rest().0.len() < 256 * MIB as usize);
 }
 
 #[test]

@@ -75,14 +75,14 @@ fn each_direction_of_a_tunnel_ends_on_its_own() {
     let backend = Backend::script(|conn| {
         conn.head();
         conn.send(SWITCHING);
-        let heard = conn.to_end();
+        let heard = conn.rest();
         conn.send(format!("heard {}", heard.len()));
     });
     let proxy = Proxy::to(&backend);
     let mut client = tunnel(&proxy);
     client.send("12345");
     client.half_close();
-    assert_eq!(client.to_end(), (b"heard 5".to_vec(), End::Eof));
+    assert_eq!(client.rest(), (b"heard 5".to_vec(), End::Eof));
 }
 
 #[test]
@@ -93,7 +93,7 @@ fn the_backends_end_of_a_tunnel_reaches_the_client() {
     });
     let proxy = Proxy::to(&backend);
     let mut client = tunnel(&proxy);
-    assert_eq!(client.to_end(), (b"bye".to_vec(), End::Eof));
+    assert_eq!(client.rest(), (b"bye".to_vec(), End::Eof));
 }
 
 #[test]
@@ -157,7 +157,7 @@ fn a_silent_tunnel_is_closed_at_its_deadline() {
     let backend = Backend::script(|conn| {
         conn.head();
         conn.send(SWITCHING);
-        conn.to_end();
+        conn.rest();
     });
     let proxy = Config::to(&backend).listener("tunnel_timeout = 0.3").start();
     let mut client = tunnel(&proxy);
