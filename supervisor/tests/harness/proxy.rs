@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::atomic::{AtomicU16, Ordering},
@@ -56,7 +57,7 @@ impl Proxy {
         Config::to(backend).start()
     }
 
-    /// Starts the program and waits until every listener answers.
+    /// Starts the program and waits until every listener and the command socket answer.
     #[track_caller]
     pub(crate) fn start(config: Config) -> Proxy {
         for attempt in 0.. {
@@ -66,7 +67,9 @@ impl Proxy {
                 if let Ok(Some(status)) = proxy.child.try_wait() {
                     break format!("kakehi ended at its start: {status}");
                 }
-                if proxy.addresses.iter().all(|&address| answers(address)) {
+                if proxy.addresses.iter().all(|&address| answers(address))
+                    && UnixStream::connect(proxy.socket()).is_ok()
+                {
                     return proxy;
                 }
                 if Instant::now() > deadline {

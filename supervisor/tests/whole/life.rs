@@ -140,6 +140,9 @@ fn the_reports_of_kakehictl_have_the_promised_fields() {
         assert!(!status[key].is_null(), "{key} in {status}");
     }
     wait::until("a request in the counters", || proxy.ctl_json("status")["requests"].as_u64() >= Some(1));
+    wait::until("both workers to run", || {
+        proxy.ctl_json("workers").as_array().unwrap().iter().all(|worker| worker["state"] == "running")
+    });
     let workers = proxy.ctl_json("workers");
     let workers = workers.as_array().unwrap();
     let pids: BTreeSet<u64> = workers.iter().filter_map(|worker| worker["pid"].as_u64()).collect();
@@ -351,6 +354,7 @@ fn the_pid_file_names_the_supervisor_and_goes_with_it() {
     let backend = Backend::respond(OK);
     let mut proxy = Config::to(&backend).root(r#"pid_file_path = "kakehi.pid""#).start();
     let file = proxy.folder().join("kakehi.pid");
+    wait::until("the pid file", || file.exists());
     assert_eq!(std::fs::read_to_string(&file).unwrap().trim(), proxy.supervisor().0.to_string());
     proxy.terminate();
     proxy.wait(START);
