@@ -308,18 +308,18 @@ fn a_client_more_than_may_be_served_waits_and_is_then_served() {
 
 #[test]
 fn running_out_of_descriptors_neither_spins_nor_loses_a_client() {
-    const CLIENTS: usize = 300;
+    const CLIENTS: usize = 220;
     let backend = Backend::respond(OK);
-    let proxy = Config::to(&backend).ulimit("-n 160").start();
+    let proxy = Config::to(&backend).ulimit("-n 200").start();
     let worker = proxy.worker();
     let mut clients: Vec<Client> = (0..CLIENTS).map(|_| proxy.client()).collect();
     let mut served = 0;
     for client in &mut clients {
         client.send(GET);
-        client.patience(ms(if served == 0 { 2000 } else { 20 }));
+        client.patience(ms(if served == 0 { 2000 } else { 10 }));
         served += usize::from(client.try_response().is_ok_and(|response| response.status() == 200));
     }
-    assert!(served > 0 && served < CLIENTS, "{served} of {CLIENTS} were served with 160 descriptors");
+    assert!(served > 0 && served < CLIENTS, "{served} of {CLIENTS} were served with 200 descriptors");
     let before = worker.cpu_time();
     wait::pace(ms(500));
     let spent = worker.cpu_time() - before;
