@@ -1,0 +1,178 @@
+//! The configuration of one test: defaults that suit a test, and the lines that this test is about.
+
+use std::{ffi::OsString, net::SocketAddr};
+
+use super::{Backend, Proxy};
+
+/// What the proxy of a test is started with.
+///
+/// Without a word more there is one listener and one worker that is not pinned (all tests' workers would
+/// share the first core). A root key that a test sets replaces the default of this harness.
+#[derive(Clone, Default)]
+pub(crate) struct Config {
+    root: Vec<String>,
+    listeners: Vec<Vec<String>>,
+    clusters: Vec<Cluster>,
+    pub(super) ipv6: bool,
+    pub(super) environment: Vec<(OsString, OsString)>,
+    pub(super) ulimits: Vec<String>,
+    pub(super) without_io_uring: bool,
+}
+
+#[derive(Clone)]
+struct Cluster {
+    name: String,
+    keys: Vec<String>,
+    /// Number of the listener, keys.
+    frontends: Vec<(usize, String)>,
+    backends: Vec<String>,
+}
+
+impl Config {
+    /// One listener, no cluster.
+    pub(crate) fn new() -> Config {
+        Config { listeners: vec![Vec::new()], ..Config::default() }
+    }
+
+    /// One listener that sends everything to `backend`.
+    pub(crate) fn to(backend: &Backend) -> Config {
+        Config::new().frontend("all", r#"hostname = "*""#).backend("all", backend)
+    }
+
+    /// A line at the root of the file: `worker_count = 2`.
+    pub(crate) fn root(mut self, line: &str) -> Config {
+        self.root.push(line.to_owned());
+        self
+    }
+
+    /// A line of the listener that was begun last: `request_timeout = 0.3`.
+    pub(crate) fn listener(mut self, line: &str) -> Config {
+        self.listeners.last_mut().expect("a listener").push(line.to_owned());
+        self
+    }
+
+    /// The listeners are on `::1` instead of `127.0.0.1`.
+    pub(crate) fn on_ipv6(mut self) -> Config {
+        self.ipv6 = true;
+        self
+    }
+
+    /// Begins another listener.
+    pub(crate) fn another_listener(mut self) -> Config {
+        self.listeners.push(Vec::new());
+        self
+    }
+
+    /// A line of a cluster, which begins with its first mention.
+    pub(crate) fn cluster(mut self, name: &str, line: &str) -> Config {
+        self.cluster_named(name).keys.push(line.to_owned());
+        self
+    }
+
+    /// A frontend of a cluster on the first listener: `hostname = "a.example", path = "/x"`.
+    pub(crate) fn frontend(self, name: &str, keys: &str) -> Config {
+        self.frontend_on(0, name, keys)
+    }
+
+    /// A frontend on the listener with this number, from 0.
+    pub(crate) fn frontend_on(mut self, listener: usize, name: &str, keys: &str) -> Config {
+        self.cluster_named(name).frontends.push((listener, keys.to_owned()));
+        self
+    }
+
+    /// A backend of a cluster.
+    pub(crate) fn backend(self, name: &str, backend: &Backend) -> Config {
+        self.backend_at(name, &backend.address(), "")
+    }
+
+    /// A backend with keys of its own: `weight = 3`.
+    pub(crate) fn backend_with(self, name: &str, backend: &Backend, keys: &str) -> Config {
+        self.backend_at(name, &backend.address(), keys)
+    }
+
+    /// A backend that is not one of the harness.
+    pub(crate) fn backend_at(mut self, name: &str, address: &str, keys: &str) -> Config {
+        let comma = if keys.is_empty() { "" } else { ", " };
+        self.cluster_named(name).backends.push(format!("{{ address = \"{address}\"{comma}{keys} }}"));
+        self
+    }
+
+    /// A variable in the environment of the proxy.
+    pub(crate) fn environment(mut self, name: &str, value: &str) -> Config {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// Arguments of the shell's `ulimit` before the proxy starts: `-n 128`.
+    pub(crate) fn ulimit(mut self, arguments: &str) -> Config {
+        self.ulimits.push(arguments.to_owned());
+        self
+    }
+
+    /// The kernel refuses every io_uring call of the proxy, as a container's default profile does.
+    pub(crate) fn without_io_uring(mut self) -> Config {
+        self.without_io_uring = true;
+        self
+    }
+
+    /// Starts the proxy and waits until every listener answers.
+    #[track_caller]
+    pub(crate) fn start(self) -> Proxy {
+        Proxy::start(self)
+    }
+
+    pub(super) fn listener_count(&self) -> usize {
+        self.listeners.len()
+    }
+
+    /// The file, with these addresses for the listeners.
+    pub(crate) fn text(&self, addresses: &[SocketAddr]) -> String {
+        let mut text = String::new();
+        for default in
+            ["command_socket = \"kakehi.sock\"", "worker_count = 1", "handle_process_affinity = false"]
+        {
+            let key = default.split(' ').next().unwrap_or(default);
+            if !self.root.iter().any(|line| line.starts_with(key)) {
+                text += &format!("{default}\n");
+            }
+        }
+        for line in &self.root {
+            text += &format!("{line}\n");
+        }
+        for (lines, address) in self.listeners.iter().zip(addresses) {
+            text += &format!("\n[[listeners]]\naddress = \"{address}\"\nprotocol = \"http\"\n");
+            for line in lines {
+                text += &format!("{line}\n");
+            }
+        }
+        for cluster in &self.clusters {
+            text += &format!("\n[clusters.{}]\nprotocol = \"http\"\n", cluster.name);
+            for line in &cluster.keys {
+                text += &format!("{line}\n");
+            }
+            text += "frontends = [\n";
+            for (listener, keys) in &cluster.frontends {
+                text += &format!("  {{ address = \"{}\", {keys} }},\n", addresses[*listener]);
+            }
+            text += "]\nbackends = [\n";
+            for backend in &cluster.backends {
+                text += &format!("  {backend},\n");
+            }
+            text += "]\n";
+        }
+        text
+    }
+
+    fn cluster_named(&mut self, name: &str) -> &mut Cluster {
+        let place = self.clusters.iter().position(|cluster| cluster.name == name).unwrap_or_else(|| {
+            self.clusters.push(Cluster {
+                name: name.to_owned(),
+                keys: Vec::new(),
+                frontends: Vec::new(),
+                backends: Vec::new(),
+            });
+            self.clusters.len() - 1
+        });
+        &mut self.clusters[place]
+    }
+}

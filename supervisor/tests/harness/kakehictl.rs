@@ -1,0 +1,36 @@
+//! The control command, built once where it may be older than the sources.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+};
+
+/// A `kakehictl` without arguments and without a socket in its environment.
+pub(crate) fn kakehictl() -> Command {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    let mut command = Command::new(PROGRAM.get_or_init(build));
+    command.env_remove("KAKEHI_SOCKET");
+    command
+}
+
+/// A test of one package builds that package's programs only. This puts the other one beside them.
+fn build() -> PathBuf {
+    let program = super::program().with_file_name("kakehictl");
+    let folder = program.parent().unwrap_or(Path::new("."));
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--quiet", "-p", "kakehi-ctl", "--bin", "kakehictl", "--target-dir"]);
+    cargo.arg(folder.parent().unwrap_or(folder)).current_dir(env!("CARGO_MANIFEST_DIR"));
+    if folder.ends_with("release") {
+        cargo.arg("--release");
+    }
+    let output = cargo.output();
+    let built = output.as_ref().is_ok_and(|output| output.status.success());
+    // Where there is no cargo any more (tests that run elsewhere), what lies there has to do.
+    assert!(
+        built || program.exists(),
+        "no kakehictl at {} and it cannot be built: {output:?}",
+        program.display()
+    );
+    program
+}

@@ -1,0 +1,34 @@
+//! The one thing that needs unsafe code here: a child that the kernel refuses io_uring.
+
+use std::{io, os::unix::process::CommandExt, process::Command};
+
+/// The program will get `EPERM` from every io_uring call, as under the default profile of a container.
+pub(super) fn refuse_io_uring(command: &mut Command) {
+    // SAFETY: between fork and exec the closure makes two system calls and touches its own stack only.
+    unsafe {
+        command.pre_exec(install_filter);
+    }
+}
+
+fn install_filter() -> io::Result<()> {
+    let load = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    let equal = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    let answer = (libc::BPF_RET | libc::BPF_K) as u16;
+    let jump = |number: libc::c_long, jt| libc::sock_filter { code: equal, jt, jf: 0, k: number as u32 };
+    let mut filter = [
+        // The number of the system call is the first word of what the filter looks at.
+        libc::sock_filter { code: load, jt: 0, jf: 0, k: 0 },
+        jump(libc::SYS_io_uring_setup, 3),
+        jump(libc::SYS_io_uring_enter, 2),
+        jump(libc::SYS_io_uring_register, 1),
+        libc::sock_filter { code: answer, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW },
+        libc::sock_filter { code: answer, jt: 0, jf: 0, k: libc::SECCOMP_RET_ERRNO | libc::EPERM as u32 },
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: plain system calls; `program` and the filter that it points to live until both are done.
+    let done = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+            && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &program) == 0
+    };
+    if done { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

@@ -1,0 +1,137 @@
+//! What kakehi adds about the client: believed from trusted peers, replaced from all others.
+
+use crate::harness::{Backend, Config, Message, OK, exchange};
+
+/// A request that claims to come from somebody else.
+const CLAIMS: &str = "GET / HTTP/1.1\r\nHost: a.example:81\r\nX-Forwarded-For: 9.9.9.9\r\nX-Forwarded-Proto: gopher\r\n\
+                      X-Forwarded-Port: 7\r\nX-Forwarded-Host: evil\r\nForwarded: for=9.9.9.9\r\nVia: 1.0 fred\r\n\
+                      X-Request-Id: mine\r\n\r\n";
+const PLAIN: &str = "GET / HTTP/1.1\r\nHost: a.example:81\r\n\r\n";
+
+/// What the backend gets of `request` through a listener with these lines; also the listener's port.
+fn seen(lines: &[&str], request: &str) -> (Message, String) {
+    let backend = Backend::respond(OK);
+    let config = lines.iter().fold(Config::to(&backend), |config, line| config.listener(line));
+    let proxy = config.start();
+    exchange(&proxy, request).expect(200, "ok");
+    (backend.request(), proxy.address().port().to_string())
+}
+
+#[test]
+fn the_backend_learns_who_asked_for_what() {
+    for request in [PLAIN, CLAIMS] {
+        let (request, port) = seen(&[], request);
+        assert_eq!(request.all("x-forwarded-for"), ["127.0.0.1"]);
+        assert_eq!(request.all("x-forwarded-proto"), ["http"]);
+        assert_eq!(request.all("x-forwarded-port"), [port]);
+        assert_eq!(request.all("x-forwarded-host"), ["a.example:81"]);
+        assert_eq!(request.all("forwarded"), ["for=127.0.0.1;host=\"a.example:81\";proto=http"]);
+        assert_eq!(request.all("via"), ["1.1 kakehi"]);
+        let id = request.all("x-request-id");
+        assert!(id.len() == 1 && id[0].len() == 26, "a ULID has 26 characters: {id:?}");
+        assert!(request.field("x-real-ip").is_none());
+    }
+}
+
+#[test]
+fn what_a_trusted_peer_says_is_kept_and_continued() {
+    for lines in [r#"trusted_peers = ["127.0.0.0/8"]"#, r#"trusted_peers = ["10.0.0.0/8", "127.0.0.1"]"#] {
+        let (request, _) = seen(&[lines], CLAIMS);
+        assert_eq!(request.all("x-forwarded-for").join(", "), "9.9.9.9, 127.0.0.1");
+        assert_eq!(request.all("x-forwarded-proto"), ["gopher"]);
+        assert_eq!(request.all("x-forwarded-port"), ["7"]);
+        assert_eq!(request.all("x-forwarded-host"), ["evil"]);
+        assert_eq!(request.all("via").join(", "), "1.0 fred, 1.1 kakehi");
+        assert_eq!(request.all("x-request-id"), ["mine"]);
+        let forwarded = request.all("forwarded").join(", ");
+        assert_eq!(forwarded, "for=9.9.9.9, for=127.0.0.1;host=\"a.example:81\";proto=http");
+    }
+}
+
+#[test]
+fn a_trusted_peer_that_says_nothing_is_the_client() {
+    let (request, port) = seen(&[r#"trusted_peers = ["127.0.0.0/8"]"#], PLAIN);
+    assert_eq!(request.all("x-forwarded-for"), ["127.0.0.1"]);
+    assert_eq!(request.all("x-forwarded-port"), [port]);
+    assert_eq!(request.all("x-request-id").len(), 1);
+}
+
+#[test]
+fn each_field_can_be_switched_off_and_is_not_let_through_either() {
+    for field in [
+        "x-forwarded-for",
+        "x-forwarded-proto",
+        "x-forwarded-port",
+        "x-forwarded-host",
+        "forwarded",
+        "via",
+        "x-request-id",
+    ] {
+        let line = format!("{} = false", field.replace('-', "_"));
+        let (request, _) = seen(&[&line], CLAIMS);
+        assert_eq!(request.all(field), Vec::<&str>::new(), "{line}");
+        assert!(request.fields.iter().any(|(name, _)| name.eq_ignore_ascii_case("via") || field == "via"));
+    }
+}
+
+#[test]
+fn spellings_with_underscores_are_no_way_round() {
+    let (request, _) =
+        seen(&[], "GET / HTTP/1.1\r\nHost: a\r\nX_Forwarded_For: 9.9.9.9\r\nX_Forwarded-Host: evil\r\n\r\n");
+    assert!(
+        !crate::harness::contains(&request.raw, "9.9.9.9") && !crate::harness::contains(&request.raw, "evil")
+    );
+}
+
+#[test]
+fn connection_cannot_take_away_what_kakehi_says() {
+    let (request, _) = seen(
+        &[r#"trusted_peers = ["127.0.0.0/8"]"#],
+        "GET / HTTP/1.1\r\nHost: a\r\nConnection: X-Forwarded-For, Forwarded, Via, X-Request-Id, Host\r\n\
+         X-Forwarded-For: 9.9.9.9\r\n\r\n",
+    );
+    assert_eq!(request.all("x-forwarded-for").join(", "), "9.9.9.9, 127.0.0.1");
+    assert_eq!((request.all("host"), request.all("via").len()), (vec!["a"], 1));
+}
+
+#[test]
+fn x_real_ip_is_sent_and_elided_as_configured() {
+    const CLAIM: &str = "GET / HTTP/1.1\r\nHost: a\r\nX-Real-IP: 9.9.9.9\r\n\r\n";
+    assert_eq!(
+        seen(&["send_x_real_ip = true", "elide_x_real_ip = true"], CLAIM).0.all("x-real-ip"),
+        ["127.0.0.1"]
+    );
+    assert_eq!(seen(&["send_x_real_ip = true"], PLAIN).0.all("x-real-ip"), ["127.0.0.1"]);
+    assert_eq!(seen(&["elide_x_real_ip = true"], CLAIM).0.field("x-real-ip"), None);
+}
+
+#[test]
+fn two_requests_have_two_request_ids() {
+    let backend = Backend::respond(OK);
+    let proxy = Config::to(&backend).start();
+    for _ in 0..20 {
+        exchange(&proxy, PLAIN).expect(200, "ok");
+    }
+    let mut ids: Vec<String> = backend
+        .requests()
+        .iter()
+        .filter_map(|request| Some(request.field("x-request-id")?.to_owned()))
+        .collect();
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), 20);
+}
+
+#[test]
+fn an_ipv6_client_is_written_as_each_field_wants_it() {
+    let backend = Backend::respond(OK);
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
+        eprintln!("this machine has no IPv6 loopback address: nothing to see");
+        return;
+    }
+    let proxy = Config::to(&backend).on_ipv6().start();
+    exchange(&proxy, "GET / HTTP/1.1\r\nHost: [::1]:81\r\n\r\n").expect(200, "ok");
+    let request = backend.request();
+    assert_eq!(request.all("x-forwarded-for"), ["::1"]);
+    assert_eq!(request.all("forwarded"), ["for=\"[::1]\";host=\"[::1]:81\";proto=http"]);
+}

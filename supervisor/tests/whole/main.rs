@@ -1,0 +1,19 @@
+//! Whole-program tests: the real `kakehi` between clients and backends that are made of raw bytes.
+//!
+//! One file per promise; the name of a test is the sentence that it proves.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod bad_backends;
+mod basics;
+mod bodies;
+mod framing;
+mod harness_itself;
+mod headers;
+mod interim;
+mod life;
+mod limits;
+mod routing;
+mod tunnels;
