@@ -57,7 +57,7 @@ pub(crate) fn run(id: u32, core: Option<usize>) -> ExitCode {
     let orders = match take(ORDERS) {
         Ok(orders) => UnixStream::from(orders),
         Err(error) => {
-            eprintln!("kakehi: {error}");
+            logging::complain(error);
             return ExitCode::FAILURE;
         }
     };
@@ -112,7 +112,7 @@ fn read_state(memory: OwnedFd) -> Result<State, Error> {
 fn report_failure(mut orders: &UnixStream, error: &Error) {
     let report = Envelope::new(0, Report::Failed { reason: error.to_string() });
     if kakehi_ctl::wire::write_message(&mut orders, &report, limits::MAX_FRAME).is_err() {
-        eprintln!("kakehi: {error}");
+        logging::complain(error);
     }
 }
 

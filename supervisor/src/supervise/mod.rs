@@ -103,7 +103,7 @@ pub(crate) fn block_on(supervisor: impl Future<Output = Result<End, Error>>) -> 
         Ok(End::Clean) => ExitCode::SUCCESS,
         Ok(End::Cut) => ExitCode::from(EXIT_CUT),
         Err(error) => {
-            eprintln!("kakehi: {error}");
+            crate::logging::complain(error);
             ExitCode::FAILURE
         }
     }
