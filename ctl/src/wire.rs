@@ -113,6 +113,10 @@ impl Decoder {
     ///
     /// [`WireError::TooLarge`], for ever after: the stream has no known frame any more and must be closed.
     /// [`WireError::Version`] and [`WireError::Malformed`] for this frame only, which is dropped.
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "an iterator has one type of item; here each call names its own"
+    )]
     pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<Envelope<T>>, WireError> {
         let bytes = &self.buffer[self.start..];
         let Some((length, rest)) = bytes.split_first_chunk::<LENGTH_SIZE>() else { return Ok(None) };

@@ -1,2 +1,44 @@
 //! `kakehictl`: the command line of a running kakehi.
-fn main() {}
+//!
+//! [`cli`] says which words there are, [`client`] asks the supervisor, [`print`] shows the answer.
+//! Exit codes: 0 done, 1 refused, 2 usage, 3 not reachable.
+
+mod cli;
+mod client;
+mod print;
+
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use clap::Parser as _;
+
+use crate::{cli::Arguments, client::Failure};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let text = match run(&arguments) {
+        Ok(text) => text,
+        Err(failure) => {
+            // Whoever closed stderr does not want to know.
+            let _ = writeln!(io::stderr(), "kakehictl: {failure}");
+            return ExitCode::from(failure.exit_code());
+        }
+    };
+    match io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()) {
+        // `kakehictl workers | head -1`: the reader has seen enough.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            let _ = writeln!(io::stderr(), "kakehictl: the answer cannot be written: {error}");
+            ExitCode::from(1)
+        }
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+/// Asks, and gives back what is to be printed.
+fn run(arguments: &Arguments) -> Result<String, Failure> {
+    let socket = arguments.socket()?;
+    let response = client::ask(&socket, arguments.verb.request(), arguments.timeout())?;
+    Ok(if arguments.json { print::json(&response) } else { print::human(&response) })
+}

@@ -1,0 +1,89 @@
+//! The words of `kakehictl`: options and verbs, with their help.
+
+use std::{env, path::PathBuf, time::Duration};
+
+use clap::{Parser, Subcommand};
+use kakehi_ctl::{config, order::Request};
+
+use crate::client::Failure;
+
+/// Environment variable that names the control socket.
+const SOCKET_VARIABLE: &str = "KAKEHI_SOCKET";
+
+/// Ask a running kakehi how it is.
+///
+/// kakehictl talks to the supervisor over its control socket. It finds the socket by --socket, by --config
+/// (`command_socket` in that file), or by the environment variable KAKEHI_SOCKET, in this order.
+#[derive(Debug, Parser)]
+#[command(
+    name = "kakehictl",
+    version,
+    after_help = "Exit codes: 0 done, 1 refused, 2 wrong usage, 3 kakehi is not reachable."
+)]
+pub(crate) struct Arguments {
+    /// Control socket of kakehi
+    #[arg(short, long, global = true, value_name = "SOCKET", conflicts_with = "config")]
+    socket: Option<PathBuf>,
+
+    /// Configuration file of kakehi; its `command_socket` is used
+    #[arg(short, long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Print JSON, for programs; the fields are stable
+    #[arg(short, long, global = true)]
+    pub(crate) json: bool,
+
+    /// How long kakehi may take for its answer, in milliseconds; 0 = for ever
+    #[arg(short, long, global = true, value_name = "MS", default_value_t = 5000)]
+    timeout: u64,
+
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+/// What can be asked.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub(crate) enum Verb {
+    /// Show kakehi in a few figures: version, listeners, what is configured, connections, requests, workers
+    ///
+    /// With --json: an object.
+    Status,
+
+    /// Show each worker: process, core, state, connections, requests, CPU time, kernel features
+    ///
+    /// With --json: an array with one object per worker.
+    Workers,
+}
+
+impl Verb {
+    /// As the supervisor understands it.
+    pub(crate) fn request(self) -> Request {
+        match self {
+            Verb::Status => Request::Status,
+            Verb::Workers => Request::Workers,
+        }
+    }
+}
+
+impl Arguments {
+    /// The control socket.
+    pub(crate) fn socket(&self) -> Result<PathBuf, Failure> {
+        if let Some(socket) = &self.socket {
+            return Ok(socket.clone());
+        }
+        if let Some(file) = &self.config {
+            let loaded = config::load(file).map_err(|error| Failure::Usage(error.to_string()))?;
+            return Ok(loaded.state.settings.command_socket);
+        }
+        env::var_os(SOCKET_VARIABLE).filter(|socket| !socket.is_empty()).map(PathBuf::from).ok_or_else(|| {
+            Failure::Usage(format!(
+                "which kakehi? Name its control socket with -s SOCKET, its configuration with -c FILE, or set {SOCKET_VARIABLE}"
+            ))
+        })
+    }
+
+    /// Deadline of the whole conversation; `None` = for ever.
+    pub(crate) fn timeout(&self) -> Option<Duration> {
+        (self.timeout > 0).then(|| Duration::from_millis(self.timeout))
+    }
+}

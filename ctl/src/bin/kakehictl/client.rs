@@ -1,0 +1,132 @@
+//! One question to the supervisor, one answer, one deadline for both.
+
+use std::{
+    io,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::Duration,
+};
+
+use kakehi_ctl::{
+    limits,
+    order::{Envelope, Request, Response},
+    wire::{self, Decoder, WireError},
+};
+
+/// Why there is no answer to show.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// kakehi said no.
+    #[error("kakehi refuses: {0}")]
+    Refused(String),
+    /// It speaks another version.
+    #[error("{0}")]
+    OtherVersion(WireError),
+    /// The command line is not enough, or wrong.
+    #[error("{0}")]
+    Usage(String),
+    /// Nothing has the name of the socket.
+    #[error(
+        "there is no socket {}: is kakehi running? Start it with `kakehi start -c FILE`, or name the socket with -s",
+        .0.display()
+    )]
+    NoSocket(PathBuf),
+    /// A socket that a dead process left.
+    #[error(
+        "nobody answers at {}: kakehi has stopped, or this is another program's socket; start it with `kakehi start -c FILE`, or name the socket with -s",
+        .0.display()
+    )]
+    NobodyThere(PathBuf),
+    /// The socket belongs to another user.
+    #[error(
+        "permission to use {} is denied: run kakehictl as the user that kakehi runs as, or as root",
+        .0.display()
+    )]
+    Denied(PathBuf),
+    /// The deadline passed.
+    #[error(
+        "no answer from {} within {} ms: kakehi may be busy; try a longer --timeout, and look at its log",
+        .0.display(), .1.as_millis()
+    )]
+    TooSlow(PathBuf, Duration),
+    /// The connection ended before the answer.
+    #[error("{} was closed without an answer: look at kakehi's log", .0.display())]
+    Closed(PathBuf),
+    /// The connection failed otherwise.
+    #[error("{}: {error}", socket.display())]
+    Broken {
+        /// The socket.
+        socket: PathBuf,
+        /// Why.
+        error: WireError,
+    },
+}
+
+impl Failure {
+    /// 1 refused, 2 usage, 3 not reachable.
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Failure::Refused(_) | Failure::OtherVersion(_) => 1,
+            Failure::Usage(_) => 2,
+            _ => 3,
+        }
+    }
+
+    fn from_wire(socket: &Path, error: WireError) -> Self {
+        let socket = socket.to_owned();
+        match error {
+            WireError::Version { .. } => Failure::OtherVersion(error),
+            WireError::Truncated { .. } => Failure::Closed(socket),
+            WireError::Io(error) => match error.kind() {
+                io::ErrorKind::NotFound => Failure::NoSocket(socket),
+                io::ErrorKind::ConnectionRefused => Failure::NobodyThere(socket),
+                io::ErrorKind::PermissionDenied => Failure::Denied(socket),
+                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Failure::Closed(socket),
+                io::ErrorKind::InvalidInput => Failure::Usage(format!("{}: {error}", socket.display())),
+                _ => Failure::Broken { socket, error: WireError::Io(error) },
+            },
+            error => Failure::Broken { socket, error },
+        }
+    }
+}
+
+/// Asks the supervisor behind `socket`; connecting, asking and the answer must be over within `timeout`.
+pub(crate) fn ask(socket: &Path, request: Request, timeout: Option<Duration>) -> Result<Response, Failure> {
+    let Some(timeout) = timeout else { return converse(socket, request) };
+    let (sender, receiver) = mpsc::channel();
+    let path = socket.to_owned();
+    // Connecting to a unix socket has no deadline of its own: a thread waits for it, and ends with the process.
+    thread::spawn(move || {
+        // After the deadline nobody waits for it any more.
+        let _ = sender.send(converse(&path, request));
+    });
+    match receiver.recv_timeout(timeout) {
+        Ok(answer) => answer,
+        Err(RecvTimeoutError::Timeout) => Err(Failure::TooSlow(socket.to_owned(), timeout)),
+        Err(RecvTimeoutError::Disconnected) => Err(Failure::Closed(socket.to_owned())),
+    }
+}
+
+fn converse(socket: &Path, request: Request) -> Result<Response, Failure> {
+    /// Of the only question that this process asks.
+    const ID: u64 = 1;
+
+    let failure = |error| Failure::from_wire(socket, error);
+    let mut stream = UnixStream::connect(socket).map_err(|error| failure(error.into()))?;
+    wire::write_message(&mut stream, &Envelope::new(ID, request), limits::MAX_REQUEST_FRAME)
+        .map_err(failure)?;
+    let mut decoder = Decoder::new(limits::MAX_FRAME);
+    while let Some(answer) = wire::read_message(&mut stream, &mut decoder).map_err(failure)? {
+        match answer.body {
+            // What could not be understood has no number: a refusal without one is for this question too.
+            Response::Refused { reason } if answer.id == ID || answer.id == 0 => {
+                return Err(Failure::Refused(reason));
+            }
+            body if answer.id == ID => return Ok(body),
+            _ => {}
+        }
+    }
+    Err(Failure::Closed(socket.to_owned()))
+}

@@ -1,0 +1,131 @@
+//! Answers as text: aligned columns for people, JSON for programs.
+
+use std::fmt::Write as _;
+
+use kakehi_ctl::order::{Response, Status, WorkerInfo, WorkerState};
+use serde::Serialize;
+
+/// The answer as JSON: an object or an array, with a line end.
+pub(crate) fn json(response: &Response) -> String {
+    match response {
+        Response::Status(status) => pretty(status),
+        Response::Workers(workers) => pretty(workers),
+        Response::Refused { reason } => pretty(reason),
+    }
+}
+
+fn pretty(value: &impl Serialize) -> String {
+    let mut text = serde_json::to_string_pretty(value).unwrap_or_default();
+    text.push('\n');
+    text
+}
+
+/// The answer for people.
+pub(crate) fn human(response: &Response) -> String {
+    match response {
+        Response::Status(status) => human_status(status),
+        Response::Workers(workers) => human_workers(workers),
+        Response::Refused { reason } => format!("{reason}\n"),
+    }
+}
+
+fn human_status(status: &Status) -> String {
+    let listeners = status.listeners.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    let rows = [
+        ("kakehi", status.version.clone()),
+        ("process", status.pid.to_string()),
+        ("up", duration(status.uptime_s)),
+        ("listeners", if listeners.is_empty() { "none".to_owned() } else { listeners }),
+        ("clusters", status.clusters.to_string()),
+        ("frontends", status.frontends.to_string()),
+        ("backends", status.backends.to_string()),
+        ("connections", status.connections.to_string()),
+        ("requests", status.requests.to_string()),
+        ("restarts", status.restarts.to_string()),
+    ];
+    let mut text = String::new();
+    for (name, value) in rows {
+        let _ = writeln!(text, "{name:<12}{value}");
+    }
+    text + "\n" + &human_workers(&status.workers)
+}
+
+fn human_workers(workers: &[WorkerInfo]) -> String {
+    let header =
+        ["WORKER", "PID", "CORE", "STATE", "CONNECTIONS", "REQUESTS", "CPU USER", "CPU SYSTEM", "IO_URING"];
+    let mut rows = vec![header.map(str::to_owned)];
+    rows.extend(workers.iter().map(|worker| {
+        [
+            worker.id.to_string(),
+            worker.pid.to_string(),
+            worker.core.map_or_else(|| "-".to_owned(), |core| core.to_string()),
+            state(worker.state).to_owned(),
+            worker.connections.to_string(),
+            worker.requests.to_string(),
+            seconds(worker.cpu_user_ms),
+            seconds(worker.cpu_system_ms),
+            format!("level {}", worker.io_uring_level),
+        ]
+    }));
+    table(&rows)
+}
+
+/// Columns as wide as their widest cell: numbers to the right, the words of the fourth and the last to the left.
+fn table<const N: usize>(rows: &[[String; N]]) -> String {
+    let mut widths = [0; N];
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (column, (width, cell)) in widths.iter().zip(row).enumerate() {
+            let _ = match column {
+                3 => write!(line, "{cell:<width$}  "),
+                last if last == N - 1 => write!(line, "{cell}"),
+                _ => write!(line, "{cell:>width$}  "),
+            };
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+fn state(state: WorkerState) -> &'static str {
+    match state {
+        WorkerState::Starting => "starting",
+        WorkerState::Running => "running",
+        WorkerState::Stopping => "stopping",
+        WorkerState::Dead => "dead",
+    }
+}
+
+/// `1.25s`.
+fn seconds(milliseconds: u64) -> String {
+    format!("{}.{:02}s", milliseconds / 1000, milliseconds % 1000 / 10)
+}
+
+/// `2d 3h 4m 5s`, from the first unit that is not zero.
+fn duration(seconds: u64) -> String {
+    let parts =
+        [(seconds / 86_400, 'd'), (seconds / 3_600 % 24, 'h'), (seconds / 60 % 60, 'm'), (seconds % 60, 's')];
+    let from = parts.iter().position(|(count, _)| *count > 0).unwrap_or(3);
+    parts[from..].iter().map(|(count, unit)| format!("{count}{unit}")).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_begins_with_its_first_unit() {
+        for (seconds, text) in
+            [(0, "0s"), (59, "59s"), (60, "1m 0s"), (3_661, "1h 1m 1s"), (90_000, "1d 1h 0m 0s")]
+        {
+            assert_eq!(duration(seconds), text);
+        }
+    }
+}

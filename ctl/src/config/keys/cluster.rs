@@ -1,0 +1,243 @@
+//! The keys of `[clusters.ID]` and of what stands in it: frontends, backends, health checks.
+
+use super::{
+    Kind::{
+        Address, AnyText, BackendAddress, Bool, Choice, Integer, Method, Path, Seconds, Table, Tables, Text,
+        TextMap, Texts,
+    },
+    Level,
+    Support::{NotYet, Partly, Yes},
+    key,
+    listener::HSTS,
+};
+
+/// `[clusters.ID]`.
+pub(in crate::config) static CLUSTER: Level = Level {
+    what: "a cluster",
+    groups: &[&[
+        key(
+            "protocol",
+            Choice(&["http", "tcp", "udp"]),
+            "",
+            Partly("a cluster of another protocol than `http` is skipped"),
+            "What its backends speak; required.",
+        ),
+        key("frontends", Tables(&FRONTEND), "[]", Yes, "Which requests it gets."),
+        key("backends", Tables(&BACKEND), "[]", Yes, "The servers that answer them."),
+        key(
+            "load_balancing",
+            Choice(&["ROUND_ROBIN", "RANDOM", "LEAST_LOADED", "POWER_OF_TWO", "HRW", "MAGLEV"]),
+            "\"ROUND_ROBIN\"",
+            Partly("all others are treated as `ROUND_ROBIN`"),
+            "How a backend is chosen for a request.",
+        ),
+        key(
+            "https_redirect",
+            Bool,
+            "false",
+            Yes,
+            "Send clear-text requests to `https` (301) instead of forwarding them.",
+        ),
+        key(
+            "https_redirect_port",
+            Integer(1, 65_535),
+            "",
+            Yes,
+            "Port of that redirect. Without it: 443, which is not written.",
+        ),
+        key(
+            "load_metric",
+            Choice(&["connections", "requests", "connection_time"]),
+            "\"connections\"",
+            NotYet,
+            "What `LEAST_LOADED` and `POWER_OF_TWO` compare.",
+        ),
+        key("sticky_session", Bool, "false", NotYet, "Send a client's later requests to the same backend."),
+        key("http2", Bool, "false", NotYet, "Speak HTTP/2 to the backends; until it is honoured, HTTP/1.1."),
+        key(
+            "send_proxy",
+            Bool,
+            "false",
+            NotYet,
+            "Begin each connection to a backend with a PROXY protocol header.",
+        ),
+        key("answer_503", Path, "", NotYet, "File of the answer 503."),
+        key("answers", TextMap, "", NotYet, "Own answers, by status code."),
+        key("authorized_hashes", Texts, "", NotYet, "Users of basic authentication."),
+        key("www_authenticate", AnyText, "", NotYet, "Realm of basic authentication."),
+        key(
+            "max_connections_per_ip",
+            Integer(0, u64::MAX),
+            "",
+            NotYet,
+            "Connections of one source address; 0 = no limit.",
+        ),
+        key("retry_after", Integer(0, U32), "", NotYet, "`Retry-After` of an answer 429 (s); 0 = without."),
+        key(
+            "health_check",
+            Table(&HEALTH_CHECK),
+            "",
+            NotYet,
+            "Asks each backend regularly whether it is well.",
+        ),
+        key("udp", Table(&UDP), "", NotYet, "What only clusters of UDP have."),
+    ]],
+};
+
+/// `[[clusters.ID.frontends]]`.
+pub(in crate::config) static FRONTEND: Level = Level {
+    what: "a frontend",
+    groups: &[&[
+        key("address", Address, "", Yes, "Address of its listener; required."),
+        key(
+            "hostname",
+            Text,
+            "",
+            Yes,
+            "Host name: `example.org`, `*.example.org` (one label), labels between slashes that are regular expressions (`/api[0-9]+/.example.org`), or `*` for any; required.",
+        ),
+        key("path", AnyText, "\"\"", Yes, "Which paths, as `path_type` says; without the query."),
+        key(
+            "path_type",
+            Choice(&["PREFIX", "EQUALS", "REGEX"]),
+            "\"PREFIX\"",
+            Yes,
+            "How `path` is compared; a regular expression must match the whole path.",
+        ),
+        key("method", Method, "", Yes, "Which method; without it: any."),
+        key(
+            "redirect",
+            Choice(&["forward", "permanent", "unauthorized"]),
+            "\"forward\"",
+            Partly("`permanent` is refused with 401"),
+            "`forward` to a backend, or refuse (`unauthorized`, 401).",
+        ),
+        key(
+            "required_auth",
+            Bool,
+            "false",
+            Partly("with `true` every request is refused with 401"),
+            "Ask for basic authentication.",
+        ),
+        key(
+            "position",
+            Choice(&["PRE", "TREE", "POST"]),
+            "\"TREE\"",
+            Partly("`PRE` and `POST` are treated as `TREE`"),
+            "Whether the rule is looked at before or after the others.",
+        ),
+        key("certificate", Path, "", NotYet, "Certificate (PEM)."),
+        key("key", Path, "", NotYet, "Private key (PEM)."),
+        key("certificate_chain", Path, "", NotYet, "Chain of the certificate (PEM)."),
+        key("tls_versions", Texts, "", NotYet, "Versions of TLS."),
+        key("tags", TextMap, "", NotYet, "Words that are copied to the access log."),
+        key(
+            "redirect_scheme",
+            Choice(&["use-same", "use-http", "use-https"]),
+            "\"use-same\"",
+            NotYet,
+            "Scheme of a redirect.",
+        ),
+        key("redirect_template", AnyText, "", NotYet, "Body of a redirect."),
+        key("rewrite_host", AnyText, "", NotYet, "Host that the backend sees."),
+        key("rewrite_path", AnyText, "", NotYet, "Path that the backend sees."),
+        key("rewrite_port", Integer(0, U32), "", NotYet, "Port that the backend sees."),
+        key("headers", Tables(&HEADER), "", NotYet, "Fields to add, replace or remove."),
+        key("hsts", Table(&HSTS), "", NotYet, "`Strict-Transport-Security`; as in a listener."),
+    ]],
+};
+
+/// `[[clusters.ID.frontends.headers]]`.
+pub(in crate::config) static HEADER: Level = Level {
+    what: "a header edit",
+    groups: &[&[
+        key("position", Text, "", NotYet, "Of which message: the request, the response, or both."),
+        key("key", Text, "", NotYet, "Name of the field."),
+        key("value", AnyText, "", NotYet, "Its value; an empty one removes the field."),
+    ]],
+};
+
+/// `[[clusters.ID.backends]]`.
+pub(in crate::config) static BACKEND: Level = Level {
+    what: "a backend",
+    groups: &[&[
+        key(
+            "address",
+            BackendAddress,
+            "",
+            Yes,
+            "Where it listens: `ip:port`, or `unix:/path` for a unix socket (kakehi's own addition); required.",
+        ),
+        key(
+            "backend_id",
+            Text,
+            "",
+            Yes,
+            "Its name, unique in the cluster. Without it: the cluster's id, the place in the list from 0, the address (`web-0-127.0.0.1:9000`).",
+        ),
+        key("weight", Integer(0, 255), "100", Yes, "Its share of the load; 0 = only when no other is left."),
+        key("backup", Bool, "false", Yes, "Used only when no backend without `backup` can be."),
+        key("sticky_id", Text, "", NotYet, "Its value in the cookie of sticky sessions."),
+    ]],
+};
+
+/// `[clusters.ID.health_check]`.
+pub(in crate::config) static HEALTH_CHECK: Level = Level {
+    what: "a health check",
+    groups: &[&[
+        key("uri", Text, "", NotYet, "What is asked for; required."),
+        key("interval", Seconds, "10", NotYet, "Between two questions, in seconds."),
+        key("timeout", Seconds, "5", NotYet, "Deadline of the answer, in seconds."),
+        key(
+            "healthy_threshold",
+            Integer(0, U32),
+            "3",
+            NotYet,
+            "Good answers after which a backend is used again.",
+        ),
+        key(
+            "unhealthy_threshold",
+            Integer(0, U32),
+            "3",
+            NotYet,
+            "Bad answers after which a backend is not used.",
+        ),
+        key("expected_status", Integer(0, U32), "0", NotYet, "Status of a good answer; 0 = any 2xx."),
+    ]],
+};
+
+/// `[clusters.ID.udp]`.
+pub(in crate::config) static UDP: Level = Level {
+    what: "`udp`",
+    groups: &[&[
+        key(
+            "affinity_key",
+            Choice(&["SOURCE_IP", "SOURCE_IP_PORT"]),
+            "\"SOURCE_IP\"",
+            NotYet,
+            "What makes a flow.",
+        ),
+        key("responses", Integer(0, U32), "0", NotYet, "A flow ends after so many answers; 0 = never."),
+        key("requests", Integer(0, U32), "0", NotYet, "A flow ends after so many requests; 0 = never."),
+        key("send_proxy_protocol", Bool, "false", NotYet, "Begin each flow with a PROXY protocol header."),
+        key("proxy_protocol_every_datagram", Bool, "false", NotYet, "Put that header in every datagram."),
+        key("health", Table(&UDP_HEALTH), "", NotYet, "Asks each backend regularly whether it is well."),
+    ]],
+};
+
+/// `[clusters.ID.udp.health]`.
+pub(in crate::config) static UDP_HEALTH: Level = Level {
+    what: "`udp.health`",
+    groups: &[&[
+        key("mode", Choice(&["TCP_PROBE", "UDP_PROBE", "HEALTH_OFF"]), "", NotYet, "How it is asked."),
+        key("tcp_port", Integer(0, 65_535), "", NotYet, "Port of a TCP probe."),
+        key("rise", Integer(0, U32), "2", NotYet, "Good answers after which a backend is used again."),
+        key("fall", Integer(0, U32), "3", NotYet, "Bad answers after which a backend is not used."),
+        key("fail_open", Bool, "true", NotYet, "Use all backends when none is well."),
+        key("udp_probe_payload", AnyText, "", NotYet, "What a UDP probe sends."),
+        key("probe_interval_seconds", Integer(0, U32), "5", NotYet, "Between two questions (s)."),
+        key("probe_timeout_seconds", Integer(0, U32), "2", NotYet, "Deadline of the answer (s)."),
+    ]],
+};
+
+const U32: u64 = u32::MAX as u64;

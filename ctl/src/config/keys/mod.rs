@@ -1,0 +1,165 @@
+//! The keys of the file: each is defined here once, with its name, its type, its default and what becomes of it.
+//!
+//! For: the parser ([`super::read`]), its suggestions for unknown keys, `docs/configuration.md` and
+//! `docs/examples/kakehi.toml`, which all come out of these tables. One table per level of the file.
+//!
+//! Promises: a key that the tables do not have is refused; a key that is not honoured is never silently dropped.
+
+mod cluster;
+mod listener;
+mod root;
+
+pub(super) use root::ROOT;
+#[cfg(test)]
+pub(super) use {
+    cluster::{BACKEND, CLUSTER, FRONTEND, HEADER, HEALTH_CHECK, UDP, UDP_HEALTH},
+    listener::{HSTS, LISTENER},
+    root::METRICS,
+};
+
+/// Longest duration that the file can set (s): a year.
+pub(super) const MAX_SECONDS: u64 = 86_400 * 365;
+
+/// One level of the file: the root, a listener, a cluster...
+pub(super) struct Level {
+    /// As it reads in an error: `a listener`.
+    pub what: &'static str,
+    /// Its keys; a group that stands in two levels is defined once.
+    pub groups: &'static [&'static [Key]],
+}
+
+impl Level {
+    /// The keys of this level, in the order of the reference.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &'static Key> + use<> {
+        self.groups.iter().copied().flatten()
+    }
+
+    /// The key of this name.
+    pub(super) fn key(&self, name: &str) -> Option<&'static Key> {
+        self.keys().find(|key| key.name == name)
+    }
+}
+
+/// One key.
+pub(super) struct Key {
+    /// As it is written in the file.
+    pub name: &'static str,
+    /// What it takes.
+    pub kind: Kind,
+    /// What applies without it, as it would be written in the file; empty: nothing.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "read by the test that keeps the reference up to date")
+    )]
+    pub default: &'static str,
+    /// What becomes of it.
+    pub support: Support,
+    /// What it does, with its unit: one line of the reference.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "read by the test that keeps the reference up to date")
+    )]
+    pub doc: &'static str,
+}
+
+/// What a key takes.
+#[derive(Clone, Copy)]
+pub(super) enum Kind {
+    /// `true` or `false`.
+    Bool,
+    /// A string that is not empty.
+    Text,
+    /// A string that may be empty.
+    AnyText,
+    /// A file's path; relative to the folder of the configuration.
+    Path,
+    /// The path of a unix socket; relative to the folder of the configuration.
+    Socket,
+    /// Strings.
+    Texts,
+    /// A table of strings.
+    TextMap,
+    /// A whole number of this range.
+    Integer(u64, u64),
+    /// Whole numbers from 0 to 4294967295.
+    Integers,
+    /// A power of two of this range.
+    PowerOfTwo(u64, u64),
+    /// Seconds, whole or with a fraction, above 0, up to [`MAX_SECONDS`].
+    Seconds,
+    /// `ip:port`, with a port.
+    Address,
+    /// `ip:port` or `unix:/path`.
+    BackendAddress,
+    /// Networks (`10.0.0.0/8`) and single addresses.
+    Networks,
+    /// A method of HTTP.
+    Method,
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// A table of that level.
+    Table(&'static Level),
+    /// Tables of that level, one after the other.
+    Tables(&'static Level),
+    /// Tables of that level, each under a name.
+    NamedTables(&'static Level),
+}
+
+impl Kind {
+    /// As it reads in an error: "`key` must be ...".
+    pub(super) fn allowed(&self) -> String {
+        match self {
+            Kind::Bool => "`true` or `false`".to_owned(),
+            Kind::Text => "a string that is not empty".to_owned(),
+            Kind::AnyText => "a string".to_owned(),
+            Kind::Path => "a file's path (a string)".to_owned(),
+            Kind::Socket => "the path of a unix socket, of 107 bytes at most".to_owned(),
+            Kind::Texts => "an array of strings".to_owned(),
+            Kind::TextMap => "a table of strings".to_owned(),
+            Kind::Integer(min, max) if *max >= i64::MAX as u64 => format!("an integer, {min} or more"),
+            Kind::Integer(min, max) => format!("an integer from {min} to {max}"),
+            Kind::Integers => "an array of integers from 0 to 4294967295".to_owned(),
+            Kind::PowerOfTwo(min, max) => format!("a power of two from {min} to {max}"),
+            Kind::Seconds => format!("a number of seconds above 0 and up to {MAX_SECONDS}"),
+            Kind::Address => "`ip:port` or `[ipv6]:port` (names are not resolved)".to_owned(),
+            Kind::BackendAddress => {
+                "`ip:port`, `[ipv6]:port` or `unix:/path` of 107 bytes at most (names are not resolved)"
+                    .to_owned()
+            }
+            Kind::Networks => "an array of networks (`10.0.0.0/8`) or ip addresses".to_owned(),
+            Kind::Method => "a method of HTTP, such as `GET`".to_owned(),
+            Kind::Choice(words) => {
+                words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(" or ")
+            }
+            Kind::Table(_) | Kind::NamedTables(_) => "a table".to_owned(),
+            Kind::Tables(_) => "an array of tables".to_owned(),
+        }
+    }
+}
+
+/// What becomes of a key.
+#[derive(Clone, Copy)]
+pub(super) enum Support {
+    /// Honoured.
+    Yes,
+    /// Honoured; the key is kakehi's own.
+    Own,
+    /// Honoured for some values; a warning says so for the others. What happens then.
+    #[cfg_attr(not(test), expect(dead_code, reason = "read by the test that keeps the reference up to date"))]
+    Partly(&'static str),
+    /// Read, checked, and met with a warning.
+    NotYet,
+    /// Read, checked, and met with a warning: kakehi has no use for it. Why.
+    NoUse(&'static str),
+}
+
+/// Shorthand of the tables.
+const fn key(
+    name: &'static str,
+    kind: Kind,
+    default: &'static str,
+    support: Support,
+    doc: &'static str,
+) -> Key {
+    Key { name, kind, default, support, doc }
+}

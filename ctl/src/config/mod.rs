@@ -1,0 +1,60 @@
+//! The configuration: a TOML file becomes a [`State`](crate::state::State).
+//!
+//! For: `kakehi start`, `kakehi check` and reloads, and `kakehictl -c`, which looks for the control socket in it.
+//!
+//! The keys are those of a sozu 2.x `config.toml`, so that such a file loads unchanged, and kakehi's own. `keys` defines
+//! each of them once; `read` checks a file against them; `build` gives the values their meaning; `error` says
+//! what is wrong, and where.
+//!
+//! Promises: a file is used whole or not at all. A key that nobody knows is an error; one that is not honoured
+//! is a warning. Nothing is opened wider because a key is not honoured yet.
+
+mod build;
+mod error;
+mod keys;
+mod read;
+#[cfg(test)]
+mod reference;
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+
+pub use error::{ConfigError, KeyHint, Loaded, Place, Warning};
+use toml::de::DeTable;
+
+/// Reads the file at `path`. Relative paths in it are those of its folder, and come out absolute.
+///
+/// # Errors
+///
+/// The first thing that is wrong with the file.
+pub fn load(path: impl AsRef<Path>) -> Result<Loaded, ConfigError> {
+    let path = path.as_ref();
+    let unreadable = |error| ConfigError::Unreadable { path: path.to_owned(), error };
+    let text = std::fs::read_to_string(path).map_err(unreadable)?;
+    let absolute = std::path::absolute(path).map_err(unreadable)?;
+    parse_in(&text, &path.to_string_lossy(), absolute.parent().unwrap_or(Path::new("/")))
+}
+
+/// Reads `text`, which is called `file_name` in messages. Relative paths in it are those of that file's folder.
+///
+/// # Errors
+///
+/// The first thing that is wrong with the text.
+pub fn parse(text: &str, file_name: &str) -> Result<Loaded, ConfigError> {
+    parse_in(text, file_name, Path::new(file_name).parent().unwrap_or(Path::new("")))
+}
+
+fn parse_in(text: &str, file_name: &str, folder: &Path) -> Result<Loaded, ConfigError> {
+    let source = error::Source::new(text, file_name);
+    let table = DeTable::parse(text).map_err(|error| ConfigError::Syntax {
+        place: source.place(error.span().map_or(0, |span| span.start)),
+        message: error.message().to_owned(),
+    })?;
+    let mut findings = error::Findings::new(&source);
+    let root = read::section(&keys::ROOT, table.get_ref(), 0, &mut findings);
+    findings.check()?;
+    let state = build::state(&root, folder, &mut findings);
+    findings.check()?;
+    Ok(Loaded { state, warnings: findings.into_warnings() })
+}

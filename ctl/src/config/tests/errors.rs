@@ -1,0 +1,292 @@
+//! What is refused, word by word.
+
+use super::{file, read};
+use crate::{
+    config::{
+        load, parse,
+        reference::{example, sample},
+    },
+    limits,
+};
+
+fn error(text: &str) -> String {
+    match parse(text, "k.toml") {
+        Ok(_) => panic!("this was accepted:\n{text}"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn each_error_names_the_place_the_key_and_what_is_allowed() {
+    let in_root = |text: &str| file(text, "", "", "", "");
+    let cases = [
+        // Syntax.
+        ("worker_count = \n".to_owned(), "k.toml:1:16: not TOML: "),
+        (in_root("worker_count = 1\nworker_count = 2"), "k.toml:2:1: not TOML: duplicate key"),
+        // Unknown keys.
+        (
+            in_root("worker_cuont = 1"),
+            "k.toml:1:1: unknown key `worker_cuont` in the root; did you mean `worker_count`?",
+        ),
+        (
+            file("", "  frnt_timeout = 1", "", "", ""),
+            "k.toml:5:3: unknown key `frnt_timeout` in a listener; did you mean `front_timeout`?",
+        ),
+        (
+            file("", "", "", "hostnme = \"x\"", ""),
+            "k.toml:12:1: unknown key `hostnme` in a frontend; did you mean `hostname`?",
+        ),
+        (
+            file("", "", "", "", "wieght = 1"),
+            "k.toml:15:1: unknown key `wieght` in a backend; did you mean `weight`?",
+        ),
+        (
+            file("", "", "hostname = \"x\"", "", ""),
+            "k.toml:8:1: unknown key `hostname` in a cluster; it belongs in a frontend",
+        ),
+        (
+            in_root("[hsts]\nenabled = true"),
+            "k.toml:1:2: unknown key `hsts` in the root; it belongs in a listener",
+        ),
+        (in_root("\"zz\\u001b[2J\" = 1"), "k.toml:1:1: unknown key `zz\\u{1b}[2J` in the root"),
+        (
+            file("", "", "health_check = { uri = \"/\", inteval = 1 }", "", ""),
+            "k.toml:8:29: unknown key `inteval` in a health check; did you mean `interval`?",
+        ),
+        // Types and ranges.
+        (
+            in_root("worker_count = \"2\""),
+            "k.toml:1:16: `worker_count` must be an integer from 1 to 1024, not a string",
+        ),
+        (
+            in_root("worker_count = 0"),
+            "k.toml:1:16: `worker_count` must be an integer from 1 to 1024, not `0`",
+        ),
+        (
+            in_root("worker_count = -1"),
+            "k.toml:1:16: `worker_count` must be an integer from 1 to 1024, not `-1`",
+        ),
+        (
+            in_root("worker_count = 99999999999999999999999"),
+            "k.toml:1:16: `worker_count` must be an integer from 1 to 1024, not `99999999999999999999999`",
+        ),
+        (
+            in_root("worker_count = 1.5"),
+            "k.toml:1:16: `worker_count` must be an integer from 1 to 1024, not a number with a fraction",
+        ),
+        (
+            in_root("worker_automatic_restart = 1"),
+            "k.toml:1:28: `worker_automatic_restart` must be `true` or `false`, not an integer",
+        ),
+        (
+            in_root("buffer_count = 1000"),
+            "k.toml:1:16: `buffer_count` must be a power of two from 16 to 32768, not `1000`",
+        ),
+        (in_root("log_level = \"\""), "k.toml:1:13: `log_level` must be a string that is not empty, not ``"),
+        (
+            in_root("front_timeout = 0"),
+            "k.toml:1:17: `front_timeout` must be a number of seconds above 0 and up to 31536000, not `0`",
+        ),
+        (
+            in_root("front_timeout = nan"),
+            "k.toml:1:17: `front_timeout` must be a number of seconds above 0 and up to 31536000, not `nan`",
+        ),
+        (
+            in_root("front_timeout = inf"),
+            "k.toml:1:17: `front_timeout` must be a number of seconds above 0 and up to 31536000, not `inf`",
+        ),
+        (
+            in_root("front_timeout = 31536001"),
+            "k.toml:1:17: `front_timeout` must be a number of seconds above 0 and up to 31536000, not `31536001`",
+        ),
+        (
+            in_root("front_timeout = \"10\""),
+            "k.toml:1:17: `front_timeout` must be a number of seconds above 0 and up to 31536000, not a string",
+        ),
+        (
+            in_root("trusted_peers = [\"10.0.0.0/8\", \"10.0.0.0/33\"]"),
+            "k.toml:1:32: `trusted_peers` must be an array of networks (`10.0.0.0/8`) or ip addresses, not one with `10.0.0.0/33`",
+        ),
+        (
+            in_root("command_allowed_uids = [0, -1]"),
+            "k.toml:1:28: `command_allowed_uids` must be an array of integers from 0 to 4294967295, not one with an integer",
+        ),
+        (in_root("clusters = 3"), "k.toml:6:2: not TOML: "),
+        ("listeners = 3".to_owned(), "k.toml:1:13: `listeners` must be an array of tables, not an integer"),
+        (
+            "listeners = [3]".to_owned(),
+            "k.toml:1:14: `listeners` must be an array of tables, not one with an integer",
+        ),
+        ("[clusters]\nweb = 3".to_owned(), "k.toml:2:7: `clusters` must be a table, not one with an integer"),
+        (
+            file("", "public_address = \"localhost:80\"", "", "", ""),
+            "k.toml:5:18: `public_address` must be `ip:port` or `[ipv6]:port` (names are not resolved), not `localhost:80`",
+        ),
+        (
+            file("", "public_address = \"127.0.0.1:0\"", "", "", ""),
+            "k.toml:5:18: `public_address` must be `ip:port` or `[ipv6]:port` (names are not resolved), not `127.0.0.1:0`",
+        ),
+        (
+            file("", "answers = { 503 = 5 }", "", "", ""),
+            "k.toml:5:19: `answers` must be a table of strings, not one with an integer",
+        ),
+        (
+            file("", "max_head_size = 262145", "", "", ""),
+            "k.toml:5:17: `max_head_size` must be an integer from 512 to 262144, not `262145`",
+        ),
+        (
+            file("", "", "load_balancing = \"round_robin\"", "", ""),
+            "k.toml:8:18: `load_balancing` must be `ROUND_ROBIN` or `RANDOM` or `LEAST_LOADED` or `POWER_OF_TWO` or `HRW` or `MAGLEV`, not `round_robin`",
+        ),
+        (
+            file("", "", "https_redirect_port = 65536", "", ""),
+            "k.toml:8:23: `https_redirect_port` must be an integer from 1 to 65535, not `65536`",
+        ),
+        (
+            file("", "", "", "method = \"GE T\"", ""),
+            "k.toml:12:10: `method` must be a method of HTTP, such as `GET`, not `GE T`",
+        ),
+        (
+            file("", "", "", "", "weight = 256"),
+            "k.toml:15:10: `weight` must be an integer from 0 to 255, not `256`",
+        ),
+        (
+            in_root(&format!("command_socket = \"{}\"", "x".repeat(108))),
+            &format!(
+                "k.toml:1:18: `command_socket` must be the path of a unix socket, of 107 bytes at most, not `{}...`",
+                "x".repeat(80)
+            ),
+        ),
+        // What the keys mean together.
+        ("[[listeners]]\nprotocol = \"http\"".to_owned(), "k.toml:1:1: a listener needs the key `address`"),
+        (
+            "[[listeners]]\naddress = \"127.0.0.1:80\"".to_owned(),
+            "k.toml:1:1: a listener needs the key `protocol`",
+        ),
+        ("[clusters.web]\nfrontends = []".to_owned(), "k.toml:1:1: a cluster needs the key `protocol`"),
+        (
+            file("", "[[listeners]]\naddress = \"127.0.0.1:8080\"\nprotocol = \"http\"", "", "", ""),
+            "k.toml:6:11: there is a listener at `127.0.0.1:8080` already, in line 3",
+        ),
+        (
+            file("", "", "", "[[clusters.web.frontends]]\nhostname = \"x\"", ""),
+            "k.toml:12:1: a frontend needs the key `address`",
+        ),
+        (
+            file("", "", "", "[[clusters.web.frontends]]\naddress = \"127.0.0.1:8080\"", ""),
+            "k.toml:12:1: a frontend needs the key `hostname`",
+        ),
+        (
+            file("", "", "", "[[clusters.web.frontends]]\naddress = \"127.0.0.1:81\"\nhostname = \"x\"", ""),
+            "k.toml:13:11: no listener has the address `127.0.0.1:81` of this frontend; add a `[[listeners]]` with it",
+        ),
+        (
+            file(
+                "",
+                "",
+                "",
+                "[[clusters.web.frontends]]\naddress = \"127.0.0.1:8080\"\nhostname = \"A.example\"\nredirect = \"unauthorized\"",
+                "",
+            ),
+            "k.toml:12:1: this frontend takes the same requests as the one in line 9 and answers them otherwise",
+        ),
+        (file("", "", "", "", "[[clusters.web.backends]]"), "k.toml:15:1: a backend needs the key `address`"),
+        (
+            file(
+                "",
+                "",
+                "",
+                "",
+                "backend_id = \"x\"\n[[clusters.web.backends]]\naddress = \"127.0.0.1:9001\"\nbackend_id = \"x\"",
+            ),
+            "k.toml:18:14: the cluster `web` has another backend with the id `x`, in line 15",
+        ),
+        (
+            file("", "", "", "", "[[clusters.web.backends]]\naddress = \"unix:relative\""),
+            "k.toml:16:11: `address` must be `ip:port`, `[ipv6]:port` or `unix:/path` of 107 bytes at most (names are not resolved), not `unix:relative`",
+        ),
+        (
+            "[clusters.\"\\u0007\"]\nprotocol = \"http\"".to_owned(),
+            "k.toml:1:11: a cluster's name must have 1 to 255 characters that can be printed",
+        ),
+    ];
+    let mut wrong = String::new();
+    for (text, expected) in cases {
+        let found = error(&text);
+        // What the parser of TOML says is its own affair, its place is ours.
+        let same =
+            if expected.contains("not TOML") { found.starts_with(expected) } else { found == *expected };
+        if !same {
+            wrong.push_str(&format!(
+                "found    {found}
+expected {expected}
+
+"
+            ));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
+#[test]
+fn a_host_name_that_cannot_be_one_is_refused_where_it_stands() {
+    let too_long = "x".repeat(limits::MAX_HOSTNAME_RULE + 1);
+    let cases = [
+        ("a b", "it has spaces or control characters"),
+        ("bücher.example", "write it in its ASCII form (`xn--...`)"),
+        ("a.*.example", "`*` may only be the first label (`*.example.org`), or the whole name"),
+        ("a..example", "it has an empty label"),
+        ("a.example:80", "write it without a port"),
+        (&too_long, "it is longer than 4096 bytes"),
+    ];
+    for (hostname, reason) in cases {
+        let text = file(
+            "",
+            "",
+            "",
+            &format!("[[clusters.web.frontends]]\naddress = \"127.0.0.1:8080\"\nhostname = \"{hostname}\""),
+            "",
+        );
+        let found = error(&text);
+        assert!(found.starts_with("k.toml:14:12: the host name `") && found.ends_with(reason), "{found}");
+    }
+    for hostname in ["*", "*.example", "/a|b c/.example", "[::1]", "127.0.0.1", "a.example."] {
+        read(&file(
+            "",
+            "",
+            "",
+            &format!("[[clusters.web.frontends]]\naddress = \"127.0.0.1:8080\"\nhostname = \"{hostname}\""),
+            "",
+        ));
+    }
+}
+
+#[test]
+fn the_first_error_of_the_file_is_the_one_that_is_told() {
+    let found = error("zzz = 1\nworker_count = 0\naaa = 1\n");
+    assert_eq!(found, "k.toml:1:1: unknown key `zzz` in the root");
+}
+
+#[test]
+fn columns_count_characters_and_not_bytes() {
+    let found = error("clusters = { \"ü\" = { ptotocol = \"http\" } }");
+    assert_eq!(found, "k.toml:1:22: unknown key `ptotocol` in a cluster; did you mean `protocol`?");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let found = load("/nowhere/kakehi.toml").unwrap_err().to_string();
+    assert!(found.starts_with("/nowhere/kakehi.toml: the configuration cannot be read: "), "{found}");
+}
+
+#[test]
+fn a_file_that_is_cut_or_garbled_is_an_error_and_never_a_panic() {
+    let whole = example(&|_, key| Some(sample(key)));
+    let cuts = (0..whole.len()).step_by(97).filter(|at| whole.is_char_boundary(*at));
+    for cut in cuts {
+        let _ = parse(&whole[..cut], "k.toml");
+        let mut garbled = whole.clone();
+        garbled.insert_str(cut, "=]\"\u{0}");
+        let _ = parse(&garbled, "k.toml");
+    }
+}

@@ -1,0 +1,264 @@
+//! What the file means; [`errors`] has what is refused.
+
+mod errors;
+
+use std::path::Path;
+
+use super::{
+    keys::{Kind, Support},
+    load, parse,
+    reference::{document, example, sample},
+};
+use crate::{
+    limits,
+    state::{BackendAddress, Listener, PathRule, State},
+};
+
+/// A file with a listener, a cluster, a frontend and a backend, each with more keys; lines 2, 5, 9 and 12 are theirs.
+fn file(root: &str, listener: &str, cluster: &str, frontend: &str, backend: &str) -> String {
+    format!(
+        "{root}\n[[listeners]]\naddress = \"127.0.0.1:8080\"\nprotocol = \"http\"\n{listener}\n\
+         [clusters.web]\nprotocol = \"http\"\n{cluster}\n\
+         [[clusters.web.frontends]]\naddress = \"127.0.0.1:8080\"\nhostname = \"a.example\"\n{frontend}\n\
+         [[clusters.web.backends]]\naddress = \"127.0.0.1:9000\"\n{backend}\n"
+    )
+}
+
+/// State and warnings of a file that loads.
+fn read(text: &str) -> (State, Vec<String>) {
+    let loaded = parse(text, "k.toml").unwrap_or_else(|error| panic!("{error}\n{text}"));
+    (loaded.state, loaded.warnings.iter().map(ToString::to_string).collect())
+}
+
+fn the_listener(state: &State) -> &Listener {
+    &state.listeners[&"127.0.0.1:8080".parse().unwrap()]
+}
+
+#[test]
+fn durations_are_seconds_whole_or_with_a_fraction() {
+    let cases = [
+        ("10", 10_000),
+        ("0.25", 250),
+        ("0.0001", 1),
+        ("1e1", 10_000),
+        ("0x10", 16_000),
+        ("1_000", 1_000_000),
+    ];
+    for (written, milliseconds) in cases {
+        let (state, _) = read(&file(&format!("front_timeout = {written}"), "", "", "", ""));
+        assert_eq!(the_listener(&state).timeouts.front_ms, milliseconds, "{written}");
+    }
+}
+
+#[test]
+fn a_listener_takes_from_the_root_what_it_does_not_say() {
+    let (state, warnings) = read(&file(
+        "front_timeout = 5\nback_timeout = 6\nvia = false\nmax_head_size = 1024\ntrusted_peers = [\"10.0.0.0/8\", \"::1\"]",
+        "back_timeout = 7\nvia = true\nforwarded = false\nsend_x_real_ip = true",
+        "",
+        "",
+        "",
+    ));
+    let listener = the_listener(&state);
+    assert_eq!((listener.timeouts.front_ms, listener.timeouts.back_ms), (5_000, 7_000));
+    assert_eq!(listener.timeouts.connect_ms, limits::CONNECT_TIMEOUT_MS);
+    assert_eq!(listener.sizes.head, 1024);
+    assert!(listener.forwarding.via && !listener.forwarding.forwarded && listener.forwarding.x_real_ip);
+    assert_eq!(
+        listener.forwarding.trusted_peers,
+        ["10.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()]
+    );
+    assert_eq!(warnings, [""; 0]);
+}
+
+#[test]
+fn backends_have_names_of_their_own_and_may_be_unix_sockets() {
+    let (state, _) = read(&file(
+        "",
+        "",
+        "",
+        "",
+        "[[clusters.web.backends]]\naddress = \"unix:/run/app\"\nweight = 0\nbackup = true\nbackend_id = \"app\"",
+    ));
+    let backends = &state.clusters["web"].backends;
+    assert_eq!(
+        (backends[0].id.as_str(), backends[0].weight, backends[0].backup),
+        ("web-0-127.0.0.1:9000", 100, false)
+    );
+    assert_eq!((backends[1].id.as_str(), backends[1].weight, backends[1].backup), ("app", 0, true));
+    assert_eq!(backends[1].address, BackendAddress::Unix("/run/app".into()));
+}
+
+#[test]
+fn a_frontend_is_read_with_its_rule() {
+    let (state, warnings) = read(&file(
+        "",
+        "",
+        "",
+        "path = \"/a\"\npath_type = \"EQUALS\"\nmethod = \"POST\"\nposition = \"TREE\"\nredirect = \"forward\"",
+        "",
+    ));
+    let frontend = &state.clusters["web"].frontends[0];
+    assert_eq!(frontend.path, PathRule::Equals("/a".to_owned()));
+    assert_eq!((frontend.method.as_deref(), frontend.deny), (Some("POST"), false));
+    assert_eq!(warnings, [""; 0]);
+}
+
+#[test]
+fn a_path_that_never_matches_is_a_warning() {
+    let query = read(&file("", "", "", "path = \"/a?b=1\"", "")).1;
+    assert_eq!(
+        query,
+        ["k.toml:12:8: a `path` is compared without the query: one with `?` or `#` never matches"]
+    );
+    let relative = read(&file("", "", "", "path = \"a\"", "")).1;
+    assert_eq!(relative, ["k.toml:12:8: a `path` that does not begin with `/` never matches"]);
+}
+
+#[test]
+fn what_cannot_be_protected_as_asked_is_refused_and_never_forwarded() {
+    let cases = [
+        ("redirect = \"unauthorized\"", None),
+        (
+            "required_auth = true",
+            Some(
+                "k.toml:12:17: `required_auth` is not supported yet: the frontend refuses every request (401)",
+            ),
+        ),
+        (
+            "redirect = \"permanent\"",
+            Some(
+                "k.toml:12:12: `redirect = \"permanent\"` is not supported yet: the frontend refuses every request (401)",
+            ),
+        ),
+    ];
+    for (key, warning) in cases {
+        let (state, warnings) = read(&file("", "", "", key, ""));
+        assert!(state.clusters["web"].frontends[0].deny, "{key}");
+        assert_eq!(warnings.first().map(String::as_str), warning, "{key}");
+    }
+    assert!(!read(&file("", "", "", "required_auth = false", "")).0.clusters["web"].frontends[0].deny);
+}
+
+#[test]
+fn what_is_not_served_yet_is_skipped_with_what_hangs_on_it() {
+    for protocol in ["https", "tcp", "udp"] {
+        let (state, warnings) =
+            read(&file("", "", "", "", "").replacen("\"http\"", &format!("\"{protocol}\""), 1));
+        assert!(state.listeners.is_empty() && state.clusters["web"].frontends.is_empty(), "{protocol}");
+        assert_eq!(
+            warnings,
+            [format!(
+                "k.toml:2:1: `protocol = \"{protocol}\"` is not supported yet: the listener `127.0.0.1:8080` and its frontends are skipped"
+            )]
+        );
+    }
+    let (state, warnings) = read(&file("", "expect_proxy = true", "", "", ""));
+    assert!(state.listeners.is_empty() && state.clusters["web"].frontends.is_empty());
+    assert_eq!(
+        warnings,
+        [
+            "k.toml:2:1: `expect_proxy` is not supported yet: the listener `127.0.0.1:8080` and its frontends are skipped"
+        ]
+    );
+
+    let (state, warnings) = read(
+        "[clusters.db]\nprotocol = \"tcp\"\nfrontends = [{ address = \"127.0.0.1:1\" }]\nbackends = []\n",
+    );
+    assert!(state.clusters.is_empty());
+    assert_eq!(
+        warnings,
+        ["k.toml:1:1: `protocol = \"tcp\"` is not supported yet: the cluster `db` is skipped"]
+    );
+
+    let (state, warnings) = read(&file("activate_listeners = false", "", "", "", ""));
+    assert!(state.listeners.is_empty() && state.clusters["web"].frontends.is_empty());
+    assert_eq!(
+        warnings,
+        ["k.toml:1:1: `activate_listeners` is `false`: nothing listens, and no frontend is served"]
+    );
+}
+
+#[test]
+fn udp_may_listen_where_http_does() {
+    let udp = "[[listeners]]\naddress = \"127.0.0.1:8080\"\nprotocol = \"udp\"";
+    let (state, warnings) = read(&file("", udp, "", "", ""));
+    assert_eq!((state.listeners.len(), state.clusters["web"].frontends.len(), warnings.len()), (1, 1, 1));
+}
+
+#[test]
+fn a_key_that_is_not_honoured_is_a_warning_told_once() {
+    let (_, warnings) = read(&file(
+        "max_buffers = 5\nlog_target = \"stdout\"",
+        "sticky_name = \"x\"",
+        "load_balancing = \"MAGLEV\"\nhealth_check = { uri = \"/\" }",
+        "position = \"PRE\"\ntags = { a = \"b\" }",
+        "sticky_id = \"1\"\n[[clusters.web.backends]]\naddress = \"127.0.0.1:9001\"\nsticky_id = \"2\"",
+    ));
+    let expected = [
+        "k.toml:1:1: `max_buffers` in the root has no effect: kakehi lends buffers from an arena; see `buffer_count`",
+        "k.toml:2:1: `log_target` in the root is not honoured yet and changes nothing",
+        "k.toml:6:1: `sticky_name` in a listener is not honoured yet and changes nothing",
+        "k.toml:9:18: `load_balancing = \"MAGLEV\"` is not supported yet: treated as `ROUND_ROBIN`",
+        "k.toml:10:1: `health_check` in a cluster is not honoured yet and changes nothing",
+        "k.toml:14:12: `position = \"PRE\"` is not supported yet: treated as `TREE`",
+        "k.toml:15:1: `tags` in a frontend is not honoured yet and changes nothing",
+        "k.toml:18:1: `sticky_id` in a backend is not honoured yet and changes nothing (and in 1 more place)",
+    ];
+    assert_eq!(warnings, expected);
+}
+
+#[test]
+fn the_example_loads_without_a_word() {
+    let loaded = load(document("examples/kakehi.toml")).unwrap();
+    assert_eq!(loaded.warnings, []);
+    assert_eq!(the_listener(&loaded.state), &Listener::http("127.0.0.1:8080".parse().unwrap()));
+    assert_eq!(loaded.state.clusters["example"].backends[0].address.to_string(), "127.0.0.1:9000");
+}
+
+#[test]
+fn the_defaults_that_are_documented_are_those_that_apply() {
+    let honoured = |support| matches!(support, Support::Yes | Support::Own | Support::Partly(_));
+    let with_defaults =
+        example(&|_, key| (honoured(key.support) && !key.default.is_empty()).then(|| key.default.to_owned()));
+    assert!(with_defaults.contains("\nfront_timeout = 60\n") && with_defaults.contains("\nweight = 100\n"));
+    assert_eq!(read(&with_defaults), read(&example(&|_, _| None)));
+}
+
+#[test]
+fn the_example_loads_with_every_key_in_use() {
+    let (_, warnings) = read(&example(&|_, key| Some(sample(key))));
+    assert!(warnings.len() > 80, "{warnings:#?}");
+}
+
+#[test]
+fn the_highest_value_of_each_key_reaches_the_state() {
+    let (plain, _) = read(&example(&|_, _| None));
+    for level in [&super::keys::ROOT, &super::keys::LISTENER, &super::keys::CLUSTER, &super::keys::BACKEND] {
+        for key in level.keys().filter(|key| matches!(key.support, Support::Yes | Support::Own)) {
+            let (Kind::Integer(_, max) | Kind::PowerOfTwo(_, max)) = key.kind else { continue };
+            let (state, _) = read(&example(&|here, this| {
+                (std::ptr::eq(here, level) && this.name == key.name).then(|| max.to_string())
+            }));
+            assert_ne!(state, plain, "{} of {}", key.name, level.what);
+        }
+    }
+}
+
+#[test]
+fn relative_paths_are_those_of_the_folder_of_the_file() {
+    let text = "command_socket = \"./run/ctl.sock\"\npid_file_path = \"kakehi.pid\"\n";
+    let settings = parse(text, "/etc/kakehi/kakehi.toml").unwrap().state.settings;
+    assert_eq!(settings.command_socket, Path::new("/etc/kakehi/run/ctl.sock"));
+    assert_eq!(settings.pid_file_path.as_deref(), Some(Path::new("/etc/kakehi/kakehi.pid")));
+    let settings =
+        parse("command_socket = \"/run/ctl.sock\"", "/etc/kakehi/kakehi.toml").unwrap().state.settings;
+    assert_eq!(settings.command_socket, Path::new("/run/ctl.sock"));
+    let settings = parse("", "/etc/kakehi/kakehi.toml").unwrap().state.settings;
+    assert_eq!(settings.command_socket, Path::new("/etc/kakehi/kakehi.sock"));
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("kakehi.toml");
+    std::fs::write(&path, "").unwrap();
+    assert!(load(&path).unwrap().state.settings.command_socket.is_absolute());
+}

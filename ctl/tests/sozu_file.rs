@@ -1,0 +1,83 @@
+//! A sozu 2.x `config.toml` with every key that there is loads unchanged, and says what of it is not honoured.
+#![expect(clippy::panic, reason = "the helpers of a test fail with it")]
+
+use kakehi_ctl::{
+    config,
+    state::{PathRule, State},
+};
+
+fn load() -> (State, Vec<String>) {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/every-sozu-key.toml");
+    let loaded = config::load(path).unwrap_or_else(|error| panic!("{error}"));
+    (loaded.state, loaded.warnings.into_iter().map(|warning| warning.text).collect())
+}
+
+#[test]
+fn what_is_honoured_reaches_the_state() {
+    let (state, _) = load();
+    let settings = &state.settings;
+    assert_eq!(settings.worker_count, Some(2));
+    assert!(!settings.pin_workers);
+    assert_eq!((settings.max_connections, settings.worker_timeout_ms), (20_000, 10_000));
+    assert_eq!(settings.pid_file_path.as_deref(), Some("/run/sozu.pid".as_ref()));
+    assert!(settings.command_socket.ends_with("tests/data/sozu.sock"));
+
+    assert_eq!(state.listeners.len(), 1, "only http is served");
+    let listener = &state.listeners[&"127.0.0.1:8080".parse().unwrap()];
+    let timeouts = &listener.timeouts;
+    assert_eq!(
+        (timeouts.front_ms, timeouts.back_ms, timeouts.connect_ms, timeouts.request_ms),
+        (62_000, 32_000, 5_000, 12_000)
+    );
+    assert_eq!(listener.public_address, Some("192.0.2.1:80".parse().unwrap()));
+    assert!(listener.forwarding.x_real_ip && listener.forwarding.elide_x_real_ip);
+
+    assert_eq!(state.clusters.keys().collect::<Vec<_>>(), ["edits", "web"], "only http is served");
+    let web = &state.clusters["web"];
+    assert_eq!((web.https_redirect, web.https_redirect_port), (true, Some(8443)));
+    let rules: Vec<_> =
+        web.frontends.iter().map(|rule| (rule.hostname.as_str(), &rule.path, rule.deny)).collect();
+    let everything = PathRule::Prefix(String::new());
+    assert_eq!(
+        rules,
+        [
+            ("lolcatho.st", &PathRule::Prefix("/api".to_owned()), false),
+            ("*.lolcatho.st", &PathRule::Equals("/x".to_owned()), false),
+            ("/a[0-9]+/.lolcatho.st", &PathRule::Regex("^/x$".to_owned()), false),
+            ("closed.st", &everything, true),
+            ("moved.st", &everything, true),
+        ]
+    );
+    assert_eq!(web.frontends[1].method.as_deref(), Some("GET"));
+    let backends: Vec<_> = web.backends.iter().map(|it| (it.id.as_str(), it.weight, it.backup)).collect();
+    assert_eq!(backends, [("one", 50, false), ("web-1-[::1]:1027", 100, true)]);
+}
+
+#[test]
+fn what_is_not_honoured_is_named() {
+    let (_, warnings) = load();
+    let not_honoured = [
+        "`saved_state` in the root is not honoured yet and changes nothing",
+        "`command_allowed_uids` in the root is not honoured yet and changes nothing",
+        "`metrics` in the root is not honoured yet and changes nothing",
+        "`sticky_name` in a listener is not honoured yet and changes nothing",
+        "`answers` in a listener is not honoured yet and changes nothing",
+        "`sticky_session` in a cluster is not honoured yet and changes nothing",
+        "`health_check` in a cluster is not honoured yet and changes nothing",
+        "`tags` in a frontend is not honoured yet and changes nothing",
+        "`headers` in a frontend is not honoured yet and changes nothing",
+        "`sticky_id` in a backend is not honoured yet and changes nothing",
+        "`protocol = \"https\"` is not supported yet: the listener `127.0.0.1:8443` and its frontends are skipped",
+        "`protocol = \"udp\"` is not supported yet: the cluster `dns` is skipped",
+        "`required_auth` is not supported yet: the frontend refuses every request (401)",
+        "`position = \"POST\"` is not supported yet: treated as `TREE`",
+    ];
+    for expected in not_honoured {
+        assert!(warnings.iter().any(|warning| warning == expected), "{expected}\n{warnings:#?}");
+    }
+    for honoured in
+        ["front_timeout", "public_address", "https_redirect", "backup", "log_level", "worker_count"]
+    {
+        assert!(!warnings.iter().any(|warning| warning.contains(&format!("`{honoured}`"))), "{honoured}");
+    }
+}
