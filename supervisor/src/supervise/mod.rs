@@ -376,7 +376,7 @@ impl Supervisor {
     /// Kills all workers and waits until each is reaped.
     async fn kill_all(&mut self) {
         for worker in &mut self.workers {
-            worker.stop(0);
+            worker.retire();
             worker.kill();
         }
         while self.workers.iter().any(Worker::has_future) {
