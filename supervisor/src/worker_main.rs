@@ -1,6 +1,6 @@
 //! The hidden command `worker`: takes what the supervisor left in known descriptors and hands it to the engine.
 //!
-//! Relies on [`launch`](crate::supervise::launch) having put the descriptors in their places. Promises that the
+//! Relies on the supervisor having put the descriptors in their places. Promises that the
 //! supervisor learns why, in a report, when a worker cannot even begin.
 
 use std::{

@@ -113,7 +113,7 @@ impl Worker {
         self.state
     }
 
-    /// When [`Worker::on_due`] is to be called.
+    /// When its process must be ready, or is to be replaced.
     pub(super) fn due(&self) -> Option<Instant> {
         self.due
     }
