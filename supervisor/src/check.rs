@@ -9,12 +9,12 @@ pub(crate) fn run(file: &Path) -> ExitCode {
     let loaded = match config::load(file) {
         Ok(loaded) => loaded,
         Err(error) => {
-            eprintln!("kakehi: {error}");
+            crate::logging::complain(error);
             return ExitCode::FAILURE;
         }
     };
     for warning in &loaded.warnings {
-        eprintln!("kakehi: warning: {warning}");
+        crate::logging::complain(format_args!("warning: {warning}"));
     }
     println!("{}: ok ({})", file.display(), summary(&loaded.state));
     ExitCode::SUCCESS

@@ -2,9 +2,11 @@
 //!
 //! A worker must never wait for whoever reads the log, nor die because nobody does any more. So a line is
 //! written only when the kernel says that it can be taken without waiting, and is thrown away otherwise; the
-//! supervisor has a little more patience. Errors of writing are ignored.
+//! supervisor has a little more patience. Errors of writing are ignored. What ends the program is also told on
+//! standard error ([`complain`]).
 
 use std::{
+    fmt::Display,
     io::{self, IsTerminal as _, Write},
     os::fd::AsFd as _,
 };
@@ -18,6 +20,11 @@ const VARIABLE: &str = "KAKEHI_LOG";
 const SUPERVISOR_PATIENCE_MS: u16 = 500;
 /// Longest line: a pipe that has room at all takes as much without blocking (`PIPE_BUF`).
 const MAX_LINE: usize = 4096;
+
+/// Tells whoever started the program why it ends. A standard error that is gone is no reason to panic.
+pub(crate) fn complain(error: impl Display) {
+    let _ = writeln!(io::stderr(), "kakehi: {error}");
+}
 
 /// Opens the log of the supervisor.
 pub(crate) fn open_for_supervisor(log_level: &str) {

@@ -66,7 +66,9 @@ enum Verb {
 fn main() -> ExitCode {
     // First of all: nothing that our own parent left open may reach a worker.
     if let Err(error) = sys::adopt_inherited_descriptors() {
-        eprintln!("kakehi: cannot look through the inherited file descriptors in /proc/self/fd: {error}");
+        logging::complain(format_args!(
+            "cannot look through the inherited file descriptors in /proc/self/fd: {error}"
+        ));
         return ExitCode::FAILURE;
     }
     match Arguments::parse().verb {
@@ -81,7 +83,7 @@ fn start(file: &std::path::Path) -> ExitCode {
     match kakehi_ctl::config::load(file) {
         Ok(loaded) => supervise::run(loaded),
         Err(error) => {
-            eprintln!("kakehi: {error}");
+            logging::complain(error);
             ExitCode::FAILURE
         }
     }

@@ -1,6 +1,6 @@
 //! The hidden command `worker`: takes what the supervisor left in known descriptors and hands it to the engine.
 //!
-//! Relies on [`launch`](crate::supervise::launch) having put the descriptors in their places. Promises that the
+//! Relies on the supervisor having put the descriptors in their places. Promises that the
 //! supervisor learns why, in a report, when a worker cannot even begin.
 
 use std::{
@@ -57,7 +57,7 @@ pub(crate) fn run(id: u32, core: Option<usize>) -> ExitCode {
     let orders = match take(ORDERS) {
         Ok(orders) => UnixStream::from(orders),
         Err(error) => {
-            eprintln!("kakehi: {error}");
+            logging::complain(error);
             return ExitCode::FAILURE;
         }
     };
@@ -112,7 +112,7 @@ fn read_state(memory: OwnedFd) -> Result<State, Error> {
 fn report_failure(mut orders: &UnixStream, error: &Error) {
     let report = Envelope::new(0, Report::Failed { reason: error.to_string() });
     if kakehi_ctl::wire::write_message(&mut orders, &report, limits::MAX_FRAME).is_err() {
-        eprintln!("kakehi: {error}");
+        logging::complain(error);
     }
 }
 

@@ -6,7 +6,7 @@
 mod backend;
 
 use std::{
-    io,
+    io::{self, Write as _},
     net::{SocketAddr, TcpListener},
     path::PathBuf,
     process::ExitCode,
@@ -29,7 +29,7 @@ pub(crate) fn run(listen: Option<SocketAddr>) -> ExitCode {
     let (address, backend_address, backend) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => {
-            eprintln!("kakehi: the demo finds no port: {error}");
+            crate::logging::complain(format_args!("the demo finds no port: {error}"));
             return ExitCode::FAILURE;
         }
     };
@@ -38,13 +38,15 @@ pub(crate) fn run(listen: Option<SocketAddr>) -> ExitCode {
     let loaded = match config::parse(&text, "demo.toml") {
         Ok(loaded) => loaded,
         Err(error) => {
-            eprintln!("kakehi: {error}");
+            crate::logging::complain(error);
             return ExitCode::FAILURE;
         }
     };
     supervise::block_on(async {
         tokio::spawn(backend::serve(backend));
-        supervise::serve(loaded, || println!("{}", advice(address, backend_address, &socket))).await
+        let advice = advice(address, backend_address, &socket);
+        // Nobody may be there to read it.
+        supervise::serve(loaded, || drop(writeln!(io::stdout(), "{advice}"))).await
     })
 }
 

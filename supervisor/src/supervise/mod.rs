@@ -103,7 +103,7 @@ pub(crate) fn block_on(supervisor: impl Future<Output = Result<End, Error>>) -> 
         Ok(End::Clean) => ExitCode::SUCCESS,
         Ok(End::Cut) => ExitCode::from(EXIT_CUT),
         Err(error) => {
-            eprintln!("kakehi: {error}");
+            crate::logging::complain(error);
             ExitCode::FAILURE
         }
     }
@@ -376,7 +376,7 @@ impl Supervisor {
     /// Kills all workers and waits until each is reaped.
     async fn kill_all(&mut self) {
         for worker in &mut self.workers {
-            worker.stop(0);
+            worker.retire();
             worker.kill();
         }
         while self.workers.iter().any(Worker::has_future) {

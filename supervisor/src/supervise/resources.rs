@@ -78,7 +78,7 @@ pub(crate) enum Error {
 }
 
 const MEMLOCK_REMEDY: &str = "raise RLIMIT_MEMLOCK (`ulimit -l unlimited`; systemd: `LimitMEMLOCK=infinity`; \
-     docker: `--ulimit memlock=-1`) or give the process CAP_IPC_LOCK";
+     docker: `--ulimit memlock=-1`)";
 
 /// Makes a ring and throws it away.
 ///

@@ -113,7 +113,7 @@ impl Worker {
         self.state
     }
 
-    /// When [`Worker::on_due`] is to be called.
+    /// When its process must be ready, or is to be replaced.
     pub(super) fn due(&self) -> Option<Instant> {
         self.due
     }
@@ -202,7 +202,7 @@ impl Worker {
         Death { reason, drained: stopping && clean && !process.killed }
     }
 
-    /// Plans the replacement of the process that has just ended and had lived since `started`; returns the delay.
+    /// Plans the replacement of a process that has just ended after having `lived` so long; returns the delay.
     pub(super) fn plan_replacement(&mut self, lived: Duration) -> Duration {
         let delay = self.backoff.after_death(lived);
         self.due = Some(Instant::now() + delay);
@@ -224,13 +224,18 @@ impl Worker {
         self.kill();
     }
 
-    /// Orders it to accept no more and to end within `deadline_ms`; a replacement that was planned is not started.
+    /// Gives it no further process, whatever happens.
     ///
     /// The supervisor's copies of its listening sockets are closed: when the worker closes its own, further
     /// clients are refused at once instead of waiting in a queue that nobody will serve.
-    pub(super) fn stop(&mut self, deadline_ms: u64) {
+    pub(super) fn retire(&mut self) {
         self.sockets.clear();
         self.due = None;
+    }
+
+    /// Retires it and orders it to accept no more and to end within `deadline_ms`.
+    pub(super) fn stop(&mut self, deadline_ms: u64) {
+        self.retire();
         if self.process.is_none() {
             return;
         }
