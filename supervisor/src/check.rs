@@ -4,7 +4,7 @@ use std::{path::Path, process::ExitCode};
 
 use kakehi_ctl::{config, state::State};
 
-/// Prints the verdict on `file`; opens no socket.
+/// Prints the verdict on `file`, rules and expressions included; opens no socket.
 pub(crate) fn run(file: &Path) -> ExitCode {
     let loaded = match config::load(file) {
         Ok(loaded) => loaded,
@@ -15,6 +15,10 @@ pub(crate) fn run(file: &Path) -> ExitCode {
     };
     for warning in &loaded.warnings {
         crate::logging::complain(format_args!("warning: {warning}"));
+    }
+    if let Err(error) = kakehi_engine::worker::check(&loaded.state) {
+        crate::logging::complain(format_args!("{}: {error}", file.display()));
+        return ExitCode::FAILURE;
     }
     println!("{}: ok ({})", file.display(), summary(&loaded.state));
     ExitCode::SUCCESS

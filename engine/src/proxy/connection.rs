@@ -116,7 +116,10 @@ pub(super) async fn serve(shared: Rc<Shared>, site: Rc<RefCell<Rc<Site>>>, clien
             }
             break;
         }
-        match Box::pin(exchange(&mut connection)).await {
+        let next = Box::pin(exchange(&mut connection)).await;
+        // From now on it is idle between requests.
+        connection.head_due = None;
+        match next {
             Next::Request => {}
             Next::Close => {
                 Box::pin(connection.linger()).await;

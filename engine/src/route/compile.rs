@@ -139,6 +139,10 @@ impl Compiler {
         let mut set = self.push_literals(&mut literals, layout)?;
         (set.first_regex, set.regexes) = (first_regex, regexes);
         let count = literals.len() + regexes as usize;
+        let takes_all = |item: &Item| {
+            item.kind == Kind::Prefix && item.method == NONE && matches!(self.texts.get(item.text), b"" | b"/")
+        };
+        set.uniform = items.iter().any(takes_all) && items.iter().all(|item| item.target == items[0].target);
 
         let mut changed = false;
         for item in &mut literals {
@@ -217,6 +221,7 @@ impl Compiler {
             first_regex: 0,
             regexes: 0,
             decoded: NONE,
+            uniform: false,
         })
     }
 

@@ -121,6 +121,12 @@ impl RouteTable {
         self.hosts.find(host, &self.paths.regexes, |set| self.paths.find(set, path, form, method))
     }
 
+    /// Whether all paths of this host lead to the same place: the first pattern that takes the host takes all of them.
+    #[cold]
+    fn is_uniform(&self, host: &HostName<'_>) -> bool {
+        self.hosts.find(host, &self.paths.regexes, |set| Some(u32::from(set.uniform))) == Some(1)
+    }
+
     /// Whether the normal form of `path` leads to the same place.
     #[cold]
     fn reads_the_same(&self, host: &HostName<'_>, path: &[u8], method: &str, sent: Option<u32>) -> bool {
@@ -134,7 +140,9 @@ impl RouteTable {
         };
         match normalise::normalise(path, buffer) {
             Ok(normal) => self.find(host, normal, Form::Normalised, method) == sent,
-            Err(normalise::NoReading) => false,
+            Err(normalise::NoReading::Nul) => false,
+            // Nobody knows how it is read; but where all readings lead to the same place, nobody needs to.
+            Err(normalise::NoReading::Order) => self.is_uniform(host),
         }
     }
 }

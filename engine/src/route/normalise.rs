@@ -23,7 +23,12 @@
 
 /// The path has no reading that all servers share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct NoReading;
+pub(super) enum NoReading {
+    /// A NUL byte.
+    Nul,
+    /// The order of the steps would decide.
+    Order,
+}
 
 /// Whether servers may disagree on what `path` means: false for nearly every path of nearly every client.
 #[inline]
@@ -78,7 +83,7 @@ pub(super) fn normalise<'b>(path: &[u8], buffer: &'b mut [u8]) -> Result<&'b [u8
         }
     }
     if climbs && (decoded.odd_separator || empty_segment || decoded.mixed_dots) {
-        return Err(NoReading);
+        return Err(NoReading::Order);
     }
     Ok(&buffer[..written])
 }
@@ -111,10 +116,10 @@ fn decode(path: &[u8], buffer: &mut [u8]) -> Result<Decoded, NoReading> {
     while let Some((byte, encoded, after)) = next_byte(rest) {
         rest = after;
         let byte = match (byte, encoded) {
-            (0, _) => return Err(NoReading),
+            (0, _) => return Err(NoReading::Nul),
             (b'\\', _) | (b'/', true) => {
                 if in_parameters {
-                    return Err(NoReading);
+                    return Err(NoReading::Order);
                 }
                 decoded.odd_separator = true;
                 b'/'
@@ -232,7 +237,7 @@ mod tests {
             "/a;\\admin",
             "/a%3B%5Cadmin",
         ] {
-            assert_eq!(normal(path), Err(NoReading), "{path}");
+            assert_eq!(normal(path), Err(NoReading::Order), "{path}");
         }
     }
 

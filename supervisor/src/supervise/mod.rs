@@ -56,6 +56,9 @@ pub(crate) enum Error {
     /// The host does not allow what kakehi needs.
     #[error(transparent)]
     Resources(#[from] resources::Error),
+    /// A rule or an address of the configuration cannot be used.
+    #[error(transparent)]
+    State(#[from] kakehi_engine::proxy::SiteError),
     /// An address cannot be listened on.
     #[error(transparent)]
     Listener(#[from] listeners::Error),
@@ -114,19 +117,24 @@ pub(crate) fn block_on(supervisor: impl Future<Output = Result<End, Error>>) -> 
 /// # Errors
 /// See [`Error`]; no worker is left running then.
 pub(crate) async fn serve(loaded: Loaded, when_ready: impl FnOnce()) -> Result<End, Error> {
-    let state = loaded.state;
+    let mut state = loaded.state;
     crate::logging::open_for_supervisor(&state.settings.log_level);
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
 
+    kakehi_engine::worker::check(&state)?;
+    if let Some(level) = resources::level_from_environment()? {
+        state.settings.io_uring_level = Some(level);
+    }
     resources::check_io_uring()?;
     let allowed = cores::allowed();
     let count = state
         .settings
         .worker_count
         .map_or_else(|| cores::default_worker_count(&allowed), |configured| usize::from(configured).max(1));
-    resources::raise_limits(count, state.settings.max_connections, state.listeners.len())?;
+    state.settings.max_connections =
+        resources::raise_limits(count, state.settings.max_connections, state.listeners.len())?;
 
     // Before there is anything to clean up: a signal from now on is answered by an orderly end.
     let signals = Signals::new().map_err(Error::Runtime)?;

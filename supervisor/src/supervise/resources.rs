@@ -5,6 +5,7 @@
 
 use std::{fs, io};
 
+use kakehi_engine::ring::Level;
 use nix::{
     errno::Errno,
     sys::resource::{Resource, getrlimit, rlim_t, setrlimit},
@@ -67,6 +68,9 @@ pub(crate) enum Error {
         /// The hard limit (bytes).
         limit: rlim_t,
     },
+    /// The environment asks for a level that there is not.
+    #[error("KAKEHI_IO_URING_LEVEL is `{0}`; it must be a number from 0 to 4, or unset")]
+    Level(String),
     /// A limit cannot be read or set.
     #[error("the limit {resource} cannot be read or raised: {errno}")]
     Limit {
@@ -79,6 +83,18 @@ pub(crate) enum Error {
 
 const MEMLOCK_REMEDY: &str = "raise RLIMIT_MEMLOCK (`ulimit -l unlimited`; systemd: `LimitMEMLOCK=infinity`; \
      docker: `--ulimit memlock=-1`)";
+
+/// `KAKEHI_IO_URING_LEVEL`, which goes before the key `io_uring_level`.
+///
+/// # Errors
+/// When it is set to anything but 0 to 4.
+pub(super) fn level_from_environment() -> Result<Option<u8>, Error> {
+    let Some(text) = std::env::var_os("KAKEHI_IO_URING_LEVEL").filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    let level = text.to_str().and_then(|text| text.parse().ok()).filter(|level| Level::new(*level).is_some());
+    level.map(Some).ok_or_else(|| Error::Level(text.to_string_lossy().into_owned()))
+}
 
 /// Makes a ring and throws it away.
 ///
@@ -112,11 +128,12 @@ fn why_no_ring(error: io::Error, disabled: Option<&str>, status: &str) -> Error 
 }
 
 /// Raises the soft limits to what `workers` of `max_connections` and `listeners` need, as far as the hard limits
-/// let. The workers inherit them. Logs a warning when the hard limits mean fewer connections than configured.
+/// let. The workers inherit them. Returns the connections that a worker can serve: where the hard limits mean fewer
+/// than `max_connections`, that is logged.
 ///
 /// # Errors
 /// When the hard limit of locked memory is too low for even one worker.
-pub(super) fn raise_limits(workers: usize, max_connections: u32, listeners: usize) -> Result<(), Error> {
+pub(super) fn raise_limits(workers: usize, max_connections: u32, listeners: usize) -> Result<u32, Error> {
     let (workers, listeners) = (workers as rlim_t, listeners as rlim_t);
 
     let memlock_needed = workers * MEMLOCK_PER_WORKER;
@@ -136,14 +153,16 @@ pub(super) fn raise_limits(workers: usize, max_connections: u32, listeners: usiz
     let nofile_needed = fixed + NOFILE_PER_CONNECTION * rlim_t::from(max_connections);
     let nofile = raise("RLIMIT_NOFILE", Resource::RLIMIT_NOFILE, nofile_needed)?;
     if nofile < nofile_needed {
-        let possible = nofile.saturating_sub(fixed) / NOFILE_PER_CONNECTION;
+        // Below `max_connections`, which is a u32; at least one, or nobody would ever be served.
+        let possible = (nofile.saturating_sub(fixed) / NOFILE_PER_CONNECTION).max(1) as u32;
         tracing::warn!(
-            "the limit of open files is {nofile}: a worker can serve about {possible} connections at a time, not \
-             the {max_connections} of `max_connections`; raise it to {nofile_needed} (`ulimit -n`; systemd: \
+            "the limit of open files is {nofile}: a worker serves {possible} connections at a time, not the \
+             {max_connections} of `max_connections`; raise it to {nofile_needed} (`ulimit -n`; systemd: \
              `LimitNOFILE=`) or lower `max_connections`"
         );
+        return Ok(possible);
     }
-    Ok(())
+    Ok(max_connections)
 }
 
 /// Raises the soft limit to `wanted` or as far as the hard limit lets, never lowers it; returns what it is then.
