@@ -5,9 +5,13 @@
 //! byte, so kakehi's own cost per request is told against it.
 
 use std::{
+    future::{Future, poll_fn},
+    io,
     net::SocketAddr,
     os::fd::OwnedFd,
+    pin::pin,
     process::ExitCode,
+    task::Poll,
 };
 
 use kakehi_engine::ring::{Level, Listener, Outgoing, Received, Ring, Settings, Stream};
@@ -66,12 +70,31 @@ async fn accept(ring: Ring, listener: Listener, backend: SocketAddr) {
     }
 }
 
-async fn relay(ring: Ring, client: Stream, backend: SocketAddr) -> std::io::Result<()> {
+/// Both ways at once, until both sides have finished.
+async fn relay(ring: Ring, client: Stream, backend: SocketAddr) -> io::Result<()> {
     let upstream = Stream::connect(&ring, backend.into()).await?;
-    loop {
-        let Received::Data(request) = client.receive().await? else { return Ok(()) };
-        upstream.send(Outgoing::Received(request)).await?;
-        let Received::Data(response) = upstream.receive().await? else { return Ok(()) };
-        client.send(Outgoing::Received(response)).await?;
+    let mut up = pin!(pass(&client, &upstream));
+    let mut down = pin!(pass(&upstream, &client));
+    let (mut up_done, mut down_done) = (false, false);
+    poll_fn(|context| {
+        if !up_done && let Poll::Ready(outcome) = up.as_mut().poll(context) {
+            outcome?;
+            up_done = true;
+        }
+        if !down_done && let Poll::Ready(outcome) = down.as_mut().poll(context) {
+            outcome?;
+            down_done = true;
+        }
+        if up_done && down_done { Poll::Ready(Ok(())) } else { Poll::Pending }
+    })
+    .await
+}
+
+async fn pass(from: &Stream, to: &Stream) -> io::Result<()> {
+    while let Received::Data(bytes) = from.receive().await? {
+        to.send(Outgoing::Received(bytes)).await?;
     }
+    to.flush().await?;
+    to.shutdown_write();
+    Ok(())
 }

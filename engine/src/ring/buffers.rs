@@ -262,7 +262,8 @@ impl BufferRing {
     /// Fills the window up from the free list; returns how many buffers the kernel now has.
     pub(super) fn refill(&mut self) -> u16 {
         if self.published < self.target {
-            if self.published < self.target / 4 {
+            // The first filling starts from nothing; later an almost empty window says that it is too narrow.
+            if self.tail != 0 && self.published < self.target / 4 {
                 self.widen();
             }
             let before = self.tail;

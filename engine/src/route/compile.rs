@@ -142,7 +142,9 @@ impl Compiler {
         let takes_all = |item: &Item| {
             item.kind == Kind::Prefix && item.method == NONE && matches!(self.texts.get(item.text), b"" | b"/")
         };
-        set.uniform = items.iter().any(takes_all) && items.iter().all(|item| item.target == items[0].target);
+        if items.iter().any(takes_all) && items.iter().all(|item| item.target == items[0].target) {
+            set.uniform = items[0].target;
+        }
 
         let mut changed = false;
         for item in &mut literals {
@@ -221,7 +223,7 @@ impl Compiler {
             first_regex: 0,
             regexes: 0,
             decoded: NONE,
-            uniform: false,
+            uniform: NONE,
         })
     }
 

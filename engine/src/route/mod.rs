@@ -32,7 +32,7 @@ pub use error::RouteError;
 pub use path::check_path;
 
 use host::{HostName, HostPattern, LabelPattern};
-use path::Form;
+use path::{Form, NONE};
 
 /// One frontend's conditions, and where it leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,7 +95,8 @@ impl RouteTable {
         let path = path.as_bytes();
         let sent = self.find(&host, path, Form::Sent, method);
         let same = if normalise::is_suspicious(path) {
-            self.reads_the_same(&host, path, method, sent)
+            !normalise::holds_nul(path)
+                && (self.is_uniform(&host) || self.reads_the_same(&host, path, method, sent))
         } else {
             // The path is its own normal form. A rule with `%` may still match it in that form only.
             !self.paths.has_decoded() || self.find(&host, path, Form::Normalised, method) == sent
@@ -118,13 +119,16 @@ impl RouteTable {
 
     #[inline]
     fn find(&self, host: &HostName<'_>, path: &[u8], form: Form, method: &str) -> Option<u32> {
-        self.hosts.find(host, &self.paths.regexes, |set| self.paths.find(set, path, form, method))
+        self.hosts.find(host, &self.paths.regexes, |set| match set.uniform {
+            NONE => self.paths.find(set, path, form, method),
+            target => Some(target),
+        })
     }
 
-    /// Whether all paths of this host lead to the same place: the first pattern that takes the host takes all of them.
+    /// Whether all paths of this host lead to the same place: then nobody needs to know how they are read.
     #[cold]
     fn is_uniform(&self, host: &HostName<'_>) -> bool {
-        self.hosts.find(host, &self.paths.regexes, |set| Some(u32::from(set.uniform))) == Some(1)
+        self.hosts.find(host, &self.paths.regexes, |set| Some(set.uniform)).is_some_and(|target| target != NONE)
     }
 
     /// Whether the normal form of `path` leads to the same place.
@@ -140,9 +144,7 @@ impl RouteTable {
         };
         match normalise::normalise(path, buffer) {
             Ok(normal) => self.find(host, normal, Form::Normalised, method) == sent,
-            Err(normalise::NoReading::Nul) => false,
-            // Nobody knows how it is read; but where all readings lead to the same place, nobody needs to.
-            Err(normalise::NoReading::Order) => self.is_uniform(host),
+            Err(normalise::NoReading) => false,
         }
     }
 }

@@ -23,11 +23,13 @@
 
 /// The path has no reading that all servers share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum NoReading {
-    /// A NUL byte.
-    Nul,
-    /// The order of the steps would decide.
-    Order,
+pub(super) struct NoReading;
+
+/// Whether a NUL byte, plain or encoded, stands in `path`.
+#[inline]
+pub(super) fn holds_nul(path: &[u8]) -> bool {
+    path.iter().any(|&byte| byte == b'%' || byte == 0)
+        && (path.contains(&0) || path.windows(3).any(|three| three == b"%00"))
 }
 
 /// Whether servers may disagree on what `path` means: false for nearly every path of nearly every client.
@@ -83,7 +85,7 @@ pub(super) fn normalise<'b>(path: &[u8], buffer: &'b mut [u8]) -> Result<&'b [u8
         }
     }
     if climbs && (decoded.odd_separator || empty_segment || decoded.mixed_dots) {
-        return Err(NoReading::Order);
+        return Err(NoReading);
     }
     Ok(&buffer[..written])
 }
@@ -116,10 +118,10 @@ fn decode(path: &[u8], buffer: &mut [u8]) -> Result<Decoded, NoReading> {
     while let Some((byte, encoded, after)) = next_byte(rest) {
         rest = after;
         let byte = match (byte, encoded) {
-            (0, _) => return Err(NoReading::Nul),
+            (0, _) => return Err(NoReading),
             (b'\\', _) | (b'/', true) => {
                 if in_parameters {
-                    return Err(NoReading::Order);
+                    return Err(NoReading);
                 }
                 decoded.odd_separator = true;
                 b'/'
@@ -237,7 +239,7 @@ mod tests {
             "/a;\\admin",
             "/a%3B%5Cadmin",
         ] {
-            assert_eq!(normal(path), Err(NoReading::Order), "{path}");
+            assert_eq!(normal(path), Err(NoReading), "{path}");
         }
     }
 

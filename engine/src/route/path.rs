@@ -62,8 +62,8 @@ pub(super) struct PathSet {
     /// Index into [`PathStore::decoded`] of the same rules with their texts percent-decoded, or [`NONE`] if
     /// that changes none of them.
     pub(super) decoded: u32,
-    /// Every path and method leads to the same target: however a path is spelt, no rule is escaped.
-    pub(super) uniform: bool,
+    /// The target that every path and method leads to, or [`NONE`] if there are several, or paths that have none.
+    pub(super) uniform: u32,
 }
 
 /// In which form the path of a lookup is.

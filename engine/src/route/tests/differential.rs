@@ -92,8 +92,25 @@ fn naive_lookup(rules: &[Rule], host: &str, path: &str, method: &str) -> Outcome
         Ok(normal) if naive_find(rules, name, normal, true, method) == sent => {
             sent.map_or(Outcome::NoRoute, Outcome::Target)
         }
+        // Where all paths lead to the same place, no spelling leads elsewhere.
+        _ if !path.contains("%00") && naive_is_uniform(rules, name) => {
+            sent.map_or(Outcome::NoRoute, Outcome::Target)
+        }
         _ => Outcome::AmbiguousPath,
     }
+}
+
+fn naive_is_uniform(rules: &[Rule], name: &str) -> bool {
+    let rank = |rule: &&Rule| {
+        let first = rules.iter().position(|other| other.hostname == rule.hostname);
+        host_rank(&rule.hostname, name).map(|rank| (rank, first))
+    };
+    let Some(best) = rules.iter().filter(|rule| rank(rule).is_some()).min_by_key(rank) else { return false };
+    let mut of_host = rules.iter().filter(|rule| rule.hostname == best.hostname);
+    let takes_all = |rule: &Rule| {
+        rule.method.is_none() && matches!(&rule.path, PathRule::Prefix(prefix) if prefix.is_empty() || prefix == "/")
+    };
+    of_host.clone().any(takes_all) && of_host.all(|rule| rule.target == best.target)
 }
 
 fn random_rules(random: &mut Random) -> Vec<Rule> {

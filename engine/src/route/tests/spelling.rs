@@ -60,9 +60,11 @@ fn an_encoded_nul_is_always_ambiguous() {
 }
 
 #[test]
-fn a_path_without_a_reading_that_servers_share_is_ambiguous_even_with_one_rule() {
+fn a_path_without_a_reading_that_servers_share_is_ambiguous_unless_all_paths_lead_to_one_place() {
+    let spellings = ["h /a/x%2Fy/../../b", "h /a;%2Fb", "h /a//../b", "h /x/../a", "h /%61"];
+    assert_routes(&["h /"], &spellings.map(|spelling| (spelling, "h /")));
     assert_routes(
-        &["h /"],
+        &["h /", "h =/c"],
         &[("h /a/x%2Fy/../../b", "ambiguous"), ("h /a;%2Fb", "ambiguous"), ("h /a//../b", "ambiguous")],
     );
 }
