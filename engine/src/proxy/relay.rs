@@ -1,13 +1,13 @@
 //! A body from one side to the other, with back-pressure.
 //!
 //! Nothing is read that cannot be sent on: at most one piece is being sent while the next one is received. Small
-//! bodies travel in the arena buffers that they were received into; large ones in bulk, through private buffers
-//! that one receive fills as far as the socket can.
+//! bodies travel in the arena buffers that they were received into; large ones in bulk: spliced from socket to
+//! socket where nothing needs to be looked at, else through private buffers that one receive fills as far as it can.
 
 use super::{Shared, inbox::Inbox, pace::Pace};
 use crate::{
     http::{Advance, CHUNK_SUFFIX, ChunkedBody, Emit, LAST_CHUNK, Reason, chunk_prefix},
-    ring::{BULK_SIZE, Outgoing, Received, Stream, Timer},
+    ring::{BULK_SIZE, Outgoing, Received, Splice, Stream, Timer},
 };
 
 /// A body that has at least this much to go is moved in bulk (bytes).
@@ -255,7 +255,48 @@ impl Relay<'_> {
         }
     }
 
-    /// Moves the rest of a large body through private buffers.
+    /// Moves the rest of a large body whose bytes need not be looked at from socket to socket.
+    async fn splice(&mut self, mut splice: Splice<'_>) -> Result<(), RelayError> {
+        loop {
+            let left = match &self.decoder {
+                Decoder::Length(left) => usize::try_from(*left).unwrap_or(usize::MAX),
+                Decoder::Chunked(_) | Decoder::UntilClose { .. } => usize::MAX,
+            };
+            if left == 0 {
+                return Ok(());
+            }
+            match splice.take(left).map_err(|_| RelayError::SourceEnded)? {
+                Some(0) => return self.finished().await,
+                Some(taken) => {
+                    if let Decoder::Length(left) = &mut self.decoder {
+                        *left -= taken as u64;
+                    }
+                    self.note_moved(taken, taken as u64)?;
+                }
+                None => {
+                    self.set_patience();
+                    let readable = self.timer.limit(self.from.readable()).await;
+                    readable.map_err(|_| RelayError::SourceSlow)?.map_err(|_| RelayError::SourceEnded)?;
+                    continue;
+                }
+            }
+            while splice.held() > 0 {
+                if splice.give().map_err(|_| RelayError::SinkBroken)?.is_none() {
+                    let before = self.shared.ring.now();
+                    self.timer.set(self.stall_ms);
+                    let writable = self.timer.limit(self.to.writable()).await;
+                    writable.map_err(|_| RelayError::SinkStalled)?.map_err(|_| RelayError::SinkBroken)?;
+                    if let Patience::Pace(pace) = &mut self.patience {
+                        pace.excuse(self.shared.ring.now() - before);
+                    }
+                }
+            }
+            // Both sides may be fast for long: the others have their turn in between.
+            self.shared.ring.yield_turn().await;
+        }
+    }
+
+    /// Moves the rest of a large body.
     async fn bulk(&mut self) -> Result<(), RelayError> {
         self.shared.ring.count_bulk();
         self.from.pause_receive().await;
@@ -269,6 +310,13 @@ impl Relay<'_> {
             }
             if self.pass_on().await? {
                 return Ok(());
+            }
+        }
+        if matches!(self.decoder, Decoder::Length(_) | Decoder::UntilClose { wrap: false }) {
+            self.flush().await?;
+            // Without a pipe it goes the long way round.
+            if let Ok(splice) = Splice::new(&self.shared.ring, self.from, self.to) {
+                return self.splice(splice).await;
             }
         }
         let mut tail = Vec::new();

@@ -17,10 +17,11 @@ use super::{
     buffers::{Buf, BufferRing, Link, Pool},
     features::{Features, Level, Unusable},
     socket::{End, Mark, Operation, Sending, Socket, Table},
+    splice::Pipe,
     stream::Outgoing,
     sys,
     timer::Wheel,
-    uring::{Completion, NOBODY, Stats, TIMEOUT, Uring, Wait},
+    uring::{Completion, NOBODY, Stats, TIMEOUT, Uring, Wait, limit_per_turn},
 };
 
 /// Size of a private buffer for large transfers (bytes).
@@ -87,6 +88,7 @@ pub(super) struct Core {
     local_work: Cell<bool>,
     heads: RefCell<Vec<Vec<u8>>>,
     bulk: RefCell<Vec<Vec<u8>>>,
+    pub(super) pipes: RefCell<Vec<Pipe>>,
 }
 
 impl Ring {
@@ -124,6 +126,7 @@ impl Ring {
                 local_work: Cell::new(false),
                 heads: RefCell::default(),
                 bulk: RefCell::default(),
+                pipes: RefCell::default(),
             }),
         })
     }
@@ -162,6 +165,12 @@ impl Ring {
     pub fn wake_all(&self) {
         self.core.sockets.borrow_mut().for_each(Socket::wake);
         self.note_local_work();
+    }
+
+    /// Lets everything else that is ready have its turn, and the ring be served, before this task goes on.
+    pub async fn yield_turn(&self) {
+        self.note_local_work();
+        yield_once().await;
     }
 
     /// Counts a transfer that went over to private buffers.
@@ -413,7 +422,9 @@ impl Core {
         let generation = socket.generation;
         let mark = Mark { operation: Operation::Receive, slot, generation };
         let (mark, entry) = if self.features.multishot_recv {
-            (mark, opcode::RecvMulti::new(fd, BufferRing::GROUP).build())
+            // One buffer per turn: a sender in a hurry does not fill the queue before anybody has looked at it.
+            let entry = opcode::RecvMulti::new(fd, BufferRing::GROUP).build();
+            (mark, if self.features.recv_limit { limit_per_turn(entry, self.pool.size()) } else { entry })
         } else if self.features.provided_buffers {
             let entry = opcode::Recv::new(fd, std::ptr::null_mut(), 0).buf_group(BufferRing::GROUP).build();
             (mark, entry.flags(squeue::Flags::BUFFER_SELECT))

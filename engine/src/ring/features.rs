@@ -12,7 +12,7 @@ use std::{
 
 use io_uring::{IoUring, cqueue, opcode, types};
 
-use super::buffers::BufferRing;
+use super::{buffers::BufferRing, uring::limit_per_turn};
 
 /// A rung of the ladder of kernel features.
 ///
@@ -83,6 +83,8 @@ features! {
     single_issuer = "single_issuer", level 3;
     /// One receive for the life of a connection (6.0).
     multishot_recv = "multishot_recv", level 3;
+    /// A multishot receive brings one buffer per turn, not up to 32 (6.17).
+    recv_limit = "multishot_recv_limit", level 4;
     /// Completions run when we ask for them (6.1).
     defer_taskrun = "defer_taskrun", level 4;
     /// One indirection less in the submission queue (6.6).
@@ -143,9 +145,13 @@ impl Features {
         // Operations, in the order of what builds on what.
         let try_operations = Features { provided_buffers: true, multishot_recv: true, ..found }.mask(level);
         if try_operations.provided_buffers {
-            found.provided_buffers = receive_works(&found, false).unwrap_or(false);
-            found.multishot_recv =
-                found.provided_buffers && try_operations.multishot_recv && receive_works(&found, true).unwrap_or(false);
+            found.provided_buffers = receive_works(&found, Probe::Once).unwrap_or(false);
+            found.multishot_recv = found.provided_buffers
+                && try_operations.multishot_recv
+                && receive_works(&found, Probe::Multishot).unwrap_or(false);
+            found.recv_limit = found.multishot_recv
+                && Features { recv_limit: true, ..found }.mask(level).recv_limit
+                && receive_works(&found, Probe::Limited).unwrap_or(false);
         }
         found.multishot_accept = Features { multishot_accept: true, ..found }.mask(level).multishot_accept
             && accept_works(&found).unwrap_or(false);
@@ -178,20 +184,29 @@ pub(super) fn builder(features: &Features) -> io_uring::Builder {
     builder
 }
 
-/// Receives eight bytes over a socket pair into a provided buffer; with `multishot`, the receive must stay armed.
-fn receive_works(features: &Features, multishot: bool) -> io::Result<bool> {
+/// A kind of receive into provided buffers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Probe {
+    Once,
+    Multishot,
+    /// Multishot, with a limit for each time that it runs.
+    Limited,
+}
+
+/// Receives eight bytes over a socket pair into a provided buffer; a multishot receive must stay armed.
+fn receive_works(features: &Features, probe: Probe) -> io::Result<bool> {
     let mut uring = builder(features).build(PROBE_ENTRIES)?;
     let mut buffers = BufferRing::register(&uring, 2, 64)?;
     buffers.refill();
     let (near, mut far) = UnixStream::pair()?;
     let fd = types::Fd(near.as_raw_fd());
-    let entry = if multishot {
-        opcode::RecvMulti::new(fd, BufferRing::GROUP).build()
-    } else {
-        opcode::Recv::new(fd, std::ptr::null_mut(), 0)
+    let entry = match probe {
+        Probe::Once => opcode::Recv::new(fd, std::ptr::null_mut(), 0)
             .buf_group(BufferRing::GROUP)
             .build()
-            .flags(io_uring::squeue::Flags::BUFFER_SELECT)
+            .flags(io_uring::squeue::Flags::BUFFER_SELECT),
+        Probe::Multishot => opcode::RecvMulti::new(fd, BufferRing::GROUP).build(),
+        Probe::Limited => limit_per_turn(opcode::RecvMulti::new(fd, BufferRing::GROUP).build(), 64),
     };
     // SAFETY: the entry points to no memory of ours but the registered buffers, which outlive the ring's use here.
     unsafe { uring.submission().push(&entry) }.map_err(|_| io::ErrorKind::OutOfMemory)?;
@@ -201,7 +216,7 @@ fn receive_works(features: &Features, multishot: bool) -> io::Result<bool> {
     let Some(completion) = uring.completion().next() else { return Ok(false) };
     let right = completion.result() == 8
         && cqueue::buffer_select(completion.flags()).is_some_and(|id| buffers.bytes(id, 8) == b"12345678")
-        && cqueue::more(completion.flags()) == multishot;
+        && cqueue::more(completion.flags()) == (probe != Probe::Once);
     // The ring goes first, and the receive with it, before the buffers do.
     drop(uring);
     Ok(right)

@@ -12,6 +12,7 @@
 //! | `core` | who a completion is for; the turn of the loop |
 //! | `socket` | the state of one socket: what is in flight, what has arrived |
 //! | `stream`, `listener`, `timer` | the handles that protocol code holds |
+//! | `splice` | large bodies from socket to socket without a copy |
 //! | `buffers` | the arena that receives land in |
 //!
 //! What this folder promises: memory that the kernel may touch is owned by the socket table until the last
@@ -23,6 +24,7 @@ mod core;
 mod features;
 mod listener;
 mod socket;
+mod splice;
 mod stream;
 mod sys;
 mod timer;
@@ -34,6 +36,7 @@ pub use self::{
     core::{BULK_SIZE, Ring, Settings, SetupError},
     features::{Features, Level, Unusable},
     listener::{AcceptError, Listener},
+    splice::Splice,
     stream::{Outgoing, Received, Stream},
     timeout::{Elapsed, Timer},
     uring::Stats,

@@ -9,7 +9,7 @@ use std::{
     io,
     net::SocketAddr,
     ops::Range,
-    os::fd::{IntoRawFd, OwnedFd},
+    os::fd::{BorrowedFd, IntoRawFd, OwnedFd},
     rc::Rc,
     task::{Context, Poll},
     time::Duration,
@@ -118,18 +118,33 @@ impl Stream {
         Ok(stream)
     }
 
-    /// Waits until the descriptor is readable; for what is no socket.
+    /// Waits until the descriptor is readable, without receiving.
     ///
     /// # Errors
     /// Those of `poll(2)`.
     pub async fn readable(&self) -> io::Result<()> {
+        self.ready(libc::POLLIN | libc::POLLRDHUP).await
+    }
+
+    /// Waits until the socket is writable, without sending.
+    ///
+    /// # Errors
+    /// Those of `poll(2)`.
+    pub async fn writable(&self) -> io::Result<()> {
+        self.ready(libc::POLLOUT).await
+    }
+
+    async fn ready(&self, events: i16) -> io::Result<()> {
         {
             let sockets = &mut *self.core.sockets.borrow_mut();
             let socket = sockets.get(self.slot);
             let mark = Mark { operation: Operation::Readiness, slot: self.slot, generation: socket.generation };
-            let entry = opcode::PollAdd::new(types::Fd(socket.fd), libc::POLLIN as u32).build();
-            // SAFETY: the entry points to no memory.
-            unsafe { self.core.start(socket, mark, entry) };
+            // One that an abandoned wait left behind will do: who waits for readiness tries, and waits again.
+            if !socket.is_in_flight(Operation::Readiness) {
+                let entry = opcode::PollAdd::new(types::Fd(socket.fd), events as u32).build();
+                // SAFETY: the entry points to no memory.
+                unsafe { self.core.start(socket, mark, entry) };
+            }
         }
         match poll_fn(|context| self.poll_outcome(context)).await {
             error if error < 0 => Err(io::Error::from_raw_os_error(-error)),
@@ -383,9 +398,13 @@ impl Stream {
         self.with_socket(|socket| socket.peer_addr()).ok().and_then(|address| address.as_socket())
     }
 
+    /// The descriptor, for a system call of this folder.
+    pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
+        sys::borrow(self.core.sockets.borrow_mut().get(self.slot).fd)
+    }
+
     fn with_socket<T>(&self, call: impl FnOnce(SockRef<'_>) -> T) -> T {
-        let fd = sys::borrow(self.core.sockets.borrow_mut().get(self.slot).fd);
-        call(SockRef::from(&fd))
+        call(SockRef::from(&self.descriptor()))
     }
 }
 

@@ -33,6 +33,18 @@ struct WaitArgument {
     timeout: u64,
 }
 
+/// Where `optlen` stands in `struct io_uring_sqe` (bytes): for a multishot receive, how much it may bring each time
+/// that it runs (6.17). The crate has no builder for it.
+const OPTLEN_OFFSET: usize = 44;
+const _: () = assert!(size_of::<squeue::Entry>() == 64);
+
+/// The multishot receive `entry`, made to stop after about `bytes` each time that it runs, until the next turn.
+pub(super) fn limit_per_turn(mut entry: squeue::Entry, bytes: u32) -> squeue::Entry {
+    // SAFETY: an entry is the 64 bytes of `struct io_uring_sqe`, plain integers, 8-byte aligned.
+    unsafe { (&raw mut entry).byte_add(OPTLEN_OFFSET).cast::<u32>().write(bytes) };
+    entry
+}
+
 /// A completion, copied out of the queue.
 #[derive(Clone, Copy)]
 pub(super) struct Completion {
