@@ -261,7 +261,10 @@ impl Worker {
             };
             if timer.limit(drained).await.is_err() {
                 let cut = worker.shared.counters.get(Counter::Connections);
-                tracing::warn!(connections = cut, "graceful_timeout has passed: cutting what is still in flight");
+                tracing::warn!(
+                    connections = cut,
+                    "graceful_timeout has passed: cutting what is still in flight"
+                );
             }
             worker.finished.set(true);
             worker.shared.ring.note_local_work();

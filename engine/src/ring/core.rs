@@ -32,9 +32,9 @@ const QUEUE_HIGH: u16 = 8;
 /// Sends up to this size (bytes) are left to the kernel until all of it has gone.
 const SMALL_SEND: usize = 16 * 1024;
 /// Heads are written into buffers that start at this size (bytes).
-const HEAD_SIZE: usize = 2048;
+const HEAD_SIZE: usize = 1024;
 /// Buffers of a kind that are kept for the next user.
-const KEPT_HEADS: usize = 256;
+const KEPT_HEADS: usize = 1024;
 const KEPT_BULK: usize = 16;
 
 /// What a ring is made from.
@@ -99,11 +99,8 @@ impl Ring {
     pub fn new(settings: &Settings) -> Result<Ring, SetupError> {
         let features = Features::probe(settings.level)?;
         let uring = Uring::new(&features)?;
-        let buffers_error = |error| SetupError::Buffers {
-            count: settings.buffer_count,
-            size: settings.buffer_size,
-            error,
-        };
+        let buffers_error =
+            |error| SetupError::Buffers { count: settings.buffer_count, size: settings.buffer_size, error };
         let pool = Rc::new(Pool::new(settings.buffer_count, settings.buffer_size).map_err(buffers_error)?);
         let provided = if features.provided_buffers {
             let mut ring = BufferRing::register_pool(uring.raw(), Rc::clone(&pool)).map_err(buffers_error)?;
@@ -286,7 +283,8 @@ impl Core {
         }
         let sockets = &mut *self.sockets.borrow_mut();
         let mark = Mark::unpack(completion.user_data);
-        let Some((mark, socket)) = mark.and_then(|mark| sockets.find(mark).map(|socket| (mark, socket))) else {
+        let Some((mark, socket)) = mark.and_then(|mark| sockets.find(mark).map(|socket| (mark, socket)))
+        else {
             if let Some(id) = buffer {
                 self.pool.give_back(id);
             }
@@ -532,7 +530,9 @@ impl Core {
         let entry = if self.features.multishot_accept {
             opcode::AcceptMulti::new(fd).flags(libc::SOCK_CLOEXEC).build()
         } else {
-            opcode::Accept::new(fd, std::ptr::null_mut(), std::ptr::null_mut()).flags(libc::SOCK_CLOEXEC).build()
+            opcode::Accept::new(fd, std::ptr::null_mut(), std::ptr::null_mut())
+                .flags(libc::SOCK_CLOEXEC)
+                .build()
         };
         let mark = Mark { operation: Operation::Accept, slot, generation: socket.generation };
         // SAFETY: no address is asked for, so the entry points to no memory.

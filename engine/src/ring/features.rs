@@ -126,7 +126,13 @@ impl Features {
             Features { submit_all: true, ..found },
             Features { submit_all: true, coop_taskrun: true, ..found },
             Features { submit_all: true, coop_taskrun: true, single_issuer: true, ..found },
-            Features { submit_all: true, coop_taskrun: true, single_issuer: true, defer_taskrun: true, ..found },
+            Features {
+                submit_all: true,
+                coop_taskrun: true,
+                single_issuer: true,
+                defer_taskrun: true,
+                ..found
+            },
             Features {
                 submit_all: true,
                 coop_taskrun: true,

@@ -27,8 +27,8 @@ mod socket;
 mod splice;
 mod stream;
 mod sys;
-mod timer;
 mod timeout;
+mod timer;
 mod uring;
 
 pub use self::{
