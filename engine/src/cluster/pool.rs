@@ -51,7 +51,9 @@ impl IdlePool {
     pub(super) fn trim(&mut self, pooling: &Pooling) {
         let now = pooling.ring.now();
         let before = self.idle.len();
-        self.idle.retain(|idle| idle.stream.is_quiet() && now.saturating_sub(idle.since) < pooling.idle_timeout_ms);
+        self.idle.retain(|idle| {
+            idle.stream.is_quiet() && now.saturating_sub(idle.since) < pooling.idle_timeout_ms
+        });
         for _ in self.idle.len()..before {
             pooling.counters.uncount(Counter::UpstreamIdle);
             pooling.counters.count(Counter::UpstreamDiscarded);

@@ -3,13 +3,7 @@
 //! Most connections are idle most of the time, so what a waiting connection keeps is small: everything that a
 //! request needs is boxed in `exchange` and gone when it ends.
 
-use std::{
-    cell::RefCell,
-    future::poll_fn,
-    net::IpAddr,
-    rc::Rc,
-    task::Poll,
-};
+use std::{cell::RefCell, future::poll_fn, net::IpAddr, rc::Rc, task::Poll};
 
 use super::{Shared, Site, exchange::exchange, inbox::Inbox};
 use crate::{
@@ -107,7 +101,8 @@ pub(super) async fn serve(shared: Rc<Shared>, site: Rc<RefCell<Rc<Site>>>, clien
     shared.note_open();
     let timer = Timer::new(&shared.ring);
     let head_due = Some(shared.ring.now() + site.borrow().settings.timeouts.request_ms);
-    let mut connection = Connection { shared, site, client, timer, inbox: Inbox::default(), peer: None, head_due };
+    let mut connection =
+        Connection { shared, site, client, timer, inbox: Inbox::default(), peer: None, head_due };
     loop {
         if connection.inbox.is_empty() && !connection.wait().await {
             // Idle, and nothing on its way out that a close could cut, unless the last answer still is.

@@ -14,8 +14,8 @@ use super::{
 use crate::{
     cluster::Tried,
     http::{
-        Emit, ForwardedBy, HeadProgress, Method, OutConnection, OutFraming, Reason, RequestBody, RequestHead, Version,
-        write_answer,
+        Emit, ForwardedBy, HeadProgress, Method, OutConnection, OutFraming, Reason, RequestBody, RequestHead,
+        Version, write_answer,
     },
     observe::Counter,
     ring::{Outgoing, Received},
@@ -142,8 +142,11 @@ fn plan(connection: &mut Connection, site: &Rc<Site>, progress: &mut HeadProgres
     let outcome = match site.routes.lookup(head.host_name(), head.path(), head.method_text) {
         Outcome::Target(target) => target as usize,
         refused => {
-            let reason =
-                if matches!(refused, Outcome::AmbiguousPath) { Reason::AmbiguousPath } else { Reason::NoRoute };
+            let reason = if matches!(refused, Outcome::AmbiguousPath) {
+                Reason::AmbiguousPath
+            } else {
+                Reason::NoRoute
+            };
             inbox.consume(length);
             return answer(reason, &request);
         }
@@ -157,7 +160,9 @@ fn plan(connection: &mut Connection, site: &Rc<Site>, progress: &mut HeadProgres
             Some((Reason::HttpsRedirect, Some(location)))
         }
         Action::Forward => match body {
-            RequestBody::Length(length) if site.settings.sizes.body != 0 && length > site.settings.sizes.body => {
+            RequestBody::Length(length)
+                if site.settings.sizes.body != 0 && length > site.settings.sizes.body =>
+            {
                 Some((Reason::BodyTooLarge, None))
             }
             _ => None,
@@ -254,7 +259,15 @@ async fn forward(connection: &mut Connection, planned: Planned) -> Result<Next, 
         }
         upstream.stream.start_send_kept(head);
         let outcome = if whole {
-            response::forward(&shared, &request, &connection.client, &connection.timer, &upstream.stream, None).await
+            response::forward(
+                &shared,
+                &request,
+                &connection.client,
+                &connection.timer,
+                &upstream.stream,
+                None,
+            )
+            .await
         } else {
             let body = upload::Body { decoder, moved };
             return Box::pin(with_upload(connection, &request, upstream, body)).await;
@@ -358,7 +371,8 @@ async fn answer(connection: &mut Connection, refused: Refused) -> Next {
 
 /// Whether a response that leaves so lets the client's connection go on.
 pub(super) fn goes_on(framing: OutFraming, connection: OutConnection) -> bool {
-    framing != OutFraming::UntilClose && matches!(connection, OutConnection::Implicit | OutConnection::KeepAlive10)
+    framing != OutFraming::UntilClose
+        && matches!(connection, OutConnection::Implicit | OutConnection::KeepAlive10)
 }
 
 /// The bytes that follow an accepted upgrade.

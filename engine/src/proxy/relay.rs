@@ -128,7 +128,12 @@ impl Decoder {
     }
 
     /// Appends to `head` what of the body is in `inbox` already, if it is not too much. `true`: that was all of it.
-    pub(super) fn coalesce(&mut self, inbox: &mut Inbox, head: &mut Vec<u8>, moved: &mut u64) -> Result<bool, Reason> {
+    pub(super) fn coalesce(
+        &mut self,
+        inbox: &mut Inbox,
+        head: &mut Vec<u8>,
+        moved: &mut u64,
+    ) -> Result<bool, Reason> {
         if self.is_done() {
             return Ok(true);
         }

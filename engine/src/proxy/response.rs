@@ -10,7 +10,8 @@ use super::{
 };
 use crate::{
     http::{
-        Emit, HeadProgress, OutConnection, OutFraming, Reason, ResponseBody, ResponseHead, ResponsePlan, Version,
+        Emit, HeadProgress, OutConnection, OutFraming, Reason, ResponseBody, ResponseHead, ResponsePlan,
+        Version,
     },
     observe::Counter,
     ring::{Received, Stream, Timer},
@@ -158,9 +159,10 @@ fn cut(error: RelayError, framing: OutFraming) -> Failure {
         RelayError::SinkBroken => Failure::ClientGone,
         RelayError::SinkStalled => Failure::ClientStalled,
         // A body whose end is the end of the connection would look complete.
-        RelayError::SourceEnded | RelayError::SourceSlow | RelayError::Malformed(_) | RelayError::TooLarge => {
-            Failure::Cut { reset: framing == OutFraming::UntilClose }
-        }
+        RelayError::SourceEnded
+        | RelayError::SourceSlow
+        | RelayError::Malformed(_)
+        | RelayError::TooLarge => Failure::Cut { reset: framing == OutFraming::UntilClose },
     }
 }
 
@@ -232,7 +234,9 @@ fn read(
         head: out,
         decoder,
         framing: plan.framing,
-        keep_alive: !upgraded && plan.connection != OutConnection::Close && goes_on(plan.framing, plan.connection),
+        keep_alive: !upgraded
+            && plan.connection != OutConnection::Close
+            && goes_on(plan.framing, plan.connection),
         reusable,
         upgraded,
     }))

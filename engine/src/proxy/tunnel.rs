@@ -27,7 +27,12 @@ const FULL_BEFORE_BULK: u32 = 8;
 const BULK_LEAST: usize = 32 * 1024;
 
 /// Runs the tunnel; `leftover` is what the backend sent behind its 101.
-pub(super) async fn run(connection: &mut Connection, request: &Request, upstream: Upstream, leftover: Leftover) -> Next {
+pub(super) async fn run(
+    connection: &mut Connection,
+    request: &Request,
+    upstream: Upstream,
+    leftover: Leftover,
+) -> Next {
     let Connection { shared, client, timer, inbox, .. } = connection;
     let counters = &shared.counters;
     counters.count(Counter::Requests);
@@ -35,10 +40,20 @@ pub(super) async fn run(connection: &mut Connection, request: &Request, upstream
     counters.count(Counter::TunnelsOpen);
     let idle_ms = request.site.settings.timeouts.tunnel_ms;
     let active = Cell::new(shared.ring.now());
-    let inbound =
-        Direction { ring: &shared.ring, from: client, to: &upstream.stream, active: &active, counted: Cell::new(0) };
-    let outbound =
-        Direction { ring: &shared.ring, from: &upstream.stream, to: client, active: &active, counted: Cell::new(0) };
+    let inbound = Direction {
+        ring: &shared.ring,
+        from: client,
+        to: &upstream.stream,
+        active: &active,
+        counted: Cell::new(0),
+    };
+    let outbound = Direction {
+        ring: &shared.ring,
+        from: &upstream.stream,
+        to: client,
+        active: &active,
+        counted: Cell::new(0),
+    };
     let outcome = {
         let mut up = pin!(inbound.run(std::mem::take(inbox)));
         let mut down = pin!(outbound.run(leftover));

@@ -64,8 +64,7 @@ pub(super) async fn run(
             }
             relay.run().await
         });
-        let mut answer =
-            pin!(response::forward(&shared, request, client, timer, upstream, Some(&beside)));
+        let mut answer = pin!(response::forward(&shared, request, client, timer, upstream, Some(&beside)));
         poll_fn(|context| {
             if uploaded.is_none()
                 && let Poll::Ready(outcome) = upload.as_mut().poll(context)

@@ -222,7 +222,14 @@ impl BufferRing {
                 0,
             )
         }?;
-        Ok(BufferRing { pool, entries, mask: count - 1, tail: 0, published: 0, target: FIRST_TARGET.min(count) })
+        Ok(BufferRing {
+            pool,
+            entries,
+            mask: count - 1,
+            tail: 0,
+            published: 0,
+            target: FIRST_TARGET.min(count),
+        })
     }
 
     /// Puts a free buffer at the tail; the kernel sees it after [`BufferRing::commit`].

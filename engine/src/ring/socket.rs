@@ -233,8 +233,9 @@ impl Table {
         if base + PAGE > Table::SLOT_MASK {
             return None;
         }
-        let page: Vec<Socket> =
-            (base..base + PAGE).map(|slot| Socket::free(if slot + 1 < base + PAGE { slot + 1 } else { NONE })).collect();
+        let page: Vec<Socket> = (base..base + PAGE)
+            .map(|slot| Socket::free(if slot + 1 < base + PAGE { slot + 1 } else { NONE }))
+            .collect();
         self.pages.push(page.into_boxed_slice());
         self.first_free = base;
         Some(())

@@ -105,7 +105,8 @@ impl Stream {
             let sockets = &mut *stream.core.sockets.borrow_mut();
             let socket = sockets.get(stream.slot);
             let fd = types::Fd(socket.fd);
-            let mark = Mark { operation: Operation::Connect, slot: stream.slot, generation: socket.generation };
+            let mark =
+                Mark { operation: Operation::Connect, slot: stream.slot, generation: socket.generation };
             let address = socket.extra().address.insert(address);
             let entry = opcode::Connect::new(fd, address.as_ptr().cast(), address.len()).build();
             // SAFETY: the address lies in the boxed part of the slot and stays there until the completion.
@@ -138,7 +139,8 @@ impl Stream {
         {
             let sockets = &mut *self.core.sockets.borrow_mut();
             let socket = sockets.get(self.slot);
-            let mark = Mark { operation: Operation::Readiness, slot: self.slot, generation: socket.generation };
+            let mark =
+                Mark { operation: Operation::Readiness, slot: self.slot, generation: socket.generation };
             // One that an abandoned wait left behind will do: who waits for readiness tries, and waits again.
             if !socket.is_in_flight(Operation::Readiness) {
                 let entry = opcode::PollAdd::new(types::Fd(socket.fd), events as u32).build();
@@ -244,7 +246,8 @@ impl Stream {
         let socket = sockets.get(self.slot);
         socket.wants_receive = false;
         socket.starved = false;
-        let (receiving, polling) = (socket.is_in_flight(Operation::Receive), socket.is_in_flight(Operation::Poll));
+        let (receiving, polling) =
+            (socket.is_in_flight(Operation::Receive), socket.is_in_flight(Operation::Poll));
         if !receiving && !polling {
             return Poll::Ready(());
         }
@@ -263,7 +266,9 @@ impl Stream {
     pub fn start_receive_bulk(&self, mut buffer: Vec<u8>, range: Range<usize>) {
         let sockets = &mut *self.core.sockets.borrow_mut();
         let socket = sockets.get(self.slot);
-        debug_assert!(socket.queued == 0 && socket.in_flight & (Operation::Receive.bit() | Operation::Poll.bit()) == 0);
+        debug_assert!(
+            socket.queued == 0 && socket.in_flight & (Operation::Receive.bit() | Operation::Poll.bit()) == 0
+        );
         let space = &mut buffer[range];
         let entry = opcode::Recv::new(types::Fd(socket.fd), space.as_mut_ptr(), space.len() as u32).build();
         let mark = Mark { operation: Operation::ReceiveBulk, slot: self.slot, generation: socket.generation };

@@ -57,8 +57,15 @@ impl Wheel {
 
     /// A timer that is not set.
     pub(super) fn insert(&mut self) -> TimerId {
-        let entry =
-            Entry { deadline: u64::MAX, up_at: 0, place: UNPLACED, fired: false, previous: NONE, next: NONE, waker: None };
+        let entry = Entry {
+            deadline: u64::MAX,
+            up_at: 0,
+            place: UNPLACED,
+            fired: false,
+            previous: NONE,
+            next: NONE,
+            waker: None,
+        };
         // Bounded by the number of sockets, far below 2^32.
         self.entries.insert(entry) as TimerId
     }
@@ -108,7 +115,9 @@ impl Wheel {
         }
         // At least one tick ahead: the present tick's bucket has come up already.
         let ahead = deadline.saturating_sub(self.now).max(1);
-        let level = (0..LEVELS - 1).find(|level| ahead < 1 << (LEVEL_SHIFT as usize * (level + 1))).unwrap_or(LEVELS - 1);
+        let level = (0..LEVELS - 1)
+            .find(|level| ahead < 1 << (LEVEL_SHIFT as usize * (level + 1)))
+            .unwrap_or(LEVELS - 1);
         let reach = (1u64 << (LEVEL_SHIFT as usize * LEVELS)) - 1;
         let tick = self.now + ahead.min(reach - 1);
         let bucket = (tick >> (LEVEL_SHIFT as usize * level)) as usize & (BUCKETS - 1);

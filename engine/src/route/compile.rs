@@ -140,7 +140,9 @@ impl Compiler {
         (set.first_regex, set.regexes) = (first_regex, regexes);
         let count = literals.len() + regexes as usize;
         let takes_all = |item: &Item| {
-            item.kind == Kind::Prefix && item.method == NONE && matches!(self.texts.get(item.text), b"" | b"/")
+            item.kind == Kind::Prefix
+                && item.method == NONE
+                && matches!(self.texts.get(item.text), b"" | b"/")
         };
         if items.iter().any(takes_all) && items.iter().all(|item| item.target == items[0].target) {
             set.uniform = items[0].target;

@@ -128,7 +128,9 @@ impl RouteTable {
     /// Whether all paths of this host lead to the same place: then nobody needs to know how they are read.
     #[cold]
     fn is_uniform(&self, host: &HostName<'_>) -> bool {
-        self.hosts.find(host, &self.paths.regexes, |set| Some(set.uniform)).is_some_and(|target| target != NONE)
+        self.hosts
+            .find(host, &self.paths.regexes, |set| Some(set.uniform))
+            .is_some_and(|target| target != NONE)
     }
 
     /// Whether the normal form of `path` leads to the same place.

@@ -108,7 +108,8 @@ fn naive_is_uniform(rules: &[Rule], name: &str) -> bool {
     let Some(best) = rules.iter().filter(|rule| rank(rule).is_some()).min_by_key(rank) else { return false };
     let mut of_host = rules.iter().filter(|rule| rule.hostname == best.hostname);
     let takes_all = |rule: &Rule| {
-        rule.method.is_none() && matches!(&rule.path, PathRule::Prefix(prefix) if prefix.is_empty() || prefix == "/")
+        rule.method.is_none()
+            && matches!(&rule.path, PathRule::Prefix(prefix) if prefix.is_empty() || prefix == "/")
     };
     of_host.clone().any(takes_all) && of_host.all(|rule| rule.target == best.target)
 }
