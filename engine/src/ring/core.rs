@@ -15,12 +15,13 @@ use io_uring::{cqueue, opcode, squeue, types};
 
 use super::{
     buffers::{Buf, BufferRing, Link, Pool},
-    features::{Features, Level, Unusable},
+    features::{Features, Level},
     socket::{End, Mark, Operation, Sending, Socket, Table},
     splice::Pipe,
     stream::Outgoing,
     sys,
     timer::Wheel,
+    unusable::Unusable,
     uring::{Completion, NOBODY, Stats, TIMEOUT, Uring, Wait, limit_per_turn},
 };
 
@@ -99,11 +100,8 @@ impl Ring {
     pub fn new(settings: &Settings) -> Result<Ring, SetupError> {
         let features = Features::probe(settings.level)?;
         let uring = Uring::new(&features)?;
-        let buffers_error = |error| SetupError::Buffers {
-            count: settings.buffer_count,
-            size: settings.buffer_size,
-            error,
-        };
+        let buffers_error =
+            |error| SetupError::Buffers { count: settings.buffer_count, size: settings.buffer_size, error };
         let pool = Rc::new(Pool::new(settings.buffer_count, settings.buffer_size).map_err(buffers_error)?);
         let provided = if features.provided_buffers {
             let mut ring = BufferRing::register_pool(uring.raw(), Rc::clone(&pool)).map_err(buffers_error)?;
@@ -286,7 +284,8 @@ impl Core {
         }
         let sockets = &mut *self.sockets.borrow_mut();
         let mark = Mark::unpack(completion.user_data);
-        let Some((mark, socket)) = mark.and_then(|mark| sockets.find(mark).map(|socket| (mark, socket))) else {
+        let Some((mark, socket)) = mark.and_then(|mark| sockets.find(mark).map(|socket| (mark, socket)))
+        else {
             if let Some(id) = buffer {
                 self.pool.give_back(id);
             }
@@ -532,7 +531,9 @@ impl Core {
         let entry = if self.features.multishot_accept {
             opcode::AcceptMulti::new(fd).flags(libc::SOCK_CLOEXEC).build()
         } else {
-            opcode::Accept::new(fd, std::ptr::null_mut(), std::ptr::null_mut()).flags(libc::SOCK_CLOEXEC).build()
+            opcode::Accept::new(fd, std::ptr::null_mut(), std::ptr::null_mut())
+                .flags(libc::SOCK_CLOEXEC)
+                .build()
         };
         let mark = Mark { operation: Operation::Accept, slot, generation: socket.generation };
         // SAFETY: no address is asked for, so the entry points to no memory.

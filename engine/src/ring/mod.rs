@@ -8,6 +8,7 @@
 //! | file | idea |
 //! |---|---|
 //! | `features` | what the kernel has, found by trying, masked by a level |
+//! | `unusable` | why a host has no io_uring for us, and the remedy |
 //! | `uring` | entries in, system call, completions out |
 //! | `core` | who a completion is for; the turn of the loop |
 //! | `socket` | the state of one socket: what is in flight, what has arrived |
@@ -27,17 +28,19 @@ mod socket;
 mod splice;
 mod stream;
 mod sys;
-mod timer;
 mod timeout;
+mod timer;
+mod unusable;
 mod uring;
 
 pub use self::{
     buffers::Buf,
     core::{BULK_SIZE, Ring, Settings, SetupError},
-    features::{Features, Level, Unusable},
+    features::{Features, Level},
     listener::{AcceptError, Listener},
     splice::Splice,
     stream::{Outgoing, Received, Stream},
     timeout::{Elapsed, Timer},
+    unusable::{LOCKED_MEMORY_PER_WORKER, LOCKED_MEMORY_REMEDY, Unusable, check},
     uring::Stats,
 };

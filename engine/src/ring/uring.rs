@@ -6,7 +6,10 @@ use std::{collections::VecDeque, io, time::Duration};
 
 use io_uring::{IoUring, opcode, squeue, types};
 
-use super::features::{Features, Unusable, builder};
+use super::{
+    Unusable,
+    features::{Features, builder},
+};
 
 /// Submission entries: a batch. A full queue is submitted and filled again.
 const SUBMISSION_ENTRIES: u32 = 1024;
@@ -174,9 +177,8 @@ impl Uring {
         let flags = ENTER_GETEVENTS | self.enter_flags | if self.ext_arg { ENTER_EXT_ARG } else { 0 };
         self.stats.enters += 1;
         // SAFETY: every queued entry keeps the promise of `push`; the argument and its timespec live over the call.
-        let outcome = unsafe {
-            self.ring.submitter().enter(submit, want, flags, self.ext_arg.then_some(&argument))
-        };
+        let outcome =
+            unsafe { self.ring.submitter().enter(submit, want, flags, self.ext_arg.then_some(&argument)) };
         match outcome {
             Ok(_) => Ok(()),
             Err(error) => match error.raw_os_error() {
@@ -219,7 +221,11 @@ impl Uring {
         let mut queue = self.ring.completion();
         let overflows = u64::from(queue.overflow());
         for entry in queue.by_ref().take(BATCH) {
-            into.push(Completion { user_data: entry.user_data(), result: entry.result(), flags: entry.flags() });
+            into.push(Completion {
+                user_data: entry.user_data(),
+                result: entry.result(),
+                flags: entry.flags(),
+            });
         }
         drop(queue);
         self.stats.cqes += into.len() as u64;

@@ -125,7 +125,7 @@ pub(crate) async fn serve(loaded: Loaded, when_ready: impl FnOnce()) -> Result<E
     if let Some(level) = resources::level_from_environment()? {
         state.settings.io_uring_level = Some(level);
     }
-    resources::check_io_uring()?;
+    kakehi_engine::ring::check().map_err(resources::Error::from)?;
     let allowed = cores::allowed();
     let count = state
         .settings
