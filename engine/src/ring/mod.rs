@@ -8,7 +8,7 @@
 //! | file | idea |
 //! |---|---|
 //! | `features` | what the kernel has, found by trying, masked by a level |
-//! | `unusable` | why a host has no io_uring for us, and the remedy |
+//! | `setup` | what a ring is made from; why a host has none for us, and the remedy |
 //! | `uring` | entries in, system call, completions out |
 //! | `core` | who a completion is for; the turn of the loop |
 //! | `socket` | the state of one socket: what is in flight, what has arrived |
@@ -24,23 +24,23 @@ mod buffers;
 mod core;
 mod features;
 mod listener;
+mod setup;
 mod socket;
 mod splice;
 mod stream;
 mod sys;
 mod timeout;
 mod timer;
-mod unusable;
 mod uring;
 
 pub use self::{
     buffers::Buf,
-    core::{BULK_SIZE, Ring, Settings, SetupError},
+    core::{BULK_SIZE, Ring},
     features::{Features, Level},
     listener::{AcceptError, Listener},
+    setup::{LOCKED_MEMORY_PER_WORKER, LOCKED_MEMORY_REMEDY, Settings, SetupError, Unusable, check},
     splice::Splice,
     stream::{Outgoing, Received, Stream},
     timeout::{Elapsed, Timer},
-    unusable::{LOCKED_MEMORY_PER_WORKER, LOCKED_MEMORY_REMEDY, Unusable, check},
     uring::Stats,
 };

@@ -1,10 +1,12 @@
-//! Why there is no io_uring to be had, and what to do about it.
+//! What a ring is made from; why there may be none to be had, and what to do about it.
 //!
 //! The one place that turns an error of `io_uring_setup` into words: the supervisor asks before it starts anything
 //! ([`check`]), and a worker says the same if the host changes its mind later. Promises: each message names what
 //! refuses and the remedy, in one line.
 
 use std::{fs, io};
+
+use super::features::{self, Level};
 
 /// Locked memory that one worker's ring and buffer ring may take (bytes). The kernel counts it per user.
 pub const LOCKED_MEMORY_PER_WORKER: u64 = 1 << 20;
@@ -14,6 +16,35 @@ pub const LOCKED_MEMORY_REMEDY: &str = "raise RLIMIT_MEMLOCK, of which a worker 
      (`ulimit -l unlimited`; systemd: `LimitMEMLOCK=infinity`; docker: `--ulimit memlock=-1`)";
 
 const _: () = assert!(LOCKED_MEMORY_PER_WORKER == 1 << 20, "LOCKED_MEMORY_REMEDY names it");
+
+/// What a ring is made from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// Highest rung of features to use.
+    pub level: Level,
+    /// Buffers in the arena; a power of two up to 32,768.
+    pub buffer_count: u16,
+    /// Size of each (bytes, up to 65,535).
+    pub buffer_size: u32,
+}
+
+/// Why a ring could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// There is no io_uring.
+    #[error(transparent)]
+    Unusable(#[from] Unusable),
+    /// There is, but its memory could not be had.
+    #[error("no memory for {count} receive buffers of {size} bytes: {error}")]
+    Buffers {
+        /// How many were asked for.
+        count: u16,
+        /// Of which size (bytes).
+        size: u32,
+        /// What the kernel said.
+        error: io::Error,
+    },
+}
 
 /// Why there is no io_uring to be had, and what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +94,7 @@ pub enum Unusable {
 /// # Errors
 /// One that names what forbids rings here, and the remedy.
 pub fn check() -> Result<(), Unusable> {
-    super::features::plain_ring().map(drop)
+    features::plain_ring().map(drop)
 }
 
 impl Unusable {
