@@ -69,8 +69,6 @@ pub const MAX_FRAME: usize = 64 << 20;
 pub const MAX_REQUEST_FRAME: usize = 16 << 20;
 /// A worker that is not ready this long after its start is stopped, and the start fails.
 pub const WORKER_READY_TIMEOUT_MS: u64 = 10_000;
-/// How long the supervisor waits for the answer of a worker (`worker_timeout`).
-pub const WORKER_TIMEOUT_MS: u64 = 10_000;
 /// First delay before a worker that died again is replaced (the first time it is replaced at once); doubles.
 pub const RESTART_DELAY_MS: u64 = 100;
 /// Longest delay before a worker that died is replaced.

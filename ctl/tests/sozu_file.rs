@@ -18,7 +18,7 @@ fn what_is_honoured_reaches_the_state() {
     let settings = &state.settings;
     assert_eq!(settings.worker_count, Some(2));
     assert!(!settings.pin_workers);
-    assert_eq!((settings.max_connections, settings.worker_timeout_ms), (20_000, 10_000));
+    assert_eq!(settings.max_connections, 20_000);
     assert_eq!(settings.pid_file_path.as_deref(), Some("/run/sozu.pid".as_ref()));
     assert!(settings.command_socket.ends_with("tests/data/sozu.sock"));
 
@@ -57,6 +57,7 @@ fn what_is_honoured_reaches_the_state() {
 fn what_is_not_honoured_is_named() {
     let (_, warnings) = load();
     let not_honoured = [
+        "`worker_timeout` in the root is not honoured yet and changes nothing",
         "`saved_state` in the root is not honoured yet and changes nothing",
         "`command_allowed_uids` in the root is not honoured yet and changes nothing",
         "`metrics` in the root is not honoured yet and changes nothing",

@@ -5,9 +5,9 @@
 //! | [`ring`] | the io_uring runtime: feature probe, driver, sockets, buffers, timers | nothing of the engine |
 //! | [`http`] | HTTP/1.1 heads, body framing, field edits: no sockets, no clock | nothing of the engine |
 //! | [`route`] | hostname, path and method rules in one immutable table | nothing of the engine |
-//! | [`cluster`] | backends, balancing, the pool of upstream connections | `ring`, `http` |
+//! | [`cluster`] | backends, balancing, the pool of upstream connections | `ring`, `observe`, the reasons of `http` |
 //! | [`proxy`] | one client connection from accept to close | all of the above |
-//! | [`observe`] | counters | nothing of the engine |
+//! | [`observe`] | counters | the list of reasons of `http` |
 //! | [`worker`] | puts one worker together and obeys orders | all |
 
 pub mod cluster;

@@ -76,6 +76,15 @@ pub enum Error {
     Orders(#[from] WireError),
 }
 
+/// How a worker that was told to stop has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// All that it served had come to its end.
+    Drained,
+    /// The deadline came first: connections were cut.
+    Cut,
+}
+
 /// Checks everything about a state that only the engine knows: hostnames, paths, expressions.
 ///
 /// # Errors
@@ -84,13 +93,13 @@ pub fn check(state: &State) -> Result<(), SiteError> {
     Site::compile(state).map(drop)
 }
 
-/// Serves until it is ordered to stop. Sends `Report::Ready` when the listeners accept; when it cannot
+/// Serves until it is ordered to stop; says how that went. Sends `Report::Ready` when the listeners accept; when it cannot
 /// get that far it sends `Report::Failed` and returns the error. When the order channel ends (the
 /// supervisor died) it goes on serving; SIGTERM then makes it drain and end.
 ///
 /// # Errors
 /// See [`Error`].
-pub fn run(setup: Setup) -> Result<(), Error> {
+pub fn run(setup: Setup) -> Result<End, Error> {
     let orders = setup.orders.try_clone()?;
     let outcome = start(setup);
     if let Err(error) = &outcome {
@@ -102,7 +111,7 @@ pub fn run(setup: Setup) -> Result<(), Error> {
     outcome
 }
 
-fn start(setup: Setup) -> Result<(), Error> {
+fn start(setup: Setup) -> Result<End, Error> {
     if let Some(core) = setup.core {
         pin(core)?;
     }
@@ -152,13 +161,13 @@ struct Worker {
     shared: Rc<Shared>,
     clusters: Vec<Rc<Cluster>>,
     graceful_timeout_ms: u64,
-    /// Drained, or out of patience: the loop ends.
-    finished: Cell<bool>,
+    /// Set when the worker is drained or out of patience: the loop ends.
+    end: Cell<Option<End>>,
     /// The ring's figures when they were last added to the counters.
     published: Cell<Stats>,
 }
 
-async fn serve(setup: Setup, ring: Ring, signals: SignalFd) -> Result<(), Error> {
+async fn serve(setup: Setup, ring: Ring, signals: SignalFd) -> Result<End, Error> {
     let settings = &setup.state.settings;
     setup.counters.reset_gauges();
     let (mut sites, clusters) = Site::compile(&setup.state)?;
@@ -172,7 +181,7 @@ async fn serve(setup: Setup, ring: Ring, signals: SignalFd) -> Result<(), Error>
         shared: Shared::new(pooling, settings.max_connections),
         clusters,
         graceful_timeout_ms: settings.graceful_timeout_ms,
-        finished: Cell::new(false),
+        end: Cell::new(None),
         published: Cell::default(),
     });
     for (address, socket) in setup.listeners {
@@ -194,9 +203,10 @@ async fn serve(setup: Setup, ring: Ring, signals: SignalFd) -> Result<(), Error>
     ring.spawn(Rc::clone(&worker).obey(orders));
     ring.spawn(Rc::clone(&worker).heed(Stream::adopt(&ring, signals.into())?));
     ring.spawn(Rc::clone(&worker).keep_house());
-    ring.drive(|| worker.finished.get()).await?;
+    ring.drive(|| worker.end.get().is_some()).await?;
     worker.publish_ring_figures();
-    Ok(())
+    // The loop ends for no other reason than that it is set.
+    Ok(worker.end.get().unwrap_or(End::Drained))
 }
 
 async fn report(orders: &Stream, id: u64, report: Report) -> Result<(), WireError> {
@@ -259,14 +269,17 @@ impl Worker {
                     worker.shared.connection_closed().await;
                 }
             };
-            if timer.limit(drained).await.is_err() {
+            let end = if timer.limit(drained).await.is_ok() {
+                End::Drained
+            } else {
                 let cut = worker.shared.counters.get(Counter::Connections);
                 tracing::warn!(
                     connections = cut,
                     "graceful_timeout has passed: cutting what is still in flight"
                 );
-            }
-            worker.finished.set(true);
+                End::Cut
+            };
+            worker.end.set(Some(end));
             worker.shared.ring.note_local_work();
         });
     }

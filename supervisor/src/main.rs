@@ -18,6 +18,9 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
+/// Exit code of a stop that cut something that was in flight: of the worker that did, and then of the supervisor.
+const EXIT_CUT: u8 = 3;
+
 /// An HTTP reverse proxy: one pinned worker process per core, each with its own io_uring.
 #[derive(Parser)]
 #[command(name = "kakehi", version, about, max_term_width = 100)]

@@ -20,10 +20,10 @@ use kakehi_ctl::{
 };
 use kakehi_engine::{
     observe::Counters,
-    worker::{self, Setup},
+    worker::{self, End, Setup},
 };
 
-use crate::{logging, scm, sys};
+use crate::{EXIT_CUT, logging, scm, sys};
 
 /// Where a worker finds its order channel.
 pub(crate) const ORDERS: RawFd = 3;
@@ -51,7 +51,7 @@ enum Error {
     Listeners(#[from] scm::Error),
 }
 
-/// Runs one worker until it has drained; its whole life.
+/// Runs one worker until it has drained, or has cut what did not end in time; its whole life.
 pub(crate) fn run(id: u32, core: Option<usize>) -> ExitCode {
     name_process(id);
     let orders = match take(ORDERS) {
@@ -73,7 +73,8 @@ pub(crate) fn run(id: u32, core: Option<usize>) -> ExitCode {
     let span = tracing::error_span!("kakehi", worker = id);
     let _entered = span.enter();
     match worker::run(setup) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(End::Drained) => ExitCode::SUCCESS,
+        Ok(End::Cut) => ExitCode::from(EXIT_CUT),
         Err(error) => {
             tracing::error!("{error}");
             ExitCode::FAILURE

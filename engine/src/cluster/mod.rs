@@ -5,7 +5,7 @@
 //! - [`Cluster::connect`] brings a request to a backend: an idle connection, or a new one, or that of another
 //!   backend when a connection attempt fails.
 //!
-//! Relies on `ring`. All state is the worker's own; nothing is shared between workers.
+//! Relies on `ring`, on `observe` for counting and on the reasons of `http`. All state is the worker's own; nothing is shared between workers.
 
 mod balance;
 mod pool;
@@ -146,5 +146,49 @@ impl Backend {
         self.health.failed(ring.now());
         counters.count(Counter::UpstreamConnectErrors);
         Err(reason)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cluster(addresses: &[&str]) -> io::Result<Cluster> {
+        let backends = addresses.iter().enumerate().map(|(n, address)| state::Backend {
+            id: format!("b{n}"),
+            address: address.parse().unwrap(),
+            weight: 100,
+            backup: false,
+        });
+        Cluster::new("web", &state::Cluster { backends: backends.collect(), ..state::Cluster::default() })
+    }
+
+    #[test]
+    fn backends_are_compiled_in_the_order_of_the_state() {
+        let cluster = cluster(&["127.0.0.1:80", "[::1]:81", "unix:/run/app.sock"]).unwrap();
+        assert_eq!(cluster.name, "web");
+        let ids: Vec<_> = cluster.backends.iter().map(|backend| backend.id.as_str()).collect();
+        assert_eq!(ids, ["b0", "b1", "b2"]);
+        let addresses: Vec<_> = cluster.backends.iter().map(|backend| &backend.address).collect();
+        assert_eq!(addresses[0].as_socket(), "127.0.0.1:80".parse().ok());
+        assert_eq!(addresses[1].as_socket(), "[::1]:81".parse().ok());
+        assert_eq!(addresses[2].as_pathname(), Some("/run/app.sock".as_ref()));
+    }
+
+    #[test]
+    fn a_cluster_may_be_without_backends() {
+        assert!(cluster(&[]).unwrap().backends.is_empty());
+    }
+
+    #[test]
+    fn a_socket_path_that_the_kernel_cannot_take_is_an_error() {
+        let backend = state::Backend {
+            id: "long".to_owned(),
+            address: state::BackendAddress::Unix(format!("/{}", "x".repeat(200)).into()),
+            weight: 100,
+            backup: false,
+        };
+        let configured = state::Cluster { backends: vec![backend], ..state::Cluster::default() };
+        assert!(Cluster::new("web", &configured).is_err());
     }
 }

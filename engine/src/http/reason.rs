@@ -103,14 +103,8 @@ reasons! {
     BackendBadResponse = 502 "backend_bad_response",
     /// The head of the backend's answer is larger than `max_response_head_size`.
     BackendResponseHeadTooLarge = 502 "backend_response_head_too_large",
-    /// The worker is at one of its limits.
-    Overloaded = 503 "overloaded",
-    /// The worker is about to stop.
-    ShuttingDown = 503 "shutting_down",
     /// The cluster wants `https`.
     HttpsRedirect = 301 "https_redirect",
-    /// A defect of kakehi's own.
-    Internal = 500 "internal",
 }
 
 impl Reason {
@@ -133,7 +127,6 @@ impl Reason {
             414 => "URI Too Long",
             417 => "Expectation Failed",
             431 => "Request Header Fields Too Large",
-            500 => "Internal Server Error",
             501 => "Not Implemented",
             502 => "Bad Gateway",
             503 => "Service Unavailable",

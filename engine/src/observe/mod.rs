@@ -2,7 +2,8 @@
 //!
 //! Each worker has one [`Counters`] block in a shared mapping that the supervisor made and keeps, so a
 //! count survives the death of the worker that counted and goes on in its successor. Only one process
-//! writes to a block at a time, so an increment is a plain load and store. Relies on nothing of the engine.
+//! writes to a block at a time, so an increment is a plain load and store. Relies on `http` for the list of
+//! reasons alone, by which own answers are counted.
 
 mod counters;
 mod sys;

@@ -122,3 +122,81 @@ impl Inbox {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lent(bytes: &str) -> Inbox {
+        let mut inbox = Inbox::default();
+        inbox.push(Buf::received(bytes.as_bytes()));
+        inbox
+    }
+
+    fn joined(bytes: &str) -> Inbox {
+        let mut inbox = Inbox::default();
+        inbox.push_copy(bytes.as_bytes());
+        inbox
+    }
+
+    #[test]
+    fn what_arrives_is_read_once_and_in_order_however_it_is_held() {
+        for mut inbox in [lent("abc"), joined("abc")] {
+            inbox.consume(1);
+            inbox.push(Buf::received(b"def"));
+            assert_eq!(inbox.bytes(), b"bcdef");
+            inbox.consume(3);
+            inbox.push_copy(b"gh");
+            assert_eq!((inbox.bytes(), inbox.is_empty()), (b"efgh".as_slice(), false));
+            inbox.bytes_mut()[0] = b'E';
+            inbox.settle();
+            assert_eq!(inbox.bytes(), b"Efgh");
+            inbox.consume(4);
+            assert!(inbox.is_empty());
+            inbox.push(Buf::received(b"i"));
+            assert_eq!(inbox.bytes(), b"i");
+        }
+    }
+
+    #[test]
+    fn a_buffer_of_the_arena_is_held_until_it_is_read_or_the_inbox_settles() {
+        let mut inbox = lent("abc");
+        inbox.consume(1);
+        assert!(matches!(inbox.held, Held::Lent(_)), "not copied without need");
+        inbox.settle();
+        assert!(matches!(inbox.held, Held::Joined { .. }) && inbox.bytes() == b"bc");
+        for mut inbox in [lent("abc"), joined("abc")] {
+            inbox.consume(3);
+            assert!(matches!(inbox.held, Held::Nothing));
+        }
+        let mut empty = lent("");
+        empty.settle();
+        assert!(matches!(empty.held, Held::Nothing));
+    }
+
+    #[test]
+    fn what_is_split_off_is_sent_and_what_follows_stays() {
+        for (kept, consumed, rest) in
+            [(3, 3, "def"), (2, 4, "ef"), (0, 2, "cdef"), (6, 6, ""), (4, 6, ""), (0, 6, "")]
+        {
+            for mut inbox in [lent("abcdef"), joined("abcdef")] {
+                let outgoing = inbox.split(kept, consumed);
+                assert_eq!(outgoing.bytes(), &b"abcdef"[..kept], "{kept} of {consumed}");
+                assert_eq!(inbox.bytes(), rest.as_bytes(), "{kept} of {consumed}");
+            }
+        }
+        assert_eq!(Inbox::default().split(0, 0).bytes(), b"");
+    }
+
+    #[test]
+    fn a_buffer_that_is_split_off_whole_leaves_where_it_lies() {
+        let mut inbox = lent("xabc");
+        inbox.consume(1);
+        let outgoing = inbox.split(2, 3);
+        assert!(matches!(&outgoing, Outgoing::Received(_)) && outgoing.bytes() == b"ab");
+        let mut inbox = joined("xabc");
+        inbox.consume(1);
+        let outgoing = inbox.split(2, 3);
+        assert!(matches!(&outgoing, Outgoing::Owned(..)) && outgoing.bytes() == b"ab");
+    }
+}

@@ -37,7 +37,7 @@ use std::{
 
 pub use self::{
     accept::accept,
-    site::{Site, SiteError},
+    site::{Site, SiteError, Sites},
 };
 use crate::{cluster::Pooling, http::Scratch, observe::Counters, ring::Ring};
 use request_id::RequestIds;

@@ -30,8 +30,8 @@ impl Pace {
     /// `count` bytes have come.
     pub(super) fn moved(&mut self, count: usize, now: u64) {
         let latest = now + self.slack_ms;
-        self.due =
-            if self.rate == 0 { latest } else { (self.due + count as u64 * 1_000 / self.rate).min(latest) };
+        let share = (count as u64 * 1_000).checked_div(self.rate);
+        self.due = share.map_or(latest, |milliseconds| (self.due + milliseconds).min(latest));
     }
 
     /// Nothing could come for that long (ms), since the other side took nothing.

@@ -379,3 +379,82 @@ impl Relay<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ring::Buf;
+
+    fn inbox(bytes: &[u8]) -> Inbox {
+        let mut inbox = Inbox::default();
+        if !bytes.is_empty() {
+            inbox.push(Buf::received(bytes));
+        }
+        inbox
+    }
+
+    #[test]
+    fn what_of_a_body_has_arrived_leaves_with_the_head_and_what_follows_it_stays() {
+        let chunked = |emit| Decoder::chunked(emit, 10);
+        let until_close = |wrap| Decoder::UntilClose { wrap };
+        for (case, mut decoder, arrived, complete, sent, body, rest) in [
+            ("no body", Decoder::Length(0), "next", true, "", 0, "next"),
+            ("nothing yet", Decoder::Length(5), "", false, "", 0, ""),
+            ("all", Decoder::Length(5), "hello", true, "hello", 5, ""),
+            ("all and more", Decoder::Length(5), "hellonext", true, "hello", 5, "next"),
+            ("the beginning", Decoder::Length(9), "hello", false, "hello", 5, ""),
+            (
+                "chunks",
+                chunked(Emit::Chunked),
+                "5\r\nhello\r\n0\r\n\r\nnext",
+                true,
+                "5\r\nhello\r\n0\r\n\r\n",
+                5,
+                "next",
+            ),
+            (
+                "chunks unwrapped",
+                chunked(Emit::Data),
+                "5\r\nhello\r\n0\r\n\r\nnext",
+                true,
+                "hello",
+                5,
+                "next",
+            ),
+            ("a chunk's beginning, unwrapped", chunked(Emit::Data), "5\r\nhel", false, "hel", 3, ""),
+            ("until the end, wrapped", until_close(true), "hello", false, "5\r\nhello\r\n", 5, ""),
+            ("until the end", until_close(false), "hello", false, "hello", 5, ""),
+        ] {
+            let (mut inbox, mut head, mut moved) = (inbox(arrived.as_bytes()), b"head:".to_vec(), 0);
+            let outcome = decoder.coalesce(&mut inbox, &mut head, &mut moved);
+            assert_eq!(outcome, Ok(complete), "{case}");
+            assert_eq!(String::from_utf8(head).unwrap(), format!("head:{sent}"), "{case}");
+            assert_eq!((moved, inbox.bytes()), (body, rest.as_bytes()), "{case}");
+        }
+    }
+
+    #[test]
+    fn a_length_goes_on_where_the_head_took_a_part_of_it() {
+        let mut decoder = Decoder::Length(9);
+        decoder.coalesce(&mut inbox(b"hello"), &mut Vec::new(), &mut 0).unwrap();
+        assert!(matches!(decoder, Decoder::Length(4)));
+    }
+
+    #[test]
+    fn more_than_fits_beside_the_head_is_left_for_a_send_of_its_own() {
+        for (arrived, taken) in [(COALESCE - 4, true), (COALESCE - 3, false)] {
+            let mut inbox = inbox(&vec![b'x'; arrived]);
+            let (mut head, mut moved) = (b"head".to_vec(), 0);
+            let complete =
+                Decoder::Length(arrived as u64).coalesce(&mut inbox, &mut head, &mut moved).unwrap();
+            assert_eq!((complete, head.len() > 4, inbox.is_empty(), moved > 0), (taken, taken, taken, taken));
+        }
+    }
+
+    #[test]
+    fn broken_chunks_are_refused_before_anything_of_them_leaves() {
+        let mut head = b"head".to_vec();
+        let outcome = Decoder::chunked(Emit::Chunked, 10).coalesce(&mut inbox(b"x\r\n"), &mut head, &mut 0);
+        assert_eq!((outcome, head.as_slice()), (Err(Reason::BadChunk), b"head".as_slice()));
+    }
+}

@@ -37,3 +37,35 @@ impl RequestIds {
         Ulid::from_parts(self.epoch_ms + now, random).array_to_str(text)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    fn next(ids: &mut RequestIds, now: u64) -> String {
+        ids.next(now, &mut [0; ulid::ULID_LEN]).to_owned()
+    }
+
+    #[test]
+    fn no_two_ids_are_the_same_of_one_worker_or_of_two() {
+        let mut workers = [RequestIds::new(), RequestIds::new()];
+        let made: HashSet<String> = (0..20_000).map(|n| next(&mut workers[n % 2], 0)).collect();
+        assert_eq!(made.len(), 20_000);
+    }
+
+    #[test]
+    fn later_ids_sort_behind_earlier_ones() {
+        let mut ids = RequestIds::new();
+        let made: Vec<String> = (0..1_000).map(|now| next(&mut ids, now)).collect();
+        assert!(made.is_sorted());
+    }
+
+    #[test]
+    fn an_id_tells_the_time_at_which_it_was_made() {
+        let mut ids = RequestIds::new();
+        let id = Ulid::from_string(&next(&mut ids, 1_234)).unwrap();
+        assert_eq!(id.timestamp_ms(), ids.epoch_ms + 1_234);
+    }
+}

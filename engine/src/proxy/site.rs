@@ -38,6 +38,9 @@ pub struct Site {
     pub(super) local_port: String,
 }
 
+/// The sites of a state, by the address of their listener.
+pub type Sites = BTreeMap<SocketAddr, Rc<Site>>;
+
 /// Why a state cannot be compiled.
 #[derive(Debug, thiserror::Error)]
 pub enum SiteError {
@@ -72,7 +75,7 @@ impl Site {
     ///
     /// # Errors
     /// See [`SiteError`].
-    pub fn compile(state: &State) -> Result<(BTreeMap<SocketAddr, Rc<Site>>, Vec<Rc<Cluster>>), SiteError> {
+    pub fn compile(state: &State) -> Result<(Sites, Vec<Rc<Cluster>>), SiteError> {
         let mut clusters = Vec::with_capacity(state.clusters.len());
         let mut rules: BTreeMap<SocketAddr, (Vec<Rule>, Vec<Target>)> = BTreeMap::new();
         for (name, configured) in &state.clusters {
@@ -108,7 +111,7 @@ impl Site {
             }
             clusters.push(cluster);
         }
-        let mut sites = BTreeMap::new();
+        let mut sites = Sites::new();
         for (address, listener) in &state.listeners {
             let (rules, targets) = rules.remove(address).unwrap_or_default();
             let routes =

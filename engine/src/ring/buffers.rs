@@ -129,6 +129,16 @@ impl Buf {
         Buf { pool: Rc::clone(pool), id, start: 0, end: length }
     }
 
+    /// A buffer as if `bytes` had been received into it, of an arena of its own.
+    #[cfg(test)]
+    pub(crate) fn received(bytes: &[u8]) -> Buf {
+        let pool = Rc::new(Pool::new(1, u32::from(u16::MAX)).unwrap());
+        let id = pool.borrow_one().unwrap();
+        let mut buffer = Buf::take(&pool, id, u16::try_from(bytes.len()).unwrap());
+        buffer.copy_from_slice(bytes);
+        buffer
+    }
+
     /// Forgets the first `count` bytes.
     pub fn advance(&mut self, count: usize) {
         assert!(count <= self.len(), "a buffer is consumed at most whole");

@@ -15,7 +15,8 @@ use io_uring::{cqueue, opcode, squeue, types};
 
 use super::{
     buffers::{Buf, BufferRing, Link, Pool},
-    features::{Features, Level, Unusable},
+    features::Features,
+    setup::{Settings, SetupError},
     socket::{End, Mark, Operation, Sending, Socket, Table},
     splice::Pipe,
     stream::Outgoing,
@@ -36,35 +37,6 @@ const HEAD_SIZE: usize = 1024;
 /// Buffers of a kind that are kept for the next user.
 const KEPT_HEADS: usize = 1024;
 const KEPT_BULK: usize = 16;
-
-/// What a ring is made from.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Settings {
-    /// Highest rung of features to use.
-    pub level: Level,
-    /// Buffers in the arena; a power of two up to 32,768.
-    pub buffer_count: u16,
-    /// Size of each (bytes, up to 65,535).
-    pub buffer_size: u32,
-}
-
-/// Why a ring could not be made.
-#[derive(Debug, thiserror::Error)]
-pub enum SetupError {
-    /// There is no io_uring.
-    #[error(transparent)]
-    Unusable(#[from] Unusable),
-    /// There is, but its memory could not be had.
-    #[error("no memory for {count} receive buffers of {size} bytes: {error}")]
-    Buffers {
-        /// How many were asked for.
-        count: u16,
-        /// Of which size (bytes).
-        size: u32,
-        /// What the kernel said.
-        error: io::Error,
-    },
-}
 
 /// A worker's ring. Clones are handles to the same one.
 #[derive(Clone)]

@@ -12,7 +12,7 @@ use std::{
 
 use io_uring::{IoUring, cqueue, opcode, types};
 
-use super::{buffers::BufferRing, uring::limit_per_turn};
+use super::{Unusable, buffers::BufferRing, uring::limit_per_turn};
 
 /// A rung of the ladder of kernel features.
 ///
@@ -111,7 +111,7 @@ impl Features {
     /// [`Unusable`] when there is no io_uring for us at all.
     pub fn probe(level: Level) -> Result<Features, Unusable> {
         // The plainest ring first: its failure says why there is none at all.
-        let plain = builder(&Features::default()).build(PROBE_ENTRIES).map_err(Unusable::from_setup)?;
+        let plain = plain_ring()?;
         let mut found = Features {
             ext_arg: plain.params().is_feature_ext_arg(),
             skip_cqe: plain.params().is_feature_skip_cqe_on_success(),
@@ -167,6 +167,11 @@ impl Features {
 
 /// Entries of a ring that is only there to be probed.
 const PROBE_ENTRIES: u32 = 8;
+
+/// A ring that asks for nothing that not every kernel has.
+pub(super) fn plain_ring() -> Result<IoUring, Unusable> {
+    builder(&Features::default()).build(PROBE_ENTRIES).map_err(Unusable::from_setup)
+}
 
 /// The set-up that these features amount to.
 pub(super) fn builder(features: &Features) -> io_uring::Builder {
@@ -245,72 +250,6 @@ fn accept_works(features: &Features) -> io::Result<bool> {
     }
     super::sys::close(completion.result());
     Ok(cqueue::more(completion.flags()))
-}
-
-/// Why there is no io_uring to be had, and what to do about it.
-#[derive(Debug, thiserror::Error)]
-pub enum Unusable {
-    /// The kernel setting forbids it.
-    #[error(
-        "io_uring is switched off on this host: kernel.io_uring_disabled = {0} \
-         (1: only members of kernel.io_uring_group and CAP_SYS_ADMIN may use it, 2: nobody); \
-         allow it with `sysctl kernel.io_uring_disabled=0`"
-    )]
-    Disabled(u8),
-    /// A filter refuses the system call.
-    #[error(
-        "io_uring is refused by a seccomp filter (EPERM from io_uring_setup), as container engines do by default; \
-         run the container with the profile docs/seccomp/kakehi.json \
-         (`docker run --security-opt seccomp=kakehi.json`)"
-    )]
-    Seccomp,
-    /// Refused for a reason that does not show.
-    #[error(
-        "io_uring is not permitted (EPERM from io_uring_setup): a security module or a sandbox forbids it to this process"
-    )]
-    NotPermitted,
-    /// The system call does not exist.
-    #[error(
-        "this kernel has no io_uring (ENOSYS from io_uring_setup): kakehi needs Linux 5.10 or later; \
-         if the kernel is newer, a sandbox (gVisor, a seccomp filter) hides it"
-    )]
-    Missing,
-    /// The limit of locked memory is too low.
-    #[error(
-        "not enough lockable memory for an io_uring (ENOMEM): raise the limit to 8 MiB per worker with \
-         `ulimit -l 65536`, or `LimitMEMLOCK=infinity` in the systemd unit"
-    )]
-    LockedMemory,
-    /// Something else.
-    #[error("io_uring cannot be set up: {0}")]
-    Other(io::Error),
-}
-
-impl Unusable {
-    /// The reason behind an error of `io_uring_setup`.
-    pub fn from_setup(error: io::Error) -> Unusable {
-        match error.raw_os_error() {
-            Some(libc::ENOSYS) => Unusable::Missing,
-            Some(libc::ENOMEM) => Unusable::LockedMemory,
-            Some(libc::EPERM | libc::EACCES) => match (kernel_setting(), has_seccomp_filter()) {
-                (Some(value @ 1..), _) => Unusable::Disabled(value),
-                (_, true) => Unusable::Seccomp,
-                _ => Unusable::NotPermitted,
-            },
-            _ => Unusable::Other(error),
-        }
-    }
-}
-
-/// `kernel.io_uring_disabled` (since 6.6).
-fn kernel_setting() -> Option<u8> {
-    std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok()?.trim().parse().ok()
-}
-
-/// Whether this process runs under a seccomp filter (mode 2).
-fn has_seccomp_filter() -> bool {
-    std::fs::read_to_string("/proc/self/status")
-        .is_ok_and(|status| status.lines().any(|line| line.split_whitespace().eq(["Seccomp:", "2"])))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 //! | file | idea |
 //! |---|---|
 //! | `features` | what the kernel has, found by trying, masked by a level |
+//! | `setup` | what a ring is made from; why a host has none for us, and the remedy |
 //! | `uring` | entries in, system call, completions out |
 //! | `core` | who a completion is for; the turn of the loop |
 //! | `socket` | the state of one socket: what is in flight, what has arrived |
@@ -23,6 +24,7 @@ mod buffers;
 mod core;
 mod features;
 mod listener;
+mod setup;
 mod socket;
 mod splice;
 mod stream;
@@ -33,9 +35,10 @@ mod uring;
 
 pub use self::{
     buffers::Buf,
-    core::{BULK_SIZE, Ring, Settings, SetupError},
-    features::{Features, Level, Unusable},
+    core::{BULK_SIZE, Ring},
+    features::{Features, Level},
     listener::{AcceptError, Listener},
+    setup::{LOCKED_MEMORY_PER_WORKER, LOCKED_MEMORY_REMEDY, Settings, SetupError, Unusable, check},
     splice::Splice,
     stream::{Outgoing, Received, Stream},
     timeout::{Elapsed, Timer},

@@ -6,7 +6,10 @@ use std::{collections::VecDeque, io, time::Duration};
 
 use io_uring::{IoUring, opcode, squeue, types};
 
-use super::features::{Features, Unusable, builder};
+use super::{
+    Unusable,
+    features::{Features, builder},
+};
 
 /// Submission entries: a batch. A full queue is submitted and filled again.
 const SUBMISSION_ENTRIES: u32 = 1024;

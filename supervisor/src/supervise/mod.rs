@@ -47,8 +47,6 @@ use self::{
 const KILL_SLACK: Duration = Duration::from_secs(1);
 /// Events and requests that wait for the loop; who sends more waits.
 const QUEUE: usize = 64;
-/// Exit code when something that was in flight was cut by the stop.
-const EXIT_CUT: u8 = 3;
 
 /// Why kakehi does not start, or cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -89,7 +87,7 @@ pub(crate) enum Error {
 pub(crate) enum End {
     /// Every worker finished what it had.
     Clean,
-    /// A worker had to be killed.
+    /// A worker cut what was still in flight, had to be killed, or died.
     Cut,
 }
 
@@ -104,7 +102,7 @@ pub(crate) fn block_on(supervisor: impl Future<Output = Result<End, Error>>) -> 
     let ended = runtime.map_err(Error::Runtime).and_then(|runtime| runtime.block_on(supervisor));
     match ended {
         Ok(End::Clean) => ExitCode::SUCCESS,
-        Ok(End::Cut) => ExitCode::from(EXIT_CUT),
+        Ok(End::Cut) => ExitCode::from(crate::EXIT_CUT),
         Err(error) => {
             crate::logging::complain(error);
             ExitCode::FAILURE
@@ -127,7 +125,7 @@ pub(crate) async fn serve(loaded: Loaded, when_ready: impl FnOnce()) -> Result<E
     if let Some(level) = resources::level_from_environment()? {
         state.settings.io_uring_level = Some(level);
     }
-    resources::check_io_uring()?;
+    kakehi_engine::ring::check().map_err(resources::Error::from)?;
     let allowed = cores::allowed();
     let count = state
         .settings

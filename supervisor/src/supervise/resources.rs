@@ -3,9 +3,7 @@
 //! All of it is looked at before a socket is opened or a process started, so that a host that cannot run kakehi
 //! says so at once, with the remedy, instead of through a worker that dies.
 
-use std::{fs, io};
-
-use kakehi_engine::ring::Level;
+use kakehi_engine::ring::{LOCKED_MEMORY_PER_WORKER, LOCKED_MEMORY_REMEDY, Level, Unusable};
 use nix::{
     errno::Errno,
     sys::resource::{Resource, getrlimit, rlim_t, setrlimit},
@@ -15,8 +13,6 @@ use nix::{
 const MEMLOCK_MINIMUM: rlim_t = 512 << 10;
 /// Locked memory asked for beside what the workers take (bytes).
 const MEMLOCK_BASE: rlim_t = 8 << 20;
-/// Rings and buffer rings of one worker, with reserve (bytes). The kernel counts them per user.
-const MEMLOCK_PER_WORKER: rlim_t = 1 << 20;
 /// Descriptors of a worker beside its connections and listeners.
 const NOFILE_BASE: rlim_t = 128;
 /// A client connection and an upstream connection.
@@ -25,44 +21,13 @@ const NOFILE_PER_CONNECTION: rlim_t = 2;
 /// Why this host cannot run kakehi.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// A sysctl forbids io_uring.
-    #[error(
-        "io_uring is forbidden on this host: kernel.io_uring_disabled is {value} ({meaning}).\n\
-         Allow it: `sysctl -w kernel.io_uring_disabled=0` (and in /etc/sysctl.d/ to keep it){also}"
-    )]
-    RingDisabled {
-        /// Of the sysctl.
-        value: u8,
-        /// What the value forbids.
-        meaning: &'static str,
-        /// What else would help.
-        also: &'static str,
-    },
-    /// A seccomp filter forbids io_uring, as the default profiles of container engines do.
-    #[error(
-        "io_uring is forbidden by the seccomp filter of this container or service ({errno}).\n\
-         Allow it: run the container with `--security-opt seccomp=docs/seccomp/kakehi.json`, or take io_uring_setup, \
-         io_uring_enter and io_uring_register into the filter (systemd: `SystemCallFilter=`)"
-    )]
-    RingFiltered {
-        /// What the kernel said.
-        errno: Errno,
-    },
-    /// The kernel has no io_uring.
-    #[error(
-        "this kernel has no io_uring (ENOSYS): kakehi needs Linux 5.10 or later, built with CONFIG_IO_URING"
-    )]
-    RingMissing,
-    /// The kernel refused the memory of a ring.
-    #[error("the kernel refused the memory of a ring (ENOMEM): {remedy}", remedy = MEMLOCK_REMEDY)]
-    RingMemory,
-    /// Another error of `io_uring_setup`.
-    #[error("io_uring cannot be set up: {0}")]
-    Ring(io::Error),
+    /// There is no io_uring for us.
+    #[error(transparent)]
+    Ring(#[from] Unusable),
     /// The hard limit of locked memory is too low.
     #[error(
-        "the limit of locked memory is {limit} bytes, a worker needs {MEMLOCK_MINIMUM} at least: {remedy}",
-        remedy = MEMLOCK_REMEDY
+        "the limit of locked memory is {limit} bytes, a worker needs {MEMLOCK_MINIMUM} at least: \
+         {LOCKED_MEMORY_REMEDY}"
     )]
     Memlock {
         /// The hard limit (bytes).
@@ -81,9 +46,6 @@ pub(crate) enum Error {
     },
 }
 
-const MEMLOCK_REMEDY: &str = "raise RLIMIT_MEMLOCK (`ulimit -l unlimited`; systemd: `LimitMEMLOCK=infinity`; \
-     docker: `--ulimit memlock=-1`)";
-
 /// `KAKEHI_IO_URING_LEVEL`, which goes before the key `io_uring_level`.
 ///
 /// # Errors
@@ -96,37 +58,6 @@ pub(super) fn level_from_environment() -> Result<Option<u8>, Error> {
     level.map(Some).ok_or_else(|| Error::Level(text.to_string_lossy().into_owned()))
 }
 
-/// Makes a ring and throws it away.
-///
-/// # Errors
-/// One that names what forbids rings here and the remedy.
-pub(super) fn check_io_uring() -> Result<(), Error> {
-    let Err(error) = io_uring::IoUring::new(4) else { return Ok(()) };
-    let disabled = fs::read_to_string("/proc/sys/kernel/io_uring_disabled");
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    Err(why_no_ring(error, disabled.ok().as_deref(), &status))
-}
-
-/// `disabled`: text of the sysctl, where the kernel has it (6.6); `status`: text of `/proc/self/status`.
-fn why_no_ring(error: io::Error, disabled: Option<&str>, status: &str) -> Error {
-    let errno = Errno::from_raw(error.raw_os_error().unwrap_or(0));
-    let filtered = status.lines().any(|line| line.strip_prefix("Seccomp:").is_some_and(|v| v.trim() == "2"));
-    match (errno, disabled.map(str::trim)) {
-        (Errno::EPERM, Some("1")) => Error::RingDisabled {
-            value: 1,
-            meaning: "only CAP_SYS_ADMIN and the group of kernel.io_uring_group may use it",
-            also: ", or put kakehi's user into the group that kernel.io_uring_group names",
-        },
-        (Errno::EPERM, Some("2")) => {
-            Error::RingDisabled { value: 2, meaning: "nobody may use it, not even root", also: "" }
-        }
-        (Errno::EPERM | Errno::ENOSYS | Errno::EACCES, _) if filtered => Error::RingFiltered { errno },
-        (Errno::ENOSYS, _) => Error::RingMissing,
-        (Errno::ENOMEM, _) => Error::RingMemory,
-        _ => Error::Ring(error),
-    }
-}
-
 /// Raises the soft limits to what `workers` of `max_connections` and `listeners` need, as far as the hard limits
 /// let. The workers inherit them. Returns the connections that a worker can serve: where the hard limits mean fewer
 /// than `max_connections`, that is logged.
@@ -136,7 +67,7 @@ fn why_no_ring(error: io::Error, disabled: Option<&str>, status: &str) -> Error 
 pub(super) fn raise_limits(workers: usize, max_connections: u32, listeners: usize) -> Result<u32, Error> {
     let (workers, listeners) = (workers as rlim_t, listeners as rlim_t);
 
-    let memlock_needed = workers * MEMLOCK_PER_WORKER;
+    let memlock_needed = workers * LOCKED_MEMORY_PER_WORKER;
     let memlock = raise("RLIMIT_MEMLOCK", Resource::RLIMIT_MEMLOCK, MEMLOCK_BASE + memlock_needed)?;
     if memlock < MEMLOCK_MINIMUM {
         return Err(Error::Memlock { limit: memlock });
@@ -144,7 +75,7 @@ pub(super) fn raise_limits(workers: usize, max_connections: u32, listeners: usiz
     if memlock < memlock_needed {
         tracing::warn!(
             "the limit of locked memory is {memlock} bytes; {workers} workers want {memlock_needed}: if rings \
-             cannot be made, {MEMLOCK_REMEDY}"
+             cannot be made, {LOCKED_MEMORY_REMEDY}"
         );
     }
 
@@ -180,22 +111,6 @@ fn raise(name: &'static str, resource: Resource, wanted: rlim_t) -> Result<rlim_
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn why(errno: Errno, disabled: Option<&str>, seccomp: u8) -> String {
-        let status = format!("Name:\tkakehi\nSeccomp:\t{seccomp}\nSeccomp_filters:\t1\n");
-        why_no_ring(io::Error::from_raw_os_error(errno as i32), disabled, &status).to_string()
-    }
-
-    #[test]
-    fn a_refused_ring_is_explained_by_what_refuses_it() {
-        assert!(why(Errno::EPERM, Some("2\n"), 0).contains("sysctl -w kernel.io_uring_disabled=0"));
-        assert!(why(Errno::EPERM, Some("1\n"), 0).contains("kernel.io_uring_group"));
-        assert!(why(Errno::EPERM, Some("0\n"), 2).contains("--security-opt seccomp="));
-        assert!(why(Errno::ENOSYS, None, 2).contains("seccomp"));
-        assert!(why(Errno::ENOSYS, None, 0).contains("Linux 5.10"));
-        assert!(why(Errno::ENOMEM, Some("0"), 0).contains("LimitMEMLOCK"));
-        assert!(why(Errno::EINVAL, None, 0).contains("cannot be set up"));
-    }
 
     #[test]
     fn a_limit_is_never_lowered() {

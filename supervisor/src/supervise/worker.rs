@@ -77,7 +77,7 @@ pub(super) enum Outcome {
 pub(super) struct Death {
     /// In words.
     pub(super) reason: String,
-    /// It ended by itself after it was ordered to stop.
+    /// It was ordered to stop, and ended by itself with nothing left in flight.
     pub(super) drained: bool,
 }
 
@@ -291,6 +291,9 @@ impl Worker {
 
 fn describe(status: ExitStatus) -> String {
     match (status.code(), status.signal().map(Signal::try_from)) {
+        (Some(code), _) if code == i32::from(crate::EXIT_CUT) => {
+            "cut what was still in flight at its deadline".to_owned()
+        }
         (Some(0), _) => "ended without being told to".to_owned(),
         (Some(code), _) => format!("ended with exit code {code}"),
         (None, Some(Ok(signal))) => format!("was ended by {signal}"),
@@ -329,6 +332,7 @@ mod tests {
     fn the_end_of_a_process_is_told_in_words() {
         assert_eq!(describe(ExitStatus::from_raw(9)), "was ended by SIGKILL");
         assert_eq!(describe(ExitStatus::from_raw(1 << 8)), "ended with exit code 1");
+        assert_eq!(describe(ExitStatus::from_raw(3 << 8)), "cut what was still in flight at its deadline");
         assert_eq!(describe(ExitStatus::from_raw(0)), "ended without being told to");
     }
 }

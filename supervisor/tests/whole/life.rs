@@ -317,7 +317,7 @@ fn a_stop_cuts_what_is_still_in_flight_at_its_deadline() {
     backend.wait_for_requests(1);
     let start = Instant::now();
     proxy.terminate();
-    proxy.wait(START);
+    assert_eq!(proxy.wait(START).code(), Some(3), "{}", proxy.log());
     assert!(start.elapsed() > Duration::from_millis(200), "after {:?}", start.elapsed());
     assert_ne!(busy.try_response().map(|response| response.status()).unwrap_or(0), 200);
 }
@@ -336,7 +336,7 @@ fn a_second_signal_stops_at_once() {
     });
     let start = Instant::now();
     proxy.terminate();
-    proxy.wait(START);
+    assert_eq!(proxy.wait(START).code(), Some(3), "{}", proxy.log());
     assert!(start.elapsed() < Duration::from_secs(3), "after {:?}", start.elapsed());
     wait::until("the end of the worker", || !worker.runs());
 }

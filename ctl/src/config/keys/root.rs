@@ -50,7 +50,7 @@ const PROCESS: &[Key] = &[
         "worker_timeout",
         Seconds,
         "10",
-        Yes,
+        NotYet,
         "How long the supervisor waits for a worker's answer, in seconds.",
     ),
     key(
