@@ -50,7 +50,8 @@ fn run(listen: &str, backend: &str, core: Option<&String>) -> Result<(), Box<dyn
         Ok(text) => Level::new(text.parse()?).ok_or("KAKEHI_IO_URING_LEVEL is 0 to 4")?,
         Err(_) => Level::HIGHEST,
     };
-    let executor = glommio::LocalExecutorBuilder::new(glommio::Placement::Unbound).io_memory(1 << 16).make()?;
+    let executor =
+        glommio::LocalExecutorBuilder::new(glommio::Placement::Unbound).io_memory(1 << 16).make()?;
     executor.run(async move {
         let ring = Ring::new(&Settings { level, buffer_count: 2048, buffer_size: 16384 })?;
         let listener = Listener::adopt(&ring, OwnedFd::from(socket))?;
