@@ -109,6 +109,12 @@ pub struct WorkerInfo {
     pub ring_sqes: u64,
     /// Completion queue entries, counted like `ring_enters`.
     pub ring_cqes: u64,
+    /// Receives that found no buffer and were armed again, likewise.
+    pub ring_no_buffers: u64,
+    /// Completions that did not fit the queue and were kept aside by the kernel, likewise.
+    pub ring_overflows: u64,
+    /// Transfers that went over from arena buffers to splicing or private buffers, likewise.
+    pub ring_bulk: u64,
 }
 
 /// Where a worker is in its life.

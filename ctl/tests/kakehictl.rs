@@ -85,6 +85,9 @@ fn workers() -> Vec<WorkerInfo> {
         ring_enters: 50_000,
         ring_sqes: 2_500_000,
         ring_cqes: 2_600_000,
+        ring_no_buffers: 0,
+        ring_overflows: 0,
+        ring_bulk: 0,
     };
     let other =
         WorkerInfo { id: 1, pid: 7, core: None, state: WorkerState::Dead, requests: 3, ..worker.clone() };

@@ -448,10 +448,14 @@ impl Core {
             .flags(libc::MSG_NOSIGNAL | wait_all)
             .build();
         let mark = Mark { operation: Operation::Send, slot, generation: socket.generation };
+        let small = bytes.len() <= SMALL_SEND;
         // The data's heap block or arena buffer does not move with the handle to it.
         socket.sending = Some(sending);
         // SAFETY: the slot owns the data until the completion.
         unsafe { self.start(socket, mark, entry) };
+        if small {
+            self.uring.borrow_mut().expect_immediate();
+        }
     }
 
     pub(super) fn retire(&self, data: Outgoing) {

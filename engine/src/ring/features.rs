@@ -89,6 +89,8 @@ features! {
     defer_taskrun = "defer_taskrun", level 4;
     /// One indirection less in the submission queue (6.6).
     no_sqarray = "no_sqarray", level 4;
+    /// A wait for several completions that settles for one after a while (6.12).
+    min_wait = "min_wait", level 4;
     /// Waiting does not count as waiting for a disk (6.15).
     no_iowait = "no_iowait", level 4;
 }
@@ -115,6 +117,7 @@ impl Features {
         let mut found = Features {
             ext_arg: plain.params().is_feature_ext_arg(),
             skip_cqe: plain.params().is_feature_skip_cqe_on_success(),
+            min_wait: plain.params().is_feature_min_timeout(),
             no_iowait: plain.params().is_feature_no_iowait(),
             ..Features::default()
         }

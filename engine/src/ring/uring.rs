@@ -15,6 +15,10 @@ use super::{
 const SUBMISSION_ENTRIES: u32 = 1024;
 /// Completion entries. Many more than submissions: one multishot entry completes many times.
 const COMPLETION_ENTRIES: u32 = 8192;
+/// After so long a wait for a piece of news beside the completions that were expected settles for less (us).
+const SETTLE_US: u32 = 200;
+/// Most completions that are expected at once: their number must stay below the completion queue's room.
+const MOST_IMMEDIATE: u32 = 256;
 /// Completions handled between two submissions, so that a burst does not delay its own answers.
 const BATCH: usize = 512;
 /// The mark of completions that nobody waits for.
@@ -88,7 +92,10 @@ pub struct Stats {
 pub(super) struct Uring {
     ring: IoUring,
     ext_arg: bool,
+    min_wait: bool,
     enter_flags: u32,
+    /// Entries queued since the last system call that will most likely complete within the next one.
+    immediate: u32,
     /// Entries for which the queue had no room.
     backlog: VecDeque<squeue::Entry>,
     /// Where waits take no timeout: when the timeout operation in flight fires (ms since the ring began).
@@ -107,6 +114,8 @@ impl Uring {
         Ok(Uring {
             ring,
             ext_arg: features.ext_arg,
+            min_wait: features.min_wait && features.ext_arg,
+            immediate: 0,
             enter_flags: if features.no_iowait { ENTER_NO_IOWAIT } else { 0 },
             backlog: VecDeque::new(),
             timeout_armed: None,
@@ -133,6 +142,11 @@ impl Uring {
         if unsafe { self.ring.submission().push(&entry) }.is_err() {
             self.backlog.push_back(entry);
         }
+    }
+
+    /// Notes that an entry just pushed will most likely complete within the next system call.
+    pub(super) fn expect_immediate(&mut self) {
+        self.immediate += 1;
     }
 
     /// Queues the cancellation of the operation with this mark; its own outcome interests nobody.
@@ -173,7 +187,17 @@ impl Uring {
             }
         }
         let submit = self.ring.submission().len() as u32;
-        let want = u32::from(wait != Wait::No);
+        let immediate = std::mem::take(&mut self.immediate);
+        let want = match wait {
+            Wait::No => 0,
+            // The sends' own completions are no news: without this every batch of them would end a wait that has
+            // not begun. If one of them does not complete at once after all, the wait settles for what there is.
+            _ if self.min_wait && immediate > 0 => {
+                argument.min_wait_us = SETTLE_US;
+                immediate.min(MOST_IMMEDIATE) + 1
+            }
+            _ => 1,
+        };
         let flags = ENTER_GETEVENTS | self.enter_flags | if self.ext_arg { ENTER_EXT_ARG } else { 0 };
         self.stats.enters += 1;
         // SAFETY: every queued entry keeps the promise of `push`; the argument and its timespec live over the call.

@@ -288,6 +288,9 @@ impl Worker {
             ring_enters: self.counters.get(Counter::RingEnters),
             ring_sqes: self.counters.get(Counter::RingSqes),
             ring_cqes: self.counters.get(Counter::RingCqes),
+            ring_no_buffers: self.counters.get(Counter::RingNoBuffers),
+            ring_overflows: self.counters.get(Counter::RingOverflows),
+            ring_bulk: self.counters.get(Counter::RingBulk),
         }
     }
 }
