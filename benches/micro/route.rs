@@ -1,10 +1,14 @@
 //! What finding a route costs, by the number of rules, and what building the table costs at a reload.
 
+use std::cell::LazyCell;
 use std::hint::black_box;
+use std::time::Instant;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use kakehi_ctl::state::PathRule;
 use kakehi_engine::route::{RouteTable, Rule};
+
+const MANY_HOSTS: u32 = 100_000;
 
 /// Exact hosts, each with a few prefixes, one wildcard in ten, one regular expression in a hundred.
 fn rules(hosts: u32) -> Vec<Rule> {
@@ -44,6 +48,68 @@ fn lookups(criterion: &mut Criterion) {
     }
 }
 
+/// A hundred thousand exact hosts with ten paths each.
+fn many_rules() -> impl Iterator<Item = Rule> {
+    const PATHS: [&str; 10] = [
+        "/",
+        "/api",
+        "/api/v2",
+        "/api/v2/users",
+        "/static/",
+        "/images/",
+        "/login",
+        "/account",
+        "/shop/cart",
+        "/search",
+    ];
+    (0..MANY_HOSTS).flat_map(|host| {
+        (host * 10..).zip(PATHS).map(move |(target, prefix)| Rule {
+            hostname: format!("site-{host}.example.org"),
+            path: PathRule::Prefix(prefix.to_owned()),
+            method: None,
+            target,
+        })
+    })
+}
+
+/// Lookups in a table that fits no cache, each for another host than the one before. The table is made once, and
+/// how long that took is printed.
+#[expect(clippy::expect_used, reason = "the rules of this file are valid")]
+fn lookups_among_many(criterion: &mut Criterion) {
+    // A smoke test learns nothing from the big table that the small ones do not show.
+    if std::env::args().any(|argument| argument == "--test") {
+        return;
+    }
+    let compiled = LazyCell::new(|| {
+        let begun = Instant::now();
+        let table = RouteTable::compile(many_rules()).expect("valid rules");
+        println!("compile/{MANY_HOSTS} hosts x 10 paths: {:.2} s", begun.elapsed().as_secs_f64());
+        table
+    });
+    let known: Vec<String> = hosts_out_of_order().map(|host| format!("site-{host}.example.org")).collect();
+    let unknown: Vec<String> = hosts_out_of_order().map(|host| format!("site-{host}.example.net")).collect();
+    let mut group = criterion.benchmark_group(format!("lookup among {MANY_HOSTS} hosts x 10 paths"));
+    for (name, hosts, path) in [
+        ("exact host", &known, "/api/v2/users/17"),
+        ("exact host, path of /", &known, "/nothing/else"),
+        ("no route", &unknown, "/"),
+    ] {
+        let mut hosts = hosts.iter().cycle();
+        group.bench_function(name, |bencher| {
+            let table = &*compiled;
+            bencher.iter(|| hosts.next().map(|host| table.lookup(black_box(host), black_box(path), "GET")));
+        });
+    }
+    group.finish();
+}
+
+/// Ten thousand hosts, each far from the one before.
+fn hosts_out_of_order() -> impl Iterator<Item = u32> {
+    /// Odd and no multiple of 5: no host comes twice.
+    const STRIDE: u32 = 61_803;
+    (0..10_000).map(|turn| (turn * STRIDE) % MANY_HOSTS)
+}
+
 fn compilation(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("compile");
     group.sample_size(10);
@@ -56,5 +122,5 @@ fn compilation(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(route, lookups, compilation);
+criterion_group!(route, lookups, lookups_among_many, compilation);
 criterion_main!(route);

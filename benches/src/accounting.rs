@@ -9,6 +9,8 @@ use std::fs;
 use std::io;
 use std::time::Duration;
 
+use nix::unistd::Pid;
+
 use crate::{Attempt, BenchError};
 
 /// `USER_HZ`, the unit of `utime` and `stime`: 100 on every Linux that kakehi runs on.
@@ -78,6 +80,15 @@ impl Usage {
         }
         Ok(())
     }
+}
+
+/// CPU time of one thread of this process (ns).
+///
+/// # Errors
+/// If there is no such thread, or the kernel does not count (`CONFIG_SCHED_INFO`).
+pub fn thread_cpu_ns(thread: Pid) -> io::Result<u64> {
+    let text = fs::read_to_string(format!("/proc/self/task/{thread}/schedstat"))?;
+    Ok(number(text.split(' ').next()))
 }
 
 /// Proportional set size of `root` and its descendants (KiB): their share of every page that they map.

@@ -2,7 +2,7 @@
 //!
 //! One core runs the proxy under test; another runs the [`backend`] and the [`generator`], which are kept
 //! cheap so that the proxy is what saturates. [`peers`] knows how to configure each proxy, [`process`] how to
-//! start, pin and stop it, [`accounting`] what it used, [`measure`] puts one measurement together, and
+//! start, pin and stop it, [`accounting`] what it used, [`ring_figures`] what kakehi's ring did, [`measure`] puts one measurement together, and
 //! [`report`] turns many of them into tables and raw data.
 //!
 //! What is promised: every answer is checked (status, length, content), an error is counted by its kind and
@@ -18,6 +18,7 @@ pub mod payload;
 pub mod peers;
 pub mod process;
 pub mod report;
+pub mod ring_figures;
 pub mod strace;
 
 pub use error::{Attempt, BenchError};

@@ -4,6 +4,7 @@
 //! and makes the luck of an address layout part of the spread that is reported.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -12,8 +13,9 @@ use crate::accounting;
 use crate::accounting::{Usage, pss_kib};
 use crate::cores::Cores;
 use crate::generator::{Bound, Faults, Generator, Load, Mode, Tally};
-use crate::peers::Peer;
+use crate::peers::{Kind, Peer};
 use crate::process::{Process, free_address};
+use crate::ring_figures::{PerRequest, RingFigures};
 use crate::strace::{Calls, Strace};
 use crate::{Attempt, BenchError};
 
@@ -44,6 +46,14 @@ pub enum Case {
     },
     /// From the start of the process to its first answer.
     Start,
+}
+
+impl Case {
+    /// Whether it makes sense for `kind`: the floor relays connections as they come, and so shows the cost of
+    /// kept ones that carry requests and of nothing else.
+    fn suits(self, kind: Kind) -> bool {
+        kind != Kind::Floor || matches!(self, Self::Traffic { mode: Mode::KeepAlive, .. })
+    }
 }
 
 /// The cases of a full run, by name.
@@ -97,6 +107,8 @@ pub struct Traffic {
     pub busy: Option<f64>,
     /// How often per request the proxy went to sleep.
     pub sleeps: Option<f64>,
+    /// What kakehi's ring did, warm-up included; absent for all other proxies.
+    pub ring: Option<PerRequest>,
     /// Median latency (us).
     pub p50_us: f64,
     /// Latency that one in a hundred exceeds (us).
@@ -134,16 +146,21 @@ struct Running {
     process: Option<Process>,
     target: SocketAddr,
     since_start: Duration,
+    /// Where kakehi, if it is kakehi, answers `kakehictl`.
+    control: Option<PathBuf>,
     folder: tempfile::TempDir,
 }
 
 impl Bench {
     /// Measures `case` on a fresh process of `peer`. `None` if the case makes no sense for it: without a
-    /// proxy there is nothing to start and no memory.
+    /// proxy there is nothing to start and no memory, and the floor only knows kept connections.
     ///
     /// # Errors
     /// If the proxy does not start, or fails so often that there is nothing to measure.
     pub fn measure(&self, peer: &Peer, case: Case) -> Result<Option<Measured>, BenchError> {
+        if !case.suits(peer.kind) {
+            return Ok(None);
+        }
         let running = self.start(peer)?;
         match case {
             Case::Traffic { connections, body, mode } => self
@@ -164,6 +181,9 @@ impl Bench {
     /// As [`Self::measure`], or if strace is missing or not allowed.
     pub fn system_calls(&self, peer: &Peer, case: Case) -> Result<Option<(Calls, u64)>, BenchError> {
         let Case::Traffic { connections, body, mode } = case else { return Ok(None) };
+        if !case.suits(peer.kind) {
+            return Ok(None);
+        }
         let running = self.start(peer)?;
         let Some(process) = &running.process else { return Ok(None) };
         let load = Load { target: running.target, connections, body, upload: 0, mode };
@@ -178,14 +198,17 @@ impl Bench {
         let folder = tempfile::tempdir().attempt(|| "no temporary folder".into())?;
         let listen = free_address()?;
         let Some(program) = peer.prepare(folder.path(), listen, self.backend)? else {
-            return Ok(Running { process: None, target: self.backend, since_start: Duration::ZERO, folder });
+            let (target, since_start) = (self.backend, Duration::ZERO);
+            return Ok(Running { process: None, target, since_start, control: None, folder });
         };
         let mut process = Process::start(program, self.cores.proxy)?;
         let since_start = process.wait_until_ready()?;
-        Ok(Running { process: Some(process), target: listen, since_start, folder })
+        let control = peer.control_socket(folder.path());
+        Ok(Running { process: Some(process), target: listen, since_start, control, folder })
     }
 
     fn traffic(&self, running: &Running, load: Load) -> Result<Measured, BenchError> {
+        let ring_at_first = running.control.as_deref().map(RingFigures::read).transpose()?;
         let mut generator = Generator::new(load)?;
         let mut faults = generator.drive(Bound::Time(self.warm_up))?.faults;
         let before = running.usage()?;
@@ -193,7 +216,12 @@ impl Bench {
         let after = running.usage()?;
         faults.add(tally.faults);
         let used = after.zip(before).map(|(after, before)| after.since(&before));
-        Ok(Measured { finding: Finding::Traffic(Traffic::new(&tally, used)), faults })
+        let mut found = Traffic::new(&tally, used);
+        // After the meters were read: waiting for kakehi to publish its figures must cost nobody anything.
+        if let Some((socket, first)) = running.control.as_deref().zip(ring_at_first) {
+            found.ring = RingFigures::settle(socket)?.since(&first);
+        }
+        Ok(Measured { finding: Finding::Traffic(found), faults })
     }
 }
 
@@ -216,6 +244,7 @@ impl Traffic {
             user_share: used.and_then(|used| used.user_share()),
             busy: used.map(|used| used.cpu_ns as f64 / elapsed_ns),
             sleeps: used.map(|used| used.sleeps as f64 / requests),
+            ring: None,
             p50_us: latency(0.5),
             p99_us: latency(0.99),
             p999_us: latency(0.999),

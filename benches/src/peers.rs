@@ -167,6 +167,12 @@ impl Peer {
         let log = folder.join("output.log");
         Ok(Some(Program { name: self.name(), command, listen, log }))
     }
+
+    /// Where kakehi, prepared in `folder`, answers `kakehictl`; `None` for all others.
+    #[must_use]
+    pub fn control_socket(&self, folder: &Path) -> Option<PathBuf> {
+        (self.kind == Kind::Kakehi).then(|| configs::control_socket(folder))
+    }
 }
 
 fn unknown(name: &str) -> BenchError {

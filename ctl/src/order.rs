@@ -102,6 +102,13 @@ pub struct WorkerInfo {
     pub io_uring_level: u8,
     /// Names of the kernel features in use.
     pub io_uring_features: Vec<String>,
+    /// `io_uring_enter` system calls since the supervisor started, those of its predecessors included. This figure
+    /// and the two below are published once a second, and when a worker ends in order: up to 1 s old.
+    pub ring_enters: u64,
+    /// Submission queue entries, counted like `ring_enters`.
+    pub ring_sqes: u64,
+    /// Completion queue entries, counted like `ring_enters`.
+    pub ring_cqes: u64,
 }
 
 /// Where a worker is in its life.

@@ -82,6 +82,9 @@ fn workers() -> Vec<WorkerInfo> {
         cpu_system_ms: 20_000,
         io_uring_level: 4,
         io_uring_features: vec!["defer_taskrun".to_owned()],
+        ring_enters: 50_000,
+        ring_sqes: 2_500_000,
+        ring_cqes: 2_600_000,
     };
     let other =
         WorkerInfo { id: 1, pid: 7, core: None, state: WorkerState::Dead, requests: 3, ..worker.clone() };
@@ -134,6 +137,7 @@ fn json_is_an_array_of_workers_and_an_object_of_status() {
     let expected = serde_json::json!({
         "id": 0, "pid": 4242, "core": 0, "state": "running", "connections": 12, "requests": 1_234_567,
         "cpu_user_ms": 1250, "cpu_system_ms": 20000, "io_uring_level": 4, "io_uring_features": ["defer_taskrun"],
+        "ring_enters": 50_000, "ring_sqes": 2_500_000, "ring_cqes": 2_600_000,
     });
     assert_eq!(shown[0], expected);
     assert_eq!(shown[1]["core"], serde_json::Value::Null);

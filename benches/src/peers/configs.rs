@@ -3,7 +3,7 @@
 //! Where a value is not a default, a comment says which unfairness or failure of the run it prevents.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::generator::HOST;
 
@@ -14,8 +14,11 @@ const CONNECTIONS: usize = 8_000;
 const UPSTREAM_IDLE: usize = 1_024;
 
 pub(super) fn kakehi(folder: &Path, listen: SocketAddr, backend: SocketAddr) -> String {
-    let socket = folder.join("kakehi.sock");
-    format!("{}{}", global(&socket, ""), routes(listen, backend))
+    format!("{}{}", global(&control_socket(folder), ""), routes(listen, backend))
+}
+
+pub(super) fn control_socket(folder: &Path) -> PathBuf {
+    folder.join("kakehi.sock")
 }
 
 /// The same file, with what sozu needs to hold six thousand connections.

@@ -101,7 +101,8 @@ impl Cluster {
                 return Ok(Upstream::new(stream, Rc::clone(backend), true));
             }
             tried.0.push(index);
-            match backend.open(&pooling.ring, &pooling.counters, connect_ms, timer).await {
+            // Boxed: rare beside the reuse of an idle connection, and large with the address in it.
+            match Box::pin(backend.open(&pooling.ring, &pooling.counters, connect_ms, timer)).await {
                 Ok(stream) => {
                     // It did not fail: it may be asked again for this request.
                     tried.0.pop();

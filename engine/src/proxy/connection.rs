@@ -3,7 +3,13 @@
 //! Most connections are idle most of the time, so what a waiting connection keeps is small: everything that a
 //! request needs is boxed in `exchange` and gone when it ends.
 
-use std::{cell::RefCell, future::poll_fn, net::IpAddr, rc::Rc, task::Poll};
+use std::{
+    cell::RefCell,
+    future::{Future, poll_fn},
+    net::IpAddr,
+    rc::Rc,
+    task::Poll,
+};
 
 use super::{Shared, Site, exchange::exchange, inbox::Inbox};
 use crate::{
@@ -22,8 +28,8 @@ pub(super) struct Connection {
     pub(super) inbox: Inbox,
     /// The client's address, once a request has asked for it.
     peer: Option<IpAddr>,
-    /// When the head of the first request is due (ms): it counts from accept.
-    head_due: Option<u64>,
+    /// When the head of the first request is due (ms): it counts from accept. 0 = the first has come.
+    head_due: u64,
 }
 
 /// How a connection goes on after an exchange.
@@ -53,8 +59,11 @@ impl Connection {
     }
 
     /// When the head that begins now is due (ms).
-    pub(super) fn head_due(&mut self, site: &Site) -> u64 {
-        self.head_due.take().unwrap_or_else(|| self.shared.ring.now() + site.settings.timeouts.request_ms)
+    pub(super) fn head_due(&self, site: &Site) -> u64 {
+        match self.head_due {
+            0 => self.shared.ring.now() + site.settings.timeouts.request_ms,
+            due => due,
+        }
     }
 
     /// Waits for the first bytes of a request. `false`: there will be none.
@@ -64,8 +73,8 @@ impl Connection {
             return true;
         }
         match self.head_due {
-            Some(due) => self.timer.set_at(due),
-            None => self.timer.set(self.site.borrow().settings.timeouts.front_ms),
+            0 => self.timer.set(self.site.borrow().settings.timeouts.front_ms),
+            due => self.timer.set_at(due),
         }
         poll_fn(|context| match self.client.poll_receive(context) {
             Poll::Ready(Ok(Received::Data(buffer))) => {
@@ -97,39 +106,73 @@ impl Connection {
 }
 
 /// Serves a connection until it ends.
-pub(super) async fn serve(shared: Rc<Shared>, site: Rc<RefCell<Rc<Site>>>, client: Stream) {
+pub(super) fn serve(
+    shared: Rc<Shared>,
+    site: Rc<RefCell<Rc<Site>>>,
+    client: Stream,
+) -> impl Future<Output = ()> {
     shared.note_open();
     let timer = Timer::new(&shared.ring);
-    let head_due = Some(shared.ring.now() + site.borrow().settings.timeouts.request_ms);
+    let head_due = (shared.ring.now() + site.borrow().settings.timeouts.request_ms).max(1);
     let mut connection =
         Connection { shared, site, client, timer, inbox: Inbox::default(), peer: None, head_due };
-    loop {
-        if connection.inbox.is_empty() && !connection.wait().await {
-            // Idle, and nothing on its way out that a close could cut, unless the last answer still is.
-            if connection.client.is_sending() {
-                Box::pin(connection.linger()).await;
-            }
-            break;
-        }
-        let next = Box::pin(exchange(&mut connection)).await;
-        // From now on it is idle between requests.
-        connection.head_due = None;
-        match next {
-            Next::Request => {}
-            Next::Close => {
-                Box::pin(connection.linger()).await;
-                break;
-            }
-            Next::Abort { reset } => {
-                if reset {
-                    connection.client.reset_on_close();
+    // A block, not a function: its arguments would stay in the future beside the connection made from them.
+    async move {
+        loop {
+            if connection.inbox.is_empty() && !connection.wait().await {
+                // Idle, and nothing on its way out that a close could cut, unless the last answer still is.
+                if connection.client.is_sending() {
+                    Box::pin(connection.linger()).await;
                 }
                 break;
             }
+            let next = Box::pin(exchange(&mut connection)).await;
+            // From now on it is idle between requests.
+            connection.head_due = 0;
+            match next {
+                Next::Request => {}
+                Next::Close => {
+                    Box::pin(connection.linger()).await;
+                    break;
+                }
+                Next::Abort { reset } => {
+                    if reset {
+                        connection.client.reset_on_close();
+                    }
+                    break;
+                }
+            }
         }
+        let shared = Rc::clone(&connection.shared);
+        // The descriptor is given up before the count goes down: who waits for it can have it.
+        drop(connection);
+        shared.note_closed();
     }
-    let shared = Rc::clone(&connection.shared);
-    // The descriptor is given up before the count goes down: who waits for it can have it.
-    drop(connection);
-    shared.note_closed();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sizes of the futures that a function of one or of three arguments returns.
+    fn size_of_one<'a, F>(_: impl FnOnce(&'a mut Connection) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    fn size_of_three<A, B, C, F>(_: impl FnOnce(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_connection_that_waits_takes_little_memory() {
+        let size = size_of_three(serve);
+        assert!(size <= 160, "{size} bytes");
+    }
+
+    #[test]
+    fn what_a_request_takes_fits_the_allocators_fast_path() {
+        // The largest that glibc keeps in its per-thread cache is 1,032 bytes.
+        let size = size_of_one(exchange);
+        assert!(size <= 1_032, "{size} bytes");
+    }
 }

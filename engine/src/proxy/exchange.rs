@@ -7,7 +7,7 @@ use super::{
     connection::{Connection, Next},
     inbox::Inbox,
     relay::{Decoder, flush},
-    response::{self, Failure},
+    response::{self, Failure, Way},
     site::Action,
     tunnel, upload,
 };
@@ -259,15 +259,15 @@ async fn forward(connection: &mut Connection, planned: Planned) -> Result<Next, 
         }
         upstream.stream.start_send_kept(head);
         let outcome = if whole {
-            response::forward(
-                &shared,
-                &request,
-                &connection.client,
-                &connection.timer,
-                &upstream.stream,
-                None,
-            )
-            .await
+            let way = Way {
+                shared: &shared,
+                request: &request,
+                client: &connection.client,
+                timer: &connection.timer,
+                upstream: &upstream.stream,
+                beside: None,
+            };
+            response::forward(way).await
         } else {
             let body = upload::Body { decoder, moved };
             return Box::pin(with_upload(connection, &request, upstream, body)).await;

@@ -15,7 +15,18 @@ enum Held {
     /// In the arena, where they were received.
     Lent(Buf),
     /// Copied together, from `start` on.
-    Joined { bytes: Vec<u8>, start: usize },
+    Joined(Box<Joined>),
+}
+
+struct Joined {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl Held {
+    fn joined(bytes: &[u8]) -> Held {
+        Held::Joined(Box::new(Joined { bytes: bytes.to_vec(), start: 0 }))
+    }
 }
 
 impl Inbox {
@@ -23,7 +34,7 @@ impl Inbox {
         match &self.held {
             Held::Nothing => &[],
             Held::Lent(buffer) => buffer,
-            Held::Joined { bytes, start } => &bytes[*start..],
+            Held::Joined(joined) => &joined.bytes[joined.start..],
         }
     }
 
@@ -31,7 +42,7 @@ impl Inbox {
         match &mut self.held {
             Held::Nothing => &mut [],
             Held::Lent(buffer) => buffer,
-            Held::Joined { bytes, start } => &mut bytes[*start..],
+            Held::Joined(joined) => &mut joined.bytes[joined.start..],
         }
     }
 
@@ -46,8 +57,8 @@ impl Inbox {
             return;
         }
         self.settle();
-        if let Held::Joined { bytes, .. } = &mut self.held {
-            bytes.extend_from_slice(&buffer);
+        if let Held::Joined(joined) = &mut self.held {
+            joined.bytes.extend_from_slice(&buffer);
         }
     }
 
@@ -55,8 +66,8 @@ impl Inbox {
     pub(super) fn push_copy(&mut self, more: &[u8]) {
         self.settle();
         match &mut self.held {
-            Held::Joined { bytes, .. } => bytes.extend_from_slice(more),
-            held => *held = Held::Joined { bytes: more.to_vec(), start: 0 },
+            Held::Joined(joined) => joined.bytes.extend_from_slice(more),
+            held => *held = Held::joined(more),
         }
     }
 
@@ -64,9 +75,9 @@ impl Inbox {
     pub(super) fn settle(&mut self) {
         match &self.held {
             Held::Lent(buffer) if buffer.is_empty() => self.held = Held::Nothing,
-            Held::Lent(buffer) => self.held = Held::Joined { bytes: buffer.to_vec(), start: 0 },
-            Held::Joined { bytes, start } if *start == bytes.len() => self.held = Held::Nothing,
-            Held::Nothing | Held::Joined { .. } => {}
+            Held::Lent(buffer) => self.held = Held::joined(buffer),
+            Held::Joined(joined) if joined.start == joined.bytes.len() => self.held = Held::Nothing,
+            Held::Nothing | Held::Joined(_) => {}
         }
     }
 
@@ -80,10 +91,10 @@ impl Inbox {
                     self.held = Held::Nothing;
                 }
             }
-            Held::Joined { bytes, start } => {
-                *start += count;
-                debug_assert!(*start <= bytes.len());
-                if *start >= bytes.len() {
+            Held::Joined(joined) => {
+                joined.start += count;
+                debug_assert!(joined.start <= joined.bytes.len());
+                if joined.start >= joined.bytes.len() {
                     self.held = Held::Nothing;
                 }
             }
@@ -104,7 +115,10 @@ impl Inbox {
                 Outgoing::Received(buffer)
             }
             // Built from receives: far below 4 GiB.
-            Held::Joined { bytes, start } => Outgoing::Owned(bytes, start as u32..(start + kept) as u32),
+            Held::Joined(joined) => {
+                let Joined { bytes, start } = *joined;
+                Outgoing::Owned(bytes, start as u32..(start + kept) as u32)
+            }
         }
     }
 }

@@ -22,8 +22,8 @@ const COALESCE: usize = 16 * 1024;
 pub(super) enum Decoder {
     /// This many bytes follow.
     Length(u64),
-    /// Chunks follow.
-    Chunked(ChunkedBody),
+    /// Chunks follow. Boxed, so that the others stay small.
+    Chunked(Box<ChunkedBody>),
     /// The end of the connection is the end.
     UntilClose {
         /// It leaves in chunks of our making.
@@ -75,9 +75,14 @@ pub(super) struct Relay<'a> {
 
 /// Waits until a send has completed, as long as it gets on at least every `stall_ms`.
 pub(super) async fn flush(to: &Stream, timer: &Timer, stall_ms: u64) -> Result<(), RelayError> {
-    if !to.is_sending() {
-        return to.flush().await.map_err(|_| RelayError::SinkBroken);
+    if to.is_sending() {
+        // Boxed: rare, and it would make every future that sends twice as large.
+        return Box::pin(flush_slowly(to, timer, stall_ms)).await;
     }
+    to.flush().await.map_err(|_| RelayError::SinkBroken)
+}
+
+async fn flush_slowly(to: &Stream, timer: &Timer, stall_ms: u64) -> Result<(), RelayError> {
     let mut progress = to.send_progress();
     loop {
         timer.set(stall_ms);
@@ -124,7 +129,7 @@ impl Decoder {
 
     /// For a message in chunks.
     pub(super) fn chunked(emit: Emit, max_fields: u16) -> Decoder {
-        Decoder::Chunked(ChunkedBody::new(emit, max_fields))
+        Decoder::Chunked(Box::new(ChunkedBody::new(emit, max_fields)))
     }
 
     /// Appends to `head` what of the body is in `inbox` already, if it is not too much. `true`: that was all of it.

@@ -70,35 +70,75 @@ struct Final {
     upgraded: bool,
 }
 
+/// Where a response comes from and goes to.
+pub(super) struct Way<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) request: &'a Request,
+    pub(super) client: &'a Stream,
+    pub(super) timer: &'a Timer,
+    pub(super) upstream: &'a Stream,
+    /// The upload that runs beside, if there is one.
+    pub(super) beside: Option<&'a Beside>,
+}
+
 /// Receives the response and passes it on.
-pub(super) async fn forward(
-    shared: &Shared,
-    request: &Request,
-    client: &Stream,
-    timer: &Timer,
-    upstream: &Stream,
-    beside: Option<&Beside>,
-) -> Result<Answered, Failure> {
-    let timeouts = &request.site.settings.timeouts;
+pub(super) async fn forward(way: Way<'_>) -> Result<Answered, Failure> {
+    let timeouts = &way.request.site.settings.timeouts;
     let mut inbox = Inbox::default();
+    let Final { mut head, mut decoder, framing, keep_alive, reusable, upgraded } =
+        await_head(&way, &mut inbox).await?;
+    if let Some(beside) = way.beside {
+        beside.answered.set(true);
+    }
+    if upgraded {
+        send(&way, head).await?;
+        return Ok(Answered { keep_alive: false, reusable: false, upgraded, leftover: inbox });
+    }
+    let mut moved = 0;
+    // The head has not gone out yet: what is wrong with the body's beginning can still be told.
+    let whole = decoder
+        .coalesce(&mut inbox, &mut head, &mut moved)
+        .map_err(|_| Failure::Silent(Reason::BackendBadResponse))?;
+    send(&way, head).await?;
+    if !whole {
+        let mut relay = Relay {
+            shared: way.shared,
+            from: way.upstream,
+            inbox: &mut inbox,
+            to: way.client,
+            decoder,
+            timer: way.timer,
+            patience: Patience::Each(timeouts.back_ms),
+            stall_ms: timeouts.front_ms,
+            limit: 0,
+            moved,
+        };
+        let outcome = Box::pin(relay.run()).await;
+        way.shared.counters.add(Counter::BytesOut, relay.moved);
+        outcome.map_err(|error| cut(error, framing))?;
+    }
+    // Bytes behind the response belong to nobody: they must not reach the next client.
+    Ok(Answered { keep_alive, reusable: reusable && inbox.is_empty(), upgraded, leftover: Inbox::default() })
+}
+
+/// Receives until the final head is complete; passes interim responses on.
+async fn await_head(way: &Way<'_>, inbox: &mut Inbox) -> Result<Final, Failure> {
+    let Way { shared, request, upstream, timer, .. } = way;
+    let back_ms = request.site.settings.timeouts.back_ms;
     let mut progress = HeadProgress::default();
     let mut interim = 0;
-    let mut due = shared.ring.now() + timeouts.back_ms;
-    let final_head = loop {
+    let mut due = shared.ring.now() + back_ms;
+    loop {
         if !inbox.is_empty() {
-            match read(shared, request, &mut inbox, &mut progress)? {
-                Head::Final(head) => break head,
+            match read(shared, request, inbox, &mut progress)? {
+                Head::Final(head) => return Ok(head),
                 Head::Interim(out) => {
                     interim += 1;
                     if interim > MAX_INTERIM {
                         return Err(Failure::Silent(Reason::BackendBadResponse));
                     }
-                    if let Some(beside) = beside {
-                        beside.answered.set(true);
-                    }
-                    if let Some(out) = out {
-                        send(shared, client, timer, timeouts.front_ms, out).await?;
-                    }
+                    // Boxed: rare, and large beside what waits for an ordinary response.
+                    Box::pin(pass_interim(way, out)).await?;
                     progress = HeadProgress::default();
                     continue;
                 }
@@ -112,46 +152,22 @@ pub(super) async fn forward(
                 return Err(Failure::Silent(Reason::BackendClosed));
             }
             Ok(Ok(Received::Finished) | Err(_)) => return Err(Failure::Silent(Reason::BackendBadResponse)),
-            Err(_) if beside.is_some_and(|beside| beside.uploading.get()) => {
-                due = shared.ring.now() + timeouts.back_ms;
+            Err(_) if way.beside.is_some_and(|beside| beside.uploading.get()) => {
+                due = shared.ring.now() + back_ms;
             }
             Err(_) => return Err(Failure::Silent(Reason::BackendTimeout)),
         }
-    };
-    if let Some(beside) = beside {
+    }
+}
+
+async fn pass_interim(way: &Way<'_>, out: Option<Vec<u8>>) -> Result<(), Failure> {
+    if let Some(beside) = way.beside {
         beside.answered.set(true);
     }
-    let Final { mut head, mut decoder, framing, keep_alive, reusable, upgraded } = final_head;
-    if upgraded {
-        send(shared, client, timer, timeouts.front_ms, head).await?;
-        return Ok(Answered { keep_alive: false, reusable: false, upgraded, leftover: inbox });
+    match out {
+        Some(out) => send(way, out).await,
+        None => Ok(()),
     }
-    let mut moved = 0;
-    let whole = match decoder.coalesce(&mut inbox, &mut head, &mut moved) {
-        Ok(whole) => whole,
-        // The head has not gone out yet.
-        Err(_) => return Err(Failure::Silent(Reason::BackendBadResponse)),
-    };
-    send(shared, client, timer, timeouts.front_ms, head).await?;
-    if !whole {
-        let mut relay = Relay {
-            shared,
-            from: upstream,
-            inbox: &mut inbox,
-            to: client,
-            decoder,
-            timer,
-            patience: Patience::Each(timeouts.back_ms),
-            stall_ms: timeouts.front_ms,
-            limit: 0,
-            moved,
-        };
-        let outcome = Box::pin(relay.run()).await;
-        shared.counters.add(Counter::BytesOut, relay.moved);
-        outcome.map_err(|error| cut(error, framing))?;
-    }
-    // Bytes behind the response belong to nobody: they must not reach the next client.
-    Ok(Answered { keep_alive, reusable: reusable && inbox.is_empty(), upgraded, leftover: Inbox::default() })
 }
 
 fn cut(error: RelayError, framing: OutFraming) -> Failure {
@@ -166,17 +182,12 @@ fn cut(error: RelayError, framing: OutFraming) -> Failure {
     }
 }
 
-async fn send(
-    shared: &Shared,
-    client: &Stream,
-    timer: &Timer,
-    front_ms: u64,
-    out: Vec<u8>,
-) -> Result<(), Failure> {
-    match flush(client, timer, front_ms).await {
+async fn send(way: &Way<'_>, out: Vec<u8>) -> Result<(), Failure> {
+    let front_ms = way.request.site.settings.timeouts.front_ms;
+    match flush(way.client, way.timer, front_ms).await {
         Ok(()) => {
-            shared.counters.add(Counter::BytesOut, out.len() as u64);
-            client.start_send(out.into());
+            way.shared.counters.add(Counter::BytesOut, out.len() as u64);
+            way.client.start_send(out.into());
             Ok(())
         }
         Err(RelayError::SinkStalled) => Err(Failure::ClientStalled),

@@ -14,7 +14,7 @@ use super::{
     exchange::Request,
     pace::Pace,
     relay::{Decoder, Patience, Relay, RelayError, flush},
-    response::{self, Answered, Beside, Failure},
+    response::{self, Answered, Beside, Failure, Way},
 };
 use crate::{
     http::{Reason, Version},
@@ -64,7 +64,8 @@ pub(super) async fn run(
             }
             relay.run().await
         });
-        let mut answer = pin!(response::forward(&shared, request, client, timer, upstream, Some(&beside)));
+        let way = Way { shared: &shared, request, client, timer, upstream, beside: Some(&beside) };
+        let mut answer = pin!(response::forward(way));
         poll_fn(|context| {
             if uploaded.is_none()
                 && let Poll::Ready(outcome) = upload.as_mut().poll(context)

@@ -33,9 +33,9 @@ const QUEUE_HIGH: u16 = 8;
 /// Sends up to this size (bytes) are left to the kernel until all of it has gone.
 const SMALL_SEND: usize = 16 * 1024;
 /// Heads are written into buffers that start at this size (bytes).
-const HEAD_SIZE: usize = 2048;
+const HEAD_SIZE: usize = 1024;
 /// Buffers of a kind that are kept for the next user.
-const KEPT_HEADS: usize = 256;
+const KEPT_HEADS: usize = 1024;
 const KEPT_BULK: usize = 16;
 
 /// A worker's ring. Clones are handles to the same one.

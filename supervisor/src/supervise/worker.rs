@@ -285,6 +285,9 @@ impl Worker {
             cpu_system_ms,
             io_uring_level: process.map_or(0, |process| process.io_uring_level),
             io_uring_features: process.map_or_else(Vec::new, |process| process.io_uring_features.clone()),
+            ring_enters: self.counters.get(Counter::RingEnters),
+            ring_sqes: self.counters.get(Counter::RingSqes),
+            ring_cqes: self.counters.get(Counter::RingCqes),
         }
     }
 }

@@ -75,12 +75,8 @@ fn more_fields_than_their_limit_get_431() {
 fn a_target_longer_than_its_limit_gets_414() {
     let request = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(8192));
     refused(&[], request.as_bytes(), 414, "target_too_long");
-    refused(
-        &["max_target_size = 64"],
-        b"GET /0123456789 HTTP/1.1\r\nHost: a\r\n\r\n",
-        414,
-        "target_too_long",
-    );
+    let request = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(64));
+    refused(&["max_target_size = 64"], request.as_bytes(), 414, "target_too_long");
 }
 
 #[test]
