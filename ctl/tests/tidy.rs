@@ -1,5 +1,5 @@
 //! The whole repository is as its readers may expect it: what no compiler looks at.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "the helpers of a test fail with it")]
+#![expect(clippy::unwrap_used, reason = "the helpers of a test fail with it")]
 
 use std::{
     collections::BTreeMap,

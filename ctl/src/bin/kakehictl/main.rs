@@ -1,6 +1,6 @@
 //! `kakehictl`: the command line of a running kakehi.
 //!
-//! [`cli`] says which words there are, [`client`] asks the supervisor, [`print`] shows the answer.
+//! [`cli`] says which words there are, [`client`] asks the supervisor, [`mod@print`] shows the answer.
 //! Exit codes: 0 done, 1 refused, 2 usage, 3 not reachable.
 
 mod cli;
