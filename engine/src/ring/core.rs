@@ -14,6 +14,7 @@ use std::{
 use io_uring::{cqueue, opcode, squeue, types};
 
 use super::{
+    batching::Batching,
     buffers::{Buf, BufferRing, Link, Pool},
     features::Features,
     setup::{Settings, SetupError},
@@ -58,6 +59,7 @@ pub(super) struct Core {
     now: Cell<u64>,
     /// Tasks were made ready by other tasks: the next turn must not sleep.
     local_work: Cell<bool>,
+    batching: RefCell<Batching>,
     heads: RefCell<Vec<Vec<u8>>>,
     bulk: RefCell<Vec<Vec<u8>>>,
     pub(super) pipes: RefCell<Vec<Pipe>>,
@@ -93,6 +95,7 @@ impl Ring {
                 began: Instant::now(),
                 now: Cell::new(0),
                 local_work: Cell::new(false),
+                batching: RefCell::default(),
                 heads: RefCell::default(),
                 bulk: RefCell::default(),
                 pipes: RefCell::default(),
@@ -206,7 +209,7 @@ impl Core {
         };
         {
             let mut uring = self.uring.borrow_mut();
-            uring.enter(wait)?;
+            uring.enter(wait, self.batching.borrow_mut().wanted(self.now.get()))?;
             uring.reap(completions);
         }
         // From what `Instant` counts since the ring began: below 2^64 ms for half a billion years.
@@ -303,6 +306,7 @@ impl Core {
                     self.pool.set_link(socket.last, Link { next: id, ..self.pool.link(socket.last) });
                 }
                 socket.last = id;
+                self.batching.borrow_mut().received(&mut socket.window);
                 socket.queued += 1;
                 // Where buffers are scarce nobody keeps more than one unread.
                 let scarce = self.pool.free_count() < usize::from(self.pool.count()) / 4;

@@ -14,12 +14,14 @@
 //! | `socket` | the state of one socket: what is in flight, what has arrived |
 //! | `stream`, `listener`, `timer` | the handles that protocol code holds |
 //! | `splice` | large bodies from socket to socket without a copy |
+//! | `batching` | how many completions are worth waiting for |
 //! | `buffers` | the arena that receives land in |
 //!
 //! What this folder promises: memory that the kernel may touch is owned by the socket table until the last
 //! completion of its operation; a completion reaches the socket it is for or nobody (a generation in every mark);
 //! a descriptor is closed once, after its last completion; what a peer can make us hold is bounded.
 
+mod batching;
 mod buffers;
 mod core;
 mod features;

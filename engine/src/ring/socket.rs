@@ -117,6 +117,8 @@ pub(super) struct Socket {
     pub(super) wants_send: bool,
     /// A cancel of the receive is under way.
     pub(super) pausing: bool,
+    /// The window in which it last received something; see `batching`.
+    pub(super) window: u8,
     /// Waits for a buffer in the queue of the starved.
     pub(super) starved: bool,
     /// Received buffers, linked through the arena: how many, the first, the last.
@@ -144,6 +146,7 @@ impl Socket {
             wants_receive: false,
             wants_send: false,
             pausing: false,
+            window: 0,
             starved: false,
             queued: 0,
             first: 0,

@@ -8,6 +8,7 @@ use io_uring::{IoUring, opcode, squeue, types};
 
 use super::{
     Unusable,
+    batching::LONGEST_WAIT_US,
     features::{Features, builder},
 };
 
@@ -15,8 +16,8 @@ use super::{
 const SUBMISSION_ENTRIES: u32 = 1024;
 /// Completion entries. Many more than submissions: one multishot entry completes many times.
 const COMPLETION_ENTRIES: u32 = 8192;
-/// After so long a wait for a piece of news beside the completions that were expected settles for less (us).
-const SETTLE_US: u32 = 200;
+/// With fewer, the second timer that such a wait sets costs more than the system call that it saves.
+const LEAST_EXPECTED: u32 = 4;
 /// Most completions that are expected at once: their number must stay below the completion queue's room.
 const MOST_IMMEDIATE: u32 = 256;
 /// Completions handled between two submissions, so that a burst does not delay its own answers.
@@ -167,8 +168,8 @@ impl Uring {
         }
     }
 
-    /// Submits what is queued and waits.
-    pub(super) fn enter(&mut self, wait: Wait) -> io::Result<()> {
+    /// Submits what is queued and waits, for `news` events rather than one where that pays and does not take long.
+    pub(super) fn enter(&mut self, wait: Wait, news: u32) -> io::Result<()> {
         if !self.backlog.is_empty() {
             self.fill_from_backlog();
         }
@@ -192,9 +193,9 @@ impl Uring {
             Wait::No => 0,
             // The sends' own completions are no news: without this every batch of them would end a wait that has
             // not begun. If one of them does not complete at once after all, the wait settles for what there is.
-            _ if self.min_wait && immediate > 0 => {
-                argument.min_wait_us = SETTLE_US;
-                immediate.min(MOST_IMMEDIATE) + 1
+            _ if self.min_wait && immediate.max(news) >= LEAST_EXPECTED => {
+                argument.min_wait_us = LONGEST_WAIT_US;
+                immediate.min(MOST_IMMEDIATE) + news.max(1)
             }
             _ => 1,
         };
