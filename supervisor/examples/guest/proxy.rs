@@ -124,7 +124,8 @@ impl<'a> Proxy<'a> {
         let list = list.as_array().ok_or("kakehictl workers --json printed no array")?;
         let workers: Vec<Worker> = list.iter().map(worker).collect::<Result<_, _>>()?;
         for worker in &workers {
-            if !self.seen.contains(&worker.pid) {
+            // 0 stands for no process, while one that died has no successor yet.
+            if worker.pid != 0 && !self.seen.contains(&worker.pid) {
                 self.seen.push(worker.pid);
             }
         }

@@ -68,7 +68,11 @@ pub(super) fn raise_limits(workers: usize, max_connections: u32, listeners: usiz
     let (workers, listeners) = (workers as rlim_t, listeners as rlim_t);
 
     let memlock_needed = workers * LOCKED_MEMORY_PER_WORKER;
-    let memlock = raise("RLIMIT_MEMLOCK", Resource::RLIMIT_MEMLOCK, MEMLOCK_BASE + memlock_needed)?;
+    let memlock_wanted = MEMLOCK_BASE + memlock_needed;
+    // Root is not bound by this limit, but the scheduler of a worker looks at it all the same; and the kernel's own
+    // default, 64 KiB before 5.16, is below what it accepts.
+    let _ = raise_hard(Resource::RLIMIT_MEMLOCK, memlock_wanted);
+    let memlock = raise("RLIMIT_MEMLOCK", Resource::RLIMIT_MEMLOCK, memlock_wanted)?;
     if memlock < MEMLOCK_MINIMUM {
         return Err(Error::Memlock { limit: memlock });
     }
@@ -94,6 +98,12 @@ pub(super) fn raise_limits(workers: usize, max_connections: u32, listeners: usiz
         return Ok(possible);
     }
     Ok(max_connections)
+}
+
+/// Raises the hard limit to `wanted`, never lowers it. Takes `CAP_SYS_RESOURCE`.
+fn raise_hard(resource: Resource, wanted: rlim_t) -> nix::Result<()> {
+    let (soft, hard) = getrlimit(resource)?;
+    if hard >= wanted { Ok(()) } else { setrlimit(resource, soft, wanted) }
 }
 
 /// Raises the soft limit to `wanted` or as far as the hard limit lets, never lowers it; returns what it is then.
