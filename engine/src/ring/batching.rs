@@ -81,7 +81,7 @@ mod tests {
     fn a_burst_is_forgotten_when_the_next_window_is_quiet() {
         let mut batching = Batching::default();
         batching.wanted(WINDOW_MS);
-        let mut seen = vec![0; 200];
+        let mut seen = [0; 200];
         (0..5).for_each(|_| seen.iter_mut().for_each(|seen| batching.received(seen)));
         assert!(batching.wanted(2 * WINDOW_MS) > 2);
         assert_eq!(batching.wanted(3 * WINDOW_MS), 0);
