@@ -2,7 +2,7 @@
 //!
 //! Every message travels in an [`Envelope`] with the version of the vocabulary, one [`crate::wire`] frame each.
 
-use std::net::SocketAddr;
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -75,6 +75,10 @@ pub struct Status {
     pub requests: u64,
     /// Workers that died and were replaced.
     pub restarts: u64,
+    /// Every counter and gauge by its name, summed over the workers; `answers.REASON` are the answers of kakehi's own
+    /// making, by the reason code that stands in their body.
+    #[serde(default)]
+    pub counters: BTreeMap<String, u64>,
     /// One line each.
     pub workers: Vec<WorkerInfo>,
 }

@@ -106,6 +106,7 @@ fn status() -> Status {
         connections: 12,
         requests: 99,
         restarts: 0,
+        counters: [("http.requests".to_owned(), 99)].into(),
         workers: workers(),
     }
 }

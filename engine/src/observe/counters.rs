@@ -181,6 +181,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_counter_stands_in_the_manual() {
+        let manual = include_str!("../../../docs/kakehictl.md");
+        for counter in Counter::ALL {
+            let kind = if counter.is_gauge() { "gauge" } else { "counter" };
+            let row = format!("| `{}` | {kind} |", counter.name());
+            assert!(manual.contains(&row), "{row}");
+        }
+    }
+
+    #[test]
     fn a_successor_goes_on_where_its_predecessor_stopped_but_gauges_start_at_zero() {
         let (supervisor, file) = Counters::create(c"test").unwrap();
         let first = Counters::map(&file).unwrap();

@@ -412,6 +412,7 @@ impl Supervisor {
             connections: workers.iter().map(|worker| worker.connections).sum(),
             requests: workers.iter().map(|worker| worker.requests).sum(),
             restarts: self.restarts,
+            counters: worker::sum(&self.workers),
             workers,
         }
     }

@@ -5,6 +5,7 @@
 //! `Dead` between the end of one process and the start of the next.
 
 use std::{
+    collections::BTreeMap,
     ffi::CString,
     fs,
     io::{self, Write as _},
@@ -18,7 +19,10 @@ use kakehi_ctl::{
     order::{Envelope, Order, Report, WorkerInfo, WorkerState},
     wire,
 };
-use kakehi_engine::observe::{Counter, Counters};
+use kakehi_engine::{
+    http::Reason,
+    observe::{Counter, Counters},
+};
 use nix::sys::signal::Signal;
 use tokio::{
     sync::mpsc::{Sender, channel},
@@ -320,6 +324,20 @@ fn cpu_time_ms(pid: u32) -> Option<(u64, u64)> {
 fn cpu_ticks(stat: &str) -> Option<(u64, u64)> {
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
     Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+}
+
+/// Every counter by its name, summed over `workers`, and the answers by reason.
+pub(super) fn sum(workers: &[Worker]) -> BTreeMap<String, u64> {
+    let counters = Counter::ALL.iter().map(|counter| {
+        // What a process that is gone had open is open no more.
+        let counted = workers.iter().filter(|worker| worker.process.is_some() || !counter.is_gauge());
+        (counter.name().to_owned(), counted.map(|worker| worker.counters.get(*counter)).sum())
+    });
+    let answers = Reason::ALL.iter().map(|reason| {
+        let answers = workers.iter().map(|worker| worker.counters.answers(*reason)).sum();
+        (format!("answers.{}", reason.code()), answers)
+    });
+    counters.chain(answers).collect()
 }
 
 #[cfg(test)]

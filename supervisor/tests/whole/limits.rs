@@ -329,3 +329,29 @@ fn running_out_of_descriptors_neither_spins_nor_loses_a_client() {
     }
     assert_eq!(proxy.worker(), worker, "the worker is the same");
 }
+
+#[test]
+fn more_connections_than_receive_buffers_are_all_served() {
+    const CLIENTS: usize = 200;
+    let backend = Backend::respond(OK);
+    let proxy = Config::to(&backend).root("buffer_count = 16").start();
+    let mut clients: Vec<Client> = (0..CLIENTS).map(|_| proxy.client()).collect();
+    for _ in 0..5 {
+        // All at once: far more arrives than there are buffers for.
+        clients.iter_mut().for_each(|client| client.send(GET));
+        clients.iter_mut().for_each(|client| client.response().expect(200, "ok"));
+    }
+}
+
+#[test]
+fn each_refusal_is_counted_by_its_reason() {
+    let backend = Backend::respond(OK);
+    let proxy = Config::to(&backend).listener("max_head_size = 512").start();
+    let long = format!("GET / HTTP/1.1\r\nHost: a\r\nX-Long: {}\r\n\r\n", "x".repeat(600));
+    for _ in 0..3 {
+        exchange(&proxy, &long).expect_answer(431, "head_too_large");
+    }
+    let counters = &proxy.ctl_json("status")["counters"];
+    assert_eq!(counters["answers.head_too_large"], 3, "{counters}");
+    assert!(counters["http.own_answers"].as_u64() >= Some(3), "{counters}");
+}
