@@ -295,7 +295,7 @@ impl BufferRing {
         self.published
     }
 
-    #[cfg(test)]
+    /// Buffers that the kernel has.
     pub(super) fn published(&self) -> u16 {
         self.published
     }

@@ -309,7 +309,7 @@ impl Core {
                 self.batching.borrow_mut().received(&mut socket.window);
                 socket.queued += 1;
                 // Where buffers are scarce nobody keeps more than one unread.
-                let scarce = self.pool.free_count() < usize::from(self.pool.count()) / 4;
+                let scarce = self.buffers_at_hand() < usize::from(self.pool.count()) / 4;
                 let high = if scarce { 1 } else { QUEUE_HIGH };
                 if more && socket.queued >= high && !socket.pausing {
                     socket.pausing = true;
@@ -341,6 +341,12 @@ impl Core {
             socket.wants_receive = false;
             socket.wake();
         }
+    }
+
+    /// Buffers that nobody holds: on the free list, or published to the kernel.
+    fn buffers_at_hand(&self) -> usize {
+        let published = self.provided.borrow().as_ref().map_or(0, BufferRing::published);
+        self.pool.free_count() + usize::from(published)
     }
 
     fn starve(&self, socket: &mut Socket, mark: Mark) {
