@@ -199,6 +199,8 @@ impl Core {
     }
 
     fn turn(&self, completions: &mut Vec<Completion>) -> io::Result<()> {
+        // Before the wait: the tasks that have just run gave buffers back, and somebody may be starving for them.
+        self.feed();
         let wait = if self.local_work.replace(false) {
             Wait::No
         } else {
@@ -218,7 +220,6 @@ impl Core {
             self.complete(*completion);
         }
         self.wheel.borrow_mut().advance(self.now.get());
-        self.feed();
         Ok(())
     }
 
