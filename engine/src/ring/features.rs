@@ -22,7 +22,7 @@ use super::{Unusable, buffers::BufferRing, uring::limit_per_turn};
 /// | 1 | 5.11 | timeouts as an argument of the wait (`EXT_ARG`) |
 /// | 2 | 5.19 | provided-buffer ring, multishot accept, `COOP_TASKRUN`, `SUBMIT_ALL` |
 /// | 3 | 6.0 | multishot receive, `SINGLE_ISSUER` |
-/// | 4 | 6.1 | `DEFER_TASKRUN`, and what came later (`NO_SQARRAY`, `NO_IOWAIT`) |
+/// | 4 | 6.1 | `DEFER_TASKRUN`, and what came later (`NO_SQARRAY`, minimum wait, limited multishot) |
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Level(u8);
 
