@@ -284,9 +284,7 @@ async fn forward(connection: &mut Connection, planned: Planned) -> Result<Next, 
                 return Ok(if answered.keep_alive { Next::Request } else { Next::Close });
             }
             // It may never have read the request: RFC 9110 section 9.2.2 lets us repeat it, once.
-            Err(Failure::Silent(Reason::BackendClosed))
-                if upstream.reused && !repeated && request.method.is_idempotent() =>
-            {
+            Err(Failure::Unanswered) if upstream.reused && !repeated && request.method.is_idempotent() => {
                 match upstream.stream.take_kept() {
                     Some(again) => head = again,
                     None => return Err(refuse(Reason::BackendClosed)),
@@ -333,6 +331,7 @@ async fn with_upload(
 /// What becomes of the connection after a failure.
 fn fail(shared: &Shared, failure: Failure, refuse: impl Fn(Reason) -> Refused) -> Result<Next, Refused> {
     match failure {
+        Failure::Unanswered => Err(refuse(Reason::BackendClosed)),
         Failure::Silent(reason) => Err(refuse(reason)),
         Failure::Cut { reset } => {
             shared.counters.count(Counter::Requests);

@@ -34,7 +34,9 @@ pub(super) struct Answered {
 
 /// How an exchange ended that did not.
 pub(super) enum Failure {
-    /// The client has got nothing yet: it can be told.
+    /// The backend closed without a byte of an answer: it may never have read the request.
+    Unanswered,
+    /// The client has got no final answer yet: it can be told.
     Silent(Reason),
     /// The response is cut short; with `reset` nothing else would show that.
     Cut { reset: bool },
@@ -149,7 +151,10 @@ async fn await_head(way: &Way<'_>, inbox: &mut Inbox) -> Result<Final, Failure> 
         match timer.limit(upstream.receive()).await {
             Ok(Ok(Received::Data(buffer))) => inbox.push(buffer),
             Ok(Ok(Received::Finished) | Err(_)) if inbox.is_empty() => {
-                return Err(Failure::Silent(Reason::BackendClosed));
+                return Err(match interim {
+                    0 => Failure::Unanswered,
+                    _ => Failure::Silent(Reason::BackendClosed),
+                });
             }
             Ok(Ok(Received::Finished) | Err(_)) => return Err(Failure::Silent(Reason::BackendBadResponse)),
             Err(_) if way.beside.is_some_and(|beside| beside.uploading.get()) => {

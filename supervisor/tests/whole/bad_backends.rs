@@ -204,6 +204,27 @@ fn a_get_on_a_kept_connection_that_dies_is_asked_again_on_a_new_one() {
 }
 
 #[test]
+fn a_get_of_which_something_was_answered_is_never_asked_again() {
+    let backend = Backend::script(|conn| {
+        if conn.number == 0 {
+            conn.serve(|_| OK.to_vec());
+            conn.request();
+            conn.send("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n");
+            return;
+        }
+        while conn.serve(|_| OK.to_vec()) {}
+    });
+    let proxy = Proxy::to(&backend);
+    let mut client = proxy.client();
+    client.send("GET /1 HTTP/1.1\r\nHost: a\r\n\r\n");
+    client.response().expect(200, "ok");
+    client.send("GET /2 HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!(client.head().status(), 103);
+    client.response().expect_answer(502, "backend_closed");
+    assert_eq!(backend.targets(), ["/1", "/2"]);
+}
+
+#[test]
 fn a_post_whose_body_was_sent_is_never_asked_again() {
     let backend = forgetful();
     let proxy = Proxy::to(&backend);
