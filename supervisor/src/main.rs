@@ -18,10 +18,6 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-/// A batch of requests takes and gives back its memory together, more at a time than glibc's per-thread cache holds.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Exit code of a stop that cut something that was in flight: of the worker that did, and then of the supervisor.
 const EXIT_CUT: u8 = 3;
 
