@@ -37,7 +37,11 @@ impl Usage {
     pub fn of_tree(root: u32) -> Result<Self, BenchError> {
         let mut usage = Self::default();
         for pid in tree(root)? {
-            usage.add_process(pid).attempt(|| format!("cannot read the meters of process {pid}"))?;
+            match usage.add_process(pid) {
+                // A descendant may end between the listing and the reading.
+                Err(error) if pid != root && is_gone(&error) => {}
+                outcome => outcome.attempt(|| format!("cannot read the meters of process {pid}"))?,
+            }
         }
         if usage.cpu_ns == 0 {
             // A kernel without CONFIG_SCHED_INFO: ticks are all there is.
@@ -80,6 +84,11 @@ impl Usage {
         }
         Ok(())
     }
+}
+
+/// Whether a file of `/proc` cannot be read because its process has ended.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::ESRCH)
 }
 
 /// CPU time of one thread of this process (ns).
