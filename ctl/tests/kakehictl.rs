@@ -142,6 +142,7 @@ fn json_is_an_array_of_workers_and_an_object_of_status() {
         "id": 0, "pid": 4242, "core": 0, "state": "running", "connections": 12, "requests": 1_234_567,
         "cpu_user_ms": 1250, "cpu_system_ms": 20000, "io_uring_level": 4, "io_uring_features": ["defer_taskrun"],
         "ring_enters": 50_000, "ring_sqes": 2_500_000, "ring_cqes": 2_600_000,
+        "ring_no_buffers": 0, "ring_overflows": 0, "ring_bulk": 0,
     });
     assert_eq!(shown[0], expected);
     assert_eq!(shown[1]["core"], serde_json::Value::Null);
@@ -151,6 +152,7 @@ fn json_is_an_array_of_workers_and_an_object_of_status() {
     let shown: serde_json::Value = serde_json::from_str(&stdout).unwrap();
     assert_eq!(shown["requests"], 99);
     assert_eq!(shown["workers"][0]["pid"], 4242);
+    assert_eq!(shown["counters"]["http.requests"], 99);
 }
 
 #[test]
