@@ -39,6 +39,8 @@ pub(super) enum Next {
     Request,
     /// It ends; the client gets everything that was sent.
     Close,
+    /// As `Close`, and the client has said that this was its last request.
+    Finish,
     /// It ends at once: the client has gone, or must see that what it got is not the whole.
     Abort {
         /// Nothing but a reset shows that.
@@ -91,6 +93,14 @@ impl Connection {
         .await
     }
 
+    /// The client has said that it sends no more, and has been answered: whether the connection can close as it is.
+    /// RFC 9112 section 9.6 asks for a close in stages because of what a client may still send.
+    async fn finish(&self) -> bool {
+        let front_ms = self.site.borrow().settings.timeouts.front_ms;
+        let flushed = super::relay::flush(&self.client, &self.timer, front_ms).await;
+        flushed.is_err() || (self.inbox.is_empty() && self.client.is_read_up())
+    }
+
     /// Everything has been said: lets the client have it all before the connection closes.
     async fn linger(&self) {
         let front_ms = self.site.borrow().settings.timeouts.front_ms;
@@ -133,6 +143,12 @@ pub(super) fn serve(
                 Next::Request => {}
                 Next::Close => {
                     Box::pin(connection.linger()).await;
+                    break;
+                }
+                Next::Finish => {
+                    if !connection.finish().await {
+                        Box::pin(connection.linger()).await;
+                    }
                     break;
                 }
                 Next::Abort { reset } => {

@@ -27,11 +27,24 @@ pub(super) struct Request {
     pub(super) method: Method,
     pub(super) version: Version,
     pub(super) keep_alive: bool,
+    /// The client has said that it will send no other.
+    last: bool,
     pub(super) expect_continue: bool,
     pub(super) upgrade: bool,
     pub(super) site: Rc<Site>,
     /// Index in the site's targets.
     target: usize,
+}
+
+impl Request {
+    /// How the connection goes on when all of the request was read and answered.
+    fn next(&self, keep_alive: bool) -> Next {
+        match (keep_alive, self.last) {
+            (true, _) => Next::Request,
+            (false, true) => Next::Finish,
+            (false, false) => Next::Close,
+        }
+    }
 }
 
 /// A request that goes to a backend.
@@ -133,6 +146,7 @@ fn plan(connection: &mut Connection, site: &Rc<Site>, progress: &mut HeadProgres
         method: head.method,
         version: head.version,
         keep_alive: head.keep_alive && !shared.is_draining(),
+        last: !head.keep_alive,
         expect_continue: head.expect_continue && !ended,
         upgrade: head.upgrade,
         site: Rc::clone(site),
@@ -281,7 +295,7 @@ async fn forward(connection: &mut Connection, planned: Planned) -> Result<Next, 
                 if answered.reusable {
                     upstream.release(&shared.pooling);
                 }
-                return Ok(if answered.keep_alive { Next::Request } else { Next::Close });
+                return Ok(request.next(answered.keep_alive));
             }
             // It may never have read the request: RFC 9110 section 9.2.2 lets us repeat it, once.
             Err(Failure::Unanswered) if upstream.reused && !repeated && request.method.is_idempotent() => {
@@ -322,7 +336,7 @@ async fn with_upload(
                 upstream.release(&shared.pooling);
             }
             // Answered before the body was all there: what is still to come of it is not a request.
-            Ok(if answered.keep_alive && uploaded { Next::Request } else { Next::Close })
+            Ok(if uploaded { request.next(answered.keep_alive) } else { Next::Close })
         }
         Err(failure) => fail(&shared, failure, refuse),
     }

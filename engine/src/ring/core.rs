@@ -402,7 +402,8 @@ impl Core {
         let fd = types::Fd(socket.fd);
         let generation = socket.generation;
         let mark = Mark { operation: Operation::Receive, slot, generation };
-        let (mark, entry) = if self.features.multishot_recv {
+        let untried = std::mem::take(&mut socket.untried);
+        let (mark, entry) = if self.features.multishot_recv && !untried {
             // One buffer per turn: a sender in a hurry does not fill the queue before anybody has looked at it.
             let entry = opcode::RecvMulti::new(fd, BufferRing::GROUP).build();
             (mark, if self.features.recv_limit { limit_per_turn(entry, self.pool.size()) } else { entry })

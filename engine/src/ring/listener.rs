@@ -82,7 +82,7 @@ impl Listener {
                 return Poll::Pending;
             }
         };
-        Poll::Ready(Stream::adopt(&self.ring, sys::owned(fd)).map_err(AcceptError::Exhausted))
+        Poll::Ready(Stream::adopt_accepted(&self.ring, sys::owned(fd)).map_err(AcceptError::Exhausted))
     }
 
     /// Stops accepting until the next [`Listener::accept`], and waits until that is certain. Connections stay
@@ -124,7 +124,7 @@ impl Listener {
                 Err(_) => break,
             }
         }
-        accepted.into_iter().filter_map(|fd| Stream::adopt(&self.ring, fd).ok()).collect()
+        accepted.into_iter().filter_map(|fd| Stream::adopt_accepted(&self.ring, fd).ok()).collect()
     }
 }
 

@@ -115,6 +115,8 @@ pub(super) struct Socket {
     /// The waker wants to know of: something received, a send completed.
     pub(super) wants_receive: bool,
     pub(super) wants_send: bool,
+    /// Has received nothing yet, and may be gone after its first message: that one is received alone.
+    pub(super) untried: bool,
     /// A cancel of the receive is under way.
     pub(super) pausing: bool,
     /// The window in which it last received something; see `batching`.
@@ -145,6 +147,7 @@ impl Socket {
             closing: false,
             wants_receive: false,
             wants_send: false,
+            untried: false,
             pausing: false,
             window: 0,
             starved: false,

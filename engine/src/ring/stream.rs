@@ -91,6 +91,14 @@ impl Stream {
         Ok(Stream { core, slot })
     }
 
+    /// As [`Stream::adopt`], for a client that has just connected: it may have a single message to send, so that
+    /// the first receive is not a multishot one, which would have to be cancelled before the close.
+    pub(super) fn adopt_accepted(ring: &Ring, socket: OwnedFd) -> io::Result<Stream> {
+        let stream = Stream::adopt(ring, socket)?;
+        stream.core.sockets.borrow_mut().get(stream.slot).untried = true;
+        Ok(stream)
+    }
+
     /// Connects to an address, TCP or Unix. Dropping the future gives the attempt up.
     ///
     /// # Errors
@@ -368,6 +376,18 @@ impl Stream {
         match socket.sending.take()?.data {
             Outgoing::Owned(buffer, _) => Some(buffer),
             Outgoing::Received(_) | Outgoing::Static(_) => None,
+        }
+    }
+
+    /// Whether nothing that the peer sent is unread, neither here nor in the kernel: closing now resets nothing.
+    pub fn is_read_up(&self) -> bool {
+        if self.core.sockets.borrow_mut().get(self.slot).queued > 0 {
+            return false;
+        }
+        let mut byte = [std::mem::MaybeUninit::uninit()];
+        match self.with_socket(|socket| socket.recv_with_flags(&mut byte, libc::MSG_PEEK | libc::MSG_DONTWAIT)) {
+            Ok(count) => count == 0,
+            Err(error) => error.kind() == io::ErrorKind::WouldBlock,
         }
     }
 

@@ -16,8 +16,11 @@ use super::{
 const SUBMISSION_ENTRIES: u32 = 1024;
 /// Completion entries. Many more than submissions: one multishot entry completes many times.
 const COMPLETION_ENTRIES: u32 = 8192;
-/// With fewer, the second timer that such a wait sets costs more than the system call that it saves.
+/// With fewer, the second timer that a wait for several events sets costs more than the system call that it saves.
 const LEAST_EXPECTED: u32 = 4;
+/// Longest wait for the completion of a send that was expected at once and did not come, beside which something else
+/// may have come. Longer than a tick of the kernel's clock (1 to 4 ms), so that it costs no timer interrupt of its own.
+const LONGEST_DOUBT: Duration = Duration::from_millis(5);
 /// Most completions that are expected at once: their number must stay below the completion queue's room.
 const MOST_IMMEDIATE: u32 = 256;
 /// Completions handled between two submissions, so that a burst does not delay its own answers.
@@ -178,27 +181,33 @@ impl Uring {
         let wait = if idle { wait } else { Wait::No };
         let mut argument = WaitArgument { signal_mask: 0, signal_mask_size: 0, min_wait_us: 0, timeout: 0 };
         let timespec;
-        if let Wait::Until { now, until } = wait {
-            let length = Duration::from_millis(until.saturating_sub(now));
-            if self.ext_arg {
-                timespec = types::Timespec::from(length);
-                argument.timeout = (&raw const timespec) as u64;
-            } else {
-                self.arm_timeout(until, length);
-            }
+        let mut length = match wait {
+            Wait::Until { now, until } => Some(Duration::from_millis(until.saturating_sub(now))),
+            Wait::No | Wait::Forever => None,
+        };
+        if let (Wait::Until { until, .. }, Some(length), false) = (wait, length, self.ext_arg) {
+            self.arm_timeout(until, length);
         }
         let submit = self.ring.submission().len() as u32;
         let immediate = std::mem::take(&mut self.immediate);
+        // The sends' own completions are no news: without this every batch of them would end a wait that has not
+        // begun. If one of them does not complete at once after all, the wait settles for what there is.
         let want = match wait {
             Wait::No => 0,
-            // The sends' own completions are no news: without this every batch of them would end a wait that has
-            // not begun. If one of them does not complete at once after all, the wait settles for what there is.
             _ if self.min_wait && immediate.max(news) >= LEAST_EXPECTED => {
                 argument.min_wait_us = LONGEST_WAIT_US;
                 immediate.min(MOST_IMMEDIATE) + news.max(1)
             }
+            _ if self.ext_arg && immediate > 0 => {
+                length = Some(length.map_or(LONGEST_DOUBT, |length| length.min(LONGEST_DOUBT)));
+                immediate.min(MOST_IMMEDIATE) + 1
+            }
             _ => 1,
         };
+        if let (Some(length), true) = (length, self.ext_arg) {
+            timespec = types::Timespec::from(length);
+            argument.timeout = (&raw const timespec) as u64;
+        }
         let flags = ENTER_GETEVENTS | self.enter_flags | if self.ext_arg { ENTER_EXT_ARG } else { 0 };
         self.stats.enters += 1;
         // SAFETY: every queued entry keeps the promise of `push`; the argument and its timespec live over the call.
