@@ -94,11 +94,12 @@ impl Connection {
     }
 
     /// The client has said that it sends no more, and has been answered: whether the connection can close as it is.
-    /// RFC 9112 section 9.6 asks for a close in stages because of what a client may still send.
+    /// RFC 9112 section 9.6 asks for a close in stages because of what a client may still send, which such a client
+    /// must not (same section).
     async fn finish(&self) -> bool {
         let front_ms = self.site.borrow().settings.timeouts.front_ms;
         let flushed = super::relay::flush(&self.client, &self.timer, front_ms).await;
-        flushed.is_err() || (self.inbox.is_empty() && self.client.is_read_up())
+        flushed.is_err() || self.inbox.is_empty()
     }
 
     /// Everything has been said: lets the client have it all before the connection closes.

@@ -27,7 +27,7 @@ pub(super) struct Request {
     pub(super) method: Method,
     pub(super) version: Version,
     pub(super) keep_alive: bool,
-    /// The client has said that it will send no other.
+    /// The client has said that it will send no other, nor has this one a body, behind which some send a line end.
     last: bool,
     pub(super) expect_continue: bool,
     pub(super) upgrade: bool,
@@ -146,7 +146,7 @@ fn plan(connection: &mut Connection, site: &Rc<Site>, progress: &mut HeadProgres
         method: head.method,
         version: head.version,
         keep_alive: head.keep_alive && !shared.is_draining(),
-        last: !head.keep_alive,
+        last: !head.keep_alive && body == RequestBody::None,
         expect_continue: head.expect_continue && !ended,
         upgrade: head.upgrade,
         site: Rc::clone(site),
@@ -336,7 +336,7 @@ async fn with_upload(
                 upstream.release(&shared.pooling);
             }
             // Answered before the body was all there: what is still to come of it is not a request.
-            Ok(if uploaded { request.next(answered.keep_alive) } else { Next::Close })
+            Ok(if answered.keep_alive && uploaded { Next::Request } else { Next::Close })
         }
         Err(failure) => fail(&shared, failure, refuse),
     }

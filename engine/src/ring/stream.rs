@@ -379,18 +379,6 @@ impl Stream {
         }
     }
 
-    /// Whether nothing that the peer sent is unread, neither here nor in the kernel: closing now resets nothing.
-    pub fn is_read_up(&self) -> bool {
-        if self.core.sockets.borrow_mut().get(self.slot).queued > 0 {
-            return false;
-        }
-        let mut byte = [std::mem::MaybeUninit::uninit()];
-        match self.with_socket(|socket| socket.recv_with_flags(&mut byte, libc::MSG_PEEK | libc::MSG_DONTWAIT)) {
-            Ok(count) => count == 0,
-            Err(error) => error.kind() == io::ErrorKind::WouldBlock,
-        }
-    }
-
     /// Whether a send is in flight.
     pub fn is_sending(&self) -> bool {
         self.core.sockets.borrow_mut().get(self.slot).is_in_flight(Operation::Send)
