@@ -16,8 +16,9 @@ use super::{
 const SUBMISSION_ENTRIES: u32 = 1024;
 /// Completion entries. Many more than submissions: one multishot entry completes many times.
 const COMPLETION_ENTRIES: u32 = 8192;
-/// With fewer, the second timer that a wait for several events sets costs more than the system call that it saves.
-const LEAST_EXPECTED: u32 = 4;
+/// Events from which on a wait for several of them pays: with fewer, the timer that bounds it costs more than the
+/// wake-ups that it saves.
+const LEAST_WORTH_A_TIMER: u32 = 12;
 /// Longest wait for the completion of a send that was expected at once and did not come, beside which something else
 /// may have come. Longer than a tick of the kernel's clock (1 to 4 ms), so that it costs no timer interrupt of its own.
 const LONGEST_DOUBT: Duration = Duration::from_millis(5);
@@ -194,9 +195,9 @@ impl Uring {
         // begun. If one of them does not complete at once after all, the wait settles for what there is.
         let want = match wait {
             Wait::No => 0,
-            _ if self.min_wait && immediate.max(news) >= LEAST_EXPECTED => {
+            _ if self.min_wait && news >= LEAST_WORTH_A_TIMER => {
                 argument.min_wait_us = LONGEST_WAIT_US;
-                immediate.min(MOST_IMMEDIATE) + news.max(1)
+                immediate.min(MOST_IMMEDIATE) + news
             }
             _ if self.ext_arg && immediate > 0 => {
                 length = Some(length.map_or(LONGEST_DOUBT, |length| length.min(LONGEST_DOUBT)));
