@@ -2,12 +2,14 @@
 //!
 //! - [`config`] reads the TOML file into a [`state::State`], with errors that name file, line, column and key.
 //! - [`state`] is everything that a worker needs to serve: listeners, clusters, frontends, backends, settings.
+//! - [`change`] is what can happen to a state, one change at a time, and the difference of two states.
 //! - [`order`] holds the typed messages: requests of `kakehictl`, orders to workers, and their answers.
 //! - [`wire`] frames those messages: a length, then JSON, bounded in size.
 //! - [`limits`] is the one place where every limit and deadline has its name and default.
 //!
 //! There is no I/O loop and no socket here; whoever links the library brings their own.
 
+pub mod change;
 pub mod config;
 pub mod limits;
 pub mod order;

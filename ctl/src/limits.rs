@@ -29,6 +29,8 @@ pub const UPSTREAM_MAX_IDLE: u32 = 1_024;
 /// How long a closing connection is read and thrown away so that the peer gets the last answer whole.
 /// Not a key: it bounds a courtesy, not a service.
 pub const LINGER_TIMEOUT_MS: u64 = 2_000;
+/// How long a tunnel goes on whose listener or backend was removed from the configuration (`drain_timeout`).
+pub const DRAIN_TIMEOUT_MS: u64 = 30_000;
 /// What is in flight when a stop is asked for has this long to finish (`graceful_timeout`).
 pub const GRACEFUL_TIMEOUT_MS: u64 = 30_000;
 
@@ -69,6 +71,8 @@ pub const MAX_FRAME: usize = 64 << 20;
 pub const MAX_REQUEST_FRAME: usize = 16 << 20;
 /// A worker that is not ready this long after its start is stopped, and the start fails.
 pub const WORKER_READY_TIMEOUT_MS: u64 = 10_000;
+/// A worker that has not answered an order this long after it was given counts as one that refused.
+pub const ORDER_TIMEOUT_MS: u64 = 10_000;
 /// First delay before a worker that died again is replaced (the first time it is replaced at once); doubles.
 pub const RESTART_DELAY_MS: u64 = 100;
 /// Longest delay before a worker that died is replaced.

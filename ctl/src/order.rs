@@ -6,6 +6,8 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::{change::Change, state::State};
+
 /// Version of the vocabulary; a peer of another version is told so and nothing else happens.
 pub const PROTOCOL_VERSION: u32 = 1;
 
@@ -35,6 +37,18 @@ pub enum Request {
     Status,
     /// Each worker.
     Workers,
+    /// Everything that is configured now.
+    State,
+    /// Read the configuration file again and make what has changed.
+    Reload {
+        /// Only say what would change.
+        dry_run: bool,
+    },
+    /// Make these changes, all or none.
+    Apply {
+        /// In their order.
+        changes: Vec<Change>,
+    },
 }
 
 /// What the supervisor answers.
@@ -45,6 +59,10 @@ pub enum Response {
     Status(Status),
     /// To [`Request::Workers`].
     Workers(Vec<WorkerInfo>),
+    /// To [`Request::State`].
+    State(Box<State>),
+    /// To [`Request::Reload`] and [`Request::Apply`].
+    Changed(Changed),
     /// The request was understood and refused, or not understood.
     Refused {
         /// What is wrong and what to do.
@@ -81,6 +99,30 @@ pub struct Status {
     pub counters: BTreeMap<String, u64>,
     /// One line each.
     pub workers: Vec<WorkerInfo>,
+}
+
+/// What became of a reload or a change that was not refused.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Changed {
+    /// It was made; `false` after a dry run.
+    pub applied: bool,
+    /// What changes, in words: `+` comes, `-` goes, `~` changes. Empty when there is no difference.
+    pub changes: Vec<String>,
+    /// Settings that differ in the file and change at the next start only.
+    pub at_next_start: Vec<String>,
+    /// What the file was warned of.
+    pub warnings: Vec<String>,
+    /// What each worker said; empty after a dry run and when there is no difference.
+    pub workers: Vec<WorkerOutcome>,
+}
+
+/// What a worker made of a change.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WorkerOutcome {
+    /// Which worker.
+    pub id: u32,
+    /// `changed`, or why it has to be replaced by one that has the change.
+    pub outcome: String,
 }
 
 /// One worker.
@@ -141,6 +183,15 @@ pub enum WorkerState {
 pub enum Order {
     /// Answer with [`Report::Done`]: a sign of life.
     Ping,
+    /// Check these changes and get them ready, without making them. Sockets of listeners that come were sent before.
+    Prepare {
+        /// In their order.
+        changes: Vec<Change>,
+    },
+    /// Make the changes that were prepared last.
+    Commit,
+    /// Forget the changes that were prepared last.
+    Abort,
     /// Accept no more, finish what is in flight within `deadline_ms`, then exit.
     Stop {
         /// What is still in flight then is cut (ms from now).

@@ -42,6 +42,8 @@ pub struct Settings {
     pub max_connections: u32,
     /// What is in flight at a stop has this long to finish (ms).
     pub graceful_timeout_ms: u64,
+    /// How long a tunnel goes on whose listener or backend was removed (ms).
+    pub drain_timeout_ms: u64,
     /// Highest rung of the ladder of kernel features to use, 0 to 4; `None` = the best that the kernel has.
     pub io_uring_level: Option<u8>,
     /// Buffers in a worker's arena.
@@ -64,6 +66,7 @@ impl Default for Settings {
             pin_workers: true,
             max_connections: limits::MAX_CONNECTIONS,
             graceful_timeout_ms: limits::GRACEFUL_TIMEOUT_MS,
+            drain_timeout_ms: limits::DRAIN_TIMEOUT_MS,
             io_uring_level: None,
             buffer_count: limits::BUFFER_COUNT,
             upstream_max_idle: limits::UPSTREAM_MAX_IDLE,

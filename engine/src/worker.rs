@@ -1,12 +1,8 @@
 //! Puts one worker together and obeys the supervisor's orders.
 
-use std::{
-    cell::{Cell, RefCell},
-    io,
-    net::SocketAddr,
-    os::fd::OwnedFd,
-    rc::Rc,
-};
+mod configured;
+
+use std::{cell::Cell, io, net::SocketAddr, os::fd::OwnedFd, rc::Rc};
 
 use kakehi_ctl::{
     order::{Envelope, Order, Report},
@@ -18,12 +14,13 @@ use nix::sys::{
     signalfd::{SfdFlags, SignalFd},
 };
 
+use self::configured::Configured;
 use crate::{
-    cluster::{Cluster, Pooling},
+    cluster::Pooling,
     limits,
     observe::{Counter, Counters},
-    proxy::{self, Shared, Site, SiteError},
-    ring::{Level, Listener, Received, Ring, Settings, SetupError, Stats, Stream, Timer},
+    proxy::{Clusters, Shared, Site, SiteError},
+    ring::{Level, Received, Ring, Settings, SetupError, Stats, Stream, Timer},
 };
 
 /// How often idle upstream connections are looked through, and the ring's figures are published (ms).
@@ -43,7 +40,12 @@ pub struct Setup {
     pub orders: OwnedFd,
     /// Its counters, in memory of the supervisor.
     pub counters: Counters,
+    /// Takes the sockets of listeners to come, which are sent before the order that speaks of them.
+    pub receive_listeners: ReceiveListeners,
 }
+
+/// See [`Setup::receive_listeners`]. May wait for the moment that a message on its way takes.
+pub type ReceiveListeners = Box<dyn Fn() -> io::Result<Vec<(SocketAddr, OwnedFd)>>>;
 
 /// Why a worker could not serve.
 #[derive(Debug, thiserror::Error)]
@@ -90,7 +92,7 @@ pub enum End {
 /// # Errors
 /// See [`SiteError`].
 pub fn check(state: &State) -> Result<(), SiteError> {
-    Site::compile(state).map(drop)
+    Site::compile(state, &Clusters::new()).map(drop)
 }
 
 /// Serves until it is ordered to stop; says how that went. Sends `Report::Ready` when the listeners accept; when it cannot
@@ -159,7 +161,7 @@ fn block_signals() -> io::Result<SignalFd> {
 /// One worker at work.
 struct Worker {
     shared: Rc<Shared>,
-    clusters: Vec<Rc<Cluster>>,
+    configured: Configured,
     graceful_timeout_ms: u64,
     /// Set when the worker is drained or out of patience: the loop ends.
     end: Cell<Option<End>>,
@@ -170,30 +172,22 @@ struct Worker {
 async fn serve(setup: Setup, ring: Ring, signals: SignalFd) -> Result<End, Error> {
     let settings = &setup.state.settings;
     setup.counters.reset_gauges();
-    let (mut sites, clusters) = Site::compile(&setup.state)?;
+    let (graceful_timeout_ms, drain_timeout_ms) = (settings.graceful_timeout_ms, settings.drain_timeout_ms);
     let pooling = Pooling {
         ring: ring.clone(),
         counters: setup.counters.clone(),
         max_idle: settings.upstream_max_idle as usize,
         idle_timeout_ms: settings.upstream_idle_timeout_ms,
     };
+    let shared = Shared::new(pooling, settings.max_connections, drain_timeout_ms);
+    let configured = Configured::new(&shared, setup.state, setup.listeners, setup.receive_listeners)?;
     let worker = Rc::new(Worker {
-        shared: Shared::new(pooling, settings.max_connections),
-        clusters,
-        graceful_timeout_ms: settings.graceful_timeout_ms,
+        shared,
+        configured,
+        graceful_timeout_ms,
         end: Cell::new(None),
         published: Cell::default(),
     });
-    for (address, socket) in setup.listeners {
-        // A socket without a listener in the state is simply not served.
-        if let Some(site) = sites.remove(&address) {
-            let listener = Listener::adopt(&ring, socket)?;
-            ring.spawn(proxy::accept(Rc::clone(&worker.shared), listener, Rc::new(RefCell::new(site))));
-        }
-    }
-    if let Some((address, _)) = sites.first_key_value() {
-        return Err(Error::Listener(*address));
-    }
     let orders = Stream::adopt(&ring, setup.orders)?;
     let ready = Report::Ready {
         io_uring_level: ring.features().level().number(),
@@ -231,11 +225,24 @@ impl Worker {
                 match decoder.next::<Order>() {
                     Ok(None) => break,
                     Ok(Some(Envelope { id, body, .. })) => {
-                        match body {
-                            Order::Ping => {}
-                            Order::Stop { deadline_ms } => self.stop(deadline_ms),
-                        }
-                        report(orders, id, Report::Done).await?;
+                        let outcome = match body {
+                            Order::Ping => Ok(()),
+                            Order::Prepare { changes } => self.configured.prepare(&self.shared.ring, changes),
+                            Order::Commit => self.configured.commit(&self.shared),
+                            Order::Abort => {
+                                self.configured.abort();
+                                Ok(())
+                            }
+                            Order::Stop { deadline_ms } => {
+                                self.stop(deadline_ms);
+                                Ok(())
+                            }
+                        };
+                        let answer = match outcome {
+                            Ok(()) => Report::Done,
+                            Err(error) => Report::Refused { reason: error.to_string() },
+                        };
+                        report(orders, id, answer).await?;
                     }
                     Err(error @ (WireError::Malformed { .. } | WireError::Version { .. })) => {
                         report(orders, 0, Report::Refused { reason: error.to_string() }).await?;
@@ -289,9 +296,7 @@ impl Worker {
         loop {
             timer.set(HOUSEKEEPING_MS);
             timer.elapsed().await;
-            for cluster in &self.clusters {
-                cluster.trim(&self.shared.pooling);
-            }
+            self.configured.trim(&self.shared.pooling);
             self.publish_ring_figures();
         }
     }

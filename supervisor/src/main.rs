@@ -84,7 +84,7 @@ fn main() -> ExitCode {
 
 fn start(file: &std::path::Path) -> ExitCode {
     match kakehi_ctl::config::load(file) {
-        Ok(loaded) => supervise::run(loaded),
+        Ok(loaded) => supervise::run(loaded, file),
         Err(error) => {
             logging::complain(error);
             ExitCode::FAILURE

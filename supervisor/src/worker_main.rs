@@ -10,6 +10,7 @@ use std::{
         unix::net::UnixStream,
     },
     process::ExitCode,
+    time::Duration,
 };
 
 use command_fds::inherited::take_fd_ownership;
@@ -34,6 +35,9 @@ pub(crate) const COUNTERS: RawFd = 5;
 /// Where it finds the state that it starts from.
 pub(crate) const STATE: RawFd = 6;
 
+/// How long the sockets of new listeners may take that were sent before we were told to take them.
+const SOCKETS_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Why a worker could not begin.
 #[derive(Debug, thiserror::Error)]
 enum Error {
@@ -47,6 +51,8 @@ enum Error {
     State(io::Error),
     #[error("the state has version {found}, this program reads version {STATE_VERSION}")]
     StateVersion { found: u32 },
+    #[error("the descriptor channel cannot be set up: {0}")]
+    Patience(io::Error),
     #[error(transparent)]
     Listeners(#[from] scm::Error),
 }
@@ -90,9 +96,12 @@ fn receive(id: u32, core: Option<usize>, orders: &UnixStream) -> Result<Setup, E
     if let Err(error) = sys::ignore_hangup() {
         tracing::warn!(worker = id, "SIGHUP cannot be ignored: {error}");
     }
-    let listeners = scm::receive(&take(DESCRIPTORS)?)?;
+    let descriptors = take(DESCRIPTORS)?;
+    let listeners = scm::receive(&descriptors)?;
+    socket2::SockRef::from(&descriptors).set_read_timeout(Some(SOCKETS_PATIENCE)).map_err(Error::Patience)?;
+    let receive_listeners = Box::new(move || scm::receive(&descriptors).map_err(io::Error::other));
     let orders = orders.try_clone().map_err(Error::Orders)?.into();
-    Ok(Setup { id, core, state, listeners, orders, counters })
+    Ok(Setup { id, core, state, listeners, orders, counters, receive_listeners })
 }
 
 fn take(descriptor: RawFd) -> Result<OwnedFd, Error> {

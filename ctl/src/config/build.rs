@@ -73,6 +73,7 @@ fn settings(root: &Section, folder: &Path, findings: &mut Findings<'_>) -> Setti
     set(&mut settings.pin_workers, root.bool("handle_process_affinity"));
     set(&mut settings.max_connections, root.integer("max_connections"));
     set(&mut settings.graceful_timeout_ms, root.millis("graceful_timeout"));
+    set(&mut settings.drain_timeout_ms, root.millis("drain_timeout"));
     settings.io_uring_level = root.integer("io_uring_level");
     set(&mut settings.buffer_count, root.integer("buffer_count"));
     set(&mut settings.upstream_max_idle, root.integer("upstream_max_idle"));

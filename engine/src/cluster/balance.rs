@@ -4,12 +4,9 @@
 //! could not be connected to is passed over for a while that doubles with each failure; when nothing else is
 //! left it is tried all the same. Backups come after all primaries, weight 0 after all other weights.
 
-use std::{
-    cell::{Cell, RefCell},
-    rc::Rc,
-};
+use std::cell::{Cell, RefCell};
 
-use super::Backend;
+use super::Member;
 
 /// First time that a backend is passed over after a failed connection attempt (ms); doubles.
 const FIRST_PENALTY_MS: u64 = 1_000;
@@ -49,8 +46,10 @@ pub(super) struct Balance {
 }
 
 /// Order of preference: healthy primaries, healthy backups, then, rather than nothing, the failing ones.
-fn class(backend: &Backend, now: u64) -> u8 {
-    u8::from(backend.health.is_down(now)) * 4 + u8::from(backend.backup) * 2 + u8::from(backend.weight == 0)
+fn class(member: &Member, now: u64) -> u8 {
+    u8::from(member.backend.health.is_down(now)) * 4
+        + u8::from(member.backup) * 2
+        + u8::from(member.weight == 0)
 }
 
 impl Balance {
@@ -59,18 +58,18 @@ impl Balance {
     }
 
     /// The backend whose turn it is, but for those in `excluded`; `None` when none is left.
-    pub(super) fn choose(&self, backends: &[Rc<Backend>], excluded: &[usize], now: u64) -> Option<usize> {
-        if let [_] = backends {
+    pub(super) fn choose(&self, members: &[Member], excluded: &[usize], now: u64) -> Option<usize> {
+        if let [_] = members {
             return excluded.is_empty().then_some(0);
         }
-        let candidates = || backends.iter().enumerate().filter(|(index, _)| !excluded.contains(index));
-        let best = candidates().map(|(_, backend)| class(backend, now)).min()?;
+        let candidates = || members.iter().enumerate().filter(|(index, _)| !excluded.contains(index));
+        let best = candidates().map(|(_, member)| class(member, now)).min()?;
         let mut credit = self.credit.borrow_mut();
         let mut total = 0;
         let mut chosen = None;
-        for (index, backend) in candidates().filter(|(_, backend)| class(backend, now) == best) {
+        for (index, member) in candidates().filter(|(_, member)| class(member, now) == best) {
             // Among those of weight 0 all are equal.
-            let weight = i64::from(backend.weight.max(1));
+            let weight = i64::from(member.weight.max(1));
             total += weight;
             credit[index] += weight;
             if chosen.is_none_or(|chosen: usize| credit[index] > credit[chosen]) {
@@ -105,7 +104,17 @@ mod tests {
     }
 
     fn round(cluster: &Cluster, count: usize, now: u64) -> Vec<usize> {
-        (0..count).filter_map(|_| cluster.balance.choose(&cluster.backends, &[], now)).collect()
+        let members = cluster.members.borrow();
+        (0..count).filter_map(|_| members.balance.choose(&members.members, &[], now)).collect()
+    }
+
+    fn choose(cluster: &Cluster, excluded: &[usize]) -> Option<usize> {
+        let members = cluster.members.borrow();
+        members.balance.choose(&members.members, excluded, 0)
+    }
+
+    fn failed(cluster: &Cluster, index: usize, now: u64) {
+        cluster.members.borrow().members[index].backend.health.failed(now);
     }
 
     #[test]
@@ -122,18 +131,18 @@ mod tests {
     fn backups_and_weight_zero_wait_until_nothing_else_is_left() {
         let cluster = cluster(&[(0, false), (100, false), (100, true)]);
         assert_eq!(round(&cluster, 3, 0), [1, 1, 1]);
-        assert_eq!(cluster.balance.choose(&cluster.backends, &[1], 0), Some(0));
-        assert_eq!(cluster.balance.choose(&cluster.backends, &[0, 1], 0), Some(2));
-        assert_eq!(cluster.balance.choose(&cluster.backends, &[0, 1, 2], 0), None);
+        assert_eq!(choose(&cluster, &[1]), Some(0));
+        assert_eq!(choose(&cluster, &[0, 1]), Some(2));
+        assert_eq!(choose(&cluster, &[0, 1, 2]), None);
     }
 
     #[test]
     fn a_backend_that_failed_is_passed_over_for_a_while_that_doubles_and_ends() {
         let cluster = cluster(&[(100, false), (100, false)]);
-        cluster.backends[0].health.failed(0);
+        failed(&cluster, 0, 0);
         assert_eq!(round(&cluster, 2, 999), [1, 1]);
         assert!(round(&cluster, 2, 1_001).contains(&0));
-        cluster.backends[0].health.failed(1_001);
+        failed(&cluster, 0, 1_001);
         assert_eq!(round(&cluster, 2, 3_000), [1, 1]);
         assert!(round(&cluster, 2, 3_002).contains(&0));
     }
@@ -141,8 +150,8 @@ mod tests {
     #[test]
     fn when_all_have_failed_they_are_tried_all_the_same() {
         let cluster = cluster(&[(100, false), (100, false)]);
-        cluster.backends[0].health.failed(0);
-        cluster.backends[1].health.failed(0);
+        failed(&cluster, 0, 0);
+        failed(&cluster, 1, 0);
         let mut chosen = round(&cluster, 2, 10);
         chosen.sort_unstable();
         assert_eq!(chosen, [0, 1]);

@@ -10,7 +10,11 @@
 mod balance;
 mod pool;
 
-use std::{cell::RefCell, io, rc::Rc};
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    rc::Rc,
+};
 
 use kakehi_ctl::state;
 use socket2::SockAddr;
@@ -26,28 +30,79 @@ use crate::{
 /// Most backends that are tried for one request.
 const MAX_ATTEMPTS: usize = 5;
 
-/// A backend with what this worker knows of it.
+/// A backend with what this worker knows of it. One of the same name and address stays the same through all changes.
 pub struct Backend {
     /// Its name in the configuration.
     pub id: String,
     address: SockAddr,
-    weight: u8,
-    backup: bool,
     health: balance::Health,
     idle: RefCell<IdlePool>,
+    /// It is in the configuration no more: it finishes what it has, and keeps no idle connections.
+    retired: Cell<bool>,
 }
 
-/// A cluster, compiled.
-pub struct Cluster {
-    /// Its name in the configuration.
-    pub name: String,
-    backends: Vec<Rc<Backend>>,
+/// A backend's place in a cluster.
+struct Member {
+    backend: Rc<Backend>,
+    weight: u8,
+    backup: bool,
+}
+
+/// The backends of a cluster at one time: immutable, and swapped whole.
+pub struct Members {
+    members: Vec<Member>,
     balance: Balance,
 }
 
+/// A cluster, compiled. It lives as long as its name is configured; what it consists of may change.
+pub struct Cluster {
+    /// Its name in the configuration.
+    pub name: String,
+    members: RefCell<Rc<Members>>,
+}
+
 /// The backends that were tried for a request, so that none is tried twice.
-#[derive(Debug, Default, Clone)]
-pub struct Tried(Vec<usize>);
+#[derive(Default, Clone)]
+pub struct Tried {
+    /// Those of the cluster when the request came.
+    members: Option<Rc<Members>>,
+    indices: Vec<usize>,
+}
+
+impl Members {
+    /// Those of `cluster`; backends that are `present` already are taken over with all that is known of them.
+    ///
+    /// # Errors
+    /// When the path of a Unix socket is too long.
+    pub fn new(cluster: &state::Cluster, present: Option<&Cluster>) -> io::Result<Members> {
+        let present = present.map(|cluster| Rc::clone(&cluster.members.borrow()));
+        let members = cluster
+            .backends
+            .iter()
+            .map(|configured| {
+                let address = match &configured.address {
+                    state::BackendAddress::Ip(address) => SockAddr::from(*address),
+                    state::BackendAddress::Unix(path) => SockAddr::unix(path)?,
+                };
+                let same = |it: &&Member| it.backend.id == configured.id && it.backend.address == address;
+                let known = present.as_ref().and_then(|present| present.members.iter().find(same));
+                let backend = match known {
+                    Some(known) => Rc::clone(&known.backend),
+                    None => Rc::new(Backend {
+                        id: configured.id.clone(),
+                        address,
+                        health: balance::Health::default(),
+                        idle: RefCell::default(),
+                        retired: Cell::new(false),
+                    }),
+                };
+                Ok(Member { backend, weight: configured.weight, backup: configured.backup })
+            })
+            .collect::<io::Result<Vec<_>>>()?;
+        let balance = Balance::new(members.len());
+        Ok(Members { members, balance })
+    }
+}
 
 impl Cluster {
     /// A cluster of the state.
@@ -55,26 +110,25 @@ impl Cluster {
     /// # Errors
     /// When the path of a Unix socket is too long.
     pub fn new(name: &str, cluster: &state::Cluster) -> io::Result<Cluster> {
-        let backends = cluster
-            .backends
-            .iter()
-            .map(|backend| {
-                let address = match &backend.address {
-                    state::BackendAddress::Ip(address) => SockAddr::from(*address),
-                    state::BackendAddress::Unix(path) => SockAddr::unix(path)?,
-                };
-                Ok(Rc::new(Backend {
-                    id: backend.id.clone(),
-                    address,
-                    weight: backend.weight,
-                    backup: backend.backup,
-                    health: balance::Health::default(),
-                    idle: RefCell::default(),
-                }))
-            })
-            .collect::<io::Result<Vec<_>>>()?;
-        let balance = Balance::new(backends.len());
-        Ok(Cluster { name: name.to_owned(), backends, balance })
+        let members = RefCell::new(Rc::new(Members::new(cluster, None)?));
+        Ok(Cluster { name: name.to_owned(), members })
+    }
+
+    /// From now on it consists of `members`. Backends that are not among them finish the requests that they have;
+    /// their idle connections are closed.
+    pub fn replace(&self, members: Members, pooling: &Pooling) {
+        let before = self.members.replace(Rc::new(members));
+        let now = self.members.borrow();
+        for Member { backend, .. } in &before.members {
+            if !now.members.iter().any(|member| Rc::ptr_eq(&member.backend, backend)) {
+                backend.retire(pooling);
+            }
+        }
+    }
+
+    /// It is configured no more: all its backends go; see [`Cluster::replace`].
+    pub fn retire(&self, pooling: &Pooling) {
+        self.replace(Members { members: Vec::new(), balance: Balance::new(0) }, pooling);
     }
 
     /// A connection to a backend that was not tried yet: an idle one, else a new one; other backends when
@@ -92,20 +146,22 @@ impl Cluster {
         timer: &Timer,
     ) -> Result<Upstream, Reason> {
         let mut failure = Reason::NoBackend;
-        while tried.0.len() < MAX_ATTEMPTS
-            && let Some(index) = self.balance.choose(&self.backends, &tried.0, pooling.ring.now())
+        let Tried { members, indices } = tried;
+        let members: &Members = members.get_or_insert_with(|| Rc::clone(&self.members.borrow()));
+        while indices.len() < MAX_ATTEMPTS
+            && let Some(index) = members.balance.choose(&members.members, indices, pooling.ring.now())
         {
-            let backend = &self.backends[index];
+            let backend = &members.members[index].backend;
             if !fresh && let Some(stream) = backend.idle.borrow_mut().take(&pooling.counters) {
                 pooling.counters.count(Counter::UpstreamReused);
                 return Ok(Upstream::new(stream, Rc::clone(backend), true));
             }
-            tried.0.push(index);
+            indices.push(index);
             // Boxed: rare beside the reuse of an idle connection, and large with the address in it.
             match Box::pin(backend.open(&pooling.ring, &pooling.counters, connect_ms, timer)).await {
                 Ok(stream) => {
                     // It did not fail: it may be asked again for this request.
-                    tried.0.pop();
+                    indices.pop();
                     return Ok(Upstream::new(stream, Rc::clone(backend), false));
                 }
                 Err(reason) => failure = reason,
@@ -116,13 +172,18 @@ impl Cluster {
 
     /// Throws away idle connections that are closed or too old.
     pub fn trim(&self, pooling: &Pooling) {
-        for backend in &self.backends {
+        for Member { backend, .. } in &self.members.borrow().members {
             backend.idle.borrow_mut().trim(pooling);
         }
     }
 }
 
 impl Backend {
+    fn retire(&self, pooling: &Pooling) {
+        self.retired.set(true);
+        self.idle.borrow_mut().clear(pooling);
+    }
+
     async fn open(
         &self,
         ring: &Ring,
@@ -167,9 +228,11 @@ mod tests {
     fn backends_are_compiled_in_the_order_of_the_state() {
         let cluster = cluster(&["127.0.0.1:80", "[::1]:81", "unix:/run/app.sock"]).unwrap();
         assert_eq!(cluster.name, "web");
-        let ids: Vec<_> = cluster.backends.iter().map(|backend| backend.id.as_str()).collect();
+        let members = cluster.members.borrow();
+        let backends = || members.members.iter().map(|member| &member.backend);
+        let ids: Vec<_> = backends().map(|backend| backend.id.as_str()).collect();
         assert_eq!(ids, ["b0", "b1", "b2"]);
-        let addresses: Vec<_> = cluster.backends.iter().map(|backend| &backend.address).collect();
+        let addresses: Vec<_> = backends().map(|backend| &backend.address).collect();
         assert_eq!(addresses[0].as_socket(), "127.0.0.1:80".parse().ok());
         assert_eq!(addresses[1].as_socket(), "[::1]:81".parse().ok());
         assert_eq!(addresses[2].as_pathname(), Some("/run/app.sock".as_ref()));
@@ -177,7 +240,26 @@ mod tests {
 
     #[test]
     fn a_cluster_may_be_without_backends() {
-        assert!(cluster(&[]).unwrap().backends.is_empty());
+        assert!(cluster(&[]).unwrap().members.borrow().members.is_empty());
+    }
+
+    #[test]
+    fn a_backend_that_stays_is_the_same_one_with_another_weight() {
+        let present = cluster(&["127.0.0.1:80", "127.0.0.1:81"]).unwrap();
+        let backend = |id: &str, address: &str, weight| state::Backend {
+            id: id.to_owned(),
+            address: address.parse().unwrap(),
+            weight,
+            backup: false,
+        };
+        // The second keeps its name and moves: that is another one.
+        let backends = vec![backend("b0", "127.0.0.1:80", 7), backend("b1", "127.0.0.1:82", 100)];
+        let wanted = state::Cluster { backends, ..state::Cluster::default() };
+        let members = Members::new(&wanted, Some(&present)).unwrap();
+        let before = present.members.borrow();
+        assert!(Rc::ptr_eq(&members.members[0].backend, &before.members[0].backend));
+        assert_eq!(members.members[0].weight, 7);
+        assert!(!Rc::ptr_eq(&members.members[1].backend, &before.members[1].backend));
     }
 
     #[test]

@@ -63,6 +63,13 @@ impl IdlePool {
         }
     }
 
+    /// Throws all away.
+    pub(super) fn clear(&mut self, pooling: &Pooling) {
+        for _ in std::mem::take(&mut self.idle) {
+            pooling.counters.uncount(Counter::UpstreamIdle);
+        }
+    }
+
     fn put(&mut self, stream: Stream, pooling: &Pooling) {
         if self.idle.len() >= pooling.max_idle {
             return;
@@ -88,9 +95,14 @@ impl Upstream {
         Upstream { stream, reused, backend }
     }
 
+    /// Whether the backend is configured no more.
+    pub fn is_retired(&self) -> bool {
+        self.backend.retired.get()
+    }
+
     /// The exchange is complete, both ways, and the backend keeps the connection open: keeps it for the next.
     pub fn release(self, pooling: &Pooling) {
-        if self.stream.is_quiet() {
+        if self.stream.is_quiet() && !self.backend.retired.get() {
             self.backend.idle.borrow_mut().put(self.stream, pooling);
         } else {
             pooling.counters.count(Counter::UpstreamDiscarded);

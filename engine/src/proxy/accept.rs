@@ -1,8 +1,8 @@
 //! A listener takes connections, up to the limit.
 
-use std::{cell::RefCell, future::poll_fn, rc::Rc, task::Poll};
+use std::{future::poll_fn, rc::Rc, task::Poll};
 
-use super::{Shared, Site, connection};
+use super::{Front, Shared, connection};
 use crate::{
     observe::Counter,
     ring::{AcceptError, Listener, Stream, Timer},
@@ -11,26 +11,27 @@ use crate::{
 /// How long accepting rests when there are no descriptors, unless a connection closes before (ms).
 const EXHAUSTED_PAUSE_MS: u64 = 100;
 
-/// Accepts until the worker drains; then takes what waits in the queue, and ends.
-pub async fn accept(shared: Rc<Shared>, listener: Listener, site: Rc<RefCell<Rc<Site>>>) {
+/// Accepts until the worker drains or the front closes; then takes what waits in the queue, and ends.
+pub async fn accept(shared: Rc<Shared>, listener: Listener, front: Rc<Front>) {
     shared.listening.set(shared.listening.get() + 1);
     let timer = Timer::new(&shared.ring);
-    while !shared.is_draining() {
+    let ending = || shared.is_draining() || front.is_closed();
+    while !ending() {
         if shared.open.get() >= shared.max_connections {
             shared.counters.count(Counter::AcceptCapped);
             // What is over the limit waits in the socket's queue.
             listener.pause().await;
-            while shared.open.get() >= shared.max_connections && !shared.is_draining() {
+            while shared.open.get() >= shared.max_connections && !ending() {
                 shared.connection_closed().await;
             }
             continue;
         }
         let accepted = poll_fn(|context| match listener.poll_accept(context) {
-            Poll::Pending if shared.is_draining() => Poll::Ready(None),
+            Poll::Pending if ending() => Poll::Ready(None),
             other => other.map(Some),
         });
         match accepted.await {
-            Some(Ok(client)) => spawn(&shared, &site, client),
+            Some(Ok(client)) => spawn(&shared, &front, client),
             Some(Err(AcceptError::Exhausted(error))) => {
                 if shared.counters.get(Counter::AcceptExhausted) == 0 {
                     tracing::warn!(%error, "cannot accept more connections; raise `ulimit -n` or lower max_connections");
@@ -47,13 +48,13 @@ pub async fn accept(shared: Rc<Shared>, listener: Listener, site: Rc<RefCell<Rc<
         }
     }
     for client in listener.finish().await {
-        spawn(&shared, &site, client);
+        spawn(&shared, &front, client);
     }
     shared.listening.set(shared.listening.get() - 1);
     shared.wake_waiting();
 }
 
-fn spawn(shared: &Rc<Shared>, site: &Rc<RefCell<Rc<Site>>>, client: Stream) {
+fn spawn(shared: &Rc<Shared>, front: &Rc<Front>, client: Stream) {
     shared.counters.count(Counter::Accepted);
-    shared.ring.spawn(connection::serve(Rc::clone(shared), Rc::clone(site), client));
+    shared.ring.spawn(connection::serve(Rc::clone(shared), Rc::clone(front), client));
 }

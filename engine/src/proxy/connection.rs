@@ -4,14 +4,13 @@
 //! request needs is boxed in `exchange` and gone when it ends.
 
 use std::{
-    cell::RefCell,
     future::{Future, poll_fn},
     net::IpAddr,
     rc::Rc,
     task::Poll,
 };
 
-use super::{Shared, Site, exchange::exchange, inbox::Inbox};
+use super::{Front, Shared, Site, exchange::exchange, inbox::Inbox};
 use crate::{
     limits,
     observe::Counter,
@@ -21,8 +20,8 @@ use crate::{
 /// A client connection.
 pub(super) struct Connection {
     pub(super) shared: Rc<Shared>,
-    /// The configuration; the next request looks again.
-    site: Rc<RefCell<Rc<Site>>>,
+    /// Where it came in; the next request looks there for the configuration again.
+    pub(super) front: Rc<Front>,
     pub(super) client: Stream,
     pub(super) timer: Timer,
     pub(super) inbox: Inbox,
@@ -30,6 +29,7 @@ pub(super) struct Connection {
     peer: Option<IpAddr>,
     /// When the head of the first request is due (ms): it counts from accept. 0 = the first has come.
     head_due: u64,
+    next: Next,
 }
 
 /// How a connection goes on after an exchange.
@@ -50,7 +50,12 @@ pub(super) enum Next {
 
 impl Connection {
     pub(super) fn site(&self) -> Rc<Site> {
-        Rc::clone(&self.site.borrow())
+        self.front.site()
+    }
+
+    /// Whether it ends with the exchange that it is in.
+    pub(super) fn is_draining(&self) -> bool {
+        self.shared.is_draining() || self.front.is_closed()
     }
 
     pub(super) fn peer(&mut self) -> Option<IpAddr> {
@@ -75,7 +80,7 @@ impl Connection {
             return true;
         }
         match self.head_due {
-            0 => self.timer.set(self.site.borrow().settings.timeouts.front_ms),
+            0 => self.timer.set(self.front.timeouts(|timeouts| timeouts.front_ms)),
             due => self.timer.set_at(due),
         }
         poll_fn(|context| match self.client.poll_receive(context) {
@@ -84,7 +89,7 @@ impl Connection {
                 Poll::Ready(true)
             }
             Poll::Ready(Ok(Received::Finished) | Err(_)) => Poll::Ready(false),
-            Poll::Pending if self.shared.is_draining() => Poll::Ready(false),
+            Poll::Pending if self.is_draining() => Poll::Ready(false),
             Poll::Pending => self.timer.poll_elapsed(context).map(|_| {
                 self.shared.counters.count(Counter::IdleTimeouts);
                 false
@@ -93,19 +98,15 @@ impl Connection {
         .await
     }
 
-    /// The client has said that it sends no more, and has been answered: whether the connection can close as it is.
-    /// RFC 9112 section 9.6 asks for a close in stages because of what a client may still send, which such a client
-    /// must not (same section).
-    async fn finish(&self) -> bool {
-        let front_ms = self.site.borrow().settings.timeouts.front_ms;
-        let flushed = super::relay::flush(&self.client, &self.timer, front_ms).await;
-        flushed.is_err() || self.inbox.is_empty()
-    }
-
     /// Everything has been said: lets the client have it all before the connection closes.
-    async fn linger(&self) {
-        let front_ms = self.site.borrow().settings.timeouts.front_ms;
+    async fn finish(&self) {
+        let front_ms = self.front.timeouts(|timeouts| timeouts.front_ms);
         if super::relay::flush(&self.client, &self.timer, front_ms).await.is_err() {
+            return;
+        }
+        // RFC 9112 section 9.6 asks for a close in stages because of what a client may still send; one that has said
+        // that it sends no more must not (same section).
+        if self.next == Next::Finish && self.inbox.is_empty() {
             return;
         }
         self.client.shutdown_write();
@@ -117,48 +118,37 @@ impl Connection {
 }
 
 /// Serves a connection until it ends.
-pub(super) fn serve(
-    shared: Rc<Shared>,
-    site: Rc<RefCell<Rc<Site>>>,
-    client: Stream,
-) -> impl Future<Output = ()> {
+pub(super) fn serve(shared: Rc<Shared>, front: Rc<Front>, client: Stream) -> impl Future<Output = ()> {
     shared.note_open();
     let timer = Timer::new(&shared.ring);
-    let head_due = (shared.ring.now() + site.borrow().settings.timeouts.request_ms).max(1);
-    let mut connection =
-        Connection { shared, site, client, timer, inbox: Inbox::default(), peer: None, head_due };
+    let head_due = (shared.ring.now() + front.timeouts(|timeouts| timeouts.request_ms)).max(1);
+    let mut connection = Connection {
+        shared,
+        front,
+        client,
+        timer,
+        inbox: Inbox::default(),
+        peer: None,
+        head_due,
+        next: Next::Request,
+    };
     // A block, not a function: its arguments would stay in the future beside the connection made from them.
     async move {
-        loop {
+        while connection.next == Next::Request {
             if connection.inbox.is_empty() && !connection.wait().await {
                 // Idle, and nothing on its way out that a close could cut, unless the last answer still is.
-                if connection.client.is_sending() {
-                    Box::pin(connection.linger()).await;
-                }
-                break;
+                let sending = connection.client.is_sending();
+                connection.next = if sending { Next::Close } else { Next::Abort { reset: false } };
+            } else {
+                connection.next = Box::pin(exchange(&mut connection)).await;
+                // From now on it is idle between requests.
+                connection.head_due = 0;
             }
-            let next = Box::pin(exchange(&mut connection)).await;
-            // From now on it is idle between requests.
-            connection.head_due = 0;
-            match next {
-                Next::Request => {}
-                Next::Close => {
-                    Box::pin(connection.linger()).await;
-                    break;
-                }
-                Next::Finish => {
-                    if !connection.finish().await {
-                        Box::pin(connection.linger()).await;
-                    }
-                    break;
-                }
-                Next::Abort { reset } => {
-                    if reset {
-                        connection.client.reset_on_close();
-                    }
-                    break;
-                }
-            }
+        }
+        match connection.next {
+            Next::Abort { reset: true } => connection.client.reset_on_close(),
+            Next::Abort { reset: false } | Next::Request => {}
+            Next::Close | Next::Finish => Box::pin(connection.finish()).await,
         }
         let shared = Rc::clone(&connection.shared);
         // The descriptor is given up before the count goes down: who waits for it can have it.

@@ -133,6 +133,7 @@ async fn read_head(connection: &mut Connection) -> Result<Option<Planned>, Refus
 /// Parses the head in the inbox, finds where it leads, and writes it as the backend gets it.
 fn plan(connection: &mut Connection, site: &Rc<Site>, progress: &mut HeadProgress) -> Head {
     let peer = connection.peer();
+    let draining = connection.is_draining();
     let Connection { shared, inbox, .. } = connection;
     let scratch = &mut *shared.scratch.borrow_mut();
     let head = match RequestHead::parse(inbox.bytes(), progress, &site.request_limits, scratch) {
@@ -145,7 +146,7 @@ fn plan(connection: &mut Connection, site: &Rc<Site>, progress: &mut HeadProgres
     let mut request = Request {
         method: head.method,
         version: head.version,
-        keep_alive: head.keep_alive && !shared.is_draining(),
+        keep_alive: head.keep_alive && !draining,
         last: !head.keep_alive && body == RequestBody::None,
         expect_continue: head.expect_continue && !ended,
         upgrade: head.upgrade,
@@ -368,7 +369,7 @@ async fn answer(connection: &mut Connection, refused: Refused) -> Next {
     let shared = &connection.shared;
     shared.counters.count(Counter::Requests);
     shared.counters.count_answer(refused.reason);
-    let keep_alive = refused.keep_alive && !shared.is_draining() && refused.version == Version::Http11;
+    let keep_alive = refused.keep_alive && !connection.is_draining() && refused.version == Version::Http11;
     let mut out = shared.ring.head_buffer();
     let location = refused.location.as_deref().map(|location| [("location", location)]);
     let extra = location.as_ref().map_or(&[][..], |extra| &extra[..]);

@@ -37,7 +37,7 @@ use std::{
 
 pub use self::{
     accept::accept,
-    site::{Site, SiteError, Sites},
+    site::{Clusters, Front, Site, SiteError, Sites},
 };
 use crate::{cluster::Pooling, http::Scratch, observe::Counters, ring::Ring};
 use request_id::RequestIds;
@@ -52,6 +52,8 @@ pub struct Shared {
     pub pooling: Pooling,
     /// Connections that may be open at a time.
     pub max_connections: u32,
+    /// How long a tunnel goes on whose listener or backend was removed (ms).
+    pub drain_timeout_ms: u64,
     /// The worker is about to stop: answers close their connections, idle connections close.
     draining: Cell<bool>,
     open: Cell<u32>,
@@ -65,13 +67,14 @@ pub struct Shared {
 
 impl Shared {
     /// Shares `ring` and `counters`.
-    pub fn new(pooling: Pooling, max_connections: u32) -> Rc<Shared> {
+    pub fn new(pooling: Pooling, max_connections: u32, drain_timeout_ms: u64) -> Rc<Shared> {
         Rc::new(Shared {
             ring: pooling.ring.clone(),
             counters: pooling.counters.clone(),
             request_ids: RefCell::new(RequestIds::new()),
             pooling,
             max_connections,
+            drain_timeout_ms,
             draining: Cell::new(false),
             open: Cell::new(0),
             closed: RefCell::default(),
@@ -108,6 +111,12 @@ impl Shared {
             std::task::Poll::Pending
         })
         .await;
+    }
+
+    /// Lets the connections and the listener of a front that was closed see it.
+    pub fn front_closed(&self) {
+        self.ring.wake_all();
+        self.wake_waiting();
     }
 
     fn note_open(&self) {

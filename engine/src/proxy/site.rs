@@ -1,6 +1,12 @@
 //! The configuration of a listener, compiled: immutable, and swapped whole.
 
-use std::{collections::BTreeMap, io, net::SocketAddr, rc::Rc};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    io,
+    net::SocketAddr,
+    rc::Rc,
+};
 
 use kakehi_ctl::state::{self, State};
 
@@ -41,6 +47,46 @@ pub struct Site {
 /// The sites of a state, by the address of their listener.
 pub type Sites = BTreeMap<SocketAddr, Rc<Site>>;
 
+/// The clusters of a state, by name.
+pub type Clusters = BTreeMap<String, Rc<Cluster>>;
+
+/// What a listener and its connections share: the site of the moment, and whether the listener still is.
+pub struct Front {
+    site: RefCell<Rc<Site>>,
+    closed: Cell<bool>,
+}
+
+impl Front {
+    /// A listener that accepts.
+    pub fn new(site: Rc<Site>) -> Rc<Front> {
+        Rc::new(Front { site: RefCell::new(site), closed: Cell::new(false) })
+    }
+
+    /// The configuration of the moment. An exchange keeps the one that it began with.
+    pub(super) fn site(&self) -> Rc<Site> {
+        Rc::clone(&self.site.borrow())
+    }
+
+    /// The deadlines of the moment.
+    pub(super) fn timeouts<T>(&self, of: impl FnOnce(&state::Timeouts) -> T) -> T {
+        of(&self.site.borrow().settings.timeouts)
+    }
+
+    /// The next request meets `site`.
+    pub fn replace(&self, site: Rc<Site>) {
+        self.site.replace(site);
+    }
+
+    /// The listener is configured no more: what it has accepted ends with the exchange that it is in. Wake all then.
+    pub fn close(&self) {
+        self.closed.set(true);
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.get()
+    }
+}
+
 /// Why a state cannot be compiled.
 #[derive(Debug, thiserror::Error)]
 pub enum SiteError {
@@ -71,17 +117,22 @@ pub enum SiteError {
 }
 
 impl Site {
-    /// Compiles the whole state: a site for each listener, and the clusters.
+    /// Compiles the whole state: a site for each listener, and the clusters. Those that are `present` already stay
+    /// the same, with the backends that they have.
     ///
     /// # Errors
     /// See [`SiteError`].
-    pub fn compile(state: &State) -> Result<(Sites, Vec<Rc<Cluster>>), SiteError> {
-        let mut clusters = Vec::with_capacity(state.clusters.len());
+    pub fn compile(state: &State, present: &Clusters) -> Result<(Sites, Clusters), SiteError> {
+        let mut clusters = Clusters::new();
         let mut rules: BTreeMap<SocketAddr, (Vec<Rule>, Vec<Target>)> = BTreeMap::new();
         for (name, configured) in &state.clusters {
-            let cluster = Cluster::new(name, configured)
-                .map_err(|error| SiteError::Backend { cluster: name.clone(), error })?;
-            let cluster = Rc::new(cluster);
+            let cluster = match present.get(name) {
+                Some(present) => Rc::clone(present),
+                None => {
+                    let cluster = Cluster::new(name, configured);
+                    Rc::new(cluster.map_err(|error| SiteError::Backend { cluster: name.clone(), error })?)
+                }
+            };
             for frontend in &configured.frontends {
                 crate::route::check_hostname(&frontend.hostname)
                     .and_then(|()| crate::route::check_path(&frontend.path))
@@ -109,7 +160,7 @@ impl Site {
                     target: index as u32,
                 });
             }
-            clusters.push(cluster);
+            clusters.insert(name.clone(), cluster);
         }
         let mut sites = Sites::new();
         for (address, listener) in &state.listeners {

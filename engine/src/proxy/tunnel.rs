@@ -33,7 +33,7 @@ pub(super) async fn run(
     upstream: Upstream,
     leftover: Leftover,
 ) -> Next {
-    let Connection { shared, client, timer, inbox, .. } = connection;
+    let Connection { shared, front, client, timer, inbox, .. } = connection;
     let counters = &shared.counters;
     counters.count(Counter::Requests);
     counters.count(Counter::Tunnels);
@@ -58,6 +58,7 @@ pub(super) async fn run(
         let mut up = pin!(inbound.run(std::mem::take(inbox)));
         let mut down = pin!(outbound.run(leftover));
         let (mut up_done, mut down_done) = (false, false);
+        let mut drained_at = None;
         timer.set(idle_ms);
         poll_fn(|context| {
             if !up_done && let Poll::Ready(outcome) = up.as_mut().poll(context) {
@@ -75,13 +76,22 @@ pub(super) async fn run(
             if up_done && down_done {
                 return Poll::Ready(Next::Close);
             }
+            // Its way was taken out of the configuration: it has a while to end by itself.
+            if drained_at.is_none() && (front.is_closed() || upstream.is_retired()) {
+                let due = shared.ring.now() + shared.drain_timeout_ms;
+                drained_at = Some(due);
+                timer.set_at(due.min(active.get() + idle_ms));
+            }
             while timer.poll_elapsed(context).is_ready() {
-                let due = active.get() + idle_ms;
-                if due <= shared.ring.now() {
+                let idle = active.get() + idle_ms;
+                if drained_at.is_some_and(|due| due <= shared.ring.now()) {
+                    return Poll::Ready(Next::Abort { reset: false });
+                }
+                if idle <= shared.ring.now() {
                     counters.count(Counter::TunnelTimeouts);
                     return Poll::Ready(Next::Abort { reset: false });
                 }
-                timer.set_at(due);
+                timer.set_at(drained_at.map_or(idle, |due| due.min(idle)));
             }
             Poll::Pending
         })

@@ -46,7 +46,7 @@ pub(crate) fn run(listen: Option<SocketAddr>) -> ExitCode {
         tokio::spawn(backend::serve(backend));
         let advice = advice(address, backend_address, &socket);
         // Nobody may be there to read it.
-        supervise::serve(loaded, || drop(writeln!(io::stdout(), "{advice}"))).await
+        supervise::serve(loaded, None, || drop(writeln!(io::stdout(), "{advice}"))).await
     })
 }
 

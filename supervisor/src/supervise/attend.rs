@@ -7,7 +7,7 @@ use std::{os::unix::net::UnixStream as StdUnixStream, process::ExitStatus, time:
 
 use kakehi_ctl::{
     limits,
-    order::Report,
+    order::{Envelope, Report},
     wire::{Decoder, WireError},
 };
 use nix::{
@@ -15,7 +15,7 @@ use nix::{
     unistd::Pid,
 };
 use tokio::{
-    io::AsyncReadExt as _,
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
     process::Child,
     sync::mpsc::{Receiver, Sender},
@@ -39,8 +39,8 @@ pub(super) struct Event {
 /// What happened to a process.
 #[derive(Debug)]
 pub(super) enum What {
-    /// It reported something.
-    Reported(Report),
+    /// It reported something, in answer to the order of this number (0: to none).
+    Reported(u64, Report),
     /// Its order channel ended or makes no sense; it may still serve.
     Deaf(String),
     /// It ended and was reaped.
@@ -71,7 +71,7 @@ pub(super) async fn attend(
             // Reports first, in the order in which they were sent.
             biased;
             report = next_report(&mut reports) => match report {
-                Ok(Some(report)) => tell(What::Reported(report)).await,
+                Ok(Some(Envelope { id, body, .. })) => tell(What::Reported(id, body)).await,
                 Ok(None) => {
                     reports = None;
                     tell(What::Deaf("it closed its order channel".to_owned())).await;
@@ -87,17 +87,28 @@ pub(super) async fn attend(
     };
     if let Some(reports) = &mut reports {
         while let Ok(Ok(Some(report))) = tokio::time::timeout(LAST_WORDS, reports.next()).await {
-            tell(What::Reported(report)).await;
+            tell(What::Reported(report.id, report.body)).await;
         }
     }
     tell(What::Ended(ended)).await;
 }
 
 /// Waits for ever when there is no channel to read from any more.
-async fn next_report(reports: &mut Option<Reports>) -> Result<Option<Report>, WireError> {
+async fn next_report(reports: &mut Option<Reports>) -> Result<Option<Envelope<Report>>, WireError> {
     match reports {
         Some(reports) => reports.next().await,
         None => std::future::pending().await,
+    }
+}
+
+/// Writes orders to a worker's channel, until it is closed or nobody has any more. A large one takes the worker's pace.
+pub(super) async fn write_orders(orders: StdUnixStream, mut frames: Receiver<Vec<u8>>) {
+    let Ok(mut orders) = UnixStream::from_std(orders) else { return };
+    while let Some(frame) = frames.recv().await {
+        // Whose channel is closed has ended, or will be found not to answer.
+        if orders.write_all(&frame).await.is_err() {
+            return;
+        }
     }
 }
 
@@ -121,11 +132,11 @@ impl Reports {
     }
 
     /// The next one; `None` when the worker has closed the channel. May be given up at any time without loss.
-    async fn next(&mut self) -> Result<Option<Report>, WireError> {
+    async fn next(&mut self) -> Result<Option<Envelope<Report>>, WireError> {
         let mut bytes = [0; 4096];
         loop {
             if let Some(envelope) = self.decoder.next::<Report>()? {
-                return Ok(Some(envelope.body));
+                return Ok(Some(envelope));
             }
             match self.stream.read(&mut bytes).await {
                 Ok(0) => return self.decoder.finish().map(|()| None),

@@ -71,6 +71,8 @@ pub(crate) enum Error {
 pub(super) struct Question {
     /// What is asked.
     pub(super) request: Request,
+    /// By whom: user and process, as the kernel knows them (`SO_PEERCRED`).
+    pub(super) peer: String,
     /// Where the answer goes.
     pub(super) answer: oneshot::Sender<Response>,
 }
@@ -176,8 +178,16 @@ async fn accept(listener: UnixListener, questions: mpsc::Sender<Question>) {
     }
 }
 
+fn describe_peer(stream: &UnixStream) -> String {
+    match stream.peer_cred() {
+        Ok(peer) => format!("uid {}, pid {}", peer.uid(), peer.pid().map_or(0, |pid| pid)),
+        Err(_) => "unknown".to_owned(),
+    }
+}
+
 /// Answers one client until it leaves, falls silent or talks nonsense.
 async fn converse(mut stream: UnixStream, questions: mpsc::Sender<Question>) {
+    let peer = describe_peer(&stream);
     let mut decoder = Decoder::new(limits::MAX_REQUEST_FRAME);
     let mut bytes = vec![0; 8192];
     loop {
@@ -196,7 +206,7 @@ async fn converse(mut stream: UnixStream, questions: mpsc::Sender<Question>) {
             }
         };
         let (answer, answered) = oneshot::channel();
-        if questions.send(Question { request: envelope.body, answer }).await.is_err() {
+        if questions.send(Question { request: envelope.body, peer: peer.clone(), answer }).await.is_err() {
             return;
         }
         let Ok(response) = answered.await else { return };

@@ -37,6 +37,8 @@ pub(super) struct Launched {
     pub(super) child: Child,
     /// The supervisor's end of the order channel, not blocking.
     pub(super) orders: UnixStream,
+    /// The supervisor's end of the channel over which listening sockets go.
+    pub(super) descriptors: OwnedFd,
 }
 
 /// Starts worker `id` on `core`, to serve `state` (the JSON text of a `State`) on `sockets`.
@@ -81,7 +83,7 @@ pub(super) fn launch(
         // It has died, or will be found not ready in time: either is seen, and told, by the supervisor.
         tracing::warn!(worker = id, "{error}");
     }
-    Ok(Launched { child, orders })
+    Ok(Launched { child, orders, descriptors })
 }
 
 /// glibc's settings for a worker: those that the operator gave, and a cache for as much memory as a batch of requests

@@ -10,10 +10,12 @@
 //! | [`listeners`] | the listening sockets |
 //! | [`worker`], [`launch`], [`attend`], [`backoff`] | one worker's life |
 //! | [`command`] | the command socket |
+//! | [`change`] | reloads and other changes: all workers or none |
 //! | [`signals`], [`pid_file`] | what an init system sees |
 
 mod attend;
 mod backoff;
+mod change;
 mod command;
 mod cores;
 mod launch;
@@ -23,12 +25,18 @@ mod resources;
 mod signals;
 mod worker;
 
-use std::{io, net::SocketAddr, process::ExitCode, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use kakehi_ctl::{
     config::Loaded,
-    order::{Request, Response, Status, WorkerState},
-    state::State,
+    order::{Changed, Request, Response, Status, WorkerState},
+    state::{Settings, State},
 };
 use tokio::{
     sync::mpsc::{Receiver, Sender, channel},
@@ -91,9 +99,9 @@ pub(crate) enum End {
     Cut,
 }
 
-/// Runs kakehi on `loaded` until it is stopped; the whole program `kakehi start`.
-pub(crate) fn run(loaded: Loaded) -> ExitCode {
-    block_on(serve(loaded, || {}))
+/// Runs kakehi on `loaded`, which was read from `file`, until it is stopped; the whole program `kakehi start`.
+pub(crate) fn run(loaded: Loaded, file: &Path) -> ExitCode {
+    block_on(serve(loaded, Some(file.to_owned()), || {}))
 }
 
 /// Runs a supervisor on this thread and turns its end into an exit code; errors go to standard error.
@@ -110,12 +118,17 @@ pub(crate) fn block_on(supervisor: impl Future<Output = Result<End, Error>>) -> 
     }
 }
 
-/// Starts everything, calls `when_ready`, and serves until asked to stop.
+/// Starts everything, calls `when_ready`, and serves until asked to stop. A reload reads `file` again.
 ///
 /// # Errors
 /// See [`Error`]; no worker is left running then.
-pub(crate) async fn serve(loaded: Loaded, when_ready: impl FnOnce()) -> Result<End, Error> {
+pub(crate) async fn serve(
+    loaded: Loaded,
+    file: Option<PathBuf>,
+    when_ready: impl FnOnce(),
+) -> Result<End, Error> {
     let mut state = loaded.state;
+    let in_file = state.settings.clone();
     crate::logging::open_for_supervisor(&state.settings.log_level);
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
@@ -145,7 +158,8 @@ pub(crate) async fn serve(loaded: Loaded, when_ready: impl FnOnce()) -> Result<E
         workers.push(Worker::new(n as u32, pin(n), sockets).map_err(Error::Runtime)?);
     }
 
-    let mut supervisor = Supervisor::new(state, workers, signals, asked)?;
+    let source = Source { file, settings: in_file };
+    let mut supervisor = Supervisor::new(state, source, workers, signals, asked)?;
     if let Some(end) = supervisor.start().await? {
         return Ok(end);
     }
@@ -165,6 +179,7 @@ fn join(addresses: &[SocketAddr]) -> String {
 /// Everything that is running.
 struct Supervisor {
     state: State,
+    source: Source,
     /// `state` as the workers get it.
     state_text: Vec<u8>,
     workers: Vec<Worker>,
@@ -175,7 +190,17 @@ struct Supervisor {
     event_sender: Sender<Event>,
     started: Instant,
     restarts: u64,
+    /// Orders are numbered from 1.
+    orders_given: u64,
     stopping: Option<Stopping>,
+}
+
+/// Where the configuration came from.
+struct Source {
+    /// `None`: no file to read again.
+    file: Option<PathBuf>,
+    /// As the file had them, before they were fitted to what the host allows.
+    settings: Settings,
 }
 
 /// A stop that is under way.
@@ -188,6 +213,7 @@ struct Stopping {
 impl Supervisor {
     fn new(
         state: State,
+        source: Source,
         workers: Vec<Worker>,
         signals: Signals,
         asked: Receiver<Question>,
@@ -196,6 +222,7 @@ impl Supervisor {
         let (event_sender, events) = channel(QUEUE);
         Ok(Supervisor {
             state,
+            source,
             state_text,
             workers,
             signals,
@@ -204,6 +231,7 @@ impl Supervisor {
             event_sender,
             started: Instant::now(),
             restarts: 0,
+            orders_given: 0,
             stopping: None,
         })
     }
@@ -269,20 +297,23 @@ impl Supervisor {
             let wake = self.next_due();
             tokio::select! {
                 Some(event) = self.events.recv() => self.on_event(event),
-                wish = self.signals.next() => self.on_signal(wish),
+                wish = self.signals.next() => match wish {
+                    Wish::Reload => self.reload_on_signal().await,
+                    Wish::Stop(signal) => self.on_stop(signal),
+                },
                 Some(question) = self.asked.recv() => {
+                    let response = self.answer(question.request, &question.peer).await;
                     // Whoever asked may have left; that is nobody's loss.
-                    let _ = question.answer.send(self.answer(question.request));
+                    let _ = question.answer.send(response);
                 }
                 () = sleep_until(wake) => self.on_due(),
             }
         }
     }
 
-    fn on_signal(&mut self, wish: Wish) {
-        match (wish, &self.stopping) {
-            (Wish::Reload, _) => tracing::warn!("SIGHUP: reload is not supported yet, nothing changes"),
-            (Wish::Stop(signal), None) => {
+    fn on_stop(&mut self, signal: &'static str) {
+        match &self.stopping {
+            None => {
                 let deadline_ms = self.state.settings.graceful_timeout_ms;
                 tracing::info!(
                     "{signal}: stopping; what is in flight has {deadline_ms} ms, a second signal cuts it"
@@ -291,7 +322,7 @@ impl Supervisor {
                 self.stopping = Some(Stopping { kill_at: Some(kill_at), end: End::Clean });
                 self.workers.iter_mut().for_each(|worker| worker.stop(deadline_ms));
             }
-            (Wish::Stop(signal), Some(_)) => {
+            Some(_) => {
                 tracing::warn!("{signal} again: stopping at once");
                 self.cut();
             }
@@ -312,6 +343,10 @@ impl Supervisor {
         match self.note(event) {
             Outcome::Nothing => {}
             Outcome::Ready => tracing::info!(worker = id, "ready, replaces the one that died"),
+            Outcome::Answered { refused: None, .. } => {}
+            Outcome::Answered { refused: Some(reason), .. } => {
+                tracing::warn!(worker = id, "refused an order: {reason}");
+            }
             Outcome::Died(death) => self.on_death(id, death, age),
         }
     }
@@ -391,10 +426,13 @@ impl Supervisor {
         }
     }
 
-    fn answer(&self, request: Request) -> Response {
+    async fn answer(&mut self, request: Request, peer: &str) -> Response {
         match request {
             Request::Status => Response::Status(self.status()),
             Request::Workers => Response::Workers(self.workers.iter().map(Worker::info).collect()),
+            Request::State => Response::State(Box::new(self.state.clone())),
+            Request::Reload { dry_run } => respond(self.reload(dry_run, peer).await),
+            Request::Apply { changes } => respond(self.apply(changes, peer).await),
         }
     }
 
@@ -415,6 +453,13 @@ impl Supervisor {
             counters: worker::sum(&self.workers),
             workers,
         }
+    }
+}
+
+fn respond(outcome: Result<Changed, change::Refused>) -> Response {
+    match outcome {
+        Ok(changed) => Response::Changed(changed),
+        Err(refused) => Response::Refused { reason: refused.to_string() },
     }
 }
 

@@ -7,9 +7,9 @@
 use std::{
     collections::BTreeMap,
     ffi::CString,
-    fs,
-    io::{self, Write as _},
-    os::{fd::OwnedFd, unix::net::UnixStream, unix::process::ExitStatusExt as _},
+    fs, io,
+    net::SocketAddr,
+    os::{fd::OwnedFd, unix::process::ExitStatusExt as _},
     process::ExitStatus,
     time::Duration,
 };
@@ -30,11 +30,17 @@ use tokio::{
 };
 
 use super::{
-    attend::{Event, What, attend},
+    attend::{Event, What, attend, write_orders},
     backoff::Backoff,
     launch::launch,
     listeners::Sockets,
 };
+use crate::scm;
+
+/// Orders that wait to be written; a change takes two.
+const ORDERS_ON_THEIR_WAY: usize = 16;
+/// The number of the order to stop, whose answer is the end of the process.
+const STOP: u64 = 0;
 
 /// One place in the row of workers.
 pub(super) struct Worker {
@@ -57,7 +63,9 @@ pub(super) struct Worker {
 struct Process {
     pid: u32,
     started: Instant,
-    orders: UnixStream,
+    /// Frames on their way to it.
+    orders: Sender<Vec<u8>>,
+    descriptors: OwnedFd,
     signals: Sender<Signal>,
     io_uring_level: u8,
     io_uring_features: Vec<String>,
@@ -73,6 +81,8 @@ pub(super) enum Outcome {
     Nothing,
     /// The worker accepts.
     Ready,
+    /// It has carried out the order of this number, or says why not.
+    Answered { order: u64, refused: Option<String> },
     /// Its process ended.
     Died(Death),
 }
@@ -134,11 +144,14 @@ impl Worker {
     pub(super) fn launch(&mut self, state: &[u8], events: &Sender<Event>) -> io::Result<()> {
         let launched = launch(self.id, self.core, state, &self.counters_memory, &self.sockets)?;
         let (signals, wanted) = channel(4);
+        let (orders, frames) = channel(ORDERS_ON_THEIR_WAY);
+        tokio::spawn(write_orders(launched.orders.try_clone()?, frames));
         self.launches += 1;
         self.process = Some(Process {
             pid: launched.child.id().unwrap_or(0),
             started: Instant::now(),
-            orders: launched.orders.try_clone()?,
+            orders,
+            descriptors: launched.descriptors,
             signals,
             io_uring_level: 0,
             io_uring_features: Vec::new(),
@@ -159,7 +172,7 @@ impl Worker {
         }
         let Some(process) = self.process.as_mut() else { return Outcome::Nothing };
         match event.what {
-            What::Reported(Report::Ready { io_uring_level, io_uring_features }) => {
+            What::Reported(_, Report::Ready { io_uring_level, io_uring_features }) => {
                 process.io_uring_level = io_uring_level;
                 process.io_uring_features = io_uring_features;
                 if self.state != WorkerState::Starting {
@@ -169,15 +182,14 @@ impl Worker {
                 self.due = None;
                 Outcome::Ready
             }
-            What::Reported(Report::Failed { reason }) => {
+            What::Reported(_, Report::Failed { reason }) => {
                 process.last_words = Some(reason);
                 Outcome::Nothing
             }
-            What::Reported(Report::Refused { reason }) => {
-                tracing::warn!(worker = self.id, "refused an order: {reason}");
-                Outcome::Nothing
+            What::Reported(order, Report::Refused { reason }) => {
+                Outcome::Answered { order, refused: Some(reason) }
             }
-            What::Reported(Report::Done) => Outcome::Nothing,
+            What::Reported(order, Report::Done) => Outcome::Answered { order, refused: None },
             What::Deaf(why) => {
                 // Before its end every worker closes the channel, so this alone is no news.
                 tracing::debug!(worker = self.id, "{why}");
@@ -222,10 +234,7 @@ impl Worker {
     pub(super) fn on_late_start(&mut self) {
         self.due = None;
         let seconds = limits::WORKER_READY_TIMEOUT_MS / 1000;
-        if let Some(process) = self.process.as_mut() {
-            process.last_words = Some(format!("was not ready within {seconds} s"));
-        }
-        self.kill();
+        self.condemn(&format!("was not ready within {seconds} s"));
     }
 
     /// Gives it no further process, whatever happens.
@@ -244,7 +253,7 @@ impl Worker {
             return;
         }
         self.state = WorkerState::Stopping;
-        if let Err(error) = self.order(Order::Stop { deadline_ms }) {
+        if let Err(error) = self.order(STOP, Order::Stop { deadline_ms }) {
             tracing::warn!(worker = self.id, "cannot be ordered to stop ({error}), sending SIGTERM instead");
             self.signal(Signal::SIGTERM);
         }
@@ -258,11 +267,45 @@ impl Worker {
         self.signal(Signal::SIGKILL);
     }
 
-    fn order(&mut self, order: Order) -> Result<(), wire::WireError> {
-        let Some(process) = self.process.as_mut() else { return Ok(()) };
-        let frame = wire::encode(&Envelope::new(1, order), limits::MAX_FRAME)?;
-        // The channel is empty or nearly so: an order that does not fit means a worker that does not read.
-        Ok(process.orders.write_all(&frame)?)
+    /// Whether there is a process that orders can be given to.
+    pub(super) fn takes_orders(&self) -> bool {
+        self.process.is_some() && matches!(self.state, WorkerState::Starting | WorkerState::Running)
+    }
+
+    /// Gives an order; its answer comes as [`Outcome::Answered`] with the same number.
+    ///
+    /// # Errors
+    /// When there is no process, its channel is closed, or it does not read.
+    pub(super) fn order(&mut self, number: u64, order: Order) -> Result<(), wire::WireError> {
+        let process = self.process.as_mut().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?;
+        let frame = wire::encode(&Envelope::new(number, order), limits::MAX_FRAME)?;
+        // The queue is empty or nearly so: an order that finds no place means a worker that does not read.
+        process.orders.try_send(frame).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe).into())
+    }
+
+    /// Sends the sockets of new listeners, for the order that follows.
+    ///
+    /// # Errors
+    /// When it does not take them.
+    pub(super) fn pass(&self, sockets: &Sockets) -> Result<(), scm::Error> {
+        match &self.process {
+            Some(process) => scm::send(&process.descriptors, sockets),
+            None => Ok(()),
+        }
+    }
+
+    /// Keeps the sockets of listeners that have come, and closes those of listeners that have gone.
+    pub(super) fn change_sockets(&mut self, come: Sockets, stays: impl Fn(&SocketAddr) -> bool) {
+        self.sockets.extend(come);
+        self.sockets.retain(|(address, _)| stays(address));
+    }
+
+    /// Ends a process that is not what it should be, so that another takes its place.
+    pub(super) fn condemn(&mut self, reason: &str) {
+        if let Some(process) = self.process.as_mut() {
+            process.last_words = Some(reason.to_owned());
+        }
+        self.kill();
     }
 
     fn signal(&self, signal: Signal) {

@@ -15,5 +15,6 @@ mod headers;
 mod interim;
 mod life;
 mod limits;
+mod reload;
 mod routing;
 mod tunnels;

@@ -3,14 +3,19 @@
 use std::{env, path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand};
-use kakehi_ctl::{config, order::Request};
+use kakehi_ctl::{
+    change::Change,
+    config,
+    order::Request,
+    state::{Backend, BackendAddress},
+};
 
 use crate::client::Failure;
 
 /// Environment variable that names the control socket.
 const SOCKET_VARIABLE: &str = "KAKEHI_SOCKET";
 
-/// Ask a running kakehi how it is.
+/// Ask a running kakehi how it is, and change what it does.
 ///
 /// kakehictl talks to the supervisor over its control socket. It finds the socket by --socket, by --config
 /// (`command_socket` in that file), or by the environment variable KAKEHI_SOCKET, in this order.
@@ -42,7 +47,7 @@ pub(crate) struct Arguments {
 }
 
 /// What can be asked.
-#[derive(Debug, Clone, Copy, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub(crate) enum Verb {
     /// Show kakehi in a few figures: version, listeners, what is configured, connections, requests, workers
     ///
@@ -53,15 +58,83 @@ pub(crate) enum Verb {
     ///
     /// With --json: an array with one object per worker.
     Workers,
+
+    /// Read the configuration file again and change what is different: all of it in every worker, or nothing
+    ///
+    /// Connections go on, but those of a listener that is gone. SIGHUP does the same.
+    /// With --json: an object.
+    Reload {
+        /// Only show what would change
+        #[arg(short = 'n', long)]
+        dry_run: bool,
+    },
+
+    /// Show everything that is configured now, as JSON
+    State,
+
+    /// Add, change and remove the backends of a cluster, until the next reload or start
+    #[command(subcommand)]
+    Backend(BackendVerb),
+
+    /// Remove a cluster, until the next reload or start
+    #[command(subcommand)]
+    Cluster(ClusterVerb),
+}
+
+/// What can be done to a backend.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum BackendVerb {
+    /// Add a backend, or change the one of this name
+    Add {
+        /// Cluster that it belongs to
+        cluster: String,
+        /// Where it listens: ip:port, with IPv6 in brackets, or unix:/path
+        address: BackendAddress,
+        /// Its name in the cluster; by default its address
+        #[arg(long)]
+        id: Option<String>,
+        /// Its share of the load
+        #[arg(long, default_value_t = 100)]
+        weight: u8,
+        /// Use it only when no other can be used
+        #[arg(long)]
+        backup: bool,
+    },
+    /// Remove a backend; it finishes the requests that it has
+    Remove {
+        /// Cluster that it belongs to
+        cluster: String,
+        /// Its name in the cluster
+        id: String,
+    },
+}
+
+/// What can be done to a cluster.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum ClusterVerb {
+    /// Remove a cluster with its frontends and backends
+    Remove {
+        /// Which
+        name: String,
+    },
 }
 
 impl Verb {
     /// As the supervisor understands it.
-    pub(crate) fn request(self) -> Request {
-        match self {
-            Verb::Status => Request::Status,
-            Verb::Workers => Request::Workers,
-        }
+    pub(crate) fn request(&self) -> Request {
+        let change = match self.clone() {
+            Verb::Status => return Request::Status,
+            Verb::Workers => return Request::Workers,
+            Verb::State => return Request::State,
+            Verb::Reload { dry_run } => return Request::Reload { dry_run },
+            Verb::Backend(BackendVerb::Add { cluster, address, id, weight, backup }) => {
+                let id = id.unwrap_or_else(|| address.to_string());
+                Change::SetBackend { cluster, backend: Backend { id, address, weight, backup } }
+            }
+            Verb::Backend(BackendVerb::Remove { cluster, id }) => Change::RemoveBackend { cluster, id },
+            Verb::Cluster(ClusterVerb::Remove { name }) => Change::RemoveCluster { name },
+        };
+        Request::Apply { changes: vec![change] }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use kakehi_ctl::order::{Response, Status, WorkerInfo, WorkerState};
+use kakehi_ctl::order::{Changed, Response, Status, WorkerInfo, WorkerState};
 use serde::Serialize;
 
 /// The answer as JSON: an object or an array, with a line end.
@@ -10,6 +10,8 @@ pub(crate) fn json(response: &Response) -> String {
     match response {
         Response::Status(status) => pretty(status),
         Response::Workers(workers) => pretty(workers),
+        Response::State(state) => pretty(state),
+        Response::Changed(changed) => pretty(changed),
         Response::Refused { reason } => pretty(reason),
     }
 }
@@ -25,8 +27,33 @@ pub(crate) fn human(response: &Response) -> String {
     match response {
         Response::Status(status) => human_status(status),
         Response::Workers(workers) => human_workers(workers),
+        Response::State(state) => pretty(state),
+        Response::Changed(changed) => human_changed(changed),
         Response::Refused { reason } => format!("{reason}\n"),
     }
+}
+
+fn human_changed(changed: &Changed) -> String {
+    let mut text = String::new();
+    for warning in &changed.warnings {
+        let _ = writeln!(text, "warning: {warning}");
+    }
+    for change in &changed.changes {
+        let _ = writeln!(text, "{change}");
+    }
+    for worker in changed.workers.iter().filter(|worker| worker.outcome != "changed") {
+        let _ = writeln!(text, "worker {}: {}", worker.id, worker.outcome);
+    }
+    if !changed.at_next_start.is_empty() {
+        let _ = writeln!(text, "changes at the next start only: {}", changed.at_next_start.join(", "));
+    }
+    let end = match (changed.changes.is_empty(), changed.applied) {
+        (true, _) => "nothing to change",
+        (false, true) => "changed",
+        (false, false) => "nothing was changed: a dry run",
+    };
+    let _ = writeln!(text, "{end}");
+    text
 }
 
 fn human_status(status: &Status) -> String {

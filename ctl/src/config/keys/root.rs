@@ -82,6 +82,13 @@ const PROCESS: &[Key] = &[
         "At a stop, how long what is in flight may take to finish, in seconds.",
     ),
     key(
+        "drain_timeout",
+        Seconds,
+        "30",
+        Own,
+        "How long a tunnel (WebSocket) goes on whose listener or backend was removed from the configuration, in seconds.",
+    ),
+    key(
         "io_uring_level",
         Integer(0, 4),
         "",

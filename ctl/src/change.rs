@@ -1,0 +1,401 @@
+//! Changes of a state: the vocabulary in which everything that happens to a running kakehi is said.
+//!
+//! A reload is the difference of two states, a verb of `kakehictl` is one change, and the workers are told either in
+//! the same words. Promises: the changes that [`State::difference`] finds, applied in their order, lead from the one
+//! state to the other; and a change that cannot be applied leaves the state as it was.
+
+use std::{collections::BTreeSet, net::SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::state::{Backend, Cluster, Frontend, Listener, Settings, State};
+
+/// One change of a state.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "change")]
+pub enum Change {
+    /// A listener comes, or the one at this address becomes this one.
+    SetListener {
+        /// The listener.
+        listener: Listener,
+    },
+    /// A listener goes. Its connections finish the exchange that they are in.
+    RemoveListener {
+        /// Which.
+        address: SocketAddr,
+    },
+    /// A cluster comes, or the one of this name becomes this one.
+    SetCluster {
+        /// Its name.
+        name: String,
+        /// The cluster.
+        cluster: Cluster,
+    },
+    /// A cluster goes, with its frontends and backends.
+    RemoveCluster {
+        /// Which.
+        name: String,
+    },
+    /// A backend comes, or the one of this name becomes this one.
+    SetBackend {
+        /// Its cluster.
+        cluster: String,
+        /// The backend.
+        backend: Backend,
+    },
+    /// A backend goes. It finishes the requests that it has.
+    RemoveBackend {
+        /// Its cluster.
+        cluster: String,
+        /// Which.
+        id: String,
+    },
+}
+
+/// Why a change cannot be applied.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ChangeError {
+    /// There is no such listener.
+    #[error("there is no listener at {0}")]
+    NoListener(SocketAddr),
+    /// There is no such cluster.
+    #[error("there is no cluster `{0}`")]
+    NoCluster(String),
+    /// There is no such backend.
+    #[error("cluster `{cluster}` has no backend `{id}`")]
+    NoBackend {
+        /// The cluster.
+        cluster: String,
+        /// The backend.
+        id: String,
+    },
+    /// Frontends would be left without their listener.
+    #[error("a frontend of cluster `{cluster}` is on {address}, where nothing would listen")]
+    NoListenerFor {
+        /// The cluster.
+        cluster: String,
+        /// Where.
+        address: SocketAddr,
+    },
+    /// Two backends of a cluster would have one name.
+    #[error("cluster `{cluster}` would have two backends `{id}`")]
+    TwoBackends {
+        /// The cluster.
+        cluster: String,
+        /// Their name.
+        id: String,
+    },
+}
+
+impl Change {
+    /// Whether requests may find another way than before: the routing tables have to be compiled anew.
+    pub fn concerns_routes(&self) -> bool {
+        !matches!(self, Change::SetBackend { .. } | Change::RemoveBackend { .. })
+    }
+}
+
+impl State {
+    /// Makes one change.
+    ///
+    /// # Errors
+    /// See [`ChangeError`]; nothing has changed then.
+    pub fn apply(&mut self, change: &Change) -> Result<(), ChangeError> {
+        match change {
+            Change::SetListener { listener } => {
+                self.listeners.insert(listener.address, listener.clone());
+            }
+            Change::RemoveListener { address } => {
+                self.listeners.remove(address).ok_or(ChangeError::NoListener(*address))?;
+            }
+            Change::SetCluster { name, cluster } => {
+                self.clusters.insert(name.clone(), cluster.clone());
+            }
+            Change::RemoveCluster { name } => {
+                self.clusters.remove(name).ok_or_else(|| ChangeError::NoCluster(name.clone()))?;
+            }
+            Change::SetBackend { cluster, backend } => {
+                let backends = &mut self.cluster_mut(cluster)?.backends;
+                match backends.iter_mut().find(|present| present.id == backend.id) {
+                    Some(present) => *present = backend.clone(),
+                    None => backends.push(backend.clone()),
+                }
+            }
+            Change::RemoveBackend { cluster, id } => {
+                let backends = &mut self.cluster_mut(cluster)?.backends;
+                let index = backends.iter().position(|present| present.id == *id);
+                let missing = || ChangeError::NoBackend { cluster: cluster.clone(), id: id.clone() };
+                backends.remove(index.ok_or_else(missing)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn cluster_mut(&mut self, name: &str) -> Result<&mut Cluster, ChangeError> {
+        self.clusters.get_mut(name).ok_or_else(|| ChangeError::NoCluster(name.to_owned()))
+    }
+
+    /// Whether everything in it refers to something that is there.
+    ///
+    /// # Errors
+    /// See [`ChangeError`].
+    pub fn check(&self) -> Result<(), ChangeError> {
+        for (name, cluster) in &self.clusters {
+            for Frontend { address, .. } in &cluster.frontends {
+                if !self.listeners.contains_key(address) {
+                    return Err(ChangeError::NoListenerFor { cluster: name.clone(), address: *address });
+                }
+            }
+            let mut ids = BTreeSet::new();
+            if let Some(twice) = cluster.backends.iter().find(|backend| !ids.insert(&backend.id)) {
+                return Err(ChangeError::TwoBackends { cluster: name.clone(), id: twice.id.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    /// The changes that lead from here to `wanted`, settings apart.
+    ///
+    /// Where only the backends of a cluster differ, only those are named: routing is then left alone.
+    pub fn difference(&self, wanted: &State) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for (address, listener) in &wanted.listeners {
+            if self.listeners.get(address) != Some(listener) {
+                changes.push(Change::SetListener { listener: listener.clone() });
+            }
+        }
+        for (name, cluster) in &wanted.clusters {
+            match self.clusters.get(name) {
+                Some(present) if present == cluster => {}
+                Some(present) if present.routes_like(cluster) && present.reaches(cluster) => {
+                    changes.extend(present.backend_changes(name, cluster));
+                }
+                _ => changes.push(Change::SetCluster { name: name.clone(), cluster: cluster.clone() }),
+            }
+        }
+        let gone = self.clusters.keys().filter(|name| !wanted.clusters.contains_key(*name));
+        changes.extend(gone.map(|name| Change::RemoveCluster { name: name.clone() }));
+        let gone = self.listeners.keys().filter(|address| !wanted.listeners.contains_key(address));
+        changes.extend(gone.map(|address| Change::RemoveListener { address: *address }));
+        changes
+    }
+
+    /// `change` in words, one line for each thing that it does to this state: `+` comes, `-` goes, `~` changes.
+    pub fn describe(&self, change: &Change) -> Vec<String> {
+        match change {
+            Change::SetListener { listener } => {
+                vec![format!("{} listener {}", self.sign(listener.address), listener.address)]
+            }
+            Change::RemoveListener { address } => vec![format!("- listener {address}")],
+            Change::SetCluster { name, cluster } => self.describe_cluster(name, cluster),
+            Change::RemoveCluster { name } => vec![format!("- cluster {name}")],
+            Change::SetBackend { cluster, backend } => {
+                let present = self.clusters.get(cluster).map_or(&[][..], |cluster| &cluster.backends);
+                vec![describe_backend(cluster, present.iter().find(|it| it.id == backend.id), backend)]
+            }
+            Change::RemoveBackend { cluster, id } => vec![format!("- backend {id} of cluster {cluster}")],
+        }
+    }
+
+    fn sign(&self, address: SocketAddr) -> char {
+        if self.listeners.contains_key(&address) { '~' } else { '+' }
+    }
+
+    fn describe_cluster(&self, name: &str, cluster: &Cluster) -> Vec<String> {
+        let Some(present) = self.clusters.get(name) else {
+            return vec![format!(
+                "+ cluster {name} with {} frontends and {} backends",
+                cluster.frontends.len(),
+                cluster.backends.len()
+            )];
+        };
+        let mut lines = vec![format!("~ cluster {name}")];
+        let missing = |from: &Cluster, of: &Cluster| -> Vec<String> {
+            of.frontends.iter().filter(|it| !from.frontends.contains(it)).map(describe_frontend).collect()
+        };
+        lines
+            .extend(missing(present, cluster).into_iter().map(|frontend| format!("  + frontend {frontend}")));
+        lines
+            .extend(missing(cluster, present).into_iter().map(|frontend| format!("  - frontend {frontend}")));
+        for change in present.backend_changes(name, cluster) {
+            lines.extend(self.describe(&change).into_iter().map(|line| format!("  {line}")));
+        }
+        lines
+    }
+}
+
+impl Cluster {
+    /// Whether the same requests lead to both, and meet the same treatment.
+    fn routes_like(&self, other: &Cluster) -> bool {
+        Cluster { backends: Vec::new(), ..self.clone() } == Cluster { backends: Vec::new(), ..other.clone() }
+    }
+
+    /// Whether [`Cluster::backend_changes`] leads to `other`, the order of the backends included.
+    fn reaches(&self, other: &Cluster) -> bool {
+        let kept = self.backends.iter().map(|it| &it.id).filter(|id| other.has_backend(id));
+        let new = other.backends.iter().map(|it| &it.id).filter(|id| !self.has_backend(id));
+        kept.chain(new).eq(other.backends.iter().map(|it| &it.id))
+    }
+
+    fn has_backend(&self, id: &str) -> bool {
+        self.backends.iter().any(|it| it.id == id)
+    }
+
+    fn backend_changes(&self, name: &str, wanted: &Cluster) -> Vec<Change> {
+        let changed = wanted.backends.iter().filter(|it| !self.backends.contains(it));
+        let set = changed.map(|it| Change::SetBackend { cluster: name.to_owned(), backend: it.clone() });
+        let gone = self.backends.iter().filter(|it| !wanted.has_backend(&it.id));
+        let remove = gone.map(|it| Change::RemoveBackend { cluster: name.to_owned(), id: it.id.clone() });
+        set.chain(remove).collect()
+    }
+}
+
+fn describe_frontend(frontend: &Frontend) -> String {
+    let (kind, path) = match &frontend.path {
+        crate::state::PathRule::Prefix(path) => ("", path),
+        crate::state::PathRule::Equals(path) => ("=", path),
+        crate::state::PathRule::Regex(path) => ("~", path),
+    };
+    let method = frontend.method.as_deref().unwrap_or("any method");
+    format!("{}{kind}{path} on {} ({method})", frontend.hostname, frontend.address)
+}
+
+fn describe_backend(cluster: &str, present: Option<&Backend>, backend: &Backend) -> String {
+    let Backend { id, address, weight, backup } = backend;
+    let role = if *backup { ", backup" } else { "" };
+    match present {
+        None => format!("+ backend {id} ({address}, weight {weight}{role}) of cluster {cluster}"),
+        Some(_) => format!("~ backend {id} ({address}, weight {weight}{role}) of cluster {cluster}"),
+    }
+}
+
+impl Settings {
+    /// Names of the settings in which `wanted` differs and which only a start can change.
+    pub fn fixed_until_restart(&self, wanted: &Settings) -> Vec<&'static str> {
+        let pairs = [
+            ("command_socket", self.command_socket != wanted.command_socket),
+            ("pid_file_path", self.pid_file_path != wanted.pid_file_path),
+            ("worker_count", self.worker_count != wanted.worker_count),
+            ("handle_process_affinity", self.pin_workers != wanted.pin_workers),
+            ("max_connections", self.max_connections != wanted.max_connections),
+            ("drain_timeout", self.drain_timeout_ms != wanted.drain_timeout_ms),
+            ("io_uring_level", self.io_uring_level != wanted.io_uring_level),
+            ("buffer_count", self.buffer_count != wanted.buffer_count),
+            ("upstream_max_idle", self.upstream_max_idle != wanted.upstream_max_idle),
+            ("upstream_idle_timeout", self.upstream_idle_timeout_ms != wanted.upstream_idle_timeout_ms),
+            ("log_level", self.log_level != wanted.log_level),
+        ];
+        pairs.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::PathRule;
+
+    fn address(port: u16) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], port))
+    }
+
+    fn backend(id: &str, port: u16, weight: u8) -> Backend {
+        let address = address(port).to_string().parse().unwrap();
+        Backend { id: id.to_owned(), address, weight, backup: false }
+    }
+
+    fn cluster(hosts: &[&str], backends: &[Backend]) -> Cluster {
+        let frontend = |host: &&str| Frontend {
+            address: address(80),
+            hostname: (*host).to_owned(),
+            path: PathRule::Prefix(String::new()),
+            method: None,
+            deny: false,
+        };
+        Cluster {
+            frontends: hosts.iter().map(frontend).collect(),
+            backends: backends.to_vec(),
+            ..Cluster::default()
+        }
+    }
+
+    fn state(listeners: &[u16], clusters: &[(&str, Cluster)]) -> State {
+        State {
+            listeners: listeners
+                .iter()
+                .map(|port| (address(*port), Listener::http(address(*port))))
+                .collect(),
+            clusters: clusters.iter().map(|(name, cluster)| ((*name).to_owned(), cluster.clone())).collect(),
+            ..State::default()
+        }
+    }
+
+    fn various() -> Vec<State> {
+        let (a, b, c) = (backend("a", 1, 100), backend("b", 2, 100), backend("c", 3, 1));
+        let mut patched = state(&[80], &[("web", cluster(&["x"], std::slice::from_ref(&a)))]);
+        patched.listeners.values_mut().for_each(|listener| listener.timeouts.request_ms += 1);
+        vec![
+            state(&[], &[]),
+            state(&[80], &[]),
+            state(&[80, 81], &[("web", cluster(&["x"], &[a.clone(), b.clone()]))]),
+            state(&[80], &[("web", cluster(&["x"], &[b.clone(), a.clone()]))]),
+            state(&[80], &[("web", cluster(&["x", "y"], &[a.clone(), c.clone()]))]),
+            state(
+                &[80],
+                &[("web", cluster(&["x"], &[backend("a", 9, 7), c])), ("other", cluster(&["z"], &[b]))],
+            ),
+            patched,
+        ]
+    }
+
+    #[test]
+    fn the_difference_of_any_two_states_leads_from_one_to_the_other() {
+        for from in various() {
+            for to in various() {
+                let mut state = from.clone();
+                for change in from.difference(&to) {
+                    assert!(!state.describe(&change).is_empty());
+                    state.apply(&change).unwrap();
+                }
+                assert_eq!(state, to);
+                assert!(state.difference(&to).is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn a_backend_that_comes_or_goes_leaves_the_routes_alone() {
+        let (a, b) = (backend("a", 1, 100), backend("b", 2, 100));
+        let one = state(&[80], &[("web", cluster(&["x"], std::slice::from_ref(&a)))]);
+        let two = state(&[80], &[("web", cluster(&["x"], &[a, b]))]);
+        for (from, to) in [(&one, &two), (&two, &one)] {
+            let changes = from.difference(to);
+            assert!(changes.len() == 1 && !changes[0].concerns_routes(), "{changes:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_cannot_be_removed_and_nothing_happens() {
+        let mut present = various().remove(2);
+        let before = present.clone();
+        let web = || "web".to_owned();
+        for (change, error) in [
+            (Change::RemoveCluster { name: "no".to_owned() }, ChangeError::NoCluster("no".to_owned())),
+            (Change::RemoveListener { address: address(9) }, ChangeError::NoListener(address(9))),
+            (
+                Change::RemoveBackend { cluster: web(), id: "no".to_owned() },
+                ChangeError::NoBackend { cluster: web(), id: "no".to_owned() },
+            ),
+        ] {
+            assert_eq!(present.apply(&change), Err(error));
+        }
+        assert_eq!(present, before);
+    }
+
+    #[test]
+    fn a_frontend_without_its_listener_and_two_backends_of_one_name_are_found() {
+        let lone = state(&[81], &[("web", cluster(&["x"], &[]))]);
+        assert!(matches!(lone.check(), Err(ChangeError::NoListenerFor { .. })));
+        let twins = state(&[80], &[("web", cluster(&["x"], &[backend("a", 1, 1), backend("a", 2, 1)]))]);
+        assert!(matches!(twins.check(), Err(ChangeError::TwoBackends { .. })));
+        assert_eq!(various()[2].check(), Ok(()));
+    }
+}

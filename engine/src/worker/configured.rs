@@ -1,0 +1,248 @@
+//! What a worker is configured to do, and how that changes while it serves: prepared first, then made at once.
+//!
+//! [`Configured::prepare`] does everything that can fail, and changes nothing; [`Configured::commit`] cannot fail.
+//! Only what a change names is touched: a connection notices nothing unless its own listener, or the backend of
+//! its tunnel, has gone.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::SocketAddr,
+    os::fd::OwnedFd,
+    rc::Rc,
+};
+
+use kakehi_ctl::{
+    change::{Change, ChangeError},
+    state::State,
+};
+
+use super::{Error, ReceiveListeners};
+use crate::{
+    cluster::{Cluster, Members, Pooling},
+    proxy::{self, Clusters, Front, Shared, Site, SiteError, Sites},
+    ring::Listener,
+};
+
+/// Why a change was refused. Nothing has changed then.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refusal {
+    /// It does not fit the state.
+    #[error(transparent)]
+    Change(#[from] ChangeError),
+    /// What it leads to cannot be compiled.
+    #[error(transparent)]
+    Site(#[from] SiteError),
+    /// The socket of a new listener did not come.
+    #[error("the listening sockets did not come: {0}")]
+    Sockets(io::Error),
+    /// The socket of a new listener is missing.
+    #[error("no listening socket was handed over for {0}")]
+    NoSocket(SocketAddr),
+    /// There is nothing to commit.
+    #[error("nothing was prepared")]
+    NothingPrepared,
+}
+
+/// The configuration of a worker.
+pub(super) struct Configured {
+    state: RefCell<State>,
+    clusters: RefCell<Clusters>,
+    fronts: RefCell<BTreeMap<SocketAddr, Rc<Front>>>,
+    prepared: RefCell<Option<Prepared>>,
+    receive_listeners: ReceiveListeners,
+}
+
+/// Changes that are ready to be made.
+struct Prepared {
+    changes: Vec<Change>,
+    /// The tables, where requests may find another way than before.
+    routes: Option<(Sites, Clusters)>,
+    /// What clusters that stay will consist of.
+    members: Vec<(Rc<Cluster>, Members)>,
+    /// Listeners that come.
+    listeners: Vec<(SocketAddr, Listener)>,
+}
+
+impl Configured {
+    /// Compiles `state` and begins to accept.
+    ///
+    /// # Errors
+    /// When the state cannot be compiled, or a listening socket is missing or cannot be used.
+    pub(super) fn new(
+        shared: &Rc<Shared>,
+        state: State,
+        sockets: Vec<(SocketAddr, OwnedFd)>,
+        receive_listeners: ReceiveListeners,
+    ) -> Result<Configured, Error> {
+        let (mut sites, clusters) = Site::compile(&state, &Clusters::new())?;
+        let mut fronts = BTreeMap::new();
+        for (address, socket) in sockets {
+            // A socket without a listener in the state is simply not served.
+            if let Some(site) = sites.remove(&address) {
+                let front = Front::new(site);
+                let listener = Listener::adopt(&shared.ring, socket)?;
+                shared.ring.spawn(proxy::accept(Rc::clone(shared), listener, Rc::clone(&front)));
+                fronts.insert(address, front);
+            }
+        }
+        if let Some((address, _)) = sites.first_key_value() {
+            return Err(Error::Listener(*address));
+        }
+        Ok(Configured {
+            state: RefCell::new(state),
+            clusters: RefCell::new(clusters),
+            fronts: RefCell::new(fronts),
+            prepared: RefCell::default(),
+            receive_listeners,
+        })
+    }
+
+    /// Does everything of `changes` that can fail.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub(super) fn prepare(&self, ring: &crate::ring::Ring, changes: Vec<Change>) -> Result<(), Refusal> {
+        self.abort();
+        // Taken in any case: they must not be taken for those of the next change.
+        let listeners = self.new_listeners(ring, &changes)?;
+        let clusters = self.clusters.borrow();
+        let mut members = Vec::new();
+        let routes = if changes.iter().any(Change::concerns_routes) {
+            let mut state = self.state.borrow().clone();
+            changes.iter().try_for_each(|change| state.apply(change))?;
+            state.check()?;
+            let compiled = Site::compile(&state, &clusters)?;
+            for name in named_clusters(&changes) {
+                if let (Some(cluster), Some(wanted)) = (clusters.get(name), state.clusters.get(name)) {
+                    members.push((Rc::clone(cluster), renewed(name, wanted, cluster)?));
+                }
+            }
+            Some(compiled)
+        } else {
+            // Without a copy of the whole: only these clusters are concerned.
+            let mut part = State::default();
+            for name in named_clusters(&changes) {
+                let state = self.state.borrow();
+                let present =
+                    state.clusters.get(name).ok_or_else(|| ChangeError::NoCluster(name.to_owned()))?;
+                part.clusters.insert(name.to_owned(), present.clone());
+            }
+            changes.iter().try_for_each(|change| part.apply(change))?;
+            for (name, wanted) in &part.clusters {
+                let cluster = clusters.get(name).ok_or_else(|| ChangeError::NoCluster(name.clone()))?;
+                members.push((Rc::clone(cluster), renewed(name, wanted, cluster)?));
+            }
+            None
+        };
+        self.prepared.replace(Some(Prepared { changes, routes, members, listeners }));
+        Ok(())
+    }
+
+    fn new_listeners(
+        &self,
+        ring: &crate::ring::Ring,
+        changes: &[Change],
+    ) -> Result<Vec<(SocketAddr, Listener)>, Refusal> {
+        let fronts = self.fronts.borrow();
+        let mut wanted = BTreeSet::new();
+        for change in changes {
+            match change {
+                Change::SetListener { listener } => wanted.insert(listener.address),
+                Change::RemoveListener { address } => wanted.remove(address),
+                _ => continue,
+            };
+        }
+        wanted.retain(|address| !fronts.contains_key(address));
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut listeners = Vec::new();
+        for (address, socket) in (self.receive_listeners)().map_err(Refusal::Sockets)? {
+            listeners.push((address, Listener::adopt(ring, socket).map_err(Refusal::Sockets)?));
+        }
+        match wanted.iter().find(|wanted| !listeners.iter().any(|(address, _)| address == *wanted)) {
+            Some(missing) => Err(Refusal::NoSocket(*missing)),
+            None => Ok(listeners),
+        }
+    }
+
+    /// Makes what was prepared.
+    ///
+    /// # Errors
+    /// `NothingPrepared`.
+    pub(super) fn commit(&self, shared: &Rc<Shared>) -> Result<(), Refusal> {
+        let prepared = self.prepared.take().ok_or(Refusal::NothingPrepared)?;
+        let Prepared { changes, routes, members, listeners } = prepared;
+        let state = &mut *self.state.borrow_mut();
+        for change in &changes {
+            // It was tried on a copy of the same state.
+            let applied = state.apply(change);
+            debug_assert!(applied.is_ok(), "{applied:?}");
+        }
+        for (cluster, members) in members {
+            cluster.replace(members, &shared.pooling);
+        }
+        if let Some((sites, clusters)) = routes {
+            let before = self.clusters.replace(clusters);
+            let now = self.clusters.borrow();
+            for (name, cluster) in before {
+                if !now.contains_key(&name) {
+                    cluster.retire(&shared.pooling);
+                }
+            }
+            self.change_fronts(shared, sites, listeners);
+        }
+        // Tunnels whose backend or listener has gone learn of it.
+        shared.front_closed();
+        Ok(())
+    }
+
+    fn change_fronts(&self, shared: &Rc<Shared>, mut sites: Sites, listeners: Vec<(SocketAddr, Listener)>) {
+        let mut fronts = self.fronts.borrow_mut();
+        fronts.retain(|address, front| match sites.remove(address) {
+            Some(site) => {
+                front.replace(site);
+                true
+            }
+            None => {
+                front.close();
+                false
+            }
+        });
+        for (address, listener) in listeners {
+            if let Some(site) = sites.remove(&address) {
+                let front = Front::new(site);
+                shared.ring.spawn(proxy::accept(Rc::clone(shared), listener, Rc::clone(&front)));
+                fronts.insert(address, front);
+            }
+        }
+        debug_assert!(sites.is_empty(), "every listener was found in `prepare`");
+    }
+
+    /// Forgets what was prepared.
+    pub(super) fn abort(&self) {
+        self.prepared.take();
+    }
+
+    /// Throws away idle upstream connections that are closed or too old.
+    pub(super) fn trim(&self, pooling: &Pooling) {
+        self.clusters.borrow().values().for_each(|cluster| cluster.trim(pooling));
+    }
+}
+
+/// The clusters that the changes name.
+fn named_clusters(changes: &[Change]) -> BTreeSet<&str> {
+    let named = changes.iter().filter_map(|change| match change {
+        Change::SetCluster { name, .. } => Some(name),
+        Change::SetBackend { cluster, .. } | Change::RemoveBackend { cluster, .. } => Some(cluster),
+        Change::SetListener { .. } | Change::RemoveListener { .. } | Change::RemoveCluster { .. } => None,
+    });
+    named.map(String::as_str).collect()
+}
+
+fn renewed(name: &str, wanted: &kakehi_ctl::state::Cluster, cluster: &Cluster) -> Result<Members, SiteError> {
+    Members::new(wanted, Some(cluster))
+        .map_err(|error| SiteError::Backend { cluster: name.to_owned(), error })
+}

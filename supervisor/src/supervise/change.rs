@@ -1,0 +1,252 @@
+//! Changes while everything runs: a reload of the file, or single changes, made by all workers or by none.
+//!
+//! First everything is tried: on a copy of the state, by compiling it, by opening the sockets of new listeners, and by
+//! having each worker get ready. Only when all of that has gone well is each worker told to make the change, which
+//! cannot fail any more. A worker that does not answer is replaced by one that starts with the change in it. While a
+//! change is under way nothing else is done here but to take note of workers that end; they are replaced after it.
+
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+
+use kakehi_ctl::{
+    change::{Change, ChangeError},
+    config::{self, ConfigError},
+    limits,
+    order::{Changed, Order, WorkerOutcome},
+    state::State,
+};
+use kakehi_engine::proxy::SiteError;
+use tokio::time::{Instant, timeout_at};
+
+use super::{
+    Supervisor,
+    attend::Event,
+    listeners::{self, Sockets},
+    worker::{Outcome, Worker},
+};
+
+/// Why nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refused {
+    /// There is no file.
+    #[error("kakehi was started without a configuration file, so there is none to read again")]
+    NoFile,
+    /// The file is wrong.
+    #[error("{0}; nothing was changed")]
+    File(#[from] ConfigError),
+    /// The change does not fit what is configured.
+    #[error("{0}; nothing was changed")]
+    Change(#[from] ChangeError),
+    /// What it leads to cannot be served.
+    #[error("{0}; nothing was changed")]
+    State(#[from] SiteError),
+    /// A new listener's address cannot be listened on.
+    #[error("{0}; nothing was changed")]
+    Listener(#[from] listeners::Error),
+    /// Whatever is not checked word by word comes through the file, where it is.
+    #[error("listeners and whole clusters are changed in the file only, by a reload; nothing was changed")]
+    ByFileOnly,
+    /// The new state cannot be written down.
+    #[error("the state cannot be serialised: {0}; nothing was changed")]
+    Serialise(#[from] serde_json::Error),
+    /// A worker refused.
+    #[error("{0}; nothing was changed")]
+    Workers(String),
+    /// It is too late for changes.
+    #[error("kakehi is stopping; nothing was changed")]
+    Stopping,
+}
+
+impl Supervisor {
+    /// Reads the file again and makes what has changed.
+    ///
+    /// # Errors
+    /// See [`Refused`]; nothing has changed then.
+    pub(super) async fn reload(&mut self, dry_run: bool, by: &str) -> Result<Changed, Refused> {
+        let loaded = config::load(self.source.file.as_ref().ok_or(Refused::NoFile)?)?;
+        let at_next_start = self.source.settings.fixed_until_restart(&loaded.state.settings);
+        let changes = self.state.difference(&loaded.state);
+        let mut changed = self.change(changes, dry_run, by).await?;
+        changed.at_next_start = at_next_start.into_iter().map(str::to_owned).collect();
+        changed.warnings = loaded.warnings.iter().map(ToString::to_string).collect();
+        if !dry_run {
+            let wanted = loaded.state.settings;
+            self.state.settings.graceful_timeout_ms = wanted.graceful_timeout_ms;
+            self.state.settings.worker_automatic_restart = wanted.worker_automatic_restart;
+        }
+        Ok(changed)
+    }
+
+    /// SIGHUP: a reload whose outcome stands in the log.
+    pub(super) async fn reload_on_signal(&mut self) {
+        match self.reload(false, "SIGHUP").await {
+            Ok(Changed { changes, at_next_start, warnings, .. }) => {
+                for warning in warnings {
+                    tracing::warn!("{warning}");
+                }
+                if !at_next_start.is_empty() {
+                    tracing::warn!("changes at the next start only: {}", at_next_start.join(", "));
+                }
+                if changes.is_empty() {
+                    tracing::info!("SIGHUP: the file says what is running already");
+                }
+            }
+            Err(refused) => tracing::error!("SIGHUP: {refused}"),
+        }
+    }
+
+    /// Makes changes that somebody asked for.
+    ///
+    /// # Errors
+    /// See [`Refused`]; nothing has changed then.
+    pub(super) async fn apply(&mut self, changes: Vec<Change>, by: &str) -> Result<Changed, Refused> {
+        let by_file =
+            |change: &Change| matches!(change, Change::SetListener { .. } | Change::SetCluster { .. });
+        if changes.iter().any(by_file) {
+            return Err(Refused::ByFileOnly);
+        }
+        self.change(changes, false, by).await
+    }
+
+    async fn change(&mut self, changes: Vec<Change>, dry_run: bool, by: &str) -> Result<Changed, Refused> {
+        if self.stopping.is_some() {
+            return Err(Refused::Stopping);
+        }
+        let mut wanted = self.state.clone();
+        let mut words = Vec::new();
+        for change in &changes {
+            words.extend(wanted.describe(change));
+            wanted.apply(change)?;
+        }
+        wanted.check()?;
+        if changes.iter().any(Change::concerns_routes) {
+            kakehi_engine::worker::check(&wanted)?;
+        }
+        let mut changed = Changed {
+            applied: !dry_run,
+            changes: words,
+            at_next_start: Vec::new(),
+            warnings: Vec::new(),
+            workers: Vec::new(),
+        };
+        if dry_run || changes.is_empty() {
+            return Ok(changed);
+        }
+        let text = serde_json::to_vec(&wanted)?;
+        changed.workers = self.change_everywhere(changes, wanted).await.inspect_err(|refused| {
+            tracing::error!("a change by {by} was refused: {refused}");
+        })?;
+        self.state_text = text;
+        for line in &changed.changes {
+            tracing::info!("changed by {by}: {line}");
+        }
+        Ok(changed)
+    }
+
+    /// Has all workers make the changes, or none; then `wanted` is the state.
+    async fn change_everywhere(
+        &mut self,
+        changes: Vec<Change>,
+        wanted: State,
+    ) -> Result<Vec<WorkerOutcome>, Refused> {
+        let new: Vec<SocketAddr> = wanted
+            .listeners
+            .keys()
+            .filter(|address| !self.state.listeners.contains_key(address))
+            .copied()
+            .collect();
+        let sockets = listeners::open(&new, self.workers.len()).await?;
+        let prepared = self
+            .order_all(
+                |worker, sockets: &Sockets| {
+                    if !sockets.is_empty() {
+                        worker.pass(sockets).map_err(|error| error.to_string())?;
+                    }
+                    Ok(Order::Prepare { changes: changes.clone() })
+                },
+                &sockets,
+            )
+            .await;
+        let refusals: Vec<String> = prepared
+            .iter()
+            .filter_map(|(id, outcome)| Some(format!("worker {id}: {}", outcome.as_ref().err()?)))
+            .collect();
+        if !refusals.is_empty() {
+            self.order_all(|_, _| Ok(Order::Abort), &sockets).await;
+            return Err(Refused::Workers(refusals.join("; ")));
+        }
+        let committed = self.order_all(|_, _| Ok(Order::Commit), &sockets).await;
+        for (worker, sockets) in self.workers.iter_mut().zip(sockets) {
+            worker.change_sockets(sockets, |address| wanted.listeners.contains_key(address));
+        }
+        self.state = wanted;
+        let mut outcomes = Vec::new();
+        for (id, outcome) in committed {
+            let outcome = match outcome {
+                Ok(()) => "changed".to_owned(),
+                Err(reason) => {
+                    let reason = format!("did not make a change that all others made ({reason})");
+                    if let Some(worker) = self.worker(id) {
+                        worker.condemn(&reason);
+                    }
+                    format!("{reason}; replaced")
+                }
+            };
+            outcomes.push(WorkerOutcome { id, outcome });
+        }
+        Ok(outcomes)
+    }
+
+    /// Gives every worker that can take one an order, and waits for the answers. A worker that ends meanwhile is left
+    /// out: its replacement starts from the state as it will be then.
+    async fn order_all(
+        &mut self,
+        order: impl Fn(&Worker, &Sockets) -> Result<Order, String>,
+        sockets: &[Sockets],
+    ) -> BTreeMap<u32, Result<(), String>> {
+        self.orders_given += 1;
+        let number = self.orders_given;
+        let mut outcomes = BTreeMap::new();
+        let mut waiting = Vec::new();
+        for (worker, sockets) in
+            self.workers.iter_mut().zip(sockets).filter(|(worker, _)| worker.takes_orders())
+        {
+            let given = order(worker, sockets)
+                .and_then(|order| worker.order(number, order).map_err(|error| error.to_string()));
+            match given {
+                Ok(()) => waiting.push(worker.id()),
+                Err(reason) => drop(outcomes.insert(worker.id(), Err(reason))),
+            }
+        }
+        let deadline = Instant::now() + Duration::from_millis(limits::ORDER_TIMEOUT_MS);
+        while !waiting.is_empty() {
+            let Ok(Some(event)) = timeout_at(deadline, self.events.recv()).await else { break };
+            let id = event.worker;
+            match self.note_answer(event) {
+                Some((answered, refused)) if answered == number => {
+                    waiting.retain(|waits| *waits != id);
+                    outcomes.insert(id, refused.map_or(Ok(()), Err));
+                }
+                _ => {}
+            }
+            waiting.retain(|id| self.workers.get(*id as usize).is_some_and(Worker::takes_orders));
+        }
+        for id in waiting {
+            outcomes.insert(id, Err(format!("no answer within {} s", limits::ORDER_TIMEOUT_MS / 1000)));
+        }
+        outcomes
+    }
+
+    /// Takes note of an event; of an answer, gives the number of its order and why it was refused.
+    fn note_answer(&mut self, event: Event) -> Option<(u64, Option<String>)> {
+        let id = event.worker;
+        let age = self.worker(id).map_or(Duration::ZERO, |worker| worker.age());
+        match self.note(event) {
+            Outcome::Answered { order, refused } => Some((order, refused)),
+            Outcome::Died(death) => {
+                self.on_death(id, death, age);
+                None
+            }
+            Outcome::Nothing | Outcome::Ready => None,
+        }
+    }
+}
