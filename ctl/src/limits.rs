@@ -29,7 +29,8 @@ pub const UPSTREAM_MAX_IDLE: u32 = 1_024;
 /// How long a closing connection is read and thrown away so that the peer gets the last answer whole.
 /// Not a key: it bounds a courtesy, not a service.
 pub const LINGER_TIMEOUT_MS: u64 = 2_000;
-/// How long a tunnel goes on whose listener or backend was removed from the configuration (`drain_timeout`).
+/// How long a tunnel goes on whose listener or backend was removed, and a worker's old process after an upgrade
+/// (`drain_timeout`).
 pub const DRAIN_TIMEOUT_MS: u64 = 30_000;
 /// What is in flight when a stop is asked for has this long to finish (`graceful_timeout`).
 pub const GRACEFUL_TIMEOUT_MS: u64 = 30_000;

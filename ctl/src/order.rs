@@ -44,6 +44,11 @@ pub enum Request {
         /// Only say what would change.
         dry_run: bool,
     },
+    /// Replace the process of a worker, or of each worker, one after the other, without losing a connection.
+    UpgradeWorkers {
+        /// Which worker; `None` = all.
+        worker: Option<u32>,
+    },
     /// Make these changes, all or none.
     Apply {
         /// In their order.
@@ -61,6 +66,8 @@ pub enum Response {
     Workers(Vec<WorkerInfo>),
     /// To [`Request::State`].
     State(Box<State>),
+    /// To [`Request::UpgradeWorkers`]: those that were replaced.
+    Upgraded(Vec<WorkerOutcome>),
     /// To [`Request::Reload`] and [`Request::Apply`].
     Changed(Changed),
     /// The request was understood and refused, or not understood.
@@ -116,12 +123,12 @@ pub struct Changed {
     pub workers: Vec<WorkerOutcome>,
 }
 
-/// What a worker made of a change.
+/// What became of a worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WorkerOutcome {
     /// Which worker.
     pub id: u32,
-    /// `changed`, or why it has to be replaced by one that has the change.
+    /// `changed`, `upgraded`, or why it is replaced by one that has the change.
     pub outcome: String,
 }
 
@@ -192,6 +199,12 @@ pub enum Order {
     Commit,
     /// Forget the changes that were prepared last.
     Abort,
+    /// Accept no more, give every connection that is idle to the process that takes this one's place, finish the rest
+    /// within `deadline_ms`, then exit.
+    HandOver {
+        /// What is still there then is cut (ms from now).
+        deadline_ms: u64,
+    },
     /// Accept no more, finish what is in flight within `deadline_ms`, then exit.
     Stop {
         /// What is still in flight then is cut (ms from now).

@@ -42,7 +42,7 @@ pub struct Settings {
     pub max_connections: u32,
     /// What is in flight at a stop has this long to finish (ms).
     pub graceful_timeout_ms: u64,
-    /// How long a tunnel goes on whose listener or backend was removed (ms).
+    /// How long a tunnel goes on whose listener or backend was removed, and a worker's old process after an upgrade (ms).
     pub drain_timeout_ms: u64,
     /// Highest rung of the ladder of kernel features to use, 0 to 4; `None` = the best that the kernel has.
     pub io_uring_level: Option<u8>,

@@ -19,7 +19,7 @@ use crate::{
     cluster::Pooling,
     limits,
     observe::{Counter, Counters},
-    proxy::{Clusters, Shared, Site, SiteError},
+    proxy::{self, Clusters, Shared, Site, SiteError, Successor},
     ring::{Level, Received, Ring, Settings, SetupError, Stats, Stream, Timer},
 };
 
@@ -40,6 +40,10 @@ pub struct Setup {
     pub orders: OwnedFd,
     /// Its counters, in memory of the supervisor.
     pub counters: Counters,
+    /// Where idle connections go when it is told to hand over.
+    pub successor: OwnedFd,
+    /// Where the connections of the process before come from, if there is one.
+    pub predecessor: Option<OwnedFd>,
     /// Takes the sockets of listeners to come, which are sent before the order that speaks of them.
     pub receive_listeners: ReceiveListeners,
 }
@@ -163,6 +167,8 @@ struct Worker {
     shared: Rc<Shared>,
     configured: Configured,
     graceful_timeout_ms: u64,
+    /// The channel to the process that may take this one's place, until it does.
+    successor: Cell<Option<OwnedFd>>,
     /// Set when the worker is drained or out of patience: the loop ends.
     end: Cell<Option<End>>,
     /// The ring's figures when they were last added to the counters.
@@ -185,9 +191,15 @@ async fn serve(setup: Setup, ring: Ring, signals: SignalFd) -> Result<End, Error
         shared,
         configured,
         graceful_timeout_ms,
+        successor: Cell::new(Some(setup.successor)),
         end: Cell::new(None),
         published: Cell::default(),
     });
+    if let Some(predecessor) = setup.predecessor {
+        let front = Rc::clone(&worker);
+        let front = move |address| front.configured.front(address);
+        proxy::inherit(Rc::clone(&worker.shared), predecessor, front)?;
+    }
     let orders = Stream::adopt(&ring, setup.orders)?;
     let ready = Report::Ready {
         io_uring_level: ring.features().level().number(),
@@ -227,12 +239,15 @@ impl Worker {
                     Ok(Some(Envelope { id, body, .. })) => {
                         let outcome = match body {
                             Order::Ping => Ok(()),
-                            Order::Prepare { changes } => self.configured.prepare(&self.shared.ring, changes),
-                            Order::Commit => self.configured.commit(&self.shared),
+                            Order::Prepare { changes } => {
+                                self.configured.prepare(&self.shared.ring, changes).map_err(|e| e.to_string())
+                            }
+                            Order::Commit => self.configured.commit(&self.shared).map_err(|e| e.to_string()),
                             Order::Abort => {
                                 self.configured.abort();
                                 Ok(())
                             }
+                            Order::HandOver { deadline_ms } => self.hand_over(deadline_ms),
                             Order::Stop { deadline_ms } => {
                                 self.stop(deadline_ms);
                                 Ok(())
@@ -240,7 +255,7 @@ impl Worker {
                         };
                         let answer = match outcome {
                             Ok(()) => Report::Done,
-                            Err(error) => Report::Refused { reason: error.to_string() },
+                            Err(reason) => Report::Refused { reason },
                         };
                         report(orders, id, answer).await?;
                     }
@@ -267,6 +282,19 @@ impl Worker {
             return;
         }
         self.shared.drain();
+        self.end_when_drained(deadline_ms);
+    }
+
+    /// Accepts no more, gives idle connections to the successor, and ends when all have gone, or at the deadline.
+    fn hand_over(self: &Rc<Self>, deadline_ms: u64) -> Result<(), String> {
+        let channel = self.successor.take().ok_or("it is handing over already")?;
+        let successor = Successor::new(&self.shared.ring, channel).map_err(|error| error.to_string())?;
+        self.shared.hand_over(Rc::new(successor));
+        self.end_when_drained(deadline_ms);
+        Ok(())
+    }
+
+    fn end_when_drained(self: &Rc<Self>, deadline_ms: u64) {
         let worker = Rc::clone(self);
         self.shared.ring.spawn(async move {
             let timer = Timer::new(&worker.shared.ring);
@@ -282,7 +310,7 @@ impl Worker {
                 let cut = worker.shared.counters.get(Counter::Connections);
                 tracing::warn!(
                     connections = cut,
-                    "graceful_timeout has passed: cutting what is still in flight"
+                    "the time to finish has passed: cutting what is still in flight"
                 );
                 End::Cut
             };

@@ -63,6 +63,9 @@ enum Verb {
         /// The core to run on.
         #[arg(long)]
         core: Option<usize>,
+        /// Whether the process before hands its connections over.
+        #[arg(long)]
+        inherits: bool,
     },
 }
 
@@ -78,7 +81,7 @@ fn main() -> ExitCode {
         Verb::Start { config } => start(&config),
         Verb::Check { config } => check::run(&config),
         Verb::Demo { listen } => demo::run(listen),
-        Verb::Worker { id, core } => worker_main::run(id, core),
+        Verb::Worker { id, core, inherits } => worker_main::run(id, core, inherits),
     }
 }
 

@@ -34,6 +34,10 @@ pub(crate) const DESCRIPTORS: RawFd = 4;
 pub(crate) const COUNTERS: RawFd = 5;
 /// Where it finds the state that it starts from.
 pub(crate) const STATE: RawFd = 6;
+/// Where it finds the channel to the process that may take its place.
+pub(crate) const SUCCESSOR: RawFd = 7;
+/// Where it finds the channel from the process whose place it takes, if there is one.
+pub(crate) const PREDECESSOR: RawFd = 8;
 
 /// How long the sockets of new listeners may take that were sent before we were told to take them.
 const SOCKETS_PATIENCE: Duration = Duration::from_secs(2);
@@ -58,7 +62,7 @@ enum Error {
 }
 
 /// Runs one worker until it has drained, or has cut what did not end in time; its whole life.
-pub(crate) fn run(id: u32, core: Option<usize>) -> ExitCode {
+pub(crate) fn run(id: u32, core: Option<usize>, inherits: bool) -> ExitCode {
     name_process(id);
     let orders = match take(ORDERS) {
         Ok(orders) => UnixStream::from(orders),
@@ -67,7 +71,7 @@ pub(crate) fn run(id: u32, core: Option<usize>) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let setup = match receive(id, core, &orders) {
+    let setup = match receive(id, core, inherits, &orders) {
         Ok(setup) => setup,
         Err(error) => {
             report_failure(&orders, &error);
@@ -88,7 +92,7 @@ pub(crate) fn run(id: u32, core: Option<usize>) -> ExitCode {
     }
 }
 
-fn receive(id: u32, core: Option<usize>, orders: &UnixStream) -> Result<Setup, Error> {
+fn receive(id: u32, core: Option<usize>, inherits: bool, orders: &UnixStream) -> Result<Setup, Error> {
     let counters = Counters::map(&take(COUNTERS)?).map_err(Error::Counters)?;
     counters.reset_gauges();
     let state = read_state(take(STATE)?)?;
@@ -101,7 +105,9 @@ fn receive(id: u32, core: Option<usize>, orders: &UnixStream) -> Result<Setup, E
     socket2::SockRef::from(&descriptors).set_read_timeout(Some(SOCKETS_PATIENCE)).map_err(Error::Patience)?;
     let receive_listeners = Box::new(move || scm::receive(&descriptors).map_err(io::Error::other));
     let orders = orders.try_clone().map_err(Error::Orders)?.into();
-    Ok(Setup { id, core, state, listeners, orders, counters, receive_listeners })
+    let successor = take(SUCCESSOR)?;
+    let predecessor = inherits.then(|| take(PREDECESSOR)).transpose()?;
+    Ok(Setup { id, core, state, listeners, orders, counters, successor, predecessor, receive_listeners })
 }
 
 fn take(descriptor: RawFd) -> Result<OwnedFd, Error> {

@@ -93,6 +93,10 @@ counters! {
     RingOverflows = "ring.overflows", counter;
     /// Transfers that went over to large private buffers.
     RingBulk = "ring.bulk", counter;
+    /// Idle client connections given to the process that took this one's place.
+    HandedOver = "client.handed_over", counter;
+    /// Idle client connections taken over from the process before.
+    TakenOver = "client.taken_over", counter;
 }
 
 /// Where the answers by reason start in the block.
@@ -128,6 +132,17 @@ impl Counters {
     pub fn reset_gauges(&self) {
         for counter in Counter::ALL.iter().filter(|counter| counter.is_gauge()) {
             self.word(*counter).store(0, Relaxed);
+        }
+    }
+
+    /// Adds the counters, not the gauges, of a process that has ended.
+    pub fn absorb(&self, ended: &Counters) {
+        for counter in Counter::ALL.iter().filter(|counter| !counter.is_gauge()) {
+            self.add(*counter, ended.get(*counter));
+        }
+        for reason in Reason::ALL {
+            let word = &self.words.words()[REASONS_AT + reason.index()];
+            word.store(word.load(Relaxed).wrapping_add(ended.answers(*reason)), Relaxed);
         }
     }
 

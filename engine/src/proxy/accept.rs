@@ -2,7 +2,7 @@
 
 use std::{future::poll_fn, rc::Rc, task::Poll};
 
-use super::{Front, Shared, connection};
+use super::{Front, Shared, connection, hand_over::Age};
 use crate::{
     observe::Counter,
     ring::{AcceptError, Listener, Stream, Timer},
@@ -11,11 +11,12 @@ use crate::{
 /// How long accepting rests when there are no descriptors, unless a connection closes before (ms).
 const EXHAUSTED_PAUSE_MS: u64 = 100;
 
-/// Accepts until the worker drains or the front closes; then takes what waits in the queue, and ends.
+/// Accepts until the worker drains or the front closes; then takes what waits in the queue, and ends. When the worker
+/// hands over, the queue is left to its successor.
 pub async fn accept(shared: Rc<Shared>, listener: Listener, front: Rc<Front>) {
     shared.listening.set(shared.listening.get() + 1);
     let timer = Timer::new(&shared.ring);
-    let ending = || shared.is_draining() || front.is_closed();
+    let ending = || shared.is_draining() || shared.is_handing_over() || front.is_closed();
     while !ending() {
         if shared.open.get() >= shared.max_connections {
             shared.counters.count(Counter::AcceptCapped);
@@ -47,7 +48,8 @@ pub async fn accept(shared: Rc<Shared>, listener: Listener, front: Rc<Front>) {
             None => break,
         }
     }
-    for client in listener.finish().await {
+    let last = if shared.is_handing_over() { listener.leave().await } else { listener.finish().await };
+    for client in last {
         spawn(&shared, &front, client);
     }
     shared.listening.set(shared.listening.get() - 1);
@@ -56,5 +58,5 @@ pub async fn accept(shared: Rc<Shared>, listener: Listener, front: Rc<Front>) {
 
 fn spawn(shared: &Rc<Shared>, front: &Rc<Front>, client: Stream) {
     shared.counters.count(Counter::Accepted);
-    shared.ring.spawn(connection::serve(Rc::clone(shared), Rc::clone(front), client));
+    shared.ring.spawn(connection::serve(Rc::clone(shared), Rc::clone(front), client, Age::New));
 }

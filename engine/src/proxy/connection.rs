@@ -10,7 +10,7 @@ use std::{
     task::Poll,
 };
 
-use super::{Front, Shared, Site, exchange::exchange, inbox::Inbox};
+use super::{Front, Shared, Site, exchange::exchange, hand_over::Age, inbox::Inbox};
 use crate::{
     limits,
     observe::Counter,
@@ -41,11 +41,23 @@ pub(super) enum Next {
     Close,
     /// As `Close`, and the client has said that this was its last request.
     Finish,
+    /// It goes on in another process.
+    HandOver,
     /// It ends at once: the client has gone, or must see that what it got is not the whole.
     Abort {
         /// Nothing but a reset shows that.
         reset: bool,
     },
+}
+
+/// What waiting for a request has brought.
+enum Waited {
+    /// Its first bytes.
+    Bytes,
+    /// There will be none.
+    Nothing,
+    /// None yet, and there is a process that goes on from here.
+    Successor,
 }
 
 impl Connection {
@@ -73,11 +85,11 @@ impl Connection {
         }
     }
 
-    /// Waits for the first bytes of a request. `false`: there will be none.
-    async fn wait(&mut self) -> bool {
+    /// Waits for the first bytes of a request, unless there will be none.
+    async fn wait(&mut self) -> Waited {
         if let Some(buffer) = self.client.try_receive() {
             self.inbox.push(buffer);
-            return true;
+            return Waited::Bytes;
         }
         match self.head_due {
             0 => self.timer.set(self.front.timeouts(|timeouts| timeouts.front_ms)),
@@ -86,16 +98,41 @@ impl Connection {
         poll_fn(|context| match self.client.poll_receive(context) {
             Poll::Ready(Ok(Received::Data(buffer))) => {
                 self.inbox.push(buffer);
-                Poll::Ready(true)
+                Poll::Ready(Waited::Bytes)
             }
-            Poll::Ready(Ok(Received::Finished) | Err(_)) => Poll::Ready(false),
-            Poll::Pending if self.is_draining() => Poll::Ready(false),
+            Poll::Ready(Ok(Received::Finished) | Err(_)) => Poll::Ready(Waited::Nothing),
+            Poll::Pending if self.is_draining() => Poll::Ready(Waited::Nothing),
+            Poll::Pending if self.shared.is_handing_over() => Poll::Ready(Waited::Successor),
             Poll::Pending => self.timer.poll_elapsed(context).map(|_| {
                 self.shared.counters.count(Counter::IdleTimeouts);
-                false
+                Waited::Nothing
             }),
         })
         .await
+    }
+
+    /// Sees to it that nothing is in flight, so that the connection can move. Whatever comes from the client meanwhile is
+    /// served here first; what comes later stays in the kernel.
+    async fn come_to_rest(&mut self) -> Next {
+        self.client.pause_receive().await;
+        if let Some(buffer) = self.client.try_receive() {
+            self.inbox.push(buffer);
+            return Next::Request;
+        }
+        let front_ms = self.front.timeouts(|timeouts| timeouts.front_ms);
+        let flushed = super::relay::flush(&self.client, &self.timer, front_ms).await;
+        if flushed.is_ok() && self.client.is_quiet() { Next::HandOver } else { Next::Abort { reset: false } }
+    }
+
+    /// Gives the connection, which has come to rest, to the process that takes this one's place.
+    fn hand_over(self) {
+        let Connection { shared, front, client, head_due, .. } = self;
+        let successor = shared.successor.borrow().clone();
+        if let (Some(successor), Some(client)) = (successor, client.detach()) {
+            let age = if head_due == 0 { Age::Used } else { Age::New };
+            successor.give(&shared, front.site().settings.address, age, client);
+        }
+        shared.note_closed();
     }
 
     /// Everything has been said: lets the client have it all before the connection closes.
@@ -118,10 +155,18 @@ impl Connection {
 }
 
 /// Serves a connection until it ends.
-pub(super) fn serve(shared: Rc<Shared>, front: Rc<Front>, client: Stream) -> impl Future<Output = ()> {
+pub(super) fn serve(
+    shared: Rc<Shared>,
+    front: Rc<Front>,
+    client: Stream,
+    age: Age,
+) -> impl Future<Output = ()> {
     shared.note_open();
     let timer = Timer::new(&shared.ring);
-    let head_due = (shared.ring.now() + front.timeouts(|timeouts| timeouts.request_ms)).max(1);
+    let head_due = match age {
+        Age::New => (shared.ring.now() + front.timeouts(|timeouts| timeouts.request_ms)).max(1),
+        Age::Used => 0,
+    };
     let mut connection = Connection {
         shared,
         front,
@@ -135,20 +180,25 @@ pub(super) fn serve(shared: Rc<Shared>, front: Rc<Front>, client: Stream) -> imp
     // A block, not a function: its arguments would stay in the future beside the connection made from them.
     async move {
         while connection.next == Next::Request {
-            if connection.inbox.is_empty() && !connection.wait().await {
+            let waited = if connection.inbox.is_empty() { connection.wait().await } else { Waited::Bytes };
+            connection.next = match waited {
+                Waited::Bytes => {
+                    let next = Box::pin(exchange(&mut connection)).await;
+                    // From now on it is idle between requests.
+                    connection.head_due = 0;
+                    next
+                }
                 // Idle, and nothing on its way out that a close could cut, unless the last answer still is.
-                let sending = connection.client.is_sending();
-                connection.next = if sending { Next::Close } else { Next::Abort { reset: false } };
-            } else {
-                connection.next = Box::pin(exchange(&mut connection)).await;
-                // From now on it is idle between requests.
-                connection.head_due = 0;
-            }
+                Waited::Nothing if connection.client.is_sending() => Next::Close,
+                Waited::Nothing => Next::Abort { reset: false },
+                Waited::Successor => Box::pin(connection.come_to_rest()).await,
+            };
         }
         match connection.next {
             Next::Abort { reset: true } => connection.client.reset_on_close(),
             Next::Abort { reset: false } | Next::Request => {}
             Next::Close | Next::Finish => Box::pin(connection.finish()).await,
+            Next::HandOver => return connection.hand_over(),
         }
         let shared = Rc::clone(&connection.shared);
         // The descriptor is given up before the count goes down: who waits for it can have it.
@@ -161,18 +211,18 @@ pub(super) fn serve(shared: Rc<Shared>, front: Rc<Front>, client: Stream) -> imp
 mod tests {
     use super::*;
 
-    /// Sizes of the futures that a function of one or of three arguments returns.
+    /// Sizes of the futures that a function of one or of four arguments returns.
     fn size_of_one<'a, F>(_: impl FnOnce(&'a mut Connection) -> F) -> usize {
         size_of::<F>()
     }
 
-    fn size_of_three<A, B, C, F>(_: impl FnOnce(A, B, C) -> F) -> usize {
+    fn size_of_four<A, B, C, D, F>(_: impl FnOnce(A, B, C, D) -> F) -> usize {
         size_of::<F>()
     }
 
     #[test]
     fn a_connection_that_waits_takes_little_memory() {
-        let size = size_of_three(serve);
+        let size = size_of_four(serve);
         assert!(size <= 160, "{size} bytes");
     }
 

@@ -12,6 +12,7 @@
 //! | `relay` | a body from one side to the other, with back-pressure; large ones in bulk |
 //! | `tunnel` | after an accepted `Upgrade`: bytes both ways |
 //! | `inbox` | what arrived and was not read yet |
+//! | `hand_over` | idle connections move to the process that takes this one's place |
 //! | `pace` | the deadline of a body that must keep moving |
 //! | `site` | the configuration of a listener, compiled |
 //!
@@ -21,6 +22,7 @@
 mod accept;
 mod connection;
 mod exchange;
+mod hand_over;
 mod inbox;
 mod pace;
 mod relay;
@@ -37,6 +39,7 @@ use std::{
 
 pub use self::{
     accept::accept,
+    hand_over::{Successor, inherit},
     site::{Clusters, Front, Site, SiteError, Sites},
 };
 use crate::{cluster::Pooling, http::Scratch, observe::Counters, ring::Ring};
@@ -56,6 +59,8 @@ pub struct Shared {
     pub drain_timeout_ms: u64,
     /// The worker is about to stop: answers close their connections, idle connections close.
     draining: Cell<bool>,
+    /// Idle connections are given to it.
+    successor: RefCell<Option<Rc<Successor>>>,
     open: Cell<u32>,
     /// Who waits for a connection to close: the listeners at their limit, and the stop.
     closed: RefCell<Vec<std::task::Waker>>,
@@ -76,6 +81,7 @@ impl Shared {
             max_connections,
             drain_timeout_ms,
             draining: Cell::new(false),
+            successor: RefCell::default(),
             open: Cell::new(0),
             closed: RefCell::default(),
             listening: Cell::new(0),
@@ -89,9 +95,23 @@ impl Shared {
         self.ring.wake_all();
     }
 
-    /// Whether, after [`Shared::drain`], nothing is left to wait for.
+    /// Gives every connection to `successor` as soon as it is idle, and accepts no more; what waits in the queues of the
+    /// listeners is left to it.
+    pub fn hand_over(&self, successor: Rc<Successor>) {
+        self.successor.replace(Some(successor));
+        self.ring.wake_all();
+        self.wake_waiting();
+    }
+
+    /// Whether [`Shared::hand_over`] was called.
+    pub fn is_handing_over(&self) -> bool {
+        self.successor.borrow().is_some()
+    }
+
+    /// Whether, after [`Shared::drain`] or [`Shared::hand_over`], nothing is left to wait for.
     pub fn is_drained(&self) -> bool {
-        self.open.get() == 0 && self.listening.get() == 0
+        let given = self.successor.borrow().as_ref().is_none_or(|successor| successor.has_everything());
+        self.open.get() == 0 && self.listening.get() == 0 && given
     }
 
     /// Whether [`Shared::drain`] was called.

@@ -108,14 +108,26 @@ impl Listener {
         Poll::Pending
     }
 
+    /// Stops accepting for good, and leaves what waits in the socket's queue to another process that has the socket
+    /// too: only connections that had been accepted already are returned.
+    pub async fn leave(self) -> Vec<Stream> {
+        self.take_accepted().await.into_iter().filter_map(|fd| self.adopt_accepted(fd)).collect()
+    }
+
+    async fn take_accepted(&self) -> Vec<OwnedFd> {
+        self.pause().await;
+        let sockets = &mut *self.core.sockets.borrow_mut();
+        sockets.get(self.slot).extra().accepted.drain(..).map(sys::owned).collect()
+    }
+
+    fn adopt_accepted(&self, fd: OwnedFd) -> Option<Stream> {
+        Stream::adopt_accepted(&self.ring, fd).ok()
+    }
+
     /// Stops accepting for good: every connection that has reached the socket's queue by now is returned.
     pub async fn finish(self) -> Vec<Stream> {
-        self.pause().await;
+        let mut accepted = self.take_accepted().await;
         let fd = sys::borrow(self.core.sockets.borrow_mut().get(self.slot).fd);
-        let mut accepted: Vec<OwnedFd> = {
-            let sockets = &mut *self.core.sockets.borrow_mut();
-            sockets.get(self.slot).extra().accepted.drain(..).map(sys::owned).collect()
-        };
         // The socket is in blocking mode (the ring needs it so): ask before each accept.
         let mut readiness = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
         while poll(&mut readiness, PollTimeout::ZERO).is_ok_and(|ready| ready > 0) {
@@ -124,7 +136,7 @@ impl Listener {
                 Err(_) => break,
             }
         }
-        accepted.into_iter().filter_map(|fd| Stream::adopt_accepted(&self.ring, fd).ok()).collect()
+        accepted.into_iter().filter_map(|fd| self.adopt_accepted(fd)).collect()
     }
 }
 

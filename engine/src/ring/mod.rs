@@ -14,6 +14,7 @@
 //! | `socket` | the state of one socket: what is in flight, what has arrived |
 //! | `stream`, `listener`, `timer` | the handles that protocol code holds |
 //! | `splice` | large bodies from socket to socket without a copy |
+//! | `pass` | descriptors from process to process |
 //! | `batching` | how many completions are worth waiting for |
 //! | `buffers` | the arena that receives land in |
 //!
@@ -26,6 +27,7 @@ mod buffers;
 mod core;
 mod features;
 mod listener;
+mod pass;
 mod setup;
 mod socket;
 mod splice;
@@ -40,6 +42,7 @@ pub use self::{
     core::{BULK_SIZE, Ring},
     features::{Features, Level},
     listener::{AcceptError, Listener},
+    pass::{receive_descriptor, send_descriptor},
     setup::{LOCKED_MEMORY_PER_WORKER, LOCKED_MEMORY_REMEDY, Settings, SetupError, Unusable, check},
     splice::Splice,
     stream::{Outgoing, Received, Stream},

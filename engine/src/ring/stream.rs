@@ -74,6 +74,9 @@ pub enum Received {
     Finished,
 }
 
+/// The slot of a stream that has given up its descriptor.
+const DETACHED: u32 = u32::MAX;
+
 /// A connected stream socket.
 pub struct Stream {
     core: Rc<Core>,
@@ -411,6 +414,22 @@ impl Stream {
         self.with_socket(|socket| socket.peer_addr()).ok().and_then(|address| address.as_socket())
     }
 
+    /// Takes the socket off the ring, open as it is. `None`, and the connection is closed, when something is in flight
+    /// or was received and not taken: flush and pause first.
+    pub fn detach(mut self) -> Option<OwnedFd> {
+        let sockets = &mut *self.core.sockets.borrow_mut();
+        let socket = sockets.get(self.slot);
+        if socket.in_flight != 0 || socket.queued != 0 {
+            return None;
+        }
+        if let Some(sent) = socket.sending.take() {
+            self.core.retire(sent.data);
+        }
+        let descriptor = sys::owned(sockets.remove(self.slot));
+        self.slot = DETACHED;
+        Some(descriptor)
+    }
+
     /// The descriptor, for a system call of this folder.
     pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
         sys::borrow(self.core.sockets.borrow_mut().get(self.slot).fd)
@@ -423,6 +442,8 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.core.release(self.slot);
+        if self.slot != DETACHED {
+            self.core.release(self.slot);
+        }
     }
 }

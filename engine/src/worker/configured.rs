@@ -221,6 +221,11 @@ impl Configured {
         debug_assert!(sites.is_empty(), "every listener was found in `prepare`");
     }
 
+    /// The listener at an address.
+    pub(super) fn front(&self, address: SocketAddr) -> Option<Rc<Front>> {
+        self.fronts.borrow().get(&address).map(Rc::clone)
+    }
+
     /// Forgets what was prepared.
     pub(super) fn abort(&self) {
         self.prepared.take();

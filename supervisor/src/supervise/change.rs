@@ -246,7 +246,7 @@ impl Supervisor {
                 self.on_death(id, death, age);
                 None
             }
-            Outcome::Nothing | Outcome::Ready => None,
+            Outcome::Nothing | Outcome::Ready | Outcome::Upgraded | Outcome::NotUpgraded(_) => None,
         }
     }
 }

@@ -39,9 +39,12 @@ pub(super) struct Launched {
     pub(super) orders: UnixStream,
     /// The supervisor's end of the channel over which listening sockets go.
     pub(super) descriptors: OwnedFd,
+    /// What the process hands over comes out here: for the one that takes its place.
+    pub(super) inheritance: OwnedFd,
 }
 
-/// Starts worker `id` on `core`, to serve `state` (the JSON text of a `State`) on `sockets`.
+/// Starts worker `id` on `core`, to serve `state` (the JSON text of a `State`) on `sockets`, and the connections that
+/// come out of `predecessor`.
 ///
 /// # Errors
 /// When the kernel refuses a process, a descriptor or memory. A worker that dies at once is no error here.
@@ -51,10 +54,12 @@ pub(super) fn launch(
     state: &[u8],
     counters: &OwnedFd,
     sockets: &Sockets,
+    predecessor: Option<&OwnedFd>,
 ) -> io::Result<Launched> {
     let (orders, their_orders) = UnixStream::pair()?;
     orders.set_nonblocking(true)?;
     let (descriptors, their_descriptors) = scm::pair()?;
+    let (inheritance, successor) = scm::pair()?;
     let place = |parent_fd, child_fd| FdMapping { parent_fd, child_fd };
 
     let mut command = Command::new("/proc/self/exe");
@@ -62,16 +67,22 @@ pub(super) fn launch(
     if let Some(core) = core {
         command.arg("--core").arg(core.to_string());
     }
+    if predecessor.is_some() {
+        command.arg("--inherits");
+    }
     command.stdin(Stdio::null()).process_group(0);
     command.env("GLIBC_TUNABLES", tunables(std::env::var("GLIBC_TUNABLES").ok()));
-    command
-        .fd_mappings(vec![
-            place(their_orders.into(), worker_main::ORDERS),
-            place(their_descriptors, worker_main::DESCRIPTORS),
-            place(counters.try_clone()?, worker_main::COUNTERS),
-            place(sealed(c"kakehi-state", state)?, worker_main::STATE),
-        ])
-        .map_err(io::Error::other)?;
+    let mut places = vec![
+        place(their_orders.into(), worker_main::ORDERS),
+        place(their_descriptors, worker_main::DESCRIPTORS),
+        place(counters.try_clone()?, worker_main::COUNTERS),
+        place(sealed(c"kakehi-state", state)?, worker_main::STATE),
+        place(successor, worker_main::SUCCESSOR),
+    ];
+    if let Some(predecessor) = predecessor {
+        places.push(place(predecessor.try_clone()?, worker_main::PREDECESSOR));
+    }
+    command.fd_mappings(places).map_err(io::Error::other)?;
     let mut command = tokio::process::Command::from(command);
     let child = command.spawn()?;
     // Our copies of its descriptors: with them open we would not see it close its own.
@@ -83,7 +94,7 @@ pub(super) fn launch(
         // It has died, or will be found not ready in time: either is seen, and told, by the supervisor.
         tracing::warn!(worker = id, "{error}");
     }
-    Ok(Launched { child, orders, descriptors })
+    Ok(Launched { child, orders, descriptors, inheritance })
 }
 
 /// glibc's settings for a worker: those that the operator gave, and a cache for as much memory as a batch of requests

@@ -8,9 +8,10 @@
 //! |---|---|
 //! | [`resources`], [`cores`] | what the host allows: io_uring, limits, cores |
 //! | [`listeners`] | the listening sockets |
-//! | [`worker`], [`launch`], [`attend`], [`backoff`] | one worker's life |
+//! | [`worker`], [`process`], [`launch`], [`attend`], [`backoff`] | one worker's life |
 //! | [`command`] | the command socket |
 //! | [`change`] | reloads and other changes: all workers or none |
+//! | [`upgrade`] | new processes in the place of old ones |
 //! | [`signals`], [`pid_file`] | what an init system sees |
 
 mod attend;
@@ -21,8 +22,10 @@ mod cores;
 mod launch;
 mod listeners;
 mod pid_file;
+mod process;
 mod resources;
 mod signals;
+mod upgrade;
 mod worker;
 
 use std::{
@@ -153,9 +156,10 @@ pub(crate) async fn serve(
     let _command_file = CommandSocket::open(&state.settings.command_socket)?.serve(questions);
     let addresses: Vec<SocketAddr> = state.listeners.keys().copied().collect();
     let pin = |n: usize| state.settings.pin_workers.then(|| allowed[n % allowed.len()]);
+    let drain_timeout_ms = state.settings.drain_timeout_ms;
     let mut workers = Vec::with_capacity(count);
     for (n, sockets) in listeners::open(&addresses, count).await?.into_iter().enumerate() {
-        workers.push(Worker::new(n as u32, pin(n), sockets).map_err(Error::Runtime)?);
+        workers.push(Worker::new(n as u32, pin(n), sockets, drain_timeout_ms).map_err(Error::Runtime)?);
     }
 
     let source = Source { file, settings: in_file };
@@ -341,7 +345,8 @@ impl Supervisor {
         let id = event.worker;
         let age = self.worker(id).map_or(Duration::ZERO, |worker| worker.age());
         match self.note(event) {
-            Outcome::Nothing => {}
+            // An upgrade that was given up.
+            Outcome::Nothing | Outcome::Upgraded | Outcome::NotUpgraded(_) => {}
             Outcome::Ready => tracing::info!(worker = id, "ready, replaces the one that died"),
             Outcome::Answered { refused: None, .. } => {}
             Outcome::Answered { refused: Some(reason), .. } => {
@@ -386,7 +391,8 @@ impl Supervisor {
 
     fn next_due(&self) -> Option<Instant> {
         let kill_at = self.stopping.as_ref().and_then(|stopping| stopping.kill_at);
-        self.workers.iter().filter_map(Worker::due).chain(kill_at).min()
+        let workers = self.workers.iter();
+        workers.flat_map(|worker| [worker.due(), worker.leave_due()]).flatten().chain(kill_at).min()
     }
 
     fn on_due(&mut self) {
@@ -395,6 +401,7 @@ impl Supervisor {
             tracing::warn!("`graceful_timeout` is over: killing the workers that are left");
             self.cut();
         }
+        self.workers.iter_mut().for_each(|worker| worker.kill_overdue(now));
         for worker in self.workers.iter_mut().filter(|worker| worker.due().is_some_and(|due| due <= now)) {
             if worker.state() == WorkerState::Starting {
                 worker.on_late_start();
@@ -432,6 +439,10 @@ impl Supervisor {
             Request::Workers => Response::Workers(self.workers.iter().map(Worker::info).collect()),
             Request::State => Response::State(Box::new(self.state.clone())),
             Request::Reload { dry_run } => respond(self.reload(dry_run, peer).await),
+            Request::UpgradeWorkers { worker } => match self.upgrade(worker, peer).await {
+                Ok(outcomes) => Response::Upgraded(outcomes),
+                Err(refused) => Response::Refused { reason: refused.to_string() },
+            },
             Request::Apply { changes } => respond(self.apply(changes, peer).await),
         }
     }

@@ -1,22 +1,15 @@
 //! The life of one worker, through all the processes that take its place one after the other.
 //!
-//! What stays: its number, its core, its listening sockets, its counters. What changes: the process. A worker is
+//! What stays: its number, its core, its listening sockets, its counters. What changes: the process. At an upgrade two
+//! live side by side: the one that comes, and, once that accepts, the one that leaves. A worker is
 //! `Starting` until its process reports that it accepts, then `Running`; `Stopping` once it was ordered to;
 //! `Dead` between the end of one process and the start of the next.
 
-use std::{
-    collections::BTreeMap,
-    ffi::CString,
-    fs, io,
-    net::SocketAddr,
-    os::{fd::OwnedFd, unix::process::ExitStatusExt as _},
-    process::ExitStatus,
-    time::Duration,
-};
+use std::{collections::BTreeMap, io, net::SocketAddr, process::ExitStatus, time::Duration};
 
 use kakehi_ctl::{
     limits,
-    order::{Envelope, Order, Report, WorkerInfo, WorkerState},
+    order::{Order, Report, WorkerInfo, WorkerState},
     wire,
 };
 use kakehi_engine::{
@@ -24,22 +17,19 @@ use kakehi_engine::{
     observe::{Counter, Counters},
 };
 use nix::sys::signal::Signal;
-use tokio::{
-    sync::mpsc::{Sender, channel},
-    time::Instant,
-};
+use tokio::{sync::mpsc::Sender, time::Instant};
 
 use super::{
-    attend::{Event, What, attend, write_orders},
+    attend::{Event, What},
     backoff::Backoff,
-    launch::launch,
     listeners::Sockets,
+    process::{Block, Process, Start, cpu_time_ms, reason_of_end},
 };
 use crate::scm;
 
-/// Orders that wait to be written; a change takes two.
-const ORDERS_ON_THEIR_WAY: usize = 16;
-/// The number of the order to stop, whose answer is the end of the process.
+/// A process that leaves and has not ended so long after its own deadline is killed.
+const LEAVE_SLACK: Duration = Duration::from_secs(1);
+/// The number of the orders to stop and to hand over, whose answer is the end of the process.
 const STOP: u64 = 0;
 
 /// One place in the row of workers.
@@ -47,32 +37,32 @@ pub(super) struct Worker {
     id: u32,
     core: Option<usize>,
     sockets: Sockets,
-    counters: Counters,
-    counters_memory: OwnedFd,
+    /// What the present process counts, and those before it that died.
+    block: Block,
+    /// What processes counted that left and have ended.
+    ended: Counters,
     state: WorkerState,
     /// The present process; `None` while `Dead`.
     process: Option<Process>,
+    /// The process that is to take its place, until it accepts.
+    coming: Option<(Process, Block)>,
+    /// Processes whose place was taken, until they have ended.
+    leaving: Vec<Leaving>,
     /// How many processes were started.
     launches: u64,
+    /// How long a process that leaves has for what it cannot hand over (ms).
+    drain_timeout_ms: u64,
     backoff: Backoff,
     /// When something is due: a process must be ready, or be replaced.
     due: Option<Instant>,
 }
 
-/// One process of a worker.
-struct Process {
-    pid: u32,
-    started: Instant,
-    /// Frames on their way to it.
-    orders: Sender<Vec<u8>>,
-    descriptors: OwnedFd,
-    signals: Sender<Signal>,
-    io_uring_level: u8,
-    io_uring_features: Vec<String>,
-    /// Why it said that it cannot serve, or why we ended it.
-    last_words: Option<String>,
-    /// It was ended by SIGKILL of ours.
-    killed: bool,
+/// A process whose place was taken.
+struct Leaving {
+    process: Process,
+    counters: Counters,
+    /// It is killed if it has not ended by then.
+    kill_at: Instant,
 }
 
 /// What an event means to the supervisor.
@@ -81,6 +71,10 @@ pub(super) enum Outcome {
     Nothing,
     /// The worker accepts.
     Ready,
+    /// A new process has taken the place of the one before, which leaves.
+    Upgraded,
+    /// The process that was to take the place has ended.
+    NotUpgraded(String),
     /// It has carried out the order of this number, or says why not.
     Answered { order: u64, refused: Option<String> },
     /// Its process ended.
@@ -100,18 +94,24 @@ impl Worker {
     ///
     /// # Errors
     /// When the kernel refuses the memory of its counters.
-    pub(super) fn new(id: u32, core: Option<usize>, sockets: Sockets) -> io::Result<Self> {
-        let name = CString::new(format!("kakehi-counters-{id}"))?;
-        let (counters, counters_memory) = Counters::create(&name)?;
+    pub(super) fn new(
+        id: u32,
+        core: Option<usize>,
+        sockets: Sockets,
+        drain_timeout_ms: u64,
+    ) -> io::Result<Self> {
         Ok(Worker {
             id,
             core,
             sockets,
-            counters,
-            counters_memory,
+            block: Block::new(id)?,
+            ended: Block::new(id)?.counters,
             state: WorkerState::Dead,
             process: None,
+            coming: None,
+            leaving: Vec::new(),
             launches: 0,
+            drain_timeout_ms,
             backoff: Backoff::default(),
             due: None,
         })
@@ -134,7 +134,7 @@ impl Worker {
 
     /// Whether a process of it is alive, or will be.
     pub(super) fn has_future(&self) -> bool {
-        self.process.is_some() || self.due.is_some()
+        self.process.is_some() || self.due.is_some() || !self.leaving.is_empty()
     }
 
     /// Starts a process for it, which is to serve `state` (JSON).
@@ -142,35 +142,52 @@ impl Worker {
     /// # Errors
     /// When the kernel refuses.
     pub(super) fn launch(&mut self, state: &[u8], events: &Sender<Event>) -> io::Result<()> {
-        let launched = launch(self.id, self.core, state, &self.counters_memory, &self.sockets)?;
-        let (signals, wanted) = channel(4);
-        let (orders, frames) = channel(ORDERS_ON_THEIR_WAY);
-        tokio::spawn(write_orders(launched.orders.try_clone()?, frames));
+        let number = self.launches + 1;
+        self.process = Some(Process::start(&self.start(state), number, &self.block, None, events)?);
         self.launches += 1;
-        self.process = Some(Process {
-            pid: launched.child.id().unwrap_or(0),
-            started: Instant::now(),
-            orders,
-            descriptors: launched.descriptors,
-            signals,
-            io_uring_level: 0,
-            io_uring_features: Vec::new(),
-            last_words: None,
-            killed: false,
-        });
         self.state = WorkerState::Starting;
         self.due = Some(Instant::now() + Duration::from_millis(limits::WORKER_READY_TIMEOUT_MS));
-        let key = (self.id, self.launches);
-        tokio::spawn(attend(key, launched.child, launched.orders, wanted, events.clone()));
         Ok(())
     }
 
-    /// Takes note of what happened to a process; nothing if it is not the present one.
-    pub(super) fn on_event(&mut self, event: Event) -> Outcome {
-        if event.launch != self.launches {
-            return Outcome::Nothing;
+    /// Starts a process that is to take the place of the present one: [`Outcome::Upgraded`] says that it has.
+    ///
+    /// # Errors
+    /// When the worker does not run, or the kernel refuses.
+    pub(super) fn begin_upgrade(&mut self, state: &[u8], events: &Sender<Event>) -> io::Result<()> {
+        let present = match &self.process {
+            Some(process) if self.state == WorkerState::Running && self.coming.is_none() => process,
+            _ => return Err(io::Error::other("it does not run now; try again")),
+        };
+        let block = Block::new(self.id)?;
+        let number = self.launches + 1;
+        let process = Process::start(&self.start(state), number, &block, Some(present), events)?;
+        self.coming = Some((process, block));
+        self.launches += 1;
+        Ok(())
+    }
+
+    /// Gives the process up that was to take the place of the present one.
+    pub(super) fn give_up_upgrade(&mut self) {
+        if let Some((process, block)) = self.coming.take() {
+            process.send(Signal::SIGKILL);
+            self.leaving.push(Leaving { process, counters: block.counters, kill_at: Instant::now() });
         }
-        let Some(process) = self.process.as_mut() else { return Outcome::Nothing };
+    }
+
+    fn start<'a>(&'a self, state: &'a [u8]) -> Start<'a> {
+        Start { id: self.id, core: self.core, state, sockets: &self.sockets }
+    }
+
+    /// Takes note of what happened to a process.
+    pub(super) fn on_event(&mut self, event: Event) -> Outcome {
+        if self.coming.as_ref().is_some_and(|(process, _)| process.launch == event.launch) {
+            return self.on_event_of_coming(event.what);
+        }
+        let Some(process) = self.process.as_mut().filter(|process| process.launch == event.launch) else {
+            self.on_event_of_leaving(event);
+            return Outcome::Nothing;
+        };
         match event.what {
             What::Reported(_, Report::Ready { io_uring_level, io_uring_features }) => {
                 process.io_uring_level = io_uring_level;
@@ -199,6 +216,93 @@ impl Worker {
         }
     }
 
+    fn on_event_of_coming(&mut self, what: What) -> Outcome {
+        match (what, self.coming.as_mut()) {
+            (What::Reported(_, Report::Ready { io_uring_level, io_uring_features }), Some((process, _))) => {
+                process.io_uring_level = io_uring_level;
+                process.io_uring_features = io_uring_features;
+                self.take_place();
+                Outcome::Upgraded
+            }
+            (What::Reported(_, Report::Failed { reason }), Some((process, _))) => {
+                process.last_words = Some(reason);
+                Outcome::Nothing
+            }
+            (What::Ended(status), _) => match self.coming.take() {
+                Some((process, _)) => Outcome::NotUpgraded(reason_of_end(process.last_words, status)),
+                None => Outcome::Nothing,
+            },
+            _ => Outcome::Nothing,
+        }
+    }
+
+    /// The process that comes accepts: the present one gives it what it has, and leaves.
+    fn take_place(&mut self) {
+        let Some((process, block)) = self.coming.take() else { return };
+        let before = self.process.replace(process);
+        let counters = std::mem::replace(&mut self.block, block).counters;
+        self.state = WorkerState::Running;
+        self.due = None;
+        let Some(before) = before else {
+            // It died in the meantime.
+            self.ended.absorb(&counters);
+            return;
+        };
+        let deadline_ms = self.drain_timeout_ms;
+        if let Err(error) = before.order(STOP, Order::HandOver { deadline_ms }) {
+            tracing::warn!(
+                worker = self.id,
+                "cannot be ordered to hand over ({error}), sending SIGTERM instead"
+            );
+            before.send(Signal::SIGTERM);
+        }
+        let kill_at = Instant::now() + Duration::from_millis(deadline_ms) + LEAVE_SLACK;
+        self.leaving.push(Leaving { process: before, counters, kill_at });
+    }
+
+    fn on_event_of_leaving(&mut self, event: Event) {
+        let Some(place) = self.leaving.iter().position(|it| it.process.launch == event.launch) else {
+            return;
+        };
+        match event.what {
+            What::Ended(status) => {
+                let Leaving { process, counters, .. } = self.leaving.remove(place);
+                self.ended.absorb(&counters);
+                if status.as_ref().is_ok_and(ExitStatus::success) {
+                    tracing::info!(
+                        worker = self.id,
+                        pid = process.pid,
+                        "has handed everything over and ended"
+                    );
+                } else {
+                    let reason = reason_of_end(process.last_words, status);
+                    tracing::warn!(
+                        worker = self.id,
+                        pid = process.pid,
+                        "did not hand everything over: {reason}"
+                    );
+                }
+            }
+            What::Reported(_, Report::Refused { reason }) => {
+                tracing::warn!(worker = self.id, "refused to hand over: {reason}");
+                self.leaving[place].process.send(Signal::SIGTERM);
+            }
+            What::Reported(..) | What::Deaf(_) => {}
+        }
+    }
+
+    /// When a process that leaves must have ended.
+    pub(super) fn leave_due(&self) -> Option<Instant> {
+        self.leaving.iter().filter(|it| !it.process.killed).map(|it| it.kill_at).min()
+    }
+
+    /// Kills those that should have left by `now`.
+    pub(super) fn kill_overdue(&mut self, now: Instant) {
+        for Leaving { process, .. } in self.leaving.iter_mut().filter(|it| it.kill_at <= now) {
+            process.kill();
+        }
+    }
+
     fn bury(&mut self, status: io::Result<ExitStatus>) -> Death {
         let stopping = self.state == WorkerState::Stopping;
         self.state = WorkerState::Dead;
@@ -207,14 +311,7 @@ impl Worker {
             return Death { reason: String::new(), drained: stopping };
         };
         let clean = status.as_ref().is_ok_and(ExitStatus::success);
-        let end = match status {
-            Ok(status) => describe(status),
-            Err(error) => format!("ended, and its status cannot be had: {error}"),
-        };
-        let reason = match process.last_words {
-            Some(words) => words,
-            None => end,
-        };
+        let reason = reason_of_end(process.last_words, status);
         Death { reason, drained: stopping && clean && !process.killed }
     }
 
@@ -249,6 +346,10 @@ impl Worker {
     /// Retires it and orders it to accept no more and to end within `deadline_ms`.
     pub(super) fn stop(&mut self, deadline_ms: u64) {
         self.retire();
+        for Leaving { process, .. } in &self.leaving {
+            // One that does not read ends at its own deadline.
+            let _ = process.order(STOP, Order::Stop { deadline_ms });
+        }
         if self.process.is_none() {
             return;
         }
@@ -261,10 +362,10 @@ impl Worker {
 
     /// Ends its process at once, with everything that it serves.
     pub(super) fn kill(&mut self) {
-        if let Some(process) = self.process.as_mut() {
-            process.killed = true;
+        let leaving = self.leaving.iter_mut().map(|it| &mut it.process);
+        for process in self.process.iter_mut().chain(leaving) {
+            process.kill();
         }
-        self.signal(Signal::SIGKILL);
     }
 
     /// Whether there is a process that orders can be given to.
@@ -276,11 +377,9 @@ impl Worker {
     ///
     /// # Errors
     /// When there is no process, its channel is closed, or it does not read.
-    pub(super) fn order(&mut self, number: u64, order: Order) -> Result<(), wire::WireError> {
-        let process = self.process.as_mut().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?;
-        let frame = wire::encode(&Envelope::new(number, order), limits::MAX_FRAME)?;
-        // The queue is empty or nearly so: an order that finds no place means a worker that does not read.
-        process.orders.try_send(frame).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe).into())
+    pub(super) fn order(&self, number: u64, order: Order) -> Result<(), wire::WireError> {
+        let process = self.process.as_ref().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?;
+        process.order(number, order)
     }
 
     /// Sends the sockets of new listeners, for the order that follows.
@@ -289,7 +388,7 @@ impl Worker {
     /// When it does not take them.
     pub(super) fn pass(&self, sockets: &Sockets) -> Result<(), scm::Error> {
         match &self.process {
-            Some(process) => scm::send(&process.descriptors, sockets),
+            Some(process) => process.pass(sockets),
             None => Ok(()),
         }
     }
@@ -304,15 +403,28 @@ impl Worker {
     pub(super) fn condemn(&mut self, reason: &str) {
         if let Some(process) = self.process.as_mut() {
             process.last_words = Some(reason.to_owned());
+            process.kill();
         }
-        self.kill();
     }
 
     fn signal(&self, signal: Signal) {
         if let Some(process) = &self.process {
-            // Full only when signals are already on their way.
-            let _ = process.signals.try_send(signal);
+            process.send(signal);
         }
+    }
+
+    /// A counter over all its processes, a gauge over those that live: what a process that is gone had open is open no
+    /// more, though nobody counted it down.
+    fn total(&self, counter: Counter) -> u64 {
+        let present =
+            if self.process.is_some() || !counter.is_gauge() { self.block.counters.get(counter) } else { 0 };
+        let leaving: u64 = self.leaving.iter().map(|it| it.counters.get(counter)).sum();
+        present + leaving + self.ended.get(counter)
+    }
+
+    fn answers(&self, reason: Reason) -> u64 {
+        let leaving: u64 = self.leaving.iter().map(|it| it.counters.answers(reason)).sum();
+        self.block.counters.answers(reason) + leaving + self.ended.answers(reason)
     }
 
     /// What there is to know about it.
@@ -325,81 +437,30 @@ impl Worker {
             pid,
             core: self.core.and_then(|core| u32::try_from(core).ok()),
             state: self.state,
-            // The connections of a process that has ended are closed, though nobody counted them down.
-            connections: process.map_or(0, |_| self.counters.get(Counter::Connections)),
-            requests: self.counters.get(Counter::Requests),
+            connections: self.total(Counter::Connections),
+            requests: self.total(Counter::Requests),
             cpu_user_ms,
             cpu_system_ms,
             io_uring_level: process.map_or(0, |process| process.io_uring_level),
             io_uring_features: process.map_or_else(Vec::new, |process| process.io_uring_features.clone()),
-            ring_enters: self.counters.get(Counter::RingEnters),
-            ring_sqes: self.counters.get(Counter::RingSqes),
-            ring_cqes: self.counters.get(Counter::RingCqes),
-            ring_no_buffers: self.counters.get(Counter::RingNoBuffers),
-            ring_overflows: self.counters.get(Counter::RingOverflows),
-            ring_bulk: self.counters.get(Counter::RingBulk),
+            ring_enters: self.total(Counter::RingEnters),
+            ring_sqes: self.total(Counter::RingSqes),
+            ring_cqes: self.total(Counter::RingCqes),
+            ring_no_buffers: self.total(Counter::RingNoBuffers),
+            ring_overflows: self.total(Counter::RingOverflows),
+            ring_bulk: self.total(Counter::RingBulk),
         }
     }
-}
-
-fn describe(status: ExitStatus) -> String {
-    match (status.code(), status.signal().map(Signal::try_from)) {
-        (Some(code), _) if code == i32::from(crate::EXIT_CUT) => {
-            "cut what was still in flight at its deadline".to_owned()
-        }
-        (Some(0), _) => "ended without being told to".to_owned(),
-        (Some(code), _) => format!("ended with exit code {code}"),
-        (None, Some(Ok(signal))) => format!("was ended by {signal}"),
-        (None, _) => format!("ended ({status})"),
-    }
-}
-
-/// User and system time of a process (ms).
-fn cpu_time_ms(pid: u32) -> Option<(u64, u64)> {
-    let ticks_per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok()??;
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (user, system) = cpu_ticks(&stat)?;
-    let ms = |ticks: u64| Some(ticks.saturating_mul(1000) / u64::try_from(ticks_per_second).ok()?.max(1));
-    Some((ms(user)?, ms(system)?))
-}
-
-/// Fields 14 and 15 of `/proc/PID/stat`; the name in field 2 may have spaces and parentheses itself.
-fn cpu_ticks(stat: &str) -> Option<(u64, u64)> {
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
-    Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
 }
 
 /// Every counter by its name, summed over `workers`, and the answers by reason.
 pub(super) fn sum(workers: &[Worker]) -> BTreeMap<String, u64> {
     let counters = Counter::ALL.iter().map(|counter| {
-        // What a process that is gone had open is open no more.
-        let counted = workers.iter().filter(|worker| worker.process.is_some() || !counter.is_gauge());
-        (counter.name().to_owned(), counted.map(|worker| worker.counters.get(*counter)).sum())
+        (counter.name().to_owned(), workers.iter().map(|worker| worker.total(*counter)).sum())
     });
     let answers = Reason::ALL.iter().map(|reason| {
-        let answers = workers.iter().map(|worker| worker.counters.answers(*reason)).sum();
+        let answers = workers.iter().map(|worker| worker.answers(*reason)).sum();
         (format!("answers.{}", reason.code()), answers)
     });
     counters.chain(answers).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cpu_time_is_found_behind_any_name() {
-        let stat = "7 (a) b (c) S 1 7 7 0 -1 4194560 100 0 0 0 12 34 0 0 20 0 1 0 5 6 7";
-        assert_eq!(cpu_ticks(stat), Some((12, 34)));
-        assert_eq!(cpu_ticks("7 (a"), None);
-        assert!(cpu_time_ms(std::process::id()).is_some());
-    }
-
-    #[test]
-    fn the_end_of_a_process_is_told_in_words() {
-        assert_eq!(describe(ExitStatus::from_raw(9)), "was ended by SIGKILL");
-        assert_eq!(describe(ExitStatus::from_raw(1 << 8)), "ended with exit code 1");
-        assert_eq!(describe(ExitStatus::from_raw(3 << 8)), "cut what was still in flight at its deadline");
-        assert_eq!(describe(ExitStatus::from_raw(0)), "ended without being told to");
-    }
 }

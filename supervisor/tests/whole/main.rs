@@ -18,3 +18,4 @@ mod limits;
 mod reload;
 mod routing;
 mod tunnels;
+mod upgrade;

@@ -57,7 +57,10 @@ pub(crate) enum Verb {
     /// Show each worker: process, core, state, connections, requests, CPU time, kernel features
     ///
     /// With --json: an array with one object per worker.
-    Workers,
+    Workers {
+        #[command(subcommand)]
+        action: Option<WorkersVerb>,
+    },
 
     /// Read the configuration file again and change what is different: all of it in every worker, or nothing
     ///
@@ -79,6 +82,18 @@ pub(crate) enum Verb {
     /// Remove a cluster, until the next reload or start
     #[command(subcommand)]
     Cluster(ClusterVerb),
+}
+
+/// What can be done to workers.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum WorkersVerb {
+    /// Replace the process of a worker, or of all, one after the other; connections go on in the new one
+    ///
+    /// With --json: an array with one object per worker.
+    Upgrade {
+        /// Which worker; without it, all
+        worker: Option<u32>,
+    },
 }
 
 /// What can be done to a backend.
@@ -124,7 +139,10 @@ impl Verb {
     pub(crate) fn request(&self) -> Request {
         let change = match self.clone() {
             Verb::Status => return Request::Status,
-            Verb::Workers => return Request::Workers,
+            Verb::Workers { action: None } => return Request::Workers,
+            Verb::Workers { action: Some(WorkersVerb::Upgrade { worker }) } => {
+                return Request::UpgradeWorkers { worker };
+            }
             Verb::State => return Request::State,
             Verb::Reload { dry_run } => return Request::Reload { dry_run },
             Verb::Backend(BackendVerb::Add { cluster, address, id, weight, backup }) => {

@@ -12,6 +12,7 @@ pub(crate) fn json(response: &Response) -> String {
         Response::Workers(workers) => pretty(workers),
         Response::State(state) => pretty(state),
         Response::Changed(changed) => pretty(changed),
+        Response::Upgraded(workers) => pretty(workers),
         Response::Refused { reason } => pretty(reason),
     }
 }
@@ -29,6 +30,9 @@ pub(crate) fn human(response: &Response) -> String {
         Response::Workers(workers) => human_workers(workers),
         Response::State(state) => pretty(state),
         Response::Changed(changed) => human_changed(changed),
+        Response::Upgraded(workers) => {
+            workers.iter().map(|worker| format!("worker {}: {}\n", worker.id, worker.outcome)).collect()
+        }
         Response::Refused { reason } => format!("{reason}\n"),
     }
 }

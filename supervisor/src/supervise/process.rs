@@ -1,0 +1,200 @@
+//! One process of a worker: what the supervisor holds of it while it lives, and what its end means.
+
+use std::{
+    ffi::CString,
+    fs, io,
+    os::{fd::OwnedFd, unix::process::ExitStatusExt as _},
+    process::ExitStatus,
+};
+
+use kakehi_ctl::{
+    limits,
+    order::{Envelope, Order},
+    wire,
+};
+use kakehi_engine::observe::Counters;
+use nix::sys::signal::Signal;
+use tokio::{
+    sync::mpsc::{Sender, channel},
+    time::Instant,
+};
+
+use super::{
+    attend::{Event, attend, write_orders},
+    launch,
+    listeners::Sockets,
+};
+use crate::scm;
+
+/// Orders that wait to be written; a change takes two.
+const ORDERS_ON_THEIR_WAY: usize = 16;
+
+/// What every process of a worker starts from.
+#[derive(Clone, Copy)]
+pub(super) struct Start<'a> {
+    /// Number of the worker.
+    pub(super) id: u32,
+    pub(super) core: Option<usize>,
+    /// What it is to serve: the JSON text of a `State`.
+    pub(super) state: &'a [u8],
+    pub(super) sockets: &'a Sockets,
+}
+
+/// Counters, and the memory by which a process writes them.
+pub(super) struct Block {
+    pub(super) counters: Counters,
+    memory: OwnedFd,
+}
+
+impl Block {
+    /// A new one for a process of worker `id`.
+    ///
+    /// # Errors
+    /// When the kernel refuses the memory.
+    pub(super) fn new(id: u32) -> io::Result<Block> {
+        let name = CString::new(format!("kakehi-counters-{id}"))?;
+        let (counters, memory) = Counters::create(&name)?;
+        Ok(Block { counters, memory })
+    }
+}
+
+/// One process of a worker.
+pub(super) struct Process {
+    /// Which of the worker's processes, counted from 1.
+    pub(super) launch: u64,
+    pub(super) pid: u32,
+    pub(super) started: Instant,
+    /// Frames on their way to it.
+    orders: Sender<Vec<u8>>,
+    descriptors: OwnedFd,
+    inheritance: OwnedFd,
+    signals: Sender<Signal>,
+    pub(super) io_uring_level: u8,
+    pub(super) io_uring_features: Vec<String>,
+    /// Why it said that it cannot serve, or why we ended it.
+    pub(super) last_words: Option<String>,
+    /// It was ended by SIGKILL of ours.
+    pub(super) killed: bool,
+}
+
+impl Process {
+    /// Starts process number `launch` of worker `id`; what happens to it comes to `events`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(super) fn start(
+        start: &Start<'_>,
+        launch: u64,
+        block: &Block,
+        predecessor: Option<&Process>,
+        events: &Sender<Event>,
+    ) -> io::Result<Process> {
+        let Start { id, core, state, sockets } = *start;
+        let inheritance = predecessor.map(|process| &process.inheritance);
+        let launched = launch::launch(id, core, state, &block.memory, sockets, inheritance)?;
+        let (signals, wanted) = channel(4);
+        let (orders, frames) = channel(ORDERS_ON_THEIR_WAY);
+        tokio::spawn(write_orders(launched.orders.try_clone()?, frames));
+        let process = Process {
+            launch,
+            pid: launched.child.id().unwrap_or(0),
+            started: Instant::now(),
+            orders,
+            descriptors: launched.descriptors,
+            inheritance: launched.inheritance,
+            signals,
+            io_uring_level: 0,
+            io_uring_features: Vec::new(),
+            last_words: None,
+            killed: false,
+        };
+        tokio::spawn(attend((id, launch), launched.child, launched.orders, wanted, events.clone()));
+        Ok(process)
+    }
+
+    /// Gives an order; its answer comes as an event with the same number.
+    ///
+    /// # Errors
+    /// When its channel is closed, or it does not read.
+    pub(super) fn order(&self, number: u64, order: Order) -> Result<(), wire::WireError> {
+        let frame = wire::encode(&Envelope::new(number, order), limits::MAX_FRAME)?;
+        // The queue is empty or nearly so: an order that finds no place means a worker that does not read.
+        self.orders.try_send(frame).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe).into())
+    }
+
+    /// Sends a signal, if it is still there.
+    pub(super) fn send(&self, signal: Signal) {
+        // Full only when signals are already on their way.
+        let _ = self.signals.try_send(signal);
+    }
+
+    /// Ends it at once, with everything that it serves.
+    pub(super) fn kill(&mut self) {
+        self.killed = true;
+        self.send(Signal::SIGKILL);
+    }
+
+    /// Sends the sockets of new listeners, for the order that follows.
+    ///
+    /// # Errors
+    /// When it does not take them.
+    pub(super) fn pass(&self, sockets: &Sockets) -> Result<(), scm::Error> {
+        scm::send(&self.descriptors, sockets)
+    }
+}
+
+/// What a process said at last, or how it ended.
+pub(super) fn reason_of_end(last_words: Option<String>, status: io::Result<ExitStatus>) -> String {
+    last_words.unwrap_or_else(|| match status {
+        Ok(status) => describe(status),
+        Err(error) => format!("ended, and its status cannot be had: {error}"),
+    })
+}
+
+fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal().map(Signal::try_from)) {
+        (Some(code), _) if code == i32::from(crate::EXIT_CUT) => {
+            "cut what was still in flight at its deadline".to_owned()
+        }
+        (Some(0), _) => "ended without being told to".to_owned(),
+        (Some(code), _) => format!("ended with exit code {code}"),
+        (None, Some(Ok(signal))) => format!("was ended by {signal}"),
+        (None, _) => format!("ended ({status})"),
+    }
+}
+
+/// User and system time of a process (ms).
+pub(super) fn cpu_time_ms(pid: u32) -> Option<(u64, u64)> {
+    let ticks_per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok()??;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (user, system) = cpu_ticks(&stat)?;
+    let ms = |ticks: u64| Some(ticks.saturating_mul(1000) / u64::try_from(ticks_per_second).ok()?.max(1));
+    Some((ms(user)?, ms(system)?))
+}
+
+/// Fields 14 and 15 of `/proc/PID/stat`; the name in field 2 may have spaces and parentheses itself.
+fn cpu_ticks(stat: &str) -> Option<(u64, u64)> {
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_time_is_found_behind_any_name() {
+        let stat = "7 (a) b (c) S 1 7 7 0 -1 4194560 100 0 0 0 12 34 0 0 20 0 1 0 5 6 7";
+        assert_eq!(cpu_ticks(stat), Some((12, 34)));
+        assert_eq!(cpu_ticks("7 (a"), None);
+        assert!(cpu_time_ms(std::process::id()).is_some());
+    }
+
+    #[test]
+    fn the_end_of_a_process_is_told_in_words() {
+        assert_eq!(describe(ExitStatus::from_raw(9)), "was ended by SIGKILL");
+        assert_eq!(describe(ExitStatus::from_raw(1 << 8)), "ended with exit code 1");
+        assert_eq!(describe(ExitStatus::from_raw(3 << 8)), "cut what was still in flight at its deadline");
+        assert_eq!(describe(ExitStatus::from_raw(0)), "ended without being told to");
+    }
+}

@@ -1,0 +1,94 @@
+//! A new process in the place of an old one, without losing a connection.
+//!
+//! The new process is started beside the old one, on the same listening sockets. When it accepts, the old one leaves: it
+//! accepts no more, gives its idle connections to the new one, and what is in the middle of an exchange when that has
+//! ended. A new process that does not come up changes nothing. One worker after the other.
+
+use std::time::Duration;
+
+use kakehi_ctl::{limits, order::WorkerOutcome};
+use tokio::time::{Instant, timeout_at};
+
+use super::{Supervisor, worker::Outcome};
+
+/// Why workers were not upgraded.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refused {
+    /// There is no such worker.
+    #[error("there is no worker {0}; `kakehictl workers` lists them")]
+    NoWorker(u32),
+    /// It is too late.
+    #[error("kakehi is stopping")]
+    Stopping,
+    /// The new process did not come up.
+    #[error("worker {id} goes on as it is: {reason}{done}")]
+    Failed {
+        /// Which worker.
+        id: u32,
+        /// Why.
+        reason: String,
+        /// What was done before.
+        done: String,
+    },
+}
+
+impl Supervisor {
+    /// Replaces the process of `which` worker, or of each.
+    ///
+    /// # Errors
+    /// See [`Refused`]; the worker that it names goes on as it was, and so do those after it.
+    pub(super) async fn upgrade(
+        &mut self,
+        which: Option<u32>,
+        by: &str,
+    ) -> Result<Vec<WorkerOutcome>, Refused> {
+        if self.stopping.is_some() {
+            return Err(Refused::Stopping);
+        }
+        let count = self.workers.len() as u32;
+        let ids = match which {
+            Some(id) if id >= count => return Err(Refused::NoWorker(id)),
+            Some(id) => id..id + 1,
+            None => 0..count,
+        };
+        let mut outcomes = Vec::new();
+        for id in ids {
+            if let Err(reason) = self.upgrade_one(id).await {
+                tracing::error!(worker = id, "was not upgraded for {by}: {reason}");
+                let done = match outcomes.len() {
+                    0 => String::new(),
+                    done => format!(" ({done} workers before it were upgraded)"),
+                };
+                return Err(Refused::Failed { id, reason, done });
+            }
+            tracing::info!(worker = id, "upgraded for {by}");
+            outcomes.push(WorkerOutcome { id, outcome: "upgraded".to_owned() });
+        }
+        Ok(outcomes)
+    }
+
+    async fn upgrade_one(&mut self, id: u32) -> Result<(), String> {
+        let Some(worker) = self.workers.get_mut(id as usize) else { return Err("it is gone".to_owned()) };
+        worker.begin_upgrade(&self.state_text, &self.event_sender).map_err(|error| error.to_string())?;
+        let deadline = Instant::now() + Duration::from_millis(limits::WORKER_READY_TIMEOUT_MS);
+        loop {
+            let Ok(Some(event)) = timeout_at(deadline, self.events.recv()).await else {
+                if let Some(worker) = self.worker(id) {
+                    worker.give_up_upgrade();
+                }
+                return Err(format!(
+                    "the new process was not ready within {} s",
+                    limits::WORKER_READY_TIMEOUT_MS / 1000
+                ));
+            };
+            let about = event.worker;
+            let age = self.worker(about).map_or(Duration::ZERO, |worker| worker.age());
+            match self.note(event) {
+                Outcome::Upgraded if about == id => return Ok(()),
+                Outcome::NotUpgraded(reason) if about == id => return Err(reason),
+                Outcome::Died(death) => self.on_death(about, death, age),
+                _ => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! Workers are replaced while they serve: connections go on in the new process.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc,
+    },
+    thread,
+    time::Duration,
+};
+
+use nix::sys::signal::Signal;
+
+use crate::harness::{Backend, Client, Config, OK, Process, Proxy, send_signal, wait};
+
+const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+
+#[track_caller]
+fn upgrade(proxy: &Proxy, arguments: &[&str]) {
+    let arguments: Vec<_> = ["workers", "upgrade"].iter().chain(arguments).copied().collect();
+    let output = proxy.ctl(&arguments);
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// Upgrades all workers and waits until the processes before have ended, for a second at most.
+#[track_caller]
+fn upgrade_all(proxy: &Proxy) {
+    let before = pids(proxy);
+    upgrade(proxy, &[]);
+    wait::within(Duration::from_secs(1), "the end of the processes before", || {
+        let now = pids(proxy);
+        (now.len() == before.len() && before.iter().all(|pid| !now.contains(pid))).then_some(())
+    });
+}
+
+fn pids(proxy: &Proxy) -> Vec<u32> {
+    proxy.workers().iter().map(|worker| worker.0).collect()
+}
+
+#[track_caller]
+fn ask(client: &mut Client) {
+    client.send(GET);
+    client.response().expect(200, "ok");
+}
+
+#[test]
+fn idle_and_new_connections_go_on_in_the_new_processes() {
+    let backend = Backend::respond(OK);
+    let proxy = Config::to(&backend).root("worker_count = 2").start();
+    let mut used: Vec<_> = (0..30).map(|_| proxy.client()).collect();
+    used.iter_mut().for_each(ask);
+    for _ in 0..3 {
+        let mut fresh: Vec<_> = (0..10).map(|_| proxy.client()).collect();
+        upgrade_all(&proxy);
+        used.iter_mut().for_each(ask);
+        fresh.iter_mut().for_each(ask);
+        used.append(&mut fresh);
+    }
+    let counters = &proxy.ctl_json("status")["counters"];
+    assert_eq!(counters["client.connections"], used.len(), "{counters}");
+    assert!(counters["client.handed_over"].as_u64() >= Some(120), "{counters}");
+    assert_eq!(counters["client.taken_over"], counters["client.handed_over"]);
+    // 30 and 3 times all that there were; the harness asked once or more for each worker at the start.
+    assert!(counters["http.requests"].as_u64() >= Some(30 + 40 + 50 + 60), "{counters}");
+}
+
+#[test]
+fn half_a_request_is_no_obstacle() {
+    let backend = Backend::respond(OK);
+    let proxy = Proxy::to(&backend);
+    let mut client = proxy.client();
+    ask(&mut client);
+    // The first use of kakehictl may have to build it, which takes longer than half a request may.
+    proxy.ctl_json("status");
+    let (first, rest) = GET.split_at(20);
+    client.send(first);
+    let before = pids(&proxy);
+    upgrade(&proxy, &[]);
+    // The process that has the half waits for the other one; new clients are served by the new process.
+    ask(&mut proxy.client());
+    client.send(rest);
+    client.response().expect(200, "ok");
+    ask(&mut client);
+    wait::until("the end of the process before", || pids(&proxy).iter().all(|pid| !before.contains(pid)));
+    ask(&mut client);
+}
+
+#[test]
+fn what_is_in_flight_ends_where_it_is_and_its_connection_follows() {
+    let (go, gone) = mpsc::channel::<()>();
+    #[allow(clippy::disallowed_types)]
+    let gone = std::sync::Mutex::new(gone);
+    let backend = Backend::script(move |conn| {
+        while let Some(request) = conn.request() {
+            if request.target() == "/slow" {
+                let _ = gone.lock().unwrap().recv();
+            }
+            conn.send(OK);
+        }
+    });
+    let proxy = Proxy::to(&backend);
+    let mut slow = proxy.client();
+    slow.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n");
+    wait::until("the request is at the backend", || backend.targets().contains(&"/slow".to_owned()));
+    let before = pids(&proxy);
+    upgrade(&proxy, &["0"]);
+    ask(&mut proxy.client());
+    assert_eq!(pids(&proxy).len(), 2, "the process before waits for its exchange");
+    go.send(()).unwrap();
+    slow.response().expect(200, "ok");
+    wait::until("the end of the process before", || pids(&proxy).iter().all(|pid| !before.contains(pid)));
+    ask(&mut slow);
+}
+
+#[test]
+fn what_does_not_end_is_cut_at_the_drain_timeout() {
+    let backend = Backend::script(|conn| {
+        let _ = conn.request();
+        let _ = conn.rest();
+    });
+    let proxy = Config::to(&backend).root("drain_timeout = 0.3").start();
+    let mut stuck = proxy.client();
+    stuck.send(GET);
+    wait::until("the request is at the backend", || backend.requests().len() == 1);
+    let before = pids(&proxy);
+    upgrade(&proxy, &[]);
+    wait::until("the end of the process before", || pids(&proxy).iter().all(|pid| !before.contains(pid)));
+    stuck.expect_closed();
+}
+
+#[test]
+fn no_request_is_lost_over_many_upgrades_under_load() {
+    let backend = Backend::respond(OK);
+    let proxy = Config::to(&backend).root("worker_count = 2").start();
+    let address = proxy.address();
+    let stop = Arc::new(AtomicBool::new(false));
+    let served = Arc::new(AtomicU64::new(0));
+    let load: Vec<_> = (0..8)
+        .map(|n| {
+            let (stop, served) = (Arc::clone(&stop), Arc::clone(&served));
+            thread::spawn(move || {
+                let mut client = Client::connect(address);
+                while !stop.load(Ordering::SeqCst) {
+                    match n % 4 {
+                        0 => client = Client::connect(address),
+                        // A request that comes in pieces, one that follows another at once.
+                        1 => {
+                            client.send(&GET[..7]);
+                            client.send(&GET[7..]);
+                            client.response().expect(200, "ok");
+                        }
+                        2 => {
+                            client.send(GET.repeat(2));
+                            client.response().expect(200, "ok");
+                            client.response().expect(200, "ok");
+                        }
+                        _ => {}
+                    }
+                    ask(&mut client);
+                    served.fetch_add(1, Ordering::SeqCst);
+                }
+            })
+        })
+        .collect();
+    let mut requests = 0;
+    for _ in 0..10 {
+        let before = served.load(Ordering::SeqCst);
+        upgrade_all(&proxy);
+        wait::until("requests go on", || served.load(Ordering::SeqCst) > before + 16);
+        let now = proxy.ctl_json("status")["requests"].as_u64().unwrap();
+        assert!(now >= requests, "counters do not go backwards: {requests}, then {now}");
+        requests = now;
+    }
+    stop.store(true, Ordering::SeqCst);
+    for client in load {
+        client.join().expect("every request was answered");
+    }
+    let status = proxy.ctl_json("status");
+    assert_eq!(status["restarts"], 0);
+}
+
+#[test]
+fn a_worker_that_is_not_there_cannot_be_upgraded_and_one_that_dies_after_it_is_replaced() {
+    let backend = Backend::respond(OK);
+    let proxy = Proxy::to(&backend);
+    let output = proxy.ctl(&["workers", "upgrade", "7"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    upgrade_all(&proxy);
+    let worker: Process = proxy.worker();
+    send_signal(worker, Signal::SIGKILL);
+    wait::until("the worker is replaced", || proxy.workers().iter().any(|it| it.0 != worker.0));
+    ask(&mut proxy.client());
+}
