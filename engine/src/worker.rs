@@ -16,10 +16,10 @@ use nix::sys::{
 
 use self::configured::Configured;
 use crate::{
-    cluster::Pooling,
+    cluster::{Cluster, Pooling},
     limits,
     observe::{Counter, Counters},
-    proxy::{self, Clusters, Shared, Site, SiteError, Successor},
+    proxy::{self, Clusters, Directory, Front, Shared, Site, SiteError, Successor},
     ring::{Level, Received, Ring, Settings, SetupError, Stats, Stream, Timer},
 };
 
@@ -196,9 +196,7 @@ async fn serve(setup: Setup, ring: Ring, signals: SignalFd) -> Result<End, Error
         published: Cell::default(),
     });
     if let Some(predecessor) = setup.predecessor {
-        let front = Rc::clone(&worker);
-        let front = move |address| front.configured.front(address);
-        proxy::inherit(Rc::clone(&worker.shared), predecessor, front)?;
+        proxy::inherit(Rc::clone(&worker.shared), predecessor, Rc::clone(&worker))?;
     }
     let orders = Stream::adopt(&ring, setup.orders)?;
     let ready = Report::Ready {
@@ -218,6 +216,16 @@ async fn serve(setup: Setup, ring: Ring, signals: SignalFd) -> Result<End, Error
 async fn report(orders: &Stream, id: u64, report: Report) -> Result<(), WireError> {
     let frame = wire::encode(&Envelope::new(id, report), limits::MAX_FRAME)?;
     Ok(orders.send(frame.into()).await?)
+}
+
+impl Directory for Rc<Worker> {
+    fn front(&self, address: SocketAddr) -> Option<Rc<Front>> {
+        self.configured.front(address)
+    }
+
+    fn cluster(&self, name: &str) -> Option<Rc<Cluster>> {
+        self.configured.cluster(name)
+    }
 }
 
 impl Worker {

@@ -126,6 +126,12 @@ impl Cluster {
         }
     }
 
+    /// The backend of this name.
+    pub fn backend(&self, id: &str) -> Option<Rc<Backend>> {
+        let members = self.members.borrow();
+        members.members.iter().find(|member| member.backend.id == id).map(|member| Rc::clone(&member.backend))
+    }
+
     /// It is configured no more: all its backends go; see [`Cluster::replace`].
     pub fn retire(&self, pooling: &Pooling) {
         self.replace(Members { members: Vec::new(), balance: Balance::new(0) }, pooling);

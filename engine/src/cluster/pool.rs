@@ -91,8 +91,14 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    pub(super) fn new(stream: Stream, backend: Rc<Backend>, reused: bool) -> Upstream {
+    /// A connection to `backend`.
+    pub fn new(stream: Stream, backend: Rc<Backend>, reused: bool) -> Upstream {
         Upstream { stream, reused, backend }
+    }
+
+    /// The name of the backend.
+    pub fn backend_id(&self) -> &str {
+        &self.backend.id
     }
 
     /// Whether the backend is configured no more.

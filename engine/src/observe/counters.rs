@@ -93,9 +93,9 @@ counters! {
     RingOverflows = "ring.overflows", counter;
     /// Transfers that went over to large private buffers.
     RingBulk = "ring.bulk", counter;
-    /// Idle client connections given to the process that took this one's place.
+    /// Client connections and tunnels given to the process that took this one's place.
     HandedOver = "client.handed_over", counter;
-    /// Idle client connections taken over from the process before.
+    /// Client connections and tunnels taken over from the process before.
     TakenOver = "client.taken_over", counter;
 }
 

@@ -10,8 +10,15 @@ use std::{
     task::Poll,
 };
 
-use super::{Front, Shared, Site, exchange::exchange, hand_over::Age, inbox::Inbox};
+use super::{
+    Front, Shared, Site,
+    exchange::exchange,
+    hand_over::{Age, Parcel},
+    inbox::Inbox,
+    tunnel,
+};
 use crate::{
+    cluster::Upstream,
     limits,
     observe::Counter,
     ring::{Received, Stream, Timer},
@@ -41,8 +48,10 @@ pub(super) enum Next {
     Close,
     /// As `Close`, and the client has said that this was its last request.
     Finish,
-    /// It goes on in another process.
+    /// It is at rest, and goes on in another process.
     HandOver,
+    /// It has gone to another process already.
+    Gone,
     /// It ends at once: the client has gone, or must see that what it got is not the whole.
     Abort {
         /// Nothing but a reset shows that.
@@ -61,6 +70,17 @@ enum Waited {
 }
 
 impl Connection {
+    fn new(shared: Rc<Shared>, front: Rc<Front>, client: Stream, age: Age) -> Connection {
+        shared.note_open();
+        let timer = Timer::new(&shared.ring);
+        let head_due = match age {
+            Age::New => (shared.ring.now() + front.timeouts(|timeouts| timeouts.request_ms)).max(1),
+            Age::Used => 0,
+        };
+        let (inbox, peer, next) = (Inbox::default(), None, Next::Request);
+        Connection { shared, front, client, timer, inbox, peer, head_due, next }
+    }
+
     pub(super) fn site(&self) -> Rc<Site> {
         self.front.site()
     }
@@ -126,13 +146,23 @@ impl Connection {
 
     /// Gives the connection, which has come to rest, to the process that takes this one's place.
     fn hand_over(self) {
-        let Connection { shared, front, client, head_due, .. } = self;
+        let Connection { shared, front, mut client, head_due, .. } = self;
         let successor = shared.successor.borrow().clone();
         if let (Some(successor), Some(client)) = (successor, client.detach()) {
             let age = if head_due == 0 { Age::Used } else { Age::New };
-            successor.give(&shared, front.site().settings.address, age, client);
+            let parcel = Parcel::Idle { listener: front.site().settings.address, age };
+            successor.give(&shared, parcel, vec![client]);
         }
         shared.note_closed();
+    }
+
+    /// Ends the connection as `next` says.
+    async fn end(&self) {
+        match self.next {
+            Next::Abort { reset: true } => self.client.reset_on_close(),
+            Next::Close | Next::Finish => self.finish().await,
+            Next::Abort { reset: false } | Next::HandOver | Next::Gone | Next::Request => {}
+        }
     }
 
     /// Everything has been said: lets the client have it all before the connection closes.
@@ -161,22 +191,7 @@ pub(super) fn serve(
     client: Stream,
     age: Age,
 ) -> impl Future<Output = ()> {
-    shared.note_open();
-    let timer = Timer::new(&shared.ring);
-    let head_due = match age {
-        Age::New => (shared.ring.now() + front.timeouts(|timeouts| timeouts.request_ms)).max(1),
-        Age::Used => 0,
-    };
-    let mut connection = Connection {
-        shared,
-        front,
-        client,
-        timer,
-        inbox: Inbox::default(),
-        peer: None,
-        head_due,
-        next: Next::Request,
-    };
+    let mut connection = Connection::new(shared, front, client, age);
     // A block, not a function: its arguments would stay in the future beside the connection made from them.
     async move {
         while connection.next == Next::Request {
@@ -195,13 +210,32 @@ pub(super) fn serve(
             };
         }
         match connection.next {
-            Next::Abort { reset: true } => connection.client.reset_on_close(),
-            Next::Abort { reset: false } | Next::Request => {}
-            Next::Close | Next::Finish => Box::pin(connection.finish()).await,
             Next::HandOver => return connection.hand_over(),
+            Next::Abort { reset: true } | Next::Close | Next::Finish => Box::pin(connection.end()).await,
+            Next::Abort { reset: false } | Next::Gone | Next::Request => {}
         }
         let shared = Rc::clone(&connection.shared);
         // The descriptor is given up before the count goes down: who waits for it can have it.
+        drop(connection);
+        shared.note_closed();
+    }
+}
+
+/// Goes on with a tunnel that another process began.
+pub(super) fn resume_tunnel(
+    shared: Rc<Shared>,
+    front: Rc<Front>,
+    client: Stream,
+    cluster: String,
+    upstream: Upstream,
+) -> impl Future<Output = ()> {
+    let mut connection = Connection::new(shared, front, client, Age::Used);
+    async move {
+        let idle_ms = connection.front.timeouts(|timeouts| timeouts.tunnel_ms);
+        let tunnel = tunnel::run(&mut connection, &cluster, idle_ms, upstream, Inbox::default());
+        connection.next = Box::pin(tunnel).await;
+        connection.end().await;
+        let shared = Rc::clone(&connection.shared);
         drop(connection);
         shared.note_closed();
     }

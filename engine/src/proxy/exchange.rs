@@ -37,6 +37,11 @@ pub(super) struct Request {
 }
 
 impl Request {
+    /// The cluster that it goes to.
+    pub(super) fn cluster_name(&self) -> &str {
+        &self.site.targets[self.target].cluster.name
+    }
+
     /// How the connection goes on when all of the request was read and answered.
     fn next(&self, keep_alive: bool) -> Next {
         match (keep_alive, self.last) {
@@ -289,7 +294,7 @@ async fn forward(connection: &mut Connection, planned: Planned) -> Result<Next, 
         };
         match outcome {
             Ok(answered) if answered.upgraded => {
-                return Ok(Box::pin(tunnel::run(connection, &request, upstream, answered.leftover)).await);
+                return Ok(Box::pin(tunnel::open(connection, &request, upstream, answered.leftover)).await);
             }
             Ok(answered) => {
                 shared.counters.count(Counter::Requests);
@@ -325,7 +330,7 @@ async fn with_upload(
     match outcome {
         Ok((answered, uploaded)) if answered.upgraded => {
             if uploaded {
-                return Ok(Box::pin(tunnel::run(connection, request, upstream, answered.leftover)).await);
+                return Ok(Box::pin(tunnel::open(connection, request, upstream, answered.leftover)).await);
             }
             // A switch of protocols in the middle of a body: nobody could say where the tunnel begins.
             shared.counters.count(Counter::BackendTruncations);

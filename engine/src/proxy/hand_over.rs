@@ -1,7 +1,7 @@
 //! Client connections move to the process that takes this one's place, or come from the one before.
 //!
 //! What moves is the socket, with the address of its listener and whether it has had a request yet: an idle connection
-//! has no other state. Promises: nothing that the client has sent is lost, since a connection moves only when all that
+//! has no other state. A tunnel is two sockets and the name of a backend. Promises: nothing that the client has sent is lost, since a connection moves only when all that
 //! was received has been served and nothing is in flight; and a worker ends only when everything has been sent.
 
 use std::{
@@ -13,14 +13,18 @@ use std::{
     rc::Rc,
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{Front, Shared, connection};
 use crate::{
+    cluster::{Cluster, Upstream},
     observe::Counter,
-    ring::{Ring, Stream, receive_descriptor, send_descriptor},
+    ring::{Ring, Stream, receive_descriptors, send_descriptors},
 };
 
 /// Whether a connection has had a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(super) enum Age {
     /// It waits for its first.
     New,
@@ -28,12 +32,34 @@ pub(super) enum Age {
     Used,
 }
 
+/// What moves with the sockets, as JSON.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Parcel {
+    /// A connection without a request: one socket.
+    Idle {
+        /// Of its listener.
+        listener: SocketAddr,
+        age: Age,
+    },
+    /// A tunnel at rest: the client's socket, then the backend's.
+    Tunnel { listener: SocketAddr, cluster: String, backend: String },
+}
+
+/// Where what comes finds its place.
+pub trait Directory {
+    /// The listener at an address.
+    fn front(&self, address: SocketAddr) -> Option<Rc<Front>>;
+    /// The cluster of this name.
+    fn cluster(&self, name: &str) -> Option<Rc<Cluster>>;
+}
+
 /// The process that takes this one's place.
 pub struct Successor {
     channel: OwnedFd,
     /// The same channel, to wait until it takes more.
     readiness: Stream,
-    waiting: RefCell<VecDeque<(String, OwnedFd)>>,
+    waiting: RefCell<VecDeque<(Parcel, Vec<OwnedFd>)>>,
     sending: Cell<bool>,
 }
 
@@ -52,10 +78,9 @@ impl Successor {
         self.waiting.borrow().is_empty()
     }
 
-    /// Gives it a connection of the listener at `address`.
-    pub(super) fn give(self: Rc<Self>, shared: &Rc<Shared>, address: SocketAddr, age: Age, client: OwnedFd) {
-        let age = if age == Age::New { "new" } else { "used" };
-        self.waiting.borrow_mut().push_back((format!("{age} {address}"), client));
+    /// Gives it the sockets of `parcel`.
+    pub(super) fn give(self: Rc<Self>, shared: &Rc<Shared>, parcel: Parcel, sockets: Vec<OwnedFd>) {
+        self.waiting.borrow_mut().push_back((parcel, sockets));
         if !self.sending.replace(true) {
             shared.ring.spawn(self.send(Rc::clone(shared)));
         }
@@ -79,30 +104,36 @@ impl Successor {
 
     fn send_waiting(&self, shared: &Shared) -> io::Result<()> {
         let mut waiting = self.waiting.borrow_mut();
-        while let Some((text, client)) = waiting.front() {
-            send_descriptor(&self.channel, text, client)?;
-            shared.counters.count(Counter::HandedOver);
+        while let Some((parcel, sockets)) = waiting.front() {
+            let text = serde_json::to_string(parcel)?;
+            match send_descriptors(&self.channel, &text, sockets) {
+                Ok(()) => shared.counters.count(Counter::HandedOver),
+                // A name of a cluster that is longer than a message.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                    tracing::warn!(?parcel, "a tunnel cannot be handed over, and is closed");
+                }
+                Err(error) => return Err(error),
+            }
             waiting.pop_front();
         }
         Ok(())
     }
 }
 
-/// Takes over what the process before gives, until it has ended; `front` finds the listener of an address.
+/// Takes over what the process before gives, until it has ended.
 ///
 /// # Errors
 /// When there is no descriptor or no slot left.
-pub fn inherit(
-    shared: Rc<Shared>,
-    channel: OwnedFd,
-    front: impl Fn(SocketAddr) -> Option<Rc<Front>> + 'static,
-) -> io::Result<()> {
+pub fn inherit(shared: Rc<Shared>, channel: OwnedFd, directory: impl Directory + 'static) -> io::Result<()> {
     let readiness = Stream::adopt(&shared.ring, channel.try_clone()?)?;
     let ring = shared.ring.clone();
     ring.spawn(async move {
         loop {
-            match receive_descriptor(&channel) {
-                Ok(Some((text, client))) => resume(&shared, &text, client, &front),
+            match receive_descriptors(&channel) {
+                Ok(Some((text, sockets))) => match resume(&shared, &text, sockets, &directory) {
+                    Ok(()) => shared.counters.count(Counter::TakenOver),
+                    Err(reason) => tracing::warn!(text, "what was handed over is closed: {reason}"),
+                },
                 Ok(None) => return,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if readiness.readable().await.is_err() {
@@ -122,45 +153,25 @@ pub fn inherit(
 fn resume(
     shared: &Rc<Shared>,
     text: &str,
-    client: OwnedFd,
-    front: &impl Fn(SocketAddr) -> Option<Rc<Front>>,
-) {
-    let Some((age, address)) = parse(text) else {
-        tracing::warn!(text, "a connection that was handed over is not understood, and closed");
-        return;
-    };
-    // Its listener was removed meanwhile: it would have been closed there too.
-    let Some(front) = front(address) else { return };
-    match Stream::adopt(&shared.ring, client) {
-        Ok(client) => {
-            shared.counters.count(Counter::TakenOver);
-            shared.ring.spawn(connection::serve(Rc::clone(shared), front, client, age));
+    sockets: Vec<OwnedFd>,
+    directory: &impl Directory,
+) -> Result<(), String> {
+    let parcel: Parcel = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let front = |address| directory.front(address).ok_or("its listener is gone");
+    let adopt = |socket| Stream::adopt(&shared.ring, socket).map_err(|error| error.to_string());
+    let mut sockets = sockets.into_iter();
+    match (parcel, sockets.next(), sockets.next()) {
+        (Parcel::Idle { listener, age }, Some(client), None) => {
+            let serve = connection::serve(Rc::clone(shared), front(listener)?, adopt(client)?, age);
+            shared.ring.spawn(serve);
         }
-        Err(error) => tracing::warn!(%error, "a connection that was handed over has no place, and is closed"),
-    }
-}
-
-fn parse(text: &str) -> Option<(Age, SocketAddr)> {
-    let (age, address) = text.split_once(' ')?;
-    let age = match age {
-        "new" => Age::New,
-        "used" => Age::Used,
-        _ => return None,
-    };
-    Some((age, address.parse().ok()?))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_comes_with_a_connection_is_understood_or_refused() {
-        let address: SocketAddr = "[2001:db8::1]:443".parse().unwrap();
-        assert_eq!(parse(&format!("new {address}")), Some((Age::New, address)));
-        assert_eq!(parse(&format!("used {address}")), Some((Age::Used, address)));
-        for wrong in ["", "new", "old 127.0.0.1:80", "used 127.0.0.1", "used  127.0.0.1:80"] {
-            assert_eq!(parse(wrong), None, "{wrong}");
+        (Parcel::Tunnel { listener, cluster, backend }, Some(client), Some(upstream)) => {
+            let found = directory.cluster(&cluster).and_then(|cluster| cluster.backend(&backend));
+            let upstream = Upstream::new(adopt(upstream)?, found.ok_or("its backend is gone")?, true);
+            let (front, client) = (front(listener)?, adopt(client)?);
+            shared.ring.spawn(connection::resume_tunnel(Rc::clone(shared), front, client, cluster, upstream));
         }
+        _ => return Err("it has not the sockets that it should have".to_owned()),
     }
+    Ok(())
 }

@@ -12,7 +12,7 @@
 //! | `relay` | a body from one side to the other, with back-pressure; large ones in bulk |
 //! | `tunnel` | after an accepted `Upgrade`: bytes both ways |
 //! | `inbox` | what arrived and was not read yet |
-//! | `hand_over` | idle connections move to the process that takes this one's place |
+//! | `hand_over` | connections at rest move to the process that takes this one's place |
 //! | `pace` | the deadline of a body that must keep moving |
 //! | `site` | the configuration of a listener, compiled |
 //!
@@ -39,7 +39,7 @@ use std::{
 
 pub use self::{
     accept::accept,
-    hand_over::{Successor, inherit},
+    hand_over::{Directory, Successor, inherit},
     site::{Clusters, Front, Site, SiteError, Sites},
 };
 use crate::{cluster::Pooling, http::Scratch, observe::Counters, ring::Ring};

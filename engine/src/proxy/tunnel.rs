@@ -6,19 +6,22 @@ use std::{
     cell::Cell,
     future::{Future, poll_fn},
     io,
+    os::fd::OwnedFd,
     pin::pin,
     task::Poll,
 };
 
 use super::{
+    Shared,
     connection::{Connection, Next},
     exchange::{Leftover, Request},
+    hand_over::Parcel,
     inbox::Inbox,
 };
 use crate::{
     cluster::Upstream,
     observe::Counter,
-    ring::{BULK_SIZE, Buf, Outgoing, Received, Ring, Stream},
+    ring::{BULK_SIZE, Buf, Outgoing, Received, Stream},
 };
 
 /// So many arena buffers in a row that were filled to the brim are a stream worth private buffers.
@@ -26,55 +29,62 @@ const FULL_BEFORE_BULK: u32 = 8;
 /// A private buffer that came back with less than this (bytes) was too large: back to the arena.
 const BULK_LEAST: usize = 32 * 1024;
 
-/// Runs the tunnel; `leftover` is what the backend sent behind its 101.
-pub(super) async fn run(
+/// Opens a tunnel; `leftover` is what the backend sent behind its 101.
+pub(super) async fn open(
     connection: &mut Connection,
     request: &Request,
     upstream: Upstream,
     leftover: Leftover,
 ) -> Next {
+    connection.shared.counters.count(Counter::Requests);
+    connection.shared.counters.count(Counter::Tunnels);
+    let idle_ms = request.site.settings.timeouts.tunnel_ms;
+    run(connection, request.cluster_name(), idle_ms, upstream, leftover).await
+}
+
+/// Runs the tunnel to a backend of `cluster` until it ends, is silent for `idle_ms`, or moves to another process.
+pub(super) async fn run(
+    connection: &mut Connection,
+    cluster: &str,
+    idle_ms: u64,
+    mut upstream: Upstream,
+    leftover: Leftover,
+) -> Next {
     let Connection { shared, front, client, timer, inbox, .. } = connection;
     let counters = &shared.counters;
-    counters.count(Counter::Requests);
-    counters.count(Counter::Tunnels);
     counters.count(Counter::TunnelsOpen);
-    let idle_ms = request.site.settings.timeouts.tunnel_ms;
     let active = Cell::new(shared.ring.now());
-    let inbound = Direction {
-        ring: &shared.ring,
-        from: client,
-        to: &upstream.stream,
-        active: &active,
-        counted: Cell::new(0),
-    };
-    let outbound = Direction {
-        ring: &shared.ring,
-        from: &upstream.stream,
-        to: client,
-        active: &active,
-        counted: Cell::new(0),
-    };
-    let outcome = {
+    let inbound =
+        Direction { shared, from: client, to: &upstream.stream, active: &active, counted: Cell::new(0) };
+    let outbound =
+        Direction { shared, from: &upstream.stream, to: client, active: &active, counted: Cell::new(0) };
+    let end = {
         let mut up = pin!(inbound.run(std::mem::take(inbox)));
         let mut down = pin!(outbound.run(leftover));
-        let (mut up_done, mut down_done) = (false, false);
+        let (mut up_done, mut down_done) = (None, None);
         let mut drained_at = None;
         timer.set(idle_ms);
         poll_fn(|context| {
-            if !up_done && let Poll::Ready(outcome) = up.as_mut().poll(context) {
-                up_done = true;
-                if outcome.is_err() {
-                    return Poll::Ready(Next::Abort { reset: true });
+            if up_done.is_none()
+                && let Poll::Ready(outcome) = up.as_mut().poll(context)
+            {
+                match outcome {
+                    Ok(done) => up_done = Some(done),
+                    Err(_) => return Poll::Ready(End::Over(Next::Abort { reset: true })),
                 }
             }
-            if !down_done && let Poll::Ready(outcome) = down.as_mut().poll(context) {
-                down_done = true;
-                if outcome.is_err() {
-                    return Poll::Ready(Next::Abort { reset: true });
+            if down_done.is_none()
+                && let Poll::Ready(outcome) = down.as_mut().poll(context)
+            {
+                match outcome {
+                    Ok(done) => down_done = Some(done),
+                    Err(_) => return Poll::Ready(End::Over(Next::Abort { reset: true })),
                 }
             }
-            if up_done && down_done {
-                return Poll::Ready(Next::Close);
+            match (up_done, down_done) {
+                (Some(Done::Finished), Some(Done::Finished)) => return Poll::Ready(End::Over(Next::Close)),
+                (Some(_), Some(_)) => return Poll::Ready(End::AtRest),
+                _ => {}
             }
             // Its way was taken out of the configuration: it has a while to end by itself.
             if drained_at.is_none() && (front.is_closed() || upstream.is_retired()) {
@@ -85,11 +95,11 @@ pub(super) async fn run(
             while timer.poll_elapsed(context).is_ready() {
                 let idle = active.get() + idle_ms;
                 if drained_at.is_some_and(|due| due <= shared.ring.now()) {
-                    return Poll::Ready(Next::Abort { reset: false });
+                    return Poll::Ready(End::Over(Next::Abort { reset: false }));
                 }
                 if idle <= shared.ring.now() {
                     counters.count(Counter::TunnelTimeouts);
-                    return Poll::Ready(Next::Abort { reset: false });
+                    return Poll::Ready(End::Over(Next::Abort { reset: false }));
                 }
                 timer.set_at(drained_at.map_or(idle, |due| due.min(idle)));
             }
@@ -100,15 +110,64 @@ pub(super) async fn run(
     counters.add(Counter::BytesIn, inbound.counted.get());
     counters.add(Counter::BytesOut, outbound.counted.get());
     counters.uncount(Counter::TunnelsOpen);
-    if outcome != Next::Close {
+    let next = match end {
+        End::Over(next) => next,
+        End::AtRest => {
+            let successor = shared.successor.borrow().clone();
+            match (come_to_rest(client, &mut upstream.stream).await, successor) {
+                (Some(sockets), Some(successor)) => {
+                    let parcel = Parcel::Tunnel {
+                        listener: front.site().settings.address,
+                        cluster: cluster.to_owned(),
+                        backend: upstream.backend_id().to_owned(),
+                    };
+                    successor.give(shared, parcel, sockets);
+                    return Next::Gone;
+                }
+                _ => Next::Abort { reset: true },
+            }
+        }
+    };
+    if next != Next::Close {
         upstream.stream.reset_on_close();
     }
-    outcome
+    next
+}
+
+/// How a tunnel ends in this process.
+enum End {
+    /// It ends altogether.
+    Over(Next),
+    /// Both ways are at rest, or one is and the other has finished: it can move.
+    AtRest,
+}
+
+/// How one way ends.
+#[derive(Clone, Copy)]
+enum Done {
+    /// The end was passed on.
+    Finished,
+    /// Nothing came any more, and another process will go on from here.
+    AtRest,
+}
+
+/// Stops receiving on both sides, passes on what came before, and takes both sockets off the ring. What comes later,
+/// the end included, stays in the kernel. `None` when a side has broken.
+async fn come_to_rest(client: &mut Stream, upstream: &mut Stream) -> Option<Vec<OwnedFd>> {
+    client.pause_receive().await;
+    upstream.pause_receive().await;
+    for (from, to) in [(&*client, &*upstream), (&*upstream, &*client)] {
+        while let Some(buffer) = from.try_receive() {
+            to.send(Outgoing::Received(buffer)).await.ok()?;
+        }
+        to.flush().await.ok()?;
+    }
+    Some(vec![client.detach()?, upstream.detach()?])
 }
 
 /// One of the two ways through a tunnel.
 struct Direction<'a> {
-    ring: &'a Ring,
+    shared: &'a Shared,
     from: &'a Stream,
     to: &'a Stream,
     /// When something last moved, either way (ms).
@@ -117,15 +176,15 @@ struct Direction<'a> {
 }
 
 impl Direction<'_> {
-    async fn run(&self, mut first: Inbox) -> io::Result<()> {
+    async fn run(&self, mut first: Inbox) -> io::Result<Done> {
         let waiting = first.bytes().len();
         if waiting > 0 {
             self.send(first.split(waiting, waiting)).await?;
         }
         let mut full = 0;
         loop {
-            match self.from.receive().await? {
-                Received::Data(buffer) => {
+            match self.receive().await? {
+                Some(Received::Data(buffer)) => {
                     full = if is_full(&buffer) { full + 1 } else { 0 };
                     self.send(Outgoing::Received(buffer)).await?;
                     if full >= FULL_BEFORE_BULK {
@@ -133,13 +192,27 @@ impl Direction<'_> {
                         self.bulk().await?;
                     }
                 }
-                Received::Finished => {
+                Some(Received::Finished) => {
                     self.to.flush().await?;
                     self.to.shutdown_write();
-                    return Ok(());
+                    return Ok(Done::Finished);
                 }
+                None => return Ok(Done::AtRest),
             }
         }
+    }
+
+    /// Receives what comes next; `None` when nothing is there and another process is to go on.
+    fn receive(&self) -> impl Future<Output = io::Result<Option<Received>>> + '_ {
+        poll_fn(move |context| {
+            if let Some(buffer) = self.from.try_receive() {
+                return Poll::Ready(Ok(Some(Received::Data(buffer))));
+            }
+            if self.shared.is_handing_over() {
+                return Poll::Ready(Ok(None));
+            }
+            self.from.poll_receive(context).map_ok(Some)
+        })
     }
 
     /// Through private buffers, as long as the stream fills them.
@@ -152,13 +225,13 @@ impl Direction<'_> {
             // It has ended: the ordinary way finds out how.
             return Ok(());
         }
-        self.ring.count_bulk();
+        self.shared.ring.count_bulk();
         loop {
-            self.from.start_receive_bulk(self.ring.bulk_buffer(), 0..BULK_SIZE);
+            self.from.start_receive_bulk(self.shared.ring.bulk_buffer(), 0..BULK_SIZE);
             let (buffer, outcome) = self.from.receive_bulk().await;
             let received = outcome?;
             if received == 0 {
-                self.ring.recycle(buffer);
+                self.shared.ring.recycle(buffer);
                 return Ok(());
             }
             self.send(Outgoing::Owned(buffer, 0..received as u32)).await?;
@@ -169,10 +242,10 @@ impl Direction<'_> {
     }
 
     async fn send(&self, data: Outgoing) -> io::Result<()> {
-        self.active.set(self.ring.now());
+        self.active.set(self.shared.ring.now());
         self.counted.set(self.counted.get() + data.len() as u64);
         self.to.send(data).await?;
-        self.active.set(self.ring.now());
+        self.active.set(self.shared.ring.now());
         Ok(())
     }
 }

@@ -42,7 +42,7 @@ pub use self::{
     core::{BULK_SIZE, Ring},
     features::{Features, Level},
     listener::{AcceptError, Listener},
-    pass::{receive_descriptor, send_descriptor},
+    pass::{receive_descriptors, send_descriptors},
     setup::{LOCKED_MEMORY_PER_WORKER, LOCKED_MEMORY_REMEDY, Settings, SetupError, Unusable, check},
     splice::Splice,
     stream::{Outgoing, Received, Stream},

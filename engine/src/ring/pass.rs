@@ -1,4 +1,4 @@
-//! Descriptors from process to process, one per message, over a `SOCK_SEQPACKET` pair; nothing here waits.
+//! Descriptors from process to process, one or two per message, over a `SOCK_SEQPACKET` pair; nothing here waits.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
@@ -13,15 +13,21 @@ use nix::{
 use super::sys;
 
 /// Longest text that goes with a descriptor (bytes).
-const TEXT_SIZE: usize = 128;
+const TEXT_SIZE: usize = 1024;
+/// Most descriptors of a message: both sockets of a tunnel.
+const MOST: usize = 2;
 
-/// Sends a duplicate of `descriptor` with a text of at most 128 bytes.
+/// Sends duplicates of one or two descriptors with a text.
 ///
 /// # Errors
-/// `WouldBlock` when the channel is full; others of `sendmsg(2)`.
-pub fn send_descriptor(channel: &impl AsFd, text: &str, descriptor: &OwnedFd) -> io::Result<()> {
-    debug_assert!(!text.is_empty() && text.len() <= TEXT_SIZE, "an empty message would look like the end");
-    let rights = [descriptor.as_raw_fd()];
+/// `WouldBlock` when the channel is full; `InvalidInput` when the text is empty or longer than 1,024 bytes; others of
+/// `sendmsg(2)`.
+pub fn send_descriptors(channel: &impl AsFd, text: &str, descriptors: &[OwnedFd]) -> io::Result<()> {
+    // An empty message would look like the end.
+    if text.is_empty() || text.len() > TEXT_SIZE || descriptors.is_empty() || descriptors.len() > MOST {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let rights: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&rights)];
     let text = [IoSlice::new(text.as_bytes())];
     let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
@@ -36,15 +42,15 @@ pub fn send_descriptor(channel: &impl AsFd, text: &str, descriptor: &OwnedFd) ->
     }
 }
 
-/// Receives what [`send_descriptor`] sent; `None` when the other side has ended and everything was received.
+/// Receives what [`send_descriptors`] sent; `None` when the other side has ended and everything was received.
 ///
 /// # Errors
 /// `WouldBlock` when nothing is there; `InvalidData` for what is no such message; others of `recvmsg(2)`.
-pub fn receive_descriptor(channel: &impl AsFd) -> io::Result<Option<(String, OwnedFd)>> {
+pub fn receive_descriptors(channel: &impl AsFd) -> io::Result<Option<(String, Vec<OwnedFd>)>> {
     let mut text = [0; TEXT_SIZE];
-    let mut control = nix::cmsg_space!([RawFd; 1]);
+    let mut control = nix::cmsg_space!([RawFd; MOST]);
     let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
-    let (length, descriptor) = {
+    let (length, descriptors) = {
         let mut parts = [IoSliceMut::new(&mut text)];
         let message = loop {
             match recvmsg::<()>(channel.as_fd().as_raw_fd(), &mut parts, Some(&mut control), flags) {
@@ -52,22 +58,20 @@ pub fn receive_descriptor(channel: &impl AsFd) -> io::Result<Option<(String, Own
                 other => break other?,
             }
         };
-        let mut descriptor = None;
+        let mut descriptors = Vec::new();
         for part in message.cmsgs()? {
             if let ControlMessageOwned::ScmRights(numbers) = part {
-                // There is room for one only.
-                descriptor = numbers.first().map(|number| sys::owned(*number));
+                descriptors.extend(numbers.into_iter().map(sys::owned));
             }
         }
-        (message.bytes, descriptor)
+        (message.bytes, descriptors)
     };
-    match (length, descriptor) {
-        (0, None) => Ok(None),
-        (_, Some(descriptor)) => match std::str::from_utf8(&text[..length]) {
-            Ok(text) => Ok(Some((text.to_owned(), descriptor))),
-            Err(_) => Err(io::ErrorKind::InvalidData.into()),
-        },
-        (_, None) => Err(io::ErrorKind::InvalidData.into()),
+    if length == 0 && descriptors.is_empty() {
+        return Ok(None);
+    }
+    match std::str::from_utf8(&text[..length]) {
+        Ok(text) if !descriptors.is_empty() => Ok(Some((text.to_owned(), descriptors))),
+        _ => Err(io::ErrorKind::InvalidData.into()),
     }
 }
 
@@ -79,33 +83,40 @@ mod tests {
     use super::*;
 
     #[test]
-    fn descriptors_arrive_one_by_one_with_their_texts_until_the_end() {
+    fn messages_arrive_one_by_one_with_their_descriptors_until_the_end() {
         let (here, there) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
-        assert_eq!(receive_descriptor(&there).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(receive_descriptors(&there).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         let (mut reader, writer) = std::io::pipe().unwrap();
-        for text in ["one", "two"] {
-            send_descriptor(&here, text, &writer.try_clone().unwrap().into()).unwrap();
+        for (text, count) in [("one", 1), ("two", 2)] {
+            let descriptors: Vec<_> = (0..count).map(|_| writer.try_clone().unwrap().into()).collect();
+            send_descriptors(&here, text, &descriptors).unwrap();
         }
         drop((here, writer));
-        for text in ["one", "two"] {
-            let (got, descriptor) = receive_descriptor(&there).unwrap().unwrap();
-            assert_eq!(got, text);
-            std::fs::File::from(descriptor).write_all(text.as_bytes()).unwrap();
+        for (text, count) in [("one", 1), ("two", 2)] {
+            let (got, descriptors) = receive_descriptors(&there).unwrap().unwrap();
+            assert_eq!((got.as_str(), descriptors.len()), (text, count));
+            for descriptor in descriptors {
+                std::fs::File::from(descriptor).write_all(text.as_bytes()).unwrap();
+            }
         }
-        assert!(receive_descriptor(&there).unwrap().is_none());
+        assert!(receive_descriptors(&there).unwrap().is_none());
         let mut all = String::new();
         reader.read_to_string(&mut all).unwrap();
-        assert_eq!(all, "onetwo");
+        assert_eq!(all, "onetwotwo");
     }
 
     #[test]
-    fn a_channel_that_is_full_says_so() {
+    fn a_channel_that_is_full_and_a_message_that_is_none_say_so() {
         let (here, _there) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
         let (_, writer) = std::io::pipe().unwrap();
-        let writer = writer.into();
-        let full = (0..100_000).find_map(|_| send_descriptor(&here, "x", &writer).err());
+        let writer = [writer.into()];
+        let full = (0..100_000).find_map(|_| send_descriptors(&here, "x", &writer).err());
         assert_eq!(full.map(|error| error.kind()), Some(io::ErrorKind::WouldBlock));
+        for (text, descriptors) in [("", &writer[..]), ("x", &[]), (&"x".repeat(1_025), &writer)] {
+            let error = send_descriptors(&here, text, descriptors).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        }
     }
 }

@@ -414,9 +414,9 @@ impl Stream {
         self.with_socket(|socket| socket.peer_addr()).ok().and_then(|address| address.as_socket())
     }
 
-    /// Takes the socket off the ring, open as it is. `None`, and the connection is closed, when something is in flight
-    /// or was received and not taken: flush and pause first.
-    pub fn detach(mut self) -> Option<OwnedFd> {
+    /// Takes the socket off the ring, open as it is; nothing can be done with the stream then but to drop it. `None` when
+    /// something is in flight or was received and not taken: flush and pause first.
+    pub fn detach(&mut self) -> Option<OwnedFd> {
         let sockets = &mut *self.core.sockets.borrow_mut();
         let socket = sockets.get(self.slot);
         if socket.in_flight != 0 || socket.queued != 0 {

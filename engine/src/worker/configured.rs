@@ -226,6 +226,11 @@ impl Configured {
         self.fronts.borrow().get(&address).map(Rc::clone)
     }
 
+    /// The cluster of this name.
+    pub(super) fn cluster(&self, name: &str) -> Option<Rc<Cluster>> {
+        self.clusters.borrow().get(name).map(Rc::clone)
+    }
+
     /// Forgets what was prepared.
     pub(super) fn abort(&self) {
         self.prepared.take();

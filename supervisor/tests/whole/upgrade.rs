@@ -114,6 +114,83 @@ fn what_is_in_flight_ends_where_it_is_and_its_connection_follows() {
 }
 
 #[test]
+fn tunnels_go_on_in_the_new_processes_and_lose_no_byte() {
+    let backend = Backend::script(|conn| {
+        let Some(_) = conn.request() else { return };
+        conn.send("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n");
+        conn.echo();
+    });
+    let proxy = Config::to(&backend).root("worker_count = 2").root("drain_timeout = 20").start();
+    let stop = Arc::new(AtomicBool::new(false));
+    let open = Arc::new(AtomicU64::new(0));
+    let tunnels: Vec<_> = (0..12)
+        .map(|n| {
+            let mut client = proxy.client();
+            let (stop, open) = (Arc::clone(&stop), Arc::clone(&open));
+            thread::spawn(move || {
+                client.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n");
+                assert_eq!(client.head().status(), 101);
+                open.fetch_add(1, Ordering::SeqCst);
+                // Some talk without a pause, some now and then; each message differs from the one before.
+                for number in 0.. {
+                    if stop.load(Ordering::SeqCst) {
+                        break;
+                    }
+                    let message = format!("{n}: {number} {}", "x".repeat(number % 5_000));
+                    client.send(&message);
+                    assert_eq!(client.bytes(message.len()), message.as_bytes());
+                    if n % 3 == 0 {
+                        wait::pace(Duration::from_millis(30));
+                    }
+                }
+                client.half_close();
+                let (rest, _) = client.rest();
+                assert_eq!(rest, b"", "nothing is left over, and the end comes through");
+            })
+        })
+        .collect();
+    wait::until("all tunnels are open", || open.load(Ordering::SeqCst) == 12);
+    for _ in 0..5 {
+        upgrade_all(&proxy);
+    }
+    let counters = &proxy.ctl_json("status")["counters"];
+    assert_eq!(
+        (&counters["tunnel.open"], &counters["tunnel.opened"]),
+        (&12.into(), &12.into()),
+        "{counters}"
+    );
+    stop.store(true, Ordering::SeqCst);
+    for tunnel in tunnels {
+        tunnel.join().expect("every byte came back");
+    }
+    wait::until("no tunnel is left", || proxy.ctl_json("status")["counters"]["tunnel.open"] == 0);
+}
+
+#[test]
+fn a_tunnel_that_is_closed_one_way_goes_on_the_other_way() {
+    let (go, gone) = mpsc::channel::<()>();
+    #[allow(clippy::disallowed_types)]
+    let gone = std::sync::Mutex::new(gone);
+    let backend = Backend::script(move |conn| {
+        let Some(_) = conn.request() else { return };
+        conn.send("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n");
+        let all = conn.rest();
+        let _ = gone.lock().unwrap().recv();
+        conn.send(all);
+    });
+    let proxy = Proxy::to(&backend);
+    let mut client = proxy.client();
+    client.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n");
+    assert_eq!(client.head().status(), 101);
+    client.send("the last words");
+    client.half_close();
+    upgrade_all(&proxy);
+    upgrade_all(&proxy);
+    go.send(()).unwrap();
+    assert_eq!(client.rest().0, b"the last words");
+}
+
+#[test]
 fn what_does_not_end_is_cut_at_the_drain_timeout() {
     let backend = Backend::script(|conn| {
         let _ = conn.request();

@@ -86,7 +86,7 @@ const PROCESS: &[Key] = &[
         Seconds,
         "30",
         Own,
-        "How long a tunnel (WebSocket) goes on whose listener or backend was removed, and a worker's old process after an upgrade, in seconds.",
+        "How long a tunnel (WebSocket) goes on whose listener or backend was removed, and what of a worker's old process cannot move at an upgrade, in seconds.",
     ),
     key(
         "io_uring_level",
