@@ -54,37 +54,33 @@ pub(super) async fn run(
     let counters = &shared.counters;
     counters.count(Counter::TunnelsOpen);
     let active = Cell::new(shared.ring.now());
-    let inbound =
-        Direction { shared, from: client, to: &upstream.stream, active: &active, counted: Cell::new(0) };
-    let outbound =
-        Direction { shared, from: &upstream.stream, to: client, active: &active, counted: Cell::new(0) };
+    let inbound = Direction::new(shared, client, &upstream.stream, &active);
+    let outbound = Direction::new(shared, &upstream.stream, client, &active);
     let end = {
         let mut up = pin!(inbound.run(std::mem::take(inbox)));
         let mut down = pin!(outbound.run(leftover));
-        let (mut up_done, mut down_done) = (None, None);
+        let (mut up_done, mut down_done) = (false, false);
         let mut drained_at = None;
         timer.set(idle_ms);
         poll_fn(|context| {
-            if up_done.is_none()
-                && let Poll::Ready(outcome) = up.as_mut().poll(context)
-            {
-                match outcome {
-                    Ok(done) => up_done = Some(done),
-                    Err(_) => return Poll::Ready(End::Over(Next::Abort { reset: true })),
+            if !up_done && let Poll::Ready(outcome) = up.as_mut().poll(context) {
+                up_done = true;
+                if outcome.is_err() {
+                    return Poll::Ready(End::Over(Next::Abort { reset: true }));
                 }
             }
-            if down_done.is_none()
-                && let Poll::Ready(outcome) = down.as_mut().poll(context)
-            {
-                match outcome {
-                    Ok(done) => down_done = Some(done),
-                    Err(_) => return Poll::Ready(End::Over(Next::Abort { reset: true })),
+            if !down_done && let Poll::Ready(outcome) = down.as_mut().poll(context) {
+                down_done = true;
+                if outcome.is_err() {
+                    return Poll::Ready(End::Over(Next::Abort { reset: true }));
                 }
             }
-            match (up_done, down_done) {
-                (Some(Done::Finished), Some(Done::Finished)) => return Poll::Ready(End::Over(Next::Close)),
-                (Some(_), Some(_)) => return Poll::Ready(End::AtRest),
-                _ => {}
+            if up_done && down_done {
+                return Poll::Ready(End::Over(Next::Close));
+            }
+            // Not one way after the other: what rests may have to move again so that the other can come to rest.
+            if (up_done || inbound.at_rest.get()) && (down_done || outbound.at_rest.get()) {
+                return Poll::Ready(End::AtRest);
             }
             // Its way was taken out of the configuration: it has a while to end by itself.
             if drained_at.is_none() && (front.is_closed() || upstream.is_retired()) {
@@ -142,15 +138,6 @@ enum End {
     AtRest,
 }
 
-/// How one way ends.
-#[derive(Clone, Copy)]
-enum Done {
-    /// The end was passed on.
-    Finished,
-    /// Nothing came any more, and another process will go on from here.
-    AtRest,
-}
-
 /// Stops receiving on both sides, passes on what came before, and takes both sockets off the ring. What comes later,
 /// the end included, stays in the kernel. `None` when a side has broken.
 async fn come_to_rest(client: &mut Stream, upstream: &mut Stream) -> Option<Vec<OwnedFd>> {
@@ -173,10 +160,16 @@ struct Direction<'a> {
     /// When something last moved, either way (ms).
     active: &'a Cell<u64>,
     counted: Cell<u64>,
+    /// The tunnel is to move, and this way has passed on all that came.
+    at_rest: Cell<bool>,
 }
 
-impl Direction<'_> {
-    async fn run(&self, mut first: Inbox) -> io::Result<Done> {
+impl<'a> Direction<'a> {
+    fn new(shared: &'a Shared, from: &'a Stream, to: &'a Stream, active: &'a Cell<u64>) -> Direction<'a> {
+        Direction { shared, from, to, active, counted: Cell::new(0), at_rest: Cell::new(false) }
+    }
+
+    async fn run(&self, mut first: Inbox) -> io::Result<()> {
         let waiting = first.bytes().len();
         if waiting > 0 {
             self.send(first.split(waiting, waiting)).await?;
@@ -184,7 +177,7 @@ impl Direction<'_> {
         let mut full = 0;
         loop {
             match self.receive().await? {
-                Some(Received::Data(buffer)) => {
+                Received::Data(buffer) => {
                     full = if is_full(&buffer) { full + 1 } else { 0 };
                     self.send(Outgoing::Received(buffer)).await?;
                     if full >= FULL_BEFORE_BULK {
@@ -192,26 +185,23 @@ impl Direction<'_> {
                         self.bulk().await?;
                     }
                 }
-                Some(Received::Finished) => {
+                Received::Finished => {
                     self.to.flush().await?;
                     self.to.shutdown_write();
-                    return Ok(Done::Finished);
+                    return Ok(());
                 }
-                None => return Ok(Done::AtRest),
             }
         }
     }
 
-    /// Receives what comes next; `None` when nothing is there and another process is to go on.
-    fn receive(&self) -> impl Future<Output = io::Result<Option<Received>>> + '_ {
+    /// Receives what comes next. When the tunnel is to move, notes whether the way is at rest: it then waits here, and may
+    /// be dropped without loss.
+    fn receive(&self) -> impl Future<Output = io::Result<Received>> + '_ {
         poll_fn(move |context| {
-            if let Some(buffer) = self.from.try_receive() {
-                return Poll::Ready(Ok(Some(Received::Data(buffer))));
-            }
-            if self.shared.is_handing_over() {
-                return Poll::Ready(Ok(None));
-            }
-            self.from.poll_receive(context).map_ok(Some)
+            let received = self.from.poll_receive(context);
+            let waits = received.is_pending() && self.shared.is_handing_over();
+            self.at_rest.set(waits && self.to.poll_flush(context).is_ready());
+            received
         })
     }
 
@@ -228,17 +218,34 @@ impl Direction<'_> {
         self.shared.ring.count_bulk();
         loop {
             self.from.start_receive_bulk(self.shared.ring.bulk_buffer(), 0..BULK_SIZE);
-            let (buffer, outcome) = self.from.receive_bulk().await;
-            let received = outcome?;
+            let (buffer, outcome) = self.receive_bulk().await;
+            let received = match outcome {
+                Ok(received) => received,
+                // Given up so that the tunnel can move: the ordinary way waits on.
+                Err(error) if error.raw_os_error() == Some(libc::ECANCELED) => 0,
+                Err(error) => return Err(error),
+            };
             if received == 0 {
                 self.shared.ring.recycle(buffer);
                 return Ok(());
             }
             self.send(Outgoing::Owned(buffer, 0..received as u32)).await?;
-            if received < BULK_LEAST {
+            if received < BULK_LEAST || self.shared.is_handing_over() {
                 return Ok(());
             }
         }
+    }
+
+    /// Waits for the private buffer to be filled, unless the tunnel is to move and nothing comes.
+    fn receive_bulk(&self) -> impl Future<Output = (Vec<u8>, io::Result<usize>)> + '_ {
+        let mut stopped = false;
+        poll_fn(move |context| {
+            if !stopped && self.shared.is_handing_over() {
+                stopped = true;
+                self.from.stop_receive_bulk();
+            }
+            self.from.poll_receive_bulk(context)
+        })
     }
 
     async fn send(&self, data: Outgoing) -> io::Result<()> {

@@ -277,11 +277,12 @@ impl Core {
             Operation::Accept => self.accepted(socket, mark, completion.result, more),
             Operation::Connect | Operation::ReceiveBulk | Operation::Readiness => {
                 socket.extra().outcome = Some(completion.result);
-                if mark.operation == Operation::ReceiveBulk && completion.result <= 0 && !socket.closing {
-                    socket.end = end_of(completion.result);
-                }
-                if mark.operation == Operation::Connect {
-                    socket.extra().address = None;
+                match mark.operation {
+                    // One that was given up says nothing of the connection.
+                    Operation::ReceiveBulk if completion.result == -libc::ECANCELED => {}
+                    Operation::ReceiveBulk if !socket.closing => socket.end = end_of(completion.result),
+                    Operation::Connect => socket.extra().address = None,
+                    _ => {}
                 }
                 socket.wake();
             }
@@ -463,6 +464,7 @@ impl Core {
         let small = bytes.len() <= SMALL_SEND;
         // The data's heap block or arena buffer does not move with the handle to it.
         socket.sending = Some(sending);
+        socket.expected = small;
         // SAFETY: the slot owns the data until the completion.
         unsafe { self.start(socket, mark, entry) };
         if small {

@@ -117,6 +117,8 @@ pub(super) struct Socket {
     pub(super) wants_send: bool,
     /// Has received nothing yet, and may be gone after its first message: that one is received alone.
     pub(super) untried: bool,
+    /// Its send is expected to complete at once, and nobody waits for that.
+    pub(super) expected: bool,
     /// A cancel of the receive is under way.
     pub(super) pausing: bool,
     /// The window in which it last received something; see `batching`.
@@ -148,6 +150,7 @@ impl Socket {
             wants_receive: false,
             wants_send: false,
             untried: false,
+            expected: false,
             pausing: false,
             window: 0,
             starved: false,

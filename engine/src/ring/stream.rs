@@ -310,6 +310,17 @@ impl Stream {
         Poll::Ready((extra.bulk.take().unwrap_or_default(), outcome))
     }
 
+    /// Gives up what [`Stream::start_receive_bulk`] started, if nothing has come yet: its outcome is then `ECANCELED`.
+    pub fn stop_receive_bulk(&self) {
+        let sockets = &mut *self.core.sockets.borrow_mut();
+        let socket = sockets.get(self.slot);
+        if socket.is_in_flight(Operation::ReceiveBulk) {
+            let generation = socket.generation;
+            let mark = Mark { operation: Operation::ReceiveBulk, slot: self.slot, generation };
+            self.core.uring.borrow_mut().push_cancel(mark.pack());
+        }
+    }
+
     /// Waits for what [`Stream::start_receive_bulk`] started; see [`Stream::poll_receive_bulk`].
     pub fn receive_bulk(&self) -> impl Future<Output = (Vec<u8>, io::Result<usize>)> + '_ {
         poll_fn(move |context| self.poll_receive_bulk(context))
@@ -330,6 +341,9 @@ impl Stream {
         }
         socket.wants_send = true;
         socket.keep_waker(context.waker());
+        if std::mem::take(&mut socket.expected) {
+            self.core.uring.borrow_mut().expect_less();
+        }
         Poll::Pending
     }
 

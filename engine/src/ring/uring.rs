@@ -149,9 +149,15 @@ impl Uring {
         }
     }
 
-    /// Notes that an entry just pushed will most likely complete within the next system call.
+    /// Notes that an entry just pushed will most likely complete within the next system call, and that nobody waits for
+    /// that.
     pub(super) fn expect_immediate(&mut self) {
         self.immediate += 1;
+    }
+
+    /// Somebody waits for such an entry after all: its completion is to end the wait.
+    pub(super) fn expect_less(&mut self) {
+        self.immediate = self.immediate.saturating_sub(1);
     }
 
     /// Queues the cancellation of the operation with this mark; its own outcome interests nobody.

@@ -12,7 +12,9 @@ use std::{
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{Backend, Client, Config, OK, Process, Proxy, send_signal, wait};
+use crate::harness::{
+    Backend, Client, Config, OK, Process, Proxy, assert_same_bytes, noise, send_signal, wait,
+};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
@@ -164,6 +166,41 @@ fn tunnels_go_on_in_the_new_processes_and_lose_no_byte() {
         tunnel.join().expect("every byte came back");
     }
     wait::until("no tunnel is left", || proxy.ctl_json("status")["counters"]["tunnel.open"] == 0);
+}
+
+#[test]
+fn a_tunnel_that_carried_a_lot_moves_while_it_waits_for_more() {
+    // Both ways go over to large private buffers, and wait in them when the last piece filled most of one.
+    const SIZE: usize = 3 << 20;
+    let backend = Backend::script(|conn| {
+        let Some(_) = conn.request() else { return };
+        conn.send("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n");
+        while let Ok(all) = conn.bytes(SIZE) {
+            conn.send(all);
+        }
+    });
+    let proxy = Config::to(&backend).root("drain_timeout = 20").start();
+    let data = noise(SIZE);
+    let mut clients: Vec<_> = (0..4).map(|_| proxy.client()).collect();
+    for client in &mut clients {
+        client.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n");
+        assert_eq!(client.head().status(), 101);
+    }
+    for _ in 0..3 {
+        for client in &mut clients {
+            client.send(&data);
+            assert_same_bytes(&client.bytes(SIZE), &data, "echo");
+        }
+        upgrade_all(&proxy);
+    }
+    assert!(proxy.ctl_json("status")["counters"]["ring.bulk"].as_u64() > Some(0), "the bulk mode was met");
+    // And in the middle of a transfer.
+    for client in &mut clients {
+        client.send(&data[..SIZE / 2]);
+        upgrade_all(&proxy);
+        client.send(&data[SIZE / 2..]);
+        assert_same_bytes(&client.bytes(SIZE), &data, "echo");
+    }
 }
 
 #[test]
