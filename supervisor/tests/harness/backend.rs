@@ -7,6 +7,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
+        mpsc,
     },
     thread,
 };
@@ -54,6 +55,21 @@ impl Backend {
     /// Answers every request with what `answer` makes of it, and keeps the connection.
     pub(crate) fn answer(answer: impl Fn(&Message) -> Vec<u8> + Send + Sync + 'static) -> Backend {
         Backend::script(move |conn| while conn.serve(&answer) {})
+    }
+
+    /// Answers every request with 200, those for `/slow` when the sender is used or dropped.
+    pub(crate) fn slow() -> (Backend, mpsc::Sender<()>) {
+        let (go, gone) = mpsc::channel();
+        let gone = Lock::new(gone);
+        let backend = Backend::script(move |conn| {
+            while let Some(request) = conn.request() {
+                if request.target() == "/slow" {
+                    let _ = gone.lock().unwrap().recv();
+                }
+                conn.send(super::OK);
+            }
+        });
+        (backend, go)
     }
 
     /// Answers every request with these bytes, and closes.

@@ -26,22 +26,6 @@ const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 /// How long a process may take to come or go.
 const START: Duration = Duration::from_secs(10);
 
-/// A backend that holds its answer back until the sender is used or dropped.
-fn slow() -> (Backend, mpsc::Sender<()>) {
-    let (go, gone) = mpsc::channel();
-    #[allow(clippy::disallowed_types)]
-    let gone = std::sync::Mutex::new(gone);
-    let backend = Backend::script(move |conn| {
-        while let Some(request) = conn.request() {
-            if request.target() == "/slow" {
-                let _ = gone.lock().unwrap().recv();
-            }
-            conn.send(OK);
-        }
-    });
-    (backend, go)
-}
-
 fn check(text: &str) -> Output {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("kakehi.toml");
@@ -271,7 +255,7 @@ fn workers_go_on_when_the_supervisor_is_killed() {
 
 #[test]
 fn a_stop_lets_the_request_in_flight_finish_and_exits_0() {
-    let (backend, go) = slow();
+    let (backend, go) = Backend::slow();
     let mut proxy = Proxy::to(&backend);
     let mut busy = proxy.client();
     busy.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n");
@@ -310,7 +294,7 @@ fn a_stop_does_not_wait_for_idle_connections() {
 
 #[test]
 fn a_stop_cuts_what_is_still_in_flight_at_its_deadline() {
-    let (backend, _go) = slow();
+    let (backend, _go) = Backend::slow();
     let mut proxy = Config::to(&backend).root("graceful_timeout = 0.3").start();
     let mut busy = proxy.client();
     busy.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n");
@@ -324,7 +308,7 @@ fn a_stop_cuts_what_is_still_in_flight_at_its_deadline() {
 
 #[test]
 fn a_second_signal_stops_at_once() {
-    let (backend, _go) = slow();
+    let (backend, _go) = Backend::slow();
     let mut proxy = Proxy::to(&backend);
     let mut busy = proxy.client();
     busy.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n");

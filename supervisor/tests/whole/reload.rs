@@ -13,7 +13,7 @@ use std::{
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{Backend, Client, Config, OK, Process, Proxy, get, send_signal, wait};
+use crate::harness::{Backend, Client, Config, Process, Proxy, get, send_signal, wait};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
@@ -67,17 +67,7 @@ fn a_changed_backend_takes_over_on_connections_that_stay_open() {
 
 #[test]
 fn a_removed_backend_finishes_its_request_and_its_idle_connections_are_closed() {
-    let (go, gone) = std::sync::mpsc::channel::<()>();
-    #[allow(clippy::disallowed_types)]
-    let gone = std::sync::Mutex::new(gone);
-    let old = Backend::script(move |conn| {
-        while let Some(request) = conn.request() {
-            if request.target() == "/slow" {
-                let _ = gone.lock().unwrap().recv();
-            }
-            conn.send(OK);
-        }
-    });
+    let (old, go) = Backend::slow();
     let new = named("new");
     let proxy = Proxy::to(&old);
     let mut slow = proxy.client();

@@ -16,6 +16,9 @@ use crate::harness::{
     Backend, Client, Config, OK, Process, Proxy, assert_same_bytes, noise, send_signal, wait,
 };
 
+/// The answer of a backend that opens a tunnel, and the request for it.
+const SWITCHING: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n";
+const OPEN: &str = "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n";
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
 #[track_caller]
@@ -90,17 +93,7 @@ fn half_a_request_is_no_obstacle() {
 
 #[test]
 fn what_is_in_flight_ends_where_it_is_and_its_connection_follows() {
-    let (go, gone) = mpsc::channel::<()>();
-    #[allow(clippy::disallowed_types)]
-    let gone = std::sync::Mutex::new(gone);
-    let backend = Backend::script(move |conn| {
-        while let Some(request) = conn.request() {
-            if request.target() == "/slow" {
-                let _ = gone.lock().unwrap().recv();
-            }
-            conn.send(OK);
-        }
-    });
+    let (backend, go) = Backend::slow();
     let proxy = Proxy::to(&backend);
     let mut slow = proxy.client();
     slow.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n");
@@ -119,7 +112,7 @@ fn what_is_in_flight_ends_where_it_is_and_its_connection_follows() {
 fn tunnels_go_on_in_the_new_processes_and_lose_no_byte() {
     let backend = Backend::script(|conn| {
         let Some(_) = conn.request() else { return };
-        conn.send("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n");
+        conn.send(SWITCHING);
         conn.echo();
     });
     let proxy = Config::to(&backend).root("worker_count = 2").root("drain_timeout = 20").start();
@@ -130,7 +123,7 @@ fn tunnels_go_on_in_the_new_processes_and_lose_no_byte() {
             let mut client = proxy.client();
             let (stop, open) = (Arc::clone(&stop), Arc::clone(&open));
             thread::spawn(move || {
-                client.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n");
+                client.send(OPEN);
                 assert_eq!(client.head().status(), 101);
                 open.fetch_add(1, Ordering::SeqCst);
                 // Some talk without a pause, some now and then; each message differs from the one before.
@@ -174,7 +167,7 @@ fn a_tunnel_that_carried_a_lot_moves_while_it_waits_for_more() {
     const SIZE: usize = 3 << 20;
     let backend = Backend::script(|conn| {
         let Some(_) = conn.request() else { return };
-        conn.send("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n");
+        conn.send(SWITCHING);
         while let Ok(all) = conn.bytes(SIZE) {
             conn.send(all);
         }
@@ -183,7 +176,7 @@ fn a_tunnel_that_carried_a_lot_moves_while_it_waits_for_more() {
     let data = noise(SIZE);
     let mut clients: Vec<_> = (0..4).map(|_| proxy.client()).collect();
     for client in &mut clients {
-        client.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n");
+        client.send(OPEN);
         assert_eq!(client.head().status(), 101);
     }
     for _ in 0..3 {
@@ -210,14 +203,14 @@ fn a_tunnel_that_is_closed_one_way_goes_on_the_other_way() {
     let gone = std::sync::Mutex::new(gone);
     let backend = Backend::script(move |conn| {
         let Some(_) = conn.request() else { return };
-        conn.send("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n");
+        conn.send(SWITCHING);
         let all = conn.rest();
         let _ = gone.lock().unwrap().recv();
         conn.send(all);
     });
     let proxy = Proxy::to(&backend);
     let mut client = proxy.client();
-    client.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n");
+    client.send(OPEN);
     assert_eq!(client.head().status(), 101);
     client.send("the last words");
     client.half_close();
