@@ -269,6 +269,13 @@ fn describe_backend(cluster: &str, present: Option<&Backend>, backend: &Backend)
 }
 
 impl Settings {
+    /// Whether a worker that runs with these settings has to be replaced by one that runs with `wanted`.
+    pub fn differ_for_worker(&self, wanted: &Settings) -> bool {
+        // What concerns the supervisor alone.
+        let of_supervisor = ["command_socket", "pid_file_path", "worker_count", "handle_process_affinity"];
+        self.fixed_until_restart(wanted).iter().any(|name| !of_supervisor.contains(name))
+    }
+
     /// Names of the settings in which `wanted` differs and which only a start can change.
     pub fn fixed_until_restart(&self, wanted: &Settings) -> Vec<&'static str> {
         let pairs = [
@@ -278,6 +285,7 @@ impl Settings {
             ("handle_process_affinity", self.pin_workers != wanted.pin_workers),
             ("max_connections", self.max_connections != wanted.max_connections),
             ("drain_timeout", self.drain_timeout_ms != wanted.drain_timeout_ms),
+            ("orphan_timeout", self.orphan_timeout_ms != wanted.orphan_timeout_ms),
             ("io_uring_level", self.io_uring_level != wanted.io_uring_level),
             ("buffer_count", self.buffer_count != wanted.buffer_count),
             ("upstream_max_idle", self.upstream_max_idle != wanted.upstream_max_idle),

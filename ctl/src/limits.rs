@@ -32,6 +32,9 @@ pub const LINGER_TIMEOUT_MS: u64 = 2_000;
 /// How long a tunnel goes on whose listener or backend was removed, and a worker's old process after an upgrade
 /// (`drain_timeout`).
 pub const DRAIN_TIMEOUT_MS: u64 = 30_000;
+/// Longest path of `command_socket` (bytes): the 107 that a unix socket may have, less what the names of the workers'
+/// adoption sockets add.
+pub const MAX_SOCKET_PATH: usize = 95;
 /// What is in flight when a stop is asked for has this long to finish (`graceful_timeout`).
 pub const GRACEFUL_TIMEOUT_MS: u64 = 30_000;
 

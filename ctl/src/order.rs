@@ -6,7 +6,10 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{change::Change, state::State};
+use crate::{
+    change::Change,
+    state::{Revision, Settings, State},
+};
 
 /// Version of the vocabulary; a peer of another version is told so and nothing else happens.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -49,6 +52,13 @@ pub enum Request {
         /// Which worker; `None` = all.
         worker: Option<u32>,
     },
+    /// Replace the supervisor and then each worker by the program that is on the disk now.
+    Upgrade,
+    /// Stop. The connection ends when the supervisor has.
+    Stop {
+        /// Cut what is in flight instead of letting it finish.
+        now: bool,
+    },
     /// Make these changes, all or none.
     Apply {
         /// In their order.
@@ -66,8 +76,10 @@ pub enum Response {
     Workers(Vec<WorkerInfo>),
     /// To [`Request::State`].
     State(Box<State>),
-    /// To [`Request::UpgradeWorkers`]: those that were replaced.
+    /// To [`Request::UpgradeWorkers`] and [`Request::Upgrade`]: those that were replaced.
     Upgraded(Vec<WorkerOutcome>),
+    /// To [`Request::Stop`]: it has begun.
+    Stopping,
     /// To [`Request::Reload`] and [`Request::Apply`].
     Changed(Changed),
     /// The request was understood and refused, or not understood.
@@ -194,11 +206,15 @@ pub enum Order {
     Prepare {
         /// In their order.
         changes: Vec<Change>,
+        /// Of the state that they lead to.
+        revision: Revision,
     },
     /// Make the changes that were prepared last.
     Commit,
     /// Forget the changes that were prepared last.
     Abort,
+    /// Send the state as a sealed memfd over the descriptor channel.
+    TellState,
     /// Accept no more, give every connection that is idle to the process that takes this one's place, finish the rest
     /// within `deadline_ms`, then exit.
     HandOver {
@@ -210,6 +226,40 @@ pub enum Order {
         /// What is still in flight then is cut (ms from now).
         deadline_ms: u64,
     },
+}
+
+/// A worker that was started by another supervisor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Adopted {
+    /// Place in the row of workers.
+    pub id: u32,
+    /// Which of the worker's processes, counted from 1.
+    pub launch: u64,
+    /// Process.
+    pub pid: u32,
+    /// Core that it was told to run on at its start.
+    pub core: Option<u32>,
+    /// It accepts no more and will end.
+    pub leaving: bool,
+    /// Of the state that it serves.
+    pub revision: Revision,
+    /// Of the settings that it started with.
+    pub settings: Settings,
+    /// The program that it runs.
+    pub program: Program,
+    /// Rung of the ladder of kernel features, 0 to 4.
+    pub io_uring_level: u8,
+    /// Names of the kernel features in use.
+    pub io_uring_features: Vec<String>,
+}
+
+/// Which program a process runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Program {
+    /// As it calls itself.
+    pub version: String,
+    /// Its file: device and inode.
+    pub file: (u64, u64),
 }
 
 /// What a worker tells the supervisor.
@@ -227,6 +277,14 @@ pub enum Report {
     Failed {
         /// What is wrong and what to do.
         reason: String,
+    },
+    /// It goes on under this supervisor, over a channel that came through its adoption socket. What it holds was sent
+    /// over the descriptor channel.
+    Adopted(Box<Adopted>),
+    /// It ends.
+    Finished {
+        /// Nothing was in flight any more.
+        drained: bool,
     },
     /// An order was carried out.
     Done,

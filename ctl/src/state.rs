@@ -17,12 +17,25 @@ pub const STATE_VERSION: u32 = 1;
 pub struct State {
     /// Always [`STATE_VERSION`] in what this version writes.
     pub version: u32,
+    /// Which in the row of states it is, and what it came from.
+    #[serde(default)]
+    pub revision: Revision,
     /// What applies to the whole process.
     pub settings: Settings,
     /// By address: one listener each.
     pub listeners: BTreeMap<SocketAddr, Listener>,
     /// By name.
     pub clusters: BTreeMap<String, Cluster>,
+}
+
+/// Which in the row of states one is, and what it came from. A supervisor that takes over workers tells by it which of
+/// them is ahead, and whether the file has changed since it was read.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revision {
+    /// Changes since the start, from 0.
+    pub generation: u64,
+    /// Digest of what the file said that was read last; empty where there was none.
+    pub origin: String,
 }
 
 /// What applies to the whole process.
@@ -44,6 +57,8 @@ pub struct Settings {
     pub graceful_timeout_ms: u64,
     /// How long a tunnel goes on whose listener or backend was removed, and a worker's old process after an upgrade (ms).
     pub drain_timeout_ms: u64,
+    /// How long a worker goes on whose supervisor has died, if no other takes it over (ms); `None` = for ever.
+    pub orphan_timeout_ms: Option<u64>,
     /// Highest rung of the ladder of kernel features to use, 0 to 4; `None` = the best that the kernel has.
     pub io_uring_level: Option<u8>,
     /// Buffers in a worker's arena.
@@ -67,6 +82,7 @@ impl Default for Settings {
             max_connections: limits::MAX_CONNECTIONS,
             graceful_timeout_ms: limits::GRACEFUL_TIMEOUT_MS,
             drain_timeout_ms: limits::DRAIN_TIMEOUT_MS,
+            orphan_timeout_ms: None,
             io_uring_level: None,
             buffer_count: limits::BUFFER_COUNT,
             upstream_max_idle: limits::UPSTREAM_MAX_IDLE,
@@ -80,6 +96,7 @@ impl Default for State {
     fn default() -> Self {
         State {
             version: STATE_VERSION,
+            revision: Revision::default(),
             settings: Settings::default(),
             listeners: BTreeMap::new(),
             clusters: BTreeMap::new(),

@@ -1,11 +1,12 @@
 //! Puts one worker together and obeys the supervisor's orders.
 
+mod adoption;
 mod configured;
 
 use std::{cell::Cell, io, net::SocketAddr, os::fd::OwnedFd, rc::Rc};
 
 use kakehi_ctl::{
-    order::{Envelope, Order, Report},
+    order::{Envelope, Order, Program, Report},
     state::State,
     wire::{self, Decoder, WireError},
 };
@@ -14,7 +15,8 @@ use nix::sys::{
     signalfd::{SfdFlags, SignalFd},
 };
 
-use self::configured::Configured;
+pub use self::adoption::{Belonging, DescriptorChannel, Welcome};
+use self::{adoption::Keepsakes, configured::Configured};
 use crate::{
     cluster::{Cluster, Pooling},
     limits,
@@ -44,12 +46,20 @@ pub struct Setup {
     pub successor: OwnedFd,
     /// Where the connections of the process before come from, if there is one.
     pub predecessor: Option<OwnedFd>,
-    /// Takes the sockets of listeners to come, which are sent before the order that speaks of them.
-    pub receive_listeners: ReceiveListeners,
+    /// Over which descriptors come that an order speaks of.
+    pub channel: Rc<dyn DescriptorChannel>,
+    /// A unix socket that listens, does not block, and keeps message boundaries: over it another supervisor takes the
+    /// worker over when this one has died.
+    pub adoption: OwnedFd,
+    /// The memory behind `counters`.
+    pub counters_memory: OwnedFd,
+    /// The memory of what processes before this one counted, kept for a supervisor to come.
+    pub ended_memory: OwnedFd,
+    /// Which of the worker's processes this is, counted from 1.
+    pub launch: u64,
+    /// Which program this is.
+    pub program: Program,
 }
-
-/// See [`Setup::receive_listeners`]. May wait for the moment that a message on its way takes.
-pub type ReceiveListeners = Box<dyn Fn() -> io::Result<Vec<(SocketAddr, OwnedFd)>>>;
 
 /// Why a worker could not serve.
 #[derive(Debug, thiserror::Error)]
@@ -106,18 +116,21 @@ pub fn check(state: &State) -> Result<(), SiteError> {
 /// # Errors
 /// See [`Error`].
 pub fn run(setup: Setup) -> Result<End, Error> {
-    let orders = setup.orders.try_clone()?;
-    let outcome = start(setup);
-    if let Err(error) = &outcome {
+    let last_words = Rc::new(Cell::new(Some(setup.orders.try_clone()?)));
+    let outcome = start(setup, Rc::clone(&last_words));
+    let report = match &outcome {
+        Ok(end) => Report::Finished { drained: *end == End::Drained },
+        Err(error) => Report::Failed { reason: error.to_string() },
+    };
+    if let Some(orders) = last_words.take() {
         // The last words of this process, so they may block. If nobody listens, there is nobody to tell.
-        let report = Report::Failed { reason: error.to_string() };
         let mut orders = std::os::unix::net::UnixStream::from(orders);
         let _ = wire::write_message(&mut orders, &Envelope::new(0, report), limits::MAX_FRAME);
     }
     outcome
 }
 
-fn start(setup: Setup) -> Result<End, Error> {
+fn start(setup: Setup, last_words: Rc<Cell<Option<OwnedFd>>>) -> Result<End, Error> {
     if let Some(core) = setup.core {
         pin(core)?;
     }
@@ -136,7 +149,7 @@ fn start(setup: Setup) -> Result<End, Error> {
         .io_memory(1 << 16)
         .make()
         .map_err(|error| Error::Executor(error.to_string()))?;
-    executor.run(serve(setup, ring, signals))
+    executor.run(serve(setup, ring, signals, last_words))
 }
 
 /// Ties this process to one core.
@@ -164,9 +177,14 @@ fn block_signals() -> io::Result<SignalFd> {
 
 /// One worker at work.
 struct Worker {
+    id: u32,
+    core: Option<usize>,
+    channel: Rc<dyn DescriptorChannel>,
+    keepsakes: Keepsakes,
     shared: Rc<Shared>,
     configured: Configured,
     graceful_timeout_ms: u64,
+    orphan_timeout_ms: Option<u64>,
     /// The channel to the process that may take this one's place, until it does.
     successor: Cell<Option<OwnedFd>>,
     /// Set when the worker is drained or out of patience: the loop ends.
@@ -175,10 +193,16 @@ struct Worker {
     published: Cell<Stats>,
 }
 
-async fn serve(setup: Setup, ring: Ring, signals: SignalFd) -> Result<End, Error> {
+async fn serve(
+    setup: Setup,
+    ring: Ring,
+    signals: SignalFd,
+    last_words: Rc<Cell<Option<OwnedFd>>>,
+) -> Result<End, Error> {
     let settings = &setup.state.settings;
     setup.counters.reset_gauges();
     let (graceful_timeout_ms, drain_timeout_ms) = (settings.graceful_timeout_ms, settings.drain_timeout_ms);
+    let orphan_timeout_ms = settings.orphan_timeout_ms;
     let pooling = Pooling {
         ring: ring.clone(),
         counters: setup.counters.clone(),
@@ -186,11 +210,24 @@ async fn serve(setup: Setup, ring: Ring, signals: SignalFd) -> Result<End, Error
         idle_timeout_ms: settings.upstream_idle_timeout_ms,
     };
     let shared = Shared::new(pooling, settings.max_connections, drain_timeout_ms);
-    let configured = Configured::new(&shared, setup.state, setup.listeners, setup.receive_listeners)?;
+    let configured = Configured::new(&shared, setup.state, setup.listeners, Rc::clone(&setup.channel))?;
+    let keepsakes = Keepsakes {
+        adoption: setup.adoption.into(),
+        ended: setup.ended_memory,
+        counters: setup.counters_memory,
+        launch: setup.launch,
+        program: setup.program,
+        last_words,
+    };
     let worker = Rc::new(Worker {
+        id: setup.id,
+        core: setup.core,
+        channel: setup.channel,
+        keepsakes,
         shared,
         configured,
         graceful_timeout_ms,
+        orphan_timeout_ms,
         successor: Cell::new(Some(setup.successor)),
         end: Cell::new(None),
         published: Cell::default(),
@@ -229,12 +266,31 @@ impl Directory for Rc<Worker> {
 }
 
 impl Worker {
-    /// Carries out orders until the channel ends, which is no reason to stop serving.
-    async fn obey(self: Rc<Self>, orders: Stream) {
-        if let Err(error) = self.orders(&orders).await {
-            tracing::warn!(%error, "the order channel is broken; serving goes on");
+    /// Carries out orders until the channel ends, which is no reason to stop serving; then those of the supervisor that
+    /// takes this worker over.
+    async fn obey(self: Rc<Self>, mut orders: Stream) {
+        loop {
+            if let Err(error) = self.orders(&orders).await {
+                tracing::warn!(%error, "the order channel is broken; serving goes on");
+            }
+            tracing::info!("the supervisor is gone; serving goes on");
+            let timer = Timer::new(&self.shared.ring);
+            if let Some(orphan_timeout_ms) = self.orphan_timeout_ms {
+                timer.set(orphan_timeout_ms);
+            }
+            let adopted = match timer.limit(self.adopted()).await {
+                Ok(adopted) => adopted,
+                Err(_) => {
+                    tracing::warn!("`orphan_timeout` is over and no supervisor has come: stopping");
+                    self.stop(self.graceful_timeout_ms);
+                    self.adopted().await
+                }
+            };
+            match adopted {
+                Some(adopted) => orders = adopted,
+                None => return,
+            }
         }
-        tracing::debug!("the supervisor is gone; serving goes on");
     }
 
     async fn orders(self: &Rc<Self>, orders: &Stream) -> Result<(), WireError> {
@@ -247,14 +303,16 @@ impl Worker {
                     Ok(Some(Envelope { id, body, .. })) => {
                         let outcome = match body {
                             Order::Ping => Ok(()),
-                            Order::Prepare { changes } => {
-                                self.configured.prepare(&self.shared.ring, changes).map_err(|e| e.to_string())
-                            }
+                            Order::Prepare { changes, revision } => self
+                                .configured
+                                .prepare(&self.shared.ring, changes, revision)
+                                .map_err(|error| error.to_string()),
                             Order::Commit => self.configured.commit(&self.shared).map_err(|e| e.to_string()),
                             Order::Abort => {
                                 self.configured.abort();
                                 Ok(())
                             }
+                            Order::TellState => self.tell_state().map_err(|error| error.to_string()),
                             Order::HandOver { deadline_ms } => self.hand_over(deadline_ms),
                             Order::Stop { deadline_ms } => {
                                 self.stop(deadline_ms);
@@ -290,6 +348,7 @@ impl Worker {
             return;
         }
         self.shared.drain();
+        self.configured.release_sockets();
         self.end_when_drained(deadline_ms);
     }
 

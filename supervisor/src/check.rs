@@ -1,8 +1,11 @@
 //! The command `check`: would this file be accepted?
 
-use std::{path::Path, process::ExitCode};
+use std::{os::fd::RawFd, path::Path, process::ExitCode};
 
+use command_fds::inherited::take_fd_ownership;
 use kakehi_ctl::{config, state::State};
+
+use crate::worker_main;
 
 /// Prints the verdict on `file`, rules and expressions included; opens no socket.
 pub(crate) fn run(file: &Path) -> ExitCode {
@@ -22,6 +25,25 @@ pub(crate) fn run(file: &Path) -> ExitCode {
     }
     println!("{}: ok ({})", file.display(), summary(&loaded.state));
     ExitCode::SUCCESS
+}
+
+/// Says whether this program can go on with the running state that is in the descriptor.
+pub(crate) fn run_on_state(descriptor: RawFd) -> ExitCode {
+    let state = take_fd_ownership(descriptor).map_err(|error| error.to_string()).and_then(|memory| {
+        let state = worker_main::read_state(memory).map_err(|error| error.to_string())?;
+        kakehi_engine::worker::check(&state).map_err(|error| error.to_string())?;
+        Ok(state)
+    });
+    match state {
+        Ok(state) => {
+            println!("the running state: ok ({})", summary(&state));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            crate::logging::complain(error);
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn summary(state: &State) -> String {

@@ -14,7 +14,7 @@ mod supervise;
 mod sys;
 mod worker_main;
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{net::SocketAddr, os::fd::RawFd, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
@@ -39,14 +39,20 @@ enum Verb {
         /// The configuration file (TOML).
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
+        /// Go on where the program stopped that this one takes the place of.
+        #[arg(long, hide = true, value_name = "FD")]
+        resume: Option<RawFd>,
     },
     /// Say whether a configuration file is right, without opening a socket.
     ///
     /// Prints warnings and exits with 0 when the file would be accepted, prints the error and exits with 1 otherwise.
     Check {
         /// The configuration file (TOML).
-        #[arg(short, long, value_name = "FILE")]
-        config: PathBuf,
+        #[arg(short, long, value_name = "FILE", required_unless_present = "state")]
+        config: Option<PathBuf>,
+        /// A running state instead, in an open descriptor.
+        #[arg(long, hide = true, value_name = "FD")]
+        state: Option<RawFd>,
     },
     /// Run the proxy in front of a small backend of its own: no file is needed.
     Demo {
@@ -56,17 +62,7 @@ enum Verb {
     },
     /// One worker; started by the supervisor, of no use by hand.
     #[command(hide = true)]
-    Worker {
-        /// Its place in the row of workers.
-        #[arg(long)]
-        id: u32,
-        /// The core to run on.
-        #[arg(long)]
-        core: Option<usize>,
-        /// Whether the process before hands its connections over.
-        #[arg(long)]
-        inherits: bool,
-    },
+    Worker(worker_main::Place),
 }
 
 fn main() -> ExitCode {
@@ -78,10 +74,12 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     match Arguments::parse().verb {
-        Verb::Start { config } => start(&config),
-        Verb::Check { config } => check::run(&config),
+        Verb::Start { config, resume: Some(estate) } => supervise::resume(estate, &config),
+        Verb::Start { config, resume: None } => start(&config),
+        Verb::Check { state: Some(state), .. } => check::run_on_state(state),
+        Verb::Check { config, .. } => check::run(&config.unwrap_or_default()),
         Verb::Demo { listen } => demo::run(listen),
-        Verb::Worker { id, core, inherits } => worker_main::run(id, core, inherits),
+        Verb::Worker(place) => worker_main::run(place),
     }
 }
 

@@ -1,15 +1,16 @@
-//! Listening sockets on their way from one process to another, with their addresses, over `SCM_RIGHTS`.
+//! Listening sockets and other descriptors on their way from one process to another, each with a label, over
+//! `SCM_RIGHTS`.
 //!
-//! Relies on a connected unix socket that keeps message boundaries (`SOCK_SEQPACKET`). Any number of sockets
+//! Relies on a connected unix socket that keeps message boundaries (`SOCK_SEQPACKET`). Any number of descriptors
 //! passes: the kernel takes at most 253 descriptors a message, so they go in several, each of which says how many
 //! are still to come. What is received is close-on-exec, and nothing leaks when a message is refused half-way.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
-    net::SocketAddr,
     os::fd::{AsFd, AsRawFd as _, OwnedFd, RawFd},
 };
 
+use kakehi_engine::worker::Belonging;
 use nix::{
     errno::Errno,
     sys::socket::{
@@ -21,30 +22,30 @@ use serde::{Deserialize, Serialize};
 
 /// Descriptors per message; the kernel refuses more than 253 (`SCM_MAX_FD`).
 const BATCH: usize = 200;
-/// Room for the text of one message: an address takes at most 60 bytes of JSON, so this is twice what `BATCH` needs.
+/// Room for the text of one message: a label takes at most 80 bytes of JSON, so this is twice what `BATCH` needs.
 const TEXT_SIZE: usize = 32 << 10;
 
 /// Why sockets did not arrive, or not leave.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     /// The socket failed.
-    #[error("passing the listening sockets failed: {0}")]
+    #[error("passing descriptors failed: {0}")]
     Io(#[from] io::Error),
     /// The other side ended before it had sent everything.
-    #[error("the other side ended before all listening sockets were passed")]
+    #[error("the other side ended before all descriptors were passed")]
     Ended,
     /// What came is not what [`send`] writes.
-    #[error("the message that should carry listening sockets is not understood: {0}")]
+    #[error("the message that should carry descriptors is not understood: {0}")]
     Malformed(&'static str),
 }
 
 /// The text of one message.
 #[derive(Serialize, Deserialize)]
 struct Batch {
-    /// Sockets that later messages bring.
+    /// Descriptors that later messages bring.
     remaining: usize,
-    /// One address per descriptor of this message.
-    addresses: Vec<SocketAddr>,
+    /// One per descriptor of this message.
+    labels: Vec<Belonging>,
 }
 
 /// A pair of sockets for [`send`] and [`receive`], both close-on-exec.
@@ -52,12 +53,12 @@ pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?)
 }
 
-/// Sends duplicates of `sockets`; none at all is one message too.
+/// Sends duplicates of `descriptors`; none at all is one message too.
 ///
 /// # Errors
 /// [`Error::Io`] when the other side is gone, or does not read within the send timeout of `channel`.
-pub(crate) fn send(channel: &impl AsFd, sockets: &[(SocketAddr, OwnedFd)]) -> Result<(), Error> {
-    let mut remaining = sockets;
+pub(crate) fn send<F: AsFd>(channel: &impl AsFd, descriptors: &[(Belonging, F)]) -> Result<(), Error> {
+    let mut remaining = descriptors;
     loop {
         let (batch, rest) = remaining.split_at(remaining.len().min(BATCH));
         send_batch(channel, batch, rest.len())?;
@@ -68,10 +69,14 @@ pub(crate) fn send(channel: &impl AsFd, sockets: &[(SocketAddr, OwnedFd)]) -> Re
     }
 }
 
-fn send_batch(channel: &impl AsFd, batch: &[(SocketAddr, OwnedFd)], remaining: usize) -> Result<(), Error> {
-    let text = Batch { remaining, addresses: batch.iter().map(|(address, _)| *address).collect() };
+fn send_batch<F: AsFd>(
+    channel: &impl AsFd,
+    batch: &[(Belonging, F)],
+    remaining: usize,
+) -> Result<(), Error> {
+    let text = Batch { remaining, labels: batch.iter().map(|(label, _)| *label).collect() };
     let text = serde_json::to_vec(&text).map_err(io::Error::from)?;
-    let descriptors: Vec<RawFd> = batch.iter().map(|(_, socket)| socket.as_raw_fd()).collect();
+    let descriptors: Vec<RawFd> = batch.iter().map(|(_, descriptor)| descriptor.as_fd().as_raw_fd()).collect();
     let rights = [ControlMessage::ScmRights(&descriptors)];
     let rights = if descriptors.is_empty() { &[][..] } else { &rights[..] };
     loop {
@@ -93,19 +98,19 @@ fn send_batch(channel: &impl AsFd, batch: &[(SocketAddr, OwnedFd)], remaining: u
 /// Receives everything that one call of [`send`] sends; blocks until it is there.
 ///
 /// # Errors
-/// See [`Error`]; sockets that had arrived are closed.
-pub(crate) fn receive(channel: &impl AsFd) -> Result<Vec<(SocketAddr, OwnedFd)>, Error> {
-    let mut sockets = Vec::new();
+/// See [`Error`]; what had arrived is closed.
+pub(crate) fn receive(channel: &impl AsFd) -> Result<Vec<(Belonging, OwnedFd)>, Error> {
+    let mut received = Vec::new();
     loop {
         let (text, descriptors) = receive_message(channel)?;
         let batch: Batch =
             serde_json::from_slice(&text).map_err(|_| Error::Malformed("it is not the text expected"))?;
-        if batch.addresses.len() != descriptors.len() {
-            return Err(Error::Malformed("it has not one descriptor per address"));
+        if batch.labels.len() != descriptors.len() {
+            return Err(Error::Malformed("it has not one descriptor per label"));
         }
-        sockets.extend(batch.addresses.into_iter().zip(descriptors));
+        received.extend(batch.labels.into_iter().zip(descriptors));
         if batch.remaining == 0 {
-            return Ok(sockets);
+            return Ok(received);
         }
     }
 }
@@ -144,19 +149,19 @@ fn receive_message(channel: &impl AsFd) -> Result<(Vec<u8>, Vec<OwnedFd>), Error
 
 #[cfg(test)]
 mod tests {
-    use std::{fs::File, io::Read as _};
+    use std::{fs::File, io::Read as _, net::SocketAddr};
 
     use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
     use super::*;
 
     /// `count` pipes' read ends; pipe `n` holds the number `n`.
-    fn numbered_pipes(count: u16) -> Vec<(SocketAddr, OwnedFd)> {
+    fn numbered_pipes(count: u16) -> Vec<(Belonging, OwnedFd)> {
         (0..count)
             .map(|n| {
                 let (read, write) = nix::unistd::pipe().unwrap();
                 nix::unistd::write(&write, &n.to_le_bytes()).unwrap();
-                (SocketAddr::from(([127, 0, 0, 1], n)), read)
+                (Belonging::Listener(SocketAddr::from(([127, 0, 0, 1], n))), read)
             })
             .collect()
     }
@@ -169,8 +174,8 @@ mod tests {
         drop(sent);
         let received = receive(&there).unwrap();
         assert_eq!(received.len(), 500);
-        for (n, (address, descriptor)) in received.into_iter().enumerate() {
-            assert_eq!(address.port() as usize, n);
+        for (n, (label, descriptor)) in received.into_iter().enumerate() {
+            assert_eq!(label, Belonging::Listener(SocketAddr::from(([127, 0, 0, 1], n as u16))));
             let flags = FdFlag::from_bits_retain(fcntl(&descriptor, FcntlArg::F_GETFD).unwrap());
             assert!(flags.contains(FdFlag::FD_CLOEXEC));
             let mut number = [0; 2];
@@ -182,7 +187,7 @@ mod tests {
     #[test]
     fn no_descriptor_at_all_is_a_message_too() {
         let (here, there) = pair().unwrap();
-        send(&here, &[]).unwrap();
+        send::<OwnedFd>(&here, &[]).unwrap();
         assert!(receive(&there).unwrap().is_empty());
     }
 
@@ -206,7 +211,8 @@ mod tests {
         let address: SocketAddr =
             "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff%4294967295]:65535".parse().unwrap();
         let text =
-            serde_json::to_vec(&Batch { remaining: usize::MAX, addresses: vec![address; BATCH] }).unwrap();
+            serde_json::to_vec(&Batch { remaining: usize::MAX, labels: vec![Belonging::Listener(address); BATCH] })
+                .unwrap();
         assert!(text.len() <= TEXT_SIZE, "{}", text.len());
     }
 }

@@ -1,4 +1,4 @@
-//! The few calls of this program that the compiler cannot check: descriptors that come as numbers, and signals.
+//! The few calls of this program that the compiler cannot check: descriptors, and signals.
 
 use std::{
     io,
@@ -6,6 +6,7 @@ use std::{
 };
 
 use nix::sys::signal::{SigHandler, Signal, signal};
+use tokio::io::{Interest, unix::AsyncFd};
 
 /// Takes note of every descriptor that this process was started with and marks it close-on-exec.
 ///
@@ -25,6 +26,12 @@ pub(crate) fn own_received(descriptors: &[RawFd]) -> Vec<OwnedFd> {
         // SAFETY: `recvmsg` returned these numbers as new descriptors; the caller passes each message's once.
         .map(|descriptor| unsafe { OwnedFd::from_raw_fd(*descriptor) })
         .collect()
+}
+
+/// Watches a descriptor for being readable.
+pub(crate) fn watch(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` stays open and the same for as long as the `AsyncFd` owns it.
+    Ok(unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }?)
 }
 
 /// Ignores SIGHUP: the hang-up of a terminal concerns the supervisor, and a worker outlives even that.

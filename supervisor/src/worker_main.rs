@@ -4,24 +4,26 @@
 //! supervisor learns why, in a report, when a worker cannot even begin.
 
 use std::{
+    cell::RefCell,
     io::{self, Read as _, Seek as _},
     os::{
-        fd::{OwnedFd, RawFd},
-        unix::net::UnixStream,
+        fd::{BorrowedFd, OwnedFd, RawFd},
+        unix::{fs::MetadataExt as _, net::UnixStream},
     },
     process::ExitCode,
+    rc::Rc,
     time::Duration,
 };
 
 use command_fds::inherited::take_fd_ownership;
 use kakehi_ctl::{
     limits,
-    order::{Envelope, Report},
+    order::{Envelope, Program, Report},
     state::{STATE_VERSION, State},
 };
 use kakehi_engine::{
     observe::Counters,
-    worker::{self, End, Setup},
+    worker::{self, Belonging, DescriptorChannel, End, Setup},
 };
 
 use crate::{EXIT_CUT, logging, scm, sys};
@@ -38,6 +40,11 @@ pub(crate) const STATE: RawFd = 6;
 pub(crate) const SUCCESSOR: RawFd = 7;
 /// Where it finds the channel from the process whose place it takes, if there is one.
 pub(crate) const PREDECESSOR: RawFd = 8;
+
+/// Where it finds the socket over which another supervisor takes it over.
+pub(crate) const ADOPTION: RawFd = 9;
+/// Where it finds the memory of what processes before it counted.
+pub(crate) const ENDED: RawFd = 10;
 
 /// How long the sockets of new listeners may take that were sent before we were told to take them.
 const SOCKETS_PATIENCE: Duration = Duration::from_secs(2);
@@ -61,8 +68,25 @@ enum Error {
     Listeners(#[from] scm::Error),
 }
 
+/// Which process of which worker this is.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct Place {
+    /// Its place in the row of workers.
+    #[arg(long)]
+    id: u32,
+    /// Which of the worker's processes, counted from 1.
+    #[arg(long)]
+    launch: u64,
+    /// The core to run on.
+    #[arg(long)]
+    core: Option<usize>,
+    /// Whether the process before hands its connections over.
+    #[arg(long)]
+    inherits: bool,
+}
+
 /// Runs one worker until it has drained, or has cut what did not end in time; its whole life.
-pub(crate) fn run(id: u32, core: Option<usize>, inherits: bool) -> ExitCode {
+pub(crate) fn run(Place { id, launch, core, inherits }: Place) -> ExitCode {
     name_process(id);
     let orders = match take(ORDERS) {
         Ok(orders) => UnixStream::from(orders),
@@ -71,7 +95,7 @@ pub(crate) fn run(id: u32, core: Option<usize>, inherits: bool) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let setup = match receive(id, core, inherits, &orders) {
+    let setup = match receive(Place { id, launch, core, inherits }, &orders) {
         Ok(setup) => setup,
         Err(error) => {
             report_failure(&orders, &error);
@@ -92,29 +116,94 @@ pub(crate) fn run(id: u32, core: Option<usize>, inherits: bool) -> ExitCode {
     }
 }
 
-fn receive(id: u32, core: Option<usize>, inherits: bool, orders: &UnixStream) -> Result<Setup, Error> {
-    let counters = Counters::map(&take(COUNTERS)?).map_err(Error::Counters)?;
+fn receive(place: Place, orders: &UnixStream) -> Result<Setup, Error> {
+    let Place { id, launch, core, inherits } = place;
+    let counters_memory = take(COUNTERS)?;
+    let counters = Counters::map(&counters_memory).map_err(Error::Counters)?;
     counters.reset_gauges();
-    let state = read_state(take(STATE)?)?;
+    let state = parse_state(take(STATE)?)?;
     logging::open_for_worker(&state.settings.log_level);
     if let Err(error) = sys::ignore_hangup() {
         tracing::warn!(worker = id, "SIGHUP cannot be ignored: {error}");
     }
     let descriptors = take(DESCRIPTORS)?;
-    let listeners = scm::receive(&descriptors)?;
-    socket2::SockRef::from(&descriptors).set_read_timeout(Some(SOCKETS_PATIENCE)).map_err(Error::Patience)?;
-    let receive_listeners = Box::new(move || scm::receive(&descriptors).map_err(io::Error::other));
+    let listeners = scm::receive(&descriptors)?.into_iter().filter_map(|(belonging, socket)| match belonging {
+        Belonging::Listener(address) => Some((address, socket)),
+        _ => None,
+    });
+    let listeners = listeners.collect();
+    let channel = Rc::new(Channel { socket: RefCell::new(patient(descriptors).map_err(Error::Patience)?) });
     let orders = orders.try_clone().map_err(Error::Orders)?.into();
     let successor = take(SUCCESSOR)?;
     let predecessor = inherits.then(|| take(PREDECESSOR)).transpose()?;
-    Ok(Setup { id, core, state, listeners, orders, counters, successor, predecessor, receive_listeners })
+    Ok(Setup {
+        id,
+        core,
+        state,
+        listeners,
+        orders,
+        counters,
+        successor,
+        predecessor,
+        channel,
+        adoption: take(ADOPTION)?,
+        counters_memory,
+        ended_memory: take(ENDED)?,
+        launch,
+        program: this_program(),
+    })
+}
+
+/// Which program this process runs.
+pub(crate) fn this_program() -> Program {
+    // Behind the link is the file that runs, even after another has taken its name.
+    let file = std::fs::metadata("/proc/self/exe").map(|file| (file.dev(), file.ino()));
+    Program { version: env!("CARGO_PKG_VERSION").to_owned(), file: file.unwrap_or_default() }
+}
+
+/// The descriptor channel of the supervisor of the moment.
+struct Channel {
+    socket: RefCell<OwnedFd>,
+}
+
+impl DescriptorChannel for Channel {
+    fn receive(&self) -> io::Result<Vec<(Belonging, OwnedFd)>> {
+        scm::receive(&*self.socket.borrow()).map_err(io::Error::other)
+    }
+
+    fn send(&self, belongings: &[(Belonging, BorrowedFd<'_>)]) -> io::Result<()> {
+        scm::send(&*self.socket.borrow(), belongings).map_err(io::Error::other)
+    }
+
+    fn replace(&self, channel: OwnedFd) {
+        match patient(channel) {
+            Ok(channel) => drop(self.socket.replace(channel)),
+            Err(error) => tracing::warn!("the descriptor channel cannot be set up: {error}"),
+        }
+    }
+}
+
+/// Waits on `channel` for what is on its way, and no longer.
+fn patient(channel: OwnedFd) -> io::Result<OwnedFd> {
+    let socket = socket2::SockRef::from(&channel);
+    socket.set_read_timeout(Some(SOCKETS_PATIENCE))?;
+    socket.set_write_timeout(Some(SOCKETS_PATIENCE))?;
+    Ok(channel)
 }
 
 fn take(descriptor: RawFd) -> Result<OwnedFd, Error> {
     take_fd_ownership(descriptor).map_err(|_| Error::Descriptor(descriptor))
 }
 
-fn read_state(memory: OwnedFd) -> Result<State, Error> {
+/// The state in `memory`.
+///
+/// # Errors
+/// When it is of another version, or none.
+pub(crate) fn read_state(memory: OwnedFd) -> io::Result<State> {
+    parse_state(memory).map_err(io::Error::other)
+}
+
+fn parse_state(memory: OwnedFd) -> Result<State, Error> {
     let mut file = std::fs::File::from(memory);
     let mut text = Vec::new();
     file.rewind().and_then(|()| file.read_to_end(&mut text)).map_err(Error::State)?;

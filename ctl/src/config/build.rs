@@ -56,7 +56,7 @@ fn settings(root: &Section, folder: &Path, findings: &mut Findings<'_>) -> Setti
     let in_folder = |path: &Path| -> PathBuf { folder.join(path.strip_prefix("./").unwrap_or(path)) };
     set(&mut settings.command_socket, root.text("command_socket").map(PathBuf::from));
     settings.command_socket = in_folder(&settings.command_socket);
-    if settings.command_socket.as_os_str().len() > MAX_SOCKET_PATH {
+    if settings.command_socket.as_os_str().len() > limits::MAX_SOCKET_PATH {
         let offset = root.entry("command_socket").map_or(0, |entry| entry.offset);
         let found = Quoted(&settings.command_socket.to_string_lossy()).to_string();
         let allowed = super::keys::Kind::Socket.allowed();
@@ -74,6 +74,7 @@ fn settings(root: &Section, folder: &Path, findings: &mut Findings<'_>) -> Setti
     set(&mut settings.max_connections, root.integer("max_connections"));
     set(&mut settings.graceful_timeout_ms, root.millis("graceful_timeout"));
     set(&mut settings.drain_timeout_ms, root.millis("drain_timeout"));
+    settings.orphan_timeout_ms = root.millis("orphan_timeout");
     settings.io_uring_level = root.integer("io_uring_level");
     set(&mut settings.buffer_count, root.integer("buffer_count"));
     set(&mut settings.upstream_max_idle, root.integer("upstream_max_idle"));
@@ -82,8 +83,6 @@ fn settings(root: &Section, folder: &Path, findings: &mut Findings<'_>) -> Setti
     settings
 }
 
-/// `sun_path` of a unix socket without its final zero (bytes).
-const MAX_SOCKET_PATH: usize = 107;
 
 /// What makes two frontends take the same requests: listener, host name, path and method.
 type RuleKey = (SocketAddr, String, String, Option<String>);

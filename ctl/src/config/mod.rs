@@ -18,10 +18,13 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
-use std::path::Path;
+use std::{fmt::Write as _, path::Path};
 
 pub use error::{ConfigError, KeyHint, Loaded, Place, Warning};
+use sha2::{Digest as _, Sha256};
 use toml::de::DeTable;
+
+use crate::state::State;
 
 /// Reads the file at `path`. Relative paths in it are those of its folder, and come out absolute.
 ///
@@ -33,7 +36,21 @@ pub fn load(path: impl AsRef<Path>) -> Result<Loaded, ConfigError> {
     let unreadable = |error| ConfigError::Unreadable { path: path.to_owned(), error };
     let text = std::fs::read_to_string(path).map_err(unreadable)?;
     let absolute = std::path::absolute(path).map_err(unreadable)?;
-    parse_in(&text, &path.to_string_lossy(), absolute.parent().unwrap_or(Path::new("/")))
+    let mut loaded = parse_in(&text, &path.to_string_lossy(), absolute.parent().unwrap_or(Path::new("/")))?;
+    loaded.state.revision.origin = digest(&loaded.state);
+    Ok(loaded)
+}
+
+/// SHA-256 of what can change while kakehi runs, so that a comment or the order of keys is no difference.
+fn digest(state: &State) -> String {
+    let mut digest = Sha256::new();
+    let written = serde_json::to_writer(&mut digest, &(&state.listeners, &state.clusters));
+    debug_assert!(written.is_ok(), "a state is always JSON");
+    digest.finalize().iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// Reads `text`, which is called `file_name` in messages. Relative paths in it are those of that file's folder.

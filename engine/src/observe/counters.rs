@@ -97,6 +97,8 @@ counters! {
     HandedOver = "client.handed_over", counter;
     /// Client connections and tunnels taken over from the process before.
     TakenOver = "client.taken_over", counter;
+    /// Processes of the worker that died and were replaced.
+    Restarts = "worker.restarts", counter;
 }
 
 /// Where the answers by reason start in the block.

@@ -1,4 +1,4 @@
-//! Descriptors from process to process, one or two per message, over a `SOCK_SEQPACKET` pair; nothing here waits.
+//! Descriptors from process to process, a few per message, over a `SOCK_SEQPACKET` pair; nothing here waits.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
@@ -14,10 +14,10 @@ use super::sys;
 
 /// Longest text that goes with a descriptor (bytes).
 const TEXT_SIZE: usize = 1024;
-/// Most descriptors of a message: both sockets of a tunnel.
-const MOST: usize = 2;
+/// Most descriptors of a message: a tunnel has two sockets, a supervisor that takes a worker over sends three channels.
+const MOST: usize = 3;
 
-/// Sends duplicates of one or two descriptors with a text.
+/// Sends duplicates of one to three descriptors with a text.
 ///
 /// # Errors
 /// `WouldBlock` when the channel is full; `InvalidInput` when the text is empty or longer than 1,024 bytes; others of

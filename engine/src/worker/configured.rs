@@ -5,7 +5,7 @@
 //! its tunnel, has gone.
 
 use std::{
-    cell::RefCell,
+    cell::{Ref, RefCell},
     collections::{BTreeMap, BTreeSet},
     io,
     net::SocketAddr,
@@ -15,10 +15,10 @@ use std::{
 
 use kakehi_ctl::{
     change::{Change, ChangeError},
-    state::State,
+    state::{Revision, Settings, State},
 };
 
-use super::{Error, ReceiveListeners};
+use super::{Belonging, DescriptorChannel, Error};
 use crate::{
     cluster::{Cluster, Members, Pooling},
     proxy::{self, Clusters, Front, Shared, Site, SiteError, Sites},
@@ -51,19 +51,25 @@ pub(super) struct Configured {
     clusters: RefCell<Clusters>,
     fronts: RefCell<BTreeMap<SocketAddr, Rc<Front>>>,
     prepared: RefCell<Option<Prepared>>,
-    receive_listeners: ReceiveListeners,
+    channel: Rc<dyn DescriptorChannel>,
+    /// Copies of the listening sockets, for a supervisor to come.
+    sockets: RefCell<BTreeMap<SocketAddr, OwnedFd>>,
 }
 
 /// Changes that are ready to be made.
 struct Prepared {
     changes: Vec<Change>,
+    revision: Revision,
     /// The tables, where requests may find another way than before.
     routes: Option<(Sites, Clusters)>,
     /// What clusters that stay will consist of.
     members: Vec<(Rc<Cluster>, Members)>,
     /// Listeners that come.
-    listeners: Vec<(SocketAddr, Listener)>,
+    listeners: Vec<NewListener>,
 }
+
+/// A listener that comes: its address, itself, and a copy of its socket.
+type NewListener = (SocketAddr, Listener, OwnedFd);
 
 impl Configured {
     /// Compiles `state` and begins to accept.
@@ -74,14 +80,16 @@ impl Configured {
         shared: &Rc<Shared>,
         state: State,
         sockets: Vec<(SocketAddr, OwnedFd)>,
-        receive_listeners: ReceiveListeners,
+        channel: Rc<dyn DescriptorChannel>,
     ) -> Result<Configured, Error> {
         let (mut sites, clusters) = Site::compile(&state, &Clusters::new())?;
         let mut fronts = BTreeMap::new();
+        let mut copies = BTreeMap::new();
         for (address, socket) in sockets {
             // A socket without a listener in the state is simply not served.
             if let Some(site) = sites.remove(&address) {
                 let front = Front::new(site);
+                copies.insert(address, socket.try_clone()?);
                 let listener = Listener::adopt(&shared.ring, socket)?;
                 shared.ring.spawn(proxy::accept(Rc::clone(shared), listener, Rc::clone(&front)));
                 fronts.insert(address, front);
@@ -95,7 +103,8 @@ impl Configured {
             clusters: RefCell::new(clusters),
             fronts: RefCell::new(fronts),
             prepared: RefCell::default(),
-            receive_listeners,
+            channel,
+            sockets: RefCell::new(copies),
         })
     }
 
@@ -103,7 +112,12 @@ impl Configured {
     ///
     /// # Errors
     /// See [`Refusal`].
-    pub(super) fn prepare(&self, ring: &crate::ring::Ring, changes: Vec<Change>) -> Result<(), Refusal> {
+    pub(super) fn prepare(
+        &self,
+        ring: &crate::ring::Ring,
+        changes: Vec<Change>,
+        revision: Revision,
+    ) -> Result<(), Refusal> {
         self.abort();
         // Taken in any case: they must not be taken for those of the next change.
         let listeners = self.new_listeners(ring, &changes)?;
@@ -136,7 +150,7 @@ impl Configured {
             }
             None
         };
-        self.prepared.replace(Some(Prepared { changes, routes, members, listeners }));
+        self.prepared.replace(Some(Prepared { changes, revision, routes, members, listeners }));
         Ok(())
     }
 
@@ -144,7 +158,7 @@ impl Configured {
         &self,
         ring: &crate::ring::Ring,
         changes: &[Change],
-    ) -> Result<Vec<(SocketAddr, Listener)>, Refusal> {
+    ) -> Result<Vec<NewListener>, Refusal> {
         let fronts = self.fronts.borrow();
         let mut wanted = BTreeSet::new();
         for change in changes {
@@ -159,10 +173,14 @@ impl Configured {
             return Ok(Vec::new());
         }
         let mut listeners = Vec::new();
-        for (address, socket) in (self.receive_listeners)().map_err(Refusal::Sockets)? {
-            listeners.push((address, Listener::adopt(ring, socket).map_err(Refusal::Sockets)?));
+        let adopt = |socket: OwnedFd| io::Result::Ok((socket.try_clone()?, Listener::adopt(ring, socket)?));
+        for (belonging, socket) in self.channel.receive().map_err(Refusal::Sockets)? {
+            if let Belonging::Listener(address) = belonging {
+                let (copy, listener) = adopt(socket).map_err(Refusal::Sockets)?;
+                listeners.push((address, listener, copy));
+            }
         }
-        match wanted.iter().find(|wanted| !listeners.iter().any(|(address, _)| address == *wanted)) {
+        match wanted.iter().find(|wanted| !listeners.iter().any(|(address, ..)| address == *wanted)) {
             Some(missing) => Err(Refusal::NoSocket(*missing)),
             None => Ok(listeners),
         }
@@ -174,8 +192,9 @@ impl Configured {
     /// `NothingPrepared`.
     pub(super) fn commit(&self, shared: &Rc<Shared>) -> Result<(), Refusal> {
         let prepared = self.prepared.take().ok_or(Refusal::NothingPrepared)?;
-        let Prepared { changes, routes, members, listeners } = prepared;
+        let Prepared { changes, revision, routes, members, listeners } = prepared;
         let state = &mut *self.state.borrow_mut();
+        state.revision = revision;
         for change in &changes {
             // It was tried on a copy of the same state.
             let applied = state.apply(change);
@@ -199,8 +218,9 @@ impl Configured {
         Ok(())
     }
 
-    fn change_fronts(&self, shared: &Rc<Shared>, mut sites: Sites, listeners: Vec<(SocketAddr, Listener)>) {
+    fn change_fronts(&self, shared: &Rc<Shared>, mut sites: Sites, listeners: Vec<NewListener>) {
         let mut fronts = self.fronts.borrow_mut();
+        let mut copies = self.sockets.borrow_mut();
         fronts.retain(|address, front| match sites.remove(address) {
             Some(site) => {
                 front.replace(site);
@@ -208,11 +228,13 @@ impl Configured {
             }
             None => {
                 front.close();
+                copies.remove(address);
                 false
             }
         });
-        for (address, listener) in listeners {
+        for (address, listener, copy) in listeners {
             if let Some(site) = sites.remove(&address) {
+                copies.insert(address, copy);
                 let front = Front::new(site);
                 shared.ring.spawn(proxy::accept(Rc::clone(shared), listener, Rc::clone(&front)));
                 fronts.insert(address, front);
@@ -224,6 +246,30 @@ impl Configured {
     /// The listener at an address.
     pub(super) fn front(&self, address: SocketAddr) -> Option<Rc<Front>> {
         self.fronts.borrow().get(&address).map(Rc::clone)
+    }
+
+    /// Copies of the listening sockets that accept.
+    pub(super) fn sockets(&self) -> Ref<'_, BTreeMap<SocketAddr, OwnedFd>> {
+        self.sockets.borrow()
+    }
+
+    /// Gives up the copies of the listening sockets: they close with the last of the listeners themselves.
+    pub(super) fn release_sockets(&self) {
+        self.sockets.borrow_mut().clear();
+    }
+
+    /// What is served, as JSON.
+    ///
+    /// # Errors
+    /// Never for what was read from JSON.
+    pub(super) fn state_text(&self) -> serde_json::Result<Vec<u8>> {
+        serde_json::to_vec(&*self.state.borrow())
+    }
+
+    /// Which state is served, and with which settings the worker started.
+    pub(super) fn revision_and_settings(&self) -> (Revision, Settings) {
+        let state = self.state.borrow();
+        (state.revision.clone(), state.settings.clone())
     }
 
     /// The cluster of this name.

@@ -1,25 +1,21 @@
 //! The task that stands beside one worker process: passes on what it reports and that it ended.
 //!
-//! It alone holds the [`Child`], so a signal can never reach a stranger who got the number of a process that has
-//! ended. Promises: everything that the worker reported comes before the event of its end.
+//! Promises: everything that the worker reported comes before the event of its end.
 
-use std::{os::unix::net::UnixStream as StdUnixStream, process::ExitStatus, time::Duration};
+use std::{os::unix::net::UnixStream as StdUnixStream, process::ExitStatus, sync::Arc, time::Duration};
 
 use kakehi_ctl::{
     limits,
     order::{Envelope, Report},
     wire::{Decoder, WireError},
 };
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
-    process::Child,
     sync::mpsc::{Receiver, Sender},
 };
+
+use super::{adoption::AdoptionFile, handle::Handle};
 
 /// After its end, a worker's last reports must be there within this time: the kernel closes the sockets of a
 /// process with a ring a little after it.
@@ -43,16 +39,15 @@ pub(super) enum What {
     Reported(u64, Report),
     /// Its order channel ended or makes no sense; it may still serve.
     Deaf(String),
-    /// It ended and was reaped.
+    /// It ended; with its status, where it was a child of ours, which is reaped now.
     Ended(std::io::Result<ExitStatus>),
 }
 
-/// Stands beside the process until it has ended; sends it the `signals` asked for.
+/// Stands beside the process until it has ended, and removes its adoption socket then.
 pub(super) async fn attend(
     (worker, launch): (u32, u64),
-    mut child: Child,
-    orders: StdUnixStream,
-    mut signals: Receiver<Signal>,
+    process: Arc<Handle>,
+    (orders, adoption): (StdUnixStream, AdoptionFile),
     events: Sender<Event>,
 ) {
     let tell = async |what| {
@@ -81,8 +76,7 @@ pub(super) async fn attend(
                     tell(What::Deaf(error.to_string())).await;
                 }
             },
-            ended = child.wait() => break ended,
-            Some(signal) = signals.recv() => send_signal(&child, signal),
+            ended = process.ended() => break ended,
         }
     };
     if let Some(reports) = &mut reports {
@@ -90,6 +84,7 @@ pub(super) async fn attend(
             tell(What::Reported(report.id, report.body)).await;
         }
     }
+    adoption.remove();
     tell(What::Ended(ended)).await;
 }
 
@@ -109,14 +104,6 @@ pub(super) async fn write_orders(orders: StdUnixStream, mut frames: Receiver<Vec
         if orders.write_all(&frame).await.is_err() {
             return;
         }
-    }
-}
-
-fn send_signal(child: &Child, signal: Signal) {
-    // No number any more once it was reaped.
-    let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) else { return };
-    if let Err(error) = kill(Pid::from_raw(pid), signal) {
-        tracing::warn!(pid, "{signal} could not be sent: {error}");
     }
 }
 

@@ -12,7 +12,7 @@ use kakehi_ctl::{
     config::{self, ConfigError},
     limits,
     order::{Changed, Order, WorkerOutcome},
-    state::State,
+    state::{Revision, State},
 };
 use kakehi_engine::proxy::SiteError;
 use tokio::time::{Instant, timeout_at};
@@ -45,9 +45,6 @@ pub(super) enum Refused {
     /// Whatever is not checked word by word comes through the file, where it is.
     #[error("listeners and whole clusters are changed in the file only, by a reload; nothing was changed")]
     ByFileOnly,
-    /// The new state cannot be written down.
-    #[error("the state cannot be serialised: {0}; nothing was changed")]
-    Serialise(#[from] serde_json::Error),
     /// A worker refused.
     #[error("{0}; nothing was changed")]
     Workers(String),
@@ -64,8 +61,7 @@ impl Supervisor {
     pub(super) async fn reload(&mut self, dry_run: bool, by: &str) -> Result<Changed, Refused> {
         let loaded = config::load(self.source.file.as_ref().ok_or(Refused::NoFile)?)?;
         let at_next_start = self.source.settings.fixed_until_restart(&loaded.state.settings);
-        let changes = self.state.difference(&loaded.state);
-        let mut changed = self.change(changes, dry_run, by).await?;
+        let mut changed = self.change_into(&loaded.state, dry_run, by).await?;
         changed.at_next_start = at_next_start.into_iter().map(str::to_owned).collect();
         changed.warnings = loaded.warnings.iter().map(ToString::to_string).collect();
         if !dry_run {
@@ -74,6 +70,19 @@ impl Supervisor {
             self.state.settings.worker_automatic_restart = wanted.worker_automatic_restart;
         }
         Ok(changed)
+    }
+
+    /// Makes the state what the file says.
+    ///
+    /// # Errors
+    /// See [`Refused`]; nothing has changed then.
+    pub(super) async fn change_to(&mut self, in_file: &State, by: &str) -> Result<Changed, Refused> {
+        self.change_into(in_file, false, by).await
+    }
+
+    async fn change_into(&mut self, in_file: &State, dry_run: bool, by: &str) -> Result<Changed, Refused> {
+        let changes = self.state.difference(in_file);
+        self.change(changes, in_file.revision.origin.clone(), dry_run, by).await
     }
 
     /// SIGHUP: a reload whose outcome stands in the log.
@@ -104,10 +113,17 @@ impl Supervisor {
         if changes.iter().any(by_file) {
             return Err(Refused::ByFileOnly);
         }
-        self.change(changes, false, by).await
+        self.change(changes, self.state.revision.origin.clone(), false, by).await
     }
 
-    async fn change(&mut self, changes: Vec<Change>, dry_run: bool, by: &str) -> Result<Changed, Refused> {
+    /// Makes `changes`, after which the state stems from the file with the digest `origin`.
+    async fn change(
+        &mut self,
+        changes: Vec<Change>,
+        origin: String,
+        dry_run: bool,
+        by: &str,
+    ) -> Result<Changed, Refused> {
         if self.stopping.is_some() {
             return Err(Refused::Stopping);
         }
@@ -128,14 +144,14 @@ impl Supervisor {
             warnings: Vec::new(),
             workers: Vec::new(),
         };
-        if dry_run || changes.is_empty() {
+        // Workers are told of another origin even where nothing differs: for a supervisor to come.
+        if dry_run || (changes.is_empty() && origin == self.state.revision.origin) {
             return Ok(changed);
         }
-        let text = serde_json::to_vec(&wanted)?;
+        wanted.revision = Revision { generation: self.state.revision.generation + 1, origin };
         changed.workers = self.change_everywhere(changes, wanted).await.inspect_err(|refused| {
             tracing::error!("a change by {by} was refused: {refused}");
         })?;
-        self.state_text = text;
         for line in &changed.changes {
             tracing::info!("changed by {by}: {line}");
         }
@@ -161,7 +177,7 @@ impl Supervisor {
                     if !sockets.is_empty() {
                         worker.pass(sockets).map_err(|error| error.to_string())?;
                     }
-                    Ok(Order::Prepare { changes: changes.clone() })
+                    Ok(Order::Prepare { changes: changes.clone(), revision: wanted.revision.clone() })
                 },
                 &sockets,
             )
@@ -179,6 +195,7 @@ impl Supervisor {
             worker.change_sockets(sockets, |address| wanted.listeners.contains_key(address));
         }
         self.state = wanted;
+        self.state_text = None;
         let mut outcomes = Vec::new();
         for (id, outcome) in committed {
             let outcome = match outcome {
@@ -194,6 +211,12 @@ impl Supervisor {
             outcomes.push(WorkerOutcome { id, outcome });
         }
         Ok(outcomes)
+    }
+
+    /// Waits until every worker has answered all that it was asked.
+    pub(super) async fn ping_all(&mut self) {
+        let none: Vec<Sockets> = self.workers.iter().map(|_| Sockets::new()).collect();
+        self.order_all(|_, _| Ok(Order::Ping), &none).await;
     }
 
     /// Gives every worker that can take one an order, and waits for the answers. A worker that ends meanwhile is left

@@ -6,7 +6,10 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{FileTypeExt as _, MetadataExt as _},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::{FileTypeExt as _, MetadataExt as _},
+    },
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -31,8 +34,6 @@ const MAX_CLIENTS: usize = 64;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause after a failed accept (no descriptor left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Longest path that the kernel takes (`sun_path` without its final zero).
-const MAX_PATH: usize = 107;
 
 /// Why there is no command socket.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +53,7 @@ pub(crate) enum Error {
         path: PathBuf,
     },
     /// Unix sockets have short names.
-    #[error("the path of `command_socket` {path} is longer than {MAX_PATH} bytes", path = path.display())]
+    #[error("the path of `command_socket` {path} is longer than {max} bytes", path = path.display(), max = limits::MAX_SOCKET_PATH)]
     TooLong {
         /// The file.
         path: PathBuf,
@@ -75,6 +76,16 @@ pub(super) struct Question {
     pub(super) peer: String,
     /// Where the answer goes.
     pub(super) answer: oneshot::Sender<Response>,
+    /// With [`Request::Upgrade`]: what must stay open, as another program answers.
+    pub(super) asker: Option<Asker>,
+}
+
+/// Who asked, and where.
+pub(super) struct Asker {
+    /// Number of the request.
+    pub(super) request: u64,
+    pub(super) connection: OwnedFd,
+    pub(super) command_socket: OwnedFd,
 }
 
 /// The open command socket; its file is removed when this is dropped.
@@ -104,7 +115,7 @@ impl CommandSocket {
     /// # Errors
     /// See [`Error`].
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
-        if path.as_os_str().len() > MAX_PATH {
+        if path.as_os_str().len() > limits::MAX_SOCKET_PATH {
             return Err(Error::TooLong { path: path.to_owned() });
         }
         let explain = |error| Error::Io { path: path.to_owned(), error };
@@ -114,6 +125,19 @@ impl CommandSocket {
         let listener = UnixListener::bind(path);
         umask(before);
         let listener = listener.map_err(explain)?;
+        let file = SocketFile { path: path.to_owned(), identity: identity(path) };
+        Ok(CommandSocket { listener, file })
+    }
+
+    /// The open socket that another supervisor left, whose file is at `path`.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub(super) fn inherit(socket: OwnedFd, path: &Path) -> Result<Self, Error> {
+        let explain = |error| Error::Io { path: path.to_owned(), error };
+        let listener = std::os::unix::net::UnixListener::from(socket);
+        listener.set_nonblocking(true).map_err(explain)?;
+        let listener = UnixListener::from_std(listener).map_err(explain)?;
         let file = SocketFile { path: path.to_owned(), identity: identity(path) };
         Ok(CommandSocket { listener, file })
     }
@@ -153,14 +177,16 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 }
 
 async fn accept(listener: UnixListener, questions: mpsc::Sender<Question>) {
+    let Ok(command_socket) = listener.as_fd().try_clone_to_owned() else { return };
+    let command_socket = Arc::new(command_socket);
     let places = Arc::new(Semaphore::new(MAX_CLIENTS));
     loop {
         match listener.accept().await {
             Ok((mut stream, _)) => match Arc::clone(&places).try_acquire_owned() {
                 Ok(place) => {
-                    let questions = questions.clone();
+                    let (questions, command_socket) = (questions.clone(), Arc::clone(&command_socket));
                     tokio::spawn(async move {
-                        converse(stream, questions).await;
+                        converse(stream, questions, &command_socket).await;
                         drop(place);
                     });
                 }
@@ -186,7 +212,7 @@ fn describe_peer(stream: &UnixStream) -> String {
 }
 
 /// Answers one client until it leaves, falls silent or talks nonsense.
-async fn converse(mut stream: UnixStream, questions: mpsc::Sender<Question>) {
+async fn converse(mut stream: UnixStream, questions: mpsc::Sender<Question>, command_socket: &OwnedFd) {
     let peer = describe_peer(&stream);
     let mut decoder = Decoder::new(limits::MAX_REQUEST_FRAME);
     let mut bytes = vec![0; 8192];
@@ -206,7 +232,12 @@ async fn converse(mut stream: UnixStream, questions: mpsc::Sender<Question>) {
             }
         };
         let (answer, answered) = oneshot::channel();
-        if questions.send(Question { request: envelope.body, peer: peer.clone(), answer }).await.is_err() {
+        let asker = match envelope.body {
+            Request::Upgrade => asker(envelope.id, &stream, command_socket).ok(),
+            _ => None,
+        };
+        let question = Question { request: envelope.body, peer: peer.clone(), answer, asker };
+        if questions.send(question).await.is_err() {
             return;
         }
         let Ok(response) = answered.await else { return };
@@ -214,6 +245,11 @@ async fn converse(mut stream: UnixStream, questions: mpsc::Sender<Question>) {
             return;
         }
     }
+}
+
+fn asker(request: u64, stream: &UnixStream, command_socket: &OwnedFd) -> io::Result<Asker> {
+    let connection = stream.as_fd().try_clone_to_owned()?;
+    Ok(Asker { request, connection, command_socket: command_socket.try_clone()? })
 }
 
 async fn refuse(stream: &mut UnixStream, id: u64, reason: String) -> Result<(), WireError> {

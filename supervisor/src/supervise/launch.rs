@@ -11,59 +11,86 @@ use std::{
     fs::File,
     io::{self, Write as _},
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::OwnedFd,
         unix::{net::UnixStream, process::CommandExt as _},
     },
+    path::Path,
     process::{Command, Stdio},
     time::Duration,
 };
 
 use command_fds::{CommandFdExt as _, FdMapping};
+use kakehi_engine::worker::Belonging;
 use nix::{
     fcntl::{FcntlArg, SealFlag, fcntl},
     sys::memfd::{MFdFlags, memfd_create},
 };
-use tokio::process::Child;
 
-use super::listeners::Sockets;
+use super::{
+    adoption::{self, AdoptionFile},
+    handle::Handle,
+    listeners::Sockets,
+    process::Block,
+};
 use crate::{scm, worker_main};
 
 /// A worker that does not take its listeners for so long is given up (its start will time out).
-const PASS_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const PASS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A process that was started.
 pub(super) struct Launched {
-    /// The process; not killed when dropped.
-    pub(super) child: Child,
+    /// The process.
+    pub(super) pid: u32,
+    pub(super) handle: Handle,
     /// The supervisor's end of the order channel, not blocking.
     pub(super) orders: UnixStream,
     /// The supervisor's end of the channel over which listening sockets go.
     pub(super) descriptors: OwnedFd,
     /// What the process hands over comes out here: for the one that takes its place.
     pub(super) inheritance: OwnedFd,
+    /// Of the socket over which another supervisor takes it over.
+    pub(super) adoption: AdoptionFile,
 }
 
-/// Starts worker `id` on `core`, to serve `state` (the JSON text of a `State`) on `sockets`, and the connections that
-/// come out of `predecessor`.
+/// What every process of a worker starts from.
+#[derive(Clone, Copy)]
+pub(super) struct Start<'a> {
+    /// Number of the worker.
+    pub(super) id: u32,
+    pub(super) core: Option<usize>,
+    /// What it is to serve: the JSON text of a `State`.
+    pub(super) state: &'a [u8],
+    pub(super) sockets: &'a Sockets,
+    /// The adoption socket gets its place beside it.
+    pub(super) command_socket: &'a Path,
+    /// Where processes counted that have ended.
+    pub(super) ended: &'a Block,
+    /// Another program than the one that runs.
+    pub(super) program: Option<&'a Path>,
+}
+
+/// Starts process number `launch` of a worker, which counts in `counters`, and takes over the connections that come out
+/// of `predecessor`.
 ///
 /// # Errors
 /// When the kernel refuses a process, a descriptor or memory. A worker that dies at once is no error here.
 pub(super) fn launch(
-    id: u32,
-    core: Option<usize>,
-    state: &[u8],
-    counters: &OwnedFd,
-    sockets: &Sockets,
+    start: &Start<'_>,
+    launch: u64,
+    counters: &Block,
     predecessor: Option<&OwnedFd>,
 ) -> io::Result<Launched> {
+    let Start { id, core, state, sockets, .. } = *start;
     let (orders, their_orders) = UnixStream::pair()?;
     orders.set_nonblocking(true)?;
     let (descriptors, their_descriptors) = scm::pair()?;
     let (inheritance, successor) = scm::pair()?;
+    let (their_adoption, adoption) = adoption::listen(start.command_socket, id)?;
     let place = |parent_fd, child_fd| FdMapping { parent_fd, child_fd };
 
-    let mut command = Command::new("/proc/self/exe");
+    let mut command = Command::new(start.program.unwrap_or(Path::new("/proc/self/exe")));
     command.arg0("kakehi").arg("worker").arg("--id").arg(id.to_string());
+    command.arg("--launch").arg(launch.to_string());
     if let Some(core) = core {
         command.arg("--core").arg(core.to_string());
     }
@@ -75,26 +102,34 @@ pub(super) fn launch(
     let mut places = vec![
         place(their_orders.into(), worker_main::ORDERS),
         place(their_descriptors, worker_main::DESCRIPTORS),
-        place(counters.try_clone()?, worker_main::COUNTERS),
+        place(counters.memory.try_clone()?, worker_main::COUNTERS),
         place(sealed(c"kakehi-state", state)?, worker_main::STATE),
         place(successor, worker_main::SUCCESSOR),
+        place(their_adoption, worker_main::ADOPTION),
+        place(start.ended.memory.try_clone()?, worker_main::ENDED),
     ];
     if let Some(predecessor) = predecessor {
         places.push(place(predecessor.try_clone()?, worker_main::PREDECESSOR));
     }
     command.fd_mappings(places).map_err(io::Error::other)?;
-    let mut command = tokio::process::Command::from(command);
-    let child = command.spawn()?;
+    // Nobody else waits for our children: the handle alone reaps it.
+    let pid = command.spawn().inspect_err(|_| adoption.remove())?.id();
+    let handle = Handle::of_child(pid)?;
     // Our copies of its descriptors: with them open we would not see it close its own.
     drop(command);
 
     let channel = socket2::SockRef::from(&descriptors);
     channel.set_write_timeout(Some(PASS_TIMEOUT))?;
-    if let Err(error) = scm::send(&descriptors.as_fd(), sockets) {
+    if let Err(error) = scm::send(&descriptors, &labelled(sockets)) {
         // It has died, or will be found not ready in time: either is seen, and told, by the supervisor.
         tracing::warn!(worker = id, "{error}");
     }
-    Ok(Launched { child, orders, descriptors, inheritance })
+    Ok(Launched { pid, handle, orders, descriptors, inheritance, adoption })
+}
+
+/// The sockets as [`scm`] sends them.
+pub(super) fn labelled(sockets: &Sockets) -> Vec<(Belonging, &OwnedFd)> {
+    sockets.iter().map(|(address, socket)| (Belonging::Listener(*address), socket)).collect()
 }
 
 /// glibc's settings for a worker: those that the operator gave, and a cache for as much memory as a batch of requests

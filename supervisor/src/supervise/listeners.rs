@@ -71,6 +71,14 @@ pub(super) async fn open(addresses: &[SocketAddr], workers: usize) -> Result<Vec
     for address in addresses {
         check_free(*address).await?;
     }
+    open_more(addresses, workers)
+}
+
+/// As [`open`], beside sockets of ours that have the addresses already.
+///
+/// # Errors
+/// See [`Error`]; nothing stays open then.
+pub(super) fn open_more(addresses: &[SocketAddr], workers: usize) -> Result<Vec<Sockets>, Error> {
     (0..workers)
         .map(|_| addresses.iter().map(|address| Ok((*address, open_one(*address)?))).collect())
         .collect()

@@ -8,36 +8,35 @@
 //! |---|---|
 //! | [`resources`], [`cores`] | what the host allows: io_uring, limits, cores |
 //! | [`listeners`] | the listening sockets |
-//! | [`worker`], [`process`], [`launch`], [`attend`], [`backoff`] | one worker's life |
+//! | [`begin`] | from nothing, or from what another supervisor left, to a supervisor that serves |
+//! | [`worker`], [`process`], [`launch`], [`handle`], [`attend`], [`backoff`] | one worker's life |
+//! | [`adoption`] | workers that another supervisor left |
 //! | [`command`] | the command socket |
 //! | [`change`] | reloads and other changes: all workers or none |
-//! | [`upgrade`] | new processes in the place of old ones |
+//! | [`upgrade`], [`replace`] | new processes in the place of old ones: workers, and the supervisor itself |
 //! | [`signals`], [`pid_file`] | what an init system sees |
 
+mod adoption;
 mod attend;
 mod backoff;
+mod begin;
 mod change;
 mod command;
 mod cores;
+mod handle;
 mod launch;
 mod listeners;
 mod pid_file;
 mod process;
+mod replace;
 mod resources;
 mod signals;
 mod upgrade;
 mod worker;
 
-use std::{
-    io,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    process::ExitCode,
-    time::Duration,
-};
+use std::{io, path::PathBuf, rc::Rc, time::Duration};
 
 use kakehi_ctl::{
-    config::Loaded,
     order::{Changed, Request, Response, Status, WorkerState},
     state::{Settings, State},
 };
@@ -46,10 +45,13 @@ use tokio::{
     time::Instant,
 };
 
+pub(crate) use self::{
+    begin::{block_on, run, serve},
+    replace::resume,
+};
 use self::{
     attend::Event,
-    command::{CommandSocket, Question},
-    pid_file::PidFile,
+    command::{Asker, Question},
     signals::{Signals, Wish},
     worker::{Death, Outcome, Worker},
 };
@@ -102,90 +104,12 @@ pub(crate) enum End {
     Cut,
 }
 
-/// Runs kakehi on `loaded`, which was read from `file`, until it is stopped; the whole program `kakehi start`.
-pub(crate) fn run(loaded: Loaded, file: &Path) -> ExitCode {
-    block_on(serve(loaded, Some(file.to_owned()), || {}))
-}
-
-/// Runs a supervisor on this thread and turns its end into an exit code; errors go to standard error.
-pub(crate) fn block_on(supervisor: impl Future<Output = Result<End, Error>>) -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let ended = runtime.map_err(Error::Runtime).and_then(|runtime| runtime.block_on(supervisor));
-    match ended {
-        Ok(End::Clean) => ExitCode::SUCCESS,
-        Ok(End::Cut) => ExitCode::from(crate::EXIT_CUT),
-        Err(error) => {
-            crate::logging::complain(error);
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// Starts everything, calls `when_ready`, and serves until asked to stop. A reload reads `file` again.
-///
-/// # Errors
-/// See [`Error`]; no worker is left running then.
-pub(crate) async fn serve(
-    loaded: Loaded,
-    file: Option<PathBuf>,
-    when_ready: impl FnOnce(),
-) -> Result<End, Error> {
-    let mut state = loaded.state;
-    let in_file = state.settings.clone();
-    crate::logging::open_for_supervisor(&state.settings.log_level);
-    for warning in &loaded.warnings {
-        tracing::warn!("{warning}");
-    }
-
-    kakehi_engine::worker::check(&state)?;
-    if let Some(level) = resources::level_from_environment()? {
-        state.settings.io_uring_level = Some(level);
-    }
-    kakehi_engine::ring::check().map_err(resources::Error::from)?;
-    let allowed = cores::allowed();
-    let count = state
-        .settings
-        .worker_count
-        .map_or_else(|| cores::default_worker_count(&allowed), |configured| usize::from(configured).max(1));
-    state.settings.max_connections =
-        resources::raise_limits(count, state.settings.max_connections, state.listeners.len())?;
-
-    // Before there is anything to clean up: a signal from now on is answered by an orderly end.
-    let signals = Signals::new().map_err(Error::Runtime)?;
-    let (questions, asked) = channel(QUEUE);
-    let _command_file = CommandSocket::open(&state.settings.command_socket)?.serve(questions);
-    let addresses: Vec<SocketAddr> = state.listeners.keys().copied().collect();
-    let pin = |n: usize| state.settings.pin_workers.then(|| allowed[n % allowed.len()]);
-    let drain_timeout_ms = state.settings.drain_timeout_ms;
-    let mut workers = Vec::with_capacity(count);
-    for (n, sockets) in listeners::open(&addresses, count).await?.into_iter().enumerate() {
-        workers.push(Worker::new(n as u32, pin(n), sockets, drain_timeout_ms).map_err(Error::Runtime)?);
-    }
-
-    let source = Source { file, settings: in_file };
-    let mut supervisor = Supervisor::new(state, source, workers, signals, asked)?;
-    if let Some(end) = supervisor.start().await? {
-        return Ok(end);
-    }
-    let _pid_file = supervisor.write_pid_file().await?;
-    tracing::info!("ready: {count} workers, listening on {}", join(&addresses));
-    when_ready();
-    supervisor.run().await
-}
-
-fn join(addresses: &[SocketAddr]) -> String {
-    if addresses.is_empty() {
-        return "nothing (no listener is configured)".to_owned();
-    }
-    addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", ")
-}
-
 /// Everything that is running.
 struct Supervisor {
     state: State,
     source: Source,
-    /// `state` as the workers get it.
-    state_text: Vec<u8>,
+    /// `state` as the workers get it, once one has got it.
+    state_text: Option<Rc<[u8]>>,
     workers: Vec<Worker>,
     signals: Signals,
     asked: Receiver<Question>,
@@ -193,7 +117,6 @@ struct Supervisor {
     /// For the tasks beside processes to come.
     event_sender: Sender<Event>,
     started: Instant,
-    restarts: u64,
     /// Orders are numbered from 1.
     orders_given: u64,
     stopping: Option<Stopping>,
@@ -205,6 +128,8 @@ struct Source {
     file: Option<PathBuf>,
     /// As the file had them, before they were fitted to what the host allows.
     settings: Settings,
+    /// Where the program lies that an upgrade runs.
+    program: Option<PathBuf>,
 }
 
 /// A stop that is under way.
@@ -215,72 +140,32 @@ struct Stopping {
 }
 
 impl Supervisor {
-    fn new(
-        state: State,
-        source: Source,
-        workers: Vec<Worker>,
-        signals: Signals,
-        asked: Receiver<Question>,
-    ) -> Result<Self, Error> {
-        let state_text = serde_json::to_vec(&state).map_err(|error| Error::Runtime(error.into()))?;
+    /// One without workers.
+    fn new(state: State, source: Source, signals: Signals, asked: Receiver<Question>) -> Self {
         let (event_sender, events) = channel(QUEUE);
-        Ok(Supervisor {
+        Supervisor {
             state,
             source,
-            state_text,
-            workers,
+            state_text: None,
+            workers: Vec::new(),
             signals,
             asked,
             events,
             event_sender,
             started: Instant::now(),
-            restarts: 0,
             orders_given: 0,
             stopping: None,
-        })
+        }
     }
 
-    /// Launches all workers and waits until each accepts. `Some` when it was asked to stop meanwhile.
-    ///
-    /// The first start is the only one whose failure is final: what is wrong now will be wrong again.
-    async fn start(&mut self) -> Result<Option<End>, Error> {
-        for worker in &mut self.workers {
-            if let Err(error) = worker.launch(&self.state_text, &self.event_sender) {
-                let failed = Error::FirstStart { id: worker.id(), reason: error.to_string() };
-                self.kill_all().await;
-                return Err(failed);
-            }
+    /// The state as a worker gets it.
+    fn state_text(&mut self) -> io::Result<Rc<[u8]>> {
+        if let Some(text) = &self.state_text {
+            return Ok(Rc::clone(text));
         }
-        while self.workers.iter().any(|worker| worker.state() == WorkerState::Starting) {
-            let wake = self.next_due();
-            tokio::select! {
-                Some(event) = self.events.recv() => {
-                    let id = event.worker;
-                    if let Outcome::Died(Death { reason, .. }) = self.note(event) {
-                        self.kill_all().await;
-                        return Err(Error::FirstStart { id, reason });
-                    }
-                }
-                wish = self.signals.next() => if let Wish::Stop(signal) = wish {
-                    tracing::info!("{signal} before the start was complete: stopping");
-                    self.kill_all().await;
-                    return Ok(Some(End::Clean));
-                },
-                () = sleep_until(wake) => self.on_due(),
-            }
-        }
-        Ok(None)
-    }
-
-    async fn write_pid_file(&mut self) -> Result<Option<PidFile>, Error> {
-        let Some(path) = &self.state.settings.pid_file_path else { return Ok(None) };
-        match PidFile::write(path) {
-            Ok(file) => Ok(Some(file)),
-            Err(error) => {
-                self.kill_all().await;
-                Err(Error::PidFile(error))
-            }
-        }
+        let text: Rc<[u8]> = serde_json::to_vec(&self.state)?.into();
+        self.state_text = Some(Rc::clone(&text));
+        Ok(text)
     }
 
     /// Serves until a stop is complete.
@@ -306,9 +191,10 @@ impl Supervisor {
                     Wish::Stop(signal) => self.on_stop(signal),
                 },
                 Some(question) = self.asked.recv() => {
-                    let response = self.answer(question.request, &question.peer).await;
+                    let Question { request, peer, asker, answer } = question;
+                    let response = self.answer(request, &peer, asker).await;
                     // Whoever asked may have left; that is nobody's loss.
-                    let _ = question.answer.send(response);
+                    let _ = answer.send(response);
                 }
                 () = sleep_until(wake) => self.on_due(),
             }
@@ -402,13 +288,22 @@ impl Supervisor {
             self.cut();
         }
         self.workers.iter_mut().for_each(|worker| worker.kill_overdue(now));
-        for worker in self.workers.iter_mut().filter(|worker| worker.due().is_some_and(|due| due <= now)) {
+        let due = |worker: &Worker| worker.due().is_some_and(|due| due <= now);
+        if !self.workers.iter().any(due) {
+            return;
+        }
+        let text = self.state_text();
+        for worker in self.workers.iter_mut().filter(|worker| due(worker)) {
             if worker.state() == WorkerState::Starting {
                 worker.on_late_start();
                 continue;
             }
-            match worker.launch(&self.state_text, &self.event_sender) {
-                Ok(()) => self.restarts += 1,
+            let launched = match &text {
+                Ok(text) => worker.relaunch(text, &self.event_sender),
+                Err(error) => Err(io::Error::other(error.to_string())),
+            };
+            match launched {
+                Ok(()) => {}
                 Err(error) => {
                     let delay = worker.plan_replacement(Duration::ZERO);
                     tracing::error!(
@@ -421,19 +316,7 @@ impl Supervisor {
         }
     }
 
-    /// Kills all workers and waits until each is reaped.
-    async fn kill_all(&mut self) {
-        for worker in &mut self.workers {
-            worker.retire();
-            worker.kill();
-        }
-        while self.workers.iter().any(Worker::has_future) {
-            let Some(event) = self.events.recv().await else { return };
-            self.note(event);
-        }
-    }
-
-    async fn answer(&mut self, request: Request, peer: &str) -> Response {
+    async fn answer(&mut self, request: Request, peer: &str, asker: Option<Asker>) -> Response {
         match request {
             Request::Status => Response::Status(self.status()),
             Request::Workers => Response::Workers(self.workers.iter().map(Worker::info).collect()),
@@ -443,6 +326,24 @@ impl Supervisor {
                 Ok(outcomes) => Response::Upgraded(outcomes),
                 Err(refused) => Response::Refused { reason: refused.to_string() },
             },
+            Request::Upgrade => match asker {
+                Some(asker) => {
+                    let refused = self.replace(&asker, peer).await;
+                    tracing::error!("upgrade by {peer}: {refused}");
+                    Response::Refused { reason: format!("{refused}; everything goes on as it was") }
+                }
+                None => Response::Refused { reason: "no descriptor is left; try again".to_owned() },
+            },
+            Request::Stop { now } => {
+                tracing::info!("stop ordered by {peer}");
+                if self.stopping.is_none() {
+                    self.on_stop("kakehictl");
+                }
+                if now {
+                    self.on_stop("kakehictl");
+                }
+                Response::Stopping
+            }
             Request::Apply { changes } => respond(self.apply(changes, peer).await),
         }
     }
@@ -460,7 +361,7 @@ impl Supervisor {
             backends: clusters.map(|cluster| cluster.backends.len()).sum(),
             connections: workers.iter().map(|worker| worker.connections).sum(),
             requests: workers.iter().map(|worker| worker.requests).sum(),
-            restarts: self.restarts,
+            restarts: self.workers.iter().map(Worker::restarts).sum(),
             counters: worker::sum(&self.workers),
             workers,
         }

@@ -5,11 +5,12 @@ use std::{
     fs, io,
     os::{fd::OwnedFd, unix::process::ExitStatusExt as _},
     process::ExitStatus,
+    sync::Arc,
 };
 
 use kakehi_ctl::{
     limits,
-    order::{Envelope, Order},
+    order::{Adopted, Envelope, Order},
     wire,
 };
 use kakehi_engine::observe::Counters;
@@ -21,7 +22,8 @@ use tokio::{
 
 use super::{
     attend::{Event, attend, write_orders},
-    launch,
+    handle::Handle,
+    launch::{self, Launched, Start},
     listeners::Sockets,
 };
 use crate::scm;
@@ -29,24 +31,21 @@ use crate::scm;
 /// Orders that wait to be written; a change takes two.
 const ORDERS_ON_THEIR_WAY: usize = 16;
 
-/// What every process of a worker starts from.
-#[derive(Clone, Copy)]
-pub(super) struct Start<'a> {
-    /// Number of the worker.
-    pub(super) id: u32,
-    pub(super) core: Option<usize>,
-    /// What it is to serve: the JSON text of a `State`.
-    pub(super) state: &'a [u8],
-    pub(super) sockets: &'a Sockets,
-}
-
 /// Counters, and the memory by which a process writes them.
 pub(super) struct Block {
     pub(super) counters: Counters,
-    memory: OwnedFd,
+    pub(super) memory: OwnedFd,
 }
 
 impl Block {
+    /// The one behind `memory`.
+    ///
+    /// # Errors
+    /// When it cannot be mapped.
+    pub(super) fn map(memory: OwnedFd) -> io::Result<Block> {
+        Ok(Block { counters: Counters::map(&memory)?, memory })
+    }
+
     /// A new one for a process of worker `id`.
     ///
     /// # Errors
@@ -68,11 +67,15 @@ pub(super) struct Process {
     orders: Sender<Vec<u8>>,
     descriptors: OwnedFd,
     inheritance: OwnedFd,
-    signals: Sender<Signal>,
+    handle: Arc<Handle>,
+    /// What it said of itself when it was taken over from another supervisor.
+    pub(super) taken_over: Option<Adopted>,
     pub(super) io_uring_level: u8,
     pub(super) io_uring_features: Vec<String>,
     /// Why it said that it cannot serve, or why we ended it.
     pub(super) last_words: Option<String>,
+    /// It said that it ends, and whether nothing was in flight any more.
+    pub(super) drained: Option<bool>,
     /// It was ended by SIGKILL of ours.
     pub(super) killed: bool,
 }
@@ -89,27 +92,50 @@ impl Process {
         predecessor: Option<&Process>,
         events: &Sender<Event>,
     ) -> io::Result<Process> {
-        let Start { id, core, state, sockets } = *start;
         let inheritance = predecessor.map(|process| &process.inheritance);
-        let launched = launch::launch(id, core, state, &block.memory, sockets, inheritance)?;
-        let (signals, wanted) = channel(4);
+        let launched = launch::launch(start, launch, block, inheritance)?;
+        Process::attended(start.id, launch, launched, events)
+    }
+
+    /// The process that another supervisor left.
+    ///
+    /// # Errors
+    /// When the kernel refuses a descriptor.
+    pub(super) fn adopt(about: Adopted, launched: Launched, events: &Sender<Event>) -> io::Result<Process> {
+        launched.orders.set_nonblocking(true)?;
+        let mut process = Process::attended(about.id, about.launch, launched, events)?;
+        process.io_uring_level = about.io_uring_level;
+        process.io_uring_features.clone_from(&about.io_uring_features);
+        process.taken_over = Some(about);
+        Ok(process)
+    }
+
+    fn attended(id: u32, launch: u64, launched: Launched, events: &Sender<Event>) -> io::Result<Process> {
         let (orders, frames) = channel(ORDERS_ON_THEIR_WAY);
         tokio::spawn(write_orders(launched.orders.try_clone()?, frames));
-        let process = Process {
+        let handle = Arc::new(launched.handle);
+        let beside = attend(
+            (id, launch),
+            Arc::clone(&handle),
+            (launched.orders, launched.adoption),
+            events.clone(),
+        );
+        tokio::spawn(beside);
+        Ok(Process {
             launch,
-            pid: launched.child.id().unwrap_or(0),
+            pid: launched.pid,
             started: Instant::now(),
             orders,
             descriptors: launched.descriptors,
             inheritance: launched.inheritance,
-            signals,
+            handle,
+            taken_over: None,
             io_uring_level: 0,
             io_uring_features: Vec::new(),
             last_words: None,
+            drained: None,
             killed: false,
-        };
-        tokio::spawn(attend((id, launch), launched.child, launched.orders, wanted, events.clone()));
-        Ok(process)
+        })
     }
 
     /// Gives an order; its answer comes as an event with the same number.
@@ -124,8 +150,7 @@ impl Process {
 
     /// Sends a signal, if it is still there.
     pub(super) fn send(&self, signal: Signal) {
-        // Full only when signals are already on their way.
-        let _ = self.signals.try_send(signal);
+        self.handle.signal(signal);
     }
 
     /// Ends it at once, with everything that it serves.
@@ -139,7 +164,7 @@ impl Process {
     /// # Errors
     /// When it does not take them.
     pub(super) fn pass(&self, sockets: &Sockets) -> Result<(), scm::Error> {
-        scm::send(&self.descriptors, sockets)
+        scm::send(&self.descriptors, &launch::labelled(sockets))
     }
 }
 

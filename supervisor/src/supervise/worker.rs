@@ -5,11 +5,12 @@
 //! `Starting` until its process reports that it accepts, then `Running`; `Stopping` once it was ordered to;
 //! `Dead` between the end of one process and the start of the next.
 
-use std::{collections::BTreeMap, io, net::SocketAddr, process::ExitStatus, time::Duration};
+use std::{collections::BTreeMap, io, net::SocketAddr, path::Path, process::ExitStatus, time::Duration};
 
 use kakehi_ctl::{
     limits,
     order::{Order, Report, WorkerInfo, WorkerState},
+    state::{Settings, State},
     wire,
 };
 use kakehi_engine::{
@@ -20,12 +21,14 @@ use nix::sys::signal::Signal;
 use tokio::{sync::mpsc::Sender, time::Instant};
 
 use super::{
+    adoption::Orphan,
     attend::{Event, What},
     backoff::Backoff,
+    launch::Start,
     listeners::Sockets,
-    process::{Block, Process, Start, cpu_time_ms, reason_of_end},
+    process::{Block, Process, cpu_time_ms, reason_of_end},
 };
-use crate::scm;
+use crate::{scm, worker_main};
 
 /// A process that leaves and has not ended so long after its own deadline is killed.
 const LEAVE_SLACK: Duration = Duration::from_secs(1);
@@ -40,7 +43,7 @@ pub(super) struct Worker {
     /// What the present process counts, and those before it that died.
     block: Block,
     /// What processes counted that left and have ended.
-    ended: Counters,
+    ended: Block,
     state: WorkerState,
     /// The present process; `None` while `Dead`.
     process: Option<Process>,
@@ -50,8 +53,7 @@ pub(super) struct Worker {
     leaving: Vec<Leaving>,
     /// How many processes were started.
     launches: u64,
-    /// How long a process that leaves has for what it cannot hand over (ms).
-    drain_timeout_ms: u64,
+    settings: Settings,
     backoff: Backoff,
     /// When something is due: a process must be ready, or be replaced.
     due: Option<Instant>,
@@ -98,23 +100,59 @@ impl Worker {
         id: u32,
         core: Option<usize>,
         sockets: Sockets,
-        drain_timeout_ms: u64,
+        settings: &Settings,
     ) -> io::Result<Self> {
         Ok(Worker {
             id,
             core,
             sockets,
             block: Block::new(id)?,
-            ended: Block::new(id)?.counters,
+            ended: Block::new(id)?,
             state: WorkerState::Dead,
             process: None,
             coming: None,
             leaving: Vec::new(),
             launches: 0,
-            drain_timeout_ms,
+            settings: settings.clone(),
             backoff: Backoff::default(),
             due: None,
         })
+    }
+
+    /// A worker that goes on with the process that another supervisor left.
+    ///
+    /// # Errors
+    /// When the kernel refuses a descriptor or memory.
+    pub(super) fn adopt(orphan: Orphan, settings: &Settings, events: &Sender<Event>) -> io::Result<Self> {
+        let Orphan { about, sockets, counters, ended, launched } = orphan;
+        let core = about.core.and_then(|core| usize::try_from(core).ok());
+        let mut worker = Worker {
+            block: Block::map(counters)?,
+            ended: Block::map(ended)?,
+            launches: about.launch,
+            ..Worker::new(about.id, core, sockets, settings)?
+        };
+        worker.process = Some(Process::adopt(about, launched, events)?);
+        worker.state = WorkerState::Running;
+        Ok(worker)
+    }
+
+    /// Takes note of a process that was leaving when another supervisor left it, or that must.
+    ///
+    /// # Errors
+    /// When the kernel refuses a descriptor or memory.
+    pub(super) fn adopt_leaving(&mut self, orphan: Orphan, events: &Sender<Event>) -> io::Result<()> {
+        let Orphan { about, counters, launched, .. } = orphan;
+        self.launches = self.launches.max(about.launch);
+        let deadline_ms = self.settings.drain_timeout_ms;
+        let must_be_told = !about.leaving;
+        let process = Process::adopt(about, launched, events)?;
+        if must_be_told {
+            process.order(STOP, Order::Stop { deadline_ms }).map_err(io::Error::other)?;
+        }
+        let kill_at = Instant::now() + Duration::from_millis(deadline_ms) + LEAVE_SLACK;
+        self.leaving.push(Leaving { process, counters: Block::map(counters)?.counters, kill_at });
+        Ok(())
     }
 
     /// Its number.
@@ -143,11 +181,47 @@ impl Worker {
     /// When the kernel refuses.
     pub(super) fn launch(&mut self, state: &[u8], events: &Sender<Event>) -> io::Result<()> {
         let number = self.launches + 1;
-        self.process = Some(Process::start(&self.start(state), number, &self.block, None, events)?);
+        self.process = Some(Process::start(&self.start(state, None), number, &self.block, None, events)?);
         self.launches += 1;
         self.state = WorkerState::Starting;
         self.due = Some(Instant::now() + Duration::from_millis(limits::WORKER_READY_TIMEOUT_MS));
         Ok(())
+    }
+
+    /// As [`Worker::launch`], in the place of a process that died.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(super) fn relaunch(&mut self, state: &[u8], events: &Sender<Event>) -> io::Result<()> {
+        self.launch(state, events)?;
+        self.ended.counters.count(Counter::Restarts);
+        Ok(())
+    }
+
+    /// How often a process of it died and was replaced.
+    pub(super) fn restarts(&self) -> u64 {
+        self.ended.counters.get(Counter::Restarts)
+    }
+
+    /// Its listening sockets.
+    pub(super) fn sockets(&self) -> &Sockets {
+        &self.sockets
+    }
+
+    /// Whether its process was started by this supervisor.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.process.as_ref().is_none_or(|process| process.taken_over.is_none())
+    }
+
+    /// Whether its process was started by another supervisor, and runs another program than this one, or with other
+    /// settings or another state than `state`.
+    pub(super) fn is_behind(&self, state: &State) -> bool {
+        let Some(about) = self.process.as_ref().and_then(|process| process.taken_over.as_ref()) else {
+            return false;
+        };
+        about.program != worker_main::this_program()
+            || about.revision.generation != state.revision.generation
+            || about.settings.differ_for_worker(&state.settings)
     }
 
     /// Starts a process that is to take the place of the present one: [`Outcome::Upgraded`] says that it has.
@@ -161,7 +235,7 @@ impl Worker {
         };
         let block = Block::new(self.id)?;
         let number = self.launches + 1;
-        let process = Process::start(&self.start(state), number, &block, Some(present), events)?;
+        let process = Process::start(&self.start(state, None), number, &block, Some(present), events)?;
         self.coming = Some((process, block));
         self.launches += 1;
         Ok(())
@@ -175,8 +249,16 @@ impl Worker {
         }
     }
 
-    fn start<'a>(&'a self, state: &'a [u8]) -> Start<'a> {
-        Start { id: self.id, core: self.core, state, sockets: &self.sockets }
+    fn start<'a>(&'a self, state: &'a [u8], program: Option<&'a Path>) -> Start<'a> {
+        Start {
+            id: self.id,
+            core: self.core,
+            state,
+            sockets: &self.sockets,
+            command_socket: &self.settings.command_socket,
+            ended: &self.ended,
+            program,
+        }
     }
 
     /// Takes note of what happened to a process.
@@ -206,6 +288,11 @@ impl Worker {
             What::Reported(order, Report::Refused { reason }) => {
                 Outcome::Answered { order, refused: Some(reason) }
             }
+            What::Reported(_, Report::Finished { drained }) => {
+                process.drained = Some(drained);
+                Outcome::Nothing
+            }
+            What::Reported(_, Report::Adopted(_)) => Outcome::Nothing,
             What::Reported(order, Report::Done) => Outcome::Answered { order, refused: None },
             What::Deaf(why) => {
                 // Before its end every worker closes the channel, so this alone is no news.
@@ -245,10 +332,10 @@ impl Worker {
         self.due = None;
         let Some(before) = before else {
             // It died in the meantime.
-            self.ended.absorb(&counters);
+            self.ended.counters.absorb(&counters);
             return;
         };
-        let deadline_ms = self.drain_timeout_ms;
+        let deadline_ms = self.settings.drain_timeout_ms;
         if let Err(error) = before.order(STOP, Order::HandOver { deadline_ms }) {
             tracing::warn!(
                 worker = self.id,
@@ -267,8 +354,8 @@ impl Worker {
         match event.what {
             What::Ended(status) => {
                 let Leaving { process, counters, .. } = self.leaving.remove(place);
-                self.ended.absorb(&counters);
-                if status.as_ref().is_ok_and(ExitStatus::success) {
+                self.ended.counters.absorb(&counters);
+                if process.drained == Some(true) {
                     tracing::info!(
                         worker = self.id,
                         pid = process.pid,
@@ -282,6 +369,9 @@ impl Worker {
                         "did not hand everything over: {reason}"
                     );
                 }
+            }
+            What::Reported(_, Report::Finished { drained }) => {
+                self.leaving[place].process.drained = Some(drained);
             }
             What::Reported(_, Report::Refused { reason }) => {
                 tracing::warn!(worker = self.id, "refused to hand over: {reason}");
@@ -310,7 +400,7 @@ impl Worker {
         let Some(process) = self.process.take() else {
             return Death { reason: String::new(), drained: stopping };
         };
-        let clean = status.as_ref().is_ok_and(ExitStatus::success);
+        let clean = process.drained.unwrap_or_else(|| status.as_ref().is_ok_and(ExitStatus::success));
         let reason = reason_of_end(process.last_words, status);
         Death { reason, drained: stopping && clean && !process.killed }
     }
@@ -419,12 +509,12 @@ impl Worker {
         let present =
             if self.process.is_some() || !counter.is_gauge() { self.block.counters.get(counter) } else { 0 };
         let leaving: u64 = self.leaving.iter().map(|it| it.counters.get(counter)).sum();
-        present + leaving + self.ended.get(counter)
+        present + leaving + self.ended.counters.get(counter)
     }
 
     fn answers(&self, reason: Reason) -> u64 {
         let leaving: u64 = self.leaving.iter().map(|it| it.counters.answers(reason)).sum();
-        self.block.counters.answers(reason) + leaving + self.ended.answers(reason)
+        self.block.counters.answers(reason) + leaving + self.ended.counters.answers(reason)
     }
 
     /// What there is to know about it.

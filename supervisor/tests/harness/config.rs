@@ -1,6 +1,10 @@
 //! The configuration of one test: defaults that suit a test, and the lines that this test is about.
 
-use std::{ffi::OsString, net::SocketAddr};
+use std::{
+    ffi::OsString,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use super::{Backend, Proxy};
 
@@ -17,6 +21,7 @@ pub(crate) struct Config {
     pub(super) environment: Vec<(OsString, OsString)>,
     pub(super) ulimits: Vec<String>,
     pub(super) without_io_uring: bool,
+    pub(super) program: Option<PathBuf>,
 }
 
 #[derive(Clone)]
@@ -94,6 +99,12 @@ impl Config {
     pub(crate) fn backend_at(mut self, name: &str, address: &str, keys: &str) -> Config {
         let comma = if keys.is_empty() { "" } else { ", " };
         self.cluster_named(name).backends.push(format!("{{ address = \"{address}\"{comma}{keys} }}"));
+        self
+    }
+
+    /// Another program than the one under test.
+    pub(crate) fn program(mut self, path: &Path) -> Config {
+        self.program = Some(path.to_owned());
         self
     }
 

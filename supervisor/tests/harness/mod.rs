@@ -4,6 +4,7 @@
 //!   down when it is dropped.
 //! - [`Backend`] is a server whose every connection runs a script; it keeps all that it was sent.
 //! - [`Client`] sends bytes and reads answers without any opinion about them.
+//! - [`Load`] asks all the time while something happens.
 //! - [`wait`] waits for a condition; nothing here waits without a deadline.
 //!
 //! When a test fails, its proxy prints its file and its log, and its backends print what they were sent.
@@ -12,6 +13,7 @@ mod backend;
 mod client;
 mod config;
 mod kakehictl;
+mod load;
 mod message;
 mod processes;
 mod proxy;
@@ -23,6 +25,7 @@ pub(crate) use backend::Backend;
 pub(crate) use client::Client;
 pub(crate) use config::Config;
 pub(crate) use kakehictl::kakehictl;
+pub(crate) use load::Load;
 pub(crate) use message::{Framing, Message};
 pub(crate) use processes::{Process, send_signal};
 pub(crate) use proxy::{Proxy, free_port, program};

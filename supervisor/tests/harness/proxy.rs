@@ -48,6 +48,7 @@ pub(crate) struct Proxy {
     child: Child,
     folder: TempDir,
     addresses: Vec<SocketAddr>,
+    config: Config,
 }
 
 impl Proxy {
@@ -99,29 +100,28 @@ impl Proxy {
         let addresses: Vec<SocketAddr> =
             (0..config.listener_count()).map(|_| SocketAddr::from((ip, free_port()))).collect();
         fs::write(folder.path().join("kakehi.toml"), config.text(&addresses)).expect("the file");
-        let log = File::create(folder.path().join("log")).expect("the log");
-        let mut command = if config.ulimits.is_empty() {
-            Command::new(program())
-        } else {
-            let limits: String = config.ulimits.iter().map(|limit| format!("ulimit {limit} && ")).collect();
-            let mut shell = Command::new("sh");
-            shell.arg("-c").arg(format!("{limits}exec \"$0\" \"$@\"")).arg(program());
-            shell
-        };
-        command
-            .arg("start")
-            .arg("-c")
-            .arg(folder.path().join("kakehi.toml"))
-            .env(MARK, folder.path())
-            .envs(config.environment.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("the log twice"))
-            .stderr(log);
-        if config.without_io_uring {
-            sys::refuse_io_uring(&mut command);
-        }
-        let child = command.spawn().unwrap_or_else(|error| panic!("{}: {error}", program().display()));
-        Proxy { child, folder, addresses }
+        let child = launch(config, folder.path());
+        Proxy { child, folder, addresses, config: config.clone() }
+    }
+
+    /// Starts the program again in the same folder, after its supervisor has ended, and waits until the command socket
+    /// answers.
+    #[track_caller]
+    pub(crate) fn start_again(&mut self) {
+        self.child = launch(&self.config, self.folder.path());
+        let socket = self.socket();
+        let child = &mut self.child;
+        wait::within(START, "an answer of the new supervisor", || {
+            assert_eq!(child.try_wait().expect("wait"), None, "it has ended");
+            kakehictl().arg("-s").arg(&socket).arg("status").output().ok()?.status.success().then_some(())
+        });
+    }
+
+    /// Kills the supervisor alone.
+    #[track_caller]
+    pub(crate) fn kill_supervisor(&mut self) {
+        send_signal(self.supervisor(), Signal::SIGKILL);
+        self.wait(START);
     }
 
     /// Where the first listener is.
@@ -223,6 +223,33 @@ impl Drop for Proxy {
             send_signal(orphan, Signal::SIGKILL);
         }
     }
+}
+
+/// Starts the program on the file in `folder`; it goes on with the log there.
+fn launch(config: &Config, folder: &Path) -> Child {
+    let program = config.program.clone().unwrap_or_else(|| program().to_owned());
+    let log = File::options().create(true).append(true).open(folder.join("log")).expect("the log");
+    let mut command = if config.ulimits.is_empty() {
+        Command::new(&program)
+    } else {
+        let limits: String = config.ulimits.iter().map(|limit| format!("ulimit {limit} && ")).collect();
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(format!("{limits}exec \"$0\" \"$@\"")).arg(&program);
+        shell
+    };
+    command
+        .arg("start")
+        .arg("-c")
+        .arg(folder.join("kakehi.toml"))
+        .env(MARK, folder)
+        .envs(config.environment.iter().map(|(name, value)| (name, value)))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().expect("the log twice"))
+        .stderr(log);
+    if config.without_io_uring {
+        sys::refuse_io_uring(&mut command);
+    }
+    command.spawn().unwrap_or_else(|error| panic!("{}: {error}", program.display()))
 }
 
 /// Whether a worker stands behind the address: a request without Host reaches no backend, but gets an answer.

@@ -17,5 +17,6 @@ mod life;
 mod limits;
 mod reload;
 mod routing;
+mod takeover;
 mod tunnels;
 mod upgrade;

@@ -13,7 +13,7 @@ use std::{
 use nix::sys::signal::Signal;
 
 use crate::harness::{
-    Backend, Client, Config, OK, Process, Proxy, assert_same_bytes, noise, send_signal, wait,
+    Backend, Client, Config, Load, OK, Process, Proxy, assert_same_bytes, noise, send_signal, wait,
 };
 
 /// The answer of a backend that opens a tunnel, and the request for it.
@@ -240,49 +240,16 @@ fn what_does_not_end_is_cut_at_the_drain_timeout() {
 fn no_request_is_lost_over_many_upgrades_under_load() {
     let backend = Backend::respond(OK);
     let proxy = Config::to(&backend).root("worker_count = 2").start();
-    let address = proxy.address();
-    let stop = Arc::new(AtomicBool::new(false));
-    let served = Arc::new(AtomicU64::new(0));
-    let load: Vec<_> = (0..8)
-        .map(|n| {
-            let (stop, served) = (Arc::clone(&stop), Arc::clone(&served));
-            thread::spawn(move || {
-                let mut client = Client::connect(address);
-                while !stop.load(Ordering::SeqCst) {
-                    match n % 4 {
-                        0 => client = Client::connect(address),
-                        // A request that comes in pieces, one that follows another at once.
-                        1 => {
-                            client.send(&GET[..7]);
-                            client.send(&GET[7..]);
-                            client.response().expect(200, "ok");
-                        }
-                        2 => {
-                            client.send(GET.repeat(2));
-                            client.response().expect(200, "ok");
-                            client.response().expect(200, "ok");
-                        }
-                        _ => {}
-                    }
-                    ask(&mut client);
-                    served.fetch_add(1, Ordering::SeqCst);
-                }
-            })
-        })
-        .collect();
+    let load = Load::on(proxy.address());
     let mut requests = 0;
     for _ in 0..10 {
-        let before = served.load(Ordering::SeqCst);
         upgrade_all(&proxy);
-        wait::until("requests go on", || served.load(Ordering::SeqCst) > before + 16);
+        load.goes_on();
         let now = proxy.ctl_json("status")["requests"].as_u64().unwrap();
         assert!(now >= requests, "counters do not go backwards: {requests}, then {now}");
         requests = now;
     }
-    stop.store(true, Ordering::SeqCst);
-    for client in load {
-        client.join().expect("every request was answered");
-    }
+    load.end();
     let status = proxy.ctl_json("status");
     assert_eq!(status["restarts"], 0);
 }

@@ -38,9 +38,10 @@ pub(crate) struct Arguments {
     #[arg(short, long, global = true)]
     pub(crate) json: bool,
 
-    /// How long kakehi may take for its answer, in milliseconds; 0 = for ever
-    #[arg(short, long, global = true, value_name = "MS", default_value_t = 5000)]
-    timeout: u64,
+    /// How long kakehi may take for its answer, in milliseconds; 0 = for ever. By default 5000; for upgrades 120000,
+    /// for `stop` for ever
+    #[arg(short, long, global = true, value_name = "MS")]
+    timeout: Option<u64>,
 
     #[command(subcommand)]
     pub(crate) verb: Verb,
@@ -70,6 +71,19 @@ pub(crate) enum Verb {
         /// Only show what would change
         #[arg(short = 'n', long)]
         dry_run: bool,
+    },
+
+    /// Replace kakehi by the program that is on the disk now: the supervisor, then each worker; connections go on
+    ///
+    /// First the new program is tried: it must accept what is running, and a worker of it must come up. If it does not,
+    /// everything goes on as it was. With --json: an array with one object per worker.
+    Upgrade,
+
+    /// Stop kakehi, and wait until it has: nothing new is accepted, what is in flight has `graceful_timeout` seconds
+    Stop {
+        /// Cut what is in flight
+        #[arg(long)]
+        now: bool,
     },
 
     /// Show everything that is configured now, as JSON
@@ -144,6 +158,8 @@ impl Verb {
                 return Request::UpgradeWorkers { worker };
             }
             Verb::State => return Request::State,
+            Verb::Upgrade => return Request::Upgrade,
+            Verb::Stop { now } => return Request::Stop { now },
             Verb::Reload { dry_run } => return Request::Reload { dry_run },
             Verb::Backend(BackendVerb::Add { cluster, address, id, weight, backup }) => {
                 let id = id.unwrap_or_else(|| address.to_string());
@@ -175,6 +191,12 @@ impl Arguments {
 
     /// Deadline of the whole conversation; `None` = for ever.
     pub(crate) fn timeout(&self) -> Option<Duration> {
-        (self.timeout > 0).then(|| Duration::from_millis(self.timeout))
+        let default = match self.verb {
+            Verb::Stop { .. } => 0,
+            Verb::Upgrade | Verb::Workers { action: Some(_) } => 120_000,
+            _ => 5_000,
+        };
+        let timeout = self.timeout.unwrap_or(default);
+        (timeout > 0).then(|| Duration::from_millis(timeout))
     }
 }

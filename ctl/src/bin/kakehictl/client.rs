@@ -124,6 +124,11 @@ fn converse(socket: &Path, request: Request) -> Result<Response, Failure> {
             Response::Refused { reason } if answer.id == ID || answer.id == 0 => {
                 return Err(Failure::Refused(reason));
             }
+            Response::Stopping if answer.id == ID => {
+                // It has stopped when it closes the connection, in whatever way.
+                while let Ok(Some(_)) = wire::read_message::<Response>(&mut stream, &mut decoder) {}
+                return Ok(Response::Stopping);
+            }
             body if answer.id == ID => return Ok(body),
             _ => {}
         }

@@ -13,6 +13,7 @@ pub(crate) fn json(response: &Response) -> String {
         Response::State(state) => pretty(state),
         Response::Changed(changed) => pretty(changed),
         Response::Upgraded(workers) => pretty(workers),
+        Response::Stopping => pretty(&"stopped"),
         Response::Refused { reason } => pretty(reason),
     }
 }
@@ -33,6 +34,7 @@ pub(crate) fn human(response: &Response) -> String {
         Response::Upgraded(workers) => {
             workers.iter().map(|worker| format!("worker {}: {}\n", worker.id, worker.outcome)).collect()
         }
+        Response::Stopping => "stopped\n".to_owned(),
         Response::Refused { reason } => format!("{reason}\n"),
     }
 }

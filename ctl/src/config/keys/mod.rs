@@ -113,7 +113,7 @@ impl Kind {
             Kind::Text => "a string that is not empty".to_owned(),
             Kind::AnyText => "a string".to_owned(),
             Kind::Path => "a file's path (a string)".to_owned(),
-            Kind::Socket => "the path of a unix socket, of 107 bytes at most".to_owned(),
+            Kind::Socket => "the path of a unix socket, of 95 bytes at most".to_owned(),
             Kind::Texts => "an array of strings".to_owned(),
             Kind::TextMap => "a table of strings".to_owned(),
             Kind::Integer(min, max) if *max >= i64::MAX as u64 => format!("an integer, {min} or more"),

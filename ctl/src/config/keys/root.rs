@@ -89,6 +89,13 @@ const PROCESS: &[Key] = &[
         "How long a tunnel (WebSocket) goes on whose listener or backend was removed, and what of a worker's old process cannot move at an upgrade, in seconds.",
     ),
     key(
+        "orphan_timeout",
+        Seconds,
+        "",
+        Own,
+        "How long a worker goes on serving whose supervisor has died, if no `kakehi start` takes it over, in seconds; then it stops gracefully. Without it: for ever.",
+    ),
+    key(
         "io_uring_level",
         Integer(0, 4),
         "",

@@ -153,7 +153,7 @@ fn each_error_names_the_place_the_key_and_what_is_allowed() {
         (
             in_root(&format!("command_socket = \"{}\"", "x".repeat(108))),
             &format!(
-                "k.toml:1:18: `command_socket` must be the path of a unix socket, of 107 bytes at most, not `{}...`",
+                "k.toml:1:18: `command_socket` must be the path of a unix socket, of 95 bytes at most, not `{}...`",
                 "x".repeat(80)
             ),
         ),

@@ -1,0 +1,190 @@
+//! A worker whose supervisor has gone waits for another one, and goes on under it.
+//!
+//! Each worker has a listening socket for that from its start, which the supervisor made and named; nobody connects to it
+//! while the supervisor lives. Whoever connects must be of root's or of the worker's own user. It sends the worker's
+//! ends of three new channels, and gets what the old supervisor held: listening sockets, counters, the process.
+
+use std::{
+    cell::Cell,
+    io::{self, Write as _},
+    net::SocketAddr,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    rc::Rc,
+};
+
+use kakehi_ctl::order::{Adopted, PROTOCOL_VERSION, Program, Report};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use rustix::process::{PidfdFlags, getpid, pidfd_open};
+use serde::{Deserialize, Serialize};
+
+use super::{Worker, report};
+use crate::ring::{Stream, Timer, receive_descriptors};
+
+/// How long whoever connects may take to say what it wants (ms).
+const WELCOME_TIMEOUT_MS: u64 = 2_000;
+/// Pause after a failed accept (ms).
+const ACCEPT_PAUSE_MS: u64 = 100;
+
+/// What a supervisor sends first over a worker's adoption socket, with the worker's ends of the order channel, the
+/// descriptor channel and the successor's channel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// Version of the vocabulary that it speaks.
+    pub protocol: u32,
+}
+
+/// A descriptor that goes between supervisor and worker, and what it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Belonging {
+    /// The listening socket of an address.
+    Listener(SocketAddr),
+    /// The memory of the counters that the process writes.
+    Counters,
+    /// The memory of the counters of processes before it that have ended.
+    Ended,
+    /// The process itself (`pidfd_open(2)`).
+    Process,
+    /// The state, as JSON.
+    State,
+    /// Where connections come from that another worker gives away.
+    Predecessor,
+    /// Where connections go that are given away.
+    Successor,
+}
+
+/// The channel over which descriptors come from the supervisor and go to it. All of it may wait for the moment that a
+/// message takes that was sent before.
+pub trait DescriptorChannel {
+    /// Takes what was sent by one call.
+    ///
+    /// # Errors
+    /// When the supervisor is gone, or sends nonsense.
+    fn receive(&self) -> io::Result<Vec<(Belonging, OwnedFd)>>;
+
+    /// Sends duplicates.
+    ///
+    /// # Errors
+    /// When the supervisor is gone, or does not take them.
+    fn send(&self, belongings: &[(Belonging, BorrowedFd<'_>)]) -> io::Result<()>;
+
+    /// Goes on with another channel.
+    fn replace(&self, channel: OwnedFd);
+}
+
+/// What a worker keeps for the supervisor that may take it over.
+pub(super) struct Keepsakes {
+    /// Listens, and does not block.
+    pub(super) adoption: socket2::Socket,
+    /// Where the processes before it counted.
+    pub(super) ended: OwnedFd,
+    /// Where this one counts.
+    pub(super) counters: OwnedFd,
+    pub(super) launch: u64,
+    pub(super) program: Program,
+    /// A copy of the order channel for the last words.
+    pub(super) last_words: Rc<Cell<Option<OwnedFd>>>,
+}
+
+impl Worker {
+    /// Waits until a supervisor takes this worker over; its order channel. `None` when that cannot come any more.
+    pub(super) async fn adopted(self: &Rc<Self>) -> Option<Stream> {
+        let ring = &self.shared.ring;
+        let socket = self.keepsakes.adoption.try_clone().and_then(|copy| Stream::adopt(ring, copy.into()));
+        let socket = match socket {
+            Ok(socket) => socket,
+            Err(error) => {
+                tracing::warn!(%error, "cannot wait for another supervisor");
+                return None;
+            }
+        };
+        loop {
+            socket.readable().await.ok()?;
+            match self.keepsakes.adoption.accept() {
+                Ok((connection, _)) => match self.welcome(connection.into()).await {
+                    Ok(orders) => return Some(orders),
+                    Err(error) => tracing::warn!(%error, "was not taken over by whoever tried"),
+                },
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => {
+                    tracing::warn!(%error, "the adoption socket cannot accept");
+                    let timer = Timer::new(ring);
+                    timer.set(ACCEPT_PAUSE_MS);
+                    timer.elapsed().await;
+                }
+            }
+        }
+    }
+
+    async fn welcome(self: &Rc<Self>, connection: OwnedFd) -> io::Result<Stream> {
+        let peer = getsockopt(&connection, PeerCredentials)?;
+        if peer.uid() != 0 && peer.uid() != nix::unistd::geteuid().as_raw() {
+            return Err(io::Error::other(format!("uid {} may not take a worker over", peer.uid())));
+        }
+        let ring = &self.shared.ring;
+        let readiness = Stream::adopt(ring, connection.try_clone()?)?;
+        let timer = Timer::new(ring);
+        timer.set(WELCOME_TIMEOUT_MS);
+        timer.limit(readiness.readable()).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        let (text, channels) =
+            receive_descriptors(&connection)?.ok_or_else(|| io::Error::other("it left without a word"))?;
+        let Welcome { protocol } = serde_json::from_str(&text)?;
+        if protocol != PROTOCOL_VERSION {
+            return Err(io::Error::other(format!(
+                "it speaks version {protocol}, this worker version {PROTOCOL_VERSION}"
+            )));
+        }
+        let [orders, descriptors, successor] = <[OwnedFd; 3]>::try_from(channels)
+            .map_err(|_| io::Error::other("it did not send three channels"))?;
+        self.keepsakes.last_words.set(Some(orders.try_clone()?));
+        let orders = Stream::adopt(ring, orders)?;
+        self.channel.replace(descriptors);
+        self.surrender()?;
+        report(&orders, 0, Report::Adopted(Box::new(self.describe()?))).await.map_err(io::Error::other)?;
+        if !self.shared.is_handing_over() {
+            self.successor.set(Some(successor));
+        }
+        tracing::info!(supervisor = peer.pid(), "goes on under another supervisor");
+        Ok(orders)
+    }
+
+    /// Sends the supervisor all that it has to hold for this worker.
+    fn surrender(&self) -> io::Result<()> {
+        let process = pidfd_open(getpid(), PidfdFlags::empty())?;
+        let sockets = self.configured.sockets();
+        let listeners = sockets.iter().map(|(address, socket)| (Belonging::Listener(*address), socket.as_fd()));
+        let rest = [
+            (Belonging::Counters, self.keepsakes.counters.as_fd()),
+            (Belonging::Ended, self.keepsakes.ended.as_fd()),
+            (Belonging::Process, process.as_fd()),
+        ];
+        self.channel.send(&listeners.chain(rest).collect::<Vec<_>>())
+    }
+
+    /// Sends the state.
+    pub(super) fn tell_state(&self) -> io::Result<()> {
+        let text = self.configured.state_text()?;
+        let memory = memfd_create(c"kakehi-state", MFdFlags::MFD_CLOEXEC)?;
+        let mut file = std::fs::File::from(memory);
+        file.write_all(&text)?;
+        self.channel.send(&[(Belonging::State, file.as_fd())])
+    }
+
+    fn describe(&self) -> io::Result<Adopted> {
+        let features = self.shared.ring.features();
+        let (revision, settings) = self.configured.revision_and_settings();
+        Ok(Adopted {
+            id: self.id,
+            launch: self.keepsakes.launch,
+            pid: std::process::id(),
+            core: self.core.and_then(|core| u32::try_from(core).ok()),
+            leaving: self.shared.is_draining() || self.shared.is_handing_over(),
+            revision,
+            settings,
+            program: self.keepsakes.program.clone(),
+            io_uring_level: features.level().number(),
+            io_uring_features: features.names().into_iter().map(str::to_owned).collect(),
+        })
+    }
+}

@@ -1,0 +1,353 @@
+//! From a configuration, or from what another supervisor left, to a supervisor that serves.
+//!
+//! Workers that are still there are taken over with their connections, listening sockets and counters; only what is
+//! missing is started. They go on with the state that they have: changes that were made while kakehi ran are not lost
+//! with the supervisor. Only when the file has changed meanwhile is it applied, as by a reload.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use kakehi_ctl::{
+    config::Loaded,
+    order::WorkerState,
+    state::{Settings, State},
+};
+use tokio::sync::mpsc::channel;
+
+use super::{
+    Death, End, Error, Outcome, QUEUE, Source, Supervisor,
+    adoption::{self, Orphan},
+    command::{CommandSocket, SocketFile},
+    cores,
+    listeners::{self, Sockets},
+    pid_file::PidFile,
+    replace::{self, Estate},
+    resources,
+    signals::{Signals, Wish},
+    sleep_until,
+    worker::Worker,
+};
+
+/// Runs kakehi on `loaded`, which was read from `file`, until it is stopped; the whole program `kakehi start`.
+pub(crate) fn run(loaded: Loaded, file: &Path) -> ExitCode {
+    block_on(serve(loaded, Some(file.to_owned()), || {}))
+}
+
+/// Runs a supervisor on this thread and turns its end into an exit code; errors go to standard error.
+pub(crate) fn block_on(supervisor: impl Future<Output = Result<End, Error>>) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    exit_code(runtime.map_err(Error::Runtime).and_then(|runtime| runtime.block_on(supervisor)))
+}
+
+/// What the program ends with; errors go to standard error.
+pub(super) fn exit_code(ended: Result<End, Error>) -> ExitCode {
+    match ended {
+        Ok(End::Clean) => ExitCode::SUCCESS,
+        Ok(End::Cut) => ExitCode::from(crate::EXIT_CUT),
+        Err(error) => {
+            crate::logging::complain(error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Starts everything, calls `when_ready`, and serves until asked to stop. A reload reads `file` again.
+///
+/// # Errors
+/// See [`Error`]; no worker that was started here is left running then.
+pub(crate) async fn serve(
+    loaded: Loaded,
+    file: Option<PathBuf>,
+    when_ready: impl FnOnce(),
+) -> Result<End, Error> {
+    let mut state = loaded.state;
+    let source = Source { file, settings: state.settings.clone(), program: replace::program_file() };
+    crate::logging::open_for_supervisor(&state.settings.log_level);
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    kakehi_engine::worker::check(&state)?;
+    if let Some(level) = resources::level_from_environment()? {
+        state.settings.io_uring_level = Some(level);
+    }
+    kakehi_engine::ring::check().map_err(resources::Error::from)?;
+    let count = worker_count(&state.settings);
+    state.settings.max_connections =
+        resources::raise_limits(count, state.settings.max_connections, state.listeners.len())?;
+
+    // Before there is anything to clean up: a signal from now on is answered by an orderly end.
+    let signals = Signals::new().map_err(Error::Runtime)?;
+    let (questions, asked) = channel(QUEUE);
+    let _command_file = CommandSocket::open(&state.settings.command_socket)?.serve(questions);
+    let orphans = adoption::find(&state.settings.command_socket);
+    let in_file = state.clone();
+    if let Some(running) = running_state(&orphans) {
+        state = State { settings: state.settings, ..running };
+    }
+    let mut supervisor = Supervisor::new(state, source, signals, asked);
+    supervisor.take_over(orphans)?;
+    supervisor.complete(count, BTreeMap::new()).await?;
+    if let Some(end) = supervisor.start().await? {
+        return Ok(end);
+    }
+    let _pid_file = supervisor.write_pid_file().await?;
+    supervisor.tell_ready();
+    when_ready();
+    supervisor.catch_up(&in_file).await;
+    supervisor.run().await
+}
+
+/// A supervisor that has taken the place of the one before.
+pub(super) struct Running {
+    supervisor: Supervisor,
+    _command_file: SocketFile,
+    _pid_file: Option<PidFile>,
+}
+
+/// Goes on where the supervisor stopped that left `estate`, which was this very process.
+///
+/// # Errors
+/// See [`Error`]; the workers that were taken over go on without a supervisor.
+pub(super) async fn resume(estate: &Estate, file: &Path) -> Result<Running, Error> {
+    let will = &estate.will;
+    crate::logging::open_for_supervisor(&will.state.settings.log_level);
+    let signals = Signals::new().map_err(Error::Runtime)?;
+    replace::receive_signals().map_err(Error::Runtime)?;
+    let (questions, asked) = channel(QUEUE);
+    let command_socket = &will.state.settings.command_socket;
+    let source =
+        Source { file: Some(file.to_owned()), settings: will.settings.clone(), program: will.program.clone() };
+    let orphans = adoption::find(command_socket);
+    let mut state = will.state.clone();
+    if will.failed.is_none() {
+        kakehi_engine::worker::check(&state)?;
+    } else if let Some(running) = running_state(&orphans) {
+        // The program that failed may have misunderstood what it was left.
+        state = State { settings: state.settings, ..running };
+    }
+    let mut supervisor = Supervisor::new(state, source, signals, asked);
+    supervisor.take_over(orphans)?;
+    let mut kept: BTreeMap<u32, Sockets> = BTreeMap::new();
+    for (id, address, socket) in &estate.sockets {
+        let copy = socket.try_clone().map_err(Error::Runtime)?;
+        kept.entry(*id).or_default().push((*address, copy));
+    }
+    supervisor.complete(will.workers, kept).await?;
+    supervisor.start().await?;
+    let pid_file = supervisor.write_pid_file().await?;
+    // Last, as its file would be removed again if anything failed after it.
+    let copy = estate.command_socket.try_clone().map_err(Error::Runtime)?;
+    let command_file = CommandSocket::inherit(copy, command_socket)?.serve(questions);
+    supervisor.tell_ready();
+    Ok(Running { supervisor, _command_file: command_file, _pid_file: pid_file })
+}
+
+impl Running {
+    /// Replaces the workers, answers whoever asked for all that, and serves until asked to stop.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub(super) async fn serve(mut self, estate: Estate) -> Result<End, Error> {
+        let outcome = match &estate.will.failed {
+            None => self.supervisor.upgrade(None, "the upgrade").await.map_err(|refused| {
+                format!("the supervisor runs the new program, but not every worker: {refused}")
+            }),
+            Some(reason) => Err(format!("the new program did not come up, the one before goes on: {reason}")),
+        };
+        estate.answer(outcome);
+        // The sockets in it are those of the workers now.
+        drop(estate);
+        self.supervisor.run().await
+    }
+}
+
+/// Workers that the settings ask for.
+fn worker_count(settings: &Settings) -> usize {
+    let default = || cores::default_worker_count(&cores::allowed());
+    settings.worker_count.map_or_else(default, |configured| usize::from(configured).max(1))
+}
+
+/// A worker that was only to show that it comes up is told to go.
+fn not_on_trial(orphan: &Orphan) -> bool {
+    let on_trial = orphan.about.id == replace::TRIAL;
+    if on_trial {
+        orphan.launched.handle.signal(nix::sys::signal::Signal::SIGKILL);
+        orphan.launched.adoption.remove();
+    }
+    !on_trial
+}
+
+/// The state of the worker that is ahead of all others.
+fn running_state(orphans: &[Orphan]) -> Option<State> {
+    let serving = orphans.iter().filter(|orphan| !orphan.about.leaving);
+    let ahead = serving.max_by_key(|orphan| orphan.about.revision.generation)?;
+    match ahead.state() {
+        Ok(state) => Some(state),
+        Err(error) => {
+            tracing::warn!("worker {} does not tell what it serves: {error}", ahead.about.id);
+            None
+        }
+    }
+}
+
+impl Supervisor {
+    /// Makes workers out of the processes that another supervisor left.
+    fn take_over(&mut self, orphans: Vec<Orphan>) -> Result<(), Error> {
+        let (leaving, mut serving): (Vec<_>, Vec<_>) =
+            orphans.into_iter().filter(not_on_trial).partition(|orphan| orphan.about.leaving);
+        // The newest process of a worker first: an older one beside it was about to be replaced.
+        serving.sort_by_key(|orphan| (orphan.about.id, std::cmp::Reverse(orphan.about.launch)));
+        let settings = self.state.settings.clone();
+        let mut workers = BTreeMap::new();
+        let mut older = leaving;
+        for orphan in serving {
+            let (id, pid) = (orphan.about.id, orphan.about.pid);
+            if workers.contains_key(&id) {
+                older.push(orphan);
+                continue;
+            }
+            let worker = Worker::adopt(orphan, &settings, &self.event_sender).map_err(Error::Runtime)?;
+            tracing::info!(worker = id, pid, "goes on under this supervisor");
+            workers.insert(id, worker);
+        }
+        for orphan in older {
+            let id = orphan.about.id;
+            if let Some(worker) = workers.get_mut(&id) {
+                worker.adopt_leaving(orphan, &self.event_sender).map_err(Error::Runtime)?;
+            }
+        }
+        self.workers = workers.into_values().collect();
+        Ok(())
+    }
+
+    /// Adds what is missing of `count` workers, without processes. They get the sockets in `kept`, or new ones.
+    async fn complete(
+        &mut self,
+        count: usize,
+        mut kept: BTreeMap<u32, Sockets>,
+    ) -> Result<(), Error> {
+        let addresses: Vec<SocketAddr> = self.state.listeners.keys().copied().collect();
+        let settings = self.state.settings.clone();
+        let present: BTreeSet<u32> = self.workers.iter().map(Worker::id).collect();
+        let highest = present.last().map_or(0, |id| *id as usize + 1);
+        let missing: Vec<u32> =
+            (0..count.max(highest) as u32).filter(|id| !present.contains(id)).collect();
+        // With a worker that goes on, the addresses are ours, and taken.
+        let mut opened = match present.is_empty() && kept.is_empty() {
+            true => listeners::open(&addresses, missing.len()).await?,
+            false => listeners::open_more(&addresses, missing.len())?,
+        }
+        .into_iter();
+        let allowed = cores::allowed();
+        for id in missing {
+            let core = settings.pin_workers.then(|| allowed[id as usize % allowed.len()]);
+            let new = opened.next().unwrap_or_default();
+            let sockets = kept.remove(&id).unwrap_or(new);
+            self.workers.push(Worker::new(id, core, sockets, &settings).map_err(Error::Runtime)?);
+        }
+        self.workers.sort_by_key(Worker::id);
+        Ok(())
+    }
+
+    /// Launches the workers that have no process and waits until each accepts. `Some` when it was asked to stop meanwhile.
+    ///
+    /// The first start is the only one whose failure is final: what is wrong now will be wrong again. Workers that were
+    /// taken over go on then, without a supervisor.
+    async fn start(&mut self) -> Result<Option<End>, Error> {
+        let text = self.state_text().map_err(Error::Runtime)?;
+        let fresh: BTreeSet<u32> =
+            self.workers.iter().filter(|worker| !worker.has_future()).map(Worker::id).collect();
+        for worker in self.workers.iter_mut().filter(|worker| fresh.contains(&worker.id())) {
+            if let Err(error) = worker.launch(&text, &self.event_sender) {
+                let failed = Error::FirstStart { id: worker.id(), reason: error.to_string() };
+                self.kill(&fresh).await;
+                return Err(failed);
+            }
+        }
+        while self.workers.iter().any(|worker| worker.state() == WorkerState::Starting) {
+            let wake = self.next_due();
+            tokio::select! {
+                Some(event) = self.events.recv() => {
+                    let id = event.worker;
+                    let age = self.worker(id).map_or(std::time::Duration::ZERO, |worker| worker.age());
+                    if let Outcome::Died(death) = self.note(event) {
+                        let Death { reason, .. } = &death;
+                        if !fresh.contains(&id) {
+                            self.on_death(id, death, age);
+                            continue;
+                        }
+                        let failed = Error::FirstStart { id, reason: reason.clone() };
+                        self.kill(&fresh).await;
+                        return Err(failed);
+                    }
+                }
+                wish = self.signals.next() => if let Wish::Stop(signal) = wish {
+                    tracing::info!("{signal} before the start was complete: stopping");
+                    self.kill(&fresh).await;
+                    if fresh.len() == self.workers.len() {
+                        return Ok(Some(End::Clean));
+                    }
+                    self.on_stop(signal);
+                    return Ok(None);
+                },
+                () = sleep_until(wake) => self.on_due(),
+            }
+        }
+        Ok(None)
+    }
+
+    async fn write_pid_file(&mut self) -> Result<Option<PidFile>, Error> {
+        let Some(path) = &self.state.settings.pid_file_path else { return Ok(None) };
+        match PidFile::write(path) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) => {
+                let fresh = self.workers.iter().filter(|worker| worker.is_fresh()).map(Worker::id).collect();
+                self.kill(&fresh).await;
+                Err(Error::PidFile(error))
+            }
+        }
+    }
+
+    fn tell_ready(&self) {
+        let addresses: Vec<String> = self.state.listeners.keys().map(SocketAddr::to_string).collect();
+        let addresses = match addresses.is_empty() {
+            true => "nothing (no listener is configured)".to_owned(),
+            false => addresses.join(", "),
+        };
+        tracing::info!("ready: {} workers, listening on {addresses}", self.workers.len());
+    }
+
+    /// After taking workers over: those that run another program, or with other settings, are replaced one by one, and
+    /// what the file says is applied if it has changed since it was read last.
+    async fn catch_up(&mut self, in_file: &State) {
+        let behind = |worker: &&Worker| worker.is_behind(&self.state);
+        let behind: Vec<u32> = self.workers.iter().filter(behind).map(Worker::id).collect();
+        for id in behind {
+            if let Err(refused) = self.upgrade(Some(id), "the takeover").await {
+                tracing::error!("{refused}");
+            }
+        }
+        if self.state.revision.origin != in_file.revision.origin
+            && let Err(refused) = self.change_to(in_file, "the start").await
+        {
+            tracing::error!("the file has changed, and cannot be applied: {refused}");
+        }
+    }
+
+    /// Kills these workers and waits until each has ended.
+    async fn kill(&mut self, ids: &BTreeSet<u32>) {
+        let concerned = |worker: &&mut Worker| ids.contains(&worker.id());
+        for worker in self.workers.iter_mut().filter(concerned) {
+            worker.retire();
+            worker.kill();
+        }
+        while self.workers.iter().any(|worker| ids.contains(&worker.id()) && worker.has_future()) {
+            let Some(event) = self.events.recv().await else { return };
+            self.note(event);
+        }
+    }
+}

@@ -1,0 +1,375 @@
+//! The program on the disk takes the place of the one that runs, supervisor and workers, under the same process id.
+//!
+//! First the new program is tried while everything goes on: it must accept the running state (`kakehi check`), and a
+//! worker of it must come up. Then this process executes it. Workers notice that their order channel ends, and go on;
+//! the new program takes them over through their adoption sockets, and replaces one after the other. What must not be
+//! closed meanwhile stays open over the `execve`: the listening sockets, the command socket, the connection of whoever
+//! asked. A new program that cannot go on executes the old one again, which is open as well.
+
+use std::{
+    env,
+    fs::{self, File},
+    io::{self, Read as _, Seek as _, Write as _},
+    net::SocketAddr,
+    os::{
+        fd::{AsRawFd as _, OwnedFd, RawFd},
+        unix::{fs::MetadataExt as _, process::CommandExt as _},
+    },
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, Stdio},
+    time::Duration,
+};
+
+use command_fds::{CommandFdExt as _, FdMapping, inherited::take_fd_ownership};
+use kakehi_ctl::{
+    limits,
+    order::{Envelope, Report, Response, WorkerOutcome, WorkerState},
+    state::{Settings, State},
+    wire,
+};
+use nix::sys::{
+    memfd::{MFdFlags, memfd_create},
+    signal::{SigSet, Signal},
+};
+use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
+
+use super::{
+    Supervisor,
+    attend::What,
+    begin,
+    command::Asker,
+    handle::Handle,
+    launch::Start,
+    listeners::Sockets,
+    process::{Block, Process, reason_of_end},
+};
+
+/// The new program may take so long to check the state.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(30);
+/// Of what the new program says when it refuses, so much is passed on (bytes).
+const MAX_COMPLAINT: u64 = 1024;
+/// The number of the worker by which a new program is tried.
+pub(super) const TRIAL: u32 = u32::MAX;
+/// Where the new program finds the state that it is to check.
+pub(crate) const CHECKED_STATE: RawFd = 3;
+
+/// Why the program was not replaced.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refused {
+    /// There is no file.
+    #[error("kakehi was started without a configuration file, so it cannot be started again in its own place")]
+    NoFile,
+    /// It is too late.
+    #[error("kakehi is stopping")]
+    Stopping,
+    /// A worker does not run.
+    #[error("worker {0} does not run now; try again when `kakehictl workers` shows it running")]
+    NotRunning(u32),
+    /// It is not known which file to run.
+    #[error("it is not known where the program lies: it was not started by a path")]
+    NoProgram,
+    /// The new program refuses the state, or is no program.
+    #[error("{program} does not accept what is running: {reason}", program = program.display())]
+    Check {
+        /// Its file.
+        program: PathBuf,
+        /// What it said.
+        reason: String,
+    },
+    /// A worker of the new program does not come up.
+    #[error("a worker of {program} does not come up: {reason}", program = program.display())]
+    Worker {
+        /// Its file.
+        program: PathBuf,
+        /// What it said.
+        reason: String,
+    },
+    /// The kernel refused.
+    #[error("{0}")]
+    System(#[from] io::Error),
+}
+
+/// What a supervisor leaves to the one that takes its place: descriptors, and what only it knows.
+pub(super) struct Estate {
+    pub(super) will: Will,
+    pub(super) command_socket: OwnedFd,
+    /// The connection of whoever asked.
+    client: OwnedFd,
+    /// By worker.
+    pub(super) sockets: Vec<(u32, SocketAddr, OwnedFd)>,
+    /// The program that ran before.
+    before: OwnedFd,
+}
+
+/// The part of an [`Estate`] that is not descriptors.
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct Will {
+    pub(super) state: State,
+    /// As the file had them.
+    pub(super) settings: Settings,
+    /// How many workers there are.
+    pub(super) workers: usize,
+    /// Where the program lies that an upgrade runs.
+    pub(super) program: Option<PathBuf>,
+    /// Number of the request that asked for it.
+    request: u64,
+    /// Why the new program did not come up; then the one that reads this is the one before.
+    pub(super) failed: Option<String>,
+}
+
+/// An [`Estate`] on its way through `execve`.
+#[derive(Serialize, Deserialize)]
+struct Inventory {
+    will: Will,
+    command_socket: RawFd,
+    client: RawFd,
+    sockets: Vec<(u32, SocketAddr, RawFd)>,
+    before: RawFd,
+}
+
+impl Estate {
+    /// Takes what the supervisor before left, whose inventory is in the memory behind `number`.
+    fn receive(number: RawFd) -> io::Result<Estate> {
+        let take = |number| take_fd_ownership(number).map_err(io::Error::other);
+        let mut memory = File::from(take(number)?);
+        memory.rewind()?;
+        let inventory: Inventory = serde_json::from_reader(io::BufReader::new(memory))?;
+        let sockets = inventory.sockets.into_iter();
+        Ok(Estate {
+            will: inventory.will,
+            command_socket: take(inventory.command_socket)?,
+            client: take(inventory.client)?,
+            sockets: sockets.map(|(id, address, fd)| Ok((id, address, take(fd)?))).collect::<io::Result<_>>()?,
+            before: take(inventory.before)?,
+        })
+    }
+
+    /// Executes `program` in the place of this one; returns only when that fails.
+    fn leave_to(&self, program: &Path, file: &Path) -> io::Result<std::convert::Infallible> {
+        let mut open = Vec::new();
+        let mut keep = |descriptor: &OwnedFd| -> io::Result<RawFd> {
+            let copy = descriptor.try_clone()?;
+            let number = copy.as_raw_fd();
+            open.push(copy);
+            Ok(number)
+        };
+        let inventory = Inventory {
+            will: self.will.clone(),
+            command_socket: keep(&self.command_socket)?,
+            client: keep(&self.client)?,
+            sockets: self
+                .sockets
+                .iter()
+                .map(|(id, address, socket)| Ok((*id, *address, keep(socket)?)))
+                .collect::<io::Result<_>>()?,
+            before: keep(&self.before)?,
+        };
+        let memory = keep(&memory_with(&serde_json::to_vec(&inventory)?)?)?;
+        let mut command = Command::new(program);
+        command.arg0("kakehi").arg("start").arg("--config").arg(file);
+        command.arg("--resume").arg(memory.to_string());
+        command.preserved_fds(open);
+        // What comes in between is kept until the new program listens to it.
+        signals_of_supervisor().thread_block()?;
+        let error = command.exec();
+        receive_signals()?;
+        Err(error)
+    }
+
+    /// Tells whoever asked how it went. That it may have left is nobody's loss.
+    pub(super) fn answer(&self, outcome: Result<Vec<WorkerOutcome>, String>) {
+        let response = match outcome {
+            Ok(outcomes) => Response::Upgraded(outcomes),
+            Err(reason) => {
+                tracing::error!("upgrade: {reason}");
+                Response::Refused { reason }
+            }
+        };
+        let frame = wire::encode(&Envelope::new(self.will.request, response), limits::MAX_FRAME);
+        let client = frame.and_then(|frame| Ok((frame, self.client.try_clone()?)));
+        if let Ok((frame, client)) = client {
+            // It fits the socket's buffer, which is empty.
+            let _ = std::os::unix::net::UnixStream::from(client).write_all(&frame);
+        }
+    }
+}
+
+/// Memory with `content`.
+fn memory_with(content: &[u8]) -> io::Result<OwnedFd> {
+    let mut file = File::from(memfd_create(c"kakehi", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(content)?;
+    file.rewind()?;
+    Ok(file.into())
+}
+
+fn signals_of_supervisor() -> SigSet {
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect()
+}
+
+/// Lets the signals in that [`Estate::leave_to`] has kept back.
+pub(super) fn receive_signals() -> io::Result<()> {
+    Ok(signals_of_supervisor().thread_unblock()?)
+}
+
+/// Where the program lies that an upgrade runs: what was named at the start, if that is what runs.
+pub(super) fn program_file() -> Option<PathBuf> {
+    let identity = |path: &Path| fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
+    let running = identity(Path::new("/proc/self/exe"))?;
+    let named = PathBuf::from(env::args_os().next()?);
+    let candidates: Vec<PathBuf> = if named.components().count() > 1 {
+        vec![env::current_dir().ok()?.join(named)]
+    } else {
+        env::split_paths(&env::var_os("PATH")?).map(|folder| folder.join(&named)).collect()
+    };
+    let found = candidates.into_iter().find(|candidate| identity(candidate) == Some(running));
+    found.or_else(|| fs::read_link("/proc/self/exe").ok())
+}
+
+/// The whole program `kakehi start --resume`: goes on where the supervisor stopped that this process was.
+pub(crate) fn resume(number: RawFd, file: &Path) -> ExitCode {
+    let complain = |error: &dyn std::fmt::Display| {
+        crate::logging::complain(format_args!("cannot go on where the supervisor before stopped: {error}"));
+        ExitCode::FAILURE
+    };
+    let mut estate = match Estate::receive(number) {
+        Ok(estate) => estate,
+        Err(error) => return complain(&error),
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return complain(&error),
+    };
+    runtime.block_on(async {
+        let error = match begin::resume(&estate, file).await {
+            Ok(running) => return begin::exit_code(running.serve(estate).await),
+            Err(error) => error,
+        };
+        if estate.will.failed.is_none() {
+            estate.will.failed = Some(error.to_string());
+            let before = format!("/proc/self/fd/{}", estate.before.as_raw_fd());
+            let Err(failed) = estate.leave_to(Path::new(&before), file);
+            complain(&format_args!("{failed} (the program before cannot be run again)"));
+        }
+        complain(&error)
+    })
+}
+
+impl Supervisor {
+    /// Replaces this program by the one on the disk; returns only when that was refused, and everything goes on.
+    pub(super) async fn replace(&mut self, asker: &Asker, by: &str) -> Refused {
+        match self.try_to_replace(asker, by).await {
+            Ok(never) => match never {},
+            Err(refused) => refused,
+        }
+    }
+
+    async fn try_to_replace(&mut self, asker: &Asker, by: &str) -> Result<std::convert::Infallible, Refused> {
+        if self.stopping.is_some() {
+            return Err(Refused::Stopping);
+        }
+        let file = self.source.file.clone().ok_or(Refused::NoFile)?;
+        let program = self.source.program.clone().ok_or(Refused::NoProgram)?;
+        if let Some(worker) = self.workers.iter().find(|worker| worker.state() != WorkerState::Running) {
+            return Err(Refused::NotRunning(worker.id()));
+        }
+        self.try_check(&program).await?;
+        self.try_worker(&program).await?;
+        // Nothing is on its way from a worker any more.
+        self.ping_all().await;
+        let mut sockets = Vec::new();
+        for worker in &self.workers {
+            for (address, socket) in worker.sockets() {
+                sockets.push((worker.id(), *address, socket.try_clone()?));
+            }
+        }
+        let estate = Estate {
+            will: Will {
+                state: self.state.clone(),
+                settings: self.source.settings.clone(),
+                workers: self.workers.len(),
+                program: Some(program.clone()),
+                request: asker.request,
+                failed: None,
+            },
+            command_socket: asker.command_socket.try_clone()?,
+            client: asker.connection.try_clone()?,
+            sockets,
+            before: File::open("/proc/self/exe")?.into(),
+        };
+        tracing::info!("upgrade by {by}: {} takes the place of this program", program.display());
+        Ok(estate.leave_to(&program, &file)?)
+    }
+
+    /// Has the new program check the running state.
+    async fn try_check(&self, program: &Path) -> Result<(), Refused> {
+        let refused = |reason: String| Refused::Check { program: program.to_owned(), reason };
+        let output = File::from(memory_with(&[])?);
+        let state = memory_with(&serde_json::to_vec(&self.state).map_err(io::Error::from)?)?;
+        let mut command = Command::new(program);
+        command.arg("check").arg("--state").arg(CHECKED_STATE.to_string());
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output.try_clone()?);
+        let place = FdMapping { parent_fd: state, child_fd: CHECKED_STATE };
+        command.fd_mappings(vec![place]).map_err(io::Error::other)?;
+        let child = command.spawn().map_err(|error| refused(format!("it cannot be run: {error}")))?;
+        let handle = Handle::of_child(child.id())?;
+        let ended = match timeout(CHECK_TIMEOUT, handle.ended()).await {
+            Ok(ended) => ended?,
+            Err(_) => {
+                handle.signal(Signal::SIGKILL);
+                handle.ended().await?;
+                return Err(refused(format!("no answer within {} s", CHECK_TIMEOUT.as_secs())));
+            }
+        };
+        if ended.success() {
+            return Ok(());
+        }
+        let mut complaint = String::new();
+        let mut output = output;
+        let read = output.rewind().and_then(|()| output.take(MAX_COMPLAINT).read_to_string(&mut complaint));
+        let said = complaint.lines().rfind(|line| !line.trim().is_empty()).filter(|_| read.is_ok());
+        Err(refused(said.map_or_else(|| ended.to_string(), str::to_owned)))
+    }
+
+    /// Has a worker of the new program come up, without listeners, and go again.
+    async fn try_worker(&mut self, program: &Path) -> Result<(), Refused> {
+        let state = State { settings: self.state.settings.clone(), ..State::default() };
+        let text = serde_json::to_vec(&state).map_err(io::Error::from)?;
+        let (counters, ended) = (Block::new(TRIAL)?, Block::new(TRIAL)?);
+        let start = Start {
+            id: TRIAL,
+            core: None,
+            state: &text,
+            sockets: &Sockets::new(),
+            command_socket: &self.state.settings.command_socket,
+            ended: &ended,
+            program: Some(program),
+        };
+        let refused = |reason: String| Refused::Worker { program: program.to_owned(), reason };
+        let mut process = Process::start(&start, 1, &counters, None, &self.event_sender)
+            .map_err(|error| refused(error.to_string()))?;
+        let patience = Duration::from_millis(limits::WORKER_READY_TIMEOUT_MS);
+        let mut outcome = Err(refused(format!("it was not ready within {} s", patience.as_secs())));
+        let deadline = tokio::time::Instant::now() + patience;
+        loop {
+            let Ok(Some(event)) = tokio::time::timeout_at(deadline, self.events.recv()).await else {
+                process.kill();
+                return outcome;
+            };
+            if event.worker != TRIAL {
+                self.on_event(event);
+                continue;
+            }
+            match event.what {
+                What::Reported(_, Report::Ready { .. }) => {
+                    outcome = Ok(());
+                    process.kill();
+                }
+                What::Reported(_, Report::Failed { reason }) => process.last_words = Some(reason),
+                What::Ended(_) if outcome.is_ok() => return outcome,
+                What::Ended(status) => return Err(refused(reason_of_end(process.last_words, status))),
+                What::Reported(..) | What::Deaf(_) => {}
+            }
+        }
+    }
+}
