@@ -69,14 +69,11 @@ pub(crate) fn send<F: AsFd>(channel: &impl AsFd, descriptors: &[(Belonging, F)])
     }
 }
 
-fn send_batch<F: AsFd>(
-    channel: &impl AsFd,
-    batch: &[(Belonging, F)],
-    remaining: usize,
-) -> Result<(), Error> {
+fn send_batch<F: AsFd>(channel: &impl AsFd, batch: &[(Belonging, F)], remaining: usize) -> Result<(), Error> {
     let text = Batch { remaining, labels: batch.iter().map(|(label, _)| *label).collect() };
     let text = serde_json::to_vec(&text).map_err(io::Error::from)?;
-    let descriptors: Vec<RawFd> = batch.iter().map(|(_, descriptor)| descriptor.as_fd().as_raw_fd()).collect();
+    let descriptors: Vec<RawFd> =
+        batch.iter().map(|(_, descriptor)| descriptor.as_fd().as_raw_fd()).collect();
     let rights = [ControlMessage::ScmRights(&descriptors)];
     let rights = if descriptors.is_empty() { &[][..] } else { &rights[..] };
     loop {
@@ -210,9 +207,11 @@ mod tests {
     fn the_text_of_a_full_message_fits() {
         let address: SocketAddr =
             "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff%4294967295]:65535".parse().unwrap();
-        let text =
-            serde_json::to_vec(&Batch { remaining: usize::MAX, labels: vec![Belonging::Listener(address); BATCH] })
-                .unwrap();
+        let text = serde_json::to_vec(&Batch {
+            remaining: usize::MAX,
+            labels: vec![Belonging::Listener(address); BATCH],
+        })
+        .unwrap();
         assert!(text.len() <= TEXT_SIZE, "{}", text.len());
     }
 }

@@ -127,10 +127,11 @@ fn receive(place: Place, orders: &UnixStream) -> Result<Setup, Error> {
         tracing::warn!(worker = id, "SIGHUP cannot be ignored: {error}");
     }
     let descriptors = take(DESCRIPTORS)?;
-    let listeners = scm::receive(&descriptors)?.into_iter().filter_map(|(belonging, socket)| match belonging {
-        Belonging::Listener(address) => Some((address, socket)),
-        _ => None,
-    });
+    let listeners =
+        scm::receive(&descriptors)?.into_iter().filter_map(|(belonging, socket)| match belonging {
+            Belonging::Listener(address) => Some((address, socket)),
+            _ => None,
+        });
     let listeners = listeners.collect();
     let channel = Rc::new(Channel { socket: RefCell::new(patient(descriptors).map_err(Error::Patience)?) });
     let orders = orders.try_clone().map_err(Error::Orders)?.into();

@@ -83,7 +83,6 @@ fn settings(root: &Section, folder: &Path, findings: &mut Findings<'_>) -> Setti
     settings
 }
 
-
 /// What makes two frontends take the same requests: listener, host name, path and method.
 type RuleKey = (SocketAddr, String, String, Option<String>);
 

@@ -17,7 +17,12 @@ pub async fn accept(shared: Rc<Shared>, listener: Listener, front: Rc<Front>) {
     shared.listening.set(shared.listening.get() + 1);
     let timer = Timer::new(&shared.ring);
     let ending = || shared.is_draining() || shared.is_handing_over() || front.is_closed();
+    let mut stirred = front.stirred();
     while !ending() {
+        if std::mem::replace(&mut stirred, front.stirred()) != stirred {
+            // Accepting that begins anew looks into the queue first.
+            listener.pause().await;
+        }
         if shared.open.get() >= shared.max_connections {
             shared.counters.count(Counter::AcceptCapped);
             // What is over the limit waits in the socket's queue.
@@ -28,7 +33,7 @@ pub async fn accept(shared: Rc<Shared>, listener: Listener, front: Rc<Front>) {
             continue;
         }
         let accepted = poll_fn(|context| match listener.poll_accept(context) {
-            Poll::Pending if ending() => Poll::Ready(None),
+            Poll::Pending if ending() || front.stirred() != stirred => Poll::Ready(None),
             other => other.map(Some),
         });
         match accepted.await {
@@ -45,12 +50,20 @@ pub async fn accept(shared: Rc<Shared>, listener: Listener, front: Rc<Front>) {
                 tracing::error!(%error, "a listening socket failed; the worker stops to be replaced");
                 shared.drain();
             }
-            None => break,
+            None => {}
         }
     }
-    let last = if shared.is_handing_over() { listener.leave().await } else { listener.finish().await };
+    let copy = listener.copy();
+    let handing_over = shared.is_handing_over();
+    let last = if handing_over { listener.leave().await } else { listener.finish().await };
     for client in last {
         spawn(&shared, &front, client);
+    }
+    if handing_over {
+        match copy {
+            Ok(copy) => shared.leave_queue(&front, copy),
+            Err(error) => tracing::warn!(%error, "the successor is not told that a queue is its own now"),
+        }
     }
     shared.listening.set(shared.listening.get() - 1);
     shared.wake_waiting();

@@ -42,6 +42,11 @@ pub(super) enum Parcel {
         listener: SocketAddr,
         age: Age,
     },
+    /// The process before accepts no more: one listening socket.
+    Queue {
+        /// Of which listener.
+        listener: SocketAddr,
+    },
     /// A tunnel at rest: the client's socket, then the backend's.
     Tunnel { listener: SocketAddr, cluster: String, backend: String },
 }
@@ -107,6 +112,7 @@ impl Successor {
         while let Some((parcel, sockets)) = waiting.front() {
             let text = serde_json::to_string(parcel)?;
             match send_descriptors(&self.channel, &text, sockets) {
+                Ok(()) if matches!(parcel, Parcel::Queue { .. }) => {}
                 Ok(()) => shared.counters.count(Counter::HandedOver),
                 // A name of a cluster that is longer than a message.
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
@@ -131,7 +137,7 @@ pub fn inherit(shared: Rc<Shared>, channel: OwnedFd, directory: impl Directory +
         loop {
             match receive_descriptors(&channel) {
                 Ok(Some((text, sockets))) => match resume(&shared, &text, sockets, &directory) {
-                    Ok(()) => shared.counters.count(Counter::TakenOver),
+                    Ok(connections) => shared.counters.add(Counter::TakenOver, connections),
                     Err(reason) => tracing::warn!(text, "what was handed over is closed: {reason}"),
                 },
                 Ok(None) => return,
@@ -150,12 +156,13 @@ pub fn inherit(shared: Rc<Shared>, channel: OwnedFd, directory: impl Directory +
     Ok(())
 }
 
+/// Goes on with what was handed over; how many connections that is.
 fn resume(
     shared: &Rc<Shared>,
     text: &str,
     sockets: Vec<OwnedFd>,
     directory: &impl Directory,
-) -> Result<(), String> {
+) -> Result<u64, String> {
     let parcel: Parcel = serde_json::from_str(text).map_err(|error| error.to_string())?;
     let front = |address| directory.front(address).ok_or("its listener is gone");
     let adopt = |socket| Stream::adopt(&shared.ring, socket).map_err(|error| error.to_string());
@@ -171,7 +178,12 @@ fn resume(
             let (front, client) = (front(listener)?, adopt(client)?);
             shared.ring.spawn(connection::resume_tunnel(Rc::clone(shared), front, client, cluster, upstream));
         }
+        (Parcel::Queue { listener }, Some(_), None) => {
+            front(listener)?.stir();
+            shared.front_closed();
+            return Ok(0);
+        }
         _ => return Err("it has not the sockets that it should have".to_owned()),
     }
-    Ok(())
+    Ok(1)
 }

@@ -103,6 +103,15 @@ impl Shared {
         self.wake_waiting();
     }
 
+    /// Tells the successor that this process waits for no connections any more on the socket of a listener.
+    fn leave_queue(self: &Rc<Self>, front: &Front, socket: std::os::fd::OwnedFd) {
+        let successor = self.successor.borrow().as_ref().map(Rc::clone);
+        if let Some(successor) = successor {
+            let listener = front.site().settings.address;
+            successor.give(self, hand_over::Parcel::Queue { listener }, vec![socket]);
+        }
+    }
+
     /// Whether [`Shared::hand_over`] was called.
     pub fn is_handing_over(&self) -> bool {
         self.successor.borrow().is_some()
@@ -133,7 +142,7 @@ impl Shared {
         .await;
     }
 
-    /// Lets the connections and the listener of a front that was closed see it.
+    /// Lets the connections and the listeners of a front that was closed, or stirred, see it.
     pub fn front_closed(&self) {
         self.ring.wake_all();
         self.wake_waiting();

@@ -54,12 +54,14 @@ pub type Clusters = BTreeMap<String, Rc<Cluster>>;
 pub struct Front {
     site: RefCell<Rc<Site>>,
     closed: Cell<bool>,
+    /// How often its queue has to be looked into again.
+    stirred: Cell<u32>,
 }
 
 impl Front {
     /// A listener that accepts.
     pub fn new(site: Rc<Site>) -> Rc<Front> {
-        Rc::new(Front { site: RefCell::new(site), closed: Cell::new(false) })
+        Rc::new(Front { site: RefCell::new(site), closed: Cell::new(false), stirred: Cell::new(0) })
     }
 
     /// The configuration of the moment. An exchange keeps the one that it began with.
@@ -80,6 +82,17 @@ impl Front {
     /// The listener is configured no more: what it has accepted ends with the exchange that it is in. Wake all then.
     pub fn close(&self) {
         self.closed.set(true);
+    }
+
+    /// Another process has stopped to accept here. Of two that wait for connections the kernel wakes one, which may have
+    /// been that one: what it left in the queue is taken when accepting begins anew. Wake all then.
+    pub(super) fn stir(&self) {
+        self.stirred.set(self.stirred.get().wrapping_add(1));
+    }
+
+    /// How often [`Front::stir`] was called.
+    pub(super) fn stirred(&self) -> u32 {
+        self.stirred.get()
     }
 
     pub(super) fn is_closed(&self) -> bool {

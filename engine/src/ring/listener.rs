@@ -114,6 +114,14 @@ impl Listener {
         self.take_accepted().await.into_iter().filter_map(|fd| self.adopt_accepted(fd)).collect()
     }
 
+    /// A copy of the socket.
+    ///
+    /// # Errors
+    /// When there is no descriptor left.
+    pub fn copy(&self) -> io::Result<OwnedFd> {
+        sys::borrow(self.core.sockets.borrow_mut().get(self.slot).fd).try_clone_to_owned()
+    }
+
     async fn take_accepted(&self) -> Vec<OwnedFd> {
         self.pause().await;
         let sockets = &mut *self.core.sockets.borrow_mut();

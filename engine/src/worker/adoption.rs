@@ -153,7 +153,8 @@ impl Worker {
     fn surrender(&self) -> io::Result<()> {
         let process = pidfd_open(getpid(), PidfdFlags::empty())?;
         let sockets = self.configured.sockets();
-        let listeners = sockets.iter().map(|(address, socket)| (Belonging::Listener(*address), socket.as_fd()));
+        let listeners =
+            sockets.iter().map(|(address, socket)| (Belonging::Listener(*address), socket.as_fd()));
         let rest = [
             (Belonging::Counters, self.keepsakes.counters.as_fd()),
             (Belonging::Ended, self.keepsakes.ended.as_fd()),

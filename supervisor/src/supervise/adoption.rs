@@ -9,10 +9,7 @@ use std::{
     collections::BTreeMap,
     ffi::OsString,
     fs, io,
-    os::{
-        fd::OwnedFd,
-        unix::net::UnixStream,
-    },
+    os::{fd::OwnedFd, unix::net::UnixStream},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -33,7 +30,11 @@ use nix::sys::{
 };
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
-use super::{handle::Handle, launch::{self, Launched}, listeners::Sockets};
+use super::{
+    handle::Handle,
+    launch::{self, Launched},
+    listeners::Sockets,
+};
 use crate::scm;
 
 /// A worker that does not answer for so long is left alone.
@@ -184,7 +185,8 @@ impl Orphan {
     /// When it does not answer, or with nonsense.
     pub(super) fn state(&self) -> io::Result<State> {
         let order = Envelope::new(0, Order::TellState);
-        wire::write_message(&mut &self.launched.orders, &order, limits::MAX_FRAME).map_err(io::Error::other)?;
+        wire::write_message(&mut &self.launched.orders, &order, limits::MAX_FRAME)
+            .map_err(io::Error::other)?;
         let received = scm::receive(&self.launched.descriptors).map_err(io::Error::other)?;
         match (answer(&self.launched.orders)?, received.into_iter().next()) {
             (Some(Report::Done), Some((Belonging::State, memory))) => crate::worker_main::read_state(memory),

@@ -119,8 +119,11 @@ pub(super) async fn resume(estate: &Estate, file: &Path) -> Result<Running, Erro
     replace::receive_signals().map_err(Error::Runtime)?;
     let (questions, asked) = channel(QUEUE);
     let command_socket = &will.state.settings.command_socket;
-    let source =
-        Source { file: Some(file.to_owned()), settings: will.settings.clone(), program: will.program.clone() };
+    let source = Source {
+        file: Some(file.to_owned()),
+        settings: will.settings.clone(),
+        program: will.program.clone(),
+    };
     let orphans = adoption::find(command_socket);
     let mut state = will.state.clone();
     if will.failed.is_none() {
@@ -225,17 +228,12 @@ impl Supervisor {
     }
 
     /// Adds what is missing of `count` workers, without processes. They get the sockets in `kept`, or new ones.
-    async fn complete(
-        &mut self,
-        count: usize,
-        mut kept: BTreeMap<u32, Sockets>,
-    ) -> Result<(), Error> {
+    async fn complete(&mut self, count: usize, mut kept: BTreeMap<u32, Sockets>) -> Result<(), Error> {
         let addresses: Vec<SocketAddr> = self.state.listeners.keys().copied().collect();
         let settings = self.state.settings.clone();
         let present: BTreeSet<u32> = self.workers.iter().map(Worker::id).collect();
         let highest = present.last().map_or(0, |id| *id as usize + 1);
-        let missing: Vec<u32> =
-            (0..count.max(highest) as u32).filter(|id| !present.contains(id)).collect();
+        let missing: Vec<u32> = (0..count.max(highest) as u32).filter(|id| !present.contains(id)).collect();
         // With a worker that goes on, the addresses are ours, and taken.
         let mut opened = match present.is_empty() && kept.is_empty() {
             true => listeners::open(&addresses, missing.len()).await?,

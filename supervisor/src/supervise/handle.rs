@@ -10,9 +10,7 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
-use rustix::process::{
-    Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
-};
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
 use tokio::io::unix::AsyncFd;
 
 /// A process: a child of ours, or one that another supervisor had started.
@@ -45,7 +43,10 @@ impl Handle {
     pub(super) async fn ended(&self) -> io::Result<ExitStatus> {
         loop {
             let mut ready = self.process.readable().await?;
-            match waitid(WaitId::PidFd(self.process.get_ref().as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
+            match waitid(
+                WaitId::PidFd(self.process.get_ref().as_fd()),
+                WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+            ) {
                 Ok(Some(status)) => {
                     let raw = match (status.exit_status(), status.terminating_signal()) {
                         (Some(code), _) => code << 8,

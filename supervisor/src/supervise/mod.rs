@@ -45,15 +45,15 @@ use tokio::{
     time::Instant,
 };
 
-pub(crate) use self::{
-    begin::{block_on, run, serve},
-    replace::resume,
-};
 use self::{
     attend::Event,
     command::{Asker, Question},
     signals::{Signals, Wish},
     worker::{Death, Outcome, Worker},
+};
+pub(crate) use self::{
+    begin::{block_on, run, serve},
+    replace::resume,
 };
 
 /// After the workers' own deadline they have this long to be gone before they are killed.

@@ -114,12 +114,8 @@ impl Process {
         let (orders, frames) = channel(ORDERS_ON_THEIR_WAY);
         tokio::spawn(write_orders(launched.orders.try_clone()?, frames));
         let handle = Arc::new(launched.handle);
-        let beside = attend(
-            (id, launch),
-            Arc::clone(&handle),
-            (launched.orders, launched.adoption),
-            events.clone(),
-        );
+        let beside =
+            attend((id, launch), Arc::clone(&handle), (launched.orders, launched.adoption), events.clone());
         tokio::spawn(beside);
         Ok(Process {
             launch,

@@ -58,7 +58,9 @@ pub(crate) const CHECKED_STATE: RawFd = 3;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refused {
     /// There is no file.
-    #[error("kakehi was started without a configuration file, so it cannot be started again in its own place")]
+    #[error(
+        "kakehi was started without a configuration file, so it cannot be started again in its own place"
+    )]
     NoFile,
     /// It is too late.
     #[error("kakehi is stopping")]
@@ -140,7 +142,9 @@ impl Estate {
             will: inventory.will,
             command_socket: take(inventory.command_socket)?,
             client: take(inventory.client)?,
-            sockets: sockets.map(|(id, address, fd)| Ok((id, address, take(fd)?))).collect::<io::Result<_>>()?,
+            sockets: sockets
+                .map(|(id, address, fd)| Ok((id, address, take(fd)?)))
+                .collect::<io::Result<_>>()?,
             before: take(inventory.before)?,
         })
     }

@@ -97,7 +97,8 @@ fn a_change_outlives_the_supervisor_until_the_file_changes() {
     proxy.kill_supervisor();
     let file = proxy.folder().join("kakehi.toml");
     let text = fs::read_to_string(&file).unwrap();
-    let another = format!("[clusters.other]\nprotocol = \"http\"\nbackends = [{{ address = \"{address}\" }}]\n");
+    let another =
+        format!("[clusters.other]\nprotocol = \"http\"\nbackends = [{{ address = \"{address}\" }}]\n");
     fs::write(&file, text + &another).unwrap();
     proxy.start_again();
     wait::until("what the file says", || proxy.ctl_json("status")["clusters"] == 2);
