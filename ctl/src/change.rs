@@ -272,8 +272,29 @@ impl Settings {
     /// Whether a worker that runs with these settings has to be replaced by one that runs with `wanted`.
     pub fn differ_for_worker(&self, wanted: &Settings) -> bool {
         // What concerns the supervisor alone.
-        let of_supervisor = ["command_socket", "pid_file_path", "worker_count", "handle_process_affinity"];
+        let of_supervisor = ["command_socket", "pid_file_path", "handle_process_affinity"];
         self.fixed_until_restart(wanted).iter().any(|name| !of_supervisor.contains(name))
+    }
+
+    /// The settings in which `wanted` differs and that change while kakehi runs, in words.
+    pub fn describe_live(&self, wanted: &Settings) -> Vec<String> {
+        let count = |settings: &Settings| {
+            settings.worker_count.map_or_else(|| "one per core".to_owned(), |count| count.to_string())
+        };
+        let cores = |settings: &Settings| format!("{:?}", settings.worker_cores);
+        let steering = |settings: &Settings| format!("{:?}", settings.steering).to_lowercase();
+        let rebalance = |settings: &Settings| {
+            let how = if settings.rebalance_auto { "auto" } else { "manual" };
+            format!("{how}, {} %", settings.rebalance_threshold)
+        };
+        let settings = [
+            ("worker_count", count(self), count(wanted)),
+            ("worker_cores", cores(self), cores(wanted)),
+            ("steering", steering(self), steering(wanted)),
+            ("rebalance", rebalance(self), rebalance(wanted)),
+        ];
+        let differ = settings.into_iter().filter(|(_, now, wanted)| now != wanted);
+        differ.map(|(name, now, wanted)| format!("~ {name}: {now}, then {wanted}")).collect()
     }
 
     /// Names of the settings in which `wanted` differs and which only a start can change.
@@ -281,7 +302,6 @@ impl Settings {
         let pairs = [
             ("command_socket", self.command_socket != wanted.command_socket),
             ("pid_file_path", self.pid_file_path != wanted.pid_file_path),
-            ("worker_count", self.worker_count != wanted.worker_count),
             ("handle_process_affinity", self.pin_workers != wanted.pin_workers),
             ("max_connections", self.max_connections != wanted.max_connections),
             ("drain_timeout", self.drain_timeout_ms != wanted.drain_timeout_ms),

@@ -32,6 +32,10 @@ pub const LINGER_TIMEOUT_MS: u64 = 2_000;
 /// How long a tunnel goes on whose listener or backend was removed, and a worker's old process after an upgrade
 /// (`drain_timeout`).
 pub const DRAIN_TIMEOUT_MS: u64 = 30_000;
+/// Default of `rebalance_threshold` (percent).
+pub const REBALANCE_THRESHOLD: u16 = 50;
+/// Most workers.
+pub const MAX_WORKERS: u32 = 1_024;
 /// Longest path of `command_socket` (bytes): the 107 that a unix socket may have, less what the names of the workers'
 /// adoption sockets add.
 pub const MAX_SOCKET_PATH: usize = 95;

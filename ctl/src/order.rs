@@ -54,6 +54,31 @@ pub enum Request {
     },
     /// Replace the supervisor and then each worker by the program that is on the disk now.
     Upgrade,
+    /// Make it so many workers.
+    Scale {
+        /// How many.
+        count: u32,
+    },
+    /// Move idle connections until all workers have about as many.
+    Rebalance,
+    /// What cores the host has, and where the workers are.
+    Topology,
+    /// Tie a worker to a core.
+    Pin {
+        /// Which worker.
+        worker: u32,
+        /// Which core.
+        core: u16,
+    },
+    /// Spread the workers over the cores.
+    PinAuto {
+        /// One of the cores that share a physical one is enough.
+        no_smt: bool,
+        /// Only cores of this NUMA node.
+        numa: Option<u32>,
+        /// Leave cores alone that serve the interrupts of network cards.
+        reserve_for_irq: bool,
+    },
     /// Stop. The connection ends when the supervisor has.
     Stop {
         /// Cut what is in flight instead of letting it finish.
@@ -76,8 +101,10 @@ pub enum Response {
     Workers(Vec<WorkerInfo>),
     /// To [`Request::State`].
     State(Box<State>),
-    /// To [`Request::UpgradeWorkers`] and [`Request::Upgrade`]: those that were replaced.
-    Upgraded(Vec<WorkerOutcome>),
+    /// To what is done to workers: what became of each that is concerned.
+    Outcomes(Vec<WorkerOutcome>),
+    /// To [`Request::Topology`].
+    Topology(Topology),
     /// To [`Request::Stop`]: it has begun.
     Stopping,
     /// To [`Request::Reload`] and [`Request::Apply`].
@@ -140,8 +167,45 @@ pub struct Changed {
 pub struct WorkerOutcome {
     /// Which worker.
     pub id: u32,
-    /// `changed`, `upgraded`, or why it is replaced by one that has the change.
+    /// `changed`, `upgraded`, `added`, `removed`, what was done to it otherwise, or why it is replaced by one that has the change.
     pub outcome: String,
+}
+
+/// What cores the host has, and where the workers are.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Topology {
+    /// Those that are online.
+    pub cores: Vec<Core>,
+    /// Interfaces of the network whose card has interrupts of its own.
+    pub interfaces: Vec<Interface>,
+    /// Each worker.
+    pub workers: Vec<WorkerInfo>,
+}
+
+/// A core, in the words of Linux a CPU.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Core {
+    /// Its number.
+    pub id: u32,
+    /// Whether kakehi may use it (affinity mask, cpuset).
+    pub allowed: bool,
+    /// Those that share its physical core, itself included.
+    pub siblings: Vec<u32>,
+    /// Its NUMA node.
+    pub node: u32,
+    /// It serves interrupts of a network card.
+    pub serves_interrupts: bool,
+}
+
+/// An interface of the network.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Its NUMA node, if that is known.
+    pub node: Option<u32>,
+    /// The cores that serve its interrupts.
+    pub cores: Vec<u32>,
 }
 
 /// One worker.
@@ -163,6 +227,9 @@ pub struct WorkerInfo {
     pub cpu_user_ms: u64,
     /// CPU time of the process, system (ms).
     pub cpu_system_ms: u64,
+    /// Share of a core that it took just now (percent): measured by `kakehictl pin`, absent elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load_percent: Option<u64>,
     /// Rung of the ladder of kernel features, 0 to 4.
     pub io_uring_level: u8,
     /// Names of the kernel features in use.
@@ -196,6 +263,15 @@ pub enum WorkerState {
     Dead,
 }
 
+/// One of the listening sockets of an address: each worker has one, and sometimes those of workers that were removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ListenerSocket {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Which one, in the order in which they were opened, from 0.
+    pub rank: u32,
+}
+
 /// What the supervisor orders a worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "order")]
@@ -215,6 +291,22 @@ pub enum Order {
     Abort,
     /// Send the state as a sealed memfd over the descriptor channel.
     TellState,
+    /// Take what was sent over the descriptor channel: accept on further listening sockets, and go on with the connections
+    /// that come out of a predecessor's channel.
+    Take,
+    /// Accept no more on these listening sockets; others of the same listener stay.
+    Yield {
+        /// Which.
+        sockets: Vec<ListenerSocket>,
+    },
+    /// Look into the queue of every listening socket: another process has stopped to accept there.
+    Stir,
+    /// Give this many connections, as they come to rest, to the process behind the channel that was sent over the
+    /// descriptor channel.
+    Share {
+        /// How many.
+        connections: u32,
+    },
     /// Accept no more, give every connection that is idle to the process that takes this one's place, finish the rest
     /// within `deadline_ms`, then exit.
     HandOver {

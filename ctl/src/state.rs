@@ -47,6 +47,14 @@ pub struct Settings {
     pub pid_file_path: Option<PathBuf>,
     /// Workers; `None` = one per core that the process may use.
     pub worker_count: Option<u16>,
+    /// Core of each worker, as far as it is said.
+    pub worker_cores: Vec<u16>,
+    /// Which worker gets a new connection.
+    pub steering: Steering,
+    /// Move connections by itself when workers are too unequally busy.
+    pub rebalance_auto: bool,
+    /// How much of the average the busiest and the idlest worker may differ then (percent).
+    pub rebalance_threshold: u16,
     /// Replace a worker that dies.
     pub worker_automatic_restart: bool,
     /// Pin worker `i` to the `i`-th core that the process may use (`handle_process_affinity`).
@@ -71,12 +79,26 @@ pub struct Settings {
     pub log_level: String,
 }
 
+/// Which worker gets a new connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Steering {
+    /// By a hash of its addresses.
+    Hash,
+    /// The one on the core that received it.
+    Cpu,
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Settings {
             command_socket: PathBuf::from("./kakehi.sock"),
             pid_file_path: None,
             worker_count: None,
+            worker_cores: Vec::new(),
+            steering: Steering::Hash,
+            rebalance_auto: false,
+            rebalance_threshold: limits::REBALANCE_THRESHOLD,
             worker_automatic_restart: true,
             pin_workers: true,
             max_connections: limits::MAX_CONNECTIONS,

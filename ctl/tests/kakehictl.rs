@@ -72,6 +72,7 @@ fn kakehictl(arguments: &[&str], variable: Option<&Path>) -> (i32, String, Strin
 
 fn workers() -> Vec<WorkerInfo> {
     let worker = WorkerInfo {
+        load_percent: None,
         id: 0,
         pid: 4242,
         core: Some(0),

@@ -6,7 +6,7 @@ mod configured;
 use std::{cell::Cell, io, net::SocketAddr, os::fd::OwnedFd, rc::Rc};
 
 use kakehi_ctl::{
-    order::{Envelope, Order, Program, Report},
+    order::{Envelope, ListenerSocket, Order, Program, Report},
     state::State,
     wire::{self, Decoder, WireError},
 };
@@ -37,7 +37,7 @@ pub struct Setup {
     /// What to serve.
     pub state: State,
     /// Its own listening sockets, one per address of `state.listeners`.
-    pub listeners: Vec<(SocketAddr, OwnedFd)>,
+    pub listeners: Vec<(ListenerSocket, OwnedFd)>,
     /// The order channel: a stream socket that carries `Envelope<Order>` in and `Envelope<Report>` out.
     pub orders: OwnedFd,
     /// Its counters, in memory of the supervisor.
@@ -312,6 +312,18 @@ impl Worker {
                                 self.configured.abort();
                                 Ok(())
                             }
+                            Order::Take => self.take().map_err(|error| error.to_string()),
+                            Order::Yield { sockets } => {
+                                self.configured.give_up(&self.shared, &sockets).await;
+                                Ok(())
+                            }
+                            Order::Stir => {
+                                self.configured.stir(&self.shared);
+                                Ok(())
+                            }
+                            Order::Share { connections } => {
+                                self.share(connections).map_err(|error| error.to_string())
+                            }
                             Order::TellState => self.tell_state().map_err(|error| error.to_string()),
                             Order::HandOver { deadline_ms } => self.hand_over(deadline_ms),
                             Order::Stop { deadline_ms } => {
@@ -358,6 +370,25 @@ impl Worker {
         let successor = Successor::new(&self.shared.ring, channel).map_err(|error| error.to_string())?;
         self.shared.hand_over(Rc::new(successor));
         self.end_when_drained(deadline_ms);
+        Ok(())
+    }
+
+    /// Takes the listening sockets and connections of another worker.
+    fn take(self: &Rc<Self>) -> io::Result<()> {
+        for predecessor in self.configured.take(&self.shared)? {
+            proxy::inherit(Rc::clone(&self.shared), predecessor, Rc::clone(self))?;
+        }
+        Ok(())
+    }
+
+    /// Gives some connections to another worker.
+    fn share(&self, connections: u32) -> io::Result<()> {
+        for (belonging, channel) in self.channel.receive()? {
+            if belonging == Belonging::Successor {
+                let successor = Successor::new(&self.shared.ring, channel)?;
+                self.shared.share(Rc::new(successor), connections);
+            }
+        }
         Ok(())
     }
 

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 /// Descriptors per message; the kernel refuses more than 253 (`SCM_MAX_FD`).
 const BATCH: usize = 200;
-/// Room for the text of one message: a label takes at most 80 bytes of JSON, so this is twice what `BATCH` needs.
+/// Room for the text of one message: a label takes at most 120 bytes of JSON, so this is twice what `BATCH` needs.
 const TEXT_SIZE: usize = 32 << 10;
 
 /// Why sockets did not arrive, or not leave.
@@ -148,9 +148,14 @@ fn receive_message(channel: &impl AsFd) -> Result<(Vec<u8>, Vec<OwnedFd>), Error
 mod tests {
     use std::{fs::File, io::Read as _, net::SocketAddr};
 
+    use kakehi_ctl::order::ListenerSocket;
     use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
     use super::*;
+
+    fn numbered(n: u16) -> Belonging {
+        Belonging::Listener(ListenerSocket { address: SocketAddr::from(([127, 0, 0, 1], n)), rank: 0 })
+    }
 
     /// `count` pipes' read ends; pipe `n` holds the number `n`.
     fn numbered_pipes(count: u16) -> Vec<(Belonging, OwnedFd)> {
@@ -158,7 +163,7 @@ mod tests {
             .map(|n| {
                 let (read, write) = nix::unistd::pipe().unwrap();
                 nix::unistd::write(&write, &n.to_le_bytes()).unwrap();
-                (Belonging::Listener(SocketAddr::from(([127, 0, 0, 1], n))), read)
+                (numbered(n), read)
             })
             .collect()
     }
@@ -172,7 +177,7 @@ mod tests {
         let received = receive(&there).unwrap();
         assert_eq!(received.len(), 500);
         for (n, (label, descriptor)) in received.into_iter().enumerate() {
-            assert_eq!(label, Belonging::Listener(SocketAddr::from(([127, 0, 0, 1], n as u16))));
+            assert_eq!(label, numbered(n as u16));
             let flags = FdFlag::from_bits_retain(fcntl(&descriptor, FcntlArg::F_GETFD).unwrap());
             assert!(flags.contains(FdFlag::FD_CLOEXEC));
             let mut number = [0; 2];
@@ -205,11 +210,13 @@ mod tests {
 
     #[test]
     fn the_text_of_a_full_message_fits() {
-        let address: SocketAddr =
-            "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff%4294967295]:65535".parse().unwrap();
+        let widest = ListenerSocket {
+            address: "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff%4294967295]:65535".parse().unwrap(),
+            rank: u32::MAX,
+        };
         let text = serde_json::to_vec(&Batch {
             remaining: usize::MAX,
-            labels: vec![Belonging::Listener(address); BATCH],
+            labels: vec![Belonging::Listener(widest); BATCH],
         })
         .unwrap();
         assert!(text.len() <= TEXT_SIZE, "{}", text.len());

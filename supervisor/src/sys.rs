@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{FromRawFd as _, OwnedFd, RawFd},
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
 };
 
 use nix::sys::signal::{SigHandler, Signal, signal};
@@ -39,4 +39,30 @@ pub(crate) fn ignore_hangup() -> io::Result<()> {
     // SAFETY: ignoring a signal installs no handler, so no code of ours runs in a signal's context.
     unsafe { signal(Signal::SIGHUP, SigHandler::SigIgn) }?;
     Ok(())
+}
+
+/// Has a classic BPF program choose among the sockets of the group (`SO_REUSEPORT`) that `socket` is in.
+pub(crate) fn attach_reuseport_filter(socket: &OwnedFd, program: &[libc::sock_filter]) -> io::Result<()> {
+    let length = libc::c_ushort::try_from(program.len()).map_err(io::Error::other)?;
+    let filter = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut() };
+    set_option(socket, libc::SO_ATTACH_REUSEPORT_CBPF, &filter)
+}
+
+/// Takes away what [`attach_reuseport_filter`] has brought, if there is anything.
+pub(crate) fn detach_reuseport_filter(socket: &OwnedFd) -> io::Result<()> {
+    match set_option(socket, libc::SO_DETACH_REUSEPORT_BPF, &0) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        done => done,
+    }
+}
+
+/// `T` is the type that the kernel expects of this option of `SOL_SOCKET`.
+fn set_option<T>(socket: &OwnedFd, option: libc::c_int, value: &T) -> io::Result<()> {
+    let length = size_of::<T>() as libc::socklen_t;
+    // SAFETY: the kernel reads `length` bytes at `value`, and what it points to, during the call only. The callers are
+    // above, and pass the types of their options.
+    let outcome = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, (&raw const *value).cast(), length)
+    };
+    if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -129,7 +129,7 @@ fn receive(place: Place, orders: &UnixStream) -> Result<Setup, Error> {
     let descriptors = take(DESCRIPTORS)?;
     let listeners =
         scm::receive(&descriptors)?.into_iter().filter_map(|(belonging, socket)| match belonging {
-            Belonging::Listener(address) => Some((address, socket)),
+            Belonging::Listener(which) => Some((which, socket)),
             _ => None,
         });
     let listeners = listeners.collect();

@@ -17,7 +17,7 @@ use crate::{
     limits,
     state::{
         Backend, Cluster, Forwarding, Frontend, Listener, ListenerProtocol, PathRule, Settings, Sizes, State,
-        Timeouts,
+        Steering, Timeouts,
     },
 };
 
@@ -69,6 +69,14 @@ fn settings(root: &Section, folder: &Path, findings: &mut Findings<'_>) -> Setti
     }
     settings.pid_file_path = root.text("pid_file_path").map(|path| in_folder(Path::new(path)));
     settings.worker_count = root.integer("worker_count");
+    // No host has that many: one that does not exist is refused when a worker is tied to it.
+    let core = |core: u64| u16::try_from(core).unwrap_or(u16::MAX);
+    settings.worker_cores = root.integers("worker_cores").into_iter().map(core).collect();
+    if root.text("steering") == Some("cpu") {
+        settings.steering = Steering::Cpu;
+    }
+    settings.rebalance_auto = root.text("rebalance") == Some("auto");
+    set(&mut settings.rebalance_threshold, root.integer("rebalance_threshold"));
     set(&mut settings.worker_automatic_restart, root.bool("worker_automatic_restart"));
     set(&mut settings.pin_workers, root.bool("handle_process_affinity"));
     set(&mut settings.max_connections, root.integer("max_connections"));

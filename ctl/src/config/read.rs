@@ -44,6 +44,8 @@ enum Value {
     Address(SocketAddr),
     Backend(BackendAddress),
     Networks(Vec<IpNet>),
+    /// Of an array of integers.
+    Integers(Vec<u64>),
     Tables(Vec<Section>),
     Named(Vec<(String, usize, Section)>),
     /// Checked, and used by nothing yet.
@@ -138,11 +140,15 @@ fn read(
             Ok(Value::Unused)
         }
         Kind::Texts | Kind::Integers | Kind::Networks => {
-            let mut networks = Vec::new();
+            let (mut networks, mut integers) = (Vec::new(), Vec::new());
             for item in value.as_array().ok_or_else(wrong_type)? {
                 let fits = match (key.kind, item.get_ref()) {
                     (Kind::Texts, item) => item.is_str(),
-                    (Kind::Integers, item) => integer(item, 0, u32::MAX.into()).is_ok(),
+                    (Kind::Integers, item) => {
+                        let number = integer(item, 0, u32::MAX.into());
+                        integers.extend(number.as_ref().ok());
+                        number.is_ok()
+                    }
                     (_, item) => match item.as_str().and_then(network) {
                         Some(network) => {
                             networks.push(network);
@@ -155,7 +161,11 @@ fn read(
                     report_item(key, item, findings);
                 }
             }
-            Ok(Value::Networks(networks))
+            Ok(if matches!(key.kind, Kind::Integers) {
+                Value::Integers(integers)
+            } else {
+                Value::Networks(networks)
+            })
         }
         Kind::Text
         | Kind::AnyText
@@ -355,6 +365,14 @@ pub(super) trait Values {
         match &self.entry(name)?.value {
             Value::Networks(value) => Some(value.clone()),
             _ => None,
+        }
+    }
+
+    /// Integers; none where the key is absent.
+    fn integers(&self, name: &str) -> Vec<u64> {
+        match self.entry(name).map(|entry| &entry.value) {
+            Some(Value::Integers(value)) => value.clone(),
+            _ => Vec::new(),
         }
     }
 

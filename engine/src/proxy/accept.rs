@@ -1,6 +1,6 @@
 //! A listener takes connections, up to the limit.
 
-use std::{future::poll_fn, rc::Rc, task::Poll};
+use std::{cell::Cell, future::poll_fn, rc::Rc, task::Poll};
 
 use super::{Front, Shared, connection, hand_over::Age};
 use crate::{
@@ -12,11 +12,12 @@ use crate::{
 const EXHAUSTED_PAUSE_MS: u64 = 100;
 
 /// Accepts until the worker drains or the front closes; then takes what waits in the queue, and ends. When the worker
-/// hands over, the queue is left to its successor.
-pub async fn accept(shared: Rc<Shared>, listener: Listener, front: Rc<Front>) {
+/// hands over, or the socket is `yielded`, the queue is left to another process.
+pub async fn accept(shared: Rc<Shared>, listener: Listener, front: Rc<Front>, yielded: Rc<Cell<bool>>) {
     shared.listening.set(shared.listening.get() + 1);
     let timer = Timer::new(&shared.ring);
-    let ending = || shared.is_draining() || shared.is_handing_over() || front.is_closed();
+    let leaving = || shared.is_handing_over() || yielded.get();
+    let ending = || shared.is_draining() || leaving() || front.is_closed();
     let mut stirred = front.stirred();
     while !ending() {
         if std::mem::replace(&mut stirred, front.stirred()) != stirred {
@@ -54,18 +55,18 @@ pub async fn accept(shared: Rc<Shared>, listener: Listener, front: Rc<Front>) {
         }
     }
     let copy = listener.copy();
-    let handing_over = shared.is_handing_over();
-    let last = if handing_over { listener.leave().await } else { listener.finish().await };
+    let last = if leaving() { listener.leave().await } else { listener.finish().await };
     for client in last {
         spawn(&shared, &front, client);
     }
-    if handing_over {
+    if shared.is_handing_over() {
         match copy {
             Ok(copy) => shared.leave_queue(&front, copy),
             Err(error) => tracing::warn!(%error, "the successor is not told that a queue is its own now"),
         }
     }
     shared.listening.set(shared.listening.get() - 1);
+    drop(yielded);
     shared.wake_waiting();
 }
 

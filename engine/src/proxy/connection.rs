@@ -48,8 +48,6 @@ pub(super) enum Next {
     Close,
     /// As `Close`, and the client has said that this was its last request.
     Finish,
-    /// It is at rest, and goes on in another process.
-    HandOver,
     /// It has gone to another process already.
     Gone,
     /// It ends at once: the client has gone, or must see that what it got is not the whole.
@@ -122,7 +120,7 @@ impl Connection {
             }
             Poll::Ready(Ok(Received::Finished) | Err(_)) => Poll::Ready(Waited::Nothing),
             Poll::Pending if self.is_draining() => Poll::Ready(Waited::Nothing),
-            Poll::Pending if self.shared.is_handing_over() => Poll::Ready(Waited::Successor),
+            Poll::Pending if self.shared.connections_move() => Poll::Ready(Waited::Successor),
             Poll::Pending => self.timer.poll_elapsed(context).map(|_| {
                 self.shared.counters.count(Counter::IdleTimeouts);
                 Waited::Nothing
@@ -131,9 +129,10 @@ impl Connection {
         .await
     }
 
-    /// Sees to it that nothing is in flight, so that the connection can move. Whatever comes from the client meanwhile is
-    /// served here first; what comes later stays in the kernel.
-    async fn come_to_rest(&mut self) -> Next {
+    /// Sees to it that nothing is in flight, and gives the connection to the process that goes on with it. Whatever comes
+    /// from the client meanwhile is served here first; what comes later stays in the kernel.
+    async fn move_away(&mut self) -> Next {
+        let Some(successor) = self.shared.place_elsewhere() else { return Next::Request };
         self.client.pause_receive().await;
         if let Some(buffer) = self.client.try_receive() {
             self.inbox.push(buffer);
@@ -141,19 +140,14 @@ impl Connection {
         }
         let front_ms = self.front.timeouts(|timeouts| timeouts.front_ms);
         let flushed = super::relay::flush(&self.client, &self.timer, front_ms).await;
-        if flushed.is_ok() && self.client.is_quiet() { Next::HandOver } else { Next::Abort { reset: false } }
-    }
-
-    /// Gives the connection, which has come to rest, to the process that takes this one's place.
-    fn hand_over(self) {
-        let Connection { shared, front, mut client, head_due, .. } = self;
-        let successor = shared.successor.borrow().clone();
-        if let (Some(successor), Some(client)) = (successor, client.detach()) {
-            let age = if head_due == 0 { Age::Used } else { Age::New };
-            let parcel = Parcel::Idle { listener: front.site().settings.address, age };
-            successor.give(&shared, parcel, vec![client]);
+        if flushed.is_err() || !self.client.is_quiet() {
+            return Next::Abort { reset: false };
         }
-        shared.note_closed();
+        let Some(client) = self.client.detach() else { return Next::Abort { reset: false } };
+        let age = if self.head_due == 0 { Age::Used } else { Age::New };
+        let parcel = Parcel::Idle { listener: self.front.site().settings.address, age };
+        successor.give(&self.shared, parcel, vec![client]);
+        Next::Gone
     }
 
     /// Ends the connection as `next` says.
@@ -161,7 +155,7 @@ impl Connection {
         match self.next {
             Next::Abort { reset: true } => self.client.reset_on_close(),
             Next::Close | Next::Finish => self.finish().await,
-            Next::Abort { reset: false } | Next::HandOver | Next::Gone | Next::Request => {}
+            Next::Abort { reset: false } | Next::Gone | Next::Request => {}
         }
     }
 
@@ -206,11 +200,10 @@ pub(super) fn serve(
                 // Idle, and nothing on its way out that a close could cut, unless the last answer still is.
                 Waited::Nothing if connection.client.is_sending() => Next::Close,
                 Waited::Nothing => Next::Abort { reset: false },
-                Waited::Successor => Box::pin(connection.come_to_rest()).await,
+                Waited::Successor => Box::pin(connection.move_away()).await,
             };
         }
         match connection.next {
-            Next::HandOver => return connection.hand_over(),
             Next::Abort { reset: true } | Next::Close | Next::Finish => Box::pin(connection.end()).await,
             Next::Abort { reset: false } | Next::Gone | Next::Request => {}
         }

@@ -59,8 +59,12 @@ pub struct Shared {
     pub drain_timeout_ms: u64,
     /// The worker is about to stop: answers close their connections, idle connections close.
     draining: Cell<bool>,
-    /// Idle connections are given to it.
+    /// Another process takes this one's place.
+    leaving: Cell<bool>,
+    /// Connections at rest are given to it.
     successor: RefCell<Option<Rc<Successor>>>,
+    /// How many more are.
+    places: Cell<u32>,
     open: Cell<u32>,
     /// Who waits for a connection to close: the listeners at their limit, and the stop.
     closed: RefCell<Vec<std::task::Waker>>,
@@ -81,7 +85,9 @@ impl Shared {
             max_connections,
             drain_timeout_ms,
             draining: Cell::new(false),
+            leaving: Cell::new(false),
             successor: RefCell::default(),
+            places: Cell::new(0),
             open: Cell::new(0),
             closed: RefCell::default(),
             listening: Cell::new(0),
@@ -98,9 +104,40 @@ impl Shared {
     /// Gives every connection to `successor` as soon as it is idle, and accepts no more; what waits in the queues of the
     /// listeners is left to it.
     pub fn hand_over(&self, successor: Rc<Successor>) {
-        self.successor.replace(Some(successor));
-        self.ring.wake_all();
+        self.leaving.set(true);
+        self.give_away(successor, u32::MAX);
         self.wake_waiting();
+    }
+
+    /// Gives the next `count` connections that are at rest to `successor`, and serves on.
+    pub fn share(&self, successor: Rc<Successor>, count: u32) {
+        if !self.leaving.get() && count > 0 {
+            self.give_away(successor, count);
+        }
+    }
+
+    fn give_away(&self, successor: Rc<Successor>, count: u32) {
+        self.successor.replace(Some(successor));
+        self.places.set(count);
+        self.ring.wake_all();
+    }
+
+    /// Whether connections at rest are to move.
+    fn connections_move(&self) -> bool {
+        self.places.get() > 0
+    }
+
+    /// Where a connection at rest moves, if it is to; counted as moved.
+    fn place_elsewhere(&self) -> Option<Rc<Successor>> {
+        if self.leaving.get() {
+            return self.successor.borrow().clone();
+        }
+        self.places.set(self.places.get().checked_sub(1)?);
+        match self.places.get() {
+            // The channel closes when all has been sent.
+            0 => self.successor.take(),
+            _ => self.successor.borrow().clone(),
+        }
     }
 
     /// Tells the successor that this process waits for no connections any more on the socket of a listener.
@@ -114,7 +151,7 @@ impl Shared {
 
     /// Whether [`Shared::hand_over`] was called.
     pub fn is_handing_over(&self) -> bool {
-        self.successor.borrow().is_some()
+        self.leaving.get()
     }
 
     /// Whether, after [`Shared::drain`] or [`Shared::hand_over`], nothing is left to wait for.

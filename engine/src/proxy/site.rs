@@ -86,7 +86,7 @@ impl Front {
 
     /// Another process has stopped to accept here. Of two that wait for connections the kernel wakes one, which may have
     /// been that one: what it left in the queue is taken when accepting begins anew. Wake all then.
-    pub(super) fn stir(&self) {
+    pub fn stir(&self) {
         self.stirred.set(self.stirred.get().wrapping_add(1));
     }
 

@@ -8,6 +8,7 @@ use std::{
     io,
     os::fd::OwnedFd,
     pin::pin,
+    rc::Rc,
     task::Poll,
 };
 
@@ -15,7 +16,7 @@ use super::{
     Shared,
     connection::{Connection, Next},
     exchange::{Leftover, Request},
-    hand_over::Parcel,
+    hand_over::{Parcel, Successor},
     inbox::Inbox,
 };
 use crate::{
@@ -79,8 +80,11 @@ pub(super) async fn run(
                 return Poll::Ready(End::Over(Next::Close));
             }
             // Not one way after the other: what rests may have to move again so that the other can come to rest.
-            if (up_done || inbound.at_rest.get()) && (down_done || outbound.at_rest.get()) {
-                return Poll::Ready(End::AtRest);
+            if (up_done || inbound.at_rest.get())
+                && (down_done || outbound.at_rest.get())
+                && let Some(successor) = shared.place_elsewhere()
+            {
+                return Poll::Ready(End::AtRest(successor));
             }
             // Its way was taken out of the configuration: it has a while to end by itself.
             if drained_at.is_none() && (front.is_closed() || upstream.is_retired()) {
@@ -108,21 +112,18 @@ pub(super) async fn run(
     counters.uncount(Counter::TunnelsOpen);
     let next = match end {
         End::Over(next) => next,
-        End::AtRest => {
-            let successor = shared.successor.borrow().clone();
-            match (come_to_rest(client, &mut upstream.stream).await, successor) {
-                (Some(sockets), Some(successor)) => {
-                    let parcel = Parcel::Tunnel {
-                        listener: front.site().settings.address,
-                        cluster: cluster.to_owned(),
-                        backend: upstream.backend_id().to_owned(),
-                    };
-                    successor.give(shared, parcel, sockets);
-                    return Next::Gone;
-                }
-                _ => Next::Abort { reset: true },
+        End::AtRest(successor) => match come_to_rest(client, &mut upstream.stream).await {
+            Some(sockets) => {
+                let parcel = Parcel::Tunnel {
+                    listener: front.site().settings.address,
+                    cluster: cluster.to_owned(),
+                    backend: upstream.backend_id().to_owned(),
+                };
+                successor.give(shared, parcel, sockets);
+                return Next::Gone;
             }
-        }
+            None => Next::Abort { reset: true },
+        },
     };
     if next != Next::Close {
         upstream.stream.reset_on_close();
@@ -134,8 +135,8 @@ pub(super) async fn run(
 enum End {
     /// It ends altogether.
     Over(Next),
-    /// Both ways are at rest, or one is and the other has finished: it can move.
-    AtRest,
+    /// Both ways are at rest, or one is and the other has finished: it moves.
+    AtRest(Rc<Successor>),
 }
 
 /// Stops receiving on both sides, passes on what came before, and takes both sockets off the ring. What comes later,
@@ -199,7 +200,7 @@ impl<'a> Direction<'a> {
     fn receive(&self) -> impl Future<Output = io::Result<Received>> + '_ {
         poll_fn(move |context| {
             let received = self.from.poll_receive(context);
-            let waits = received.is_pending() && self.shared.is_handing_over();
+            let waits = received.is_pending() && self.shared.connections_move();
             self.at_rest.set(waits && self.to.poll_flush(context).is_ready());
             received
         })
@@ -230,7 +231,7 @@ impl<'a> Direction<'a> {
                 return Ok(());
             }
             self.send(Outgoing::Owned(buffer, 0..received as u32)).await?;
-            if received < BULK_LEAST || self.shared.is_handing_over() {
+            if received < BULK_LEAST || self.shared.connections_move() {
                 return Ok(());
             }
         }
@@ -240,7 +241,7 @@ impl<'a> Direction<'a> {
     fn receive_bulk(&self) -> impl Future<Output = (Vec<u8>, io::Result<usize>)> + '_ {
         let mut stopped = false;
         poll_fn(move |context| {
-            if !stopped && self.shared.is_handing_over() {
+            if !stopped && self.shared.connections_move() {
                 stopped = true;
                 self.from.stop_receive_bulk();
             }

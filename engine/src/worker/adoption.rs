@@ -7,12 +7,11 @@
 use std::{
     cell::Cell,
     io::{self, Write as _},
-    net::SocketAddr,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     rc::Rc,
 };
 
-use kakehi_ctl::order::{Adopted, PROTOCOL_VERSION, Program, Report};
+use kakehi_ctl::order::{Adopted, ListenerSocket, PROTOCOL_VERSION, Program, Report};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
@@ -38,8 +37,8 @@ pub struct Welcome {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Belonging {
-    /// The listening socket of an address.
-    Listener(SocketAddr),
+    /// A listening socket.
+    Listener(ListenerSocket),
     /// The memory of the counters that the process writes.
     Counters,
     /// The memory of the counters of processes before it that have ended.
@@ -154,7 +153,7 @@ impl Worker {
         let process = pidfd_open(getpid(), PidfdFlags::empty())?;
         let sockets = self.configured.sockets();
         let listeners =
-            sockets.iter().map(|(address, socket)| (Belonging::Listener(*address), socket.as_fd()));
+            sockets.iter().map(|(which, taken)| (Belonging::Listener(*which), taken.copy.as_fd()));
         let rest = [
             (Belonging::Counters, self.keepsakes.counters.as_fd()),
             (Belonging::Ended, self.keepsakes.ended.as_fd()),

@@ -5,7 +5,7 @@
 //! its tunnel, has gone.
 
 use std::{
-    cell::{Ref, RefCell},
+    cell::{Cell, Ref, RefCell},
     collections::{BTreeMap, BTreeSet},
     io,
     net::SocketAddr,
@@ -15,6 +15,7 @@ use std::{
 
 use kakehi_ctl::{
     change::{Change, ChangeError},
+    order::ListenerSocket,
     state::{Revision, Settings, State},
 };
 
@@ -52,8 +53,8 @@ pub(super) struct Configured {
     fronts: RefCell<BTreeMap<SocketAddr, Rc<Front>>>,
     prepared: RefCell<Option<Prepared>>,
     channel: Rc<dyn DescriptorChannel>,
-    /// Copies of the listening sockets, for a supervisor to come.
-    sockets: RefCell<BTreeMap<SocketAddr, OwnedFd>>,
+    /// The listening sockets that accept.
+    sockets: RefCell<BTreeMap<ListenerSocket, Taken>>,
 }
 
 /// Changes that are ready to be made.
@@ -68,8 +69,16 @@ struct Prepared {
     listeners: Vec<NewListener>,
 }
 
-/// A listener that comes: its address, itself, and a copy of its socket.
-type NewListener = (SocketAddr, Listener, OwnedFd);
+/// A listening socket that accepts.
+pub(super) struct Taken {
+    /// For a supervisor to come.
+    pub(super) copy: OwnedFd,
+    /// Set when another process is to accept there; its task holds the other end.
+    yielded: Rc<Cell<bool>>,
+}
+
+/// A listener that comes: which socket, itself, and a copy of it.
+type NewListener = (ListenerSocket, Listener, OwnedFd);
 
 impl Configured {
     /// Compiles `state` and begins to accept.
@@ -79,33 +88,86 @@ impl Configured {
     pub(super) fn new(
         shared: &Rc<Shared>,
         state: State,
-        sockets: Vec<(SocketAddr, OwnedFd)>,
+        sockets: Vec<(ListenerSocket, OwnedFd)>,
         channel: Rc<dyn DescriptorChannel>,
     ) -> Result<Configured, Error> {
-        let (mut sites, clusters) = Site::compile(&state, &Clusters::new())?;
-        let mut fronts = BTreeMap::new();
-        let mut copies = BTreeMap::new();
-        for (address, socket) in sockets {
-            // A socket without a listener in the state is simply not served.
-            if let Some(site) = sites.remove(&address) {
-                let front = Front::new(site);
-                copies.insert(address, socket.try_clone()?);
-                let listener = Listener::adopt(&shared.ring, socket)?;
-                shared.ring.spawn(proxy::accept(Rc::clone(shared), listener, Rc::clone(&front)));
-                fronts.insert(address, front);
-            }
-        }
-        if let Some((address, _)) = sites.first_key_value() {
-            return Err(Error::Listener(*address));
-        }
-        Ok(Configured {
+        let (sites, clusters) = Site::compile(&state, &Clusters::new())?;
+        let fronts = sites.into_iter().map(|(address, site)| (address, Front::new(site)));
+        let configured = Configured {
             state: RefCell::new(state),
             clusters: RefCell::new(clusters),
-            fronts: RefCell::new(fronts),
+            fronts: RefCell::new(fronts.collect()),
             prepared: RefCell::default(),
             channel,
-            sockets: RefCell::new(copies),
-        })
+            sockets: RefCell::default(),
+        };
+        for (which, socket) in sockets {
+            configured.take_socket(shared, which, socket)?;
+        }
+        for address in configured.fronts.borrow().keys() {
+            if !configured.sockets.borrow().keys().any(|which| which.address == *address) {
+                return Err(Error::Listener(*address));
+            }
+        }
+        Ok(configured)
+    }
+
+    /// Accepts on a socket. One without a listener in the state is simply not served.
+    fn take_socket(&self, shared: &Rc<Shared>, which: ListenerSocket, socket: OwnedFd) -> io::Result<()> {
+        if let Some(front) = self.front(which.address) {
+            let copy = socket.try_clone()?;
+            let listener = Listener::adopt(&shared.ring, socket)?;
+            self.accept(shared, which, listener, copy, &front);
+        }
+        Ok(())
+    }
+
+    fn accept(
+        &self,
+        shared: &Rc<Shared>,
+        which: ListenerSocket,
+        listener: Listener,
+        copy: OwnedFd,
+        front: &Rc<Front>,
+    ) {
+        let yielded = Rc::new(Cell::new(false));
+        let task = proxy::accept(Rc::clone(shared), listener, Rc::clone(front), Rc::clone(&yielded));
+        shared.ring.spawn(task);
+        self.sockets.borrow_mut().insert(which, Taken { copy, yielded });
+    }
+
+    /// Takes what was sent over the descriptor channel: accepts on listening sockets; the channels of predecessors are
+    /// returned.
+    ///
+    /// # Errors
+    /// When it did not come, or there is no descriptor or slot left.
+    pub(super) fn take(&self, shared: &Rc<Shared>) -> io::Result<Vec<OwnedFd>> {
+        let mut predecessors = Vec::new();
+        for (belonging, descriptor) in self.channel.receive()? {
+            match belonging {
+                Belonging::Listener(which) => self.take_socket(shared, which, descriptor)?,
+                Belonging::Predecessor => predecessors.push(descriptor),
+                _ => {}
+            }
+        }
+        Ok(predecessors)
+    }
+
+    /// Accepts no more on these sockets, which another process has too; waits until that is certain.
+    pub(super) async fn give_up(&self, shared: &Shared, sockets: &[ListenerSocket]) {
+        let given_up: Vec<Taken> =
+            sockets.iter().filter_map(|which| self.sockets.borrow_mut().remove(which)).collect();
+        given_up.iter().for_each(|taken| taken.yielded.set(true));
+        shared.front_closed();
+        while given_up.iter().any(|taken| Rc::strong_count(&taken.yielded) > 1) {
+            shared.connection_closed().await;
+        }
+    }
+
+    /// Looks into the queue of every listening socket.
+    pub(super) fn stir(&self, shared: &Shared) {
+        self.fronts.borrow().values().for_each(|front| front.stir());
+        shared.front_closed();
     }
 
     /// Does everything of `changes` that can fail.
@@ -175,12 +237,12 @@ impl Configured {
         let mut listeners = Vec::new();
         let adopt = |socket: OwnedFd| io::Result::Ok((socket.try_clone()?, Listener::adopt(ring, socket)?));
         for (belonging, socket) in self.channel.receive().map_err(Refusal::Sockets)? {
-            if let Belonging::Listener(address) = belonging {
+            if let Belonging::Listener(which) = belonging {
                 let (copy, listener) = adopt(socket).map_err(Refusal::Sockets)?;
-                listeners.push((address, listener, copy));
+                listeners.push((which, listener, copy));
             }
         }
-        match wanted.iter().find(|wanted| !listeners.iter().any(|(address, ..)| address == *wanted)) {
+        match wanted.iter().find(|wanted| !listeners.iter().any(|(which, ..)| which.address == **wanted)) {
             Some(missing) => Err(Refusal::NoSocket(*missing)),
             None => Ok(listeners),
         }
@@ -220,7 +282,6 @@ impl Configured {
 
     fn change_fronts(&self, shared: &Rc<Shared>, mut sites: Sites, listeners: Vec<NewListener>) {
         let mut fronts = self.fronts.borrow_mut();
-        let mut copies = self.sockets.borrow_mut();
         fronts.retain(|address, front| match sites.remove(address) {
             Some(site) => {
                 front.replace(site);
@@ -228,16 +289,15 @@ impl Configured {
             }
             None => {
                 front.close();
-                copies.remove(address);
+                self.sockets.borrow_mut().retain(|which, _| which.address != *address);
                 false
             }
         });
-        for (address, listener, copy) in listeners {
-            if let Some(site) = sites.remove(&address) {
-                copies.insert(address, copy);
+        for (which, listener, copy) in listeners {
+            if let Some(site) = sites.remove(&which.address) {
                 let front = Front::new(site);
-                shared.ring.spawn(proxy::accept(Rc::clone(shared), listener, Rc::clone(&front)));
-                fronts.insert(address, front);
+                self.accept(shared, which, listener, copy, &front);
+                fronts.insert(which.address, front);
             }
         }
         debug_assert!(sites.is_empty(), "every listener was found in `prepare`");
@@ -248,8 +308,8 @@ impl Configured {
         self.fronts.borrow().get(&address).map(Rc::clone)
     }
 
-    /// Copies of the listening sockets that accept.
-    pub(super) fn sockets(&self) -> Ref<'_, BTreeMap<SocketAddr, OwnedFd>> {
+    /// The listening sockets that accept.
+    pub(super) fn sockets(&self) -> Ref<'_, BTreeMap<ListenerSocket, Taken>> {
         self.sockets.borrow()
     }
 

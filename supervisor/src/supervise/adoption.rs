@@ -161,7 +161,7 @@ fn take_over(path: &Path) -> io::Result<Option<Orphan>> {
     let mut others = BTreeMap::new();
     for (belonging, descriptor) in scm::receive(&descriptors).map_err(io::Error::other)? {
         match belonging {
-            Belonging::Listener(address) => sockets.push((address, descriptor)),
+            Belonging::Listener(which) => sockets.push((which, descriptor)),
             other => drop(others.insert(other, descriptor)),
         }
     }

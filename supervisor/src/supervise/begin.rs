@@ -97,7 +97,7 @@ pub(crate) async fn serve(
     let _pid_file = supervisor.write_pid_file().await?;
     supervisor.tell_ready();
     when_ready();
-    supervisor.catch_up(&in_file).await;
+    supervisor.catch_up(&in_file, count).await;
     supervisor.run().await
 }
 
@@ -135,9 +135,9 @@ pub(super) async fn resume(estate: &Estate, file: &Path) -> Result<Running, Erro
     let mut supervisor = Supervisor::new(state, source, signals, asked);
     supervisor.take_over(orphans)?;
     let mut kept: BTreeMap<u32, Sockets> = BTreeMap::new();
-    for (id, address, socket) in &estate.sockets {
+    for (id, which, socket) in &estate.sockets {
         let copy = socket.try_clone().map_err(Error::Runtime)?;
-        kept.entry(*id).or_default().push((*address, copy));
+        kept.entry(*id).or_default().push((*which, copy));
     }
     supervisor.complete(will.workers, kept).await?;
     supervisor.start().await?;
@@ -169,7 +169,7 @@ impl Running {
 }
 
 /// Workers that the settings ask for.
-fn worker_count(settings: &Settings) -> usize {
+pub(super) fn worker_count(settings: &Settings) -> usize {
     let default = || cores::default_worker_count(&cores::allowed());
     settings.worker_count.map_or_else(default, |configured| usize::from(configured).max(1))
 }
@@ -237,14 +237,15 @@ impl Supervisor {
         // With a worker that goes on, the addresses are ours, and taken.
         let mut opened = match present.is_empty() && kept.is_empty() {
             true => listeners::open(&addresses, missing.len()).await?,
-            false => listeners::open_more(&addresses, missing.len())?,
+            false => Vec::new(),
         }
         .into_iter();
-        let allowed = cores::allowed();
         for id in missing {
-            let core = settings.pin_workers.then(|| allowed[id as usize % allowed.len()]);
-            let new = opened.next().unwrap_or_default();
-            let sockets = kept.remove(&id).unwrap_or(new);
+            let sockets = match (kept.remove(&id), opened.next()) {
+                (Some(sockets), _) | (None, Some(sockets)) => sockets,
+                (None, None) => listeners::open_more(&addresses, |address| self.next_rank(address))?,
+            };
+            let core = self.core_of(id);
             self.workers.push(Worker::new(id, core, sockets, &settings).map_err(Error::Runtime)?);
         }
         self.workers.sort_by_key(Worker::id);
@@ -316,12 +317,19 @@ impl Supervisor {
             true => "nothing (no listener is configured)".to_owned(),
             false => addresses.join(", "),
         };
+        self.steer();
         tracing::info!("ready: {} workers, listening on {addresses}", self.workers.len());
     }
 
     /// After taking workers over: those that run another program, or with other settings, are replaced one by one, and
     /// what the file says is applied if it has changed since it was read last.
-    async fn catch_up(&mut self, in_file: &State) {
+    async fn catch_up(&mut self, in_file: &State, count: usize) {
+        if self.count() > count
+            && let Err(refused) = self.scale(count as u32, "the takeover").await
+        {
+            tracing::error!("{refused}");
+        }
+        self.pin_as_configured("the takeover");
         let behind = |worker: &&Worker| worker.is_behind(&self.state);
         let behind: Vec<u32> = self.workers.iter().filter(behind).map(Worker::id).collect();
         for id in behind {

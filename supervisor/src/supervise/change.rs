@@ -12,7 +12,7 @@ use kakehi_ctl::{
     config::{self, ConfigError},
     limits,
     order::{Changed, Order, WorkerOutcome},
-    state::{Revision, State},
+    state::{Revision, Settings, State},
 };
 use kakehi_engine::proxy::SiteError;
 use tokio::time::{Instant, timeout_at};
@@ -62,14 +62,45 @@ impl Supervisor {
         let loaded = config::load(self.source.file.as_ref().ok_or(Refused::NoFile)?)?;
         let at_next_start = self.source.settings.fixed_until_restart(&loaded.state.settings);
         let mut changed = self.change_into(&loaded.state, dry_run, by).await?;
+        changed.changes.extend(self.source.settings.describe_live(&loaded.state.settings));
         changed.at_next_start = at_next_start.into_iter().map(str::to_owned).collect();
         changed.warnings = loaded.warnings.iter().map(ToString::to_string).collect();
         if !dry_run {
-            let wanted = loaded.state.settings;
-            self.state.settings.graceful_timeout_ms = wanted.graceful_timeout_ms;
-            self.state.settings.worker_automatic_restart = wanted.worker_automatic_restart;
+            changed.warnings.extend(self.change_settings(loaded.state.settings, by).await);
         }
         Ok(changed)
+    }
+
+    /// Makes those settings what the file says that concern no worker's process, as far as the file has changed in them:
+    /// what was said by `kakehictl` stays otherwise. What could not be done comes back as warnings.
+    async fn change_settings(&mut self, wanted: Settings, by: &str) -> Vec<String> {
+        let before = self.source.settings.clone();
+        let settings = &mut self.state.settings;
+        settings.graceful_timeout_ms = wanted.graceful_timeout_ms;
+        settings.worker_automatic_restart = wanted.worker_automatic_restart;
+        settings.rebalance_auto = wanted.rebalance_auto;
+        settings.rebalance_threshold = wanted.rebalance_threshold;
+        settings.steering = wanted.steering;
+        let mut warnings = Vec::new();
+        if before.worker_cores != wanted.worker_cores {
+            settings.worker_cores.clone_from(&wanted.worker_cores);
+            self.pin_as_configured(by);
+        }
+        if before.worker_count != wanted.worker_count {
+            let count = super::begin::worker_count(&wanted);
+            if let Err(refused) = self.scale(count as u32, by).await {
+                warnings.push(refused.to_string());
+            }
+        }
+        self.steer();
+        self.state_text = None;
+        let live = &mut self.source.settings;
+        live.worker_cores = wanted.worker_cores;
+        live.worker_count = wanted.worker_count;
+        live.steering = wanted.steering;
+        live.rebalance_auto = wanted.rebalance_auto;
+        live.rebalance_threshold = wanted.rebalance_threshold;
+        warnings
     }
 
     /// Makes the state what the file says.
@@ -170,7 +201,7 @@ impl Supervisor {
             .filter(|address| !self.state.listeners.contains_key(address))
             .copied()
             .collect();
-        let sockets = listeners::open(&new, self.workers.len()).await?;
+        let sockets = listeners::open(&new, self.count()).await?;
         let prepared = self
             .order_all(
                 |worker, sockets: &Sockets| {
@@ -196,6 +227,9 @@ impl Supervisor {
         }
         self.state = wanted;
         self.state_text = None;
+        if !new.is_empty() {
+            self.steer();
+        }
         let mut outcomes = Vec::new();
         for (id, outcome) in committed {
             let outcome = match outcome {
@@ -219,6 +253,16 @@ impl Supervisor {
         self.order_all(|_, _| Ok(Order::Ping), &none).await;
     }
 
+    /// Gives one worker an order and waits for its answer.
+    pub(super) async fn order_worker(&mut self, id: u32, order: Order) -> Result<(), String> {
+        self.orders_given += 1;
+        let number = self.orders_given;
+        let worker = self.workers.get(id as usize).filter(|worker| worker.takes_orders());
+        worker.ok_or("it does not run")?.order(number, order).map_err(|error| error.to_string())?;
+        let mut outcomes = self.answers(number, vec![id]).await;
+        outcomes.remove(&id).unwrap_or_else(|| Err("it has ended".to_owned()))
+    }
+
     /// Gives every worker that can take one an order, and waits for the answers. A worker that ends meanwhile is left
     /// out: its replacement starts from the state as it will be then.
     async fn order_all(
@@ -240,6 +284,13 @@ impl Supervisor {
                 Err(reason) => drop(outcomes.insert(worker.id(), Err(reason))),
             }
         }
+        outcomes.append(&mut self.answers(number, waiting).await);
+        outcomes
+    }
+
+    /// Waits for the answers of workers to order `number`. One that ends meanwhile is left out.
+    async fn answers(&mut self, number: u64, mut waiting: Vec<u32>) -> BTreeMap<u32, Result<(), String>> {
+        let mut outcomes = BTreeMap::new();
         let deadline = Instant::now() + Duration::from_millis(limits::ORDER_TIMEOUT_MS);
         while !waiting.is_empty() {
             let Ok(Some(event)) = timeout_at(deadline, self.events.recv()).await else { break };

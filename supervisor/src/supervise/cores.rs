@@ -4,10 +4,10 @@
 //! (`docker run --cpus`, Kubernetes limits, `CPUQuota=`) does not show in the mask: a worker per core of the mask
 //! would be throttled, so the quota, rounded up, limits the number of workers.
 
-use std::{fs, num::NonZeroUsize, path::Path};
+use std::{fs, io, num::NonZeroUsize, path::Path};
 
 use nix::{
-    sched::{CpuSet, sched_getaffinity},
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
     unistd::Pid,
 };
 
@@ -16,6 +16,31 @@ pub(super) fn allowed() -> Vec<usize> {
     let Ok(mask) = sched_getaffinity(Pid::from_raw(0)) else { return vec![0] };
     let cores: Vec<usize> = (0..CpuSet::count()).filter(|core| mask.is_set(*core).unwrap_or(false)).collect();
     if cores.is_empty() { vec![0] } else { cores }
+}
+
+/// The core that a process is tied to, if it is to one alone.
+pub(super) fn only_core(pid: u32) -> Option<usize> {
+    let mask = sched_getaffinity(Pid::from_raw(i32::try_from(pid).ok()?)).ok()?;
+    let mut cores = (0..CpuSet::count()).filter(|core| mask.is_set(*core).unwrap_or(false));
+    let only = cores.next()?;
+    // On a host with a single core every process is.
+    (cores.next().is_none() && allowed().len() > 1).then_some(only)
+}
+
+/// Ties a process, with all its threads, to one core.
+///
+/// # Errors
+/// When the kernel refuses it for the first thread. Threads of the kernel that serve it (io_uring) may refuse.
+pub(super) fn pin(pid: u32, core: usize) -> io::Result<()> {
+    let mut cores = CpuSet::new();
+    cores.set(core)?;
+    let pid = i32::try_from(pid).map_err(io::Error::other)?;
+    sched_setaffinity(Pid::from_raw(pid), &cores)?;
+    let threads = fs::read_dir(format!("/proc/{pid}/task"))?.flatten();
+    for thread in threads.filter_map(|entry| entry.file_name().to_str()?.parse().ok()) {
+        let _ = sched_setaffinity(Pid::from_raw(thread), &cores);
+    }
+    Ok(())
 }
 
 /// Workers when the file does not say: one per allowed core, but no more than the quota of the control group.

@@ -129,7 +129,7 @@ pub(super) fn launch(
 
 /// The sockets as [`scm`] sends them.
 pub(super) fn labelled(sockets: &Sockets) -> Vec<(Belonging, &OwnedFd)> {
-    sockets.iter().map(|(address, socket)| (Belonging::Listener(*address), socket)).collect()
+    sockets.iter().map(|(which, socket)| (Belonging::Listener(*which), socket)).collect()
 }
 
 /// glibc's settings for a worker: those that the operator gave, and a cache for as much memory as a batch of requests

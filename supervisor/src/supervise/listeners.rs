@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use kakehi_ctl::order::ListenerSocket;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::time::Instant;
 
@@ -24,7 +25,7 @@ const RELEASE_PATIENCE: Duration = Duration::from_millis(250);
 const RELEASE_PAUSE: Duration = Duration::from_millis(10);
 
 /// The sockets of one worker.
-pub(super) type Sockets = Vec<(SocketAddr, OwnedFd)>;
+pub(super) type Sockets = Vec<(ListenerSocket, OwnedFd)>;
 
 /// Why an address cannot be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -71,16 +72,20 @@ pub(super) async fn open(addresses: &[SocketAddr], workers: usize) -> Result<Vec
     for address in addresses {
         check_free(*address).await?;
     }
-    open_more(addresses, workers)
+    (0..workers as u32).map(|rank| open_more(addresses, |_| rank)).collect()
 }
 
-/// As [`open`], beside sockets of ours that have the addresses already.
+/// Opens one socket for each address, beside those of ours that are there already; `rank` says which one it is.
 ///
 /// # Errors
 /// See [`Error`]; nothing stays open then.
-pub(super) fn open_more(addresses: &[SocketAddr], workers: usize) -> Result<Vec<Sockets>, Error> {
-    (0..workers)
-        .map(|_| addresses.iter().map(|address| Ok((*address, open_one(*address)?))).collect())
+pub(super) fn open_more(
+    addresses: &[SocketAddr],
+    rank: impl Fn(SocketAddr) -> u32,
+) -> Result<Sockets, Error> {
+    addresses
+        .iter()
+        .map(|address| Ok((ListenerSocket { address: *address, rank: rank(*address) }, open_one(*address)?)))
         .collect()
 }
 
@@ -203,7 +208,7 @@ mod tests {
         let sets = open(&addresses, 3).await.unwrap();
         assert_eq!(sets.len(), 3);
         for set in &sets {
-            assert_eq!(set.iter().map(|(address, _)| *address).collect::<Vec<_>>(), addresses);
+            assert_eq!(set.iter().map(|(which, _)| which.address).collect::<Vec<_>>(), addresses);
         }
         TcpStream::connect(addresses[1]).unwrap();
     }

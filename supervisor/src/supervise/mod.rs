@@ -14,6 +14,7 @@
 //! | [`command`] | the command socket |
 //! | [`change`] | reloads and other changes: all workers or none |
 //! | [`upgrade`], [`replace`] | new processes in the place of old ones: workers, and the supervisor itself |
+//! | [`scale`], [`steering`], [`placement`], [`rebalance`] | more or fewer workers, where they run, what each gets |
 //! | [`signals`], [`pid_file`] | what an init system sees |
 
 mod adoption;
@@ -27,17 +28,21 @@ mod handle;
 mod launch;
 mod listeners;
 mod pid_file;
+mod placement;
 mod process;
+mod rebalance;
 mod replace;
 mod resources;
+mod scale;
 mod signals;
+mod steering;
 mod upgrade;
 mod worker;
 
 use std::{io, path::PathBuf, rc::Rc, time::Duration};
 
 use kakehi_ctl::{
-    order::{Changed, Request, Response, Status, WorkerState},
+    order::{Changed, Request, Response, Status, WorkerOutcome, WorkerState},
     state::{Settings, State},
 };
 use tokio::{
@@ -48,6 +53,7 @@ use tokio::{
 use self::{
     attend::Event,
     command::{Asker, Question},
+    rebalance::Watch,
     signals::{Signals, Wish},
     worker::{Death, Outcome, Worker},
 };
@@ -119,6 +125,7 @@ struct Supervisor {
     started: Instant,
     /// Orders are numbered from 1.
     orders_given: u64,
+    watch: Watch,
     stopping: Option<Stopping>,
 }
 
@@ -154,6 +161,7 @@ impl Supervisor {
             event_sender,
             started: Instant::now(),
             orders_given: 0,
+            watch: Watch::new(),
             stopping: None,
         }
     }
@@ -196,7 +204,10 @@ impl Supervisor {
                     // Whoever asked may have left; that is nobody's loss.
                     let _ = answer.send(response);
                 }
-                () = sleep_until(wake) => self.on_due(),
+                () = sleep_until(wake) => {
+                    self.on_due();
+                    self.rebalance_if_due().await;
+                }
             }
         }
     }
@@ -240,6 +251,7 @@ impl Supervisor {
             }
             Outcome::Died(death) => self.on_death(id, death, age),
         }
+        self.forget_retired();
     }
 
     fn on_death(&mut self, id: u32, death: Death, lived: Duration) {
@@ -278,7 +290,12 @@ impl Supervisor {
     fn next_due(&self) -> Option<Instant> {
         let kill_at = self.stopping.as_ref().and_then(|stopping| stopping.kill_at);
         let workers = self.workers.iter();
-        workers.flat_map(|worker| [worker.due(), worker.leave_due()]).flatten().chain(kill_at).min()
+        workers
+            .flat_map(|worker| [worker.due(), worker.leave_due()])
+            .flatten()
+            .chain(kill_at)
+            .chain(self.rebalance_due())
+            .min()
     }
 
     fn on_due(&mut self) {
@@ -322,10 +339,14 @@ impl Supervisor {
             Request::Workers => Response::Workers(self.workers.iter().map(Worker::info).collect()),
             Request::State => Response::State(Box::new(self.state.clone())),
             Request::Reload { dry_run } => respond(self.reload(dry_run, peer).await),
-            Request::UpgradeWorkers { worker } => match self.upgrade(worker, peer).await {
-                Ok(outcomes) => Response::Upgraded(outcomes),
-                Err(refused) => Response::Refused { reason: refused.to_string() },
-            },
+            Request::UpgradeWorkers { worker } => outcomes(self.upgrade(worker, peer).await),
+            Request::Scale { count } => outcomes(self.scale(count, peer).await),
+            Request::Rebalance => outcomes(self.rebalance(peer).await),
+            Request::Topology => Response::Topology(self.topology()),
+            Request::Pin { worker, core } => outcomes(self.pin(worker, core, peer)),
+            Request::PinAuto { no_smt, numa, reserve_for_irq } => {
+                outcomes(self.pin_auto(&placement::Wish { no_smt, numa, reserve_for_irq }, peer))
+            }
             Request::Upgrade => match asker {
                 Some(asker) => {
                     let refused = self.replace(&asker, peer).await;
@@ -365,6 +386,13 @@ impl Supervisor {
             counters: worker::sum(&self.workers),
             workers,
         }
+    }
+}
+
+fn outcomes<E: std::fmt::Display>(outcome: Result<Vec<WorkerOutcome>, E>) -> Response {
+    match outcome {
+        Ok(outcomes) => Response::Outcomes(outcomes),
+        Err(refused) => Response::Refused { reason: refused.to_string() },
     }
 }
 

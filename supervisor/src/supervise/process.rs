@@ -13,7 +13,7 @@ use kakehi_ctl::{
     order::{Adopted, Envelope, Order},
     wire,
 };
-use kakehi_engine::observe::Counters;
+use kakehi_engine::{observe::Counters, worker::Belonging};
 use nix::sys::signal::Signal;
 use tokio::{
     sync::mpsc::{Sender, channel},
@@ -24,7 +24,6 @@ use super::{
     attend::{Event, attend, write_orders},
     handle::Handle,
     launch::{self, Launched, Start},
-    listeners::Sockets,
 };
 use crate::scm;
 
@@ -155,12 +154,20 @@ impl Process {
         self.send(Signal::SIGKILL);
     }
 
-    /// Sends the sockets of new listeners, for the order that follows.
+    /// Sends descriptors, for the order that follows.
     ///
     /// # Errors
     /// When it does not take them.
-    pub(super) fn pass(&self, sockets: &Sockets) -> Result<(), scm::Error> {
-        scm::send(&self.descriptors, &launch::labelled(sockets))
+    pub(super) fn pass(&self, belongings: &[(Belonging, &OwnedFd)]) -> Result<(), scm::Error> {
+        scm::send(&self.descriptors, belongings)
+    }
+
+    /// A copy of the end where the connections come out that it gives away.
+    ///
+    /// # Errors
+    /// When there is no descriptor left.
+    pub(super) fn inheritance(&self) -> io::Result<OwnedFd> {
+        self.inheritance.try_clone()
     }
 }
 

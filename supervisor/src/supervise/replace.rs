@@ -10,7 +10,6 @@ use std::{
     env,
     fs::{self, File},
     io::{self, Read as _, Seek as _, Write as _},
-    net::SocketAddr,
     os::{
         fd::{AsRawFd as _, OwnedFd, RawFd},
         unix::{fs::MetadataExt as _, process::CommandExt as _},
@@ -23,7 +22,7 @@ use std::{
 use command_fds::{CommandFdExt as _, FdMapping, inherited::take_fd_ownership};
 use kakehi_ctl::{
     limits,
-    order::{Envelope, Report, Response, WorkerOutcome, WorkerState},
+    order::{Envelope, ListenerSocket, Report, Response, WorkerOutcome, WorkerState},
     state::{Settings, State},
     wire,
 };
@@ -99,7 +98,7 @@ pub(super) struct Estate {
     /// The connection of whoever asked.
     client: OwnedFd,
     /// By worker.
-    pub(super) sockets: Vec<(u32, SocketAddr, OwnedFd)>,
+    pub(super) sockets: Vec<(u32, ListenerSocket, OwnedFd)>,
     /// The program that ran before.
     before: OwnedFd,
 }
@@ -126,7 +125,7 @@ struct Inventory {
     will: Will,
     command_socket: RawFd,
     client: RawFd,
-    sockets: Vec<(u32, SocketAddr, RawFd)>,
+    sockets: Vec<(u32, ListenerSocket, RawFd)>,
     before: RawFd,
 }
 
@@ -165,7 +164,7 @@ impl Estate {
             sockets: self
                 .sockets
                 .iter()
-                .map(|(id, address, socket)| Ok((*id, *address, keep(socket)?)))
+                .map(|(id, which, socket)| Ok((*id, *which, keep(socket)?)))
                 .collect::<io::Result<_>>()?,
             before: keep(&self.before)?,
         };
@@ -184,7 +183,7 @@ impl Estate {
     /// Tells whoever asked how it went. That it may have left is nobody's loss.
     pub(super) fn answer(&self, outcome: Result<Vec<WorkerOutcome>, String>) {
         let response = match outcome {
-            Ok(outcomes) => Response::Upgraded(outcomes),
+            Ok(outcomes) => Response::Outcomes(outcomes),
             Err(reason) => {
                 tracing::error!("upgrade: {reason}");
                 Response::Refused { reason }
@@ -283,8 +282,8 @@ impl Supervisor {
         self.ping_all().await;
         let mut sockets = Vec::new();
         for worker in &self.workers {
-            for (address, socket) in worker.sockets() {
-                sockets.push((worker.id(), *address, socket.try_clone()?));
+            for (which, socket) in worker.sockets() {
+                sockets.push((worker.id(), *which, socket.try_clone()?));
             }
         }
         let estate = Estate {

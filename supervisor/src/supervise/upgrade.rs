@@ -45,7 +45,7 @@ impl Supervisor {
         if self.stopping.is_some() {
             return Err(Refused::Stopping);
         }
-        let count = self.workers.len() as u32;
+        let count = self.count() as u32;
         let ids = match which {
             Some(id) if id >= count => return Err(Refused::NoWorker(id)),
             Some(id) => id..id + 1,

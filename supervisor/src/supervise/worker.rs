@@ -5,17 +5,21 @@
 //! `Starting` until its process reports that it accepts, then `Running`; `Stopping` once it was ordered to;
 //! `Dead` between the end of one process and the start of the next.
 
-use std::{collections::BTreeMap, io, net::SocketAddr, path::Path, process::ExitStatus, time::Duration};
+mod figures;
+
+pub(super) use figures::sum;
+
+use std::{io, net::SocketAddr, os::fd::OwnedFd, path::Path, process::ExitStatus, time::Duration};
 
 use kakehi_ctl::{
     limits,
-    order::{Order, Report, WorkerInfo, WorkerState},
+    order::{ListenerSocket, Order, Report, WorkerState},
     state::{Settings, State},
     wire,
 };
 use kakehi_engine::{
-    http::Reason,
     observe::{Counter, Counters},
+    worker::Belonging,
 };
 use nix::sys::signal::Signal;
 use tokio::{sync::mpsc::Sender, time::Instant};
@@ -24,9 +28,10 @@ use super::{
     adoption::Orphan,
     attend::{Event, What},
     backoff::Backoff,
-    launch::Start,
+    cores,
+    launch::{self, Start},
     listeners::Sockets,
-    process::{Block, Process, cpu_time_ms, reason_of_end},
+    process::{Block, Process, reason_of_end},
 };
 use crate::{scm, worker_main};
 
@@ -55,6 +60,8 @@ pub(super) struct Worker {
     launches: u64,
     settings: Settings,
     backoff: Backoff,
+    /// It was taken out of the row, and ends for good when its last process has.
+    retired: bool,
     /// When something is due: a process must be ready, or be replaced.
     due: Option<Instant>,
 }
@@ -115,6 +122,7 @@ impl Worker {
             launches: 0,
             settings: settings.clone(),
             backoff: Backoff::default(),
+            retired: false,
             due: None,
         })
     }
@@ -125,7 +133,8 @@ impl Worker {
     /// When the kernel refuses a descriptor or memory.
     pub(super) fn adopt(orphan: Orphan, settings: &Settings, events: &Sender<Event>) -> io::Result<Self> {
         let Orphan { about, sockets, counters, ended, launched } = orphan;
-        let core = about.core.and_then(|core| usize::try_from(core).ok());
+        // Where it runs now, which may have been changed since its start.
+        let core = cores::only_core(about.pid);
         let mut worker = Worker {
             block: Block::map(counters)?,
             ended: Block::map(ended)?,
@@ -198,9 +207,67 @@ impl Worker {
         Ok(())
     }
 
-    /// How often a process of it died and was replaced.
-    pub(super) fn restarts(&self) -> u64 {
-        self.ended.counters.get(Counter::Restarts)
+    /// The core that it is tied to.
+    pub(super) fn core(&self) -> Option<u32> {
+        self.core.and_then(|core| u32::try_from(core).ok())
+    }
+
+    /// Whether it was taken out of the row of workers.
+    pub(super) fn is_retired(&self) -> bool {
+        self.retired
+    }
+
+    /// Takes it out of the row: its process gives all that it has away, and no other follows.
+    pub(super) fn leave_for_good(&mut self) {
+        self.sockets.clear();
+        self.due = None;
+        self.retired = true;
+        self.state = WorkerState::Stopping;
+        if let Some(process) = self.process.take()
+            && let Ok(block) = Block::new(self.id)
+        {
+            let counters = std::mem::replace(&mut self.block, block).counters;
+            self.let_leave(process, counters);
+        }
+    }
+
+    /// Puts it into the row again; it has no process that serves.
+    pub(super) fn come_back(&mut self, core: Option<usize>, sockets: Sockets) {
+        self.retired = false;
+        self.core = core;
+        self.sockets = sockets;
+    }
+
+    /// Its sockets, which it loses.
+    pub(super) fn give_up_sockets(&mut self) -> Sockets {
+        self.retired = true;
+        self.due = None;
+        std::mem::take(&mut self.sockets)
+    }
+
+    /// Closes the copy of one listening socket, which others have too.
+    pub(super) fn drop_socket(&mut self, which: ListenerSocket) {
+        self.sockets.retain(|(it, _)| *it != which);
+    }
+
+    /// A copy of the end where the connections come out that its process gives away.
+    ///
+    /// # Errors
+    /// When there is no descriptor left.
+    pub(super) fn inheritance(&self) -> io::Result<Option<OwnedFd>> {
+        self.process.as_ref().map(Process::inheritance).transpose()
+    }
+
+    /// Ties its process to another core, and those that follow.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(super) fn pin(&mut self, core: usize) -> io::Result<()> {
+        if let Some(process) = &self.process {
+            cores::pin(process.pid, core)?;
+        }
+        self.core = Some(core);
+        Ok(())
     }
 
     /// Its listening sockets.
@@ -335,6 +402,11 @@ impl Worker {
             self.ended.counters.absorb(&counters);
             return;
         };
+        self.let_leave(before, counters);
+    }
+
+    /// Orders a process to give away what it has and to end.
+    fn let_leave(&mut self, before: Process, counters: Counters) {
         let deadline_ms = self.settings.drain_timeout_ms;
         if let Err(error) = before.order(STOP, Order::HandOver { deadline_ms }) {
             tracing::warn!(
@@ -460,7 +532,9 @@ impl Worker {
 
     /// Whether there is a process that orders can be given to.
     pub(super) fn takes_orders(&self) -> bool {
-        self.process.is_some() && matches!(self.state, WorkerState::Starting | WorkerState::Running)
+        !self.retired
+            && self.process.is_some()
+            && matches!(self.state, WorkerState::Starting | WorkerState::Running)
     }
 
     /// Gives an order; its answer comes as [`Outcome::Answered`] with the same number.
@@ -478,15 +552,40 @@ impl Worker {
     /// When it does not take them.
     pub(super) fn pass(&self, sockets: &Sockets) -> Result<(), scm::Error> {
         match &self.process {
-            Some(process) => process.pass(sockets),
+            Some(process) => process.pass(&launch::labelled(sockets)),
             None => Ok(()),
+        }
+    }
+
+    /// Sends listening sockets and the channel of a predecessor, for the order that follows.
+    ///
+    /// # Errors
+    /// When it does not take them.
+    pub(super) fn pass_with(
+        &self,
+        sockets: &Sockets,
+        predecessor: Option<&OwnedFd>,
+    ) -> Result<(), scm::Error> {
+        let mut belongings = launch::labelled(sockets);
+        belongings.extend(predecessor.map(|channel| (Belonging::Predecessor, channel)));
+        self.pass_belongings(&belongings)
+    }
+
+    /// Sends descriptors, for the order that follows.
+    ///
+    /// # Errors
+    /// When it does not take them.
+    pub(super) fn pass_belongings(&self, belongings: &[(Belonging, &OwnedFd)]) -> Result<(), scm::Error> {
+        match &self.process {
+            Some(process) => process.pass(belongings),
+            None => Err(io::Error::from(io::ErrorKind::NotConnected).into()),
         }
     }
 
     /// Keeps the sockets of listeners that have come, and closes those of listeners that have gone.
     pub(super) fn change_sockets(&mut self, come: Sockets, stays: impl Fn(&SocketAddr) -> bool) {
         self.sockets.extend(come);
-        self.sockets.retain(|(address, _)| stays(address));
+        self.sockets.retain(|(which, _)| stays(&which.address));
     }
 
     /// Ends a process that is not what it should be, so that another takes its place.
@@ -502,55 +601,4 @@ impl Worker {
             process.send(signal);
         }
     }
-
-    /// A counter over all its processes, a gauge over those that live: what a process that is gone had open is open no
-    /// more, though nobody counted it down.
-    fn total(&self, counter: Counter) -> u64 {
-        let present =
-            if self.process.is_some() || !counter.is_gauge() { self.block.counters.get(counter) } else { 0 };
-        let leaving: u64 = self.leaving.iter().map(|it| it.counters.get(counter)).sum();
-        present + leaving + self.ended.counters.get(counter)
-    }
-
-    fn answers(&self, reason: Reason) -> u64 {
-        let leaving: u64 = self.leaving.iter().map(|it| it.counters.answers(reason)).sum();
-        self.block.counters.answers(reason) + leaving + self.ended.counters.answers(reason)
-    }
-
-    /// What there is to know about it.
-    pub(super) fn info(&self) -> WorkerInfo {
-        let process = self.process.as_ref();
-        let pid = process.map_or(0, |process| process.pid);
-        let (cpu_user_ms, cpu_system_ms) = cpu_time_ms(pid).unwrap_or_default();
-        WorkerInfo {
-            id: self.id,
-            pid,
-            core: self.core.and_then(|core| u32::try_from(core).ok()),
-            state: self.state,
-            connections: self.total(Counter::Connections),
-            requests: self.total(Counter::Requests),
-            cpu_user_ms,
-            cpu_system_ms,
-            io_uring_level: process.map_or(0, |process| process.io_uring_level),
-            io_uring_features: process.map_or_else(Vec::new, |process| process.io_uring_features.clone()),
-            ring_enters: self.total(Counter::RingEnters),
-            ring_sqes: self.total(Counter::RingSqes),
-            ring_cqes: self.total(Counter::RingCqes),
-            ring_no_buffers: self.total(Counter::RingNoBuffers),
-            ring_overflows: self.total(Counter::RingOverflows),
-            ring_bulk: self.total(Counter::RingBulk),
-        }
-    }
-}
-
-/// Every counter by its name, summed over `workers`, and the answers by reason.
-pub(super) fn sum(workers: &[Worker]) -> BTreeMap<String, u64> {
-    let counters = Counter::ALL.iter().map(|counter| {
-        (counter.name().to_owned(), workers.iter().map(|worker| worker.total(*counter)).sum())
-    });
-    let answers = Reason::ALL.iter().map(|reason| {
-        let answers = workers.iter().map(|worker| worker.answers(*reason)).sum();
-        (format!("answers.{}", reason.code()), answers)
-    });
-    counters.chain(answers).collect()
 }

@@ -17,6 +17,7 @@ mod life;
 mod limits;
 mod reload;
 mod routing;
+mod scale;
 mod takeover;
 mod tunnels;
 mod upgrade;

@@ -63,6 +63,15 @@ pub(crate) enum Verb {
         action: Option<WorkersVerb>,
     },
 
+    /// Show the cores of the host, and where each worker runs with its load; change that
+    ///
+    /// What is set holds until kakehi stops; `worker_cores` in the file says it for good.
+    /// With --json: an object.
+    Pin {
+        #[command(subcommand)]
+        action: Option<PinVerb>,
+    },
+
     /// Read the configuration file again and change what is different: all of it in every worker, or nothing
     ///
     /// Connections go on, but those of a listener that is gone. SIGHUP does the same.
@@ -107,6 +116,41 @@ pub(crate) enum WorkersVerb {
     Upgrade {
         /// Which worker; without it, all
         worker: Option<u32>,
+    },
+    /// Make it so many workers; connections of those that go move to others
+    ///
+    /// With --json: an array with one object per worker that came or went.
+    Scale {
+        /// How many
+        count: u32,
+    },
+    /// Move idle connections until all workers have about as many
+    ///
+    /// With --json: an array with one object per move.
+    Rebalance,
+}
+
+/// Where workers run.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum PinVerb {
+    /// Tie a worker to a core; it moves as it is, with all that it has in flight
+    Set {
+        /// Which worker
+        worker: u32,
+        /// Which core
+        core: u16,
+    },
+    /// Spread the workers over the cores, physical cores first
+    Auto {
+        /// Use one of the cores that share a physical one
+        #[arg(long)]
+        no_smt: bool,
+        /// Use only cores of this NUMA node
+        #[arg(long, value_name = "NODE")]
+        numa: Option<u32>,
+        /// Leave cores alone that serve the interrupts of network cards
+        #[arg(long)]
+        reserve_for_irq: bool,
     },
 }
 
@@ -156,6 +200,15 @@ impl Verb {
             Verb::Workers { action: None } => return Request::Workers,
             Verb::Workers { action: Some(WorkersVerb::Upgrade { worker }) } => {
                 return Request::UpgradeWorkers { worker };
+            }
+            Verb::Workers { action: Some(WorkersVerb::Scale { count }) } => return Request::Scale { count },
+            Verb::Workers { action: Some(WorkersVerb::Rebalance) } => return Request::Rebalance,
+            Verb::Pin { action: None } => return Request::Topology,
+            Verb::Pin { action: Some(PinVerb::Set { worker, core }) } => {
+                return Request::Pin { worker, core };
+            }
+            Verb::Pin { action: Some(PinVerb::Auto { no_smt, numa, reserve_for_irq }) } => {
+                return Request::PinAuto { no_smt, numa, reserve_for_irq };
             }
             Verb::State => return Request::State,
             Verb::Upgrade => return Request::Upgrade,

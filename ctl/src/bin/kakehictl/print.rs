@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use kakehi_ctl::order::{Changed, Response, Status, WorkerInfo, WorkerState};
+use kakehi_ctl::order::{Changed, Core, Response, Status, Topology, WorkerInfo, WorkerState};
 use serde::Serialize;
 
 /// The answer as JSON: an object or an array, with a line end.
@@ -12,7 +12,8 @@ pub(crate) fn json(response: &Response) -> String {
         Response::Workers(workers) => pretty(workers),
         Response::State(state) => pretty(state),
         Response::Changed(changed) => pretty(changed),
-        Response::Upgraded(workers) => pretty(workers),
+        Response::Outcomes(workers) => pretty(workers),
+        Response::Topology(topology) => pretty(topology),
         Response::Stopping => pretty(&"stopped"),
         Response::Refused { reason } => pretty(reason),
     }
@@ -31,9 +32,11 @@ pub(crate) fn human(response: &Response) -> String {
         Response::Workers(workers) => human_workers(workers),
         Response::State(state) => pretty(state),
         Response::Changed(changed) => human_changed(changed),
-        Response::Upgraded(workers) => {
+        Response::Outcomes(workers) if workers.is_empty() => "nothing had to change\n".to_owned(),
+        Response::Outcomes(workers) => {
             workers.iter().map(|worker| format!("worker {}: {}\n", worker.id, worker.outcome)).collect()
         }
+        Response::Topology(topology) => human_topology(topology),
         Response::Stopping => "stopped\n".to_owned(),
         Response::Refused { reason } => format!("{reason}\n"),
     }
@@ -101,6 +104,46 @@ fn human_workers(workers: &[WorkerInfo]) -> String {
         ]
     }));
     table(&rows)
+}
+
+fn human_topology(topology: &Topology) -> String {
+    let mut rows = vec![["CORE", "NODE", "SIBLINGS", "USE", "WORKER", "LOAD"].map(str::to_owned)];
+    let row_of = |core: Option<&Core>, worker: Option<&WorkerInfo>| {
+        let number = |number: Option<u32>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
+        let siblings = core.map_or_else(Vec::new, |core| core.siblings.iter().map(u32::to_string).collect());
+        [
+            number(core.map(|core| core.id)),
+            number(core.map(|core| core.node)),
+            siblings.join(","),
+            core.map_or("any core", use_of).to_owned(),
+            number(worker.map(|worker| worker.id)),
+            worker.and_then(|it| it.load_percent).map_or_else(String::new, |load| format!("{load} %")),
+        ]
+    };
+    for core in &topology.cores {
+        let here: Vec<_> = topology.workers.iter().filter(|worker| worker.core == Some(core.id)).collect();
+        if here.is_empty() {
+            rows.push(row_of(Some(core), None));
+        }
+        rows.extend(here.into_iter().map(|worker| row_of(Some(core), Some(worker))));
+    }
+    let elsewhere = topology.workers.iter().filter(|worker| worker.core.is_none());
+    rows.extend(elsewhere.map(|worker| row_of(None, Some(worker))));
+    let mut text = table(&rows);
+    for interface in &topology.interfaces {
+        let cores = interface.cores.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+        let node = interface.node.map_or_else(String::new, |node| format!(", node {node}"));
+        let _ = writeln!(text, "interface {}{node}: interrupts on cores {cores}", interface.name);
+    }
+    text
+}
+
+fn use_of(core: &Core) -> &'static str {
+    match (core.allowed, core.serves_interrupts) {
+        (true, true) => "interrupts",
+        (true, false) => "",
+        (false, _) => "not allowed",
+    }
 }
 
 /// Columns as wide as their widest cell: numbers to the right, the words of the fourth and the last to the left.

@@ -1,0 +1,85 @@
+//! What a worker's processes have done, added up over all of them.
+
+use std::collections::BTreeMap;
+
+use kakehi_ctl::order::WorkerInfo;
+use kakehi_engine::{http::Reason, observe::Counter};
+
+use super::{super::process::cpu_time_ms, Worker};
+
+impl Worker {
+    /// Open client connections.
+    pub(in crate::supervise) fn connections(&self) -> u64 {
+        self.total(Counter::Connections)
+    }
+
+    /// CPU time of its process until now (ms).
+    pub(in crate::supervise) fn cpu_ms(&self) -> u64 {
+        let (user, system) =
+            self.process.as_ref().and_then(|process| cpu_time_ms(process.pid)).unwrap_or_default();
+        user + system
+    }
+
+    /// How often a process of it died and was replaced.
+    pub(in crate::supervise) fn restarts(&self) -> u64 {
+        self.ended.counters.get(Counter::Restarts)
+    }
+
+    /// Counts on where `gone` has stopped for good.
+    pub(in crate::supervise) fn count_on(&self, gone: &Worker) {
+        self.ended.counters.absorb(&gone.ended.counters);
+        self.ended.counters.absorb(&gone.block.counters);
+    }
+
+    /// A counter over all its processes, a gauge over those that live: what a process that is gone had open is open no
+    /// more, though nobody counted it down.
+    fn total(&self, counter: Counter) -> u64 {
+        let present =
+            if self.process.is_some() || !counter.is_gauge() { self.block.counters.get(counter) } else { 0 };
+        let leaving: u64 = self.leaving.iter().map(|it| it.counters.get(counter)).sum();
+        present + leaving + self.ended.counters.get(counter)
+    }
+
+    fn answers(&self, reason: Reason) -> u64 {
+        let leaving: u64 = self.leaving.iter().map(|it| it.counters.answers(reason)).sum();
+        self.block.counters.answers(reason) + leaving + self.ended.counters.answers(reason)
+    }
+
+    /// What there is to know about it.
+    pub(in crate::supervise) fn info(&self) -> WorkerInfo {
+        let process = self.process.as_ref();
+        let pid = process.map_or(0, |process| process.pid);
+        let (cpu_user_ms, cpu_system_ms) = cpu_time_ms(pid).unwrap_or_default();
+        WorkerInfo {
+            id: self.id,
+            pid,
+            core: self.core(),
+            state: self.state,
+            connections: self.total(Counter::Connections),
+            requests: self.total(Counter::Requests),
+            cpu_user_ms,
+            cpu_system_ms,
+            load_percent: None,
+            io_uring_level: process.map_or(0, |process| process.io_uring_level),
+            io_uring_features: process.map_or_else(Vec::new, |process| process.io_uring_features.clone()),
+            ring_enters: self.total(Counter::RingEnters),
+            ring_sqes: self.total(Counter::RingSqes),
+            ring_cqes: self.total(Counter::RingCqes),
+            ring_no_buffers: self.total(Counter::RingNoBuffers),
+            ring_overflows: self.total(Counter::RingOverflows),
+            ring_bulk: self.total(Counter::RingBulk),
+        }
+    }
+}
+
+/// Every counter by its name, summed over `workers`, and the answers by reason.
+pub(in crate::supervise) fn sum(workers: &[Worker]) -> BTreeMap<String, u64> {
+    let counters = Counter::ALL.iter().map(|counter| {
+        (counter.name().to_owned(), workers.iter().map(|worker| worker.total(*counter)).sum())
+    });
+    let answers = Reason::ALL.iter().map(|reason| {
+        let answers = workers.iter().map(|worker| worker.answers(*reason)).sum();
+        (format!("answers.{}", reason.code()), answers)
+    });
+    counters.chain(answers).collect()
+}
