@@ -14,7 +14,7 @@ use std::{io, net::SocketAddr, os::fd::OwnedFd, path::Path, process::ExitStatus,
 use kakehi_ctl::{
     limits,
     order::{ListenerSocket, Order, Report, WorkerState},
-    state::{Settings, State},
+    state::Settings,
     wire,
 };
 use kakehi_engine::{
@@ -33,7 +33,7 @@ use super::{
     listeners::Sockets,
     process::{Block, Process, reason_of_end},
 };
-use crate::{scm, worker_main};
+use crate::scm;
 
 /// A process that leaves and has not ended so long after its own deadline is killed.
 const LEAVE_SLACK: Duration = Duration::from_secs(1);
@@ -273,22 +273,6 @@ impl Worker {
     /// Its listening sockets.
     pub(super) fn sockets(&self) -> &Sockets {
         &self.sockets
-    }
-
-    /// Whether its process was started by this supervisor.
-    pub(super) fn is_fresh(&self) -> bool {
-        self.process.as_ref().is_none_or(|process| process.taken_over.is_none())
-    }
-
-    /// Whether its process was started by another supervisor, and runs another program than this one, or with other
-    /// settings or another state than `state`.
-    pub(super) fn is_behind(&self, state: &State) -> bool {
-        let Some(about) = self.process.as_ref().and_then(|process| process.taken_over.as_ref()) else {
-            return false;
-        };
-        about.program != worker_main::this_program()
-            || about.revision.generation != state.revision.generation
-            || about.settings.differ_for_worker(&state.settings)
     }
 
     /// Starts a process that is to take the place of the present one: [`Outcome::Upgraded`] says that it has.

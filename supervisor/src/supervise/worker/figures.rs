@@ -1,13 +1,30 @@
-//! What a worker's processes have done, added up over all of them.
+//! What is known of a worker's processes, and what they have done, added up over all of them.
 
 use std::collections::BTreeMap;
 
-use kakehi_ctl::order::WorkerInfo;
+use kakehi_ctl::{order::WorkerInfo, state::State};
 use kakehi_engine::{http::Reason, observe::Counter};
 
 use super::{super::process::cpu_time_ms, Worker};
+use crate::worker_main;
 
 impl Worker {
+    /// Whether its process was started by this supervisor.
+    pub(in crate::supervise) fn is_fresh(&self) -> bool {
+        self.process.as_ref().is_none_or(|process| process.taken_over.is_none())
+    }
+
+    /// Whether its process was started by another supervisor, and runs another program than this one, or with other
+    /// settings or another state than `state`.
+    pub(in crate::supervise) fn is_behind(&self, state: &State) -> bool {
+        let Some(about) = self.process.as_ref().and_then(|process| process.taken_over.as_ref()) else {
+            return false;
+        };
+        about.program != worker_main::this_program()
+            || about.revision.generation != state.revision.generation
+            || about.settings.differ_for_worker(&state.settings)
+    }
+
     /// Open client connections.
     pub(in crate::supervise) fn connections(&self) -> u64 {
         self.total(Counter::Connections)
