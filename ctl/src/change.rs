@@ -8,7 +8,9 @@ use std::{collections::BTreeSet, net::SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::state::{Backend, Cluster, Frontend, Listener, Settings, State};
+use crate::state::{Backend, Cluster, Frontend, Listener, PathRule, State};
+
+mod words;
 
 /// One change of a state.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -36,6 +38,20 @@ pub enum Change {
         /// Which.
         name: String,
     },
+    /// A frontend comes, or the one for the same requests becomes this one.
+    SetFrontend {
+        /// Its cluster.
+        cluster: String,
+        /// The frontend.
+        frontend: Frontend,
+    },
+    /// A frontend goes. Requests that it led somewhere are finished.
+    RemoveFrontend {
+        /// Its cluster.
+        cluster: String,
+        /// Which.
+        rule: FrontendRule,
+    },
     /// A backend comes, or the one of this name becomes this one.
     SetBackend {
         /// Its cluster.
@@ -50,6 +66,40 @@ pub enum Change {
         /// Which.
         id: String,
     },
+}
+
+/// What makes a frontend different from others: the requests that it takes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FrontendRule {
+    /// The listener.
+    pub address: SocketAddr,
+    /// As in [`Frontend::hostname`]; the case of letters makes no difference.
+    pub hostname: String,
+    /// Which paths.
+    pub path: PathRule,
+    /// Which method; `None` = any.
+    pub method: Option<String>,
+}
+
+impl FrontendRule {
+    /// Whether `frontend` takes the same requests.
+    pub fn is_of(&self, frontend: &Frontend) -> bool {
+        self.address == frontend.address
+            && self.hostname.eq_ignore_ascii_case(&frontend.hostname)
+            && self.path == frontend.path
+            && self.method == frontend.method
+    }
+}
+
+impl From<&Frontend> for FrontendRule {
+    fn from(frontend: &Frontend) -> FrontendRule {
+        FrontendRule {
+            address: frontend.address,
+            hostname: frontend.hostname.clone(),
+            path: frontend.path.clone(),
+            method: frontend.method.clone(),
+        }
+    }
 }
 
 /// Why a change cannot be applied.
@@ -68,6 +118,16 @@ pub enum ChangeError {
         cluster: String,
         /// The backend.
         id: String,
+    },
+    /// There is no such frontend.
+    #[error(
+        "cluster `{cluster}` has no such frontend for `{hostname}`; path, kind of path and method count too"
+    )]
+    NoFrontend {
+        /// The cluster.
+        cluster: String,
+        /// Its hostname.
+        hostname: String,
     },
     /// Frontends would be left without their listener.
     #[error("a frontend of cluster `{cluster}` is on {address}, where nothing would listen")]
@@ -92,6 +152,18 @@ impl Change {
     pub fn concerns_routes(&self) -> bool {
         !matches!(self, Change::SetBackend { .. } | Change::RemoveBackend { .. })
     }
+
+    /// The cluster that it changes.
+    pub fn cluster(&self) -> Option<&str> {
+        match self {
+            Change::SetListener { .. } | Change::RemoveListener { .. } => None,
+            Change::SetCluster { name, .. } | Change::RemoveCluster { name } => Some(name),
+            Change::SetFrontend { cluster, .. }
+            | Change::RemoveFrontend { cluster, .. }
+            | Change::SetBackend { cluster, .. }
+            | Change::RemoveBackend { cluster, .. } => Some(cluster),
+        }
+    }
 }
 
 impl State {
@@ -113,6 +185,21 @@ impl State {
             Change::RemoveCluster { name } => {
                 self.clusters.remove(name).ok_or_else(|| ChangeError::NoCluster(name.clone()))?;
             }
+            Change::SetFrontend { cluster, frontend } => {
+                let frontends = &mut self.cluster_mut(cluster)?.frontends;
+                let rule = FrontendRule::from(frontend);
+                match frontends.iter_mut().find(|present| rule.is_of(present)) {
+                    Some(present) => *present = frontend.clone(),
+                    None => frontends.push(frontend.clone()),
+                }
+            }
+            Change::RemoveFrontend { cluster, rule } => {
+                let frontends = &mut self.cluster_mut(cluster)?.frontends;
+                let index = frontends.iter().position(|present| rule.is_of(present));
+                let missing =
+                    || ChangeError::NoFrontend { cluster: cluster.clone(), hostname: rule.hostname.clone() };
+                frontends.remove(index.ok_or_else(missing)?);
+            }
             Change::SetBackend { cluster, backend } => {
                 let backends = &mut self.cluster_mut(cluster)?.backends;
                 match backends.iter_mut().find(|present| present.id == backend.id) {
@@ -132,6 +219,40 @@ impl State {
 
     fn cluster_mut(&mut self, name: &str) -> Result<&mut Cluster, ChangeError> {
         self.clusters.get_mut(name).ok_or_else(|| ChangeError::NoCluster(name.to_owned()))
+    }
+
+    /// A copy of what `changes` name: their clusters, and all listeners. What can be applied to that can be applied to the
+    /// whole, if [`State::check_part`] agrees.
+    pub fn part(&self, changes: &[Change]) -> State {
+        let named: BTreeSet<&str> = changes.iter().filter_map(Change::cluster).collect();
+        let clusters = named.iter().filter_map(|name| self.clusters.get_key_value(*name));
+        State {
+            version: self.version,
+            revision: self.revision.clone(),
+            settings: self.settings.clone(),
+            listeners: self.listeners.clone(),
+            clusters: clusters.map(|(name, cluster)| (name.clone(), cluster.clone())).collect(),
+        }
+    }
+
+    /// Whether this state with `changes`, which have made `part` of what they name, refers to what is there.
+    ///
+    /// # Errors
+    /// See [`ChangeError`].
+    pub fn check_part(&self, part: &State, changes: &[Change]) -> Result<(), ChangeError> {
+        part.check()?;
+        if self.listeners.keys().all(|address| part.listeners.contains_key(address)) {
+            return Ok(());
+        }
+        let named: BTreeSet<&str> = changes.iter().filter_map(Change::cluster).collect();
+        for (name, cluster) in self.clusters.iter().filter(|(name, _)| !named.contains(name.as_str())) {
+            for Frontend { address, .. } in &cluster.frontends {
+                if !part.listeners.contains_key(address) {
+                    return Err(ChangeError::NoListenerFor { cluster: name.clone(), address: *address });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Whether everything in it refers to something that is there.
@@ -178,49 +299,6 @@ impl State {
         changes.extend(gone.map(|address| Change::RemoveListener { address: *address }));
         changes
     }
-
-    /// `change` in words, one line for each thing that it does to this state: `+` comes, `-` goes, `~` changes.
-    pub fn describe(&self, change: &Change) -> Vec<String> {
-        match change {
-            Change::SetListener { listener } => {
-                vec![format!("{} listener {}", self.sign(listener.address), listener.address)]
-            }
-            Change::RemoveListener { address } => vec![format!("- listener {address}")],
-            Change::SetCluster { name, cluster } => self.describe_cluster(name, cluster),
-            Change::RemoveCluster { name } => vec![format!("- cluster {name}")],
-            Change::SetBackend { cluster, backend } => {
-                let present = self.clusters.get(cluster).map_or(&[][..], |cluster| &cluster.backends);
-                vec![describe_backend(cluster, present.iter().find(|it| it.id == backend.id), backend)]
-            }
-            Change::RemoveBackend { cluster, id } => vec![format!("- backend {id} of cluster {cluster}")],
-        }
-    }
-
-    fn sign(&self, address: SocketAddr) -> char {
-        if self.listeners.contains_key(&address) { '~' } else { '+' }
-    }
-
-    fn describe_cluster(&self, name: &str, cluster: &Cluster) -> Vec<String> {
-        let Some(present) = self.clusters.get(name) else {
-            return vec![format!(
-                "+ cluster {name} with {} frontends and {} backends",
-                cluster.frontends.len(),
-                cluster.backends.len()
-            )];
-        };
-        let mut lines = vec![format!("~ cluster {name}")];
-        let missing = |from: &Cluster, of: &Cluster| -> Vec<String> {
-            of.frontends.iter().filter(|it| !from.frontends.contains(it)).map(describe_frontend).collect()
-        };
-        lines
-            .extend(missing(present, cluster).into_iter().map(|frontend| format!("  + frontend {frontend}")));
-        lines
-            .extend(missing(cluster, present).into_iter().map(|frontend| format!("  - frontend {frontend}")));
-        for change in present.backend_changes(name, cluster) {
-            lines.extend(self.describe(&change).into_iter().map(|line| format!("  {line}")));
-        }
-        lines
-    }
 }
 
 impl Cluster {
@@ -246,73 +324,6 @@ impl Cluster {
         let gone = self.backends.iter().filter(|it| !wanted.has_backend(&it.id));
         let remove = gone.map(|it| Change::RemoveBackend { cluster: name.to_owned(), id: it.id.clone() });
         set.chain(remove).collect()
-    }
-}
-
-fn describe_frontend(frontend: &Frontend) -> String {
-    let (kind, path) = match &frontend.path {
-        crate::state::PathRule::Prefix(path) => ("", path),
-        crate::state::PathRule::Equals(path) => ("=", path),
-        crate::state::PathRule::Regex(path) => ("~", path),
-    };
-    let method = frontend.method.as_deref().unwrap_or("any method");
-    format!("{}{kind}{path} on {} ({method})", frontend.hostname, frontend.address)
-}
-
-fn describe_backend(cluster: &str, present: Option<&Backend>, backend: &Backend) -> String {
-    let Backend { id, address, weight, backup } = backend;
-    let role = if *backup { ", backup" } else { "" };
-    match present {
-        None => format!("+ backend {id} ({address}, weight {weight}{role}) of cluster {cluster}"),
-        Some(_) => format!("~ backend {id} ({address}, weight {weight}{role}) of cluster {cluster}"),
-    }
-}
-
-impl Settings {
-    /// Whether a worker that runs with these settings has to be replaced by one that runs with `wanted`.
-    pub fn differ_for_worker(&self, wanted: &Settings) -> bool {
-        // What concerns the supervisor alone.
-        let of_supervisor = ["command_socket", "pid_file_path", "handle_process_affinity"];
-        self.fixed_until_restart(wanted).iter().any(|name| !of_supervisor.contains(name))
-    }
-
-    /// The settings in which `wanted` differs and that change while kakehi runs, in words.
-    pub fn describe_live(&self, wanted: &Settings) -> Vec<String> {
-        let count = |settings: &Settings| {
-            settings.worker_count.map_or_else(|| "one per core".to_owned(), |count| count.to_string())
-        };
-        let cores = |settings: &Settings| format!("{:?}", settings.worker_cores);
-        let steering = |settings: &Settings| format!("{:?}", settings.steering).to_lowercase();
-        let rebalance = |settings: &Settings| {
-            let how = if settings.rebalance_auto { "auto" } else { "manual" };
-            format!("{how}, {} %", settings.rebalance_threshold)
-        };
-        let settings = [
-            ("worker_count", count(self), count(wanted)),
-            ("worker_cores", cores(self), cores(wanted)),
-            ("steering", steering(self), steering(wanted)),
-            ("rebalance", rebalance(self), rebalance(wanted)),
-        ];
-        let differ = settings.into_iter().filter(|(_, now, wanted)| now != wanted);
-        differ.map(|(name, now, wanted)| format!("~ {name}: {now}, then {wanted}")).collect()
-    }
-
-    /// Names of the settings in which `wanted` differs and which only a start can change.
-    pub fn fixed_until_restart(&self, wanted: &Settings) -> Vec<&'static str> {
-        let pairs = [
-            ("command_socket", self.command_socket != wanted.command_socket),
-            ("pid_file_path", self.pid_file_path != wanted.pid_file_path),
-            ("handle_process_affinity", self.pin_workers != wanted.pin_workers),
-            ("max_connections", self.max_connections != wanted.max_connections),
-            ("drain_timeout", self.drain_timeout_ms != wanted.drain_timeout_ms),
-            ("orphan_timeout", self.orphan_timeout_ms != wanted.orphan_timeout_ms),
-            ("io_uring_level", self.io_uring_level != wanted.io_uring_level),
-            ("buffer_count", self.buffer_count != wanted.buffer_count),
-            ("upstream_max_idle", self.upstream_max_idle != wanted.upstream_max_idle),
-            ("upstream_idle_timeout", self.upstream_idle_timeout_ms != wanted.upstream_idle_timeout_ms),
-            ("log_level", self.log_level != wanted.log_level),
-        ];
-        pairs.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
     }
 }
 

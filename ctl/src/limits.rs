@@ -76,7 +76,7 @@ pub const BUFFER_SIZE: u32 = 16_384;
 /// Largest control frame, either way.
 pub const MAX_FRAME: usize = 64 << 20;
 /// Largest frame of a request from `kakehictl`.
-pub const MAX_REQUEST_FRAME: usize = 16 << 20;
+pub const MAX_REQUEST_FRAME: usize = 64 << 20;
 /// A worker that is not ready this long after its start is stopped, and the start fails.
 pub const WORKER_READY_TIMEOUT_MS: u64 = 10_000;
 /// A worker that has not answered an order this long after it was given counts as one that refused.

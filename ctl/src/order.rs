@@ -2,7 +2,7 @@
 //!
 //! Every message travels in an [`Envelope`] with the version of the vocabulary, one [`crate::wire`] frame each.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -84,6 +84,15 @@ pub enum Request {
         /// Cut what is in flight instead of letting it finish.
         now: bool,
     },
+    /// Make listeners, clusters, frontends and backends what they are in this state.
+    LoadState {
+        /// A state that was saved.
+        state: Box<State>,
+        /// Only say what would change.
+        dry_run: bool,
+    },
+    /// Save the state to `saved_state`.
+    SaveState,
     /// Make these changes, all or none.
     Apply {
         /// In their order.
@@ -103,11 +112,16 @@ pub enum Response {
     State(Box<State>),
     /// To what is done to workers: what became of each that is concerned.
     Outcomes(Vec<WorkerOutcome>),
+    /// To [`Request::SaveState`].
+    Saved {
+        /// Where.
+        path: PathBuf,
+    },
     /// To [`Request::Topology`].
     Topology(Topology),
     /// To [`Request::Stop`]: it has begun.
     Stopping,
-    /// To [`Request::Reload`] and [`Request::Apply`].
+    /// To [`Request::Reload`], [`Request::LoadState`] and [`Request::Apply`].
     Changed(Changed),
     /// The request was understood and refused, or not understood.
     Refused {

@@ -67,6 +67,12 @@ pub struct Settings {
     pub drain_timeout_ms: u64,
     /// How long a worker goes on whose supervisor has died, if no other takes it over (ms); `None` = for ever.
     pub orphan_timeout_ms: Option<u64>,
+    /// Users that may use the command socket, besides root and our own.
+    pub command_allowed_uids: Vec<u32>,
+    /// Where the state is saved.
+    pub saved_state: Option<PathBuf>,
+    /// Save it after each change.
+    pub automatic_state_save: bool,
     /// Highest rung of the ladder of kernel features to use, 0 to 4; `None` = the best that the kernel has.
     pub io_uring_level: Option<u8>,
     /// Buffers in a worker's arena.
@@ -105,6 +111,9 @@ impl Default for Settings {
             graceful_timeout_ms: limits::GRACEFUL_TIMEOUT_MS,
             drain_timeout_ms: limits::DRAIN_TIMEOUT_MS,
             orphan_timeout_ms: None,
+            command_allowed_uids: Vec::new(),
+            saved_state: None,
+            automatic_state_save: false,
             io_uring_level: None,
             buffer_count: limits::BUFFER_COUNT,
             upstream_max_idle: limits::UPSTREAM_MAX_IDLE,
@@ -141,6 +150,9 @@ pub struct Listener {
     pub address: SocketAddr,
     /// What it speaks.
     pub protocol: ListenerProtocol,
+    /// It accepts connections; otherwise it is only configured.
+    #[serde(default = "yes")]
+    pub active: bool,
     /// The address that clients see, where that differs (NAT): told to backends.
     pub public_address: Option<SocketAddr>,
     /// Deadlines of its connections.
@@ -259,12 +271,29 @@ impl Default for Forwarding {
     }
 }
 
+fn yes() -> bool {
+    true
+}
+
+impl State {
+    /// Addresses that accept connections.
+    pub fn active_addresses(&self) -> impl Iterator<Item = SocketAddr> + '_ {
+        self.listeners.iter().filter(|(_, listener)| listener.active).map(|(address, _)| *address)
+    }
+
+    /// Whether connections are accepted at `address`.
+    pub fn accepts(&self, address: &SocketAddr) -> bool {
+        self.listeners.get(address).is_some_and(|listener| listener.active)
+    }
+}
+
 impl Listener {
     /// A listener at `address` with every default.
     pub fn http(address: SocketAddr) -> Self {
         Listener {
             address,
             protocol: ListenerProtocol::Http,
+            active: true,
             public_address: None,
             timeouts: Timeouts::default(),
             sizes: Sizes::default(),

@@ -83,6 +83,14 @@ fn settings(root: &Section, folder: &Path, findings: &mut Findings<'_>) -> Setti
     set(&mut settings.graceful_timeout_ms, root.millis("graceful_timeout"));
     set(&mut settings.drain_timeout_ms, root.millis("drain_timeout"));
     settings.orphan_timeout_ms = root.millis("orphan_timeout");
+    settings.command_allowed_uids =
+        root.integers("command_allowed_uids").into_iter().map(|uid| uid as u32).collect();
+    settings.saved_state = root.text("saved_state").map(|path| in_folder(Path::new(path)));
+    set(&mut settings.automatic_state_save, root.bool("automatic_state_save"));
+    if settings.automatic_state_save && settings.saved_state.is_none() {
+        let offset = root.entry("automatic_state_save").map_or(0, |entry| entry.offset);
+        findings.warn(offset, "`automatic_state_save` has no effect without `saved_state`");
+    }
     settings.io_uring_level = root.integer("io_uring_level");
     set(&mut settings.buffer_count, root.integer("buffer_count"));
     set(&mut settings.upstream_max_idle, root.integer("upstream_max_idle"));
@@ -328,6 +336,7 @@ fn listener(address: SocketAddr, keys: &Inherited<'_>) -> Listener {
     Listener {
         address,
         protocol: ListenerProtocol::Http,
+        active: keys.own.bool("active").unwrap_or(true),
         public_address: keys.own.address("public_address"),
         timeouts: timeouts(keys),
         sizes: sizes(keys),

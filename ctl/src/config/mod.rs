@@ -4,7 +4,7 @@
 //!
 //! The keys are those of a sozu 2.x `config.toml`, so that such a file loads unchanged, and kakehi's own. `keys` defines
 //! each of them once; `read` checks a file against them; `build` gives the values their meaning; `error` says
-//! what is wrong, and where.
+//! what is wrong, and where. `write` is the way back: a state as a file.
 //!
 //! Promises: a file is used whole or not at all. A key that nobody knows is an error; one that is not honoured
 //! is a warning. Nothing is opened wider because a key is not honoured yet.
@@ -17,6 +17,7 @@ mod read;
 mod reference;
 #[cfg(test)]
 mod tests;
+pub mod write;
 
 use std::{fmt::Write as _, path::Path};
 
@@ -39,6 +40,25 @@ pub fn load(path: impl AsRef<Path>) -> Result<Loaded, ConfigError> {
     let mut loaded = parse_in(&text, &path.to_string_lossy(), absolute.parent().unwrap_or(Path::new("/")))?;
     loaded.state.revision.origin = digest(&loaded.state);
     Ok(loaded)
+}
+
+/// Whether `part`, as a file, would be read as what it is: so what does not come out of a file is held to the same rules.
+///
+/// # Errors
+/// What the file would be refused for.
+pub fn check(part: &State) -> Result<(), String> {
+    let routing = State {
+        settings: crate::state::Settings::default(),
+        revision: crate::state::Revision::default(),
+        ..part.clone()
+    };
+    let text = write::write(&routing);
+    let read = parse(&text, "the change").map_err(|error| error.to_string())?.state;
+    if read.listeners == routing.listeners && read.clusters == routing.clusters {
+        Ok(())
+    } else {
+        Err("it has values that no configuration file can have".to_owned())
+    }
 }
 
 /// SHA-256 of what can change while kakehi runs, so that a comment or the order of keys is no difference.

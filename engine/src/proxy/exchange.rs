@@ -12,14 +12,13 @@ use super::{
     tunnel, upload,
 };
 use crate::{
-    cluster::Tried,
+    cluster::{Cluster, Tried},
     http::{
         Emit, ForwardedBy, HeadProgress, Method, OutConnection, OutFraming, Reason, RequestBody, RequestHead,
         Version, write_answer,
     },
     observe::Counter,
     ring::{Outgoing, Received},
-    route::Outcome,
 };
 
 /// What of a request is still needed when its head has gone.
@@ -32,14 +31,14 @@ pub(super) struct Request {
     pub(super) expect_continue: bool,
     pub(super) upgrade: bool,
     pub(super) site: Rc<Site>,
-    /// Index in the site's targets.
-    target: usize,
+    /// The cluster that it goes to; `None` until it is known.
+    cluster: Option<Rc<Cluster>>,
 }
 
 impl Request {
     /// The cluster that it goes to.
     pub(super) fn cluster_name(&self) -> &str {
-        &self.site.targets[self.target].cluster.name
+        self.cluster.as_ref().map_or("", |cluster| &cluster.name)
     }
 
     /// How the connection goes on when all of the request was read and answered.
@@ -156,23 +155,20 @@ fn plan(connection: &mut Connection, site: &Rc<Site>, progress: &mut HeadProgres
         expect_continue: head.expect_continue && !ended,
         upgrade: head.upgrade,
         site: Rc::clone(site),
-        target: 0,
+        cluster: None,
     };
     let answer = |reason, request: &Request| Head::Answer(Refused::whole(reason, request, ended));
-    let outcome = match site.routes.lookup(head.host_name(), head.path(), head.method_text) {
-        Outcome::Target(target) => target as usize,
-        refused => {
-            let reason = if matches!(refused, Outcome::AmbiguousPath) {
-                Reason::AmbiguousPath
-            } else {
-                Reason::NoRoute
-            };
+    let action = match site.routes.borrow().find(head.host_name(), head.path(), head.method_text) {
+        Ok(target) => {
+            request.cluster = Some(Rc::clone(&target.cluster));
+            target.action
+        }
+        Err(reason) => {
             inbox.consume(length);
             return answer(reason, &request);
         }
     };
-    request.target = outcome;
-    let refused = match site.targets[outcome].action {
+    let refused = match action {
         Action::Deny => Some((Reason::Denied, None)),
         Action::RedirectHttps(port) => {
             let port = port.map_or_else(String::new, |port| format!(":{port}"));
@@ -263,7 +259,8 @@ async fn forward(connection: &mut Connection, planned: Planned) -> Result<Next, 
         return Err(Refused::whole(Reason::BodyTooLarge, &request, false));
     }
     let refuse = |reason| Refused::whole(reason, &request, whole);
-    let cluster = &request.site.targets[request.target].cluster;
+    // Whoever got here was routed.
+    let Some(cluster) = &request.cluster else { return Err(refuse(Reason::NoRoute)) };
     let mut tried = Tried::default();
     let mut repeated = false;
     // What is left is the next request: it waits, and must not hold a shared buffer meanwhile.

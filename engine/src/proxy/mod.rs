@@ -15,6 +15,7 @@
 //! | `hand_over` | connections at rest move to the process that takes this one's place |
 //! | `pace` | the deadline of a body that must keep moving |
 //! | `site` | the configuration of a listener, compiled |
+//! | `patch` | new rules for a few hosts of a table that is in use |
 //!
 //! Relies on `ring`, `http`, `route`, `cluster`, `observe`. Promises: no request is answered twice or with another's
 //! answer; what is cut short looks cut short; what a peer can make us hold is bounded; every wait has a deadline.
@@ -25,6 +26,7 @@ mod exchange;
 mod hand_over;
 mod inbox;
 mod pace;
+mod patch;
 mod relay;
 mod request_id;
 mod response;
@@ -40,6 +42,7 @@ use std::{
 pub use self::{
     accept::accept,
     hand_over::{Directory, Successor, inherit},
+    patch::{RoutesPatch, Wanted},
     site::{Clusters, Front, Site, SiteError, Sites},
 };
 use crate::{cluster::Pooling, http::Scratch, observe::Counters, ring::Ring};

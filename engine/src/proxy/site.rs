@@ -12,8 +12,8 @@ use kakehi_ctl::state::{self, State};
 
 use crate::{
     cluster::Cluster,
-    http::HeadLimits,
-    route::{RouteError, RouteTable, Rule},
+    http::{HeadLimits, Reason},
+    route::{Outcome, RouteError, RouteTable, Rule},
 };
 
 /// What is done with a request that a rule matched.
@@ -27,6 +27,27 @@ pub(super) enum Action {
     RedirectHttps(Option<u16>),
 }
 
+impl Action {
+    pub(super) fn of(frontend: &state::Frontend, cluster: &state::Cluster) -> Action {
+        if frontend.deny {
+            Action::Deny
+        } else if cluster.https_redirect {
+            Action::RedirectHttps(cluster.https_redirect_port)
+        } else {
+            Action::Forward
+        }
+    }
+}
+
+pub(super) fn rule(frontend: &state::Frontend, target: u32) -> Rule {
+    Rule {
+        hostname: frontend.hostname.clone(),
+        path: frontend.path.clone(),
+        method: frontend.method.clone(),
+        target,
+    }
+}
+
 /// Where a rule leads.
 pub(super) struct Target {
     pub(super) cluster: Rc<Cluster>,
@@ -36,12 +57,33 @@ pub(super) struct Target {
 /// The configuration of a listener, compiled.
 pub struct Site {
     pub(super) settings: state::Listener,
-    pub(super) routes: RouteTable,
-    pub(super) targets: Vec<Target>,
+    pub(super) routes: Rc<RefCell<Routes>>,
     pub(super) request_limits: HeadLimits,
     pub(super) response_limits: HeadLimits,
     /// The port that clients connect to, as text.
     pub(super) local_port: String,
+}
+
+/// Which rule takes a request, and where it leads. A change of some hosts is put in between two requests; who looked
+/// something up keeps what it found.
+pub(super) struct Routes {
+    pub(super) table: RouteTable,
+    /// Only ever more: what is found by its place stays there.
+    pub(super) targets: Vec<Target>,
+}
+
+impl Routes {
+    /// Where a request leads.
+    ///
+    /// # Errors
+    /// Why it leads nowhere.
+    pub(super) fn find(&self, host: &str, path: &str, method: &str) -> Result<&Target, Reason> {
+        match self.table.lookup(host, path, method) {
+            Outcome::Target(target) => Ok(&self.targets[target as usize]),
+            Outcome::AmbiguousPath => Err(Reason::AmbiguousPath),
+            Outcome::NoRoute => Err(Reason::NoRoute),
+        }
+    }
 }
 
 /// The sites of a state, by the address of their listener.
@@ -152,44 +194,49 @@ impl Site {
                     .map_err(|error| SiteError::Route { cluster: name.clone(), error })?;
                 let (rules, targets) = rules.entry(frontend.address).or_default();
                 // One target per cluster and action: rules that repeat each other do not contradict each other.
-                let action = if frontend.deny {
-                    Action::Deny
-                } else if configured.https_redirect {
-                    Action::RedirectHttps(configured.https_redirect_port)
-                } else {
-                    Action::Forward
-                };
+                let action = Action::of(frontend, configured);
                 let same = |target: &Target| Rc::ptr_eq(&target.cluster, &cluster) && target.action == action;
                 let index = targets.iter().rev().take(2).position(same).map(|back| targets.len() - 1 - back);
                 let index = index.unwrap_or_else(|| {
                     targets.push(Target { cluster: Rc::clone(&cluster), action });
                     targets.len() - 1
                 });
-                rules.push(Rule {
-                    hostname: frontend.hostname.clone(),
-                    path: frontend.path.clone(),
-                    method: frontend.method.clone(),
-                    // Bounded by the size of the control frames.
-                    target: index as u32,
-                });
+                // Bounded by the size of the control frames.
+                rules.push(rule(frontend, index as u32));
             }
             clusters.insert(name.clone(), cluster);
         }
         let mut sites = Sites::new();
         for (address, listener) in &state.listeners {
             let (rules, targets) = rules.remove(address).unwrap_or_default();
-            let routes =
+            let table =
                 RouteTable::compile(rules).map_err(|error| SiteError::Routes { address: *address, error })?;
-            sites.insert(*address, Rc::new(Site::new(listener, routes, targets)));
+            let routes = Rc::new(RefCell::new(Routes { table, targets }));
+            sites.insert(*address, Rc::new(Site::new(listener, routes)));
         }
         Ok((sites, clusters))
     }
 
-    fn new(listener: &state::Listener, routes: RouteTable, targets: Vec<Target>) -> Site {
+    /// The same routes with other settings.
+    pub fn with_settings(&self, listener: &state::Listener) -> Rc<Site> {
+        Rc::new(Site::new(listener, Rc::clone(&self.routes)))
+    }
+
+    /// A listener that no frontend names yet.
+    ///
+    /// # Errors
+    /// Never: there is nothing that could be wrong.
+    pub fn without_routes(listener: &state::Listener) -> Result<Rc<Site>, SiteError> {
+        let table = RouteTable::compile([])
+            .map_err(|error| SiteError::Routes { address: listener.address, error })?;
+        let routes = Routes { table, targets: Vec::new() };
+        Ok(Rc::new(Site::new(listener, Rc::new(RefCell::new(routes)))))
+    }
+
+    fn new(listener: &state::Listener, routes: Rc<RefCell<Routes>>) -> Site {
         let sizes = &listener.sizes;
         Site {
             routes,
-            targets,
             request_limits: HeadLimits { bytes: sizes.head, fields: sizes.fields, target: sizes.target },
             response_limits: HeadLimits { bytes: sizes.response_head, fields: sizes.fields, target: 0 },
             local_port: listener.public_address.unwrap_or(listener.address).port().to_string(),

@@ -125,7 +125,8 @@ impl Compiler {
             methods: self.methods.into_boxed_slice(),
             decoded: layout.decoded.into_boxed_slice(),
         };
-        Ok(RouteTable { hosts, paths, rules })
+        let decoded = paths.has_decoded();
+        Ok(RouteTable { hosts, paths, rules, decoded })
     }
 
     /// The rules of one host; returns how many there are without repetitions.

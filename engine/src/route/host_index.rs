@@ -13,7 +13,7 @@ use super::{
     RouteError,
     compile::number,
     host::{HostName, HostPattern, LabelPattern},
-    path::PathSet,
+    path::{PathSet, PathStore},
     pattern::{Patterns, Subject},
 };
 
@@ -24,7 +24,7 @@ struct LabelHost {
     labels: usize,
     /// Those before the literal tail.
     head: Box<[Label]>,
-    set: PathSet,
+    entry: HostEntry,
 }
 
 #[derive(Debug)]
@@ -37,7 +37,7 @@ enum Label {
 /// The host patterns of a table.
 #[derive(Debug)]
 pub(super) struct HostIndex {
-    exact: FxHashMap<Box<[u8]>, PathSet>,
+    exact: FxHashMap<Box<[u8]>, HostEntry>,
     /// By rank: more literal labels first, then in order of appearance.
     label_hosts: Box<[LabelHost]>,
     /// Literal tail to indexes into `label_hosts`, ascending.
@@ -45,8 +45,8 @@ pub(super) struct HostIndex {
     /// Labels of the longest tail.
     longest_tail: usize,
     /// By what follows `*.`.
-    wildcards: FxHashMap<Box<[u8]>, PathSet>,
-    any: Option<PathSet>,
+    wildcards: FxHashMap<Box<[u8]>, HostEntry>,
+    any: Option<HostEntry>,
 }
 
 impl HostIndex {
@@ -67,12 +67,12 @@ impl HostIndex {
         index.exact.reserve(hosts.iter().filter(|(host, _)| matches!(host, HostPattern::Exact(_))).count());
         for (host, set) in hosts {
             match host {
-                HostPattern::Any => index.any = Some(set),
+                HostPattern::Any => index.any = Some(set.into()),
                 HostPattern::Exact(name) => {
-                    index.exact.insert(name.into_bytes().into(), set);
+                    index.exact.insert(name.into_bytes().into(), set.into());
                 }
                 HostPattern::Wildcard(parent) => {
-                    index.wildcards.insert(parent.into_bytes().into(), set);
+                    index.wildcards.insert(parent.into_bytes().into(), set.into());
                 }
                 HostPattern::Labels(labels) => with_regex.push((labels, set)),
             }
@@ -98,19 +98,38 @@ impl HostIndex {
                     })
                 })
                 .collect();
-            label_hosts.push(LabelHost { labels: count, head: head?, set });
+            label_hosts.push(LabelHost { labels: count, head: head?, entry: set.into() });
         }
         index.label_hosts = label_hosts.into_boxed_slice();
         Ok(index)
     }
 
     /// Offers the rules of every pattern that matches, best pattern first, until `find` answers.
+    /// Puts the rules of one host in the place of those that it had, and gives those back.
+    pub(super) fn replace(&mut self, host: &HostPattern, entry: Option<HostEntry>) -> Option<HostEntry> {
+        let (map, name) = match host {
+            HostPattern::Any => return std::mem::replace(&mut self.any, entry),
+            HostPattern::Exact(name) => (&mut self.exact, name),
+            HostPattern::Wildcard(parent) => (&mut self.wildcards, parent),
+            HostPattern::Labels(_) => return None,
+        };
+        match entry {
+            Some(entry) => map.insert(name.as_bytes().into(), entry),
+            None => map.remove(name.as_bytes()),
+        }
+    }
+
+    /// The only host of a table that has no other.
+    pub(super) fn into_only(self) -> Option<HostEntry> {
+        self.exact.into_values().chain(self.wildcards.into_values()).chain(self.any).next()
+    }
+
     #[inline]
     pub(super) fn find(
         &self,
         host: &HostName<'_>,
         regexes: &[Regex],
-        find: impl Fn(&PathSet) -> Option<u32>,
+        find: impl Fn(&HostEntry) -> Option<u32>,
     ) -> Option<u32> {
         if let Some(target) = self.exact.get(host.as_bytes()).and_then(&find) {
             return Some(target);
@@ -134,7 +153,7 @@ impl HostIndex {
         &self,
         host: &HostName<'_>,
         regexes: &[Regex],
-        find: &impl Fn(&PathSet) -> Option<u32>,
+        find: &impl Fn(&HostEntry) -> Option<u32>,
     ) -> Option<u32> {
         let labels = host.labels()?;
         let name = host.as_bytes();
@@ -149,7 +168,7 @@ impl HostIndex {
                 let candidate = &self.label_hosts[rank as usize];
                 if candidate.labels == labels
                     && candidate.matches(name, regexes)
-                    && let Some(target) = find(&candidate.set)
+                    && let Some(target) = find(&candidate.entry)
                 {
                     best = Some((rank, target));
                     break;
@@ -162,6 +181,20 @@ impl HostIndex {
             tail = memchr::memrchr(b'.', &name[..before]).map_or(0, |dot| dot + 1);
         }
         best.map(|(_, target)| target)
+    }
+}
+
+/// Where the rules of one host are.
+#[derive(Debug)]
+pub(super) struct HostEntry {
+    pub(super) set: PathSet,
+    /// Their texts, where they came after the table was compiled; otherwise they are in that of all.
+    pub(super) own: Option<Box<PathStore>>,
+}
+
+impl From<PathSet> for HostEntry {
+    fn from(set: PathSet) -> HostEntry {
+        HostEntry { set, own: None }
     }
 }
 

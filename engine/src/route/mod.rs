@@ -32,6 +32,7 @@ pub use error::RouteError;
 pub use path::check_path;
 
 use host::{HostName, HostPattern, LabelPattern};
+use host_index::HostEntry;
 use path::{Form, NONE};
 
 /// One frontend's conditions, and where it leads.
@@ -54,6 +55,8 @@ pub struct RouteTable {
     hosts: host_index::HostIndex,
     paths: path::PathStore,
     rules: usize,
+    /// Some rule has a `%`.
+    decoded: bool,
 }
 
 /// Where a request goes.
@@ -65,6 +68,50 @@ pub enum Outcome {
     NoRoute,
     /// Servers may read the path in ways that lead to different places: to be refused as malformed.
     AmbiguousPath,
+}
+
+/// The rules of one host, compiled by themselves, to be put into a table; see [`RouteTable::patch`].
+#[derive(Debug)]
+pub struct HostPatch {
+    host: HostPattern,
+    /// `None`: it has none any more.
+    rules: Option<Box<RouteTable>>,
+}
+
+impl HostPatch {
+    /// Compiles the rules of the host that is written `hostname` in one of them. `None` for a host with regular expressions:
+    /// its place among others counts, and the whole table has to be compiled.
+    ///
+    /// # Errors
+    /// See [`RouteError`].
+    pub fn compile(hostname: &str, rules: Vec<Rule>) -> Result<Option<HostPatch>, RouteError> {
+        let host = HostPattern::parse(hostname)?;
+        if matches!(host, HostPattern::Labels(_)) {
+            return Ok(None);
+        }
+        let rules = match rules.is_empty() {
+            true => None,
+            false => Some(Box::new(RouteTable::compile(rules)?)),
+        };
+        Ok(Some(HostPatch { host, rules }))
+    }
+}
+
+/// Whether two hostnames of rules are the same host.
+pub fn is_same_host(one: &str, other: &str) -> bool {
+    // Nearly all are told apart, or found equal, without a look at their labels.
+    if one == other {
+        return true;
+    }
+    let plain = |name: &str| !name.starts_with('[') && !name.contains('/');
+    if plain(one) && plain(other) {
+        let end = |name: &'_ str| name.len() - usize::from(name.ends_with('.'));
+        return one[..end(one)].eq_ignore_ascii_case(&other[..end(other)]);
+    }
+    match (HostPattern::parse(one), HostPattern::parse(other)) {
+        (Ok(one), Ok(other)) => one == other,
+        _ => false,
+    }
 }
 
 /// Paths with odd spelling up to this length are normalised on the stack (bytes).
@@ -99,12 +146,30 @@ impl RouteTable {
                 && (self.is_uniform(&host) || self.reads_the_same(&host, path, method, sent))
         } else {
             // The path is its own normal form. A rule with `%` may still match it in that form only.
-            !self.paths.has_decoded() || self.find(&host, path, Form::Normalised, method) == sent
+            !self.decoded || self.find(&host, path, Form::Normalised, method) == sent
         };
         if !same {
             return Outcome::AmbiguousPath;
         }
         sent.map_or(Outcome::NoRoute, Outcome::Target)
+    }
+
+    /// Puts the rules of some hosts in the place of those that they had. Everything else stays as it is.
+    pub fn patch(&mut self, patch: Vec<HostPatch>) {
+        for HostPatch { host, rules } in patch {
+            let (entry, count) = match rules {
+                Some(table) => {
+                    let RouteTable { hosts, paths, rules, decoded } = *table;
+                    self.decoded |= decoded;
+                    let entry =
+                        hosts.into_only().map(|entry| HostEntry { own: Some(Box::new(paths)), ..entry });
+                    (entry, rules)
+                }
+                None => (None, 0),
+            };
+            let before = self.hosts.replace(&host, entry);
+            self.rules = self.rules + count - before.map_or(0, |entry| entry.set.rules());
+        }
     }
 
     /// Rules in the table; a rule that was given twice counts once.
@@ -119,8 +184,11 @@ impl RouteTable {
 
     #[inline]
     fn find(&self, host: &HostName<'_>, path: &[u8], form: Form, method: &str) -> Option<u32> {
-        self.hosts.find(host, &self.paths.regexes, |set| match set.uniform {
-            NONE => self.paths.find(set, path, form, method),
+        self.hosts.find(host, &self.paths.regexes, |entry| match entry.set.uniform {
+            NONE => {
+                let paths = entry.own.as_deref().unwrap_or(&self.paths);
+                paths.find(&entry.set, path, form, method)
+            }
             target => Some(target),
         })
     }
@@ -129,7 +197,7 @@ impl RouteTable {
     #[cold]
     fn is_uniform(&self, host: &HostName<'_>) -> bool {
         self.hosts
-            .find(host, &self.paths.regexes, |set| Some(set.uniform))
+            .find(host, &self.paths.regexes, |entry| Some(entry.set.uniform))
             .is_some_and(|target| target != NONE)
     }
 

@@ -86,6 +86,13 @@ pub(super) struct PathStore {
     pub(super) decoded: Box<[PathSet]>,
 }
 
+impl PathSet {
+    /// How many rules it has.
+    pub(super) fn rules(&self) -> usize {
+        (self.equals + self.prefixes + self.regexes) as usize
+    }
+}
+
 impl PathStore {
     /// Whether some rule has a text with `%`.
     #[inline]

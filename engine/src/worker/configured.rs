@@ -22,7 +22,7 @@ use kakehi_ctl::{
 use super::{Belonging, DescriptorChannel, Error};
 use crate::{
     cluster::{Cluster, Members, Pooling},
-    proxy::{self, Clusters, Front, Shared, Site, SiteError, Sites},
+    proxy::{self, Clusters, Front, RoutesPatch, Shared, Site, SiteError, Sites, Wanted},
     ring::Listener,
 };
 
@@ -50,6 +50,8 @@ pub(super) enum Refusal {
 pub(super) struct Configured {
     state: RefCell<State>,
     clusters: RefCell<Clusters>,
+    /// By address, whether connections are accepted there or not.
+    sites: RefCell<Sites>,
     fronts: RefCell<BTreeMap<SocketAddr, Rc<Front>>>,
     prepared: RefCell<Option<Prepared>>,
     channel: Rc<dyn DescriptorChannel>,
@@ -61,12 +63,30 @@ pub(super) struct Configured {
 struct Prepared {
     changes: Vec<Change>,
     revision: Revision,
-    /// The tables, where requests may find another way than before.
-    routes: Option<(Sites, Clusters)>,
+    routing: Routing,
     /// What clusters that stay will consist of.
     members: Vec<(Rc<Cluster>, Members)>,
     /// Listeners that come.
     listeners: Vec<NewListener>,
+}
+
+/// What a change does to the routing.
+enum Routing {
+    /// Nothing.
+    Stays,
+    /// New tables for everything.
+    Whole(Sites, Clusters),
+    /// New rules for some hosts.
+    Parts(Parts),
+}
+
+#[derive(Default)]
+struct Parts {
+    /// Listeners that come or have other settings, with the routes that they have or none.
+    sites: Sites,
+    patches: Vec<(SocketAddr, RoutesPatch)>,
+    /// Clusters that come.
+    clusters: Clusters,
 }
 
 /// A listening socket that accepts.
@@ -92,11 +112,14 @@ impl Configured {
         channel: Rc<dyn DescriptorChannel>,
     ) -> Result<Configured, Error> {
         let (sites, clusters) = Site::compile(&state, &Clusters::new())?;
-        let fronts = sites.into_iter().map(|(address, site)| (address, Front::new(site)));
+        let accepting = sites.iter().filter(|(address, _)| state.accepts(address));
+        let fronts = accepting.map(|(address, site)| (*address, Front::new(Rc::clone(site))));
+        let fronts = RefCell::new(fronts.collect());
         let configured = Configured {
             state: RefCell::new(state),
             clusters: RefCell::new(clusters),
-            fronts: RefCell::new(fronts.collect()),
+            fronts,
+            sites: RefCell::new(sites),
             prepared: RefCell::default(),
             channel,
             sockets: RefCell::default(),
@@ -184,36 +207,48 @@ impl Configured {
         // Taken in any case: they must not be taken for those of the next change.
         let listeners = self.new_listeners(ring, &changes)?;
         let clusters = self.clusters.borrow();
+        let state = self.state.borrow();
+        // Without a copy of the whole: only these clusters are concerned.
+        let mut part = state.part(&changes);
+        changes.iter().try_for_each(|change| part.apply(change))?;
+        state.check_part(&part, &changes)?;
         let mut members = Vec::new();
-        let routes = if changes.iter().any(Change::concerns_routes) {
-            let mut state = self.state.borrow().clone();
-            changes.iter().try_for_each(|change| state.apply(change))?;
-            state.check()?;
-            let compiled = Site::compile(&state, &clusters)?;
-            for name in named_clusters(&changes) {
-                if let (Some(cluster), Some(wanted)) = (clusters.get(name), state.clusters.get(name)) {
-                    members.push((Rc::clone(cluster), renewed(name, wanted, cluster)?));
-                }
+        let mut new = Clusters::new();
+        for (name, wanted) in &part.clusters {
+            match clusters.get(name) {
+                Some(cluster) => members.push((Rc::clone(cluster), renewed(name, wanted, cluster)?)),
+                None => drop(new.insert(name.clone(), created(name, wanted)?)),
             }
-            Some(compiled)
+        }
+        let routing = if !changes.iter().any(Change::concerns_routes) {
+            Routing::Stays
+        } else if let Some(parts) = self.compile_parts(&Wanted::new(&state, &part, &changes), &new)? {
+            Routing::Parts(parts)
         } else {
-            // Without a copy of the whole: only these clusters are concerned.
-            let mut part = State::default();
-            for name in named_clusters(&changes) {
-                let state = self.state.borrow();
-                let present =
-                    state.clusters.get(name).ok_or_else(|| ChangeError::NoCluster(name.to_owned()))?;
-                part.clusters.insert(name.to_owned(), present.clone());
-            }
-            changes.iter().try_for_each(|change| part.apply(change))?;
-            for (name, wanted) in &part.clusters {
-                let cluster = clusters.get(name).ok_or_else(|| ChangeError::NoCluster(name.clone()))?;
-                members.push((Rc::clone(cluster), renewed(name, wanted, cluster)?));
-            }
-            None
+            let mut state = state.clone();
+            changes.iter().try_for_each(|change| state.apply(change))?;
+            let (sites, clusters) = Site::compile(&state, &clusters)?;
+            Routing::Whole(sites, clusters)
         };
-        self.prepared.replace(Some(Prepared { changes, revision, routes, members, listeners }));
+        self.prepared.replace(Some(Prepared { changes, revision, routing, members, listeners }));
         Ok(())
+    }
+
+    /// `None` when it has to be the whole.
+    fn compile_parts(&self, wanted: &Wanted<'_>, new: &Clusters) -> Result<Option<Parts>, SiteError> {
+        let mut sites = self.sites.borrow().clone();
+        let mut changed = Sites::new();
+        for (address, listener) in &wanted.part.listeners {
+            let site = match (sites.get(address), wanted.present.listeners.get(address)) {
+                (Some(_), Some(present)) if present == listener => continue,
+                (Some(site), _) => site.with_settings(listener),
+                (None, _) => Site::without_routes(listener)?,
+            };
+            changed.insert(*address, Rc::clone(&site));
+            sites.insert(*address, site);
+        }
+        let patches = wanted.compile(&sites, &self.clusters.borrow(), new)?;
+        Ok(patches.map(|patches| Parts { sites: changed, patches, clusters: new.clone() }))
     }
 
     fn new_listeners(
@@ -225,7 +260,8 @@ impl Configured {
         let mut wanted = BTreeSet::new();
         for change in changes {
             match change {
-                Change::SetListener { listener } => wanted.insert(listener.address),
+                Change::SetListener { listener } if listener.active => wanted.insert(listener.address),
+                Change::SetListener { listener } => wanted.remove(&listener.address),
                 Change::RemoveListener { address } => wanted.remove(address),
                 _ => continue,
             };
@@ -254,7 +290,7 @@ impl Configured {
     /// `NothingPrepared`.
     pub(super) fn commit(&self, shared: &Rc<Shared>) -> Result<(), Refusal> {
         let prepared = self.prepared.take().ok_or(Refusal::NothingPrepared)?;
-        let Prepared { changes, revision, routes, members, listeners } = prepared;
+        let Prepared { changes, revision, routing, members, listeners } = prepared;
         let state = &mut *self.state.borrow_mut();
         state.revision = revision;
         for change in &changes {
@@ -265,42 +301,61 @@ impl Configured {
         for (cluster, members) in members {
             cluster.replace(members, &shared.pooling);
         }
-        if let Some((sites, clusters)) = routes {
-            let before = self.clusters.replace(clusters);
-            let now = self.clusters.borrow();
-            for (name, cluster) in before {
-                if !now.contains_key(&name) {
-                    cluster.retire(&shared.pooling);
+        let sites = &mut *self.sites.borrow_mut();
+        match routing {
+            Routing::Stays => {}
+            Routing::Whole(whole, clusters) => {
+                *sites = whole;
+                let before = self.clusters.replace(clusters);
+                let now = self.clusters.borrow();
+                let gone = before.into_iter().filter(|(name, _)| !now.contains_key(name));
+                gone.for_each(|(_, cluster)| cluster.retire(&shared.pooling));
+            }
+            Routing::Parts(parts) => {
+                sites.extend(parts.sites);
+                sites.retain(|address, _| state.listeners.contains_key(address));
+                for (address, patch) in parts.patches {
+                    if let Some(site) = sites.get(&address) {
+                        site.patch(patch);
+                    }
+                }
+                let clusters = &mut *self.clusters.borrow_mut();
+                clusters.extend(parts.clusters);
+                for name in named_clusters(&changes) {
+                    if !state.clusters.contains_key(name)
+                        && let Some(cluster) = clusters.remove(name)
+                    {
+                        cluster.retire(&shared.pooling);
+                    }
                 }
             }
-            self.change_fronts(shared, sites, listeners);
         }
+        self.change_fronts(shared, sites, state, listeners);
         // Tunnels whose backend or listener has gone learn of it.
         shared.front_closed();
         Ok(())
     }
 
-    fn change_fronts(&self, shared: &Rc<Shared>, mut sites: Sites, listeners: Vec<NewListener>) {
+    fn change_fronts(&self, shared: &Rc<Shared>, sites: &Sites, state: &State, listeners: Vec<NewListener>) {
         let mut fronts = self.fronts.borrow_mut();
-        fronts.retain(|address, front| match sites.remove(address) {
-            Some(site) => {
-                front.replace(site);
+        fronts.retain(|address, front| match sites.get(address) {
+            Some(site) if state.accepts(address) => {
+                front.replace(Rc::clone(site));
                 true
             }
-            None => {
+            _ => {
                 front.close();
                 self.sockets.borrow_mut().retain(|which, _| which.address != *address);
                 false
             }
         });
         for (which, listener, copy) in listeners {
-            if let Some(site) = sites.remove(&which.address) {
-                let front = Front::new(site);
+            if let Some(site) = sites.get(&which.address) {
+                let front = Front::new(Rc::clone(site));
                 self.accept(shared, which, listener, copy, &front);
                 fronts.insert(which.address, front);
             }
         }
-        debug_assert!(sites.is_empty(), "every listener was found in `prepare`");
     }
 
     /// The listener at an address.
@@ -350,12 +405,12 @@ impl Configured {
 
 /// The clusters that the changes name.
 fn named_clusters(changes: &[Change]) -> BTreeSet<&str> {
-    let named = changes.iter().filter_map(|change| match change {
-        Change::SetCluster { name, .. } => Some(name),
-        Change::SetBackend { cluster, .. } | Change::RemoveBackend { cluster, .. } => Some(cluster),
-        Change::SetListener { .. } | Change::RemoveListener { .. } | Change::RemoveCluster { .. } => None,
-    });
-    named.map(String::as_str).collect()
+    changes.iter().filter_map(Change::cluster).collect()
+}
+
+fn created(name: &str, wanted: &kakehi_ctl::state::Cluster) -> Result<Rc<Cluster>, SiteError> {
+    let created = Cluster::new(name, wanted);
+    Ok(Rc::new(created.map_err(|error| SiteError::Backend { cluster: name.to_owned(), error })?))
 }
 
 fn renewed(name: &str, wanted: &kakehi_ctl::state::Cluster, cluster: &Cluster) -> Result<Members, SiteError> {

@@ -26,7 +26,7 @@ use super::{
     listeners::{self, Sockets},
     pid_file::PidFile,
     replace::{self, Estate},
-    resources,
+    resources, save,
     signals::{Signals, Wish},
     sleep_until,
     worker::Worker,
@@ -82,11 +82,16 @@ pub(crate) async fn serve(
     // Before there is anything to clean up: a signal from now on is answered by an orderly end.
     let signals = Signals::new().map_err(Error::Runtime)?;
     let (questions, asked) = channel(QUEUE);
-    let _command_file = CommandSocket::open(&state.settings.command_socket)?.serve(questions);
+    let _command_file =
+        CommandSocket::open(&state.settings.command_socket, &state.settings.command_allowed_uids)?
+            .serve(questions);
     let orphans = adoption::find(&state.settings.command_socket);
     let in_file = state.clone();
     if let Some(running) = running_state(&orphans) {
         state = State { settings: state.settings, ..running };
+    } else if let Some(saved) = save::load(&state)? {
+        state = State { settings: state.settings, ..saved };
+        kakehi_engine::worker::check(&state)?;
     }
     let mut supervisor = Supervisor::new(state, source, signals, asked);
     supervisor.take_over(orphans)?;
@@ -144,7 +149,9 @@ pub(super) async fn resume(estate: &Estate, file: &Path) -> Result<Running, Erro
     let pid_file = supervisor.write_pid_file().await?;
     // Last, as its file would be removed again if anything failed after it.
     let copy = estate.command_socket.try_clone().map_err(Error::Runtime)?;
-    let command_file = CommandSocket::inherit(copy, command_socket)?.serve(questions);
+    let command_file =
+        CommandSocket::inherit(copy, command_socket, &will.state.settings.command_allowed_uids)?
+            .serve(questions);
     supervisor.tell_ready();
     Ok(Running { supervisor, _command_file: command_file, _pid_file: pid_file })
 }
@@ -229,7 +236,7 @@ impl Supervisor {
 
     /// Adds what is missing of `count` workers, without processes. They get the sockets in `kept`, or new ones.
     async fn complete(&mut self, count: usize, mut kept: BTreeMap<u32, Sockets>) -> Result<(), Error> {
-        let addresses: Vec<SocketAddr> = self.state.listeners.keys().copied().collect();
+        let addresses: Vec<SocketAddr> = self.state.active_addresses().collect();
         let settings = self.state.settings.clone();
         let present: BTreeSet<u32> = self.workers.iter().map(Worker::id).collect();
         let highest = present.last().map_or(0, |id| *id as usize + 1);
@@ -312,7 +319,7 @@ impl Supervisor {
     }
 
     fn tell_ready(&self) {
-        let addresses: Vec<String> = self.state.listeners.keys().map(SocketAddr::to_string).collect();
+        let addresses: Vec<String> = self.state.active_addresses().map(|it| it.to_string()).collect();
         let addresses = match addresses.is_empty() {
             true => "nothing (no listener is configured)".to_owned(),
             false => addresses.join(", "),

@@ -12,7 +12,7 @@ use kakehi_ctl::{
     config::{self, ConfigError},
     limits,
     order::{Changed, Order, WorkerOutcome},
-    state::{Revision, Settings, State},
+    state::{Revision, STATE_VERSION, Settings, State},
 };
 use kakehi_engine::proxy::SiteError;
 use tokio::time::{Instant, timeout_at};
@@ -42,15 +42,31 @@ pub(super) enum Refused {
     /// A new listener's address cannot be listened on.
     #[error("{0}; nothing was changed")]
     Listener(#[from] listeners::Error),
-    /// Whatever is not checked word by word comes through the file, where it is.
-    #[error("listeners and whole clusters are changed in the file only, by a reload; nothing was changed")]
-    ByFileOnly,
+    /// No file could say it.
+    #[error("{0}; nothing was changed")]
+    Wrong(String),
+    /// It is a state of another version.
+    #[error("the state has version {found}, this program reads version {STATE_VERSION}; nothing was changed")]
+    StateVersion {
+        /// Its version.
+        found: u32,
+    },
     /// A worker refused.
     #[error("{0}; nothing was changed")]
     Workers(String),
     /// It is too late for changes.
     #[error("kakehi is stopping; nothing was changed")]
     Stopping,
+}
+
+/// How changes are made.
+struct Manner {
+    /// Digest of the file that the state stems from then.
+    origin: String,
+    /// They come from somebody who may have written anything.
+    check: bool,
+    /// They are only described.
+    dry_run: bool,
 }
 
 impl Supervisor {
@@ -93,7 +109,7 @@ impl Supervisor {
             }
         }
         self.steer();
-        self.state_text = None;
+        self.note_changed();
         let live = &mut self.source.settings;
         live.worker_cores = wanted.worker_cores;
         live.worker_count = wanted.worker_count;
@@ -113,7 +129,9 @@ impl Supervisor {
 
     async fn change_into(&mut self, in_file: &State, dry_run: bool, by: &str) -> Result<Changed, Refused> {
         let changes = self.state.difference(in_file);
-        self.change(changes, in_file.revision.origin.clone(), dry_run, by).await
+        // The reader of the file has checked it.
+        let manner = Manner { origin: in_file.revision.origin.clone(), check: false, dry_run };
+        self.change(changes, manner, by).await
     }
 
     /// SIGHUP: a reload whose outcome stands in the log.
@@ -134,39 +152,62 @@ impl Supervisor {
         }
     }
 
+    /// Makes listeners, clusters, frontends and backends what they are in a state that was saved.
+    ///
+    /// # Errors
+    /// See [`Refused`]; nothing has changed then.
+    pub(super) async fn load_state(
+        &mut self,
+        saved: &State,
+        dry_run: bool,
+        by: &str,
+    ) -> Result<Changed, Refused> {
+        if saved.version != STATE_VERSION {
+            return Err(Refused::StateVersion { found: saved.version });
+        }
+        let changes = self.state.difference(saved);
+        let origin = self.state.revision.origin.clone();
+        self.change(changes, Manner { origin, check: true, dry_run }, by).await
+    }
+
     /// Makes changes that somebody asked for.
     ///
     /// # Errors
     /// See [`Refused`]; nothing has changed then.
     pub(super) async fn apply(&mut self, changes: Vec<Change>, by: &str) -> Result<Changed, Refused> {
-        let by_file =
-            |change: &Change| matches!(change, Change::SetListener { .. } | Change::SetCluster { .. });
-        if changes.iter().any(by_file) {
-            return Err(Refused::ByFileOnly);
-        }
-        self.change(changes, self.state.revision.origin.clone(), false, by).await
+        let origin = self.state.revision.origin.clone();
+        self.change(changes, Manner { origin, check: true, dry_run: false }, by).await
     }
 
     /// Makes `changes`, after which the state stems from the file with the digest `origin`.
     async fn change(
         &mut self,
         changes: Vec<Change>,
-        origin: String,
-        dry_run: bool,
+        Manner { origin, check, dry_run }: Manner,
         by: &str,
     ) -> Result<Changed, Refused> {
         if self.stopping.is_some() {
             return Err(Refused::Stopping);
         }
-        let mut wanted = self.state.clone();
+        // Only what the changes name is copied and looked at: the whole may be large.
+        let mut part = self.state.part(&changes);
         let mut words = Vec::new();
         for change in &changes {
-            words.extend(wanted.describe(change));
-            wanted.apply(change)?;
+            words.extend(part.describe(change));
+            part.apply(change)?;
         }
-        wanted.check()?;
+        self.state.check_part(&part, &changes)?;
+        if check {
+            config::check(&part).map_err(Refused::Wrong)?;
+        }
         if changes.iter().any(Change::concerns_routes) {
-            kakehi_engine::worker::check(&wanted)?;
+            kakehi_engine::worker::check(&part)?;
+            // Otherwise the workers find what contradicts other clusters.
+            if !self.workers.iter().any(Worker::takes_orders) {
+                let mut whole = self.state.clone();
+                changes.iter().try_for_each(|change| whole.apply(change))?;
+                kakehi_engine::worker::check(&whole)?;
+            }
         }
         let mut changed = Changed {
             applied: !dry_run,
@@ -179,8 +220,8 @@ impl Supervisor {
         if dry_run || (changes.is_empty() && origin == self.state.revision.origin) {
             return Ok(changed);
         }
-        wanted.revision = Revision { generation: self.state.revision.generation + 1, origin };
-        changed.workers = self.change_everywhere(changes, wanted).await.inspect_err(|refused| {
+        let revision = Revision { generation: self.state.revision.generation + 1, origin };
+        changed.workers = self.change_everywhere(changes, &part, revision).await.inspect_err(|refused| {
             tracing::error!("a change by {by} was refused: {refused}");
         })?;
         for line in &changed.changes {
@@ -193,14 +234,11 @@ impl Supervisor {
     async fn change_everywhere(
         &mut self,
         changes: Vec<Change>,
-        wanted: State,
+        part: &State,
+        revision: Revision,
     ) -> Result<Vec<WorkerOutcome>, Refused> {
-        let new: Vec<SocketAddr> = wanted
-            .listeners
-            .keys()
-            .filter(|address| !self.state.listeners.contains_key(address))
-            .copied()
-            .collect();
+        let new: Vec<SocketAddr> =
+            part.active_addresses().filter(|address| !self.state.accepts(address)).collect();
         let sockets = listeners::open(&new, self.count()).await?;
         let prepared = self
             .order_all(
@@ -208,7 +246,7 @@ impl Supervisor {
                     if !sockets.is_empty() {
                         worker.pass(sockets).map_err(|error| error.to_string())?;
                     }
-                    Ok(Order::Prepare { changes: changes.clone(), revision: wanted.revision.clone() })
+                    Ok(Order::Prepare { changes: changes.clone(), revision: revision.clone() })
                 },
                 &sockets,
             )
@@ -223,10 +261,15 @@ impl Supervisor {
         }
         let committed = self.order_all(|_, _| Ok(Order::Commit), &sockets).await;
         for (worker, sockets) in self.workers.iter_mut().zip(sockets) {
-            worker.change_sockets(sockets, |address| wanted.listeners.contains_key(address));
+            worker.change_sockets(sockets, |address| part.accepts(address));
         }
-        self.state = wanted;
-        self.state_text = None;
+        for change in &changes {
+            // It was tried on a copy of what it concerns.
+            let applied = self.state.apply(change);
+            debug_assert!(applied.is_ok(), "{applied:?}");
+        }
+        self.state.revision = revision;
+        self.note_changed();
         if !new.is_empty() {
             self.steer();
         }

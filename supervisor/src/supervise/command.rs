@@ -1,6 +1,6 @@
 //! The command socket: takes requests of `kakehictl` and passes them to the supervisor's loop.
 //!
-//! A unix stream socket that only its owner may open (0600). Each client has a task of its own, at most
+//! A unix stream socket that only its owner may open (0600), or that asks for the user of whoever connects. Each client has a task of its own, at most
 //! [`MAX_CLIENTS`] at a time, each idle for [`IDLE_TIMEOUT`] at most. What is not understood is refused with the
 //! reason, and the connection closed.
 
@@ -92,6 +92,8 @@ pub(super) struct Asker {
 pub(super) struct CommandSocket {
     listener: UnixListener,
     file: SocketFile,
+    /// Users that may use it besides root and our own. With any, every user may connect; others are refused then.
+    guests: Arc<[u32]>,
 }
 
 /// The name of the socket in the file system.
@@ -114,38 +116,39 @@ impl CommandSocket {
     ///
     /// # Errors
     /// See [`Error`].
-    pub(super) fn open(path: &Path) -> Result<Self, Error> {
+    pub(super) fn open(path: &Path, guests: &[u32]) -> Result<Self, Error> {
         if path.as_os_str().len() > limits::MAX_SOCKET_PATH {
             return Err(Error::TooLong { path: path.to_owned() });
         }
         let explain = |error| Error::Io { path: path.to_owned(), error };
         clear(path)?;
         // Nobody may connect in the moment between bind and a chmod. One thread only, so no other file is affected.
-        let before = umask(Mode::from_bits_truncate(0o177));
+        let others = if guests.is_empty() { 0o177 } else { 0o111 };
+        let before = umask(Mode::from_bits_truncate(others));
         let listener = UnixListener::bind(path);
         umask(before);
         let listener = listener.map_err(explain)?;
         let file = SocketFile { path: path.to_owned(), identity: identity(path) };
-        Ok(CommandSocket { listener, file })
+        Ok(CommandSocket { listener, file, guests: guests.into() })
     }
 
     /// The open socket that another supervisor left, whose file is at `path`.
     ///
     /// # Errors
     /// When it is none.
-    pub(super) fn inherit(socket: OwnedFd, path: &Path) -> Result<Self, Error> {
+    pub(super) fn inherit(socket: OwnedFd, path: &Path, guests: &[u32]) -> Result<Self, Error> {
         let explain = |error| Error::Io { path: path.to_owned(), error };
         let listener = std::os::unix::net::UnixListener::from(socket);
         listener.set_nonblocking(true).map_err(explain)?;
         let listener = UnixListener::from_std(listener).map_err(explain)?;
         let file = SocketFile { path: path.to_owned(), identity: identity(path) };
-        Ok(CommandSocket { listener, file })
+        Ok(CommandSocket { listener, file, guests: guests.into() })
     }
 
     /// Accepts clients in the background; what they ask comes to `questions`. The returned value removes
     /// the file when it is dropped.
     pub(super) fn serve(self, questions: mpsc::Sender<Question>) -> SocketFile {
-        tokio::spawn(accept(self.listener, questions));
+        tokio::spawn(accept(self.listener, questions, self.guests));
         self.file
     }
 }
@@ -176,12 +179,18 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
     fs::symlink_metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
-async fn accept(listener: UnixListener, questions: mpsc::Sender<Question>) {
+async fn accept(listener: UnixListener, questions: mpsc::Sender<Question>, guests: Arc<[u32]>) {
     let Ok(command_socket) = listener.as_fd().try_clone_to_owned() else { return };
     let command_socket = Arc::new(command_socket);
     let places = Arc::new(Semaphore::new(MAX_CLIENTS));
     loop {
         match listener.accept().await {
+            Ok((mut stream, _)) if !may_use(&stream, &guests) => {
+                tracing::warn!("{} may not use the command socket", describe_peer(&stream));
+                let reason =
+                    "this user may not use the command socket; see `command_allowed_uids`".to_owned();
+                let _ = timeout(Duration::ZERO, refuse(&mut stream, 0, reason)).await;
+            }
             Ok((mut stream, _)) => match Arc::clone(&places).try_acquire_owned() {
                 Ok(place) => {
                     let (questions, command_socket) = (questions.clone(), Arc::clone(&command_socket));
@@ -202,6 +211,12 @@ async fn accept(listener: UnixListener, questions: mpsc::Sender<Question>) {
             }
         }
     }
+}
+
+/// Root, our own user, and guests. Whoever the kernel does not name is none of them.
+fn may_use(stream: &UnixStream, guests: &[u32]) -> bool {
+    let own = nix::unistd::geteuid().as_raw();
+    stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own || guests.contains(&peer.uid()))
 }
 
 fn describe_peer(stream: &UnixStream) -> String {
@@ -274,10 +289,17 @@ mod tests {
     #[tokio::test]
     async fn the_socket_is_for_its_owner_only_and_goes_with_the_supervisor() {
         let folder = tempfile::tempdir().unwrap();
-        let socket = CommandSocket::open(&path(&folder)).unwrap();
+        let socket = CommandSocket::open(&path(&folder), &[]).unwrap();
         assert_eq!(fs::metadata(path(&folder)).unwrap().permissions().mode() & 0o777, 0o600);
         drop(socket);
         assert!(!path(&folder).exists());
+    }
+
+    #[tokio::test]
+    async fn with_guests_everybody_may_knock() {
+        let folder = tempfile::tempdir().unwrap();
+        let _socket = CommandSocket::open(&path(&folder), &[1000]).unwrap();
+        assert_eq!(fs::metadata(path(&folder)).unwrap().permissions().mode() & 0o777, 0o666);
     }
 
     #[tokio::test]
@@ -285,8 +307,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         drop(std::os::unix::net::UnixListener::bind(path(&folder)).unwrap());
         assert!(path(&folder).exists());
-        let _alive = CommandSocket::open(&path(&folder)).unwrap();
-        let message = CommandSocket::open(&path(&folder)).err().unwrap().to_string();
+        let _alive = CommandSocket::open(&path(&folder), &[]).unwrap();
+        let message = CommandSocket::open(&path(&folder), &[]).err().unwrap().to_string();
         assert!(message.contains(&format!("answered by pid {}", std::process::id())), "{message}");
     }
 
@@ -294,14 +316,14 @@ mod tests {
     async fn a_file_that_is_no_socket_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(path(&folder), "precious").unwrap();
-        assert!(matches!(CommandSocket::open(&path(&folder)), Err(Error::NotASocket { .. })));
+        assert!(matches!(CommandSocket::open(&path(&folder), &[]), Err(Error::NotASocket { .. })));
         assert_eq!(fs::read_to_string(path(&folder)).unwrap(), "precious");
     }
 
     async fn answer_to(bytes: &[u8]) -> Response {
         let folder = tempfile::tempdir().unwrap();
         let (questions, mut asked) = mpsc::channel::<Question>(1);
-        let _file = CommandSocket::open(&path(&folder)).unwrap().serve(questions);
+        let _file = CommandSocket::open(&path(&folder), &[]).unwrap().serve(questions);
         let mut client = UnixStream::connect(path(&folder)).await.unwrap();
         client.write_all(bytes).await.unwrap();
         tokio::spawn(async move {

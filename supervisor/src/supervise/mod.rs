@@ -12,7 +12,7 @@
 //! | [`worker`], [`process`], [`launch`], [`handle`], [`attend`], [`backoff`] | one worker's life |
 //! | [`adoption`] | workers that another supervisor left |
 //! | [`command`] | the command socket |
-//! | [`change`] | reloads and other changes: all workers or none |
+//! | [`change`], [`save`] | reloads and other changes: all workers or none; the state on disk |
 //! | [`upgrade`], [`replace`] | new processes in the place of old ones: workers, and the supervisor itself |
 //! | [`scale`], [`steering`], [`placement`], [`rebalance`] | more or fewer workers, where they run, what each gets |
 //! | [`signals`], [`pid_file`] | what an init system sees |
@@ -33,6 +33,7 @@ mod process;
 mod rebalance;
 mod replace;
 mod resources;
+mod save;
 mod scale;
 mod signals;
 mod steering;
@@ -54,6 +55,7 @@ use self::{
     attend::Event,
     command::{Asker, Question},
     rebalance::Watch,
+    save::Saving,
     signals::{Signals, Wish},
     worker::{Death, Outcome, Worker},
 };
@@ -88,6 +90,14 @@ pub(crate) enum Error {
     /// The kernel refused something that every program needs.
     #[error("the supervisor cannot run: {0}")]
     Runtime(io::Error),
+    /// The state that was saved cannot be used.
+    #[error("`saved_state` {path}: {error}; remove the file, or name another", path = path.display())]
+    SavedState {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        error: kakehi_ctl::store::Error,
+    },
     /// A worker could not be started for the first time.
     #[error("worker {id} could not start: {reason}")]
     FirstStart {
@@ -126,6 +136,7 @@ struct Supervisor {
     /// Orders are numbered from 1.
     orders_given: u64,
     watch: Watch,
+    saving: Saving,
     stopping: Option<Stopping>,
 }
 
@@ -162,8 +173,15 @@ impl Supervisor {
             started: Instant::now(),
             orders_given: 0,
             watch: Watch::new(),
+            saving: Saving::default(),
             stopping: None,
         }
+    }
+
+    /// The state is another than before.
+    fn note_changed(&mut self) {
+        self.state_text = None;
+        self.save_automatically();
     }
 
     /// The state as a worker gets it.
@@ -186,7 +204,9 @@ impl Supervisor {
                         "stopped{}",
                         if stopping.end == End::Cut { ", connections were cut" } else { "" }
                     );
-                    return Ok(stopping.end);
+                    let end = stopping.end;
+                    self.finish_saving().await;
+                    return Ok(end);
                 }
                 None if nobody_left => return Err(Error::NoWorkerLeft),
                 _ => {}
@@ -204,6 +224,7 @@ impl Supervisor {
                     // Whoever asked may have left; that is nobody's loss.
                     let _ = answer.send(response);
                 }
+                () = self.saving.is_to_go_on() => self.go_on_saving(),
                 () = sleep_until(wake) => {
                     self.on_due();
                     self.rebalance_if_due().await;
@@ -365,6 +386,11 @@ impl Supervisor {
                 }
                 Response::Stopping
             }
+            Request::LoadState { state, dry_run } => respond(self.load_state(&state, dry_run, peer).await),
+            Request::SaveState => match self.save_state().await {
+                Ok(path) => Response::Saved { path },
+                Err(error) => Response::Refused { reason: error.to_string() },
+            },
             Request::Apply { changes } => respond(self.apply(changes, peer).await),
         }
     }
@@ -376,7 +402,7 @@ impl Supervisor {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_s: self.started.elapsed().as_secs(),
-            listeners: self.state.listeners.keys().copied().collect(),
+            listeners: self.state.active_addresses().collect(),
             clusters: clusters.len(),
             frontends: clusters.clone().map(|cluster| cluster.frontends.len()).sum(),
             backends: clusters.map(|cluster| cluster.backends.len()).sum(),

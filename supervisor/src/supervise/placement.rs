@@ -109,7 +109,7 @@ impl Supervisor {
             *place = core;
         }
         self.state.settings.worker_cores = cores;
-        self.state_text = None;
+        self.note_changed();
         self.steer();
         Ok(WorkerOutcome { id, outcome: format!("runs on core {core}") })
     }

@@ -93,7 +93,7 @@ impl Supervisor {
             }
         }
         self.state.settings.worker_count = u16::try_from(self.count()).ok();
-        self.state_text = None;
+        self.note_changed();
         self.steer();
         done.map(|()| outcomes)
     }
@@ -119,10 +119,8 @@ impl Supervisor {
         let spare = self.spare_sockets();
         let missing: Vec<SocketAddr> = self
             .state
-            .listeners
-            .keys()
-            .filter(|address| !spare.iter().any(|(_, which)| which.address == **address))
-            .copied()
+            .active_addresses()
+            .filter(|address| !spare.iter().any(|(_, which)| which.address == *address))
             .collect();
         let mut sockets = listeners::open_more(&missing, |address| self.next_rank(address))?;
         for (host, which) in &spare {
@@ -169,7 +167,7 @@ impl Supervisor {
             // The lowest: the filter counts on workers' own sockets being the first.
             spare.min_by_key(|(_, which)| which.rank)
         };
-        self.state.listeners.keys().filter_map(spare_of).collect()
+        self.state.active_addresses().filter_map(|address| spare_of(&address)).collect()
     }
 
     /// A worker that was to be added does not come up: its new sockets go to another, as they may have connections.

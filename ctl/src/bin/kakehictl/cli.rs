@@ -4,13 +4,15 @@ use std::{env, path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand};
 use kakehi_ctl::{
-    change::Change,
     config,
-    order::Request,
-    state::{Backend, BackendAddress},
+    order::{Request, Response},
 };
 
-use crate::client::Failure;
+use crate::{
+    client::Failure,
+    load,
+    routing::{BackendVerb, ClusterVerb, ConfigVerb, FrontendVerb, ListenerVerb, Shown, StateVerb},
+};
 
 /// Environment variable that names the control socket.
 const SOCKET_VARIABLE: &str = "KAKEHI_SOCKET";
@@ -38,8 +40,8 @@ pub(crate) struct Arguments {
     #[arg(short, long, global = true)]
     pub(crate) json: bool,
 
-    /// How long kakehi may take for its answer, in milliseconds; 0 = for ever. By default 5000; for upgrades 120000,
-    /// for `stop` for ever
+    /// How long kakehi may take for its answer, in milliseconds; 0 = for ever. By default 5000; for reloads and
+    /// states 60000, for what is done to workers 120000, for `stop` for ever
     #[arg(short, long, global = true, value_name = "MS")]
     timeout: Option<u64>,
 
@@ -95,16 +97,31 @@ pub(crate) enum Verb {
         now: bool,
     },
 
-    /// Show everything that is configured now, as JSON
-    State,
+    /// Show everything that is configured now, as JSON; keep it in a file, or have it from one
+    State {
+        #[command(subcommand)]
+        action: Option<StateVerb>,
+    },
 
-    /// Add, change and remove the backends of a cluster, until the next reload or start
+    /// Compare what is configured now with the file, or write it as a file
     #[command(subcommand)]
-    Backend(BackendVerb),
+    Config(ConfigVerb),
 
-    /// Remove a cluster, until the next reload or start
+    /// List, add, change and remove listeners, until the next reload or start
+    #[command(subcommand)]
+    Listener(ListenerVerb),
+
+    /// List, add, change and remove clusters, until the next reload or start
     #[command(subcommand)]
     Cluster(ClusterVerb),
+
+    /// List, add and remove the frontends that lead to clusters, until the next reload or start
+    #[command(subcommand)]
+    Frontend(FrontendVerb),
+
+    /// List, add, change and remove the backends of clusters, until the next reload or start
+    #[command(subcommand)]
+    Backend(BackendVerb),
 }
 
 /// What can be done to workers.
@@ -154,74 +171,37 @@ pub(crate) enum PinVerb {
     },
 }
 
-/// What can be done to a backend.
-#[derive(Debug, Clone, Subcommand)]
-pub(crate) enum BackendVerb {
-    /// Add a backend, or change the one of this name
-    Add {
-        /// Cluster that it belongs to
-        cluster: String,
-        /// Where it listens: ip:port, with IPv6 in brackets, or unix:/path
-        address: BackendAddress,
-        /// Its name in the cluster; by default its address
-        #[arg(long)]
-        id: Option<String>,
-        /// Its share of the load
-        #[arg(long, default_value_t = 100)]
-        weight: u8,
-        /// Use it only when no other can be used
-        #[arg(long)]
-        backup: bool,
-    },
-    /// Remove a backend; it finishes the requests that it has
-    Remove {
-        /// Cluster that it belongs to
-        cluster: String,
-        /// Its name in the cluster
-        id: String,
-    },
-}
-
-/// What can be done to a cluster.
-#[derive(Debug, Clone, Subcommand)]
-pub(crate) enum ClusterVerb {
-    /// Remove a cluster with its frontends and backends
-    Remove {
-        /// Which
-        name: String,
-    },
-}
-
 impl Verb {
-    /// As the supervisor understands it.
-    pub(crate) fn request(&self) -> Request {
-        let change = match self.clone() {
-            Verb::Status => return Request::Status,
-            Verb::Workers { action: None } => return Request::Workers,
+    /// Does it, asking the supervisor whatever is needed.
+    ///
+    /// # Errors
+    /// See [`Failure`].
+    pub(crate) fn run(&self, ask: &dyn Fn(Request) -> Result<Response, Failure>) -> Result<Shown, Failure> {
+        let request = match self.clone() {
+            Verb::Listener(verb) => return verb.run(ask),
+            Verb::Cluster(verb) => return verb.run(ask),
+            Verb::Frontend(verb) => return verb.run(ask),
+            Verb::Backend(verb) => return verb.run(ask),
+            Verb::Config(verb) => return verb.run(ask),
+            Verb::State { action: Some(verb) } => return verb.run(ask),
+            Verb::Pin { action: None } => return load::measured(ask).map(Shown::Response),
+            Verb::Status => Request::Status,
+            Verb::Workers { action: None } => Request::Workers,
             Verb::Workers { action: Some(WorkersVerb::Upgrade { worker }) } => {
-                return Request::UpgradeWorkers { worker };
+                Request::UpgradeWorkers { worker }
             }
-            Verb::Workers { action: Some(WorkersVerb::Scale { count }) } => return Request::Scale { count },
-            Verb::Workers { action: Some(WorkersVerb::Rebalance) } => return Request::Rebalance,
-            Verb::Pin { action: None } => return Request::Topology,
-            Verb::Pin { action: Some(PinVerb::Set { worker, core }) } => {
-                return Request::Pin { worker, core };
-            }
+            Verb::Workers { action: Some(WorkersVerb::Scale { count }) } => Request::Scale { count },
+            Verb::Workers { action: Some(WorkersVerb::Rebalance) } => Request::Rebalance,
+            Verb::Pin { action: Some(PinVerb::Set { worker, core }) } => Request::Pin { worker, core },
             Verb::Pin { action: Some(PinVerb::Auto { no_smt, numa, reserve_for_irq }) } => {
-                return Request::PinAuto { no_smt, numa, reserve_for_irq };
+                Request::PinAuto { no_smt, numa, reserve_for_irq }
             }
-            Verb::State => return Request::State,
-            Verb::Upgrade => return Request::Upgrade,
-            Verb::Stop { now } => return Request::Stop { now },
-            Verb::Reload { dry_run } => return Request::Reload { dry_run },
-            Verb::Backend(BackendVerb::Add { cluster, address, id, weight, backup }) => {
-                let id = id.unwrap_or_else(|| address.to_string());
-                Change::SetBackend { cluster, backend: Backend { id, address, weight, backup } }
-            }
-            Verb::Backend(BackendVerb::Remove { cluster, id }) => Change::RemoveBackend { cluster, id },
-            Verb::Cluster(ClusterVerb::Remove { name }) => Change::RemoveCluster { name },
+            Verb::State { action: None } => Request::State,
+            Verb::Upgrade => Request::Upgrade,
+            Verb::Stop { now } => Request::Stop { now },
+            Verb::Reload { dry_run } => Request::Reload { dry_run },
         };
-        Request::Apply { changes: vec![change] }
+        ask(request).map(Shown::Response)
     }
 }
 
@@ -247,6 +227,7 @@ impl Arguments {
         let default = match self.verb {
             Verb::Stop { .. } => 0,
             Verb::Upgrade | Verb::Workers { action: Some(_) } => 120_000,
+            Verb::State { action: Some(_) } | Verb::Reload { .. } => 60_000,
             _ => 5_000,
         };
         let timeout = self.timeout.unwrap_or(default);

@@ -1,23 +1,23 @@
 //! `kakehictl`: the command line of a running kakehi.
 //!
-//! [`cli`] says which words there are, [`client`] asks the supervisor, [`mod@print`] shows the answer.
+//! [`cli`] says which words there are, [`routing`] what those about the configuration do, [`client`] asks the
+//! supervisor, [`mod@print`] shows the answer.
 //! Exit codes: 0 done, 1 refused, 2 usage, 3 not reachable.
 
 mod cli;
 mod client;
+mod load;
 mod print;
+mod routing;
 
 use std::{
     io::{self, Write as _},
     process::ExitCode,
-    thread,
-    time::{Duration, Instant},
 };
 
 use clap::Parser as _;
-use kakehi_ctl::order::{Response, Topology, WorkerInfo};
 
-use crate::{cli::Arguments, client::Failure};
+use crate::{cli::Arguments, client::Failure, routing::Shown};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -39,35 +39,14 @@ fn main() -> ExitCode {
     }
 }
 
-/// How long the load of workers is measured.
-const MEASURED: Duration = Duration::from_millis(500);
-
-/// Notes how busy each worker was since `before`.
-fn measure_load(topology: &mut Topology, before: &Topology, time: Duration) {
-    for worker in &mut topology.workers {
-        let earlier = before.workers.iter().find(|it| it.id == worker.id && it.pid == worker.pid);
-        worker.load_percent = earlier.map(|earlier| {
-            let cpu = |worker: &WorkerInfo| u128::from(worker.cpu_user_ms + worker.cpu_system_ms);
-            let percent = cpu(worker).saturating_sub(cpu(earlier)) * 100 / time.as_millis().max(1);
-            u64::try_from(percent).unwrap_or(u64::MAX)
-        });
-    }
-}
-
 /// Asks, and gives back what is to be printed.
 fn run(arguments: &Arguments) -> Result<String, Failure> {
     let socket = arguments.socket()?;
-    let ask = || client::ask(&socket, arguments.verb.request(), arguments.timeout());
-    let mut response = ask()?;
-    if let Response::Topology(before) = response {
-        // How busy a worker is shows only over a while.
-        let since = Instant::now();
-        #[expect(clippy::disallowed_methods, reason = "nobody waits for this process but its user")]
-        thread::sleep(MEASURED);
-        response = ask()?;
-        if let Response::Topology(topology) = &mut response {
-            measure_load(topology, &before, since.elapsed());
-        }
-    }
-    Ok(if arguments.json { print::json(&response) } else { print::human(&response) })
+    let shown = arguments.verb.run(&|request| client::ask(&socket, request, arguments.timeout()))?;
+    Ok(match (shown, arguments.json) {
+        (Shown::Response(response), true) => print::json(&response),
+        (Shown::Response(response), false) => print::human(&response),
+        (Shown::Made { json, .. }, true) => print::pretty(&json),
+        (Shown::Made { text, .. }, false) => text,
+    })
 }

@@ -13,13 +13,15 @@ pub(crate) fn json(response: &Response) -> String {
         Response::State(state) => pretty(state),
         Response::Changed(changed) => pretty(changed),
         Response::Outcomes(workers) => pretty(workers),
+        Response::Saved { path } => pretty(path),
         Response::Topology(topology) => pretty(topology),
         Response::Stopping => pretty(&"stopped"),
         Response::Refused { reason } => pretty(reason),
     }
 }
 
-fn pretty(value: &impl Serialize) -> String {
+/// A value as JSON with a line end.
+pub(crate) fn pretty(value: &impl Serialize) -> String {
     let mut text = serde_json::to_string_pretty(value).unwrap_or_default();
     text.push('\n');
     text
@@ -36,6 +38,7 @@ pub(crate) fn human(response: &Response) -> String {
         Response::Outcomes(workers) => {
             workers.iter().map(|worker| format!("worker {}: {}\n", worker.id, worker.outcome)).collect()
         }
+        Response::Saved { path } => format!("saved to {}\n", path.display()),
         Response::Topology(topology) => human_topology(topology),
         Response::Stopping => "stopped\n".to_owned(),
         Response::Refused { reason } => format!("{reason}\n"),
@@ -146,22 +149,24 @@ fn use_of(core: &Core) -> &'static str {
     }
 }
 
-/// Columns as wide as their widest cell: numbers to the right, the words of the fourth and the last to the left.
-fn table<const N: usize>(rows: &[[String; N]]) -> String {
+/// Columns as wide as their widest cell: numbers to the right, words to the left.
+pub(crate) fn table<const N: usize>(rows: &[[String; N]]) -> String {
     let mut widths = [0; N];
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = cell.chars().count().max(*width);
         }
     }
+    let is_number = |cell: &String| cell.chars().all(|c| c.is_ascii_digit() || "-.,% s".contains(c));
+    let numbers: Vec<bool> =
+        (0..N).map(|column| rows.iter().skip(1).all(|row| is_number(&row[column]))).collect();
     let mut text = String::new();
     for row in rows {
         let mut line = String::new();
-        for (column, (width, cell)) in widths.iter().zip(row).enumerate() {
-            let _ = match column {
-                3 => write!(line, "{cell:<width$}  "),
-                last if last == N - 1 => write!(line, "{cell}"),
-                _ => write!(line, "{cell:>width$}  "),
+        for ((width, cell), number) in widths.iter().zip(row).zip(&numbers) {
+            let _ = match number {
+                true => write!(line, "{cell:>width$}  "),
+                false => write!(line, "{cell:<width$}  "),
             };
         }
         text.push_str(line.trim_end());

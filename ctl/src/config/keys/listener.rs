@@ -27,6 +27,7 @@ pub(in crate::config) static HSTS: Level = Level {
 
 const LISTENER_ONLY: &[Key] = &[
     key("address", Address, "", Yes, "Where it listens; required."),
+    key("active", Bool, "true", Own, "It accepts connections; otherwise it is only configured."),
     key(
         "protocol",
         Choice(&["http", "https", "tcp", "udp"]),

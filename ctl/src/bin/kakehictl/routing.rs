@@ -1,0 +1,571 @@
+//! The verbs about what is configured: listeners, clusters, frontends, backends; the file and the state.
+//!
+//! Keys of listeners and clusters are those of the file and read by the same code, so they mean and allow the same.
+
+use std::{io::Write as _, net::SocketAddr, path::PathBuf};
+
+use clap::{Args, Subcommand, ValueEnum};
+use kakehi_ctl::{
+    change::{Change, FrontendRule},
+    config::{self, write},
+    order::{Request, Response},
+    state::{Backend, BackendAddress, Cluster, Frontend, Listener, PathRule, State},
+    store,
+};
+use serde::Serialize;
+use serde_json::json;
+
+use crate::{client::Failure, print};
+
+/// What can be done to listeners.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum ListenerVerb {
+    /// List them
+    ///
+    /// With --json: an array with one object per listener.
+    List,
+    /// Add a listener
+    Add {
+        /// Where it listens: ip:port, with IPv6 in brackets
+        address: SocketAddr,
+        /// Keys of a listener as in the file: front_timeout=30 via=false
+        #[arg(value_name = "KEY=VALUE", value_parser = assignment)]
+        keys: Vec<Assignment>,
+    },
+    /// Change some keys of a listener; what is not named stays. Connections go on
+    Patch {
+        /// Which
+        address: SocketAddr,
+        /// Keys of a listener as in the file; without a value (KEY=) its default
+        #[arg(value_name = "KEY=VALUE", value_parser = assignment, required = true)]
+        keys: Vec<Assignment>,
+    },
+    /// Accept connections on a listener that does not
+    Activate {
+        /// Which
+        address: SocketAddr,
+    },
+    /// Accept no more on a listener, which stays configured; its connections end after the exchange that they are in
+    Deactivate {
+        /// Which
+        address: SocketAddr,
+    },
+    /// Remove a listener that no frontend names
+    Remove {
+        /// Which
+        address: SocketAddr,
+    },
+}
+
+/// What can be done to clusters.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum ClusterVerb {
+    /// List them
+    ///
+    /// With --json: an array with one object per cluster.
+    List,
+    /// Add a cluster, without frontends and backends
+    Add {
+        /// Its name
+        name: String,
+        /// Keys of a cluster as in the file: https_redirect=true
+        #[arg(value_name = "KEY=VALUE", value_parser = assignment)]
+        keys: Vec<Assignment>,
+    },
+    /// Change some keys of a cluster; what is not named stays
+    Patch {
+        /// Which
+        name: String,
+        /// Keys of a cluster as in the file; without a value (KEY=) its default
+        #[arg(value_name = "KEY=VALUE", value_parser = assignment, required = true)]
+        keys: Vec<Assignment>,
+    },
+    /// Remove a cluster with its frontends and backends
+    Remove {
+        /// Which
+        name: String,
+    },
+}
+
+/// What can be done to frontends.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum FrontendVerb {
+    /// List them
+    ///
+    /// With --json: an array with one object per frontend.
+    List {
+        /// Only those of this cluster
+        cluster: Option<String>,
+    },
+    /// Add a frontend, or change the one for the same requests
+    Add {
+        #[command(flatten)]
+        rule: RuleArguments,
+        /// Refuse such requests (401) instead of forwarding them
+        #[arg(long)]
+        deny: bool,
+    },
+    /// Remove a frontend; requests that it led somewhere are finished
+    Remove {
+        #[command(flatten)]
+        rule: RuleArguments,
+    },
+}
+
+/// Which requests a frontend takes.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RuleArguments {
+    /// Cluster that it leads to
+    cluster: String,
+    /// Its listener
+    address: SocketAddr,
+    /// Exact name, `*.name`, `/regex/` labels, or `*` for any host
+    hostname: String,
+    /// Which paths
+    #[arg(long, default_value = "")]
+    path: String,
+    /// How the path is compared
+    #[arg(long, default_value = "prefix", ignore_case = true)]
+    path_type: PathType,
+    /// Which method; by default any
+    #[arg(long)]
+    method: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum PathType {
+    Prefix,
+    Equals,
+    Regex,
+}
+
+/// What can be done to backends.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum BackendVerb {
+    /// List them
+    ///
+    /// With --json: an array with one object per backend.
+    List {
+        /// Only those of this cluster
+        cluster: Option<String>,
+    },
+    /// Add a backend, or change the one of this name
+    Add {
+        /// Cluster that it belongs to
+        cluster: String,
+        /// Where it listens: ip:port, with IPv6 in brackets, or unix:/path
+        address: BackendAddress,
+        /// Its name in the cluster; by default its address
+        #[arg(long)]
+        id: Option<String>,
+        /// Its share of the load
+        #[arg(long, default_value_t = 100)]
+        weight: u8,
+        /// Use it only when no other can be used
+        #[arg(long)]
+        backup: bool,
+    },
+    /// Remove a backend; it finishes the requests that it has
+    Remove {
+        /// Cluster that it belongs to
+        cluster: String,
+        /// Its name in the cluster
+        id: String,
+    },
+}
+
+/// What can be done with the file.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub(crate) enum ConfigVerb {
+    /// Show what a reload would change
+    Diff,
+    /// Print what is configured now as a configuration file, which loads again
+    Dump,
+}
+
+/// What can be done with the state.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum StateVerb {
+    /// Save it to a file; by default `saved_state`, from which the next start has it
+    Save {
+        /// The file
+        file: Option<PathBuf>,
+    },
+    /// Make listeners, clusters, frontends and backends what they are in a file that was saved
+    Load {
+        /// The file
+        file: PathBuf,
+    },
+    /// Show what `load` would change
+    Diff {
+        /// The file
+        file: PathBuf,
+    },
+}
+
+/// A key with its value; `None`: its default.
+#[derive(Debug, Clone)]
+pub(crate) struct Assignment {
+    key: String,
+    value: Option<toml::Value>,
+}
+
+/// `KEY=VALUE`, where a value that is none of TOML is a string.
+fn assignment(text: &str) -> Result<Assignment, String> {
+    let (key, value) = text.split_once('=').ok_or("it has no `=`")?;
+    let parsed = toml::from_str::<toml::Table>(&format!("value = {value}")).ok();
+    let value = match (value, parsed.and_then(|mut table| table.remove("value"))) {
+        ("", _) => None,
+        (_, Some(value)) => Some(value),
+        (text, None) => Some(text.into()),
+    };
+    Ok(Assignment { key: key.trim().to_owned(), value })
+}
+
+/// What is to be shown.
+pub(crate) enum Shown {
+    /// An answer.
+    Response(Response),
+    /// Something made of an answer.
+    Made {
+        /// For programs.
+        json: serde_json::Value,
+        /// For people.
+        text: String,
+    },
+}
+
+/// How the supervisor is asked.
+type Ask<'a> = &'a dyn Fn(Request) -> Result<Response, Failure>;
+
+fn apply(ask: Ask<'_>, change: Change) -> Result<Shown, Failure> {
+    ask(Request::Apply { changes: vec![change] }).map(Shown::Response)
+}
+
+fn state(ask: Ask<'_>) -> Result<State, Failure> {
+    match ask(Request::State)? {
+        Response::State(state) => Ok(*state),
+        _ => Err(Failure::Refused("it does not tell its state".to_owned())),
+    }
+}
+
+fn made(rows: Vec<serde_json::Value>, text: String) -> Shown {
+    let text = if rows.is_empty() { "none\n".to_owned() } else { text };
+    Shown::Made { json: rows.into(), text }
+}
+
+impl ListenerVerb {
+    pub(crate) fn run(&self, ask: Ask<'_>) -> Result<Shown, Failure> {
+        match self {
+            ListenerVerb::List => {
+                let state = state(ask)?;
+                let mut rows = vec![["ADDRESS", "ACCEPTS", "PUBLIC ADDRESS"].map(str::to_owned)];
+                rows.extend(state.listeners.values().map(|it| {
+                    let public = it.public_address.map_or_else(|| "-".to_owned(), |it| it.to_string());
+                    [it.address.to_string(), if it.active { "yes" } else { "no" }.to_owned(), public]
+                }));
+                Ok(made(values(state.listeners.values()), print::table(&rows)))
+            }
+            ListenerVerb::Add { address, keys } => {
+                if state(ask)?.listeners.contains_key(address) {
+                    return Err(Failure::Refused(format!(
+                        "there is a listener {address}; `listener patch` changes it"
+                    )));
+                }
+                let listener = with_keys(&Listener::http(*address), keys)?;
+                apply(ask, Change::SetListener { listener })
+            }
+            ListenerVerb::Patch { address, keys } => change_listener(ask, *address, |it| with_keys(it, keys)),
+            ListenerVerb::Activate { address } => {
+                change_listener(ask, *address, |it| Ok(Listener { active: true, ..it.clone() }))
+            }
+            ListenerVerb::Deactivate { address } => {
+                change_listener(ask, *address, |it| Ok(Listener { active: false, ..it.clone() }))
+            }
+            ListenerVerb::Remove { address } => apply(ask, Change::RemoveListener { address: *address }),
+        }
+    }
+}
+
+fn change_listener(
+    ask: Ask<'_>,
+    address: SocketAddr,
+    change: impl Fn(&Listener) -> Result<Listener, Failure>,
+) -> Result<Shown, Failure> {
+    let state = state(ask)?;
+    let missing = || Failure::Refused(format!("there is no listener at {address}"));
+    let listener = change(state.listeners.get(&address).ok_or_else(missing)?)?;
+    apply(ask, Change::SetListener { listener })
+}
+
+fn with_keys(listener: &Listener, keys: &[Assignment]) -> Result<Listener, Failure> {
+    let mut table = write::listener(listener);
+    assign(&mut table, keys)?;
+    let text = document("listeners", toml::Value::Array(vec![table.into()]))?;
+    let mut listeners = read(&text)?.listeners;
+    listeners
+        .remove(&listener.address)
+        .ok_or_else(|| Failure::Usage("`address` cannot be changed".to_owned()))
+}
+
+impl ClusterVerb {
+    pub(crate) fn run(&self, ask: Ask<'_>) -> Result<Shown, Failure> {
+        match self {
+            ClusterVerb::List => {
+                let state = state(ask)?;
+                let mut rows = vec![["CLUSTER", "FRONTENDS", "BACKENDS"].map(str::to_owned)];
+                rows.extend(state.clusters.iter().map(|(name, it)| {
+                    [name.clone(), it.frontends.len().to_string(), it.backends.len().to_string()]
+                }));
+                let objects = state.clusters.iter().map(|(name, it)| {
+                    json!({ "name": name, "frontends": it.frontends.len(), "backends": it.backends.len(),
+                            "https_redirect": it.https_redirect })
+                });
+                Ok(made(objects.collect(), print::table(&rows)))
+            }
+            ClusterVerb::Add { name, keys } => {
+                if state(ask)?.clusters.contains_key(name) {
+                    return Err(Failure::Refused(format!(
+                        "there is a cluster `{name}`; `cluster patch` changes it"
+                    )));
+                }
+                let cluster = cluster_with_keys(name, &Cluster::default(), keys)?;
+                apply(ask, Change::SetCluster { name: name.clone(), cluster })
+            }
+            ClusterVerb::Patch { name, keys } => {
+                let state = state(ask)?;
+                let present = state.clusters.get(name);
+                let present =
+                    present.ok_or_else(|| Failure::Refused(format!("there is no cluster `{name}`")))?;
+                // Its frontends would need their listeners to be read.
+                let bare = Cluster { frontends: Vec::new(), backends: Vec::new(), ..present.clone() };
+                let cluster = Cluster {
+                    frontends: present.frontends.clone(),
+                    backends: present.backends.clone(),
+                    ..cluster_with_keys(name, &bare, keys)?
+                };
+                apply(ask, Change::SetCluster { name: name.clone(), cluster })
+            }
+            ClusterVerb::Remove { name } => apply(ask, Change::RemoveCluster { name: name.clone() }),
+        }
+    }
+}
+
+fn cluster_with_keys(name: &str, cluster: &Cluster, keys: &[Assignment]) -> Result<Cluster, Failure> {
+    let mut table = write::cluster(cluster);
+    assign(&mut table, keys)?;
+    let clusters = toml::Table::from_iter([(name.to_owned(), toml::Value::Table(table))]);
+    let mut clusters = read(&document("clusters", clusters.into())?)?.clusters;
+    clusters.remove(name).ok_or_else(|| Failure::Usage("such a cluster is not supported".to_owned()))
+}
+
+fn assign(table: &mut toml::Table, keys: &[Assignment]) -> Result<(), Failure> {
+    for Assignment { key, value } in keys {
+        if matches!(value, Some(toml::Value::Table(_))) || matches!(key.as_str(), "frontends" | "backends") {
+            return Err(Failure::Usage(format!("`{key}` cannot be set here; it has verbs of its own")));
+        }
+        match value {
+            Some(value) => drop(table.insert(key.clone(), value.clone())),
+            None => drop(table.remove(key)),
+        }
+    }
+    Ok(())
+}
+
+fn document(key: &str, value: toml::Value) -> Result<String, Failure> {
+    let table = toml::Table::from_iter([(key.to_owned(), value)]);
+    toml::to_string(&table).map_err(|error| Failure::Usage(error.to_string()))
+}
+
+/// Reads what was put together from the command line; warnings go to standard error.
+fn read(text: &str) -> Result<State, Failure> {
+    let loaded =
+        config::parse(text, "the command line").map_err(|error| Failure::Usage(error.to_string()))?;
+    for warning in &loaded.warnings {
+        let _ = writeln!(std::io::stderr(), "kakehictl: warning: {warning}");
+    }
+    Ok(loaded.state)
+}
+
+impl RuleArguments {
+    fn rule(&self) -> FrontendRule {
+        let path = self.path.clone();
+        FrontendRule {
+            address: self.address,
+            hostname: self.hostname.clone(),
+            path: match self.path_type {
+                PathType::Prefix => PathRule::Prefix(path),
+                PathType::Equals => PathRule::Equals(path),
+                PathType::Regex => PathRule::Regex(path),
+            },
+            method: self.method.clone(),
+        }
+    }
+}
+
+impl FrontendVerb {
+    pub(crate) fn run(&self, ask: Ask<'_>) -> Result<Shown, Failure> {
+        match self {
+            FrontendVerb::List { cluster } => {
+                let state = state(ask)?;
+                let mut rows =
+                    vec![["CLUSTER", "LISTENER", "HOSTNAME", "PATH", "METHOD", "REFUSES"].map(str::to_owned)];
+                let mut objects = Vec::new();
+                for (name, it) in chosen(&state, cluster.as_deref())? {
+                    for frontend in &it.frontends {
+                        let (kind, path) = match &frontend.path {
+                            PathRule::Prefix(path) => ("", path),
+                            PathRule::Equals(path) => ("=", path),
+                            PathRule::Regex(path) => ("~", path),
+                        };
+                        let method = frontend.method.clone().unwrap_or_else(|| "any".to_owned());
+                        rows.push([
+                            name.to_owned(),
+                            frontend.address.to_string(),
+                            frontend.hostname.clone(),
+                            format!("{kind}{path}"),
+                            method,
+                            if frontend.deny { "yes" } else { "" }.to_owned(),
+                        ]);
+                        objects.push(in_cluster(name, frontend));
+                    }
+                }
+                Ok(made(objects, print::table(&rows)))
+            }
+            FrontendVerb::Add { rule, deny } => {
+                let cluster = rule.cluster.clone();
+                let FrontendRule { address, hostname, path, method } = rule.rule();
+                let frontend = Frontend { address, hostname, path, method, deny: *deny };
+                apply(ask, Change::SetFrontend { cluster, frontend })
+            }
+            FrontendVerb::Remove { rule } => {
+                apply(ask, Change::RemoveFrontend { cluster: rule.cluster.clone(), rule: rule.rule() })
+            }
+        }
+    }
+}
+
+impl BackendVerb {
+    pub(crate) fn run(&self, ask: Ask<'_>) -> Result<Shown, Failure> {
+        match self.clone() {
+            BackendVerb::List { cluster } => {
+                let state = state(ask)?;
+                let mut rows = vec![["CLUSTER", "BACKEND", "ADDRESS", "WEIGHT", "ROLE"].map(str::to_owned)];
+                let mut objects = Vec::new();
+                for (name, it) in chosen(&state, cluster.as_deref())? {
+                    for backend in &it.backends {
+                        rows.push([
+                            name.to_owned(),
+                            backend.id.clone(),
+                            backend.address.to_string(),
+                            backend.weight.to_string(),
+                            if backend.backup { "backup" } else { "primary" }.to_owned(),
+                        ]);
+                        objects.push(in_cluster(name, backend));
+                    }
+                }
+                Ok(made(objects, print::table(&rows)))
+            }
+            BackendVerb::Add { cluster, address, id, weight, backup } => {
+                let id = id.unwrap_or_else(|| address.to_string());
+                apply(ask, Change::SetBackend { cluster, backend: Backend { id, address, weight, backup } })
+            }
+            BackendVerb::Remove { cluster, id } => apply(ask, Change::RemoveBackend { cluster, id }),
+        }
+    }
+}
+
+/// The clusters, or the one of this name.
+fn chosen<'a>(state: &'a State, name: Option<&str>) -> Result<Vec<(&'a str, &'a Cluster)>, Failure> {
+    let all = state.clusters.iter().map(|(name, cluster)| (name.as_str(), cluster));
+    let chosen: Vec<_> = all.filter(|(it, _)| name.is_none_or(|name| name == *it)).collect();
+    match name {
+        Some(name) if chosen.is_empty() => Err(Failure::Refused(format!("there is no cluster `{name}`"))),
+        _ => Ok(chosen),
+    }
+}
+
+fn values<'a, T: Serialize + 'a>(items: impl Iterator<Item = &'a T>) -> Vec<serde_json::Value> {
+    items.filter_map(|item| serde_json::to_value(item).ok()).collect()
+}
+
+/// An object with the name of its cluster.
+fn in_cluster(cluster: &str, item: &impl Serialize) -> serde_json::Value {
+    let mut value = serde_json::to_value(item).unwrap_or_default();
+    if let Some(object) = value.as_object_mut() {
+        object.insert("cluster".to_owned(), cluster.into());
+    }
+    value
+}
+
+impl ConfigVerb {
+    pub(crate) fn run(self, ask: Ask<'_>) -> Result<Shown, Failure> {
+        match self {
+            ConfigVerb::Diff => ask(Request::Reload { dry_run: true }).map(Shown::Response),
+            ConfigVerb::Dump => {
+                let text = write::write(&state(ask)?);
+                Ok(Shown::Made { json: json!({ "toml": text }), text })
+            }
+        }
+    }
+}
+
+impl StateVerb {
+    pub(crate) fn run(&self, ask: Ask<'_>) -> Result<Shown, Failure> {
+        let load = |file: &PathBuf| {
+            let state = store::load(file);
+            state.map_err(|error| {
+                Failure::Refused(format!("{}: {error}; nothing was changed", file.display()))
+            })
+        };
+        match self {
+            StateVerb::Save { file: None } => ask(Request::SaveState).map(Shown::Response),
+            StateVerb::Save { file: Some(file) } => {
+                store::save(file, &state(ask)?)
+                    .map_err(|error| Failure::Refused(format!("{}: {error}", file.display())))?;
+                Ok(Shown::Response(Response::Saved { path: file.clone() }))
+            }
+            StateVerb::Load { file } => {
+                ask(Request::LoadState { state: Box::new(load(file)?), dry_run: false }).map(Shown::Response)
+            }
+            StateVerb::Diff { file } => {
+                ask(Request::LoadState { state: Box::new(load(file)?), dry_run: true }).map(Shown::Response)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_is_one_of_toml_or_a_string() {
+        for (text, key, value) in [
+            ("via=false", "via", Some(toml::Value::Boolean(false))),
+            ("front_timeout=1.5", "front_timeout", Some(toml::Value::Float(1.5))),
+            ("public_address=1.2.3.4:80", "public_address", Some("1.2.3.4:80".into())),
+            ("log=\"a b\"", "log", Some("a b".into())),
+            ("via=", "via", None),
+        ] {
+            let it = assignment(text).unwrap();
+            assert_eq!((it.key.as_str(), it.value), (key, value), "{text}");
+        }
+        assert!(assignment("via").is_err());
+    }
+
+    #[test]
+    fn keys_of_a_listener_are_those_of_the_file() {
+        let listener = Listener::http(([127, 0, 0, 1], 80).into());
+        let keys = |texts: &[&str]| texts.iter().map(|text| assignment(text).unwrap()).collect::<Vec<_>>();
+        let changed = with_keys(&listener, &keys(&["front_timeout=7", "via=false"])).unwrap();
+        assert_eq!((changed.timeouts.front_ms, changed.forwarding.via), (7_000, false));
+        assert_eq!(with_keys(&changed, &keys(&["front_timeout=", "via="])).unwrap(), listener);
+        for (text, said) in
+            [("front_timeot=7", "front_timeout"), ("via=3", "via"), ("address=1.1.1.1:1", "address")]
+        {
+            let error = with_keys(&listener, &keys(&[text])).unwrap_err().to_string();
+            assert!(error.contains(said), "{text}: {error}");
+        }
+    }
+}

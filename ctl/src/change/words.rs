@@ -1,0 +1,143 @@
+//! Changes in words, as `kakehictl` and the log show them.
+
+use std::net::SocketAddr;
+
+use super::{Change, FrontendRule};
+use crate::state::{Backend, Cluster, Frontend, PathRule, Settings, State};
+
+impl State {
+    /// `change` in words, one line for each thing that it does to this state: `+` comes, `-` goes, `~` changes.
+    pub fn describe(&self, change: &Change) -> Vec<String> {
+        match change {
+            Change::SetListener { listener } => {
+                vec![format!("{} listener {}", self.sign(listener.address), listener.address)]
+            }
+            Change::RemoveListener { address } => vec![format!("- listener {address}")],
+            Change::SetCluster { name, cluster } => self.describe_cluster(name, cluster),
+            Change::RemoveCluster { name } => vec![format!("- cluster {name}")],
+            Change::SetFrontend { cluster, frontend } => {
+                let rule = FrontendRule::from(frontend);
+                let present =
+                    self.clusters.get(cluster).is_some_and(|it| it.frontends.iter().any(|it| rule.is_of(it)));
+                let sign = if present { '~' } else { '+' };
+                vec![format!("{sign} frontend {} of cluster {cluster}", describe_frontend(frontend))]
+            }
+            Change::RemoveFrontend { cluster, rule } => {
+                vec![format!("- frontend {} of cluster {cluster}", describe_rule(rule))]
+            }
+            Change::SetBackend { cluster, backend } => {
+                let present = self.clusters.get(cluster).map_or(&[][..], |cluster| &cluster.backends);
+                vec![describe_backend(cluster, present.iter().find(|it| it.id == backend.id), backend)]
+            }
+            Change::RemoveBackend { cluster, id } => vec![format!("- backend {id} of cluster {cluster}")],
+        }
+    }
+
+    fn sign(&self, address: SocketAddr) -> char {
+        if self.listeners.contains_key(&address) { '~' } else { '+' }
+    }
+
+    fn describe_cluster(&self, name: &str, cluster: &Cluster) -> Vec<String> {
+        let Some(present) = self.clusters.get(name) else {
+            return vec![format!(
+                "+ cluster {name} with {} frontends and {} backends",
+                cluster.frontends.len(),
+                cluster.backends.len()
+            )];
+        };
+        let mut lines = vec![format!("~ cluster {name}")];
+        let missing = |from: &Cluster, of: &Cluster| -> Vec<String> {
+            of.frontends.iter().filter(|it| !from.frontends.contains(it)).map(describe_frontend).collect()
+        };
+        lines
+            .extend(missing(present, cluster).into_iter().map(|frontend| format!("  + frontend {frontend}")));
+        lines
+            .extend(missing(cluster, present).into_iter().map(|frontend| format!("  - frontend {frontend}")));
+        for change in present.backend_changes(name, cluster) {
+            lines.extend(self.describe(&change).into_iter().map(|line| format!("  {line}")));
+        }
+        lines
+    }
+}
+
+fn describe_frontend(frontend: &Frontend) -> String {
+    let refuses = if frontend.deny { ", refuses" } else { "" };
+    format!("{}{refuses}", describe_rule(&FrontendRule::from(frontend)))
+}
+
+fn describe_rule(rule: &FrontendRule) -> String {
+    let (kind, path) = match &rule.path {
+        PathRule::Prefix(path) => ("", path),
+        PathRule::Equals(path) => ("=", path),
+        PathRule::Regex(path) => ("~", path),
+    };
+    let method = rule.method.as_deref().unwrap_or("any method");
+    format!("{}{kind}{path} on {} ({method})", rule.hostname, rule.address)
+}
+
+fn describe_backend(cluster: &str, present: Option<&Backend>, backend: &Backend) -> String {
+    let Backend { id, address, weight, backup } = backend;
+    let role = if *backup { ", backup" } else { "" };
+    match present {
+        None => format!("+ backend {id} ({address}, weight {weight}{role}) of cluster {cluster}"),
+        Some(_) => format!("~ backend {id} ({address}, weight {weight}{role}) of cluster {cluster}"),
+    }
+}
+
+impl Settings {
+    /// Whether a worker that runs with these settings has to be replaced by one that runs with `wanted`.
+    pub fn differ_for_worker(&self, wanted: &Settings) -> bool {
+        // What concerns the supervisor alone.
+        let of_supervisor = [
+            "command_socket",
+            "pid_file_path",
+            "handle_process_affinity",
+            "command_allowed_uids",
+            "saved_state",
+            "automatic_state_save",
+        ];
+        self.fixed_until_restart(wanted).iter().any(|name| !of_supervisor.contains(name))
+    }
+
+    /// The settings in which `wanted` differs and that change while kakehi runs, in words.
+    pub fn describe_live(&self, wanted: &Settings) -> Vec<String> {
+        let count = |settings: &Settings| {
+            settings.worker_count.map_or_else(|| "one per core".to_owned(), |count| count.to_string())
+        };
+        let cores = |settings: &Settings| format!("{:?}", settings.worker_cores);
+        let steering = |settings: &Settings| format!("{:?}", settings.steering).to_lowercase();
+        let rebalance = |settings: &Settings| {
+            let how = if settings.rebalance_auto { "auto" } else { "manual" };
+            format!("{how}, {} %", settings.rebalance_threshold)
+        };
+        let settings = [
+            ("worker_count", count(self), count(wanted)),
+            ("worker_cores", cores(self), cores(wanted)),
+            ("steering", steering(self), steering(wanted)),
+            ("rebalance", rebalance(self), rebalance(wanted)),
+        ];
+        let differ = settings.into_iter().filter(|(_, now, wanted)| now != wanted);
+        differ.map(|(name, now, wanted)| format!("~ {name}: {now}, then {wanted}")).collect()
+    }
+
+    /// Names of the settings in which `wanted` differs and which only a start can change.
+    pub fn fixed_until_restart(&self, wanted: &Settings) -> Vec<&'static str> {
+        let pairs = [
+            ("command_socket", self.command_socket != wanted.command_socket),
+            ("pid_file_path", self.pid_file_path != wanted.pid_file_path),
+            ("handle_process_affinity", self.pin_workers != wanted.pin_workers),
+            ("max_connections", self.max_connections != wanted.max_connections),
+            ("drain_timeout", self.drain_timeout_ms != wanted.drain_timeout_ms),
+            ("command_allowed_uids", self.command_allowed_uids != wanted.command_allowed_uids),
+            ("saved_state", self.saved_state != wanted.saved_state),
+            ("automatic_state_save", self.automatic_state_save != wanted.automatic_state_save),
+            ("orphan_timeout", self.orphan_timeout_ms != wanted.orphan_timeout_ms),
+            ("io_uring_level", self.io_uring_level != wanted.io_uring_level),
+            ("buffer_count", self.buffer_count != wanted.buffer_count),
+            ("upstream_max_idle", self.upstream_max_idle != wanted.upstream_max_idle),
+            ("upstream_idle_timeout", self.upstream_idle_timeout_ms != wanted.upstream_idle_timeout_ms),
+            ("log_level", self.log_level != wanted.log_level),
+        ];
+        pairs.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
+    }
+}

@@ -1,0 +1,134 @@
+//! A state in a file: written whole or not at all, and read only if it is understood.
+
+use std::{
+    fs::{self, File},
+    io::{self, BufReader, Write as _},
+    path::{Path, PathBuf},
+};
+
+use crate::state::{STATE_VERSION, State};
+
+/// Why a state cannot be kept or had.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file system refused.
+    #[error("it cannot be {what}: {error}")]
+    Io {
+        /// `read` or `written`.
+        what: &'static str,
+        /// What the kernel said.
+        error: io::Error,
+    },
+    /// It is no state.
+    #[error("it is not a state that kakehi saved: {0}")]
+    Malformed(serde_json::Error),
+    /// It is one of another version.
+    #[error("it has version {found}, this program reads version {STATE_VERSION}")]
+    Version {
+        /// Its version.
+        found: u64,
+    },
+}
+
+impl Error {
+    /// Whether there is no such file.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Error::Io { error, .. } if error.kind() == io::ErrorKind::NotFound)
+    }
+}
+
+/// Writes `state` to `path`. A reader finds the file as it was before or as it is now, also after a crash.
+///
+/// # Errors
+/// See [`Error`]; the file is as it was before.
+pub fn save(path: &Path, state: &State) -> Result<(), Error> {
+    write(path, &serde_json::to_vec(state).map_err(Error::Malformed)?)
+}
+
+/// As [`save`], for a state that was serialised before.
+///
+/// # Errors
+/// See [`Error`]; the file is as it was before.
+pub fn write(path: &Path, text: &[u8]) -> Result<(), Error> {
+    let temporary = beside(path);
+    let written = write_and_sync(&temporary, text).and_then(|()| fs::rename(&temporary, path));
+    let written = written.inspect_err(|_| drop(fs::remove_file(&temporary)));
+    // The name is safe when the folder is.
+    let synced = written.and_then(|()| match path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        Some(folder) => File::open(folder)?.sync_all(),
+        None => File::open(".")?.sync_all(),
+    });
+    synced.map_err(|error| Error::Io { what: "written", error })
+}
+
+/// In the same folder, so that it can be renamed; each process has its own.
+fn beside(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{}.new", std::process::id()));
+    name.into()
+}
+
+fn write_and_sync(path: &Path, text: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(text)?;
+    file.sync_all()
+}
+
+/// Reads the state in `path`.
+///
+/// # Errors
+/// See [`Error`].
+pub fn load(path: &Path) -> Result<State, Error> {
+    let file = File::open(path).map_err(|error| Error::Io { what: "read", error })?;
+    // Of another version only that is understood.
+    let value: serde_json::Value = serde_json::from_reader(BufReader::new(file)).map_err(Error::Malformed)?;
+    match value.get("version").and_then(serde_json::Value::as_u64) {
+        Some(found) if found != u64::from(STATE_VERSION) => Err(Error::Version { found }),
+        _ => serde_json::from_value(value).map_err(Error::Malformed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::Listener;
+
+    #[test]
+    fn a_state_comes_back_as_it_was_and_nothing_else_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        let mut state = State::default();
+        for port in [80, 81] {
+            let address = ([127, 0, 0, 1], port).into();
+            state.listeners.insert(address, Listener::http(address));
+            save(&path, &state).unwrap();
+            assert_eq!(load(&path).unwrap(), state);
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused_with_a_reason() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        assert!(load(&path).unwrap_err().is_missing());
+        for (text, reason) in [
+            ("", "not a state"),
+            ("{}", "not a state"),
+            ("{\"version\":1}", "not a state"),
+            ("{\"version\":7,\"clusters\":[]}", "version 7"),
+            ("nonsense", "not a state"),
+        ] {
+            fs::write(&path, text).unwrap();
+            let error = load(&path).unwrap_err().to_string();
+            assert!(error.contains(reason), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = save(&folder.path().join("no/state"), &State::default()).unwrap_err();
+        assert!(error.is_missing(), "{error}");
+    }
+}

@@ -1,0 +1,224 @@
+//! A change of a few hosts' rules in a table that is in use, instead of a whole new table.
+//!
+//! Compiling 100,000 rules takes some tenths of a second, in which a worker serves nobody. So only the hosts are compiled
+//! that a change names, each with all of its rules, whichever cluster they are of; the others stay where they are.
+//! What comes out is the same as if the whole were compiled.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    rc::Rc,
+};
+
+use kakehi_ctl::{
+    change::Change,
+    state::{self, State},
+};
+use rustc_hash::FxHashSet;
+
+use super::site::{Action, Clusters, Routes, Site, SiteError, Target, rule};
+use crate::{
+    cluster::Cluster,
+    route::{HostPatch, check_hostname, check_path, is_same_host},
+};
+
+/// With more hosts than this a new table is made.
+const MOST_HOSTS: usize = 256;
+/// So many hosts are compared one by one with each frontend; more are looked up.
+const FEW_HOSTS: usize = 4;
+/// Targets of clusters that are gone, and of actions that changed, which a table may have before it is made anew.
+const MOST_GARBAGE: usize = 4_096;
+
+/// A state as it will be: one that is, but for the clusters that changes name.
+pub struct Wanted<'a> {
+    /// As it is.
+    pub present: &'a State,
+    /// The clusters that the changes name as they will be, and all listeners.
+    pub part: &'a State,
+    named: BTreeSet<&'a str>,
+}
+
+/// New rules for the hosts of a listener.
+pub struct RoutesPatch {
+    hosts: Vec<HostPatch>,
+    targets: Vec<Target>,
+}
+
+impl<'a> Wanted<'a> {
+    /// `part` is what `changes` make of `present.part(changes)`.
+    pub fn new(present: &'a State, part: &'a State, changes: &'a [Change]) -> Wanted<'a> {
+        Wanted { present, part, named: changes.iter().filter_map(Change::cluster).collect() }
+    }
+
+    /// The clusters in the order of their names.
+    fn clusters(&self) -> impl Iterator<Item = (&'a str, &'a state::Cluster)> {
+        let present = self.present.clusters.iter().filter(|(name, _)| !self.named.contains(name.as_str()));
+        let mut all: Vec<_> =
+            present.chain(&self.part.clusters).map(|(name, cluster)| (name.as_str(), cluster)).collect();
+        all.sort_unstable_by_key(|(name, _)| *name);
+        all.into_iter()
+    }
+
+    /// The hosts whose rules change, by listener; `None` when they are too many.
+    fn hosts(&self) -> Option<BTreeMap<SocketAddr, Vec<&'a str>>> {
+        let mut hosts: BTreeMap<SocketAddr, Vec<&str>> = BTreeMap::new();
+        for name in &self.named {
+            let (now, then) = (self.present.clusters.get(*name), self.part.clusters.get(*name));
+            for frontend in differing(now, then) {
+                let hosts = hosts.entry(frontend.address).or_default();
+                if !hosts.iter().rev().any(|host| is_same_host(host, &frontend.hostname)) {
+                    hosts.push(&frontend.hostname);
+                }
+                if hosts.len() > MOST_HOSTS {
+                    return None;
+                }
+            }
+        }
+        Some(hosts)
+    }
+
+    /// Compiles what changes in the routes of `sites`. `None` when a whole table has to be made instead.
+    ///
+    /// # Errors
+    /// See [`SiteError`].
+    pub fn compile(
+        &self,
+        sites: &BTreeMap<SocketAddr, Rc<Site>>,
+        clusters: &Clusters,
+        new: &Clusters,
+    ) -> Result<Option<Vec<(SocketAddr, RoutesPatch)>>, SiteError> {
+        let Some(hosts) = self.hosts() else { return Ok(None) };
+        let mut patches = Vec::new();
+        for (address, hosts) in hosts {
+            // Frontends of a listener that goes.
+            if !self.part.listeners.contains_key(&address) {
+                continue;
+            }
+            let find = |name: &str| new.get(name).or_else(|| clusters.get(name));
+            let Some(site) = sites.get(&address) else { continue };
+            let routes = site.routes.borrow();
+            if routes.targets.len() > 2 * clusters.len() + MOST_GARBAGE {
+                return Ok(None);
+            }
+            let mut compiling = Compiling { routes: &routes, targets: Vec::new() };
+            let mut patch = Vec::new();
+            for (host, rules) in self.rules(address, &hosts) {
+                match compiling.host(host, rules, address, find)? {
+                    Some(host) => patch.push(host),
+                    None => return Ok(None),
+                }
+            }
+            patches.push((address, RoutesPatch { hosts: patch, targets: compiling.targets }));
+        }
+        Ok(Some(patches))
+    }
+
+    /// All rules of `hosts` on a listener, as they will be.
+    fn rules<'h>(&self, address: SocketAddr, hosts: &[&'h str]) -> Vec<(&'h str, Vec<RuleOf<'a>>)> {
+        let mut rules: Vec<(&str, Vec<RuleOf<'_>>)> = hosts.iter().map(|host| (*host, Vec::new())).collect();
+        // A first look that lets few pass which are none of them.
+        let bare = |name: &str| name.trim_end_matches('.').to_ascii_lowercase();
+        let plain: FxHashSet<String> = hosts.iter().map(|host| bare(host)).collect();
+        let mut lower = String::new();
+        for (name, cluster) in self.clusters() {
+            for frontend in cluster.frontends.iter().filter(|frontend| frontend.address == address) {
+                let hostname = &frontend.hostname;
+                if hosts.len() > FEW_HOSTS && !hostname.starts_with('[') {
+                    lower.clear();
+                    lower.push_str(hostname.trim_end_matches('.'));
+                    lower.make_ascii_lowercase();
+                    if !plain.contains(&lower) {
+                        continue;
+                    }
+                }
+                if let Some((_, rules)) = rules.iter_mut().find(|(host, _)| is_same_host(host, hostname)) {
+                    rules.push(RuleOf { name, cluster, frontend });
+                }
+            }
+        }
+        rules
+    }
+}
+
+/// A frontend with its cluster.
+struct RuleOf<'a> {
+    name: &'a str,
+    cluster: &'a state::Cluster,
+    frontend: &'a state::Frontend,
+}
+
+struct Compiling<'a> {
+    routes: &'a Routes,
+    /// Those that come behind the present ones.
+    targets: Vec<Target>,
+}
+
+impl Compiling<'_> {
+    fn host<'c>(
+        &mut self,
+        hostname: &str,
+        rules: Vec<RuleOf<'_>>,
+        address: SocketAddr,
+        find: impl Fn(&str) -> Option<&'c Rc<Cluster>>,
+    ) -> Result<Option<HostPatch>, SiteError> {
+        let mut compiled = Vec::with_capacity(rules.len());
+        for RuleOf { name, cluster, frontend } in rules {
+            check_hostname(&frontend.hostname)
+                .and_then(|()| check_path(&frontend.path))
+                .map_err(|error| SiteError::Route { cluster: name.to_owned(), error })?;
+            // Every cluster of the state has been made.
+            let Some(made) = find(name) else { continue };
+            compiled.push(rule(frontend, self.target(made, Action::of(frontend, cluster))));
+        }
+        HostPatch::compile(hostname, compiled).map_err(|error| SiteError::Routes { address, error })
+    }
+
+    fn target(&mut self, cluster: &Rc<Cluster>, action: Action) -> u32 {
+        let same = |target: &Target| Rc::ptr_eq(&target.cluster, cluster) && target.action == action;
+        let present = self.routes.targets.len();
+        let known = self.routes.targets.iter().position(same);
+        let known = known.or_else(|| Some(present + self.targets.iter().position(same)?));
+        let place = known.unwrap_or_else(|| {
+            self.targets.push(Target { cluster: Rc::clone(cluster), action });
+            present + self.targets.len() - 1
+        });
+        // Bounded by the size of the control frames.
+        place as u32
+    }
+}
+
+impl Site {
+    /// Makes what was compiled.
+    pub fn patch(&self, patch: RoutesPatch) {
+        let routes = &mut *self.routes.borrow_mut();
+        routes.targets.extend(patch.targets);
+        routes.table.patch(patch.hosts);
+    }
+}
+
+/// The frontends of two clusters between their common beginning and their common end; all of both where requests meet
+/// another treatment.
+fn differing<'a>(
+    now: Option<&'a state::Cluster>,
+    then: Option<&'a state::Cluster>,
+) -> impl Iterator<Item = &'a state::Frontend> {
+    let treatment = |cluster: &state::Cluster| (cluster.https_redirect, cluster.https_redirect_port);
+    let frontends =
+        |cluster: Option<&'a state::Cluster>| cluster.map_or(&[][..], |cluster| &cluster.frontends);
+    let (mut a, mut b) = (frontends(now), frontends(then));
+    if now.map(treatment) == then.map(treatment) {
+        while let (Some((x, after_x)), Some((y, after_y))) = (a.split_first(), b.split_first()) {
+            if x != y {
+                break;
+            }
+            (a, b) = (after_x, after_y);
+        }
+        while let (Some((x, before_x)), Some((y, before_y))) = (a.split_last(), b.split_last()) {
+            if x != y {
+                break;
+            }
+            (a, b) = (before_x, before_y);
+        }
+    }
+    a.iter().chain(b)
+}
