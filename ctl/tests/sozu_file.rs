@@ -58,8 +58,6 @@ fn what_is_not_honoured_is_named() {
     let (_, warnings) = load();
     let not_honoured = [
         "`worker_timeout` in the root is not honoured yet and changes nothing",
-        "`saved_state` in the root is not honoured yet and changes nothing",
-        "`command_allowed_uids` in the root is not honoured yet and changes nothing",
         "`metrics` in the root is not honoured yet and changes nothing",
         "`sticky_name` in a listener is not honoured yet and changes nothing",
         "`answers` in a listener is not honoured yet and changes nothing",

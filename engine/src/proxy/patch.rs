@@ -222,3 +222,7 @@ fn differing<'a>(
     }
     a.iter().chain(b)
 }
+
+#[cfg(test)]
+#[path = "patch_tests.rs"]
+mod tests;

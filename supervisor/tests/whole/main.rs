@@ -21,3 +21,4 @@ mod scale;
 mod takeover;
 mod tunnels;
 mod upgrade;
+mod verbs;

@@ -115,8 +115,14 @@ fn converse(socket: &Path, request: Request) -> Result<Response, Failure> {
 
     let failure = |error| Failure::from_wire(socket, error);
     let mut stream = UnixStream::connect(socket).map_err(|error| failure(error.into()))?;
-    wire::write_message(&mut stream, &Envelope::new(ID, request), limits::MAX_REQUEST_FRAME)
-        .map_err(failure)?;
+    let written = wire::write_message(&mut stream, &Envelope::new(ID, request), limits::MAX_REQUEST_FRAME);
+    if let Err(error) = written {
+        // Whoever is refused at the door is told so before the question.
+        return match wire::read_message::<Response>(&mut stream, &mut Decoder::new(limits::MAX_FRAME)) {
+            Ok(Some(Envelope { body: Response::Refused { reason }, .. })) => Err(Failure::Refused(reason)),
+            _ => Err(failure(error)),
+        };
+    }
     let mut decoder = Decoder::new(limits::MAX_FRAME);
     while let Some(answer) = wire::read_message(&mut stream, &mut decoder).map_err(failure)? {
         match answer.body {

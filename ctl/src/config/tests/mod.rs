@@ -262,3 +262,44 @@ fn relative_paths_are_those_of_the_folder_of_the_file() {
     std::fs::write(&path, "").unwrap();
     assert!(load(&path).unwrap().state.settings.command_socket.is_absolute());
 }
+
+#[test]
+fn what_is_written_is_read_as_what_it_was() {
+    // Every key that is honoured, with a value that is not its default.
+    let text = example(&|_, key| match key.support {
+        Support::Yes | Support::Own => Some(sample(key)),
+        _ => None,
+    });
+    let mut state = read(&text).0;
+    state.listeners.values_mut().for_each(|listener| {
+        listener.timeouts.front_ms = 1_234;
+        listener.sizes.body = 1 << 40;
+        listener.forwarding.via = false;
+        listener.active = false;
+    });
+    state.settings.orphan_timeout_ms = Some(1_500);
+    let written = super::write::write(&state);
+    assert_eq!(read(&written).0, state, "{written}");
+    let (usual, _) = read("");
+    let written = super::write::write(&usual);
+    assert_eq!(read(&written).0, usual, "{written}");
+}
+
+#[test]
+fn what_no_file_could_say_is_refused() {
+    let (mut state, _) = read(&file("", "", "", "", ""));
+    super::check(&state).unwrap();
+    the_listener_mut(&mut state).sizes.head = 1;
+    let error = super::check(&state).unwrap_err();
+    assert!(error.contains("max_head_size"), "{error}");
+    the_listener_mut(&mut state).sizes.head = limits::MAX_HEAD_SIZE;
+    state.clusters.get_mut("web").unwrap().frontends[0].hostname = "a b".to_owned();
+    assert!(super::check(&state).unwrap_err().contains("spaces"));
+    state.clusters.get_mut("web").unwrap().frontends[0].hostname = "a".to_owned();
+    state.clusters.get_mut("web").unwrap().frontends[0].method = Some("G T".to_owned());
+    assert!(super::check(&state).unwrap_err().contains("method"));
+}
+
+fn the_listener_mut(state: &mut State) -> &mut Listener {
+    state.listeners.values_mut().next().unwrap()
+}
