@@ -42,7 +42,7 @@ use std::{
 pub use self::{
     accept::accept,
     hand_over::{Directory, Successor, inherit},
-    patch::{RoutesPatch, Wanted},
+    patch::{HostPrints, RoutesPatch, Wanted},
     site::{Clusters, Front, Site, SiteError, Sites},
 };
 use crate::{cluster::Pooling, http::Scratch, observe::Counters, ring::Ring};

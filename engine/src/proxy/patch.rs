@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    hash::Hasher as _,
     net::SocketAddr,
     rc::Rc,
 };
@@ -14,7 +15,7 @@ use kakehi_ctl::{
     change::Change,
     state::{self, State},
 };
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashSet, FxHasher};
 
 use super::site::{Action, Clusters, Routes, Site, SiteError, Target, rule};
 use crate::{
@@ -24,8 +25,6 @@ use crate::{
 
 /// With more hosts than this a new table is made.
 const MOST_HOSTS: usize = 256;
-/// So many hosts are compared one by one with each frontend; more are looked up.
-const FEW_HOSTS: usize = 4;
 /// Targets of clusters that are gone, and of actions that changed, which a table may have before it is made anew.
 const MOST_GARBAGE: usize = 4_096;
 
@@ -36,6 +35,41 @@ pub struct Wanted<'a> {
     /// The clusters that the changes name as they will be, and all listeners.
     pub part: &'a State,
     named: BTreeSet<&'a str>,
+    prints: &'a HostPrints,
+}
+
+/// Which hosts the frontends of each cluster name, as hashes: so that those of one host are found without reading all.
+#[derive(Debug, Default)]
+pub struct HostPrints(BTreeMap<String, Box<[u32]>>);
+
+impl HostPrints {
+    /// Those of all clusters.
+    pub fn of(state: &State) -> HostPrints {
+        HostPrints(state.clusters.iter().map(|(name, cluster)| (name.clone(), prints(cluster))).collect())
+    }
+
+    /// Brings those of a cluster in line with `state`.
+    pub fn update(&mut self, name: &str, state: &State) {
+        match state.clusters.get(name) {
+            Some(cluster) => drop(self.0.insert(name.to_owned(), prints(cluster))),
+            None => drop(self.0.remove(name)),
+        }
+    }
+}
+
+fn prints(cluster: &state::Cluster) -> Box<[u32]> {
+    cluster.frontends.iter().map(|frontend| print(&frontend.hostname)).collect()
+}
+
+/// Equal for hostnames that are the same host.
+fn print(hostname: &str) -> u32 {
+    let mut hasher = FxHasher::default();
+    // Addresses have several spellings.
+    if !hostname.starts_with('[') {
+        hostname.trim_end_matches('.').bytes().for_each(|byte| hasher.write_u8(byte.to_ascii_lowercase()));
+    }
+    // Those that differ are told apart when they are looked at.
+    hasher.finish() as u32
 }
 
 /// New rules for the hosts of a listener.
@@ -45,18 +79,27 @@ pub struct RoutesPatch {
 }
 
 impl<'a> Wanted<'a> {
-    /// `part` is what `changes` make of `present.part(changes)`.
-    pub fn new(present: &'a State, part: &'a State, changes: &'a [Change]) -> Wanted<'a> {
-        Wanted { present, part, named: changes.iter().filter_map(Change::cluster).collect() }
+    /// `part` is what `changes` make of `present.part(changes)`; `prints` are those of `present`.
+    pub fn new(
+        present: &'a State,
+        part: &'a State,
+        changes: &'a [Change],
+        prints: &'a HostPrints,
+    ) -> Wanted<'a> {
+        Wanted { present, part, named: changes.iter().filter_map(Change::cluster).collect(), prints }
     }
 
-    /// The clusters in the order of their names.
-    fn clusters(&self) -> impl Iterator<Item = (&'a str, &'a state::Cluster)> {
-        let present = self.present.clusters.iter().filter(|(name, _)| !self.named.contains(name.as_str()));
-        let mut all: Vec<_> =
-            present.chain(&self.part.clusters).map(|(name, cluster)| (name.as_str(), cluster)).collect();
+    /// The clusters that have a frontend for one of `hosts`, and maybe others, in the order of their names.
+    fn clusters(&self, hosts: &[&str]) -> Vec<(&'a str, &'a state::Cluster)> {
+        let wanted: FxHashSet<u32> = hosts.iter().map(|host| print(host)).collect();
+        let concerned = self.prints.0.iter().filter(|(name, prints)| {
+            prints.iter().any(|print| wanted.contains(print)) && !self.named.contains(name.as_str())
+        });
+        let present = concerned.filter_map(|(name, _)| self.present.clusters.get_key_value(name));
+        let all = present.chain(&self.part.clusters).map(|(name, cluster)| (name.as_str(), cluster));
+        let mut all: Vec<_> = all.collect();
         all.sort_unstable_by_key(|(name, _)| *name);
-        all.into_iter()
+        all
     }
 
     /// The hosts whose rules change, by listener; `None` when they are too many.
@@ -116,22 +159,10 @@ impl<'a> Wanted<'a> {
     /// All rules of `hosts` on a listener, as they will be.
     fn rules<'h>(&self, address: SocketAddr, hosts: &[&'h str]) -> Vec<(&'h str, Vec<RuleOf<'a>>)> {
         let mut rules: Vec<(&str, Vec<RuleOf<'_>>)> = hosts.iter().map(|host| (*host, Vec::new())).collect();
-        // A first look that lets few pass which are none of them.
-        let bare = |name: &str| name.trim_end_matches('.').to_ascii_lowercase();
-        let plain: FxHashSet<String> = hosts.iter().map(|host| bare(host)).collect();
-        let mut lower = String::new();
-        for (name, cluster) in self.clusters() {
+        for (name, cluster) in self.clusters(hosts) {
             for frontend in cluster.frontends.iter().filter(|frontend| frontend.address == address) {
-                let hostname = &frontend.hostname;
-                if hosts.len() > FEW_HOSTS && !hostname.starts_with('[') {
-                    lower.clear();
-                    lower.push_str(hostname.trim_end_matches('.'));
-                    lower.make_ascii_lowercase();
-                    if !plain.contains(&lower) {
-                        continue;
-                    }
-                }
-                if let Some((_, rules)) = rules.iter_mut().find(|(host, _)| is_same_host(host, hostname)) {
+                let same = |(host, _): &&mut (&str, _)| is_same_host(host, &frontend.hostname);
+                if let Some((_, rules)) = rules.iter_mut().find(same) {
                     rules.push(RuleOf { name, cluster, frontend });
                 }
             }

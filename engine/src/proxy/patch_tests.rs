@@ -116,7 +116,8 @@ fn a_patched_table_answers_as_one_compiled_whole() {
                 new.insert(name.clone(), Rc::new(Cluster::new(name, wanted).unwrap()));
             }
             let compiled = Site::compile(&next, &clusters);
-            let patches = Wanted::new(&state, &part, &changes).compile(&sites, &clusters, &new);
+            let patches = Wanted::new(&state, &part, &changes, &HostPrints::of(&state))
+                .compile(&sites, &clusters, &new);
             match (compiled, patches) {
                 (Err(_), Err(_)) => {
                     refused += 1;

@@ -22,7 +22,7 @@ use kakehi_ctl::{
 use super::{Belonging, DescriptorChannel, Error};
 use crate::{
     cluster::{Cluster, Members, Pooling},
-    proxy::{self, Clusters, Front, RoutesPatch, Shared, Site, SiteError, Sites, Wanted},
+    proxy::{self, Clusters, Front, HostPrints, RoutesPatch, Shared, Site, SiteError, Sites, Wanted},
     ring::Listener,
 };
 
@@ -52,6 +52,8 @@ pub(super) struct Configured {
     clusters: RefCell<Clusters>,
     /// By address, whether connections are accepted there or not.
     sites: RefCell<Sites>,
+    /// Which hosts each cluster is for.
+    prints: RefCell<HostPrints>,
     fronts: RefCell<BTreeMap<SocketAddr, Rc<Front>>>,
     prepared: RefCell<Option<Prepared>>,
     channel: Rc<dyn DescriptorChannel>,
@@ -116,6 +118,7 @@ impl Configured {
         let fronts = accepting.map(|(address, site)| (*address, Front::new(Rc::clone(site))));
         let fronts = RefCell::new(fronts.collect());
         let configured = Configured {
+            prints: RefCell::new(HostPrints::of(&state)),
             state: RefCell::new(state),
             clusters: RefCell::new(clusters),
             fronts,
@@ -222,7 +225,9 @@ impl Configured {
         }
         let routing = if !changes.iter().any(Change::concerns_routes) {
             Routing::Stays
-        } else if let Some(parts) = self.compile_parts(&Wanted::new(&state, &part, &changes), &new)? {
+        } else if let Some(parts) =
+            self.compile_parts(&Wanted::new(&state, &part, &changes, &self.prints.borrow()), &new)?
+        {
             Routing::Parts(parts)
         } else {
             let mut state = state.clone();
@@ -298,6 +303,8 @@ impl Configured {
             let applied = state.apply(change);
             debug_assert!(applied.is_ok(), "{applied:?}");
         }
+        let prints = &mut *self.prints.borrow_mut();
+        named_clusters(&changes).into_iter().for_each(|name| prints.update(name, state));
         for (cluster, members) in members {
             cluster.replace(members, &shared.pooling);
         }
