@@ -73,6 +73,10 @@ pub struct Settings {
     pub saved_state: Option<PathBuf>,
     /// Save it after each change.
     pub automatic_state_save: bool,
+    /// User that workers become.
+    pub user: Option<String>,
+    /// Group that workers become; `None` = that of `user`.
+    pub group: Option<String>,
     /// Highest rung of the ladder of kernel features to use, 0 to 4; `None` = the best that the kernel has.
     pub io_uring_level: Option<u8>,
     /// Buffers in a worker's arena.
@@ -111,6 +115,8 @@ impl Default for Settings {
             graceful_timeout_ms: limits::GRACEFUL_TIMEOUT_MS,
             drain_timeout_ms: limits::DRAIN_TIMEOUT_MS,
             orphan_timeout_ms: None,
+            user: None,
+            group: None,
             command_allowed_uids: Vec::new(),
             saved_state: None,
             automatic_state_save: false,

@@ -10,9 +10,13 @@ use kakehi_ctl::{
     state::State,
     wire::{self, Decoder, WireError},
 };
-use nix::sys::{
-    signal::{SigSet, Signal},
-    signalfd::{SfdFlags, SignalFd},
+use nix::{
+    sys::{
+        prctl::set_no_new_privs,
+        signal::{SigSet, Signal},
+        signalfd::{SfdFlags, SignalFd},
+    },
+    unistd::{Gid, Uid, setgid, setgroups, setuid},
 };
 
 pub use self::adoption::{Belonging, DescriptorChannel, Welcome};
@@ -46,6 +50,8 @@ pub struct Setup {
     pub successor: OwnedFd,
     /// Where the connections of the process before come from, if there is one.
     pub predecessor: Option<OwnedFd>,
+    /// Whom the process becomes before it serves.
+    pub identity: Option<Identity>,
     /// Over which descriptors come that an order speaks of.
     pub channel: Rc<dyn DescriptorChannel>,
     /// A unix socket that listens, does not block, and keeps message boundaries: over it another supervisor takes the
@@ -59,6 +65,15 @@ pub struct Setup {
     pub launch: u64,
     /// Which program this is.
     pub program: Program,
+}
+
+/// A user and a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// User.
+    pub user: Uid,
+    /// Group.
+    pub group: Gid,
 }
 
 /// Why a worker could not serve.
@@ -81,6 +96,14 @@ pub enum Error {
     Pin {
         /// The core.
         core: usize,
+        /// What the kernel said.
+        error: io::Error,
+    },
+    /// The worker cannot become what it should be.
+    #[error("cannot become uid {uid}, gid {gid}: {error}; only root can (`user` and `group`)", uid = .identity.user, gid = .identity.group)]
+    Identity {
+        /// Whom.
+        identity: Identity,
         /// What the kernel said.
         error: io::Error,
     },
@@ -149,6 +172,8 @@ fn start(setup: Setup, last_words: Rc<Cell<Option<OwnedFd>>>) -> Result<End, Err
         .io_memory(1 << 16)
         .make()
         .map_err(|error| Error::Executor(error.to_string()))?;
+    // After the rings, whose memory would count against the user's limit of locked memory on kernels before 5.12.
+    drop_privileges(setup.identity)?;
     executor.run(serve(setup, ring, signals, last_words))
 }
 
@@ -160,6 +185,19 @@ fn pin(core: usize) -> Result<(), Error> {
         nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &cores)
     };
     pinned().map_err(|error| Error::Pin { core, error: error.into() })
+}
+
+/// Gives up whatever is not needed to serve.
+fn drop_privileges(identity: Option<Identity>) -> Result<(), Error> {
+    if let Some(identity) = identity {
+        let Identity { user, group } = identity;
+        setgroups(&[group])
+            .and_then(|()| setgid(group))
+            .and_then(|()| setuid(user))
+            .map_err(|error| Error::Identity { identity, error: error.into() })?;
+    }
+    // It executes nothing; whoever makes it do so gains nothing by it.
+    Ok(set_no_new_privs().map_err(io::Error::from)?)
 }
 
 /// SIGTERM comes through a descriptor that the ring reads; what a terminal sends is for the supervisor.

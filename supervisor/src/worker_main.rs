@@ -19,12 +19,13 @@ use command_fds::inherited::take_fd_ownership;
 use kakehi_ctl::{
     limits,
     order::{Envelope, Program, Report},
-    state::{STATE_VERSION, State},
+    state::{STATE_VERSION, Settings, State},
 };
 use kakehi_engine::{
     observe::Counters,
-    worker::{self, Belonging, DescriptorChannel, End, Setup},
+    worker::{self, Belonging, DescriptorChannel, End, Identity, Setup},
 };
+use nix::unistd::{Group, User, getegid, geteuid};
 
 use crate::{EXIT_CUT, logging, scm, sys};
 
@@ -62,6 +63,10 @@ enum Error {
     State(io::Error),
     #[error("the state has version {found}, this program reads version {STATE_VERSION}")]
     StateVersion { found: u32 },
+    #[error("there is no user `{0}` (`user`)")]
+    NoUser(String),
+    #[error("there is no group `{0}` (`group`)")]
+    NoGroup(String),
     #[error("the descriptor channel cannot be set up: {0}")]
     Patience(io::Error),
     #[error(transparent)]
@@ -138,6 +143,7 @@ fn receive(place: Place, orders: &UnixStream) -> Result<Setup, Error> {
     let successor = take(SUCCESSOR)?;
     let predecessor = inherits.then(|| take(PREDECESSOR)).transpose()?;
     Ok(Setup {
+        identity: identity(&state)?,
         id,
         core,
         state,
@@ -153,6 +159,25 @@ fn receive(place: Place, orders: &UnixStream) -> Result<Setup, Error> {
         launch,
         program: this_program(),
     })
+}
+
+/// Whom the settings have this process become, if it is not that already.
+fn identity(state: &State) -> Result<Option<Identity>, Error> {
+    let Settings { user, group, .. } = &state.settings;
+    let named = user.as_deref().map(|name| match User::from_name(name) {
+        Ok(Some(user)) => Ok(user),
+        _ => Err(Error::NoUser(name.to_owned())),
+    });
+    let named = named.transpose()?;
+    let named_group = group.as_deref().map(|name| match Group::from_name(name) {
+        Ok(Some(group)) => Ok(group.gid),
+        _ => Err(Error::NoGroup(name.to_owned())),
+    });
+    let (user, group) = (
+        named.as_ref().map_or_else(geteuid, |user| user.uid),
+        named_group.transpose()?.or(named.map(|user| user.gid)).unwrap_or_else(getegid),
+    );
+    Ok(((user, group) != (geteuid(), getegid())).then_some(Identity { user, group }))
 }
 
 /// Which program this process runs.

@@ -131,6 +131,8 @@ impl Settings {
             ("command_allowed_uids", self.command_allowed_uids != wanted.command_allowed_uids),
             ("saved_state", self.saved_state != wanted.saved_state),
             ("automatic_state_save", self.automatic_state_save != wanted.automatic_state_save),
+            ("user", self.user != wanted.user),
+            ("group", self.group != wanted.group),
             ("orphan_timeout", self.orphan_timeout_ms != wanted.orphan_timeout_ms),
             ("io_uring_level", self.io_uring_level != wanted.io_uring_level),
             ("buffer_count", self.buffer_count != wanted.buffer_count),

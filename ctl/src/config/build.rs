@@ -91,6 +91,8 @@ fn settings(root: &Section, folder: &Path, findings: &mut Findings<'_>) -> Setti
         let offset = root.entry("automatic_state_save").map_or(0, |entry| entry.offset);
         findings.warn(offset, "`automatic_state_save` has no effect without `saved_state`");
     }
+    settings.user = root.text("user").map(str::to_owned);
+    settings.group = root.text("group").map(str::to_owned);
     settings.io_uring_level = root.integer("io_uring_level");
     set(&mut settings.buffer_count, root.integer("buffer_count"));
     set(&mut settings.upstream_max_idle, root.integer("upstream_max_idle"));

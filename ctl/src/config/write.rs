@@ -138,6 +138,8 @@ fn settings(now: &Settings) -> Table {
     table.unless(Vec::new(), "command_allowed_uids", uids);
     table.if_some("saved_state", now.saved_state.as_deref().map(text));
     table.unless(usual.automatic_state_save, "automatic_state_save", now.automatic_state_save);
+    table.if_some("user", now.user.clone());
+    table.if_some("group", now.group.clone());
     table.if_some("io_uring_level", now.io_uring_level.map(u32::from));
     table.unless(u32::from(usual.buffer_count), "buffer_count", u32::from(now.buffer_count));
     table.unless(usual.upstream_max_idle, "upstream_max_idle", now.upstream_max_idle);

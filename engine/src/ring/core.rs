@@ -83,6 +83,7 @@ impl Ring {
         } else {
             None
         };
+        uring.enable().map_err(SetupError::Enable)?;
         Ok(Ring {
             core: Rc::new(Core {
                 features,

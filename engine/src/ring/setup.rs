@@ -44,6 +44,9 @@ pub enum SetupError {
         /// What the kernel said.
         error: io::Error,
     },
+    /// It was made, and does not work.
+    #[error("the ring cannot be enabled: {0}")]
+    Enable(io::Error),
 }
 
 /// Why there is no io_uring to be had, and what to do about it.

@@ -4,7 +4,7 @@
 
 use std::{collections::VecDeque, io, time::Duration};
 
-use io_uring::{IoUring, opcode, squeue, types};
+use io_uring::{IoUring, opcode, register::Restriction, squeue, types};
 
 use super::{
     Unusable,
@@ -110,12 +110,37 @@ pub(super) struct Uring {
     pub(super) stats: Stats,
 }
 
+/// Takes away from the ring all that is not used here, for ever: whoever could make this process submit an entry of
+/// its own would find neither files nor other operations (`IORING_REGISTER_RESTRICTIONS`, 5.10). A kernel that does not
+/// know it serves without.
+fn restrict(ring: &IoUring) {
+    let operations = [
+        opcode::Accept::CODE,
+        opcode::AsyncCancel::CODE,
+        opcode::Close::CODE,
+        opcode::Connect::CODE,
+        opcode::PollAdd::CODE,
+        opcode::Recv::CODE,
+        opcode::Send::CODE,
+        opcode::Timeout::CODE,
+        opcode::TimeoutRemove::CODE,
+    ];
+    let flags = squeue::Flags::BUFFER_SELECT | squeue::Flags::SKIP_SUCCESS;
+    let mut allowed: Vec<Restriction> = operations.into_iter().map(Restriction::sqe_op).collect();
+    allowed.push(Restriction::sqe_flags_allowed(flags.bits()));
+    if let Err(error) = ring.submitter().register_restrictions(&mut allowed) {
+        tracing::debug!(%error, "the ring is not restricted to the operations that it needs");
+    }
+}
+
 impl Uring {
     pub(super) fn new(features: &Features) -> Result<Uring, Unusable> {
         let ring = builder(features)
             .setup_cqsize(COMPLETION_ENTRIES)
+            .setup_r_disabled()
             .build(SUBMISSION_ENTRIES)
             .map_err(Unusable::from_setup)?;
+        restrict(&ring);
         Ok(Uring {
             ring,
             ext_arg: features.ext_arg,
@@ -127,6 +152,14 @@ impl Uring {
             timeout: Box::default(),
             stats: Stats::default(),
         })
+    }
+
+    /// Lets the ring work, when everything is registered.
+    ///
+    /// # Errors
+    /// Those of `io_uring_register(2)`.
+    pub(super) fn enable(&self) -> io::Result<()> {
+        self.ring.submitter().register_enable_rings()
     }
 
     pub(super) fn raw(&self) -> &IoUring {
@@ -271,5 +304,28 @@ impl Uring {
         drop(queue);
         self.stats.cqes += into.len() as u64;
         self.stats.overflows = overflows;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ring::Level;
+
+    #[test]
+    fn an_operation_that_nothing_here_needs_is_refused_by_the_kernel() {
+        let mut uring = Uring::new(&Features::probe(Level::HIGHEST).unwrap()).unwrap();
+        uring.enable().unwrap();
+        for entry in [
+            opcode::Nop::new().build(),
+            opcode::OpenAt::new(types::Fd(libc::AT_FDCWD), c"/etc/passwd".as_ptr()).build(),
+            opcode::Close::new(types::Fd(-1)).build().flags(squeue::Flags::IO_DRAIN),
+        ] {
+            // SAFETY: what the entries point to is static.
+            unsafe { uring.push(entry) };
+            uring.ring.submit_and_wait(1).unwrap();
+            let completion = uring.ring.completion().next().unwrap();
+            assert_eq!(completion.result(), -libc::EACCES);
+        }
     }
 }

@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -22,7 +23,7 @@ use super::{
     Death, End, Error, Outcome, QUEUE, Source, Supervisor,
     adoption::{self, Orphan},
     command::{CommandSocket, SocketFile},
-    cores,
+    cores, init_system,
     listeners::{self, Sockets},
     pid_file::PidFile,
     replace::{self, Estate},
@@ -95,7 +96,7 @@ pub(crate) async fn serve(
     }
     let mut supervisor = Supervisor::new(state, source, signals, asked);
     supervisor.take_over(orphans)?;
-    supervisor.complete(count, BTreeMap::new()).await?;
+    supervisor.complete(count, BTreeMap::new(), init_system::activated()).await?;
     if let Some(end) = supervisor.start().await? {
         return Ok(end);
     }
@@ -144,7 +145,7 @@ pub(super) async fn resume(estate: &Estate, file: &Path) -> Result<Running, Erro
         let copy = socket.try_clone().map_err(Error::Runtime)?;
         kept.entry(*id).or_default().push((*which, copy));
     }
-    supervisor.complete(will.workers, kept).await?;
+    supervisor.complete(will.workers, kept, Vec::new()).await?;
     supervisor.start().await?;
     let pid_file = supervisor.write_pid_file().await?;
     // Last, as its file would be removed again if anything failed after it.
@@ -234,8 +235,14 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Adds what is missing of `count` workers, without processes. They get the sockets in `kept`, or new ones.
-    async fn complete(&mut self, count: usize, mut kept: BTreeMap<u32, Sockets>) -> Result<(), Error> {
+    /// Adds what is missing of `count` workers, without processes. They get the sockets in `kept`, or new ones; where there
+    /// is no worker at all yet, also those that the init system has `passed` on.
+    async fn complete(
+        &mut self,
+        count: usize,
+        mut kept: BTreeMap<u32, Sockets>,
+        passed: Vec<(SocketAddr, OwnedFd)>,
+    ) -> Result<(), Error> {
         let addresses: Vec<SocketAddr> = self.state.active_addresses().collect();
         let settings = self.state.settings.clone();
         let present: BTreeSet<u32> = self.workers.iter().map(Worker::id).collect();
@@ -243,7 +250,7 @@ impl Supervisor {
         let missing: Vec<u32> = (0..count.max(highest) as u32).filter(|id| !present.contains(id)).collect();
         // With a worker that goes on, the addresses are ours, and taken.
         let mut opened = match present.is_empty() && kept.is_empty() {
-            true => listeners::open(&addresses, missing.len()).await?,
+            true => listeners::open(&addresses, missing.len(), passed).await?,
             false => Vec::new(),
         }
         .into_iter();
@@ -325,6 +332,7 @@ impl Supervisor {
             false => addresses.join(", "),
         };
         self.steer();
+        init_system::ready(self.workers.len());
         tracing::info!("ready: {} workers, listening on {addresses}", self.workers.len());
     }
 

@@ -5,7 +5,7 @@
 //! cannot fail any more. A worker that does not answer is replaced by one that starts with the change in it. While a
 //! change is under way nothing else is done here but to take note of workers that end; they are replaced after it.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::Path, time::Duration};
 
 use kakehi_ctl::{
     change::{Change, ChangeError},
@@ -20,6 +20,7 @@ use tokio::time::{Instant, timeout_at};
 use super::{
     Supervisor,
     attend::Event,
+    init_system,
     listeners::{self, Sockets},
     worker::{Outcome, Worker},
 };
@@ -75,7 +76,18 @@ impl Supervisor {
     /// # Errors
     /// See [`Refused`]; nothing has changed then.
     pub(super) async fn reload(&mut self, dry_run: bool, by: &str) -> Result<Changed, Refused> {
-        let loaded = config::load(self.source.file.as_ref().ok_or(Refused::NoFile)?)?;
+        let file = self.source.file.clone().ok_or(Refused::NoFile)?;
+        if dry_run {
+            return self.reload_from(&file, true, by).await;
+        }
+        init_system::reloading();
+        let outcome = self.reload_from(&file, false, by).await;
+        init_system::ready(self.count());
+        outcome
+    }
+
+    async fn reload_from(&mut self, file: &Path, dry_run: bool, by: &str) -> Result<Changed, Refused> {
+        let loaded = config::load(file)?;
         let at_next_start = self.source.settings.fixed_until_restart(&loaded.state.settings);
         let mut changed = self.change_into(&loaded.state, dry_run, by).await?;
         changed.changes.extend(self.source.settings.describe_live(&loaded.state.settings));
@@ -239,7 +251,7 @@ impl Supervisor {
     ) -> Result<Vec<WorkerOutcome>, Refused> {
         let new: Vec<SocketAddr> =
             part.active_addresses().filter(|address| !self.state.accepts(address)).collect();
-        let sockets = listeners::open(&new, self.count()).await?;
+        let sockets = listeners::open(&new, self.count(), Vec::new()).await?;
         let prepared = self
             .order_all(
                 |worker, sockets: &Sockets| {

@@ -29,6 +29,7 @@ use nix::{
 use super::{
     adoption::{self, AdoptionFile},
     handle::Handle,
+    init_system,
     listeners::Sockets,
     process::Block,
 };
@@ -98,6 +99,9 @@ pub(super) fn launch(
         command.arg("--inherits");
     }
     command.stdin(Stdio::null()).process_group(0);
+    for variable in init_system::VARIABLES {
+        command.env_remove(variable);
+    }
     command.env("GLIBC_TUNABLES", tunables(std::env::var("GLIBC_TUNABLES").ok()));
     let mut places = vec![
         place(their_orders.into(), worker_main::ORDERS),

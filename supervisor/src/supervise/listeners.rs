@@ -38,6 +38,15 @@ pub(crate) enum Error {
         /// ` (by pid N, name)`, or nothing when it is not to be found.
         holder: String,
     },
+    /// The init system's socket is for one process alone.
+    #[error(
+        "the socket for {address} that the init system passes on cannot be shared by several workers: put \
+         `ReusePort=yes` into the socket unit"
+    )]
+    NotShared {
+        /// The address.
+        address: SocketAddr,
+    },
     /// A port below `net.ipv4.ip_unprivileged_port_start`.
     #[error(
         "listening on {address} needs CAP_NET_BIND_SERVICE: start as root, grant it (`setcap \
@@ -63,16 +72,39 @@ pub(crate) enum Error {
     },
 }
 
-/// Opens `workers` sockets for each address; one set per worker.
+/// Opens `workers` sockets for each address; one set per worker. The first worker gets those that are `passed` on.
 ///
 /// # Errors
 /// See [`Error`]; nothing stays open then.
-pub(super) async fn open(addresses: &[SocketAddr], workers: usize) -> Result<Vec<Sockets>, Error> {
+pub(super) async fn open(
+    addresses: &[SocketAddr],
+    workers: usize,
+    passed: Vec<(SocketAddr, OwnedFd)>,
+) -> Result<Vec<Sockets>, Error> {
+    let is_passed = |address: &SocketAddr| passed.iter().any(|(passed, _)| passed == address);
     // All addresses are tried before any is opened: one may contain another (0.0.0.0 and 127.0.0.1).
-    for address in addresses {
+    for address in addresses.iter().filter(|address| !is_passed(address)) {
         check_free(*address).await?;
     }
-    (0..workers as u32).map(|rank| open_more(addresses, |_| rank)).collect()
+    let mut sets: Vec<Sockets> = Vec::with_capacity(workers);
+    for rank in 0..workers as u32 {
+        let missing: Vec<SocketAddr> =
+            addresses.iter().filter(|address| rank > 0 || !is_passed(address)).copied().collect();
+        let opened = open_more(&missing, |_| rank);
+        sets.push(opened.map_err(|error| match error {
+            Error::Taken { address, .. } if is_passed(&address) => Error::NotShared { address },
+            error => error,
+        })?);
+    }
+    for (address, socket) in passed {
+        match sets.first_mut().filter(|_| addresses.contains(&address)) {
+            Some(first) => first.push((ListenerSocket { address, rank: 0 }, socket)),
+            None => {
+                tracing::warn!("the init system passes {address} on, which no listener is configured for")
+            }
+        }
+    }
+    Ok(sets)
 }
 
 /// Opens one socket for each address, beside those of ours that are there already; `rank` says which one it is.
@@ -205,7 +237,7 @@ mod tests {
     #[tokio::test]
     async fn each_worker_has_a_socket_of_its_own_for_each_address() {
         let addresses = [free_address(), free_address()];
-        let sets = open(&addresses, 3).await.unwrap();
+        let sets = open(&addresses, 3, Vec::new()).await.unwrap();
         assert_eq!(sets.len(), 3);
         for set in &sets {
             assert_eq!(set.iter().map(|(which, _)| which.address).collect::<Vec<_>>(), addresses);
@@ -217,14 +249,14 @@ mod tests {
     async fn an_address_that_somebody_else_listens_on_is_refused_and_the_holder_named() {
         let other = open_one(free_address()).unwrap();
         let address = Socket::from(other.try_clone().unwrap()).local_addr().unwrap().as_socket().unwrap();
-        let message = open(&[address], 1).await.unwrap_err().to_string();
+        let message = open(&[address], 1, Vec::new()).await.unwrap_err().to_string();
         let me = std::process::id();
         assert!(message.starts_with(&format!("{address} is already taken (by pid {me}, ")), "{message}");
     }
 
     #[tokio::test]
     async fn an_address_of_another_host_is_refused() {
-        let error = open(&["192.0.2.1:80".parse().unwrap()], 1).await.unwrap_err();
+        let error = open(&["192.0.2.1:80".parse().unwrap()], 1, Vec::new()).await.unwrap_err();
         assert!(matches!(error, Error::NotHere { .. } | Error::NotPermitted { .. }), "{error}");
     }
 
@@ -232,7 +264,7 @@ mod tests {
     async fn an_address_inside_another_is_no_conflict_within_one_configuration() {
         let inner = free_address();
         let outer = SocketAddr::from(([0, 0, 0, 0], inner.port()));
-        open(&[outer, inner], 2).await.unwrap();
+        open(&[outer, inner], 2, Vec::new()).await.unwrap();
     }
 
     #[test]

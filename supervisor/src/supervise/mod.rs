@@ -15,7 +15,7 @@
 //! | [`change`], [`save`] | reloads and other changes: all workers or none; the state on disk |
 //! | [`upgrade`], [`replace`] | new processes in the place of old ones: workers, and the supervisor itself |
 //! | [`scale`], [`steering`], [`placement`], [`rebalance`] | more or fewer workers, where they run, what each gets |
-//! | [`signals`], [`pid_file`] | what an init system sees |
+//! | [`signals`], [`pid_file`], [`init_system`] | what an init system sees |
 
 mod adoption;
 mod attend;
@@ -25,6 +25,7 @@ mod change;
 mod command;
 mod cores;
 mod handle;
+mod init_system;
 mod launch;
 mod listeners;
 mod pid_file;
@@ -137,6 +138,8 @@ struct Supervisor {
     orders_given: u64,
     watch: Watch,
     saving: Saving,
+    /// How often the init system's watchdog is to be fed, and when next.
+    watchdog: Option<(Duration, Instant)>,
     stopping: Option<Stopping>,
 }
 
@@ -174,6 +177,7 @@ impl Supervisor {
             orders_given: 0,
             watch: Watch::new(),
             saving: Saving::default(),
+            watchdog: init_system::watchdog_period().map(|period| (period, Instant::now())),
             stopping: None,
         }
     }
@@ -240,6 +244,7 @@ impl Supervisor {
                 tracing::info!(
                     "{signal}: stopping; what is in flight has {deadline_ms} ms, a second signal cuts it"
                 );
+                init_system::stopping();
                 let kill_at = Instant::now() + Duration::from_millis(deadline_ms) + KILL_SLACK;
                 self.stopping = Some(Stopping { kill_at: Some(kill_at), end: End::Clean });
                 self.workers.iter_mut().for_each(|worker| worker.stop(deadline_ms));
@@ -316,6 +321,7 @@ impl Supervisor {
             .flatten()
             .chain(kill_at)
             .chain(self.rebalance_due())
+            .chain(self.watchdog.map(|(_, due)| due))
             .min()
     }
 
@@ -326,6 +332,10 @@ impl Supervisor {
             self.cut();
         }
         self.workers.iter_mut().for_each(|worker| worker.kill_overdue(now));
+        if self.watchdog.is_some_and(|(_, due)| due <= now) {
+            init_system::alive();
+            self.watchdog = self.watchdog.map(|(period, _)| (period, now + period));
+        }
         let due = |worker: &Worker| worker.due().is_some_and(|due| due <= now);
         if !self.workers.iter().any(due) {
             return;

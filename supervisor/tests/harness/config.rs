@@ -2,8 +2,9 @@
 
 use std::{
     ffi::OsString,
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use super::{Backend, Proxy};
@@ -22,6 +23,7 @@ pub(crate) struct Config {
     pub(super) ulimits: Vec<String>,
     pub(super) without_io_uring: bool,
     pub(super) program: Option<PathBuf>,
+    pub(super) activated: Option<Arc<TcpListener>>,
 }
 
 #[derive(Clone)]
@@ -105,6 +107,12 @@ impl Config {
     /// Another program than the one under test.
     pub(crate) fn program(mut self, path: &Path) -> Config {
         self.program = Some(path.to_owned());
+        self
+    }
+
+    /// A listening socket that is passed to the proxy as an init system does; the first listener is at its address.
+    pub(crate) fn activated(mut self, socket: TcpListener) -> Config {
+        self.activated = Some(Arc::new(socket));
         self
     }
 

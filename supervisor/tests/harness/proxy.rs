@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use command_fds::{CommandFdExt as _, FdMapping};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
@@ -99,6 +100,8 @@ impl Proxy {
         let ip = if config.ipv6 { IpAddr::V6(Ipv6Addr::LOCALHOST) } else { IpAddr::V4(Ipv4Addr::LOCALHOST) };
         let addresses: Vec<SocketAddr> =
             (0..config.listener_count()).map(|_| SocketAddr::from((ip, free_port()))).collect();
+        let passed = config.activated.iter().map(|socket| socket.local_addr().expect("its address"));
+        let addresses: Vec<_> = passed.chain(addresses).take(config.listener_count()).collect();
         fs::write(folder.path().join("kakehi.toml"), config.text(&addresses)).expect("the file");
         let child = launch(config, folder.path());
         Proxy { child, folder, addresses, config: config.clone() }
@@ -229,7 +232,13 @@ impl Drop for Proxy {
 fn launch(config: &Config, folder: &Path) -> Child {
     let program = config.program.clone().unwrap_or_else(|| program().to_owned());
     let log = File::options().create(true).append(true).open(folder.join("log")).expect("the log");
-    let mut command = if config.ulimits.is_empty() {
+    let mut command = if let Some(socket) = &config.activated {
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg("LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" \"$@\"").arg(&program);
+        let parent_fd = socket.try_clone().expect("the socket").into();
+        shell.fd_mappings(vec![FdMapping { parent_fd, child_fd: 3 }]).expect("one descriptor");
+        shell
+    } else if config.ulimits.is_empty() {
         Command::new(&program)
     } else {
         let limits: String = config.ulimits.iter().map(|limit| format!("ulimit {limit} && ")).collect();

@@ -12,6 +12,7 @@ mod bodies;
 mod framing;
 mod harness_itself;
 mod headers;
+mod init_system;
 mod interim;
 mod life;
 mod limits;

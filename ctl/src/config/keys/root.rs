@@ -72,6 +72,14 @@ const PROCESS: &[Key] = &[
         Own,
         "With `rebalance = \"auto\"`: by how much of the average the busiest and the idlest worker may differ in CPU time, in percent.",
     ),
+    key(
+        "user",
+        Text,
+        "",
+        Own,
+        "User that the workers become when they have their sockets and their ring (only root can do that). The supervisor stays what it is.",
+    ),
+    key("group", Text, "", Own, "Group that the workers become; by default that of `user`."),
     key("worker_automatic_restart", Bool, "true", Yes, "Replace a worker that dies."),
     key("handle_process_affinity", Bool, "true", Yes, "Pin each worker to a core of its own."),
     key(
