@@ -220,6 +220,10 @@ impl Supervisor {
                 Some(event) = self.events.recv() => self.on_event(event),
                 wish = self.signals.next() => match wish {
                     Wish::Reload => self.reload_on_signal().await,
+                    Wish::Reap => {
+                        let ours: Vec<u32> = self.workers.iter().flat_map(Worker::pids).collect();
+                        signals::reap_strangers(&ours);
+                    }
                     Wish::Stop(signal) => self.on_stop(signal),
                 },
                 Some(question) = self.asked.recv() => {

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// What a signal asks for.
@@ -11,6 +12,8 @@ pub(super) enum Wish {
     Stop(&'static str),
     /// SIGHUP: read the file again.
     Reload,
+    /// A process has ended whose parent is gone: as process 1, of a container, this one has to reap it.
+    Reap,
 }
 
 /// The signals, from the moment of [`Signals::new`].
@@ -18,6 +21,8 @@ pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    /// As process 1 only.
+    child: Option<Signal>,
 }
 
 impl Signals {
@@ -30,6 +35,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            child: (std::process::id() == 1).then(|| signal(SignalKind::child())).transpose()?,
         })
     }
 
@@ -39,6 +45,28 @@ impl Signals {
             _ = self.terminate.recv() => Wish::Stop("SIGTERM"),
             _ = self.interrupt.recv() => Wish::Stop("SIGINT"),
             _ = self.hangup.recv() => Wish::Reload,
+            () = next_child(&mut self.child) => Wish::Reap,
+        }
+    }
+}
+
+/// Waits for ever where nobody needs to know.
+async fn next_child(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
+    }
+}
+
+/// Reaps the processes that have ended and are none of `ours`, which are waited for elsewhere.
+pub(super) fn reap_strangers(ours: &[u32]) {
+    let ended = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
+    while let Ok(status) = waitid(Id::All, ended | WaitPidFlag::WNOWAIT) {
+        let Some(pid) = status.pid() else { return };
+        let is_ours = u32::try_from(pid.as_raw()).is_ok_and(|pid| ours.contains(&pid));
+        // The kernel shows one of those that have ended: if it is ours, the others come with the next signal.
+        if is_ours || waitid(Id::Pid(pid), ended).is_err() {
+            return;
         }
     }
 }

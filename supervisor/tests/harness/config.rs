@@ -23,6 +23,7 @@ pub(crate) struct Config {
     pub(super) ulimits: Vec<String>,
     pub(super) without_io_uring: bool,
     pub(super) program: Option<PathBuf>,
+    pub(super) in_container: bool,
     pub(super) activated: Option<Arc<TcpListener>>,
 }
 
@@ -107,6 +108,12 @@ impl Config {
     /// Another program than the one under test.
     pub(crate) fn program(mut self, path: &Path) -> Config {
         self.program = Some(path.to_owned());
+        self
+    }
+
+    /// The proxy is process 1 of a namespace of its own; its parent ends with its exit code.
+    pub(crate) fn in_container(mut self) -> Config {
+        self.in_container = true;
         self
     }
 

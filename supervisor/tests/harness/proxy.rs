@@ -238,6 +238,10 @@ fn launch(config: &Config, folder: &Path) -> Child {
         let parent_fd = socket.try_clone().expect("the socket").into();
         shell.fd_mappings(vec![FdMapping { parent_fd, child_fd: 3 }]).expect("one descriptor");
         shell
+    } else if config.in_container {
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--pid", "--fork", "--kill-child", "--mount-proc"]).arg(&program);
+        unshare
     } else if config.ulimits.is_empty() {
         Command::new(&program)
     } else {

@@ -1,6 +1,6 @@
 //! What systemd sees of kakehi, and what kakehi takes from it; spoken here by the test. And privileges that are dropped.
 
-use std::{net::TcpListener, os::unix::net::UnixDatagram, path::Path, time::Duration};
+use std::{net::TcpListener, os::unix::net::UnixDatagram, path::Path, process::Command, time::Duration};
 
 use nix::sys::signal::Signal;
 
@@ -133,4 +133,36 @@ fn a_user_that_is_not_there_is_named() {
     let backend = Backend::respond(OK);
     let (status, log) = Proxy::start_failing(&Config::to(&backend).root("user = \"no-such-user\""));
     assert!(!status.success() && log.contains("no user `no-such-user`"), "{log}");
+}
+
+#[test]
+fn as_process_1_it_reaps_strangers_and_can_be_upgraded_and_stopped() {
+    // Namespaces take root, and a host that lets it have them.
+    let namespace = ["--pid", "--fork", "--mount-proc", "true"];
+    if !Command::new("unshare").args(namespace).status().is_ok_and(|status| status.success()) {
+        return;
+    }
+    let backend = Backend::respond(OK);
+    let mut proxy = Config::to(&backend).root("worker_count = 2").in_container().start();
+    let init = proxy.supervisor().children()[0];
+    // A process of the container whose parent ends before it.
+    let script = "sleep 0.3 & echo started";
+    let status = Command::new("nsenter")
+        .args(["--target", &init.0.to_string(), "--pid", "--mount", "sh", "-c", script])
+        .status()
+        .unwrap();
+    assert!(status.success());
+    let zombies =
+        || init.children().iter().filter(|it| it.status("State").is_some_and(|it| it.contains('Z'))).count();
+    wait::until("the stranger", || init.children().len() == 3);
+    wait::until("its end, reaped", || init.children().len() == 2 && zombies() == 0);
+    let load = Load::on(proxy.address());
+    for _ in 0..2 {
+        assert!(proxy.ctl(&["upgrade"]).status.success(), "{}", proxy.log());
+        load.goes_on();
+    }
+    assert_eq!(proxy.ctl_json("status")["pid"], 1);
+    load.end();
+    send_signal(init, Signal::SIGTERM);
+    assert_eq!(proxy.wait(Duration::from_secs(10)).code(), Some(0), "{}", proxy.log());
 }

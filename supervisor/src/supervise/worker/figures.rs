@@ -25,6 +25,13 @@ impl Worker {
             || about.settings.differ_for_worker(&state.settings)
     }
 
+    /// Its processes.
+    pub(in crate::supervise) fn pids(&self) -> Vec<u32> {
+        let coming = self.coming.iter().map(|(process, _)| process);
+        let leaving = self.leaving.iter().map(|it| &it.process);
+        self.process.iter().chain(coming).chain(leaving).map(|process| process.pid).collect()
+    }
+
     /// Open client connections.
     pub(in crate::supervise) fn connections(&self) -> u64 {
         self.total(Counter::Connections)
