@@ -1,4 +1,4 @@
-//! The configuration: a TOML file becomes a [`State`](crate::state::State).
+//! The configuration: a TOML file becomes a [`State`].
 //!
 //! For: `kakehi start`, `kakehi check` and reloads, and `kakehictl -c`, which looks for the control socket in it.
 //!
