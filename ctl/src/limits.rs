@@ -32,6 +32,8 @@ pub const LINGER_TIMEOUT_MS: u64 = 2_000;
 /// How long a tunnel goes on whose listener or backend was removed, and a worker's old process after an upgrade
 /// (`drain_timeout`).
 pub const DRAIN_TIMEOUT_MS: u64 = 30_000;
+/// Default of `rebalance_interval` (ms).
+pub const REBALANCE_INTERVAL_MS: u64 = 10_000;
 /// Default of `rebalance_threshold` (percent).
 pub const REBALANCE_THRESHOLD: u16 = 50;
 /// Most workers.

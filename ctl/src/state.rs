@@ -53,6 +53,8 @@ pub struct Settings {
     pub steering: Steering,
     /// Move connections by itself when workers are too unequally busy.
     pub rebalance_auto: bool,
+    /// How often it is looked for that (ms).
+    pub rebalance_interval_ms: u64,
     /// How much of the average the busiest and the idlest worker may differ then (percent).
     pub rebalance_threshold: u16,
     /// Replace a worker that dies.
@@ -108,6 +110,7 @@ impl Default for Settings {
             worker_cores: Vec::new(),
             steering: Steering::Hash,
             rebalance_auto: false,
+            rebalance_interval_ms: limits::REBALANCE_INTERVAL_MS,
             rebalance_threshold: limits::REBALANCE_THRESHOLD,
             worker_automatic_restart: true,
             pin_workers: true,

@@ -108,7 +108,7 @@ impl Settings {
         let steering = |settings: &Settings| format!("{:?}", settings.steering).to_lowercase();
         let rebalance = |settings: &Settings| {
             let how = if settings.rebalance_auto { "auto" } else { "manual" };
-            format!("{how}, {} %", settings.rebalance_threshold)
+            format!("{how}, {} % every {} ms", settings.rebalance_threshold, settings.rebalance_interval_ms)
         };
         let settings = [
             ("worker_count", count(self), count(wanted)),

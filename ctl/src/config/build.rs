@@ -76,6 +76,7 @@ fn settings(root: &Section, folder: &Path, findings: &mut Findings<'_>) -> Setti
         settings.steering = Steering::Cpu;
     }
     settings.rebalance_auto = root.text("rebalance") == Some("auto");
+    set(&mut settings.rebalance_interval_ms, root.millis("rebalance_interval"));
     set(&mut settings.rebalance_threshold, root.integer("rebalance_threshold"));
     set(&mut settings.worker_automatic_restart, root.bool("worker_automatic_restart"));
     set(&mut settings.pin_workers, root.bool("handle_process_affinity"));

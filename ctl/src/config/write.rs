@@ -123,6 +123,7 @@ fn settings(now: &Settings) -> Table {
     if now.rebalance_auto {
         table.always("rebalance", "auto");
     }
+    table.millis("rebalance_interval", now.rebalance_interval_ms, usual.rebalance_interval_ms);
     table.unless(
         u32::from(usual.rebalance_threshold),
         "rebalance_threshold",

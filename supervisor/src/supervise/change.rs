@@ -107,6 +107,7 @@ impl Supervisor {
         settings.graceful_timeout_ms = wanted.graceful_timeout_ms;
         settings.worker_automatic_restart = wanted.worker_automatic_restart;
         settings.rebalance_auto = wanted.rebalance_auto;
+        settings.rebalance_interval_ms = wanted.rebalance_interval_ms;
         settings.rebalance_threshold = wanted.rebalance_threshold;
         settings.steering = wanted.steering;
         let mut warnings = Vec::new();
@@ -127,6 +128,7 @@ impl Supervisor {
         live.worker_count = wanted.worker_count;
         live.steering = wanted.steering;
         live.rebalance_auto = wanted.rebalance_auto;
+        live.rebalance_interval_ms = wanted.rebalance_interval_ms;
         live.rebalance_threshold = wanted.rebalance_threshold;
         warnings
     }

@@ -12,8 +12,6 @@ use tokio::time::Instant;
 use super::{Supervisor, worker::Worker};
 use crate::scm;
 
-/// How often it is looked whether workers are too unequally busy.
-const PERIOD: Duration = Duration::from_secs(10);
 /// With less work than this in a period (of one core), whatever is unequal hurts nobody.
 const LEAST_LOAD: f64 = 0.05;
 /// Fewer connections are not worth it.
@@ -99,7 +97,9 @@ impl Supervisor {
 
     /// When it is to be looked next whether workers are too unequally busy.
     pub(super) fn rebalance_due(&self) -> Option<Instant> {
-        (self.state.settings.rebalance_auto && self.stopping.is_none()).then(|| self.watch.seen + PERIOD)
+        let settings = &self.state.settings;
+        let interval = Duration::from_millis(settings.rebalance_interval_ms);
+        (settings.rebalance_auto && self.stopping.is_none()).then(|| self.watch.seen + interval)
     }
 
     /// Moves connections if the workers were too unequally busy since it was looked last.

@@ -1,6 +1,11 @@
 //! Workers come, go, and move to other cores while they serve; connections move from one to another.
 
-use std::{fs, thread, time::Duration};
+use std::{
+    fs,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
 
 use nix::sys::signal::Signal;
 
@@ -191,6 +196,43 @@ fn connections_move_from_the_busiest_worker_to_the_idlest() {
     clients.iter_mut().for_each(ask);
     assert!(ctl(&proxy, &["workers", "rebalance"]).contains("nothing had to change"));
     assert!(workers(&proxy).iter().all(|(_, requests)| *requests >= 20));
+}
+
+#[test]
+fn a_worker_that_is_too_busy_gives_connections_away_by_itself() {
+    let backend = Backend::respond(OK);
+    let proxy = Config::to(&backend)
+        .root("worker_count = 1")
+        .root("rebalance = \"auto\"")
+        .root("rebalance_interval = 0.5")
+        .start();
+    let address = proxy.address();
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let clients: Vec<Client> = (0..6).map(|_| Client::connect(address)).collect();
+        for mut client in clients {
+            let stop = &stop;
+            scope.spawn(move || {
+                while !stop.load(Ordering::SeqCst) {
+                    ask(&mut client);
+                }
+            });
+        }
+        let _at_last = StopAtLast(&stop);
+        ctl(&proxy, &["workers", "scale", "2"]);
+        wait::within(Duration::from_secs(20), "a fair share for both", || {
+            workers(&proxy).iter().all(|it| it.0 >= 2).then_some(())
+        });
+    });
+}
+
+/// Ends the clients when the test ends, however it does.
+struct StopAtLast<'a>(&'a AtomicBool);
+
+impl Drop for StopAtLast<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }
 
 #[test]

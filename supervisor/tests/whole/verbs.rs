@@ -1,8 +1,16 @@
 //! Everything that is configured can be listed, added, changed and removed while kakehi serves, and kept.
 
-use std::{fs, net::SocketAddr, os::unix::fs::PermissionsExt as _, process::Command};
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt as _,
+    process::Command,
+};
 
-use crate::harness::{Backend, Client, Config, Load, OK, Proxy, exchange, free_port, get, kakehictl, wait};
+use crate::harness::{
+    Backend, Client, Config, Load, OK, Proxy, exchange, free_port, get, kakehictl, noise, wait,
+};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
@@ -76,7 +84,7 @@ fn a_whole_configuration_comes_and_goes_by_single_verbs() {
     assert_eq!(open.response().status(), 200);
     ctl(&proxy, &["listener", "deactivate", &listener]);
     open.expect_closed();
-    assert!(Client::try_connect(address).is_err());
+    wait::until("nobody listens", || Client::try_connect(address).is_err());
     assert!(ctl(&proxy, &["listener", "list"]).contains(&format!("{listener}  no")));
     ctl(&proxy, &["listener", "activate", &listener]);
     assert_eq!(on(address, "b.test", "/7"), 200);
@@ -84,7 +92,7 @@ fn a_whole_configuration_comes_and_goes_by_single_verbs() {
     ctl(&proxy, &["cluster", "remove", "shop"]);
     assert_eq!(on(address, "b.test", "/7"), 404);
     ctl(&proxy, &["listener", "remove", &listener]);
-    assert!(Client::try_connect(address).is_err());
+    wait::until("nobody listens", || Client::try_connect(address).is_err());
     load.goes_on();
     load.end();
     // The file says what is running again.
@@ -218,6 +226,60 @@ fn a_saved_state_outlives_a_stop_until_the_file_changes() {
         output.status.code() == Some(1) && said.contains("state.json") && said.contains("remove the file"),
         "{said}"
     );
+}
+
+/// Frames that are nearly right: bytes changed, cut, repeated, lengths that lie.
+#[test]
+fn requests_that_are_nearly_right_hurt_nobody() {
+    let backend = Backend::respond(OK);
+    let proxy = Config::to(&backend).root("worker_count = 2").start();
+    let listener = proxy.address().to_string();
+    let seeds = [
+        r#"{"verb":"status"}"#.to_owned(),
+        r#"{"verb":"state"}"#.to_owned(),
+        r#"{"verb":"reload","dry_run":true}"#.to_owned(),
+        r#"{"verb":"topology"}"#.to_owned(),
+        r#"{"verb":"pin","worker":7,"core":70}"#.to_owned(),
+        r#"{"verb":"scale","count":0}"#.to_owned(),
+        format!(
+            r#"{{"verb":"apply","changes":[{{"change":"set_frontend","cluster":"all","frontend":{{"address":"{listener}","hostname":"[::1]","path":{{"type":"REGEX","value":"/(a|b)*"}},"method":"GET","deny":true}}}}]}}"#
+        ),
+        r#"{"verb":"apply","changes":[{"change":"set_backend","cluster":"all","backend":{"id":"x","address":"unix:/x","weight":0,"backup":true}}]}"#.to_owned(),
+        r#"{"verb":"apply","changes":[{"change":"set_cluster","name":"x","cluster":{"https_redirect":true,"https_redirect_port":1,"frontends":[],"backends":[]}}]}"#.to_owned(),
+        r#"{"verb":"load_state","dry_run":true,"state":{"version":1,"settings":{},"listeners":{},"clusters":{}}}"#.to_owned(),
+    ];
+    let random = noise(1 << 20);
+    let mut random =
+        random.chunks_exact(4).map(|it| u32::from_le_bytes([it[0], it[1], it[2], it[3]]) as usize);
+    let mut next = move || random.next().unwrap();
+    for round in 0..1_500 {
+        let body = &seeds[round % seeds.len()];
+        let mut text = format!(r#"{{"version":1,"id":{round},"body":{body}}}"#).into_bytes();
+        for _ in 0..next() % 4 {
+            let at = next() % text.len();
+            match next() % 5 {
+                0 => text[at] = next() as u8,
+                1 => drop(text.remove(at)),
+                2 => text.truncate(at.max(1)),
+                3 => text.insert(at, b"{}[]\",:0-"[next() % 9]),
+                _ => text.extend_from_within(at..),
+            }
+        }
+        let length = match next() % 20 {
+            0 => next() as u32,
+            1 => u32::MAX,
+            _ => text.len() as u32,
+        };
+        let mut stream = std::os::unix::net::UnixStream::connect(proxy.socket()).unwrap();
+        // Whatever becomes of it: an answer, a refusal, or the end.
+        let _ = stream.write_all(&[&length.to_le_bytes()[..], &text].concat());
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let _ = stream.read(&mut [0; 64]);
+    }
+    get(&proxy, "a", "/").expect(200, "ok");
+    let status = proxy.ctl_json("status");
+    assert_eq!(status["restarts"], 0);
+    assert!(!proxy.log().contains("panicked"), "{}", proxy.log());
 }
 
 #[test]

@@ -63,7 +63,14 @@ const PROCESS: &[Key] = &[
         Choice(&["manual", "auto"]),
         "\"manual\"",
         Own,
-        "`auto`: every 10 s, move idle connections from the busiest worker to the idlest when they differ by more than `rebalance_threshold`.",
+        "`auto`: every `rebalance_interval`, move idle connections from the busiest worker to the idlest when they differ by more than `rebalance_threshold`.",
+    ),
+    key(
+        "rebalance_interval",
+        Seconds,
+        "10",
+        Own,
+        "With `rebalance = \"auto\"`: how often it is looked whether workers are too unequally busy, in seconds.",
     ),
     key(
         "rebalance_threshold",

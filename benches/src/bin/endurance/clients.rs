@@ -1,0 +1,268 @@
+//! The clients: requests at a fixed rate, whatever becomes of those before (an open loop), and tunnels with sequence
+//! numbers.
+//!
+//! Latency counts from the moment at which the schedule wants a request, so a proxy that stands still for a while is
+//! charged with all the requests that were due meanwhile.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    task::spawn_local,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+
+use crate::tally::{Failure, Kind, Tally};
+
+/// A request without its whole answer after this long has failed.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// Requests on a short keep-alive connection.
+const SHORT: u32 = 10;
+/// A slow body: so many parts, one after the other with this pause.
+const PARTS: usize = 8;
+const PART: usize = 4 << 10;
+const PAUSE: Duration = Duration::from_millis(40);
+/// Between two messages of a tunnel.
+const BEAT: Duration = Duration::from_millis(500);
+/// One request of so many is slow.
+const SLOW_EVERY: u64 = 100;
+
+/// The load of a run.
+#[derive(Clone, Copy)]
+pub(crate) struct Load {
+    /// The proxy, and the relay in front of it.
+    pub(crate) targets: [SocketAddr; 2],
+    /// Requests per second.
+    pub(crate) rate: u32,
+    pub(crate) tunnels: usize,
+}
+
+/// What the clients of a run share.
+pub(crate) struct Clients {
+    load: Load,
+    pub(crate) tally: RefCell<Tally>,
+    /// Idle connections by target: long-lived ones, and short-lived ones with the requests that they have had.
+    long: [RefCell<VecDeque<Connection>>; 2],
+    short: [RefCell<VecDeque<Connection>>; 2],
+    stopping: Cell<bool>,
+    running: Cell<usize>,
+}
+
+struct Connection {
+    stream: TcpStream,
+    requests: u32,
+}
+
+impl Clients {
+    /// Starts them; they run on the current `LocalSet`.
+    pub(crate) fn start(load: Load) -> Rc<Clients> {
+        let clients = Rc::new(Clients {
+            load,
+            tally: RefCell::new(Tally::new()),
+            long: Default::default(),
+            short: Default::default(),
+            stopping: Cell::new(false),
+            running: Cell::new(0),
+        });
+        for n in 0..load.tunnels {
+            clients.run(Rc::clone(&clients).tunnel(load.targets[n % 2]));
+        }
+        clients.run(Rc::clone(&clients).schedule());
+        clients
+    }
+
+    fn run(self: &Rc<Self>, task: impl Future<Output = ()> + 'static) {
+        self.running.set(self.running.get() + 1);
+        let clients = Rc::clone(self);
+        spawn_local(async move {
+            task.await;
+            clients.running.set(clients.running.get() - 1);
+        });
+    }
+
+    /// Sends no more, and waits for the answers to what was sent.
+    pub(crate) async fn stop(&self) {
+        self.stopping.set(true);
+        while self.running.get() > 0 {
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn schedule(self: Rc<Self>) {
+        let began = Instant::now();
+        let gap = Duration::from_secs(1) / self.load.rate;
+        for n in 0_u64.. {
+            if self.stopping.get() {
+                return;
+            }
+            let due = began + gap * n as u32;
+            sleep_until(due).await;
+            let kind = match n % SLOW_EVERY {
+                0 => Kind::Slow,
+                n => [Kind::Long, Kind::Short, Kind::New, Kind::Long][n as usize % 4],
+            };
+            // A quarter of the clients is far away.
+            let target = usize::from(n / 4 % 4 == 0);
+            self.run(Rc::clone(&self).request(kind, target, due));
+        }
+    }
+
+    async fn request(self: Rc<Self>, kind: Kind, target: usize, due: Instant) {
+        let (mut connection, was_idle) = match self.connection(kind, target).await {
+            Ok(connection) => connection,
+            Err(error) => return self.fail(kind, format!("cannot connect: {error}"), due, false),
+        };
+        self.tally.borrow_mut().in_flight += 1;
+        let outcome = timeout(PATIENCE, exchange(&mut connection.stream, kind)).await;
+        self.tally.borrow_mut().in_flight -= 1;
+        match outcome {
+            Ok(Ok(())) => {
+                connection.requests += 1;
+                self.tally.borrow_mut().answer(kind, due.elapsed());
+                let idle = match kind {
+                    Kind::Long | Kind::Slow => &self.long[target],
+                    Kind::Short if connection.requests < SHORT => &self.short[target],
+                    _ => return,
+                };
+                idle.borrow_mut().push_back(connection);
+            }
+            Ok(Err(error)) => {
+                let closed = matches!(
+                    error.kind(),
+                    io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+                );
+                self.fail(kind, error.to_string(), due, was_idle && closed);
+            }
+            Err(_) => self.fail(kind, format!("no answer within {} s", PATIENCE.as_secs()), due, false),
+        }
+    }
+
+    fn fail(&self, kind: Kind, why: String, began: Instant, under_a_request: bool) {
+        let (began, ended) = (began.into_std(), std::time::Instant::now());
+        self.tally.borrow_mut().failures.push(Failure { kind, why, began, ended, under_a_request });
+    }
+
+    /// An idle connection that has not been closed, or a new one; and which of the two it is.
+    async fn connection(&self, kind: Kind, target: usize) -> io::Result<(Connection, bool)> {
+        let idle = match kind {
+            Kind::Long | Kind::Slow => Some(&self.long[target]),
+            Kind::Short => Some(&self.short[target]),
+            Kind::New | Kind::Message => None,
+        };
+        while let Some(connection) = idle.and_then(|idle| idle.borrow_mut().pop_front()) {
+            match connection.stream.try_read(&mut [0; 1]) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok((connection, true)),
+                // A client that looks sees that, and loses nothing.
+                _ => self.tally.borrow_mut().idle_closed += 1,
+            }
+        }
+        let connecting = TcpStream::connect(self.load.targets[target]);
+        let stream = timeout(PATIENCE, connecting).await.map_err(|_| io::ErrorKind::TimedOut)??;
+        stream.set_nodelay(true)?;
+        Ok((Connection { stream, requests: 0 }, false))
+    }
+
+    /// A tunnel for as long as the run lasts: messages with a number, each of which must come back.
+    async fn tunnel(self: Rc<Self>, target: SocketAddr) {
+        let mut began = Instant::now();
+        let outcome = async {
+            let mut stream = TcpStream::connect(target).await?;
+            stream.set_nodelay(true)?;
+            stream
+                .write_all(b"GET /socket HTTP/1.1\r\nHost: endurance\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n")
+                .await?;
+            let head = read_head(&mut stream).await?;
+            if !head.starts_with("HTTP/1.1 101 ") {
+                return Err(io::Error::other(format!("no tunnel: {head}")));
+            }
+            self.tally.borrow_mut().tunnels += 1;
+            for number in 0_u64.. {
+                if self.stopping.get() {
+                    break;
+                }
+                began = Instant::now();
+                let due = began;
+                stream.write_all(&number.to_be_bytes()).await?;
+                let mut echo = [0; 8];
+                timeout(PATIENCE, stream.read_exact(&mut echo)).await.map_err(|_| io::ErrorKind::TimedOut)??;
+                if u64::from_be_bytes(echo) != number {
+                    return Err(io::Error::other(format!("{number} came back as {}", u64::from_be_bytes(echo))));
+                }
+                self.tally.borrow_mut().answer(Kind::Message, due.elapsed());
+                sleep_until(due + BEAT).await;
+            }
+            Ok(())
+        }
+        .await;
+        if let Err(error) = outcome {
+            let (began, ended) = (began.into_std(), std::time::Instant::now());
+            let why = error.to_string();
+            self.tally.borrow_mut().broken.push(Failure {
+                kind: Kind::Message,
+                why,
+                began,
+                ended,
+                under_a_request: false,
+            });
+        }
+    }
+}
+
+async fn exchange(stream: &mut TcpStream, kind: Kind) -> io::Result<()> {
+    match kind {
+        Kind::Slow => {
+            let length = PARTS * PART;
+            let head = format!("POST / HTTP/1.1\r\nHost: endurance\r\nContent-Length: {length}\r\n\r\n");
+            stream.write_all(head.as_bytes()).await?;
+            for _ in 0..PARTS {
+                sleep(PAUSE).await;
+                stream.write_all(&[b'x'; PART]).await?;
+            }
+        }
+        Kind::New => {
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: endurance\r\nConnection: close\r\n\r\n").await?;
+        }
+        _ => stream.write_all(b"GET / HTTP/1.1\r\nHost: endurance\r\n\r\n").await?,
+    }
+    let head = read_head(stream).await?;
+    if !head.starts_with("HTTP/1.1 200 ") {
+        let line = head.lines().next().unwrap_or_default().to_owned();
+        return Err(io::Error::other(line));
+    }
+    let mut body = [0; 16];
+    stream.read_exact(&mut body).await?;
+    if &body != b"sixteen bytes ok" {
+        return Err(io::Error::other("another body than that of the backend"));
+    }
+    Ok(())
+}
+
+/// Up to the empty line, and not a byte more.
+async fn read_head(stream: &mut TcpStream) -> io::Result<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        if head.len() > 16 << 10 {
+            return Err(io::Error::other("a head without end"));
+        }
+        // A peek first: what follows the head is the body, or the tunnel's.
+        let mut window = [0; 1024];
+        let length = stream.peek(&mut window).await?;
+        if length == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let joined = [&head[..], &window[..length]].concat();
+        let end = joined.windows(4).position(|it| it == b"\r\n\r\n").map_or(joined.len(), |at| at + 4);
+        let taken = end - head.len();
+        stream.read_exact(&mut window[..taken]).await?;
+        head.extend_from_slice(&window[..taken]);
+    }
+    Ok(String::from_utf8_lossy(&head).into_owned())
+}

@@ -1,0 +1,224 @@
+//! The proxy under test: its processes, its file, and what an operator does to it.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tokio::time::{Instant, sleep};
+
+/// A step that takes longer than this has failed.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running kakehi.
+pub(crate) struct Proxy {
+    child: Child,
+    programs: PathBuf,
+    folder: PathBuf,
+    listen: SocketAddr,
+    backend: SocketAddr,
+    /// How often the file was written.
+    versions: u32,
+}
+
+impl Proxy {
+    /// Starts the programs in `programs` in front of `backend`, with its files in `folder`.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub(crate) async fn start(
+        programs: &Path,
+        folder: &Path,
+        listen: SocketAddr,
+        backend: SocketAddr,
+        workers: u32,
+    ) -> io::Result<Proxy> {
+        let (programs, folder) = (programs.to_owned(), folder.to_owned());
+        write_file(&folder, listen, backend, workers, 0)?;
+        let child = launch(&programs, &folder)?;
+        let mut proxy = Proxy { child, programs, folder, listen, backend, versions: 0 };
+        proxy.wait_until_ready().await?;
+        Ok(proxy)
+    }
+
+    async fn wait_until_ready(&mut self) -> io::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while self.ctl(&["status"]).await.is_err() {
+            if let Some(status) = self.child.try_wait()? {
+                return Err(io::Error::other(format!("kakehi has ended: {status}\n{}", self.log())));
+            }
+            if Instant::now() > deadline {
+                return Err(io::Error::other(format!("kakehi does not answer\n{}", self.log())));
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+
+    /// Runs `kakehictl`; what it prints.
+    ///
+    /// # Errors
+    /// What it says when it fails.
+    pub(crate) async fn ctl(&self, arguments: &[&str]) -> io::Result<String> {
+        let mut command = Command::new(self.programs.join("kakehictl"));
+        command.arg("-s").arg(self.folder.join("kakehi.sock")).args(arguments);
+        // Clients go on meanwhile.
+        let output = tokio::task::spawn_blocking(move || command.output()).await??;
+        if output.status.success() {
+            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        } else {
+            let said = String::from_utf8_lossy(&output.stderr);
+            Err(io::Error::other(format!("kakehictl {}: {}", arguments.join(" "), said.trim())))
+        }
+    }
+
+    async fn workers(&self) -> io::Result<Vec<serde_json::Value>> {
+        Ok(serde_json::from_str(&self.ctl(&["workers", "--json"]).await?)?)
+    }
+
+    /// Process ids of the workers.
+    ///
+    /// # Errors
+    /// When kakehi does not tell.
+    pub(crate) async fn worker_pids(&self) -> io::Result<Vec<i32>> {
+        let workers = self.workers().await?;
+        Ok(workers.iter().filter_map(|it| i32::try_from(it["pid"].as_i64()?).ok()).collect())
+    }
+
+    /// Writes another file and has it read.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub(crate) async fn reload(&mut self, workers: u32) -> io::Result<()> {
+        self.versions += 1;
+        write_file(&self.folder, self.listen, self.backend, workers, self.versions)?;
+        self.ctl(&["reload"]).await.map(drop)
+    }
+
+    /// Kills a worker, and waits until there is another in its place.
+    ///
+    /// # Errors
+    /// When there is none in time.
+    pub(crate) async fn kill_worker(&self, place: usize) -> io::Result<()> {
+        let before = self.worker_pids().await?;
+        let pid = before[place % before.len()];
+        kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let workers = self.workers().await?;
+            let running = |worker: &serde_json::Value| worker["state"] == "running" && worker["pid"] != pid;
+            if workers.len() == before.len() && workers.iter().all(running) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(io::Error::other("no worker in the place of the one that was killed"));
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Kills the supervisor, and starts another after a while.
+    ///
+    /// # Errors
+    /// When that does not come up.
+    pub(crate) async fn kill_supervisor(&mut self) -> io::Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        sleep(Duration::from_millis(300)).await;
+        self.child = launch(&self.programs, &self.folder)?;
+        self.wait_until_ready().await
+    }
+
+    /// All processes of it: the supervisor, and whatever runs as a worker of this folder's.
+    pub(crate) fn processes(&self) -> Vec<u32> {
+        let marked = |pid: &u32| {
+            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            let mark = format!("KAKEHI_ENDURANCE={}", self.folder.display());
+            environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes())
+        };
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(marked).collect()
+    }
+
+    /// Resident memory of all processes (kB).
+    pub(crate) fn memory_kb(&self) -> u64 {
+        let of = |pid: &u32| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+            let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+            line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()
+        };
+        self.processes().iter().filter_map(of).sum()
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+    }
+
+    /// Stops it; what its log says that is worth knowing.
+    ///
+    /// # Errors
+    /// When it does not stop.
+    pub(crate) async fn stop(mut self) -> io::Result<Vec<String>> {
+        self.ctl(&["stop", "--now"]).await?;
+        self.child.wait()?;
+        let log = self.log();
+        let worth = |line: &&str| line.contains("ERROR") || line.contains("panicked");
+        Ok(log.lines().filter(worth).map(str::to_owned).collect())
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        for pid in self.processes() {
+            let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
+        }
+        let _ = self.child.wait();
+    }
+}
+
+fn launch(programs: &Path, folder: &Path) -> io::Result<Child> {
+    let log = fs::File::options().create(true).append(true).open(folder.join("log"))?;
+    Command::new(programs.join("kakehi"))
+        .arg("start")
+        .arg("-c")
+        .arg(folder.join("kakehi.toml"))
+        .env("KAKEHI_ENDURANCE", folder)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+}
+
+/// The file in its version of this number: clusters, frontends, weights and deadlines differ from that before.
+fn write_file(
+    folder: &Path,
+    listen: SocketAddr,
+    backend: SocketAddr,
+    workers: u32,
+    version: u32,
+) -> io::Result<()> {
+    let (odd, weight) = (version % 2 == 1, 100 + version % 3);
+    let extra = if odd {
+        format!(
+            "[clusters.extra{version}]\nprotocol = \"http\"\nfrontends = [{{ address = \"{listen}\", hostname = \
+             \"extra{version}.test\" }}]\nbackends = [{{ address = \"{backend}\" }}]\n"
+        )
+    } else {
+        String::new()
+    };
+    let text = format!(
+        "command_socket = \"kakehi.sock\"\nworker_count = {workers}\nhandle_process_affinity = false\n\
+         drain_timeout = 5\n\n[[listeners]]\naddress = \"{listen}\"\nprotocol = \"http\"\nfront_timeout = {front}\n\n\
+         [clusters.main]\nprotocol = \"http\"\nfrontends = [{{ address = \"{listen}\", hostname = \"*\" }}]\n\
+         backends = [{{ address = \"{backend}\", backend_id = \"one\", weight = {weight} }}]\n{extra}",
+        front = 60 + version % 2,
+    );
+    fs::write(folder.join("kakehi.toml"), text)
+}

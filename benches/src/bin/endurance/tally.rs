@@ -1,0 +1,84 @@
+//! What became of every request, and how long each took.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use hdrhistogram::Histogram;
+
+/// Where a request comes from, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    /// On a connection that stays for the whole run.
+    Long,
+    /// On a connection that is closed after ten.
+    Short,
+    /// On a connection of its own.
+    New,
+    /// With a body that comes slowly.
+    Slow,
+    /// A message through a tunnel.
+    Message,
+}
+
+/// A request that failed.
+#[derive(Debug, Clone)]
+pub(crate) struct Failure {
+    pub(crate) kind: Kind,
+    pub(crate) why: String,
+    /// From when its connection was needed until it failed.
+    pub(crate) began: Instant,
+    pub(crate) ended: Instant,
+    /// It was sent on a connection that had been idle, and that closed under it.
+    pub(crate) under_a_request: bool,
+}
+
+/// All of a run.
+pub(crate) struct Tally {
+    /// Microseconds from the moment that the schedule wanted, failures apart.
+    pub(crate) latency: Histogram<u64>,
+    pub(crate) answered: BTreeMap<Kind, u64>,
+    pub(crate) failures: Vec<Failure>,
+    /// Idle keep-alive connections that were found closed.
+    pub(crate) idle_closed: u64,
+    /// Requests that are under way.
+    pub(crate) in_flight: u64,
+    /// Tunnels that are open.
+    pub(crate) tunnels: u64,
+    /// Tunnels that broke.
+    pub(crate) broken: Vec<Failure>,
+}
+
+impl Tally {
+    pub(crate) fn new() -> Tally {
+        Tally {
+            // The bounds are valid: three digits of up to two minutes.
+            latency: Histogram::new_with_bounds(1, 120_000_000, 3).unwrap_or_else(|error| panic!("{error}")),
+            answered: BTreeMap::new(),
+            failures: Vec::new(),
+            idle_closed: 0,
+            in_flight: 0,
+            tunnels: 0,
+            broken: Vec::new(),
+        }
+    }
+
+    pub(crate) fn answer(&mut self, kind: Kind, latency: Duration) {
+        *self.answered.entry(kind).or_default() += 1;
+        self.latency.saturating_record(latency.as_micros() as u64);
+    }
+
+    /// Requests that were answered, of all kinds.
+    pub(crate) fn requests(&self) -> u64 {
+        self.answered.values().sum()
+    }
+
+    /// Failures that no moment of `excuses` lies in.
+    pub(crate) fn inexcusable<'a>(failures: &'a [Failure], excuses: &[Instant]) -> Vec<&'a Failure> {
+        let excused = |failure: &&Failure| {
+            !excuses.iter().any(|moment| (failure.began..=failure.ended).contains(moment))
+        };
+        failures.iter().filter(excused).collect()
+    }
+}
