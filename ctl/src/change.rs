@@ -14,7 +14,7 @@ mod words;
 
 /// One change of a state.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "change")]
+#[serde(rename_all = "snake_case")]
 pub enum Change {
     /// A listener comes, or the one at this address becomes this one.
     SetListener {

@@ -34,7 +34,7 @@ impl<T> Envelope<T> {
 
 /// What `kakehictl` asks of the supervisor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "verb")]
+#[serde(rename_all = "snake_case")]
 pub enum Request {
     /// The whole in a few figures.
     Status,
@@ -288,7 +288,7 @@ pub struct ListenerSocket {
 
 /// What the supervisor orders a worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "order")]
+#[serde(rename_all = "snake_case")]
 pub enum Order {
     /// Answer with [`Report::Done`]: a sign of life.
     Ping,
@@ -370,7 +370,7 @@ pub struct Program {
 
 /// What a worker tells the supervisor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "report")]
+#[serde(rename_all = "snake_case")]
 pub enum Report {
     /// The ring stands, the listeners accept.
     Ready {

@@ -20,6 +20,9 @@ pub const LENGTH_SIZE: usize = 4;
 /// How much [`read_message`] reads at a time (bytes).
 const READ_SIZE: usize = 16 << 10;
 
+/// What is allocated for a frame that is written (bytes).
+const USUAL_FRAME: usize = 4 << 10;
+
 /// A decoder that is empty keeps no more memory than this (bytes).
 const KEPT_CAPACITY: usize = 256 << 10;
 
@@ -67,7 +70,21 @@ pub enum WireError {
 ///
 /// [`WireError::TooLarge`] if the JSON text has more than `max` bytes, [`WireError::Unwritable`] if there is none.
 pub fn encode<T: Serialize>(envelope: &Envelope<T>, max: usize) -> Result<Vec<u8>, WireError> {
-    let mut frame = vec![0; LENGTH_SIZE];
+    // Most are smaller: growing step by step would leave the allocator with a block of each size.
+    encode_into(Vec::with_capacity(USUAL_FRAME), envelope, max)
+}
+
+/// As [`encode`], into an empty buffer that is at hand.
+///
+/// # Errors
+///
+/// Those of [`encode`].
+pub fn encode_into<T: Serialize>(
+    mut frame: Vec<u8>,
+    envelope: &Envelope<T>,
+    max: usize,
+) -> Result<Vec<u8>, WireError> {
+    frame.extend_from_slice(&[0; LENGTH_SIZE]);
     serde_json::to_writer(&mut frame, envelope).map_err(WireError::Unwritable)?;
     let size = frame.len() - LENGTH_SIZE;
     match u32::try_from(size) {

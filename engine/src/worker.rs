@@ -278,7 +278,7 @@ async fn serve(
         io_uring_level: ring.features().level().number(),
         io_uring_features: ring.features().names().into_iter().map(str::to_owned).collect(),
     };
-    report(&orders, 0, ready).await?;
+    report(&ring, &orders, 0, ready).await?;
     ring.spawn(Rc::clone(&worker).obey(orders));
     ring.spawn(Rc::clone(&worker).heed(Stream::adopt(&ring, signals.into())?));
     ring.spawn(Rc::clone(&worker).keep_house());
@@ -288,8 +288,8 @@ async fn serve(
     Ok(worker.end.get().unwrap_or(End::Drained))
 }
 
-async fn report(orders: &Stream, id: u64, report: Report) -> Result<(), WireError> {
-    let frame = wire::encode(&Envelope::new(id, report), limits::MAX_FRAME)?;
+async fn report(ring: &Ring, orders: &Stream, id: u64, report: Report) -> Result<(), WireError> {
+    let frame = wire::encode_into(ring.head_buffer(), &Envelope::new(id, report), limits::MAX_FRAME)?;
     Ok(orders.send(frame.into()).await?)
 }
 
@@ -373,10 +373,11 @@ impl Worker {
                             Ok(()) => Report::Done,
                             Err(reason) => Report::Refused { reason },
                         };
-                        report(orders, id, answer).await?;
+                        report(&self.shared.ring, orders, id, answer).await?;
                     }
                     Err(error @ (WireError::Malformed { .. } | WireError::Version { .. })) => {
-                        report(orders, 0, Report::Refused { reason: error.to_string() }).await?;
+                        report(&self.shared.ring, orders, 0, Report::Refused { reason: error.to_string() })
+                            .await?;
                     }
                     Err(error) => return Err(error),
                 }

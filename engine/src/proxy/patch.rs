@@ -25,7 +25,8 @@ use crate::{
 
 /// With more hosts than this a new table is made.
 const MOST_HOSTS: usize = 256;
-/// Targets of clusters that are gone, and of actions that changed, which a table may have before it is made anew.
+/// Targets that no rule leads to any more (the action of a cluster has changed) which a table may have before it is
+/// made anew.
 const MOST_GARBAGE: usize = 4_096;
 
 /// A state as it will be: one that is, but for the clusters that changes name.
@@ -75,7 +76,8 @@ fn print(hostname: &str) -> u32 {
 /// New rules for the hosts of a listener.
 pub struct RoutesPatch {
     hosts: Vec<HostPatch>,
-    targets: Vec<Target>,
+    /// Each with its place.
+    targets: Vec<(usize, Target)>,
 }
 
 impl<'a> Wanted<'a> {
@@ -143,7 +145,9 @@ impl<'a> Wanted<'a> {
             if routes.targets.len() > 2 * clusters.len() + MOST_GARBAGE {
                 return Ok(None);
             }
-            let mut compiling = Compiling { routes: &routes, targets: Vec::new() };
+            let free = (0..).zip(&routes.targets).filter(|(_, target)| target.is_none());
+            let free = free.map(|(place, _)| place).collect();
+            let mut compiling = Compiling { routes: &routes, free, targets: Vec::new() };
             let mut patch = Vec::new();
             for (host, rules) in self.rules(address, &hosts) {
                 match compiling.host(host, rules, address, find)? {
@@ -180,8 +184,10 @@ struct RuleOf<'a> {
 
 struct Compiling<'a> {
     routes: &'a Routes,
-    /// Those that come behind the present ones.
-    targets: Vec<Target>,
+    /// Places that are empty; behind the last, all are.
+    free: Vec<usize>,
+    /// Those that come, with their places.
+    targets: Vec<(usize, Target)>,
 }
 
 impl Compiling<'_> {
@@ -206,12 +212,13 @@ impl Compiling<'_> {
 
     fn target(&mut self, cluster: &Rc<Cluster>, action: Action) -> u32 {
         let same = |target: &Target| Rc::ptr_eq(&target.cluster, cluster) && target.action == action;
-        let present = self.routes.targets.len();
-        let known = self.routes.targets.iter().position(same);
-        let known = known.or_else(|| Some(present + self.targets.iter().position(same)?));
-        let place = known.unwrap_or_else(|| {
-            self.targets.push(Target { cluster: Rc::clone(cluster), action });
-            present + self.targets.len() - 1
+        let present = self.routes.targets.iter().position(|target| target.as_ref().is_some_and(same));
+        let coming = || self.targets.iter().find(|(_, target)| same(target)).map(|(place, _)| *place);
+        let place = present.or_else(coming).unwrap_or_else(|| {
+            let behind = self.targets.iter().map(|(place, _)| place + 1).max().unwrap_or(0);
+            let place = self.free.pop().unwrap_or(behind.max(self.routes.targets.len()));
+            self.targets.push((place, Target { cluster: Rc::clone(cluster), action }));
+            place
         });
         // Bounded by the size of the control frames.
         place as u32
@@ -222,8 +229,22 @@ impl Site {
     /// Makes what was compiled.
     pub fn patch(&self, patch: RoutesPatch) {
         let routes = &mut *self.routes.borrow_mut();
-        routes.targets.extend(patch.targets);
+        for (place, target) in patch.targets {
+            if routes.targets.len() <= place {
+                routes.targets.resize_with(place + 1, || None);
+            }
+            routes.targets[place] = Some(target);
+        }
         routes.table.patch(patch.hosts);
+    }
+
+    /// Lets go of a cluster that no rule leads to any more.
+    pub fn forget(&self, cluster: &Rc<Cluster>) {
+        for target in &mut self.routes.borrow_mut().targets {
+            if target.as_ref().is_some_and(|target| Rc::ptr_eq(&target.cluster, cluster)) {
+                *target = None;
+            }
+        }
     }
 }
 

@@ -68,8 +68,8 @@ pub struct Site {
 /// something up keeps what it found.
 pub(super) struct Routes {
     pub(super) table: RouteTable,
-    /// Only ever more: what is found by its place stays there.
-    pub(super) targets: Vec<Target>,
+    /// By their place; `None` where one was whose cluster is gone.
+    pub(super) targets: Vec<Option<Target>>,
 }
 
 impl Routes {
@@ -79,7 +79,8 @@ impl Routes {
     /// Why it leads nowhere.
     pub(super) fn find(&self, host: &str, path: &str, method: &str) -> Result<&Target, Reason> {
         match self.table.lookup(host, path, method) {
-            Outcome::Target(target) => Ok(&self.targets[target as usize]),
+            // No rule leads to a target that is gone.
+            Outcome::Target(target) => self.targets[target as usize].as_ref().ok_or(Reason::NoRoute),
             Outcome::AmbiguousPath => Err(Reason::AmbiguousPath),
             Outcome::NoRoute => Err(Reason::NoRoute),
         }
@@ -211,6 +212,7 @@ impl Site {
             let (rules, targets) = rules.remove(address).unwrap_or_default();
             let table =
                 RouteTable::compile(rules).map_err(|error| SiteError::Routes { address: *address, error })?;
+            let targets = targets.into_iter().map(Some).collect();
             let routes = Rc::new(RefCell::new(Routes { table, targets }));
             sites.insert(*address, Rc::new(Site::new(listener, routes)));
         }

@@ -204,7 +204,7 @@ pub(super) struct BufferRing {
 }
 
 /// Buffers published at first. Enough for the bursts of a few hundred busy connections.
-const FIRST_TARGET: u16 = 256;
+const FIRST_TARGET: u16 = 64;
 
 impl BufferRing {
     /// The only group.

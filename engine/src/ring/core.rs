@@ -484,7 +484,8 @@ impl Core {
             // Its bytes are written over by the next receive; all of them count as initialised.
             buffer.resize(BULK_SIZE, 0);
             (&self.bulk, KEPT_BULK)
-        } else if buffer.capacity() <= 4 * HEAD_SIZE {
+        // Smaller ones were not made here: kept, they would be of no use to a head.
+        } else if (HEAD_SIZE..=4 * HEAD_SIZE).contains(&buffer.capacity()) {
             buffer.clear();
             (&self.heads, KEPT_HEADS)
         } else {

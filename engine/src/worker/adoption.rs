@@ -140,7 +140,9 @@ impl Worker {
         let orders = Stream::adopt(ring, orders)?;
         self.channel.replace(descriptors);
         self.surrender()?;
-        report(&orders, 0, Report::Adopted(Box::new(self.describe()?))).await.map_err(io::Error::other)?;
+        report(ring, &orders, 0, Report::Adopted(Box::new(self.describe()?)))
+            .await
+            .map_err(io::Error::other)?;
         if !self.shared.is_handing_over() {
             self.successor.set(Some(successor));
         }

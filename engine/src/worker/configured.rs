@@ -332,6 +332,7 @@ impl Configured {
                     if !state.clusters.contains_key(name)
                         && let Some(cluster) = clusters.remove(name)
                     {
+                        sites.values().for_each(|site| site.forget(&cluster));
                         cluster.retire(&shared.pooling);
                     }
                 }

@@ -235,18 +235,18 @@ fn requests_that_are_nearly_right_hurt_nobody() {
     let proxy = Config::to(&backend).root("worker_count = 2").start();
     let listener = proxy.address().to_string();
     let seeds = [
-        r#"{"verb":"status"}"#.to_owned(),
-        r#"{"verb":"state"}"#.to_owned(),
-        r#"{"verb":"reload","dry_run":true}"#.to_owned(),
-        r#"{"verb":"topology"}"#.to_owned(),
-        r#"{"verb":"pin","worker":7,"core":70}"#.to_owned(),
-        r#"{"verb":"scale","count":0}"#.to_owned(),
+        r#""status""#.to_owned(),
+        r#""state""#.to_owned(),
+        r#"{"reload":{"dry_run":true}}"#.to_owned(),
+        r#""topology""#.to_owned(),
+        r#"{"pin":{"worker":7,"core":70}}"#.to_owned(),
+        r#"{"scale":{"count":0}}"#.to_owned(),
         format!(
-            r#"{{"verb":"apply","changes":[{{"change":"set_frontend","cluster":"all","frontend":{{"address":"{listener}","hostname":"[::1]","path":{{"type":"REGEX","value":"/(a|b)*"}},"method":"GET","deny":true}}}}]}}"#
+            r#"{{"apply":{{"changes":[{{"set_frontend":{{"cluster":"all","frontend":{{"address":"{listener}","hostname":"[::1]","path":{{"type":"REGEX","value":"/(a|b)*"}},"method":"GET","deny":true}}}}}}]}}}}"#
         ),
-        r#"{"verb":"apply","changes":[{"change":"set_backend","cluster":"all","backend":{"id":"x","address":"unix:/x","weight":0,"backup":true}}]}"#.to_owned(),
-        r#"{"verb":"apply","changes":[{"change":"set_cluster","name":"x","cluster":{"https_redirect":true,"https_redirect_port":1,"frontends":[],"backends":[]}}]}"#.to_owned(),
-        r#"{"verb":"load_state","dry_run":true,"state":{"version":1,"settings":{},"listeners":{},"clusters":{}}}"#.to_owned(),
+        r#"{"apply":{"changes":[{"set_backend":{"cluster":"all","backend":{"id":"x","address":"unix:/x","weight":0,"backup":true}}}]}}"#.to_owned(),
+        r#"{"apply":{"changes":[{"set_cluster":{"name":"x","cluster":{"https_redirect":true,"https_redirect_port":1,"frontends":[],"backends":[]}}}]}}"#.to_owned(),
+        r#"{"load_state":{"dry_run":true,"state":{"version":1,"settings":{},"listeners":{},"clusters":{}}}}"#.to_owned(),
     ];
     let random = noise(1 << 20);
     let mut random =

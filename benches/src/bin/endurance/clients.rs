@@ -120,7 +120,10 @@ impl Clients {
             Ok(connection) => connection,
             Err(error) => return self.fail(kind, format!("cannot connect: {error}"), due, false),
         };
-        self.tally.borrow_mut().in_flight += 1;
+        {
+            let mut tally = self.tally.borrow_mut();
+            (tally.in_flight, tally.begun) = (tally.in_flight + 1, tally.begun + 1);
+        }
         let outcome = timeout(PATIENCE, exchange(&mut connection.stream, kind)).await;
         self.tally.borrow_mut().in_flight -= 1;
         match outcome {
@@ -188,8 +191,7 @@ impl Clients {
                 if self.stopping.get() {
                     break;
                 }
-                began = Instant::now();
-                let due = began;
+                let due = Instant::now();
                 stream.write_all(&number.to_be_bytes()).await?;
                 let mut echo = [0; 8];
                 timeout(PATIENCE, stream.read_exact(&mut echo)).await.map_err(|_| io::ErrorKind::TimedOut)??;
@@ -197,6 +199,7 @@ impl Clients {
                     return Err(io::Error::other(format!("{number} came back as {}", u64::from_be_bytes(echo))));
                 }
                 self.tally.borrow_mut().answer(Kind::Message, due.elapsed());
+                began = Instant::now();
                 sleep_until(due + BEAT).await;
             }
             Ok(())

@@ -10,6 +10,7 @@ mod servers;
 mod tally;
 
 use std::{
+    cell::Cell,
     collections::BTreeMap,
     fmt::Write as _,
     fs, io,
@@ -185,10 +186,21 @@ async fn endure(arguments: &Arguments, scenario: &Scenario, times: u32) -> io::R
     let mut in_flight = 0;
     for n in 0..times {
         if scenario.step == Step::KillWorker {
-            in_flight += clients.tally.borrow().in_flight;
-            kills.push(Instant::now());
+            let begun = Cell::new(0);
+            let pid = proxy
+                .kill_worker(n as usize, || {
+                    let tally = clients.tally.borrow();
+                    in_flight += tally.in_flight;
+                    begun.set(tally.begun);
+                    kills.push(Instant::now());
+                })
+                .await?;
+            sleep(tally::NEWS).await;
+            in_flight += clients.tally.borrow().begun - begun.get();
+            proxy.wait_for_workers(workers as usize, pid).await?;
+        } else {
+            act(&mut proxy, scenario.step, n, workers).await?;
         }
-        act(&mut proxy, scenario.step, n, workers).await?;
         sleep(Duration::from_millis(300)).await;
     }
     clients.stop().await;
@@ -204,11 +216,10 @@ async fn endure(arguments: &Arguments, scenario: &Scenario, times: u32) -> io::R
 
 async fn act(proxy: &mut Proxy, step: Step, n: u32, workers: u32) -> io::Result<()> {
     match step {
-        Step::Nothing => {}
+        Step::Nothing | Step::KillWorker => {}
         Step::Reload => proxy.reload(workers).await?,
         Step::UpgradeWorkers => drop(proxy.ctl(&["workers", "upgrade"]).await?),
         Step::Upgrade => drop(proxy.ctl(&["upgrade"]).await?),
-        Step::KillWorker => proxy.kill_worker(n as usize).await?,
         Step::KillSupervisor => proxy.kill_supervisor().await?,
         Step::Scale => {
             proxy.ctl(&["workers", "scale", "2"]).await?;

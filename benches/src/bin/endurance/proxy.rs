@@ -102,19 +102,28 @@ impl Proxy {
         self.ctl(&["reload"]).await.map(drop)
     }
 
-    /// Kills a worker, and waits until there is another in its place.
+    /// Kills a worker; its process id.
     ///
     /// # Errors
-    /// When there is none in time.
-    pub(crate) async fn kill_worker(&self, place: usize) -> io::Result<()> {
-        let before = self.worker_pids().await?;
-        let pid = before[place % before.len()];
+    /// When it cannot be found.
+    pub(crate) async fn kill_worker(&self, place: usize, note: impl FnOnce()) -> io::Result<i32> {
+        let pids = self.worker_pids().await?;
+        let pid = pids[place % pids.len()];
+        note();
         kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+        Ok(pid)
+    }
+
+    /// Waits until `count` workers run, and `pid` is none of them.
+    ///
+    /// # Errors
+    /// When that does not come to be in time.
+    pub(crate) async fn wait_for_workers(&self, count: usize, pid: i32) -> io::Result<()> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let workers = self.workers().await?;
             let running = |worker: &serde_json::Value| worker["state"] == "running" && worker["pid"] != pid;
-            if workers.len() == before.len() && workers.iter().all(running) {
+            if workers.len() == count && workers.iter().all(running) {
                 return Ok(());
             }
             if Instant::now() > deadline {

@@ -7,6 +7,10 @@ use std::{
 
 use hdrhistogram::Histogram;
 
+/// So long may a client not know that the process has died that had its connection: it is 10 ms away, and the kernel
+/// closes the sockets of a process that was killed a little after it.
+pub(crate) const NEWS: Duration = Duration::from_millis(50);
+
 /// Where a request comes from, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
@@ -44,6 +48,8 @@ pub(crate) struct Tally {
     pub(crate) idle_closed: u64,
     /// Requests that are under way.
     pub(crate) in_flight: u64,
+    /// Requests that were sent, or begun to be.
+    pub(crate) begun: u64,
     /// Tunnels that are open.
     pub(crate) tunnels: u64,
     /// Tunnels that broke.
@@ -59,6 +65,7 @@ impl Tally {
             failures: Vec::new(),
             idle_closed: 0,
             in_flight: 0,
+            begun: 0,
             tunnels: 0,
             broken: Vec::new(),
         }
@@ -74,11 +81,9 @@ impl Tally {
         self.answered.values().sum()
     }
 
-    /// Failures that no moment of `excuses` lies in.
-    pub(crate) fn inexcusable<'a>(failures: &'a [Failure], excuses: &[Instant]) -> Vec<&'a Failure> {
-        let excused = |failure: &&Failure| {
-            !excuses.iter().any(|moment| (failure.began..=failure.ended).contains(moment))
-        };
-        failures.iter().filter(excused).collect()
+    /// Failures that were under way at none of `kills`, nor began before word of it could reach the client.
+    pub(crate) fn inexcusable<'a>(failures: &'a [Failure], kills: &[Instant]) -> Vec<&'a Failure> {
+        let by = |failure: &Failure, kill: &Instant| failure.began <= *kill + NEWS && failure.ended >= *kill;
+        failures.iter().filter(|failure| !kills.iter().any(|kill| by(failure, kill))).collect()
     }
 }
