@@ -57,10 +57,10 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
+    #[expect(clippy::expect_used, reason = "the bounds are constants that the histogram accepts")]
     pub(crate) fn new() -> Tally {
         Tally {
-            // The bounds are valid: three digits of up to two minutes.
-            latency: Histogram::new_with_bounds(1, 120_000_000, 3).unwrap_or_else(|error| panic!("{error}")),
+            latency: Histogram::new_with_bounds(1, 120_000_000, 3).expect("bounds in range"),
             answered: BTreeMap::new(),
             failures: Vec::new(),
             idle_closed: 0,
