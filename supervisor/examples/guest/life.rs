@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::backend::Backend;
 use crate::proxy::Proxy;
-use crate::traffic::{answer, connect, expect, requests};
+use crate::traffic::{self, answer, connect, expect, get, requests};
 use crate::{Verdict, explain, wait_for};
 
 /// Every worker must run at `wanted`; returns the level for the report.
@@ -39,6 +39,38 @@ pub(crate) fn a_killed_worker_is_replaced_and_serves(proxy: &mut Proxy<'_>) -> V
         return Err(format!("a worker died again: {workers:?} became {after:?}"));
     }
     Ok(())
+}
+
+/// Workers are replaced, added and removed, the supervisor is replaced and killed: open connections and a tunnel go on.
+pub(crate) fn connections_go_on_whatever_is_replaced(proxy: &mut Proxy<'_>) -> Verdict {
+    let mut tunnel = traffic::tunnel(proxy.address)?;
+    let mut idle = (0..8).map(|_| connect(proxy.address)).collect::<Result<Vec<_>, _>>()?;
+    let mut go_on = |step: &str| -> Verdict {
+        let failed = |error| format!("after {step}: {error}");
+        for wire in &mut idle {
+            get(wire, "/hello").and_then(|body| expect(&body, b"hello")).map_err(failed)?;
+        }
+        tunnel.send(step.as_bytes()).map_err(explain("sending into the tunnel")).map_err(failed)?;
+        let echo = tunnel.take(step.len()).map_err(explain("reading from the tunnel")).map_err(failed)?;
+        expect(&echo, step.as_bytes()).map_err(failed)
+    };
+    go_on("the start")?;
+    for arguments in [
+        &["workers", "upgrade"][..],
+        &["upgrade"],
+        &["workers", "scale", "3"],
+        &["workers", "rebalance"],
+        &["workers", "scale", "1"],
+        &["reload"],
+        &["workers", "scale", "2"],
+    ] {
+        proxy.ctl(arguments)?;
+        go_on(&arguments.join(" "))?;
+    }
+    proxy.replace_supervisor()?;
+    go_on("another supervisor")?;
+    proxy.ctl(&["workers", "upgrade"])?;
+    go_on("an upgrade by that")
 }
 
 /// SIGTERM with a request in flight: its answer arrives whole and the exit code is 0.

@@ -157,6 +157,8 @@ fn check_one(
     check_traffic(report, prefix, proxy.address);
     let name = format!("{prefix}a_killed_worker_is_replaced_and_serves");
     report.add(&name, life::a_killed_worker_is_replaced_and_serves(proxy));
+    let name = format!("{prefix}connections_go_on_whatever_is_replaced");
+    report.add(&name, life::connections_go_on_whatever_is_replaced(proxy));
     let name = format!("{prefix}a_graceful_stop_answers_what_is_in_flight_and_exits_0");
     report.add(&name, life::a_graceful_stop_answers_what_is_in_flight(proxy, backend));
     if report.failed > failed_before {

@@ -41,6 +41,7 @@ pub(crate) struct Proxy<'a> {
     supervisor: Child,
     folder: tempfile::TempDir,
     seen: Vec<i32>,
+    level: Option<u8>,
 }
 
 impl<'a> Proxy<'a> {
@@ -56,17 +57,8 @@ impl<'a> Proxy<'a> {
         let address = free_address()?;
         let file = folder.path().join("kakehi.toml");
         fs::write(&file, config(folder.path(), address, backend)).map_err(explain("writing the config"))?;
-        let log = File::create(folder.path().join("log")).map_err(explain("creating the log"))?;
-        let errors = log.try_clone().map_err(explain("cloning the log"))?;
-        let mut command = Command::new(&programs.kakehi);
-        command.arg("start").arg("-c").arg(&file).stdin(Stdio::null()).stdout(log).stderr(errors);
-        match level {
-            Some(level) => command.env("KAKEHI_IO_URING_LEVEL", level.to_string()),
-            None => command.env_remove("KAKEHI_IO_URING_LEVEL"),
-        };
-        let supervisor =
-            command.spawn().map_err(explain(&format!("starting {}", programs.kakehi.display())))?;
-        let mut proxy = Proxy { address, programs, supervisor, folder, seen: Vec::new() };
+        let supervisor = launch(programs, folder.path(), level)?;
+        let mut proxy = Proxy { address, programs, supervisor, folder, seen: Vec::new(), level };
         if let Err(error) = proxy.running_workers() {
             return Err(format!("{error}\n{}", proxy.log()));
         }
@@ -132,6 +124,27 @@ impl<'a> Proxy<'a> {
         Ok(workers)
     }
 
+    /// Runs `kakehictl`.
+    pub(crate) fn ctl(&self, arguments: &[&str]) -> Result<(), String> {
+        let output = Command::new(&self.programs.kakehictl)
+            .arg("-s")
+            .arg(self.folder.path().join("kakehi.sock"))
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .map_err(explain("running kakehictl"))?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        if output.status.success() { Ok(()) } else { Err(format!("kakehictl {arguments:?}: {said}")) }
+    }
+
+    /// Kills the supervisor, and starts another in its place.
+    pub(crate) fn replace_supervisor(&mut self) -> Result<(), String> {
+        self.supervisor.kill().map_err(explain("killing the supervisor"))?;
+        self.supervisor.wait().map_err(explain("waiting for its end"))?;
+        self.supervisor = launch(self.programs, self.folder.path(), self.level)?;
+        self.running_workers().map(drop)
+    }
+
     /// Ends one worker without asking it.
     pub(crate) fn kill_worker(&self, worker: &Worker) -> Result<(), String> {
         kill(Pid::from_raw(worker.pid), Signal::SIGKILL).map_err(explain("killing a worker"))
@@ -187,6 +200,21 @@ impl Drop for Proxy<'_> {
             }
         }
     }
+}
+
+/// Starts kakehi on the file in `folder`.
+fn launch(programs: &Programs, folder: &Path, level: Option<u8>) -> Result<Child, String> {
+    let log = File::options().create(true).append(true).open(folder.join("log"));
+    let log = log.map_err(explain("opening the log"))?;
+    let errors = log.try_clone().map_err(explain("cloning the log"))?;
+    let mut command = Command::new(&programs.kakehi);
+    let file = folder.join("kakehi.toml");
+    command.arg("start").arg("-c").arg(file).stdin(Stdio::null()).stdout(log).stderr(errors);
+    match level {
+        Some(level) => command.env("KAKEHI_IO_URING_LEVEL", level.to_string()),
+        None => command.env_remove("KAKEHI_IO_URING_LEVEL"),
+    };
+    command.spawn().map_err(explain(&format!("starting {}", programs.kakehi.display())))
 }
 
 fn is_gone(pid: i32) -> bool {

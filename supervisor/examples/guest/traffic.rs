@@ -142,7 +142,8 @@ fn eight_mebibytes_come_down(address: SocketAddr) -> Verdict {
     expect(&get(&mut wire, "/hello")?, b"hello")
 }
 
-fn a_tunnel_carries_both_ways_and_half_closes(address: SocketAddr) -> Verdict {
+/// Opens a tunnel; whatever is sent into it comes back.
+pub(crate) fn tunnel(address: SocketAddr) -> Result<Wire, String> {
     let mut wire = connect(address)?;
     wire.send(
         b"GET /socket HTTP/1.1\r\nHost: guest.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
@@ -155,7 +156,11 @@ fn a_tunnel_carries_both_ways_and_half_closes(address: SocketAddr) -> Verdict {
         return Err(format!("`{}` instead of 101", head.first_line));
     }
     expect(&wire.take(GREETING.len()).map_err(explain("reading the greeting"))?, GREETING)?;
+    Ok(wire)
+}
 
+fn a_tunnel_carries_both_ways_and_half_closes(address: SocketAddr) -> Verdict {
+    let mut wire = tunnel(address)?;
     // Both directions at once, more than any buffer on the way holds.
     let sent = pattern(MIB);
     let mut writer = wire.stream.try_clone().map_err(explain("cloning the socket"))?;
