@@ -201,6 +201,7 @@ impl Supervisor {
     /// Serves until a stop is complete.
     async fn run(&mut self) -> Result<End, Error> {
         loop {
+            self.forget_retired();
             let nobody_left = !self.workers.iter().any(Worker::has_future);
             match &self.stopping {
                 Some(stopping) if nobody_left => {
@@ -281,7 +282,6 @@ impl Supervisor {
             }
             Outcome::Died(death) => self.on_death(id, death, age),
         }
-        self.forget_retired();
     }
 
     fn on_death(&mut self, id: u32, death: Death, lived: Duration) {

@@ -157,14 +157,13 @@ impl Supervisor {
     /// For each listener one socket of a worker that has several, and the worker.
     fn spare_sockets(&self) -> Vec<(u32, ListenerSocket)> {
         let spare_of = |address: &SocketAddr| {
-            // The one that was left last goes first.
             let spare = self.workers.iter().filter_map(|worker| {
                 let own = worker.sockets().iter().map(|(which, _)| *which);
                 let mut own: Vec<_> = own.filter(|which| which.address == *address).collect();
                 own.sort();
-                own.split_first().and_then(|(_, spare)| spare.last()).map(|which| (worker.id(), *which))
+                own.get(1).map(|which| (worker.id(), *which))
             });
-            // The lowest: the filter counts on workers' own sockets being the first.
+            // The lowest, as the filter counts on the workers' own sockets being the first, in their order.
             spare.min_by_key(|(_, which)| which.rank)
         };
         self.state.active_addresses().filter_map(|address| spare_of(&address)).collect()
