@@ -5,10 +5,11 @@
 //! reason, and the connection closed.
 
 use std::{
-    fs, io,
+    fs::{self, Permissions},
+    io,
     os::{
         fd::{AsFd as _, OwnedFd},
-        unix::fs::{FileTypeExt as _, MetadataExt as _},
+        unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
     },
     path::{Path, PathBuf},
     sync::Arc,
@@ -123,11 +124,12 @@ impl CommandSocket {
         let explain = |error| Error::Io { path: path.to_owned(), error };
         clear(path)?;
         // Nobody may connect in the moment between bind and a chmod. One thread only, so no other file is affected.
-        let others = if guests.is_empty() { 0o177 } else { 0o111 };
-        let before = umask(Mode::from_bits_truncate(others));
+        let before = umask(Mode::from_bits_truncate(0o177));
         let listener = UnixListener::bind(path);
         umask(before);
         let listener = listener.map_err(explain)?;
+        let mode = if guests.is_empty() { 0o600 } else { 0o666 };
+        fs::set_permissions(path, Permissions::from_mode(mode)).map_err(explain)?;
         let file = SocketFile { path: path.to_owned(), identity: identity(path) };
         Ok(CommandSocket { listener, file, guests: guests.into() })
     }
@@ -278,8 +280,6 @@ async fn reply(stream: &mut UnixStream, id: u64, response: Response) -> Result<(
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
 
     fn path(folder: &tempfile::TempDir) -> PathBuf {
