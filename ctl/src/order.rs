@@ -241,7 +241,7 @@ pub struct WorkerInfo {
     pub cpu_user_ms: u64,
     /// CPU time of the process, system (ms).
     pub cpu_system_ms: u64,
-    /// Share of a core that it took just now (percent): measured by `kakehictl pin`, absent elsewhere.
+    /// Share of a core that it took just now (percent): measured for [`Request::Topology`], absent elsewhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load_percent: Option<u64>,
     /// Rung of the ladder of kernel features, 0 to 4.

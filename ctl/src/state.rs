@@ -36,6 +36,12 @@ pub struct Revision {
     pub generation: u64,
     /// Digest of what the file said that was read last; empty where there was none.
     pub origin: String,
+    /// How many workers `kakehictl` has asked for since; `None`: it is as the file says.
+    #[serde(default)]
+    pub workers: Option<u16>,
+    /// Where it has put them since; empty: as the file says.
+    #[serde(default)]
+    pub worker_cores: Vec<u16>,
 }
 
 /// What applies to the whole process.
@@ -285,6 +291,22 @@ fn yes() -> bool {
 }
 
 impl State {
+    /// What this state, which a file says, becomes when it goes on from `earlier`: with the settings of the file, and all
+    /// else from there; also with as many workers in the same places, unless the file has changed since.
+    #[must_use]
+    pub fn going_on_from(self, earlier: State) -> State {
+        let mut state = State { settings: self.settings, ..earlier };
+        if state.revision.origin == self.revision.origin {
+            state.settings.worker_count = state.revision.workers.or(state.settings.worker_count);
+            if !state.revision.worker_cores.is_empty() {
+                state.settings.worker_cores.clone_from(&state.revision.worker_cores);
+            }
+        } else {
+            (state.revision.workers, state.revision.worker_cores) = (None, Vec::new());
+        }
+        state
+    }
+
     /// Addresses that accept connections.
     pub fn active_addresses(&self) -> impl Iterator<Item = SocketAddr> + '_ {
         self.listeners.iter().filter(|(_, listener)| listener.active).map(|(address, _)| *address)

@@ -110,14 +110,31 @@ impl Settings {
             let how = if settings.rebalance_auto { "auto" } else { "manual" };
             format!("{how}, {} % every {} ms", settings.rebalance_threshold, settings.rebalance_interval_ms)
         };
+        let millis = |millis: u64| format!("{millis} ms");
         let settings = [
             ("worker_count", count(self), count(wanted)),
             ("worker_cores", cores(self), cores(wanted)),
             ("steering", steering(self), steering(wanted)),
             ("rebalance", rebalance(self), rebalance(wanted)),
+            ("graceful_timeout", millis(self.graceful_timeout_ms), millis(wanted.graceful_timeout_ms)),
+            (
+                "worker_automatic_restart",
+                self.worker_automatic_restart.to_string(),
+                wanted.worker_automatic_restart.to_string(),
+            ),
         ];
         let differ = settings.into_iter().filter(|(_, now, wanted)| now != wanted);
         differ.map(|(name, now, wanted)| format!("~ {name}: {now}, then {wanted}")).collect()
+    }
+
+    /// Takes over the settings that concern neither listeners, clusters nor a worker's process, and change at once.
+    pub fn take_live(&mut self, wanted: &Settings) {
+        self.graceful_timeout_ms = wanted.graceful_timeout_ms;
+        self.worker_automatic_restart = wanted.worker_automatic_restart;
+        self.steering = wanted.steering;
+        self.rebalance_auto = wanted.rebalance_auto;
+        self.rebalance_interval_ms = wanted.rebalance_interval_ms;
+        self.rebalance_threshold = wanted.rebalance_threshold;
     }
 
     /// Names of the settings in which `wanted` differs and which only a start can change.

@@ -25,7 +25,7 @@ pub use error::{ConfigError, KeyHint, Loaded, Place, Warning};
 use sha2::{Digest as _, Sha256};
 use toml::de::DeTable;
 
-use crate::state::State;
+use crate::state::{Settings, State};
 
 /// Reads the file at `path`. Relative paths in it are those of its folder, and come out absolute.
 ///
@@ -47,11 +47,8 @@ pub fn load(path: impl AsRef<Path>) -> Result<Loaded, ConfigError> {
 /// # Errors
 /// What the file would be refused for.
 pub fn check(part: &State) -> Result<(), String> {
-    let routing = State {
-        settings: crate::state::Settings::default(),
-        revision: crate::state::Revision::default(),
-        ..part.clone()
-    };
+    let routing =
+        State { settings: Settings::default(), revision: crate::state::Revision::default(), ..part.clone() };
     let text = write::write(&routing);
     let read = parse(&text, "the change").map_err(|error| error.to_string())?.state;
     if read.listeners == routing.listeners && read.clusters == routing.clusters {
@@ -61,10 +58,12 @@ pub fn check(part: &State) -> Result<(), String> {
     }
 }
 
-/// SHA-256 of what can change while kakehi runs, so that a comment or the order of keys is no difference.
+/// SHA-256 of what `kakehictl` can change while kakehi runs, so that a comment or the order of keys is no difference.
 fn digest(state: &State) -> String {
     let mut digest = Sha256::new();
-    let written = serde_json::to_writer(&mut digest, &(&state.listeners, &state.clusters));
+    let Settings { worker_count, worker_cores, .. } = &state.settings;
+    let changeable = (&state.listeners, &state.clusters, worker_count, worker_cores);
+    let written = serde_json::to_writer(&mut digest, &changeable);
     debug_assert!(written.is_ok(), "a state is always JSON");
     digest.finalize().iter().fold(String::new(), |mut text, byte| {
         // Writing to a string cannot fail.

@@ -76,9 +76,6 @@ pub(crate) async fn serve(
         state.settings.io_uring_level = Some(level);
     }
     kakehi_engine::ring::check().map_err(resources::Error::from)?;
-    let count = worker_count(&state.settings);
-    state.settings.max_connections =
-        resources::raise_limits(count, state.settings.max_connections, state.listeners.len())?;
 
     // Before there is anything to clean up: a signal from now on is answered by an orderly end.
     let signals = Signals::new().map_err(Error::Runtime)?;
@@ -89,11 +86,14 @@ pub(crate) async fn serve(
     let orphans = adoption::find(&state.settings.command_socket);
     let in_file = state.clone();
     if let Some(running) = running_state(&orphans) {
-        state = State { settings: state.settings, ..running };
+        state = state.going_on_from(running);
     } else if let Some(saved) = save::load(&state)? {
-        state = State { settings: state.settings, ..saved };
+        state = state.going_on_from(saved);
         kakehi_engine::worker::check(&state)?;
     }
+    let count = worker_count(&state.settings);
+    state.settings.max_connections =
+        resources::raise_limits(count, state.settings.max_connections, state.listeners.len())?;
     let mut supervisor = Supervisor::new(state, source, signals, asked);
     supervisor.take_over(orphans)?;
     supervisor.complete(count, BTreeMap::new(), init_system::activated()).await?;
@@ -339,15 +339,18 @@ impl Supervisor {
     /// After taking workers over: those that run another program, or with other settings, are replaced one by one, and
     /// what the file says is applied if it has changed since it was read last.
     async fn catch_up(&mut self, in_file: &State, count: usize) {
+        // Before anything changes: they are compared with the state that they were found with.
+        let behind = |worker: &&Worker| worker.is_behind(&self.state);
+        let behind: Vec<u32> = self.workers.iter().filter(behind).map(Worker::id).collect();
         if self.count() > count
             && let Err(refused) = self.scale(count as u32, "the takeover").await
         {
             tracing::error!("{refused}");
         }
-        self.pin_as_configured("the takeover");
-        let behind = |worker: &&Worker| worker.is_behind(&self.state);
-        let behind: Vec<u32> = self.workers.iter().filter(behind).map(Worker::id).collect();
-        for id in behind {
+        for failed in self.pin_as_configured("the takeover").await {
+            tracing::error!("{failed}");
+        }
+        for id in behind.into_iter().filter(|id| (*id as usize) < self.count()).collect::<Vec<_>>() {
             if let Err(refused) = self.upgrade(Some(id), "the takeover").await {
                 tracing::error!("{refused}");
             }

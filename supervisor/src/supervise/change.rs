@@ -99,23 +99,24 @@ impl Supervisor {
         Ok(changed)
     }
 
-    /// Makes those settings what the file says that concern no worker's process, as far as the file has changed in them:
-    /// what was said by `kakehictl` stays otherwise. What could not be done comes back as warnings.
+    /// Makes those settings what the file says that concern no worker's process. Where it has not changed in number and
+    /// place of the workers, what was said by `kakehictl` stays. What could not be done comes back as warnings.
     async fn change_settings(&mut self, wanted: Settings, by: &str) -> Vec<String> {
         let before = self.source.settings.clone();
-        let settings = &mut self.state.settings;
-        settings.graceful_timeout_ms = wanted.graceful_timeout_ms;
-        settings.worker_automatic_restart = wanted.worker_automatic_restart;
-        settings.rebalance_auto = wanted.rebalance_auto;
-        settings.rebalance_interval_ms = wanted.rebalance_interval_ms;
-        settings.rebalance_threshold = wanted.rebalance_threshold;
-        settings.steering = wanted.steering;
+        for line in before.describe_live(&wanted) {
+            tracing::info!("changed by {by}: {line}");
+        }
+        for settings in [&mut self.state.settings, &mut self.source.settings] {
+            settings.take_live(&wanted);
+        }
         let mut warnings = Vec::new();
         if before.worker_cores != wanted.worker_cores {
-            settings.worker_cores.clone_from(&wanted.worker_cores);
-            self.pin_as_configured(by);
+            self.state.settings.worker_cores.clone_from(&wanted.worker_cores);
+            self.source.settings.worker_cores.clone_from(&wanted.worker_cores);
+            warnings.extend(self.pin_as_configured(by).await);
         }
         if before.worker_count != wanted.worker_count {
+            self.source.settings.worker_count = wanted.worker_count;
             let count = super::begin::worker_count(&wanted);
             if let Err(refused) = self.scale(count as u32, by).await {
                 warnings.push(refused.to_string());
@@ -123,13 +124,6 @@ impl Supervisor {
         }
         self.steer();
         self.note_changed();
-        let live = &mut self.source.settings;
-        live.worker_cores = wanted.worker_cores;
-        live.worker_count = wanted.worker_count;
-        live.steering = wanted.steering;
-        live.rebalance_auto = wanted.rebalance_auto;
-        live.rebalance_interval_ms = wanted.rebalance_interval_ms;
-        live.rebalance_threshold = wanted.rebalance_threshold;
         warnings
     }
 
@@ -234,7 +228,11 @@ impl Supervisor {
         if dry_run || (changes.is_empty() && origin == self.state.revision.origin) {
             return Ok(changed);
         }
-        let revision = Revision { generation: self.state.revision.generation + 1, origin };
+        let revision = Revision {
+            generation: self.state.revision.generation + 1,
+            origin,
+            ..self.state.revision.clone()
+        };
         changed.workers = self.change_everywhere(changes, &part, revision).await.inspect_err(|refused| {
             tracing::error!("a change by {by} was refused: {refused}");
         })?;
@@ -244,7 +242,7 @@ impl Supervisor {
         Ok(changed)
     }
 
-    /// Has all workers make the changes, or none; then `wanted` is the state.
+    /// Has all workers make the changes, or none, which make `part` of what they name; then the state has them.
     async fn change_everywhere(
         &mut self,
         changes: Vec<Change>,
@@ -302,6 +300,29 @@ impl Supervisor {
             outcomes.push(WorkerOutcome { id, outcome });
         }
         Ok(outcomes)
+    }
+
+    /// Notes number and place of the workers, as somebody has asked for them, also with the workers themselves: for a
+    /// supervisor to come.
+    pub(super) async fn note_placement(&mut self) {
+        self.state.revision = Revision {
+            generation: self.state.revision.generation + 1,
+            workers: self.state.settings.worker_count,
+            worker_cores: self.state.settings.worker_cores.clone(),
+            ..self.state.revision.clone()
+        };
+        self.note_changed();
+        let none: Vec<Sockets> = self.workers.iter().map(|_| Sockets::new()).collect();
+        let revision = self.state.revision.clone();
+        let told =
+            |_: &Worker, _: &Sockets| Ok(Order::Prepare { changes: Vec::new(), revision: revision.clone() });
+        for outcomes in
+            [self.order_all(told, &none).await, self.order_all(|_, _| Ok(Order::Commit), &none).await]
+        {
+            for (worker, reason) in outcomes.into_iter().filter_map(|(id, it)| Some((id, it.err()?))) {
+                tracing::warn!(worker, "was not told how many workers there are, and where: {reason}");
+            }
+        }
     }
 
     /// Waits until every worker has answered all that it was asked.

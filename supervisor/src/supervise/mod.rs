@@ -54,7 +54,7 @@ use tokio::{
 
 use self::{
     attend::Event,
-    command::{Asker, Question},
+    command::Question,
     rebalance::Watch,
     save::Saving,
     signals::{Signals, Wish},
@@ -227,12 +227,7 @@ impl Supervisor {
                     }
                     Wish::Stop(signal) => self.on_stop(signal),
                 },
-                Some(question) = self.asked.recv() => {
-                    let Question { request, peer, asker, answer } = question;
-                    let response = self.answer(request, &peer, asker).await;
-                    // Whoever asked may have left; that is nobody's loss.
-                    let _ = answer.send(response);
-                }
+                Some(question) = self.asked.recv() => self.answer(question).await,
                 () = self.saving.is_to_go_on() => self.go_on_saving(),
                 () = sleep_until(wake) => {
                     self.on_due();
@@ -368,8 +363,10 @@ impl Supervisor {
         }
     }
 
-    async fn answer(&mut self, request: Request, peer: &str, asker: Option<Asker>) -> Response {
-        match request {
+    async fn answer(&mut self, question: Question) {
+        let Question { request, peer, asker, answer } = question;
+        let peer = &peer;
+        let response = match request {
             Request::Status => Response::Status(self.status()),
             Request::Workers => Response::Workers(self.workers.iter().map(Worker::info).collect()),
             Request::State => Response::State(Box::new(self.state.clone())),
@@ -377,10 +374,10 @@ impl Supervisor {
             Request::UpgradeWorkers { worker } => outcomes(self.upgrade(worker, peer).await),
             Request::Scale { count } => outcomes(self.scale(count, peer).await),
             Request::Rebalance => outcomes(self.rebalance(peer).await),
-            Request::Topology => Response::Topology(self.topology()),
-            Request::Pin { worker, core } => outcomes(self.pin(worker, core, peer)),
+            Request::Topology => return self.tell_topology(answer),
+            Request::Pin { worker, core } => outcomes(self.pin(worker, core, peer).await),
             Request::PinAuto { no_smt, numa, reserve_for_irq } => {
-                outcomes(self.pin_auto(&placement::Wish { no_smt, numa, reserve_for_irq }, peer))
+                outcomes(self.pin_auto(&placement::Wish { no_smt, numa, reserve_for_irq }, peer).await)
             }
             Request::Upgrade => match asker {
                 Some(asker) => {
@@ -406,7 +403,9 @@ impl Supervisor {
                 Err(error) => Response::Refused { reason: error.to_string() },
             },
             Request::Apply { changes } => respond(self.apply(changes, peer).await),
-        }
+        };
+        // Whoever asked may have left; that is nobody's loss.
+        let _ = answer.send(response);
     }
 
     fn status(&self) -> Status {

@@ -2,11 +2,20 @@
 //!
 //! A worker moves to another core as it is, with all that it has in flight: its process gets another affinity.
 
-use std::{collections::BTreeSet, fs, io, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::Path,
+    time::{Duration, Instant},
+};
 
-use kakehi_ctl::order::{Core, Interface, Topology, WorkerOutcome};
+use kakehi_ctl::order::{Core, Interface, Response, Topology, WorkerInfo, WorkerOutcome};
+use tokio::sync::oneshot;
 
-use super::{Supervisor, cores, worker::Worker};
+use super::{Supervisor, cores, process::cpu_time_ms, worker::Worker};
+
+/// How long the load of workers is measured.
+const MEASURED: Duration = Duration::from_millis(500);
 
 /// Why a worker was not moved.
 #[derive(Debug, thiserror::Error)]
@@ -49,67 +58,91 @@ pub(super) struct Wish {
 }
 
 impl Supervisor {
-    /// What cores the host has, and where the workers are.
-    pub(super) fn topology(&self) -> Topology {
-        let (cores, interfaces) = read(Path::new("/"));
-        Topology { cores, interfaces, workers: self.workers.iter().map(Worker::info).collect() }
+    /// Tells what cores the host has, where the workers are, and how busy each is: which shows only over a while, so that
+    /// the answer comes later, and nobody waits for it but who asked.
+    pub(super) fn tell_topology(&self, answer: oneshot::Sender<Response>) {
+        let mut workers: Vec<WorkerInfo> = self.workers.iter().map(Worker::info).collect();
+        let since = Instant::now();
+        tokio::spawn(async move {
+            tokio::time::sleep(MEASURED).await;
+            let time_ms = since.elapsed().as_millis().max(1) as u64;
+            for worker in &mut workers {
+                let now = cpu_time_ms(worker.pid).map(|(user, system)| user + system);
+                let before = worker.cpu_user_ms + worker.cpu_system_ms;
+                worker.load_percent = now.map(|now| now.saturating_sub(before) * 100 / time_ms);
+            }
+            let (cores, interfaces) = read(Path::new("/"));
+            // Whoever asked may have left; that is nobody's loss.
+            let _ = answer.send(Response::Topology(Topology { cores, interfaces, workers }));
+        });
     }
 
     /// Ties a worker to a core.
     ///
     /// # Errors
     /// See [`Refused`]; it stays where it is.
-    pub(super) fn pin(&mut self, worker: u32, core: u16, by: &str) -> Result<Vec<WorkerOutcome>, Refused> {
+    pub(super) async fn pin(
+        &mut self,
+        worker: u32,
+        core: u16,
+        by: &str,
+    ) -> Result<Vec<WorkerOutcome>, Refused> {
         if worker as usize >= self.count() {
             return Err(Refused::NoWorker(worker));
         }
-        let allowed = cores::allowed();
-        if !allowed.contains(&usize::from(core)) {
-            let allowed = allowed.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
-            return Err(Refused::NotAllowed { core, allowed });
-        }
-        self.tie(worker, core, by).map(|outcome| vec![outcome])
+        let outcome = self.tie(worker, core, by)?;
+        self.note_placement().await;
+        Ok(vec![outcome])
     }
 
     /// Spreads all workers over the cores, as wished.
     ///
     /// # Errors
     /// See [`Refused`]; workers before the one that it names have moved.
-    pub(super) fn pin_auto(&mut self, wish: &Wish, by: &str) -> Result<Vec<WorkerOutcome>, Refused> {
+    pub(super) async fn pin_auto(&mut self, wish: &Wish, by: &str) -> Result<Vec<WorkerOutcome>, Refused> {
         let chosen = choose(&read(Path::new("/")).0, wish);
         if chosen.is_empty() {
             return Err(Refused::NoCore);
         }
         let places = (0..self.count() as u32).zip(chosen.iter().cycle());
-        places.map(|(worker, core)| self.tie(worker, *core, by)).collect()
+        let outcomes = places.map(|(worker, core)| self.tie(worker, *core, by)).collect();
+        self.note_placement().await;
+        outcomes
     }
 
-    /// Has the workers run where the settings say.
-    pub(super) fn pin_as_configured(&mut self, by: &str) {
-        for id in 0..self.count() as u32 {
-            let Some(core) = self.state.settings.worker_cores.get(id as usize).copied() else { return };
+    /// Has the workers run where the settings say; what could not be done comes back.
+    pub(super) async fn pin_as_configured(&mut self, by: &str) -> Vec<String> {
+        let wanted = self.state.settings.worker_cores.clone();
+        let mut failed = Vec::new();
+        if wanted.is_empty() {
+            return failed;
+        }
+        for (id, core) in (0..self.count() as u32).zip(wanted) {
             let present = self.worker(id).and_then(|worker| worker.core());
             if present != Some(u32::from(core))
-                && let Err(refused) = self.pin(id, core, by)
+                && let Err(refused) = self.tie(id, core, by)
             {
-                tracing::error!("{refused}");
+                failed.push(refused.to_string());
             }
         }
+        self.note_placement().await;
+        failed
     }
 
     fn tie(&mut self, id: u32, core: u16, by: &str) -> Result<WorkerOutcome, Refused> {
+        let allowed = cores::allowed();
+        if !allowed.contains(&usize::from(core)) {
+            let allowed = allowed.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+            return Err(Refused::NotAllowed { core, allowed });
+        }
         let worker = self.worker(id).ok_or(Refused::NoWorker(id))?;
         worker.pin(usize::from(core)).map_err(|error| Refused::System { id, core, error })?;
         tracing::info!(worker = id, "runs on core {core}, for {by}");
         // Those before it in the list must be in it too.
         let listed = self.state.settings.worker_cores.len();
         let present = self.workers.iter().map(|worker| worker.core().and_then(|it| u16::try_from(it).ok()));
-        let mut cores: Vec<u16> = present.map_while(|core| core).take(listed.max(id as usize + 1)).collect();
-        if let Some(place) = cores.get_mut(id as usize) {
-            *place = core;
-        }
+        let cores = present.map_while(|core| core).take(listed.max(id as usize + 1)).collect();
         self.state.settings.worker_cores = cores;
-        self.note_changed();
         self.steer();
         Ok(WorkerOutcome { id, outcome: format!("runs on core {core}") })
     }

@@ -15,6 +15,8 @@ const MEMLOCK_MINIMUM: rlim_t = 512 << 10;
 const MEMLOCK_BASE: rlim_t = 8 << 20;
 /// Descriptors of a worker beside its connections and listeners.
 const NOFILE_BASE: rlim_t = 128;
+/// Listeners for which room is made at a time.
+const LISTENERS_AT_A_TIME: rlim_t = 4;
 /// A client connection and an upstream connection.
 const NOFILE_PER_CONNECTION: rlim_t = 2;
 
@@ -83,10 +85,12 @@ pub(super) fn raise_limits(workers: usize, max_connections: u32, listeners: usiz
         );
     }
 
-    // The same limit has to do for a worker's connections and for the supervisor's copies of all listeners.
-    let fixed = NOFILE_BASE + listeners * (workers + 1);
+    // A worker has each of its listeners twice, the supervisor has those of all workers. Rounded, so that a few more
+    // listeners, or more workers, do not make another limit of connections, for which workers would have to be replaced.
+    let fixed = NOFILE_BASE + 2 * listeners.next_multiple_of(LISTENERS_AT_A_TIME);
     let nofile_needed = fixed + NOFILE_PER_CONNECTION * rlim_t::from(max_connections);
-    let nofile = raise("RLIMIT_NOFILE", Resource::RLIMIT_NOFILE, nofile_needed)?;
+    let supervisor_needs = NOFILE_BASE + listeners * (workers + 1);
+    let nofile = raise("RLIMIT_NOFILE", Resource::RLIMIT_NOFILE, nofile_needed.max(supervisor_needs))?;
     if nofile < nofile_needed {
         // Below `max_connections`, which is a u32; at least one, or nobody would ever be served.
         let possible = (nofile.saturating_sub(fixed) / NOFILE_PER_CONNECTION).max(1) as u32;

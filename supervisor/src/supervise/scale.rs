@@ -76,26 +76,32 @@ impl Supervisor {
             return Err(Refused::Stopping);
         }
         let mut outcomes = Vec::new();
-        let mut done = Ok(());
-        while done.is_ok() && self.count() != wanted as usize {
-            let (id, outcome) = match self.count() < wanted as usize {
-                true => (self.count(), "added"),
-                false => (self.count() - 1, "removed"),
-            };
-            let id = id as u32;
-            done = match outcome {
-                "added" => self.add(id).await,
-                _ => self.remove(id).await,
-            };
-            if done.is_ok() {
-                tracing::info!(worker = id, "{outcome} for {by}");
-                outcomes.push(WorkerOutcome { id, outcome: outcome.to_owned() });
-            }
+        let done = self.scale_step_by_step(wanted as usize, &mut outcomes).await;
+        for WorkerOutcome { id, outcome } in &outcomes {
+            tracing::info!(worker = id, "{outcome} for {by}");
         }
         self.state.settings.worker_count = u16::try_from(self.count()).ok();
-        self.note_changed();
+        self.note_placement().await;
         self.steer();
         done.map(|()| outcomes)
+    }
+
+    async fn scale_step_by_step(
+        &mut self,
+        wanted: usize,
+        outcomes: &mut Vec<WorkerOutcome>,
+    ) -> Result<(), Refused> {
+        while self.count() < wanted {
+            let id = self.count() as u32;
+            self.add(id).await?;
+            outcomes.push(WorkerOutcome { id, outcome: "added".to_owned() });
+        }
+        while self.count() > wanted {
+            let id = self.count() as u32 - 1;
+            self.remove(id).await?;
+            outcomes.push(WorkerOutcome { id, outcome: "removed".to_owned() });
+        }
+        Ok(())
     }
 
     /// The core of worker `id`, where workers are pinned.

@@ -9,9 +9,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use super::{Client, wait};
-
-const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+use super::{Client, GET, ask, wait};
 
 /// Eight clients: some connect anew for each request, some send it in pieces, some send two at once, some keep one
 /// connection. They expect `ok` for an answer.
@@ -45,8 +43,7 @@ impl Load {
                             }
                             _ => {}
                         }
-                        client.send(GET);
-                        client.response().expect(200, "ok");
+                        ask(&mut client);
                         served.fetch_add(1, Ordering::SeqCst);
                     }
                 })

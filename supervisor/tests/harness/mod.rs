@@ -34,6 +34,21 @@ pub(crate) use wire::{Broken, End};
 /// A plain answer with the body `ok`.
 pub(crate) const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
+/// A plain request for everything that routes any host.
+pub(crate) const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+
+/// A request for a tunnel, and the answer of a backend that opens it.
+pub(crate) const OPEN: &str = "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n";
+pub(crate) const SWITCHING: &str =
+    "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n";
+
+/// Sends [`GET`] and expects the answer [`OK`].
+#[track_caller]
+pub(crate) fn ask(client: &mut Client) {
+    client.send(GET);
+    client.response().expect(200, "ok");
+}
+
 /// Sends `request` on a connection of its own and reads the answer to it.
 pub(crate) fn exchange(proxy: &Proxy, request: impl AsRef<[u8]>) -> Message {
     let request = request.as_ref();

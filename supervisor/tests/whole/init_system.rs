@@ -4,9 +4,7 @@ use std::{net::TcpListener, os::unix::net::UnixDatagram, path::Path, process::Co
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{Backend, Client, Config, Load, OK, Process, Proxy, get, send_signal, wait};
-
-const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+use crate::harness::{Backend, Client, Config, GET, Load, OK, Process, Proxy, get, send_signal, wait};
 
 /// The socket of an init system.
 struct Init(UnixDatagram);

@@ -9,17 +9,9 @@ use std::{
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{Backend, Client, Config, Load, OK, Process, Proxy, program, send_signal, wait};
-
-const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
-const SWITCHING: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n";
-const OPEN: &str = "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n";
-
-#[track_caller]
-fn ask(client: &mut Client) {
-    client.send(GET);
-    client.response().expect(200, "ok");
-}
+use crate::harness::{
+    Backend, Client, Config, Load, OK, OPEN, Process, Proxy, SWITCHING, ask, program, send_signal, wait,
+};
 
 fn pids(proxy: &Proxy) -> Vec<u64> {
     let workers = proxy.ctl_json("workers");
@@ -107,6 +99,35 @@ fn a_change_outlives_the_supervisor_until_the_file_changes() {
 }
 
 #[test]
+fn number_and_place_of_the_workers_outlive_the_supervisor_until_the_file_changes_them() {
+    let backend = Backend::respond(OK);
+    let mut proxy = Config::to(&backend).root("worker_count = 1").start();
+    assert!(proxy.ctl(&["workers", "scale", "3"]).status.success());
+    assert!(proxy.ctl(&["pin", "set", "0", "0"]).status.success());
+    let before = pids(&proxy);
+    proxy.kill_supervisor();
+    proxy.start_again();
+    assert_eq!(pids(&proxy), before);
+    assert!(proxy.ctl(&["workers", "scale", "2"]).status.success());
+    proxy.kill_supervisor();
+    let last = before[1];
+    send_signal(Process(last as u32), Signal::SIGKILL);
+    wait::until("its end", || !Process(last as u32).runs());
+    proxy.start_again();
+    let now = pids(&proxy);
+    assert!(now.len() == 2 && now[0] == before[0], "{before:?}, then {now:?}");
+    let dump = String::from_utf8(proxy.ctl(&["config", "dump"]).stdout).unwrap();
+    assert!(dump.contains("worker_count = 2") && dump.contains("worker_cores = [0]"), "{dump}");
+    proxy.kill_supervisor();
+    let file = proxy.folder().join("kakehi.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, text.replace("worker_count = 1", "worker_count = 4")).unwrap();
+    proxy.start_again();
+    wait::until("as many as the file says", || pids(&proxy).len() == 4);
+    ask(&mut proxy.client());
+}
+
+#[test]
 fn workers_with_other_settings_are_replaced_one_by_one_and_connections_go_on() {
     let backend = Backend::respond(OK);
     let mut proxy = Config::to(&backend).root("worker_count = 2").root("buffer_count = 64").start();
@@ -163,6 +184,15 @@ fn own_program() -> (tempfile::TempDir, PathBuf) {
     (folder, path)
 }
 
+/// A proxy that runs such a copy, with a connection that has had a request.
+fn start_of_own(backend: &Backend) -> (tempfile::TempDir, PathBuf, Proxy, Client) {
+    let (folder, path) = own_program();
+    let proxy = Config::to(backend).program(&path).start();
+    let mut idle = proxy.client();
+    ask(&mut idle);
+    (folder, path, proxy, idle)
+}
+
 /// Puts another program in its place, as a package manager does.
 fn replace(path: &Path, content: &[u8]) {
     let new = path.with_extension("new");
@@ -217,10 +247,7 @@ fn another_program_takes_the_place_and_connections_and_tunnels_go_on() {
 #[test]
 fn a_program_that_does_not_come_up_changes_nothing_and_says_why() {
     let backend = Backend::respond(OK);
-    let (_folder, path) = own_program();
-    let proxy = Config::to(&backend).program(&path).start();
-    let mut idle = proxy.client();
-    ask(&mut idle);
+    let (_folder, path, proxy, mut idle) = start_of_own(&backend);
     let before = pids(&proxy);
     let real = program().display();
     for (content, reason) in [
@@ -250,10 +277,7 @@ fn a_program_that_does_not_come_up_changes_nothing_and_says_why() {
 #[test]
 fn a_program_that_fails_in_the_place_of_the_one_before_gives_it_back() {
     let backend = Backend::respond(OK);
-    let (_folder, path) = own_program();
-    let proxy = Config::to(&backend).program(&path).start();
-    let mut idle = proxy.client();
-    ask(&mut idle);
+    let (_folder, path, proxy, mut idle) = start_of_own(&backend);
     let before = pids(&proxy);
     // It spoils what it was left before it reads it: as a version would find it that does not understand it.
     let real = program().display();

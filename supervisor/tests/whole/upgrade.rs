@@ -13,13 +13,9 @@ use std::{
 use nix::sys::signal::Signal;
 
 use crate::harness::{
-    Backend, Client, Config, Load, OK, Process, Proxy, assert_same_bytes, noise, send_signal, wait,
+    Backend, Config, GET, Load, OK, OPEN, Process, Proxy, SWITCHING, ask, assert_same_bytes, noise,
+    send_signal, wait,
 };
-
-/// The answer of a backend that opens a tunnel, and the request for it.
-const SWITCHING: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n";
-const OPEN: &str = "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n";
-const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
 #[track_caller]
 fn upgrade(proxy: &Proxy, arguments: &[&str]) {
@@ -41,12 +37,6 @@ fn upgrade_all(proxy: &Proxy) {
 
 fn pids(proxy: &Proxy) -> Vec<u32> {
     proxy.workers().iter().map(|worker| worker.0).collect()
-}
-
-#[track_caller]
-fn ask(client: &mut Client) {
-    client.send(GET);
-    client.response().expect(200, "ok");
 }
 
 #[test]

@@ -9,10 +9,8 @@ use std::{
 };
 
 use crate::harness::{
-    Backend, Client, Config, Load, OK, Proxy, exchange, free_port, get, kakehictl, noise, wait,
+    Backend, Client, Config, GET, Load, OK, Proxy, exchange, free_port, get, kakehictl, noise, wait,
 };
-
-const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
 #[track_caller]
 fn ctl(proxy: &Proxy, arguments: &[&str]) -> String {

@@ -10,7 +10,6 @@ use kakehi_ctl::{
 
 use crate::{
     client::Failure,
-    load,
     routing::{BackendVerb, ClusterVerb, ConfigVerb, FrontendVerb, ListenerVerb, Shown, StateVerb},
 };
 
@@ -184,7 +183,7 @@ impl Verb {
             Verb::Backend(verb) => return verb.run(ask),
             Verb::Config(verb) => return verb.run(ask),
             Verb::State { action: Some(verb) } => return verb.run(ask),
-            Verb::Pin { action: None } => return load::measured(ask).map(Shown::Response),
+            Verb::Pin { action: None } => Request::Topology,
             Verb::Status => Request::Status,
             Verb::Workers { action: None } => Request::Workers,
             Verb::Workers { action: Some(WorkersVerb::Upgrade { worker }) } => {

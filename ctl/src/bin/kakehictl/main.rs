@@ -6,7 +6,6 @@
 
 mod cli;
 mod client;
-mod load;
 mod print;
 mod routing;
 
