@@ -4,11 +4,14 @@
 //! the same words. Promises: the changes that [`State::difference`] finds, applied in their order, lead from the one
 //! state to the other; and a change that cannot be applied leaves the state as it was.
 
-use std::{collections::BTreeSet, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use serde::{Deserialize, Serialize};
 
-use crate::state::{Backend, Cluster, Frontend, Listener, PathRule, State};
+use crate::state::{Backend, Certificate, Cluster, Fingerprint, Frontend, Listener, PathRule, State};
 
 mod words;
 
@@ -21,7 +24,7 @@ pub enum Change {
         /// The listener.
         listener: Listener,
     },
-    /// A listener goes. Its connections finish the exchange that they are in.
+    /// A listener goes, with its certificates. Its connections finish the exchange that they are in.
     RemoveListener {
         /// Which.
         address: SocketAddr,
@@ -65,6 +68,22 @@ pub enum Change {
         cluster: String,
         /// Which.
         id: String,
+    },
+    /// A certificate comes, or the one of this fingerprint becomes this one.
+    SetCertificate {
+        /// Its listener.
+        address: SocketAddr,
+        /// SHA-256 of it.
+        fingerprint: Fingerprint,
+        /// The certificate.
+        certificate: Certificate,
+    },
+    /// A certificate goes. Connections that were made with it go on.
+    RemoveCertificate {
+        /// Its listener.
+        address: SocketAddr,
+        /// Which.
+        fingerprint: Fingerprint,
     },
 }
 
@@ -137,6 +156,22 @@ pub enum ChangeError {
         /// Where.
         address: SocketAddr,
     },
+    /// There is no such certificate.
+    #[error("the listener at {address} has no certificate {fingerprint}")]
+    NoCertificate {
+        /// The listener.
+        address: SocketAddr,
+        /// The certificate.
+        fingerprint: Fingerprint,
+    },
+    /// A certificate would be left without a listener that uses it.
+    #[error("certificate {fingerprint} is for {address}, where no `https` listener would be")]
+    NoListenerForCertificate {
+        /// Where.
+        address: SocketAddr,
+        /// The certificate.
+        fingerprint: Fingerprint,
+    },
     /// Two backends of a cluster would have one name.
     #[error("cluster `{cluster}` would have two backends `{id}`")]
     TwoBackends {
@@ -150,13 +185,22 @@ pub enum ChangeError {
 impl Change {
     /// Whether requests may find another way than before: the routing tables have to be compiled anew.
     pub fn concerns_routes(&self) -> bool {
-        !matches!(self, Change::SetBackend { .. } | Change::RemoveBackend { .. })
+        !matches!(
+            self,
+            Change::SetBackend { .. }
+                | Change::RemoveBackend { .. }
+                | Change::SetCertificate { .. }
+                | Change::RemoveCertificate { .. }
+        )
     }
 
     /// The cluster that it changes.
     pub fn cluster(&self) -> Option<&str> {
         match self {
-            Change::SetListener { .. } | Change::RemoveListener { .. } => None,
+            Change::SetListener { .. }
+            | Change::RemoveListener { .. }
+            | Change::SetCertificate { .. }
+            | Change::RemoveCertificate { .. } => None,
             Change::SetCluster { name, .. } | Change::RemoveCluster { name } => Some(name),
             Change::SetFrontend { cluster, .. }
             | Change::RemoveFrontend { cluster, .. }
@@ -178,6 +222,7 @@ impl State {
             }
             Change::RemoveListener { address } => {
                 self.listeners.remove(address).ok_or(ChangeError::NoListener(*address))?;
+                self.certificates.remove(address);
             }
             Change::SetCluster { name, cluster } => {
                 self.clusters.insert(name.clone(), cluster.clone());
@@ -213,6 +258,18 @@ impl State {
                 let missing = || ChangeError::NoBackend { cluster: cluster.clone(), id: id.clone() };
                 backends.remove(index.ok_or_else(missing)?);
             }
+            Change::SetCertificate { address, fingerprint, certificate } => {
+                let certificates = self.certificates.entry(*address).or_default();
+                certificates.insert(*fingerprint, certificate.clone());
+            }
+            Change::RemoveCertificate { address, fingerprint } => {
+                let missing = ChangeError::NoCertificate { address: *address, fingerprint: *fingerprint };
+                let certificates = self.certificates.get_mut(address).ok_or_else(|| missing.clone())?;
+                certificates.remove(fingerprint).ok_or(missing)?;
+                if certificates.is_empty() {
+                    self.certificates.remove(address);
+                }
+            }
         }
         Ok(())
     }
@@ -232,7 +289,26 @@ impl State {
             settings: self.settings.clone(),
             listeners: self.listeners.clone(),
             clusters: clusters.map(|(name, cluster)| (name.clone(), cluster.clone())).collect(),
+            certificates: self.named_certificates(changes),
         }
+    }
+
+    fn named_certificates(
+        &self,
+        changes: &[Change],
+    ) -> BTreeMap<SocketAddr, BTreeMap<Fingerprint, Certificate>> {
+        let mut named = BTreeMap::<_, BTreeMap<_, _>>::new();
+        for change in changes {
+            let (Change::SetCertificate { address, fingerprint, .. }
+            | Change::RemoveCertificate { address, fingerprint }) = change
+            else {
+                continue;
+            };
+            if let Some(present) = self.certificates.get(address).and_then(|it| it.get(fingerprint)) {
+                named.entry(*address).or_default().insert(*fingerprint, present.clone());
+            }
+        }
+        named
     }
 
     /// Whether this state with `changes`, which have made `part` of what they name, refers to what is there.
@@ -260,6 +336,15 @@ impl State {
     /// # Errors
     /// See [`ChangeError`].
     pub fn check(&self) -> Result<(), ChangeError> {
+        for (address, certificates) in &self.certificates {
+            let terminates = self.listeners.get(address).is_some_and(|listener| listener.tls.is_some());
+            if let (false, Some(fingerprint)) = (terminates, certificates.keys().next()) {
+                return Err(ChangeError::NoListenerForCertificate {
+                    address: *address,
+                    fingerprint: *fingerprint,
+                });
+            }
+        }
         for (name, cluster) in &self.clusters {
             for Frontend { address, .. } in &cluster.frontends {
                 if !self.listeners.contains_key(address) {
@@ -284,6 +369,18 @@ impl State {
                 changes.push(Change::SetListener { listener: listener.clone() });
             }
         }
+        for (address, certificates) in &wanted.certificates {
+            let present = self.certificates.get(address);
+            for (fingerprint, certificate) in certificates {
+                if present.and_then(|present| present.get(fingerprint)) != Some(certificate) {
+                    changes.push(Change::SetCertificate {
+                        address: *address,
+                        fingerprint: *fingerprint,
+                        certificate: certificate.clone(),
+                    });
+                }
+            }
+        }
         for (name, cluster) in &wanted.clusters {
             match self.clusters.get(name) {
                 Some(present) if present == cluster => {}
@@ -295,6 +392,13 @@ impl State {
         }
         let gone = self.clusters.keys().filter(|name| !wanted.clusters.contains_key(*name));
         changes.extend(gone.map(|name| Change::RemoveCluster { name: name.clone() }));
+        for (address, certificates) in &self.certificates {
+            let kept = wanted.certificates.get(address);
+            let gone = certificates.keys().filter(|it| !kept.is_some_and(|kept| kept.contains_key(*it)));
+            // Those of a listener that goes, go with it.
+            let gone = gone.filter(|_| wanted.listeners.contains_key(address));
+            changes.extend(gone.map(|it| Change::RemoveCertificate { address: *address, fingerprint: *it }));
+        }
         let gone = self.listeners.keys().filter(|address| !wanted.listeners.contains_key(address));
         changes.extend(gone.map(|address| Change::RemoveListener { address: *address }));
         changes
@@ -348,6 +452,7 @@ mod tests {
             path: PathRule::Prefix(String::new()),
             method: None,
             deny: false,
+            tls: None,
         };
         Cluster {
             frontends: hosts.iter().map(frontend).collect(),

@@ -44,6 +44,20 @@ pub const MAX_SOCKET_PATH: usize = 95;
 /// What is in flight when a stop is asked for has this long to finish (`graceful_timeout`).
 pub const GRACEFUL_TIMEOUT_MS: u64 = 30_000;
 
+/// Deadline of a TLS handshake, from accept (`handshake_timeout`).
+pub const HANDSHAKE_TIMEOUT_MS: u64 = 10_000;
+/// Largest ClientHello, with the headers of its records. Not a key: with a hybrid key share it has about 1,800 bytes.
+pub const MAX_CLIENT_HELLO: usize = 16_384;
+/// Tickets that a client of TLS 1.3 gets after a full handshake (`send_tls13_tickets`).
+pub const TLS_TICKETS: u8 = 2;
+/// How long the supervisor uses a ticket key before it makes a new one; the one before still opens tickets
+/// (`ticket_key_rotation`).
+pub const TICKET_KEY_ROTATION_MS: u64 = 6 * 3_600_000;
+/// How often the files of certificates are looked at (`certificate_watch_interval`).
+pub const CERTIFICATE_WATCH_INTERVAL_MS: u64 = 5_000;
+/// Certificates that a worker keeps ready to sign with; others are read from the vault when a client asks for them. Not a key.
+pub const READY_CERTIFICATES: usize = 1_024;
+
 /// Largest request head: request line and fields with their line ends (`max_head_size`).
 pub const MAX_HEAD_SIZE: u32 = 16_384;
 /// Highest value that `max_head_size` takes.

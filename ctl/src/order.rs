@@ -2,13 +2,13 @@
 //!
 //! Every message travels in an [`Envelope`] with the version of the vocabulary, one [`crate::wire`] frame each.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     change::Change,
-    state::{Revision, Settings, State},
+    state::{CertificateFiles, Fingerprint, KeyKind, Revision, Settings, State},
 };
 
 /// Version of the vocabulary; a peer of another version is told so and nothing else happens.
@@ -93,6 +93,35 @@ pub enum Request {
     },
     /// Save the state to `saved_state`.
     SaveState,
+    /// Give a listener a certificate.
+    AddCertificate {
+        /// The listener.
+        address: SocketAddr,
+        /// Certificate and chain.
+        chain: Pem,
+        /// Its private key.
+        key: Pem,
+        /// The files that these come from, which are watched from now on.
+        files: Option<CertificateFiles>,
+        /// Names to serve it for, instead of those in it.
+        names: Vec<String>,
+        /// Make it the listener's default.
+        default: bool,
+        /// The certificate that goes as this one comes: its fingerprint, or a name that only one is served for.
+        replaces: Option<String>,
+    },
+    /// Take a certificate from a listener.
+    RemoveCertificate {
+        /// The listener.
+        address: SocketAddr,
+        /// Its fingerprint, or a name that only one is served for.
+        which: String,
+    },
+    /// Say what is in certificates.
+    Certificates {
+        /// Only those that are served for this name or have this fingerprint.
+        which: Option<String>,
+    },
     /// Make these changes, all or none.
     Apply {
         /// In their order.
@@ -119,6 +148,8 @@ pub enum Response {
     },
     /// To [`Request::Topology`].
     Topology(Topology),
+    /// To [`Request::Certificates`].
+    Certificates(Vec<CertificateInfo>),
     /// To [`Request::Stop`]: it has begun.
     Stopping,
     /// To [`Request::Reload`], [`Request::LoadState`] and [`Request::Apply`].
@@ -128,6 +159,46 @@ pub enum Response {
         /// What is wrong and what to do.
         reason: String,
     },
+}
+
+/// Certificates or a key as text (RFC 7468), which no log shows.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Pem(pub String);
+
+impl fmt::Debug for Pem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pem({} bytes)", self.0.len())
+    }
+}
+
+/// What is in a certificate.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CertificateInfo {
+    /// Its listener.
+    pub address: SocketAddr,
+    /// SHA-256 of it.
+    pub fingerprint: Fingerprint,
+    /// Names that it is served for.
+    pub names: Vec<String>,
+    /// Whom it is for (RFC 4514).
+    pub subject: String,
+    /// Who issued it (RFC 4514).
+    pub issuer: String,
+    /// Hexadecimal.
+    pub serial: String,
+    /// Since when it is valid (seconds since 1970).
+    pub not_before: i64,
+    /// Until when it is valid (seconds since 1970).
+    pub not_after: i64,
+    /// Kind of its key.
+    pub key: KeyKind,
+    /// It is the listener's default.
+    pub default: bool,
+    /// Certificates that are sent with it.
+    pub chain_length: usize,
+    /// Its files; `None` when it came over the command socket.
+    pub files: Option<CertificateFiles>,
 }
 
 /// The whole in a few figures.
@@ -303,6 +374,8 @@ pub enum Order {
     Commit,
     /// Forget the changes that were prepared last.
     Abort,
+    /// Read the ticket keys in the vault anew.
+    RenewTicketKeys,
     /// Send the state as a sealed memfd over the descriptor channel.
     TellState,
     /// Take what was sent over the descriptor channel: accept on further listening sockets, and go on with the connections

@@ -9,6 +9,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits;
 
+mod tls;
+
+pub use self::tls::{
+    BackendTls, Certificate, CertificateFiles, CipherSuite, ClientAuth, Fingerprint, FingerprintError,
+    FrontendTls, Group, Hsts, KeyKind, Material, Place, Tls, TlsVersion, UnknownName, WantedCertificate,
+};
+
 /// Version of the serialised form; a reader refuses any other.
 pub const STATE_VERSION: u32 = 1;
 
@@ -26,6 +33,9 @@ pub struct State {
     pub listeners: BTreeMap<SocketAddr, Listener>,
     /// By name.
     pub clusters: BTreeMap<String, Cluster>,
+    /// By the address of their listener.
+    #[serde(default)]
+    pub certificates: BTreeMap<SocketAddr, BTreeMap<Fingerprint, Certificate>>,
 }
 
 /// Which in the row of states one is, and what it came from. A supervisor that takes over workers tells by it which of
@@ -93,6 +103,15 @@ pub struct Settings {
     pub upstream_max_idle: u32,
     /// How long an idle upstream connection is kept (ms).
     pub upstream_idle_timeout_ms: u64,
+    /// Look at the files of certificates, and take them anew when they have changed.
+    #[serde(default = "yes")]
+    pub certificate_watch: bool,
+    /// How often (ms).
+    #[serde(default = "certificate_watch_interval")]
+    pub certificate_watch_interval_ms: u64,
+    /// How long a ticket key is used before there is a new one (ms).
+    #[serde(default = "ticket_key_rotation")]
+    pub ticket_key_rotation_ms: u64,
     /// Filter of the log: `error`, `warn`, `info`, `debug`, or directives per module.
     pub log_level: String,
 }
@@ -133,6 +152,9 @@ impl Default for Settings {
             buffer_count: limits::BUFFER_COUNT,
             upstream_max_idle: limits::UPSTREAM_MAX_IDLE,
             upstream_idle_timeout_ms: limits::UPSTREAM_IDLE_TIMEOUT_MS,
+            certificate_watch: true,
+            certificate_watch_interval_ms: limits::CERTIFICATE_WATCH_INTERVAL_MS,
+            ticket_key_rotation_ms: limits::TICKET_KEY_ROTATION_MS,
             log_level: "info".to_owned(),
         }
     }
@@ -146,6 +168,7 @@ impl Default for State {
             settings: Settings::default(),
             listeners: BTreeMap::new(),
             clusters: BTreeMap::new(),
+            certificates: BTreeMap::new(),
         }
     }
 }
@@ -156,6 +179,10 @@ impl Default for State {
 pub enum ListenerProtocol {
     /// HTTP/1.x in clear text.
     Http,
+    /// HTTP/1.x over TLS.
+    Https,
+    /// Bytes, which are passed on as they are.
+    Tcp,
 }
 
 /// An address that accepts connections, and how it treats them.
@@ -176,6 +203,15 @@ pub struct Listener {
     pub sizes: Sizes,
     /// Fields that kakehi adds to requests.
     pub forwarding: Forwarding,
+    /// Connections begin with a header of the PROXY protocol.
+    #[serde(default)]
+    pub expect_proxy: bool,
+    /// Networks whose peers may send that header.
+    #[serde(default)]
+    pub proxy_peers: Vec<IpNet>,
+    /// How it terminates TLS, if it speaks `https`.
+    #[serde(default)]
+    pub tls: Option<Box<Tls>>,
 }
 
 /// Deadlines (ms). All are absolute: bytes that trickle do not extend them, except where a rate is named.
@@ -290,6 +326,14 @@ fn yes() -> bool {
     true
 }
 
+fn certificate_watch_interval() -> u64 {
+    limits::CERTIFICATE_WATCH_INTERVAL_MS
+}
+
+fn ticket_key_rotation() -> u64 {
+    limits::TICKET_KEY_ROTATION_MS
+}
+
 impl State {
     /// What this state, which a file says, becomes when it goes on from `earlier`: with the settings of the file, and all
     /// else from there; also with as many workers in the same places, unless the file has changed since.
@@ -329,13 +373,55 @@ impl Listener {
             timeouts: Timeouts::default(),
             sizes: Sizes::default(),
             forwarding: Forwarding::default(),
+            expect_proxy: false,
+            proxy_peers: proxy_peers(),
+            tls: None,
         }
     }
+}
+
+/// Networks whose peers may send a header of the PROXY protocol where nothing else is said: those that are not reached from
+/// the internet (RFC 1918, 3927, 4193, 4291, 6598).
+pub fn proxy_peers() -> Vec<IpNet> {
+    [
+        "127.0.0.0/8",
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "169.254.0.0/16",
+        "100.64.0.0/10",
+        "::1/128",
+        "fc00::/7",
+        "fe80::/10",
+    ]
+    .into_iter()
+    .filter_map(|network| network.parse().ok())
+    .collect()
+}
+
+/// What a cluster's backends speak.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClusterProtocol {
+    /// HTTP/1.1.
+    #[default]
+    Http,
+    /// Whatever the clients speak: connections are passed on as they are.
+    Tcp,
 }
 
 /// A named group of backends with the frontends that lead to it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Cluster {
+    /// What its backends speak.
+    #[serde(default)]
+    pub protocol: ClusterProtocol,
+    /// Connections to its backends begin with a header of the PROXY protocol, version 2.
+    #[serde(default)]
+    pub send_proxy: bool,
+    /// Its backends are reached by TLS.
+    #[serde(default)]
+    pub tls: Option<Box<BackendTls>>,
     /// Redirect clear-text requests to `https` (301) instead of forwarding them.
     pub https_redirect: bool,
     /// Port of that redirect; `None` = 443, not written.
@@ -359,6 +445,9 @@ pub struct Frontend {
     pub method: Option<String>,
     /// Refuse with 401 instead of forwarding.
     pub deny: bool,
+    /// What is different with TLS.
+    #[serde(default)]
+    pub tls: Option<Box<FrontendTls>>,
 }
 
 /// Which paths a frontend takes. The query is not part of the path.

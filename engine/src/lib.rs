@@ -16,6 +16,7 @@ pub mod observe;
 pub mod proxy;
 pub mod ring;
 pub mod route;
+pub mod tls;
 pub mod worker;
 
 pub use kakehi_ctl::limits;

@@ -362,6 +362,7 @@ impl Worker {
                             Order::Share { connections } => {
                                 self.share(connections).map_err(|error| error.to_string())
                             }
+                            Order::RenewTicketKeys => Ok(()),
                             Order::TellState => self.tell_state().map_err(|error| error.to_string()),
                             Order::HandOver { deadline_ms } => self.hand_over(deadline_ms),
                             Order::Stop { deadline_ms } => {

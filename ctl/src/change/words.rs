@@ -30,6 +30,14 @@ impl State {
                 vec![describe_backend(cluster, present.iter().find(|it| it.id == backend.id), backend)]
             }
             Change::RemoveBackend { cluster, id } => vec![format!("- backend {id} of cluster {cluster}")],
+            Change::SetCertificate { address, fingerprint, certificate } => {
+                let present = self.certificates.get(address).is_some_and(|it| it.contains_key(fingerprint));
+                let (sign, names) = (if present { '~' } else { '+' }, certificate.names.join(", "));
+                vec![format!("{sign} certificate {fingerprint} for {names} on {address}")]
+            }
+            Change::RemoveCertificate { address, fingerprint } => {
+                vec![format!("- certificate {fingerprint} on {address}")]
+            }
         }
     }
 

@@ -16,8 +16,8 @@ use super::{
 use crate::{
     limits,
     state::{
-        Backend, Cluster, Forwarding, Frontend, Listener, ListenerProtocol, PathRule, Settings, Sizes, State,
-        Steering, Timeouts,
+        Backend, Cluster, ClusterProtocol, Forwarding, Frontend, Listener, ListenerProtocol, PathRule,
+        Settings, Sizes, State, Steering, Timeouts,
     },
 };
 
@@ -191,6 +191,9 @@ impl Builder<'_, '_> {
             self.findings.warn(offset, text);
         }
         Some(Cluster {
+            protocol: ClusterProtocol::Http,
+            send_proxy: false,
+            tls: None,
             https_redirect: section.bool("https_redirect").unwrap_or(false),
             https_redirect_port: section.integer("https_redirect_port").filter(|port| *port != 443),
             frontends: section
@@ -233,6 +236,7 @@ impl Builder<'_, '_> {
             path: self.path(section),
             method: section.text("method").map(str::to_owned),
             deny: self.deny(section),
+            tls: None,
         };
         if let Some(position) = section.text("position").filter(|position| *position != "TREE") {
             self.warn_at(
@@ -344,6 +348,9 @@ fn listener(address: SocketAddr, keys: &Inherited<'_>) -> Listener {
         timeouts: timeouts(keys),
         sizes: sizes(keys),
         forwarding: forwarding(keys),
+        expect_proxy: false,
+        proxy_peers: crate::state::proxy_peers(),
+        tls: None,
     }
 }
 

@@ -4,13 +4,15 @@
 
 use std::{fmt, io, net::SocketAddr, path::PathBuf};
 
-use crate::state::State;
+use crate::state::{State, WantedCertificate};
 
 /// A file that was read: what it configures, and what in it is not honoured.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Loaded {
     /// Everything that is configured.
     pub state: State,
+    /// Certificates that it asks for, which are not read yet.
+    pub certificates: Vec<WantedCertificate>,
     /// In the order of the file; one for all places where the same is to be said.
     pub warnings: Vec<Warning>,
 }

@@ -92,5 +92,5 @@ fn parse_in(text: &str, file_name: &str, folder: &Path) -> Result<Loaded, Config
     findings.check()?;
     let state = build::state(&root, folder, &mut findings);
     findings.check()?;
-    Ok(Loaded { state, warnings: findings.into_warnings() })
+    Ok(Loaded { state, certificates: Vec::new(), warnings: findings.into_warnings() })
 }

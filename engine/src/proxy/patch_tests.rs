@@ -44,11 +44,15 @@ fn frontend(dice: &mut Dice) -> Frontend {
         },
         method: dice.one(&METHODS).map(str::to_owned),
         deny: dice.roll(6) == 0,
+        tls: None,
     }
 }
 
 fn cluster(dice: &mut Dice) -> state::Cluster {
     state::Cluster {
+        protocol: state::ClusterProtocol::Http,
+        send_proxy: false,
+        tls: None,
         https_redirect: dice.roll(5) == 0,
         https_redirect_port: None,
         frontends: (0..dice.roll(5)).map(|_| frontend(dice)).collect(),

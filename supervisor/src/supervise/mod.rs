@@ -398,6 +398,9 @@ impl Supervisor {
                 Response::Stopping
             }
             Request::LoadState { state, dry_run } => respond(self.load_state(&state, dry_run, peer).await),
+            Request::AddCertificate { .. }
+            | Request::RemoveCertificate { .. }
+            | Request::Certificates { .. } => Response::Refused { reason: String::new() },
             Request::SaveState => match self.save_state().await {
                 Ok(path) => Response::Saved { path },
                 Err(error) => Response::Refused { reason: error.to_string() },

@@ -14,6 +14,7 @@ pub(crate) fn json(response: &Response) -> String {
         Response::Changed(changed) => pretty(changed),
         Response::Outcomes(workers) => pretty(workers),
         Response::Saved { path } => pretty(path),
+        Response::Certificates(certificates) => pretty(certificates),
         Response::Topology(topology) => pretty(topology),
         Response::Stopping => pretty(&"stopped"),
         Response::Refused { reason } => pretty(reason),
@@ -38,6 +39,7 @@ pub(crate) fn human(response: &Response) -> String {
         Response::Outcomes(workers) => {
             workers.iter().map(|worker| format!("worker {}: {}\n", worker.id, worker.outcome)).collect()
         }
+        Response::Certificates(_) => String::new(),
         Response::Saved { path } => format!("saved to {}\n", path.display()),
         Response::Topology(topology) => human_topology(topology),
         Response::Stopping => "stopped\n".to_owned(),

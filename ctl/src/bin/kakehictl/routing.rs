@@ -435,7 +435,7 @@ impl FrontendVerb {
             FrontendVerb::Add { rule, deny } => {
                 let cluster = rule.cluster.clone();
                 let FrontendRule { address, hostname, path, method } = rule.rule();
-                let frontend = Frontend { address, hostname, path, method, deny: *deny };
+                let frontend = Frontend { address, hostname, path, method, deny: *deny, tls: None };
                 apply(ask, Change::SetFrontend { cluster, frontend })
             }
             FrontendVerb::Remove { rule } => {

@@ -1,0 +1,258 @@
+//! The vault: memory in which certificates, keys and the keys of tickets lie, shared by the supervisor and its workers.
+//!
+//! The supervisor writes, workers read what they need when they need it: so a worker without privileges has the keys of
+//! files that it could not open, many certificates cost little until they are asked for, and a worker whose supervisor
+//! has died goes on with all of them. It is a memfd without a name in any file system; what is removed is overwritten.
+
+use std::{
+    fs::File,
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::FileExt as _,
+    },
+};
+
+use aws_lc_rs::rand;
+use kakehi_ctl::state::Place;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+/// Where records begin; the ticket keys lie before.
+const RECORDS: u64 = 4_096;
+/// Length of a ticket key (bytes).
+const KEY: usize = 32;
+/// Ticket keys that are kept: the one in use, and those that still open tickets.
+pub const TICKET_KEYS: usize = 2;
+/// Most parts of a record: certificates of a chain, and a key.
+const MAX_PARTS: usize = 64;
+
+/// The keys of tickets, the one in use first.
+#[derive(Clone, PartialEq, Eq)]
+pub struct TicketKeys(pub Vec<[u8; KEY]>);
+
+impl TicketKeys {
+    /// These with a new key in front; the oldest goes.
+    ///
+    /// # Errors
+    /// When the system gives no random numbers.
+    pub fn renewed(&self) -> io::Result<TicketKeys> {
+        let mut key = [0; KEY];
+        rand::fill(&mut key).map_err(|_| io::Error::other("no random numbers can be had"))?;
+        let mut keys = vec![key];
+        keys.extend(self.0.iter().take(TICKET_KEYS - 1));
+        Ok(TicketKeys(keys))
+    }
+}
+
+/// What lies under a certificate's place.
+pub struct Stored {
+    /// The certificate, and those that it is sent with.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// Its key.
+    pub key: PrivateKeyDer<'static>,
+}
+
+/// The vault. Whoever holds it can read it and write to it.
+pub struct Vault {
+    memory: File,
+}
+
+impl Vault {
+    /// An empty one, with a first ticket key.
+    ///
+    /// # Errors
+    /// Those of `memfd_create(2)`.
+    pub fn create() -> io::Result<Vault> {
+        let memory = memfd_create(c"kakehi-vault", MFdFlags::MFD_CLOEXEC)?;
+        let vault = Vault { memory: memory.into() };
+        vault.memory.set_len(RECORDS)?;
+        vault.write_ticket_keys(&TicketKeys(Vec::new()).renewed()?)?;
+        Ok(vault)
+    }
+
+    /// The ticket keys of the moment.
+    ///
+    /// # Errors
+    /// When the memory is not that of a vault.
+    pub fn ticket_keys(&self) -> io::Result<TicketKeys> {
+        let mut bytes = [0; 1 + KEY * TICKET_KEYS];
+        self.memory.read_exact_at(&mut bytes, 0)?;
+        let count = usize::from(bytes[0]).min(TICKET_KEYS);
+        // Chunks of exactly that length.
+        let keys = bytes[1..].chunks_exact(KEY).take(count).filter_map(|key| key.try_into().ok());
+        Ok(TicketKeys(keys.collect()))
+    }
+
+    /// Puts other ticket keys in place. Whoever reads at the same moment may see a mixture: tell them afterwards.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub fn write_ticket_keys(&self, keys: &TicketKeys) -> io::Result<()> {
+        let mut bytes = [0; 1 + KEY * TICKET_KEYS];
+        // Not more than a few.
+        bytes[0] = keys.0.len().min(TICKET_KEYS) as u8;
+        for (place, key) in bytes[1..].chunks_exact_mut(KEY).zip(&keys.0) {
+            place.copy_from_slice(key);
+        }
+        self.memory.write_all_at(&bytes, 0)
+    }
+
+    /// Puts a certificate with its key at the end.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub fn add_certificate(&self, stored: &Stored) -> io::Result<Place> {
+        let mut record = Vec::new();
+        for part in stored.chain.iter().map(AsRef::as_ref).chain([stored.key.secret_der()]) {
+            // Read from files of far less than 4 GiB.
+            record.extend_from_slice(&(part.len() as u32).to_le_bytes());
+            record.extend_from_slice(part);
+        }
+        self.add(&record)
+    }
+
+    /// The certificate at `place`.
+    ///
+    /// # Errors
+    /// `InvalidData` when there is none.
+    pub fn certificate(&self, place: Place) -> io::Result<Stored> {
+        let invalid = || io::Error::new(io::ErrorKind::InvalidData, "the vault has no certificate there");
+        let record = self.read(place)?;
+        let mut rest = &record[..];
+        let mut parts = Vec::new();
+        while let Some((length, after)) = rest.split_first_chunk::<4>() {
+            let length = u32::from_le_bytes(*length) as usize;
+            if after.len() < length || parts.len() == MAX_PARTS {
+                return Err(invalid());
+            }
+            let (part, after) = after.split_at(length);
+            parts.push(part.to_vec());
+            rest = after;
+        }
+        let key = PrivateKeyDer::try_from(parts.pop().ok_or_else(invalid)?).map_err(|_| invalid())?;
+        if parts.is_empty() || !rest.is_empty() {
+            return Err(invalid());
+        }
+        Ok(Stored { chain: parts.into_iter().map(CertificateDer::from).collect(), key })
+    }
+
+    /// Puts the content of a file at the end.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub fn add(&self, bytes: &[u8]) -> io::Result<Place> {
+        let length = u32::try_from(bytes.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let offset = self.memory.metadata()?.len().max(RECORDS);
+        self.memory.write_all_at(bytes, offset)?;
+        Ok(Place { offset, length })
+    }
+
+    /// What lies at `place`.
+    ///
+    /// # Errors
+    /// When that is outside the vault.
+    pub fn read(&self, place: Place) -> io::Result<Vec<u8>> {
+        let size = self.memory.metadata()?.len();
+        if place.offset < RECORDS || place.offset.saturating_add(place.length.into()) > size {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the place is outside the vault"));
+        }
+        let mut bytes = vec![0; place.length as usize];
+        self.memory.read_exact_at(&mut bytes, place.offset)?;
+        Ok(bytes)
+    }
+
+    /// Overwrites what lies at `place`, and gives its memory back as far as it is whole pages.
+    ///
+    /// # Errors
+    /// Those of `pwrite(2)`.
+    pub fn erase(&self, place: Place) -> io::Result<()> {
+        use nix::fcntl::{FallocateFlags, fallocate};
+        if place.offset < RECORDS || place.length == 0 {
+            return Ok(());
+        }
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        // Offsets and lengths of a file are far below 2^63.
+        Ok(fallocate(&self.memory, flags, place.offset as i64, place.length.into())?)
+    }
+
+    /// Another handle to the same vault.
+    ///
+    /// # Errors
+    /// When there is no descriptor left.
+    pub fn try_clone(&self) -> io::Result<Vault> {
+        Ok(Vault { memory: self.memory.try_clone()? })
+    }
+}
+
+impl From<OwnedFd> for Vault {
+    fn from(memory: OwnedFd) -> Vault {
+        Vault { memory: memory.into() }
+    }
+}
+
+impl From<Vault> for OwnedFd {
+    fn from(vault: Vault) -> OwnedFd {
+        vault.memory.into()
+    }
+}
+
+impl AsFd for Vault {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.memory.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The beginning of a PKCS #8 key, as far as its kind is looked at, with something behind it.
+    fn key() -> PrivateKeyDer<'static> {
+        PrivateKeyDer::Pkcs8(vec![0x30, 6, 2, 1, 0, 0x30, 1, 7].into())
+    }
+
+    #[test]
+    fn what_is_put_in_is_found_at_its_place_and_gone_when_erased() {
+        let vault = Vault::create().unwrap();
+        let chain = vec![CertificateDer::from(vec![1; 700]), CertificateDer::from(vec![2; 10])];
+        let first = vault.add_certificate(&Stored { chain: chain.clone(), key: key() }).unwrap();
+        let second = vault.add(b"text").unwrap();
+        let reader = vault.try_clone().unwrap();
+        let stored = reader.certificate(first).unwrap();
+        assert_eq!(stored.chain, chain);
+        assert_eq!(stored.key.secret_der(), key().secret_der());
+        assert_eq!(reader.read(second).unwrap(), b"text");
+        vault.erase(first).unwrap();
+        assert!(reader.read(first).unwrap().iter().all(|byte| *byte == 0));
+        assert!(reader.certificate(first).is_err());
+        assert_eq!(reader.read(second).unwrap(), b"text");
+    }
+
+    #[test]
+    fn a_place_outside_and_a_record_that_is_none_are_errors() {
+        let vault = Vault::create().unwrap();
+        let place = vault.add(b"\xff\xff\xff\xff garbage").unwrap();
+        assert!(vault.certificate(place).is_err());
+        for wrong in [
+            Place { offset: 0, length: 10 },
+            Place { offset: place.offset, length: 1_000 },
+            Place { offset: u64::MAX, length: 1 },
+        ] {
+            assert!(vault.read(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn ticket_keys_are_renewed_and_the_one_before_stays_for_a_while() {
+        let vault = Vault::create().unwrap();
+        let first = vault.ticket_keys().unwrap();
+        let second = first.renewed().unwrap();
+        let third = second.renewed().unwrap();
+        vault.write_ticket_keys(&third).unwrap();
+        let read = vault.ticket_keys().unwrap();
+        assert!(read == third);
+        assert_eq!((first.0.len(), read.0.len()), (1, 2));
+        assert!(read.0[1] == second.0[0] && read.0[0] != second.0[0]);
+    }
+}
