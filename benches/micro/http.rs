@@ -68,6 +68,7 @@ fn requests(criterion: &mut Criterion) {
         trusted: false,
         switches: &forwarding,
         request_id: "01ARZ3NDEKTSV4RRFFQ69G5FAV",
+        client: None,
     };
     for (name, text) in [("short", SHORT_REQUEST), ("browser", BROWSER_REQUEST)] {
         let mut group = criterion.benchmark_group(format!("request {name}"));
@@ -103,7 +104,7 @@ fn responses(criterion: &mut Criterion) {
         bencher.iter(|| {
             out.clear();
             let plan = ResponsePlan::new(black_box(&head), Method::Get, Version::Http11, true);
-            head.write_forwarded(&plan, &mut out);
+            head.write_forwarded(&plan, None, &mut out);
             out.len()
         });
     });

@@ -14,6 +14,7 @@ pub mod cluster;
 pub mod http;
 pub mod observe;
 pub mod proxy;
+pub mod proxy_header;
 pub mod ring;
 pub mod route;
 pub mod tls;

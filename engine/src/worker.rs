@@ -27,6 +27,7 @@ use crate::{
     observe::{Counter, Counters},
     proxy::{self, Clusters, Directory, Front, Shared, Site, SiteError, Successor},
     ring::{Level, Received, Ring, Settings, SetupError, Stats, Stream, Timer},
+    tls::{Context, Vault},
 };
 
 /// How often idle upstream connections are looked through, and the ring's figures are published (ms).
@@ -61,6 +62,8 @@ pub struct Setup {
     pub counters_memory: OwnedFd,
     /// The memory of what processes before this one counted, kept for a supervisor to come.
     pub ended_memory: OwnedFd,
+    /// Where certificates, keys and ticket keys lie.
+    pub vault: Vault,
     /// Which of the worker's processes this is, counted from 1.
     pub launch: u64,
     /// Which program this is.
@@ -129,7 +132,7 @@ pub enum End {
 /// # Errors
 /// See [`SiteError`].
 pub fn check(state: &State) -> Result<(), SiteError> {
-    Site::compile(state, &Clusters::new()).map(drop)
+    Site::compile(state, &Clusters::new(), None).map(drop)
 }
 
 /// Serves until it is ordered to stop; says how that went. Sends `Report::Ready` when the listeners accept; when it cannot
@@ -247,8 +250,9 @@ async fn serve(
         max_idle: settings.upstream_max_idle as usize,
         idle_timeout_ms: settings.upstream_idle_timeout_ms,
     };
+    let tls = Context::new(setup.vault, settings.ticket_key_rotation_ms)?;
     let shared = Shared::new(pooling, settings.max_connections, drain_timeout_ms);
-    let configured = Configured::new(&shared, setup.state, setup.listeners, Rc::clone(&setup.channel))?;
+    let configured = Configured::new(&shared, setup.state, setup.listeners, Rc::clone(&setup.channel), tls)?;
     let keepsakes = Keepsakes {
         adoption: setup.adoption.into(),
         ended: setup.ended_memory,
@@ -362,7 +366,9 @@ impl Worker {
                             Order::Share { connections } => {
                                 self.share(connections).map_err(|error| error.to_string())
                             }
-                            Order::RenewTicketKeys => Ok(()),
+                            Order::RenewTicketKeys => {
+                                self.configured.renew_ticket_keys().map_err(|error| error.to_string())
+                            }
                             Order::TellState => self.tell_state().map_err(|error| error.to_string()),
                             Order::HandOver { deadline_ms } => self.hand_over(deadline_ms),
                             Order::Stop { deadline_ms } => {

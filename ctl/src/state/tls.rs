@@ -205,7 +205,7 @@ pub struct Material {
 }
 
 /// A place in the vault.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Place {
     /// First byte.
     pub offset: u64,

@@ -100,7 +100,7 @@ mod tests {
                 backup: *backup,
             })
             .collect();
-        Cluster::new("test", &state::Cluster { backends, ..state::Cluster::default() }).unwrap()
+        Cluster::new("test", &state::Cluster { backends, ..state::Cluster::default() }, None).unwrap()
     }
 
     fn round(cluster: &Cluster, count: usize, now: u64) -> Vec<usize> {

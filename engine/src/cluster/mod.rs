@@ -23,8 +23,10 @@ pub use self::pool::{Pooling, Upstream};
 use self::{balance::Balance, pool::IdlePool};
 use crate::{
     http::Reason,
-    observe::{Counter, Counters},
-    ring::{Ring, Stream, Timer},
+    observe::Counter,
+    proxy_header::{self, Ends},
+    ring::{Stream, Timer},
+    tls::{Connector, Context, Failure, FailureKind, TlsError, Wire},
 };
 
 /// Most backends that are tried for one request.
@@ -39,6 +41,8 @@ pub struct Backend {
     idle: RefCell<IdlePool>,
     /// It is in the configuration no more: it finishes what it has, and keeps no idle connections.
     retired: Cell<bool>,
+    /// That a handshake with it has failed was said.
+    tls_failed: Cell<bool>,
 }
 
 /// A backend's place in a cluster.
@@ -52,6 +56,39 @@ struct Member {
 pub struct Members {
     members: Vec<Member>,
     balance: Balance,
+    way: Way,
+}
+
+/// How connections to the backends of a cluster are made.
+#[derive(Default)]
+struct Way {
+    /// As it is configured.
+    configured: Option<Box<state::BackendTls>>,
+    connector: Option<Connector>,
+    send_proxy: bool,
+}
+
+/// Why a cluster cannot be compiled.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// The path of a unix socket is too long.
+    #[error("{0}")]
+    Address(#[from] io::Error),
+    /// TLS to its backends cannot be set up.
+    #[error("`backend_tls`: {0}")]
+    Tls(#[from] TlsError),
+}
+
+/// How a request wants to get to a backend.
+pub struct Approach<'a> {
+    /// Idle connections are left alone: a repeated request does not meet another that has just died.
+    pub fresh: bool,
+    /// Deadline of each attempt (ms).
+    pub connect_ms: u64,
+    /// For that deadline.
+    pub timer: &'a Timer,
+    /// Whom it is for, as far as that is known; asked for where backends are told.
+    pub ends: &'a dyn Fn() -> Option<Ends>,
 }
 
 /// A cluster, compiled. It lives as long as its name is configured; what it consists of may change.
@@ -72,10 +109,20 @@ pub struct Tried {
 impl Members {
     /// Those of `cluster`; backends that are `present` already are taken over with all that is known of them.
     ///
+    /// Without `tls` it is only checked what can be without the vault.
+    ///
     /// # Errors
-    /// When the path of a Unix socket is too long.
-    pub fn new(cluster: &state::Cluster, present: Option<&Cluster>) -> io::Result<Members> {
+    /// See [`ClusterError`].
+    pub fn new(
+        cluster: &state::Cluster,
+        present: Option<&Cluster>,
+        tls: Option<&Context>,
+    ) -> Result<Members, ClusterError> {
         let present = present.map(|cluster| Rc::clone(&cluster.members.borrow()));
+        // Idle connections that were made otherwise are of no use.
+        let present = present.filter(|present| {
+            present.way.configured == cluster.tls && present.way.send_proxy == cluster.send_proxy
+        });
         let members = cluster
             .backends
             .iter()
@@ -94,13 +141,19 @@ impl Members {
                         health: balance::Health::default(),
                         idle: RefCell::default(),
                         retired: Cell::new(false),
+                        tls_failed: Cell::new(false),
                     }),
                 };
                 Ok(Member { backend, weight: configured.weight, backup: configured.backup })
             })
             .collect::<io::Result<Vec<_>>>()?;
         let balance = Balance::new(members.len());
-        Ok(Members { members, balance })
+        let connector = match (&cluster.tls, tls) {
+            (Some(configured), Some(context)) => Some(Connector::compile(context, configured)?),
+            _ => None,
+        };
+        let way = Way { configured: cluster.tls.clone(), connector, send_proxy: cluster.send_proxy };
+        Ok(Members { members, balance, way })
     }
 }
 
@@ -108,9 +161,9 @@ impl Cluster {
     /// A cluster of the state.
     ///
     /// # Errors
-    /// When the path of a Unix socket is too long.
-    pub fn new(name: &str, cluster: &state::Cluster) -> io::Result<Cluster> {
-        let members = RefCell::new(Rc::new(Members::new(cluster, None)?));
+    /// See [`ClusterError`].
+    pub fn new(name: &str, cluster: &state::Cluster, tls: Option<&Context>) -> Result<Cluster, ClusterError> {
+        let members = RefCell::new(Rc::new(Members::new(cluster, None, tls)?));
         Ok(Cluster { name: name.to_owned(), members })
     }
 
@@ -134,22 +187,21 @@ impl Cluster {
 
     /// It is configured no more: all its backends go; see [`Cluster::replace`].
     pub fn retire(&self, pooling: &Pooling) {
-        self.replace(Members { members: Vec::new(), balance: Balance::new(0) }, pooling);
+        let way = Way::default();
+        self.replace(Members { members: Vec::new(), balance: Balance::new(0), way }, pooling);
     }
 
     /// A connection to a backend that was not tried yet: an idle one, else a new one; other backends when
-    /// connecting fails. With `fresh` idle ones are left alone: a repeated request does not meet another that
-    /// has just died. `timer` is used for the deadline of each attempt (ms).
+    /// connecting fails.
     ///
     /// # Errors
-    /// `NoBackend`, `BackendConnectFailed`, or `BackendConnectTimeout` when the last attempt was too slow.
+    /// `NoBackend`, `BackendConnectFailed`, `BackendConnectTimeout` when the last attempt was too slow, or
+    /// `BackendTlsFailed` and `BackendCertificate`.
     pub async fn connect(
         &self,
         pooling: &Pooling,
         tried: &mut Tried,
-        fresh: bool,
-        connect_ms: u64,
-        timer: &Timer,
+        approach: Approach<'_>,
     ) -> Result<Upstream, Reason> {
         let mut failure = Reason::NoBackend;
         let Tried { members, indices } = tried;
@@ -158,17 +210,21 @@ impl Cluster {
             && let Some(index) = members.balance.choose(&members.members, indices, pooling.ring.now())
         {
             let backend = &members.members[index].backend;
-            if !fresh && let Some(stream) = backend.idle.borrow_mut().take(&pooling.counters) {
+            if !approach.fresh
+                && !members.way.send_proxy
+                && let Some(stream) = backend.idle.borrow_mut().take(&pooling.counters)
+            {
                 pooling.counters.count(Counter::UpstreamReused);
                 return Ok(Upstream::new(stream, Rc::clone(backend), true));
             }
             indices.push(index);
             // Boxed: rare beside the reuse of an idle connection, and large with the address in it.
-            match Box::pin(backend.open(&pooling.ring, &pooling.counters, connect_ms, timer)).await {
+            match Box::pin(backend.open(pooling, &members.way, &approach)).await {
                 Ok(stream) => {
                     // It did not fail: it may be asked again for this request.
                     indices.pop();
-                    return Ok(Upstream::new(stream, Rc::clone(backend), false));
+                    let upstream = Upstream::new(stream, Rc::clone(backend), false);
+                    return Ok(if members.way.send_proxy { upstream.private() } else { upstream });
                 }
                 Err(reason) => failure = reason,
             }
@@ -190,29 +246,53 @@ impl Backend {
         self.idle.borrow_mut().clear(pooling);
     }
 
-    async fn open(
-        &self,
-        ring: &Ring,
-        counters: &Counters,
-        connect_ms: u64,
-        timer: &Timer,
-    ) -> Result<Stream, Reason> {
-        timer.set(connect_ms);
-        let reason = match timer.limit(Stream::connect(ring, self.address.clone())).await {
+    async fn open(&self, pooling: &Pooling, way: &Way, approach: &Approach<'_>) -> Result<Wire, Reason> {
+        let counters = &pooling.counters;
+        approach.timer.set(approach.connect_ms);
+        let reason = match approach.timer.limit(self.reach(pooling, way, approach)).await {
             Ok(Ok(stream)) => {
                 self.health.connected();
                 counters.count(Counter::UpstreamConnects);
                 return Ok(stream);
             }
-            Ok(Err(error)) => {
-                tracing::debug!(backend = %self.id, %error, "cannot connect");
-                Reason::BackendConnectFailed
-            }
+            Ok(Err(reason)) => reason,
             Err(_) => Reason::BackendConnectTimeout,
         };
-        self.health.failed(ring.now());
+        self.health.failed(pooling.ring.now());
         counters.count(Counter::UpstreamConnectErrors);
         Err(reason)
+    }
+
+    /// Connects, and says and does what has to come before the first request.
+    async fn reach(&self, pooling: &Pooling, way: &Way, approach: &Approach<'_>) -> Result<Wire, Reason> {
+        let stream = Stream::connect(&pooling.ring, self.address.clone()).await.map_err(|error| {
+            tracing::debug!(backend = %self.id, %error, "cannot connect");
+            Reason::BackendConnectFailed
+        })?;
+        if way.send_proxy {
+            let mut header = pooling.ring.head_buffer();
+            proxy_header::write_v2((approach.ends)().as_ref(), &mut header);
+            stream.start_send(header.into());
+        }
+        let Some(connector) = &way.connector else { return Ok(stream.into()) };
+        let address = self.address.as_socket().map(|address| address.ip());
+        connector.connect(&pooling.ring, stream, address).await.map_err(|failure| {
+            pooling.counters.count(Counter::UpstreamTlsErrors);
+            self.note_tls_failure(&failure);
+            match failure.kind() {
+                FailureKind::Certificate => Reason::BackendCertificate,
+                _ => Reason::BackendTlsFailed,
+            }
+        })
+    }
+
+    /// An operator has to see why a backend is not used; not with every request.
+    fn note_tls_failure(&self, failure: &Failure) {
+        if self.tls_failed.replace(true) {
+            tracing::debug!(backend = %self.id, "no TLS connection: {failure}");
+        } else {
+            tracing::warn!(backend = %self.id, "no TLS connection: {failure}");
+        }
     }
 }
 
@@ -220,14 +300,18 @@ impl Backend {
 mod tests {
     use super::*;
 
-    fn cluster(addresses: &[&str]) -> io::Result<Cluster> {
+    fn cluster(addresses: &[&str]) -> Result<Cluster, ClusterError> {
         let backends = addresses.iter().enumerate().map(|(n, address)| state::Backend {
             id: format!("b{n}"),
             address: address.parse().unwrap(),
             weight: 100,
             backup: false,
         });
-        Cluster::new("web", &state::Cluster { backends: backends.collect(), ..state::Cluster::default() })
+        Cluster::new(
+            "web",
+            &state::Cluster { backends: backends.collect(), ..state::Cluster::default() },
+            None,
+        )
     }
 
     #[test]
@@ -261,7 +345,7 @@ mod tests {
         // The second keeps its name and moves: that is another one.
         let backends = vec![backend("b0", "127.0.0.1:80", 7), backend("b1", "127.0.0.1:82", 100)];
         let wanted = state::Cluster { backends, ..state::Cluster::default() };
-        let members = Members::new(&wanted, Some(&present)).unwrap();
+        let members = Members::new(&wanted, Some(&present), None).unwrap();
         let before = present.members.borrow();
         assert!(Rc::ptr_eq(&members.members[0].backend, &before.members[0].backend));
         assert_eq!(members.members[0].weight, 7);
@@ -277,6 +361,6 @@ mod tests {
             backup: false,
         };
         let configured = state::Cluster { backends: vec![backend], ..state::Cluster::default() };
-        assert!(Cluster::new("web", &configured).is_err());
+        assert!(Cluster::new("web", &configured, None).is_err());
     }
 }

@@ -9,7 +9,8 @@ use std::rc::Rc;
 use super::Backend;
 use crate::{
     observe::{Counter, Counters},
-    ring::{Ring, Stream},
+    ring::Ring,
+    tls::Wire,
 };
 
 /// What the pool needs to know of the worker.
@@ -25,7 +26,7 @@ pub struct Pooling {
 }
 
 struct Idle {
-    stream: Stream,
+    stream: Wire,
     since: u64,
 }
 
@@ -37,7 +38,7 @@ pub(super) struct IdlePool {
 
 impl IdlePool {
     /// The one that was used last and is still whole.
-    pub(super) fn take(&mut self, counters: &Counters) -> Option<Stream> {
+    pub(super) fn take(&mut self, counters: &Counters) -> Option<Wire> {
         while let Some(Idle { stream, .. }) = self.idle.pop() {
             counters.uncount(Counter::UpstreamIdle);
             if stream.is_quiet() {
@@ -70,7 +71,7 @@ impl IdlePool {
         }
     }
 
-    fn put(&mut self, stream: Stream, pooling: &Pooling) {
+    fn put(&mut self, stream: Wire, pooling: &Pooling) {
         if self.idle.len() >= pooling.max_idle {
             return;
         }
@@ -84,16 +85,24 @@ impl IdlePool {
 /// A connection to a backend, in use by one request.
 pub struct Upstream {
     /// The connection.
-    pub stream: Stream,
+    pub stream: Wire,
     /// It carried an earlier request: it may have died since without our knowing.
     pub reused: bool,
     backend: Rc<Backend>,
+    /// It began with the address of one client, and is for nobody else.
+    private: bool,
 }
 
 impl Upstream {
     /// A connection to `backend`.
-    pub fn new(stream: Stream, backend: Rc<Backend>, reused: bool) -> Upstream {
-        Upstream { stream, reused, backend }
+    pub fn new(stream: Wire, backend: Rc<Backend>, reused: bool) -> Upstream {
+        Upstream { stream, reused, backend, private: false }
+    }
+
+    /// This one, for this client only.
+    #[must_use]
+    pub fn private(self) -> Upstream {
+        Upstream { private: true, ..self }
     }
 
     /// The name of the backend.
@@ -108,7 +117,7 @@ impl Upstream {
 
     /// The exchange is complete, both ways, and the backend keeps the connection open: keeps it for the next.
     pub fn release(self, pooling: &Pooling) {
-        if self.stream.is_quiet() && !self.backend.retired.get() {
+        if !self.private && self.stream.is_quiet() && !self.backend.retired.get() {
             self.backend.idle.borrow_mut().put(self.stream, pooling);
         } else {
             pooling.counters.count(Counter::UpstreamDiscarded);

@@ -61,6 +61,8 @@ pub(super) enum Kind {
     XForwardedHost,
     XRequestId,
     XRealIp,
+    /// Whom a client's certificate is for: `X-Client-Cert-*`, and `Client-Cert` of RFC 9440.
+    ClientCertificate,
     /// A forwarding field spelt with `_`: many backends cannot tell it from the real one.
     Lookalike,
 }
@@ -161,6 +163,8 @@ pub(super) fn classify(name: &[u8]) -> Kind {
         (14, b'h') if is("http2-settings") => Kind::HopByHop,
         (3, b'v') if is("via") => Kind::Via,
         (9, b'f') if is("forwarded") => Kind::Forwarded,
+        (11, b'c') if is("client-cert") || is("client_cert") => Kind::ClientCertificate,
+        (17, b'c') if is("client-cert-chain") || is("client_cert_chain") => Kind::ClientCertificate,
         _ => Kind::Other,
     }
 }
@@ -168,11 +172,11 @@ pub(super) fn classify(name: &[u8]) -> Kind {
 /// The kind of a field whose name starts with `x`.
 fn classify_x(name: &[u8]) -> Kind {
     let kind = classify_x_exact(name);
-    // 17: the longest of the names.
-    if kind != Kind::Other || name.len() > 17 || !name.contains(&b'_') {
+    // 25: the longest of the names.
+    if kind != Kind::Other || name.len() > 25 || !name.contains(&b'_') {
         return kind;
     }
-    let mut dashed = [0; 17];
+    let mut dashed = [0; 25];
     for (to, from) in dashed.iter_mut().zip(name) {
         *to = if *from == b'_' { b'-' } else { *from };
     }
@@ -191,6 +195,7 @@ fn classify_x_exact(name: &[u8]) -> Kind {
         16 if is("x-forwarded-host") => Kind::XForwardedHost,
         12 if is("x-request-id") => Kind::XRequestId,
         9 if is("x-real-ip") => Kind::XRealIp,
+        14.. if name[..14].eq_ignore_ascii_case(b"x-client-cert-") => Kind::ClientCertificate,
         13.. if name[..12].eq_ignore_ascii_case(b"x-forwarded-") => Kind::Protected,
         _ => Kind::Other,
     }

@@ -30,6 +30,17 @@ pub struct ForwardedBy<'a> {
     pub switches: &'a Forwarding,
     /// Identity of this request: the text of a ULID.
     pub request_id: &'a str,
+    /// The certificate that the client has shown, if it has.
+    pub client: Option<ClientCertificate<'a>>,
+}
+
+/// A client's certificate as a backend is told of it.
+#[derive(Debug, Clone, Copy)]
+pub struct ClientCertificate<'a> {
+    /// Whom it is for (RFC 4514), in visible ASCII.
+    pub subject: &'a str,
+    /// SHA-256, hexadecimal.
+    pub fingerprint: &'a str,
 }
 
 impl RequestHead<'_> {
@@ -87,6 +98,8 @@ impl RequestHead<'_> {
             | Kind::XForwardedHost
             | Kind::XRequestId
             | Kind::Lookalike => by.trusted,
+            // What was verified here goes before what anybody says.
+            Kind::ClientCertificate => by.trusted && by.client.is_none(),
         }
     }
 
@@ -156,6 +169,10 @@ impl RequestHead<'_> {
         }
         if switches.x_request_id && !stands(Kind::XRequestId) {
             put!(out, "X-Request-Id: ", by.request_id, "\r\n");
+        }
+        if let Some(ClientCertificate { subject, fingerprint }) = by.client {
+            put!(out, "X-Client-Cert-Subject: ", subject, "\r\n");
+            put!(out, "X-Client-Cert-Fingerprint: ", fingerprint, "\r\n");
         }
     }
 

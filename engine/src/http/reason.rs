@@ -105,6 +105,14 @@ reasons! {
     BackendResponseHeadTooLarge = 502 "backend_response_head_too_large",
     /// The cluster wants `https`.
     HttpsRedirect = 301 "https_redirect",
+    /// The request is for a host that its TLS connection was not made for (RFC 9110 section 15.5.20).
+    Misdirected = 421 "misdirected_request",
+    /// HTTP in clear text on a listener that speaks TLS.
+    ClearTextOnTls = 400 "clear_text_on_tls",
+    /// The TLS handshake with the backend failed.
+    BackendTlsFailed = 502 "backend_tls_failed",
+    /// The certificate of the backend is not valid for it.
+    BackendCertificate = 502 "backend_certificate",
 }
 
 impl Reason {
@@ -126,6 +134,7 @@ impl Reason {
             413 => "Content Too Large",
             414 => "URI Too Long",
             417 => "Expectation Failed",
+            421 => "Misdirected Request",
             431 => "Request Header Fields Too Large",
             501 => "Not Implemented",
             502 => "Bad Gateway",

@@ -37,6 +37,15 @@ pub struct ResponseHead<'b> {
     options: ConnectionOptions,
 }
 
+/// The field that tells a client to come by TLS only (RFC 6797).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StrictTransport {
+    /// Its value.
+    pub value: String,
+    /// It goes in place of what a backend says; otherwise that stands.
+    pub replaces: bool,
+}
+
 impl<'b> ResponseHead<'b> {
     /// Reads the head of a response to a `request_method` from the start of `input`, which may go on behind
     /// it. `None` = incomplete: call again with the same bytes and more.
@@ -149,13 +158,21 @@ impl<'b> ResponseHead<'b> {
 
     /// Appends the head as the client gets it: HTTP/1.1, the backend's reason phrase, every end-to-end field
     /// byte for byte and in its order, then framing and connection as `plan` has them.
-    pub fn write_forwarded(&self, plan: &ResponsePlan, out: &mut Vec<u8>) {
-        out.reserve(self.len + 128);
+    ///
+    /// `transport` is added, unless the backend says something of it that stands.
+    pub fn write_forwarded(
+        &self,
+        plan: &ResponsePlan,
+        transport: Option<&StrictTransport>,
+        out: &mut Vec<u8>,
+    ) {
+        out.reserve(self.len + 256);
         // RFC 9110 section 6.2: the version is that of the proxy's own message.
         out.extend_from_slice(b"HTTP/1.1");
         let from = "HTTP/1.1".len();
         let end = self.len - 2;
         // RFC 9110 section 15.5.22: 426 has to name the protocols; 101 is the change itself.
+        let replaced = transport.is_some_and(|transport| transport.replaces);
         let upgrade = plan.connection == OutConnection::Upgrade || (self.status == 426 && self.upgrade);
         let fields_start = field::first_line(self.fields, end);
         let line = &self.input[from..fields_start - 2];
@@ -164,10 +181,19 @@ impl<'b> ResponseHead<'b> {
             out.extend_from_slice(line);
             out.extend_from_slice(b" \r\n");
             field::copy_kept(self.input, fields_start, end, self.fields, out, |line| {
-                self.keeps(line, upgrade)
+                self.keeps(line, upgrade, replaced)
             });
         } else {
-            field::copy_kept(self.input, from, end, self.fields, out, |line| self.keeps(line, upgrade));
+            field::copy_kept(self.input, from, end, self.fields, out, |line| {
+                self.keeps(line, upgrade, replaced)
+            });
+        }
+        if let Some(transport) = transport
+            && (transport.replaces || !self.fields.iter().any(|line| self.is_transport(line)))
+        {
+            out.extend_from_slice(b"Strict-Transport-Security: ");
+            out.extend_from_slice(transport.value.as_bytes());
+            out.extend_from_slice(b"\r\n");
         }
         self.write_framing(plan, out);
         out.extend_from_slice(match (plan.connection, upgrade) {
@@ -181,8 +207,9 @@ impl<'b> ResponseHead<'b> {
     }
 
     #[inline]
-    fn keeps(&self, line: &Field, upgrade: bool) -> bool {
+    fn keeps(&self, line: &Field, upgrade: bool, transport_replaced: bool) -> bool {
         match line.kind {
+            Kind::Other if transport_replaced && self.is_transport(line) => false,
             Kind::ContentLength | Kind::TransferEncoding | Kind::Connection | Kind::Te | Kind::HopByHop => {
                 false
             }
@@ -193,6 +220,10 @@ impl<'b> ResponseHead<'b> {
             }
             _ => true,
         }
+    }
+
+    fn is_transport(&self, line: &Field) -> bool {
+        line.name(self.input).eq_ignore_ascii_case(b"strict-transport-security")
     }
 
     fn write_framing(&self, plan: &ResponsePlan, out: &mut Vec<u8>) {

@@ -15,7 +15,7 @@ fn check<T>(input: &[u8], method: Method, look: impl Fn(ResponseHead<'_>) -> T) 
 fn forward(input: &str, method: Method, version: Version, keep_alive: bool) -> String {
     let forwarded = check(input.as_bytes(), method, |head| {
         let mut out = Vec::new();
-        head.write_forwarded(&ResponsePlan::new(&head, method, version, keep_alive), &mut out);
+        head.write_forwarded(&ResponsePlan::new(&head, method, version, keep_alive), None, &mut out);
         String::from_utf8(out).unwrap()
     });
     forwarded.unwrap().unwrap()
@@ -228,7 +228,7 @@ fn whatever_is_accepted_is_read_alike_after_forwarding() {
         let forwarded = check(&input, Method::Get, |head| {
             let plan = ResponsePlan::new(&head, Method::Get, Version::Http11, true);
             let mut out = Vec::new();
-            head.write_forwarded(&plan, &mut out);
+            head.write_forwarded(&plan, None, &mut out);
             (out, head.status, plan.framing)
         });
         let Ok(Some((out, status, framing))) = forwarded else { continue };

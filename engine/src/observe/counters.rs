@@ -99,6 +99,34 @@ counters! {
     TakenOver = "client.taken_over", counter;
     /// Processes of the worker that died and were replaced.
     Restarts = "worker.restarts", counter;
+    /// TLS handshakes with clients that were done.
+    TlsHandshakes = "tls.handshakes", counter;
+    /// Those of them that resumed a session.
+    TlsResumed = "tls.resumed", counter;
+    /// TLS handshakes that failed because the client went away.
+    TlsGone = "tls.handshake.failed.gone", counter;
+    /// TLS handshakes that took longer than `handshake_timeout`.
+    TlsTimeout = "tls.handshake.failed.timeout", counter;
+    /// TLS handshakes without a version, cipher suite, group or kind of key in common.
+    TlsNoCommonParameters = "tls.handshake.failed.no_common_parameters", counter;
+    /// TLS handshakes without an application protocol in common (ALPN).
+    TlsNoCommonProtocol = "tls.handshake.failed.no_common_protocol", counter;
+    /// TLS handshakes for a name that no certificate is served for.
+    TlsUnknownName = "tls.handshake.failed.unknown_name", counter;
+    /// TLS handshakes in which the client had no valid certificate.
+    TlsClientCertificate = "tls.handshake.failed.client_certificate", counter;
+    /// TLS handshakes that the client gave up with an alert: it does not accept the certificate, for example.
+    TlsAlertReceived = "tls.handshake.failed.alert_received", counter;
+    /// TLS handshakes that were none: garbage, clear text, messages that are not allowed.
+    TlsMalformed = "tls.handshake.failed.malformed", counter;
+    /// TLS handshakes with backends that failed.
+    UpstreamTlsErrors = "upstream.tls_errors", counter;
+    /// Connections that did not begin with a header of the PROXY protocol where one has to be.
+    ProxyHeaderErrors = "proxy_protocol.errors", counter;
+    /// Connections of peers that may not send a header of the PROXY protocol.
+    ProxyPeersRefused = "proxy_protocol.refused", counter;
+    /// Connections forwarded as they are, over TCP.
+    TcpForwarded = "tcp.forwarded", counter;
 }
 
 /// Where the answers by reason start in the block.

@@ -15,13 +15,15 @@ use super::{
     exchange::exchange,
     hand_over::{Age, Parcel},
     inbox::Inbox,
-    tunnel,
+    prologue, tunnel,
 };
 use crate::{
     cluster::Upstream,
     limits,
     observe::Counter,
+    proxy_header::Ends,
     ring::{Received, Stream, Timer},
+    tls::{Secured, Wire},
 };
 
 /// A client connection.
@@ -29,7 +31,7 @@ pub(super) struct Connection {
     pub(super) shared: Rc<Shared>,
     /// Where it came in; the next request looks there for the configuration again.
     pub(super) front: Rc<Front>,
-    pub(super) client: Stream,
+    pub(super) client: Wire,
     pub(super) timer: Timer,
     pub(super) inbox: Inbox,
     /// The client's address, once a request has asked for it.
@@ -37,6 +39,17 @@ pub(super) struct Connection {
     /// When the head of the first request is due (ms): it counts from accept. 0 = the first has come.
     head_due: u64,
     next: Next,
+    /// What was said before the first request, on listeners where something is.
+    pub(super) told: Option<Box<Told>>,
+}
+
+/// What was said before the first request.
+#[derive(Default)]
+pub(super) struct Told {
+    /// In the TLS handshake.
+    pub(super) secured: Option<Secured>,
+    /// In a header of the PROXY protocol.
+    pub(super) ends: Option<Ends>,
 }
 
 /// How a connection goes on after an exchange.
@@ -76,21 +89,46 @@ impl Connection {
             Age::Used => 0,
         };
         let (inbox, peer, next) = (Inbox::default(), None, Next::Request);
-        Connection { shared, front, client, timer, inbox, peer, head_due, next }
+        Connection { shared, front, client: client.into(), timer, inbox, peer, head_due, next, told: None }
     }
 
     pub(super) fn site(&self) -> Rc<Site> {
         self.front.site()
     }
 
-    /// Whether it ends with the exchange that it is in.
-    pub(super) fn is_draining(&self) -> bool {
+    /// Whether it ends now, if it is idle.
+    fn is_draining(&self) -> bool {
         self.shared.is_draining() || self.front.is_closed()
+    }
+
+    /// Whether it ends with the exchange that it is in: also if it should move to another process and cannot.
+    pub(super) fn is_last(&self) -> bool {
+        self.is_draining() || (self.client.is_tls() && self.shared.is_handing_over())
+    }
+
+    /// From now on deadlines are those of a connection that has just begun.
+    pub(super) fn begin_requests(&mut self) {
+        let request_ms = self.front.timeouts(|timeouts| timeouts.request_ms);
+        self.head_due = (self.shared.ring.now() + request_ms).max(1);
+    }
+
+    /// The two ends of the connection, as far as they are known.
+    pub(super) fn ends(&self) -> Option<Ends> {
+        let told = self.told.as_ref().and_then(|told| told.ends);
+        told.or_else(|| {
+            Some(Ends { source: self.client.peer_address()?, destination: self.client.local_address()? })
+        })
+    }
+
+    pub(super) fn told(&mut self) -> &mut Told {
+        self.told.get_or_insert_default()
     }
 
     pub(super) fn peer(&mut self) -> Option<IpAddr> {
         if self.peer.is_none() {
-            self.peer = self.client.peer_address().map(|address| address.ip().to_canonical());
+            let told = self.told.as_ref().and_then(|told| told.ends).map(|ends| ends.source);
+            self.peer =
+                told.or_else(|| self.client.peer_address()).map(|address| address.ip().to_canonical());
         }
         self.peer
     }
@@ -120,7 +158,9 @@ impl Connection {
             }
             Poll::Ready(Ok(Received::Finished) | Err(_)) => Poll::Ready(Waited::Nothing),
             Poll::Pending if self.is_draining() => Poll::Ready(Waited::Nothing),
-            Poll::Pending if self.shared.connections_move() => Poll::Ready(Waited::Successor),
+            Poll::Pending if self.shared.connections_move() && !self.client.is_tls() => {
+                Poll::Ready(Waited::Successor)
+            }
             Poll::Pending => self.timer.poll_elapsed(context).map(|_| {
                 self.shared.counters.count(Counter::IdleTimeouts);
                 Waited::Nothing
@@ -168,13 +208,19 @@ impl Connection {
         // RFC 9112 section 9.6 asks for a close in stages because of what a client may still send; one that has said
         // that it sends no more must not (same section).
         if self.next == Next::Finish && self.inbox.is_empty() {
+            if self.client.is_tls() {
+                self.timer.set(limits::LINGER_TIMEOUT_MS);
+                let _ = self.timer.limit(self.client.shutdown_write()).await;
+            }
             return;
         }
-        self.client.shutdown_write();
         // Closing with unread bytes would reset the connection, and the client might lose the answer.
         self.timer.set(limits::LINGER_TIMEOUT_MS);
-        let discard = async { while let Ok(Received::Data(_)) = self.client.receive().await {} };
-        let _ = self.timer.limit(discard).await;
+        let goodbye = async {
+            self.client.shutdown_write().await;
+            while let Ok(Received::Data(_)) = self.client.receive().await {}
+        };
+        let _ = self.timer.limit(goodbye).await;
     }
 }
 
@@ -187,7 +233,11 @@ pub(super) fn serve(
 ) -> impl Future<Output = ()> {
     let mut connection = Connection::new(shared, front, client, age);
     // A block, not a function: its arguments would stay in the future beside the connection made from them.
+    let begins = age == Age::New && connection.front.site().has_prologue();
     async move {
+        if begins {
+            connection.next = Box::pin(prologue::begin(&mut connection)).await;
+        }
         while connection.next == Next::Request {
             let waited = if connection.inbox.is_empty() { connection.wait().await } else { Waited::Bytes };
             connection.next = match waited {
@@ -199,6 +249,8 @@ pub(super) fn serve(
                 }
                 // Idle, and nothing on its way out that a close could cut, unless the last answer still is.
                 Waited::Nothing if connection.client.is_sending() => Next::Close,
+                // Over TLS it ends with a word.
+                Waited::Nothing if connection.client.is_tls() => Next::Finish,
                 Waited::Nothing => Next::Abort { reset: false },
                 Waited::Successor => Box::pin(connection.move_away()).await,
             };

@@ -8,14 +8,14 @@ use super::{
     inbox::Inbox,
     relay::{Decoder, flush},
     response::{self, Failure, Way},
-    site::Action,
+    site::{Action, Transport},
     tunnel, upload,
 };
 use crate::{
-    cluster::{Cluster, Tried},
+    cluster::{Approach, Cluster, Tried},
     http::{
-        Emit, ForwardedBy, HeadProgress, Method, OutConnection, OutFraming, Reason, RequestBody, RequestHead,
-        Version, write_answer,
+        ClientCertificate, Emit, ForwardedBy, HeadProgress, Method, OutConnection, OutFraming, Reason,
+        RequestBody, RequestHead, StrictTransport, Version, write_answer,
     },
     observe::Counter,
     ring::{Outgoing, Received},
@@ -33,6 +33,8 @@ pub(super) struct Request {
     pub(super) site: Rc<Site>,
     /// The cluster that it goes to; `None` until it is known.
     cluster: Option<Rc<Cluster>>,
+    /// What is to be said of `Strict-Transport-Security`.
+    pub(super) transport: Option<Rc<StrictTransport>>,
 }
 
 impl Request {
@@ -68,12 +70,15 @@ struct Refused {
     version: Version,
     /// `Location` of a redirect.
     location: Option<String>,
+    /// `Strict-Transport-Security`.
+    transport: Option<Rc<StrictTransport>>,
 }
 
 impl Refused {
     /// Nothing is known of the request but that it is wrong.
     fn broken(reason: Reason) -> Refused {
-        Refused { reason, head_only: false, keep_alive: false, version: Version::Http11, location: None }
+        let (version, location, transport) = (Version::Http11, None, None);
+        Refused { reason, head_only: false, keep_alive: false, version, location, transport }
     }
 
     /// `request` is answered so; the connection goes on if nothing of it is left to be read.
@@ -84,6 +89,7 @@ impl Refused {
             keep_alive: request.keep_alive && ended,
             version: request.version,
             location: None,
+            transport: request.transport.as_ref().map(Rc::clone),
         }
     }
 }
@@ -137,8 +143,9 @@ async fn read_head(connection: &mut Connection) -> Result<Option<Planned>, Refus
 /// Parses the head in the inbox, finds where it leads, and writes it as the backend gets it.
 fn plan(connection: &mut Connection, site: &Rc<Site>, progress: &mut HeadProgress) -> Head {
     let peer = connection.peer();
-    let draining = connection.is_draining();
-    let Connection { shared, inbox, .. } = connection;
+    let draining = connection.is_last();
+    let Connection { shared, inbox, told, client, .. } = connection;
+    let secured = told.as_ref().and_then(|told| told.secured.as_ref());
     let scratch = &mut *shared.scratch.borrow_mut();
     let head = match RequestHead::parse(inbox.bytes(), progress, &site.request_limits, scratch) {
         Ok(Some(head)) => head,
@@ -156,11 +163,21 @@ fn plan(connection: &mut Connection, site: &Rc<Site>, progress: &mut HeadProgres
         upgrade: head.upgrade,
         site: Rc::clone(site),
         cluster: None,
+        transport: site.transport.as_ref().filter(|_| client.is_tls()).map(Rc::clone),
     };
     let answer = |reason, request: &Request| Head::Answer(Refused::whole(reason, request, ended));
+    if let (Some(secured), Some(terminator)) = (secured, &site.tls)
+        && terminator.misdirects(head.host_name(), secured)
+    {
+        inbox.consume(length);
+        return answer(Reason::Misdirected, &request);
+    }
     let action = match site.routes.borrow().find(head.host_name(), head.path(), head.method_text) {
         Ok(target) => {
             request.cluster = Some(Rc::clone(&target.cluster));
+            if let (true, Transport::Own(own)) = (client.is_tls(), &target.transport) {
+                request.transport.clone_from(own);
+            }
             target.action
         }
         Err(reason) => {
@@ -170,12 +187,12 @@ fn plan(connection: &mut Connection, site: &Rc<Site>, progress: &mut HeadProgres
     };
     let refused = match action {
         Action::Deny => Some((Reason::Denied, None)),
-        Action::RedirectHttps(port) => {
+        Action::RedirectHttps(port) if !client.is_tls() => {
             let port = port.map_or_else(String::new, |port| format!(":{port}"));
             let location = format!("https://{}{port}{}", head.host_name(), head.target);
             Some((Reason::HttpsRedirect, Some(location)))
         }
-        Action::Forward => match body {
+        Action::Forward | Action::RedirectHttps(_) => match body {
             RequestBody::Length(length)
                 if site.settings.sizes.body != 0 && length > site.settings.sizes.body =>
             {
@@ -196,10 +213,14 @@ fn plan(connection: &mut Connection, site: &Rc<Site>, progress: &mut HeadProgres
         &ForwardedBy {
             peer_ip: write_ip(peer, &mut peer_text),
             local_port: &site.local_port,
-            proto: "http",
+            proto: if client.is_tls() { "https" } else { "http" },
             trusted: peer.is_some_and(|peer| forwarding.trusted_peers.iter().any(|net| net.contains(&peer))),
             switches: forwarding,
             request_id: shared.request_ids.borrow_mut().next(shared.ring.now(), &mut id_text),
+            client: secured.and_then(|secured| secured.client.as_ref()).map(|client| ClientCertificate {
+                subject: &client.subject,
+                fingerprint: &client.fingerprint,
+            }),
         },
         &mut out,
     );
@@ -267,7 +288,16 @@ async fn forward(connection: &mut Connection, planned: Planned) -> Result<Next, 
     connection.inbox.settle();
     loop {
         let upstream = cluster
-            .connect(&shared.pooling, &mut tried, repeated, timeouts.connect_ms, &connection.timer)
+            .connect(
+                &shared.pooling,
+                &mut tried,
+                Approach {
+                    fresh: repeated,
+                    connect_ms: timeouts.connect_ms,
+                    timer: &connection.timer,
+                    ends: &|| connection.ends(),
+                },
+            )
             .await
             .map_err(refuse)?;
         if upstream.stream.flush().await.is_err() {
@@ -371,11 +401,20 @@ async fn answer(connection: &mut Connection, refused: Refused) -> Next {
     let shared = &connection.shared;
     shared.counters.count(Counter::Requests);
     shared.counters.count_answer(refused.reason);
-    let keep_alive = refused.keep_alive && !connection.is_draining() && refused.version == Version::Http11;
+    let keep_alive = refused.keep_alive && !connection.is_last() && refused.version == Version::Http11;
     let mut out = shared.ring.head_buffer();
-    let location = refused.location.as_deref().map(|location| [("location", location)]);
-    let extra = location.as_ref().map_or(&[][..], |extra| &extra[..]);
-    write_answer(refused.reason, !keep_alive, refused.head_only, extra, &mut out);
+    // A head that is not one came over TLS all the same.
+    let site = connection.site();
+    let inherited = site.transport.as_ref().filter(|_| connection.client.is_tls());
+    let transport = refused.transport.as_ref().or(inherited);
+    let extra: Vec<(&str, &str)> = [
+        refused.location.as_deref().map(|location| ("location", location)),
+        transport.map(|transport| ("strict-transport-security", transport.value.as_str())),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    write_answer(refused.reason, !keep_alive, refused.head_only, &extra, &mut out);
     shared.counters.add(Counter::BytesOut, out.len() as u64);
     let front_ms = connection.site().settings.timeouts.front_ms;
     match flush(&connection.client, &connection.timer, front_ms).await {

@@ -174,7 +174,7 @@ fn resume(
         }
         (Parcel::Tunnel { listener, cluster, backend }, Some(client), Some(upstream)) => {
             let found = directory.cluster(&cluster).and_then(|cluster| cluster.backend(&backend));
-            let upstream = Upstream::new(adopt(upstream)?, found.ok_or("its backend is gone")?, true);
+            let upstream = Upstream::new(adopt(upstream)?.into(), found.ok_or("its backend is gone")?, true);
             let (front, client) = (front(listener)?, adopt(client)?);
             shared.ring.spawn(connection::resume_tunnel(Rc::clone(shared), front, client, cluster, upstream));
         }

@@ -1,6 +1,9 @@
 //! What arrived on a connection and was not read yet.
 
-use crate::ring::{Buf, Outgoing};
+use crate::{
+    ring::{Buf, Outgoing},
+    tls::Input,
+};
 
 /// Bytes in front of a reader, in order.
 #[derive(Default)]
@@ -78,6 +81,15 @@ impl Inbox {
             Held::Lent(buffer) => self.held = Held::joined(buffer),
             Held::Joined(joined) if joined.start == joined.bytes.len() => self.held = Held::Nothing,
             Held::Nothing | Held::Joined(_) => {}
+        }
+    }
+
+    /// Everything, as it lies.
+    pub(super) fn take(&mut self) -> Input {
+        match std::mem::take(&mut self.held) {
+            Held::Nothing => Input::Own(Vec::new()),
+            Held::Lent(buffer) => Input::Received(buffer),
+            Held::Joined(joined) => Input::Own(joined.bytes[joined.start..].to_vec()),
         }
     }
 

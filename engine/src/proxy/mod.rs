@@ -5,6 +5,7 @@
 //! | file | what happens |
 //! |---|---|
 //! | `accept` | a listener takes connections, up to the limit |
+//! | `prologue` | what comes before the first request: PROXY protocol, TLS; connections that are passed on as they are |
 //! | `connection` | a connection waits for a request, is served, waits again; at last it lingers and closes |
 //! | `exchange` | one request: head, route, connect, send, and the answer, whatever becomes of each |
 //! | `upload` | the rest of a request body, while the answer is awaited |
@@ -27,6 +28,7 @@ mod hand_over;
 mod inbox;
 mod pace;
 mod patch;
+mod prologue;
 mod relay;
 mod request_id;
 mod response;

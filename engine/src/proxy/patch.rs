@@ -17,7 +17,7 @@ use kakehi_ctl::{
 };
 use rustc_hash::{FxHashSet, FxHasher};
 
-use super::site::{Action, Clusters, Routes, Site, SiteError, Target, rule};
+use super::site::{Clusters, Routes, Site, SiteError, Target, rule};
 use crate::{
     cluster::Cluster,
     route::{HostPatch, check_hostname, check_path, is_same_host},
@@ -163,7 +163,8 @@ impl<'a> Wanted<'a> {
     /// All rules of `hosts` on a listener, as they will be.
     fn rules<'h>(&self, address: SocketAddr, hosts: &[&'h str]) -> Vec<(&'h str, Vec<RuleOf<'a>>)> {
         let mut rules: Vec<(&str, Vec<RuleOf<'_>>)> = hosts.iter().map(|host| (*host, Vec::new())).collect();
-        for (name, cluster) in self.clusters(hosts) {
+        let routed = |cluster: &state::Cluster| cluster.protocol == state::ClusterProtocol::Http;
+        for (name, cluster) in self.clusters(hosts).into_iter().filter(|(_, cluster)| routed(cluster)) {
             for frontend in cluster.frontends.iter().filter(|frontend| frontend.address == address) {
                 let same = |(host, _): &&mut (&str, _)| is_same_host(host, &frontend.hostname);
                 if let Some((_, rules)) = rules.iter_mut().find(same) {
@@ -205,19 +206,20 @@ impl Compiling<'_> {
                 .map_err(|error| SiteError::Route { cluster: name.to_owned(), error })?;
             // Every cluster of the state has been made.
             let Some(made) = find(name) else { continue };
-            compiled.push(rule(frontend, self.target(made, Action::of(frontend, cluster))));
+            compiled.push(rule(frontend, self.target(made, frontend, cluster)));
         }
         HostPatch::compile(hostname, compiled).map_err(|error| SiteError::Routes { address, error })
     }
 
-    fn target(&mut self, cluster: &Rc<Cluster>, action: Action) -> u32 {
-        let same = |target: &Target| Rc::ptr_eq(&target.cluster, cluster) && target.action == action;
+    fn target(&mut self, cluster: &Rc<Cluster>, frontend: &state::Frontend, of: &state::Cluster) -> u32 {
+        let wanted = Target::of(cluster, frontend, of);
+        let same = |target: &Target| target.is_same(&wanted);
         let present = self.routes.targets.iter().position(|target| target.as_ref().is_some_and(same));
         let coming = || self.targets.iter().find(|(_, target)| same(target)).map(|(place, _)| *place);
         let place = present.or_else(coming).unwrap_or_else(|| {
             let behind = self.targets.iter().map(|(place, _)| place + 1).max().unwrap_or(0);
             let place = self.free.pop().unwrap_or(behind.max(self.routes.targets.len()));
-            self.targets.push((place, Target { cluster: Rc::clone(cluster), action }));
+            self.targets.push((place, Target::of(cluster, frontend, of)));
             place
         });
         // Bounded by the size of the control frames.

@@ -106,7 +106,7 @@ fn a_patched_table_answers_as_one_compiled_whole() {
         for port in [80, 81] {
             state.listeners.insert(address(port), Listener::http(address(port)));
         }
-        let (mut sites, mut clusters) = Site::compile(&state, &Clusters::new()).unwrap();
+        let (mut sites, mut clusters) = Site::compile(&state, &Clusters::new(), None).unwrap();
         for _ in 0..60 {
             let changes: Vec<Change> = (0..1 + dice.roll(2)).map(|_| change(&mut dice, &state)).collect();
             let mut part = state.part(&changes);
@@ -117,9 +117,9 @@ fn a_patched_table_answers_as_one_compiled_whole() {
             changes.iter().for_each(|change| next.apply(change).unwrap());
             let mut new = Clusters::new();
             for (name, wanted) in part.clusters.iter().filter(|(name, _)| !clusters.contains_key(*name)) {
-                new.insert(name.clone(), Rc::new(Cluster::new(name, wanted).unwrap()));
+                new.insert(name.clone(), Rc::new(Cluster::new(name, wanted, None).unwrap()));
             }
-            let compiled = Site::compile(&next, &clusters);
+            let compiled = Site::compile(&next, &clusters, None);
             let patches = Wanted::new(&state, &part, &changes, &HostPrints::of(&state))
                 .compile(&sites, &clusters, &new);
             match (compiled, patches) {

@@ -8,6 +8,7 @@ use super::{Shared, inbox::Inbox, pace::Pace};
 use crate::{
     http::{Advance, CHUNK_SUFFIX, ChunkedBody, Emit, LAST_CHUNK, Reason, chunk_prefix},
     ring::{BULK_SIZE, Outgoing, Received, Splice, Stream, Timer},
+    tls::Wire,
 };
 
 /// A body that has at least this much to go is moved in bulk (bytes).
@@ -59,9 +60,9 @@ pub(super) enum Patience {
 /// A body on its way.
 pub(super) struct Relay<'a> {
     pub(super) shared: &'a Shared,
-    pub(super) from: &'a Stream,
+    pub(super) from: &'a Wire,
     pub(super) inbox: &'a mut Inbox,
-    pub(super) to: &'a Stream,
+    pub(super) to: &'a Wire,
     pub(super) decoder: Decoder,
     pub(super) timer: &'a Timer,
     pub(super) patience: Patience,
@@ -74,7 +75,7 @@ pub(super) struct Relay<'a> {
 }
 
 /// Waits until a send has completed, as long as it gets on at least every `stall_ms`.
-pub(super) async fn flush(to: &Stream, timer: &Timer, stall_ms: u64) -> Result<(), RelayError> {
+pub(super) async fn flush(to: &Wire, timer: &Timer, stall_ms: u64) -> Result<(), RelayError> {
     if to.is_sending() {
         // Boxed: rare, and it would make every future that sends twice as large.
         return Box::pin(flush_slowly(to, timer, stall_ms)).await;
@@ -82,7 +83,7 @@ pub(super) async fn flush(to: &Stream, timer: &Timer, stall_ms: u64) -> Result<(
     to.flush().await.map_err(|_| RelayError::SinkBroken)
 }
 
-async fn flush_slowly(to: &Stream, timer: &Timer, stall_ms: u64) -> Result<(), RelayError> {
+async fn flush_slowly(to: &Wire, timer: &Timer, stall_ms: u64) -> Result<(), RelayError> {
     let mut progress = to.send_progress();
     loop {
         timer.set(stall_ms);
@@ -266,7 +267,11 @@ impl Relay<'_> {
     }
 
     /// Moves the rest of a large body whose bytes need not be looked at from socket to socket.
-    async fn splice(&mut self, mut splice: Splice<'_>) -> Result<(), RelayError> {
+    async fn splice(
+        &mut self,
+        (from, to): (&Stream, &Stream),
+        mut splice: Splice<'_>,
+    ) -> Result<(), RelayError> {
         loop {
             let left = match &self.decoder {
                 Decoder::Length(left) => usize::try_from(*left).unwrap_or(usize::MAX),
@@ -285,7 +290,7 @@ impl Relay<'_> {
                 }
                 None => {
                     self.set_patience();
-                    let readable = self.timer.limit(self.from.readable()).await;
+                    let readable = self.timer.limit(from.readable()).await;
                     readable.map_err(|_| RelayError::SourceSlow)?.map_err(|_| RelayError::SourceEnded)?;
                     continue;
                 }
@@ -294,7 +299,7 @@ impl Relay<'_> {
                 if splice.give().map_err(|_| RelayError::SinkBroken)?.is_none() {
                     let before = self.shared.ring.now();
                     self.timer.set(self.stall_ms);
-                    let writable = self.timer.limit(self.to.writable()).await;
+                    let writable = self.timer.limit(to.writable()).await;
                     writable.map_err(|_| RelayError::SinkStalled)?.map_err(|_| RelayError::SinkBroken)?;
                     if let Patience::Pace(pace) = &mut self.patience {
                         pace.excuse(self.shared.ring.now() - before);
@@ -322,16 +327,18 @@ impl Relay<'_> {
                 return Ok(());
             }
         }
-        if matches!(self.decoder, Decoder::Length(_) | Decoder::UntilClose { wrap: false }) {
+        if matches!(self.decoder, Decoder::Length(_) | Decoder::UntilClose { wrap: false })
+            && let (Some(from), Some(to)) = (self.from.clear(), self.to.clear())
+        {
             self.flush().await?;
             // Without a pipe it goes the long way round.
-            if let Ok(splice) = Splice::new(&self.shared.ring, self.from, self.to) {
-                return self.splice(splice).await;
+            if let Ok(splice) = Splice::new(&self.shared.ring, from, to) {
+                return self.splice((from, to), splice).await;
             }
         }
         let mut tail = Vec::new();
         loop {
-            let space = BULK_SIZE - ROOM_BEFORE - ROOM_BEHIND;
+            let space = self.to.bulk_size() - ROOM_BEFORE - ROOM_BEHIND;
             let length = match &self.decoder {
                 Decoder::Length(left) => usize::try_from(*left).unwrap_or(space).min(space),
                 Decoder::Chunked(_) | Decoder::UntilClose { .. } => space,

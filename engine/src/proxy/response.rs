@@ -14,7 +14,8 @@ use crate::{
         Version,
     },
     observe::Counter,
-    ring::{Received, Stream, Timer},
+    ring::{Received, Timer},
+    tls::Wire,
 };
 
 /// Interim responses to one request; RFC 9110 section 15.2 sets no bound, we do.
@@ -76,9 +77,9 @@ struct Final {
 pub(super) struct Way<'a> {
     pub(super) shared: &'a Shared,
     pub(super) request: &'a Request,
-    pub(super) client: &'a Stream,
+    pub(super) client: &'a Wire,
     pub(super) timer: &'a Timer,
-    pub(super) upstream: &'a Stream,
+    pub(super) upstream: &'a Wire,
     /// The upload that runs beside, if there is one.
     pub(super) beside: Option<&'a Beside>,
 }
@@ -132,7 +133,7 @@ async fn await_head(way: &Way<'_>, inbox: &mut Inbox) -> Result<Final, Failure> 
     let mut due = shared.ring.now() + back_ms;
     loop {
         if !inbox.is_empty() {
-            match read(shared, request, inbox, &mut progress)? {
+            match read(way, inbox, &mut progress)? {
                 Head::Final(head) => return Ok(head),
                 Head::Interim(out) => {
                     interim += 1;
@@ -201,12 +202,8 @@ async fn send(way: &Way<'_>, out: Vec<u8>) -> Result<(), Failure> {
 }
 
 /// Reads the head in the inbox, and writes it as the client gets it.
-fn read(
-    shared: &Shared,
-    request: &Request,
-    inbox: &mut Inbox,
-    progress: &mut HeadProgress,
-) -> Result<Head, Failure> {
+fn read(way: &Way<'_>, inbox: &mut Inbox, progress: &mut HeadProgress) -> Result<Head, Failure> {
+    let Way { shared, request, .. } = way;
     let scratch = &mut *shared.scratch.borrow_mut();
     let parsed =
         ResponseHead::parse(inbox.bytes(), request.method, progress, &request.site.response_limits, scratch);
@@ -220,21 +217,22 @@ fn read(
         // RFC 9110 section 15.2.2: nobody asked for it.
         return Err(Failure::Silent(Reason::BackendBadResponse));
     }
-    let keep_alive = request.keep_alive && !shared.is_draining();
+    let keep_alive =
+        request.keep_alive && !shared.is_draining() && !(way.client.is_tls() && shared.is_handing_over());
     let plan = ResponsePlan::new(&head, request.method, request.version, keep_alive);
     let length = head.len;
     if head.is_interim() {
         // RFC 9110 section 15.2: a client of HTTP/1.0 does not know interim responses.
         let out = (request.version == Version::Http11).then(|| {
             let mut out = shared.ring.head_buffer();
-            head.write_forwarded(&plan, &mut out);
+            head.write_forwarded(&plan, None, &mut out);
             out
         });
         inbox.consume(length);
         return Ok(Head::Interim(out));
     }
     let mut out = shared.ring.head_buffer();
-    head.write_forwarded(&plan, &mut out);
+    head.write_forwarded(&plan, request.transport.as_deref(), &mut out);
     let decoder = match head.body {
         ResponseBody::None => Decoder::Length(0),
         ResponseBody::Length(length) => Decoder::Length(length),

@@ -3,17 +3,17 @@
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
-    io,
     net::SocketAddr,
     rc::Rc,
 };
 
-use kakehi_ctl::state::{self, State};
+use kakehi_ctl::state::{self, ClusterProtocol, FrontendTls, State};
 
 use crate::{
-    cluster::Cluster,
-    http::{HeadLimits, Reason},
+    cluster::{Cluster, ClusterError},
+    http::{HeadLimits, Reason, StrictTransport},
     route::{Outcome, RouteError, RouteTable, Rule},
+    tls::{Context, NameMap, Terminator, TlsError},
 };
 
 /// What is done with a request that a rule matched.
@@ -23,12 +23,12 @@ pub(super) enum Action {
     Forward,
     /// 401.
     Deny,
-    /// 301 to `https`, at this port.
+    /// 301 to `https`, at this port, unless it came that way.
     RedirectHttps(Option<u16>),
 }
 
 impl Action {
-    pub(super) fn of(frontend: &state::Frontend, cluster: &state::Cluster) -> Action {
+    fn of(frontend: &state::Frontend, cluster: &state::Cluster) -> Action {
         if frontend.deny {
             Action::Deny
         } else if cluster.https_redirect {
@@ -52,6 +52,73 @@ pub(super) fn rule(frontend: &state::Frontend, target: u32) -> Rule {
 pub(super) struct Target {
     pub(super) cluster: Rc<Cluster>,
     pub(super) action: Action,
+    /// What its frontends say of `Strict-Transport-Security`.
+    pub(super) transport: Transport,
+}
+
+/// Which `Strict-Transport-Security` responses get.
+#[derive(Clone, Default, PartialEq)]
+pub(super) enum Transport {
+    /// That of the listener.
+    #[default]
+    Inherited,
+    /// This one, or none.
+    Own(Option<Rc<StrictTransport>>),
+}
+
+impl Target {
+    /// Where `frontend` of `configured` leads.
+    pub(super) fn of(
+        cluster: &Rc<Cluster>,
+        frontend: &state::Frontend,
+        configured: &state::Cluster,
+    ) -> Target {
+        Target {
+            cluster: Rc::clone(cluster),
+            action: Action::of(frontend, configured),
+            transport: Transport::of(frontend),
+        }
+    }
+
+    pub(super) fn is_same(&self, other: &Target) -> bool {
+        Rc::ptr_eq(&self.cluster, &other.cluster)
+            && self.action == other.action
+            && self.transport == other.transport
+    }
+}
+
+impl Transport {
+    fn of(frontend: &state::Frontend) -> Transport {
+        match frontend.tls.as_ref().and_then(|tls| tls.hsts.as_ref()) {
+            None => Transport::Inherited,
+            Some(hsts) => Transport::Own(strict_transport(hsts)),
+        }
+    }
+}
+
+/// RFC 6797 section 6.1.
+fn strict_transport(hsts: &state::Hsts) -> Option<Rc<StrictTransport>> {
+    let state::Hsts { enabled, max_age, include_subdomains, preload, force_replace_backend } = hsts;
+    enabled.then(|| {
+        let subdomains = if *include_subdomains { "; includeSubDomains" } else { "" };
+        let preload = if *preload { "; preload" } else { "" };
+        let value = format!("max-age={max_age}{subdomains}{preload}");
+        Rc::new(StrictTransport { value, replaces: *force_replace_backend })
+    })
+}
+
+/// Where connections lead that are passed on as they are.
+pub(super) struct Forwards {
+    /// By the name that a TLS client asks for; `None`: it is terminated here, whatever there is for names of that kind.
+    pub(super) names: NameMap<Option<Rc<Cluster>>>,
+    /// All others.
+    pub(super) any: Option<Rc<Cluster>>,
+}
+
+impl Forwards {
+    fn none() -> Forwards {
+        Forwards { names: NameMap::new(), any: None }
+    }
 }
 
 /// The configuration of a listener, compiled.
@@ -62,6 +129,11 @@ pub struct Site {
     pub(super) response_limits: HeadLimits,
     /// The port that clients connect to, as text.
     pub(super) local_port: String,
+    /// How TLS is terminated, if it is.
+    pub(super) tls: Option<Rc<Terminator>>,
+    pub(super) forwards: Rc<Forwards>,
+    /// `Strict-Transport-Security` of frontends that say nothing of it.
+    pub(super) transport: Option<Rc<StrictTransport>>,
 }
 
 /// Which rule takes a request, and where it leads. A change of some hosts is put in between two requests; who looked
@@ -168,24 +240,38 @@ pub enum SiteError {
         /// The cluster.
         cluster: String,
         /// What is wrong.
-        error: io::Error,
+        error: ClusterError,
+    },
+    /// TLS cannot be terminated as it is configured.
+    #[error("listener {address}: {error}")]
+    Tls {
+        /// The listener.
+        address: SocketAddr,
+        /// What is wrong.
+        error: TlsError,
     },
 }
 
 impl Site {
     /// Compiles the whole state: a site for each listener, and the clusters. Those that are `present` already stay
-    /// the same, with the backends that they have.
+    /// the same, with the backends that they have. Without `tls` everything is checked that can be without the vault.
     ///
     /// # Errors
     /// See [`SiteError`].
-    pub fn compile(state: &State, present: &Clusters) -> Result<(Sites, Clusters), SiteError> {
+    pub fn compile(
+        state: &State,
+        present: &Clusters,
+        tls: Option<&Context>,
+    ) -> Result<(Sites, Clusters), SiteError> {
         let mut clusters = Clusters::new();
         let mut rules: BTreeMap<SocketAddr, (Vec<Rule>, Vec<Target>)> = BTreeMap::new();
+        let mut forwards: BTreeMap<SocketAddr, Forwards> = BTreeMap::new();
+        let mut own_tls: BTreeMap<SocketAddr, Vec<(&str, &FrontendTls)>> = BTreeMap::new();
         for (name, configured) in &state.clusters {
             let cluster = match present.get(name) {
                 Some(present) => Rc::clone(present),
                 None => {
-                    let cluster = Cluster::new(name, configured);
+                    let cluster = Cluster::new(name, configured, tls);
                     Rc::new(cluster.map_err(|error| SiteError::Backend { cluster: name.clone(), error })?)
                 }
             };
@@ -193,13 +279,24 @@ impl Site {
                 crate::route::check_hostname(&frontend.hostname)
                     .and_then(|()| crate::route::check_path(&frontend.path))
                     .map_err(|error| SiteError::Route { cluster: name.clone(), error })?;
+                if configured.protocol == ClusterProtocol::Tcp {
+                    let forwards = forwards.entry(frontend.address).or_insert_with(Forwards::none);
+                    match frontend.hostname.as_str() {
+                        "*" => forwards.any = Some(Rc::clone(&cluster)),
+                        name => forwards.names.insert(name, Some(Rc::clone(&cluster))),
+                    }
+                    continue;
+                }
+                if let Some(own) = &frontend.tls {
+                    own_tls.entry(frontend.address).or_default().push((&frontend.hostname, own));
+                }
                 let (rules, targets) = rules.entry(frontend.address).or_default();
                 // One target per cluster and action: rules that repeat each other do not contradict each other.
-                let action = Action::of(frontend, configured);
-                let same = |target: &Target| Rc::ptr_eq(&target.cluster, &cluster) && target.action == action;
+                let wanted = Target::of(&cluster, frontend, configured);
+                let same = |target: &Target| target.is_same(&wanted);
                 let index = targets.iter().rev().take(2).position(same).map(|back| targets.len() - 1 - back);
                 let index = index.unwrap_or_else(|| {
-                    targets.push(Target { cluster: Rc::clone(&cluster), action });
+                    targets.push(wanted);
                     targets.len() - 1
                 });
                 // Bounded by the size of the control frames.
@@ -210,18 +307,48 @@ impl Site {
         let mut sites = Sites::new();
         for (address, listener) in &state.listeners {
             let (rules, targets) = rules.remove(address).unwrap_or_default();
+            let mut forwards = forwards.remove(address).unwrap_or_else(Forwards::none);
+            if !forwards.names.is_empty() {
+                // What is terminated under its own name is not passed on with all others of its kind.
+                for rule in &rules {
+                    if forwards.names.get_exactly(&rule.hostname).is_none() {
+                        forwards.names.insert(&rule.hostname, None);
+                    }
+                }
+            }
+            let own = own_tls.remove(address).unwrap_or_default();
+            let terminator = match (&listener.tls, tls) {
+                (Some(tls), Some(context)) => Some(
+                    Terminator::compile(context, *address, tls, own.into_iter())
+                        .map_err(|error| SiteError::Tls { address: *address, error })?,
+                ),
+                _ => None,
+            };
             let table =
                 RouteTable::compile(rules).map_err(|error| SiteError::Routes { address: *address, error })?;
             let targets = targets.into_iter().map(Some).collect();
             let routes = Rc::new(RefCell::new(Routes { table, targets }));
-            sites.insert(*address, Rc::new(Site::new(listener, routes)));
+            let (terminator, forwards) = (terminator.map(Rc::new), Rc::new(forwards));
+            sites.insert(*address, Rc::new(Site::new(listener, routes, terminator, forwards)));
         }
         Ok((sites, clusters))
     }
 
+    /// Whether some connections are passed on as they are, by the name that they ask for: then frontends of other clusters
+    /// make a difference there too.
+    pub fn passes_on_by_name(&self) -> bool {
+        !self.forwards.names.is_empty()
+    }
+
+    /// Whether something comes before the first request.
+    pub(super) fn has_prologue(&self) -> bool {
+        self.settings.expect_proxy || self.settings.protocol != state::ListenerProtocol::Http
+    }
+
     /// The same routes with other settings.
     pub fn with_settings(&self, listener: &state::Listener) -> Rc<Site> {
-        Rc::new(Site::new(listener, Rc::clone(&self.routes)))
+        let (tls, forwards) = (self.tls.as_ref().map(Rc::clone), Rc::clone(&self.forwards));
+        Rc::new(Site::new(listener, Rc::clone(&self.routes), tls, forwards))
     }
 
     /// A listener that no frontend names yet.
@@ -232,12 +359,21 @@ impl Site {
         let table = RouteTable::compile([])
             .map_err(|error| SiteError::Routes { address: listener.address, error })?;
         let routes = Routes { table, targets: Vec::new() };
-        Ok(Rc::new(Site::new(listener, Rc::new(RefCell::new(routes)))))
+        Ok(Rc::new(Site::new(listener, Rc::new(RefCell::new(routes)), None, Rc::new(Forwards::none()))))
     }
 
-    fn new(listener: &state::Listener, routes: Rc<RefCell<Routes>>) -> Site {
+    fn new(
+        listener: &state::Listener,
+        routes: Rc<RefCell<Routes>>,
+        tls: Option<Rc<Terminator>>,
+        forwards: Rc<Forwards>,
+    ) -> Site {
         let sizes = &listener.sizes;
+        let hsts = listener.tls.as_ref().and_then(|tls| tls.hsts.as_ref());
         Site {
+            tls,
+            forwards,
+            transport: hsts.and_then(strict_transport),
             routes,
             request_limits: HeadLimits { bytes: sizes.head, fields: sizes.fields, target: sizes.target },
             response_limits: HeadLimits { bytes: sizes.response_head, fields: sizes.fields, target: 0 },

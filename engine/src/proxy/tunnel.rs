@@ -22,7 +22,8 @@ use super::{
 use crate::{
     cluster::Upstream,
     observe::Counter,
-    ring::{BULK_SIZE, Buf, Outgoing, Received, Stream},
+    ring::{Buf, Outgoing, Received},
+    tls::Wire,
 };
 
 /// So many arena buffers in a row that were filled to the brim are a stream worth private buffers.
@@ -55,8 +56,10 @@ pub(super) async fn run(
     let counters = &shared.counters;
     counters.count(Counter::TunnelsOpen);
     let active = Cell::new(shared.ring.now());
-    let inbound = Direction::new(shared, client, &upstream.stream, &active);
-    let outbound = Direction::new(shared, &upstream.stream, client, &active);
+    // What is over TLS has its state in this process.
+    let movable = client.clear().is_some() && upstream.stream.clear().is_some();
+    let inbound = Direction::new(shared, client, &upstream.stream, &active, movable);
+    let outbound = Direction::new(shared, &upstream.stream, client, &active, movable);
     let end = {
         let mut up = pin!(inbound.run(std::mem::take(inbox)));
         let mut down = pin!(outbound.run(leftover));
@@ -80,7 +83,8 @@ pub(super) async fn run(
                 return Poll::Ready(End::Over(Next::Close));
             }
             // Not one way after the other: what rests may have to move again so that the other can come to rest.
-            if (up_done || inbound.at_rest.get())
+            if movable
+                && (up_done || inbound.at_rest.get())
                 && (down_done || outbound.at_rest.get())
                 && let Some(successor) = shared.place_elsewhere()
             {
@@ -141,7 +145,7 @@ enum End {
 
 /// Stops receiving on both sides, passes on what came before, and takes both sockets off the ring. What comes later,
 /// the end included, stays in the kernel. `None` when a side has broken.
-async fn come_to_rest(client: &mut Stream, upstream: &mut Stream) -> Option<Vec<OwnedFd>> {
+async fn come_to_rest(client: &mut Wire, upstream: &mut Wire) -> Option<Vec<OwnedFd>> {
     client.pause_receive().await;
     upstream.pause_receive().await;
     for (from, to) in [(&*client, &*upstream), (&*upstream, &*client)] {
@@ -156,18 +160,25 @@ async fn come_to_rest(client: &mut Stream, upstream: &mut Stream) -> Option<Vec<
 /// One of the two ways through a tunnel.
 struct Direction<'a> {
     shared: &'a Shared,
-    from: &'a Stream,
-    to: &'a Stream,
+    from: &'a Wire,
+    to: &'a Wire,
     /// When something last moved, either way (ms).
     active: &'a Cell<u64>,
     counted: Cell<u64>,
     /// The tunnel is to move, and this way has passed on all that came.
     at_rest: Cell<bool>,
+    movable: bool,
 }
 
 impl<'a> Direction<'a> {
-    fn new(shared: &'a Shared, from: &'a Stream, to: &'a Stream, active: &'a Cell<u64>) -> Direction<'a> {
-        Direction { shared, from, to, active, counted: Cell::new(0), at_rest: Cell::new(false) }
+    fn new(
+        shared: &'a Shared,
+        from: &'a Wire,
+        to: &'a Wire,
+        active: &'a Cell<u64>,
+        movable: bool,
+    ) -> Direction<'a> {
+        Direction { shared, from, to, active, counted: Cell::new(0), at_rest: Cell::new(false), movable }
     }
 
     async fn run(&self, mut first: Inbox) -> io::Result<()> {
@@ -188,7 +199,7 @@ impl<'a> Direction<'a> {
                 }
                 Received::Finished => {
                     self.to.flush().await?;
-                    self.to.shutdown_write();
+                    self.to.shutdown_write().await;
                     return Ok(());
                 }
             }
@@ -200,7 +211,7 @@ impl<'a> Direction<'a> {
     fn receive(&self) -> impl Future<Output = io::Result<Received>> + '_ {
         poll_fn(move |context| {
             let received = self.from.poll_receive(context);
-            let waits = received.is_pending() && self.shared.connections_move();
+            let waits = received.is_pending() && self.moves();
             self.at_rest.set(waits && self.to.poll_flush(context).is_ready());
             received
         })
@@ -218,7 +229,7 @@ impl<'a> Direction<'a> {
         }
         self.shared.ring.count_bulk();
         loop {
-            self.from.start_receive_bulk(self.shared.ring.bulk_buffer(), 0..BULK_SIZE);
+            self.from.start_receive_bulk(self.shared.ring.bulk_buffer(), 0..self.to.bulk_size());
             let (buffer, outcome) = self.receive_bulk().await;
             let received = match outcome {
                 Ok(received) => received,
@@ -231,7 +242,7 @@ impl<'a> Direction<'a> {
                 return Ok(());
             }
             self.send(Outgoing::Owned(buffer, 0..received as u32)).await?;
-            if received < BULK_LEAST || self.shared.connections_move() {
+            if received < BULK_LEAST || self.moves() {
                 return Ok(());
             }
         }
@@ -241,12 +252,17 @@ impl<'a> Direction<'a> {
     fn receive_bulk(&self) -> impl Future<Output = (Vec<u8>, io::Result<usize>)> + '_ {
         let mut stopped = false;
         poll_fn(move |context| {
-            if !stopped && self.shared.connections_move() {
+            if !stopped && self.moves() {
                 stopped = true;
                 self.from.stop_receive_bulk();
             }
             self.from.poll_receive_bulk(context)
         })
+    }
+
+    /// Whether it is to move to another process.
+    fn moves(&self) -> bool {
+        self.movable && self.shared.connections_move()
     }
 
     async fn send(&self, data: Outgoing) -> io::Result<()> {

@@ -19,7 +19,8 @@ use super::{
 use crate::{
     http::{Reason, Version},
     observe::Counter,
-    ring::{Outgoing, Received, Stream, Timer},
+    ring::{Outgoing, Received, Timer},
+    tls::Wire,
 };
 
 /// RFC 9110 section 10.1.1: what a client that expects it waits for.
@@ -35,7 +36,7 @@ pub(super) struct Body {
 pub(super) async fn run(
     connection: &mut Connection,
     request: &Request,
-    upstream: &Stream,
+    upstream: &Wire,
     body: Body,
 ) -> Result<(Answered, bool), Failure> {
     let shared = std::rc::Rc::clone(&connection.shared);
@@ -103,7 +104,7 @@ fn failure(error: RelayError, answered: bool) -> Failure {
 /// The client waits to be told to go on. The backend may do so; after a while we do.
 async fn invite(
     request: &Request,
-    client: &Stream,
+    client: &Wire,
     timer: &Timer,
     beside: &Beside,
     inbox: &mut super::inbox::Inbox,

@@ -114,19 +114,36 @@ impl Pool {
     }
 }
 
-/// Received bytes in a buffer of the arena. Derefs to what has not been consumed yet.
+/// Received bytes, most often in a buffer of the arena. Derefs to what has not been consumed yet.
 pub struct Buf {
-    pool: Rc<Pool>,
-    id: u16,
+    memory: Memory,
     start: u16,
     end: u16,
+}
+
+enum Memory {
+    /// A buffer of the arena.
+    Lent { pool: Rc<Pool>, id: u16 },
+    /// Private memory: what was made of several receives.
+    Own(Box<Vec<u8>>),
 }
 
 impl Buf {
     /// Takes over buffer `id`, which holds `length` received bytes and which nobody else uses.
     pub(super) fn take(pool: &Rc<Pool>, id: u16, length: u16) -> Buf {
         debug_assert!(u32::from(length) <= pool.size);
-        Buf { pool: Rc::clone(pool), id, start: 0, end: length }
+        Buf { memory: Memory::Lent { pool: Rc::clone(pool), id }, start: 0, end: length }
+    }
+
+    /// Bytes that do not lie in the arena: at most 65,535.
+    pub fn owned(bytes: Vec<u8>) -> Buf {
+        assert!(
+            bytes.len() <= usize::from(u16::MAX),
+            "a buffer of its own is no larger than those of the arena"
+        );
+        // Not more than that.
+        let end = bytes.len() as u16;
+        Buf { memory: Memory::Own(Box::new(bytes)), start: 0, end }
     }
 
     /// A buffer as if `bytes` had been received into it, of an arena of its own.
@@ -158,38 +175,42 @@ impl Deref for Buf {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: `start <= end <= size`, the bytes were written by the kernel (or are zero), and the
-        // buffer is ours alone from `take` until it is dropped.
-        unsafe {
-            std::slice::from_raw_parts(
-                self.pool.address(self.id).add(usize::from(self.start)),
-                usize::from(self.end - self.start),
-            )
+        let (start, end) = (usize::from(self.start), usize::from(self.end));
+        match &self.memory {
+            // SAFETY: `start <= end <= size`, the bytes were written by the kernel (or are zero), and the
+            // buffer is ours alone from `take` until it is dropped.
+            Memory::Lent { pool, id } => unsafe {
+                std::slice::from_raw_parts(pool.address(*id).add(start), end - start)
+            },
+            Memory::Own(bytes) => &bytes[start..end],
         }
     }
 }
 
 impl DerefMut for Buf {
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `deref`, and `&mut self` makes it the only access.
-        unsafe {
-            std::slice::from_raw_parts_mut(
-                self.pool.address(self.id).add(usize::from(self.start)),
-                usize::from(self.end - self.start),
-            )
+        let (start, end) = (usize::from(self.start), usize::from(self.end));
+        match &mut self.memory {
+            // SAFETY: as in `deref`, and `&mut self` makes it the only access.
+            Memory::Lent { pool, id } => unsafe {
+                std::slice::from_raw_parts_mut(pool.address(*id).add(start), end - start)
+            },
+            Memory::Own(bytes) => &mut bytes[start..end],
         }
     }
 }
 
 impl Drop for Buf {
     fn drop(&mut self) {
-        self.pool.give_back(self.id);
+        if let Memory::Lent { pool, id } = &self.memory {
+            pool.give_back(*id);
+        }
     }
 }
 
 impl fmt::Debug for Buf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Buf").field("id", &self.id).field("len", &self.len()).finish_non_exhaustive()
+        f.debug_struct("Buf").field("len", &self.len()).finish_non_exhaustive()
     }
 }
 

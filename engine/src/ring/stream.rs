@@ -396,6 +396,11 @@ impl Stream {
         }
     }
 
+    /// What is to be sent cannot be: from now on as after a send that has failed.
+    pub fn break_sending(&self) {
+        self.core.sockets.borrow_mut().get(self.slot).send_error = libc::EPIPE;
+    }
+
     /// Whether a send is in flight.
     pub fn is_sending(&self) -> bool {
         self.core.sockets.borrow_mut().get(self.slot).is_in_flight(Operation::Send)
@@ -426,6 +431,11 @@ impl Stream {
     /// The address of the peer; `None` when it is gone or has none.
     pub fn peer_address(&self) -> Option<SocketAddr> {
         self.with_socket(|socket| socket.peer_addr()).ok().and_then(|address| address.as_socket())
+    }
+
+    /// The address that the peer connected to; `None` when the connection is gone or has none.
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        self.with_socket(|socket| socket.local_addr()).ok().and_then(|address| address.as_socket())
     }
 
     /// Takes the socket off the ring, open as it is; nothing can be done with the stream then but to drop it. `None` when

@@ -1,5 +1,41 @@
-//! TLS on a ring socket: handshakes, records, certificates, tickets.
+//! TLS on a ring socket: handshakes, records, certificates, tickets. The cryptography is that of rustls and AWS-LC.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `wire` | a stream in clear text or over TLS, the same for protocol code |
+//! | `session` | records in, plaintext out, and the other way round; no sockets |
+//! | `handshake` | of clients with us, and ours with backends |
+//! | `terminator` | how a listener terminates TLS, by name |
+//! | `connector` | how backends are reached by TLS |
+//! | `certificates` | which certificate a client gets; read when first needed |
+//! | `identity` | who a client is, by its certificate |
+//! | `tickets` | session tickets that every worker can open |
+//! | `vault` | where certificates, keys and ticket keys lie |
+//! | `names` | something for exact names, and for all names below one |
+//!
+//! Relies on `ring`. Promises: nothing of a peer is taken for said that was not authenticated; no key leaves the vault
+//! but to be signed with; what a peer can make us hold before and after its handshake is bounded.
 
+mod certificates;
+mod connector;
+mod handshake;
+mod identity;
+mod names;
+mod session;
+mod terminator;
+mod tickets;
 mod vault;
+mod wire;
 
-pub use self::vault::{Stored, TICKET_KEYS, TicketKeys, Vault};
+pub(crate) use self::{
+    connector::Connector,
+    handshake::{Failure, FailureKind, Hello, Input, Secured, Shaken, accept, read_hello, unrecognized_name},
+    names::NameMap,
+    terminator::Terminator,
+};
+pub use self::{
+    identity::distinguished_name,
+    terminator::{Context, TlsError},
+    vault::{Stored, TICKET_KEYS, TicketKeys, Vault},
+    wire::Wire,
+};

@@ -16,7 +16,7 @@ use std::{
 use kakehi_ctl::{
     change::{Change, ChangeError},
     order::ListenerSocket,
-    state::{Revision, Settings, State},
+    state::{self, ClusterProtocol, Fingerprint, ListenerProtocol, Revision, Settings, State},
 };
 
 use super::{Belonging, DescriptorChannel, Error};
@@ -24,7 +24,11 @@ use crate::{
     cluster::{Cluster, Members, Pooling},
     proxy::{self, Clusters, Front, HostPrints, RoutesPatch, Shared, Site, SiteError, Sites, Wanted},
     ring::Listener,
+    tls::{Context, Vault},
 };
+
+/// So many certificates of a change are read before it is made.
+const CERTIFICATES_TRIED: usize = 64;
 
 /// Why a change was refused. Nothing has changed then.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +45,14 @@ pub(super) enum Refusal {
     /// The socket of a new listener is missing.
     #[error("no listening socket was handed over for {0}")]
     NoSocket(SocketAddr),
+    /// A certificate cannot be used.
+    #[error("certificate {fingerprint}: {reason}")]
+    Certificate {
+        /// Which.
+        fingerprint: Fingerprint,
+        /// Why.
+        reason: String,
+    },
     /// There is nothing to commit.
     #[error("nothing was prepared")]
     NothingPrepared,
@@ -59,6 +71,7 @@ pub(super) struct Configured {
     channel: Rc<dyn DescriptorChannel>,
     /// The listening sockets that accept.
     sockets: RefCell<BTreeMap<ListenerSocket, Taken>>,
+    tls: Context,
 }
 
 /// Changes that are ready to be made.
@@ -112,8 +125,13 @@ impl Configured {
         state: State,
         sockets: Vec<(ListenerSocket, OwnedFd)>,
         channel: Rc<dyn DescriptorChannel>,
+        tls: Context,
     ) -> Result<Configured, Error> {
-        let (sites, clusters) = Site::compile(&state, &Clusters::new())?;
+        for (address, certificates) in &state.certificates {
+            let served = tls.certificates(*address);
+            certificates.iter().for_each(|(fingerprint, it)| served.set(*fingerprint, it));
+        }
+        let (sites, clusters) = Site::compile(&state, &Clusters::new(), Some(&tls))?;
         let accepting = sites.iter().filter(|(address, _)| state.accepts(address));
         let fronts = accepting.map(|(address, site)| (*address, Front::new(Rc::clone(site))));
         let fronts = RefCell::new(fronts.collect());
@@ -126,6 +144,7 @@ impl Configured {
             prepared: RefCell::default(),
             channel,
             sockets: RefCell::default(),
+            tls,
         };
         for (which, socket) in sockets {
             configured.take_socket(shared, which, socket)?;
@@ -219,24 +238,80 @@ impl Configured {
         let mut new = Clusters::new();
         for (name, wanted) in &part.clusters {
             match clusters.get(name) {
-                Some(cluster) => members.push((Rc::clone(cluster), renewed(name, wanted, cluster)?)),
-                None => drop(new.insert(name.clone(), created(name, wanted)?)),
+                Some(cluster) => members.push((Rc::clone(cluster), self.renewed(name, wanted, cluster)?)),
+                None => drop(new.insert(name.clone(), self.created(name, wanted)?)),
             }
         }
+        self.try_certificates(&changes)?;
         let routing = if !changes.iter().any(Change::concerns_routes) {
             Routing::Stays
-        } else if let Some(parts) =
-            self.compile_parts(&Wanted::new(&state, &part, &changes, &self.prints.borrow()), &new)?
+        } else if !self.concerns_tls(&state, &part, &changes)
+            && let Some(parts) =
+                self.compile_parts(&Wanted::new(&state, &part, &changes, &self.prints.borrow()), &new)?
         {
             Routing::Parts(parts)
         } else {
             let mut state = state.clone();
             changes.iter().try_for_each(|change| state.apply(change))?;
-            let (sites, clusters) = Site::compile(&state, &clusters)?;
+            let (sites, clusters) = Site::compile(&state, &clusters, Some(&self.tls))?;
             Routing::Whole(sites, clusters)
         };
         self.prepared.replace(Some(Prepared { changes, revision, routing, members, listeners }));
         Ok(())
+    }
+
+    /// Whether the changes, which make `part` of what they name in `present`, concern what is decided in handshakes, or which
+    /// connections are passed on as they are. Such are compiled whole.
+    fn concerns_tls(&self, present: &State, part: &State, changes: &[Change]) -> bool {
+        let concerned = |cluster: &state::Cluster| {
+            cluster.protocol == ClusterProtocol::Tcp
+                || cluster.frontends.iter().any(|frontend| frontend.tls.is_some())
+        };
+        let clusters = named_clusters(changes).into_iter().any(|name| {
+            [present, part].into_iter().filter_map(|state| state.clusters.get(name)).any(concerned)
+        });
+        let listeners = part.listeners.iter().any(|(address, listener)| {
+            let before = present.listeners.get(address);
+            listener.protocol != before.map_or(ListenerProtocol::Http, |before| before.protocol)
+                || listener.tls.as_ref() != before.and_then(|before| before.tls.as_ref())
+        });
+        clusters || listeners || self.sites.borrow().values().any(|site| site.passes_on_by_name())
+    }
+
+    /// Whether certificates that come can be used; of many, those that are wrong are found when they are first needed.
+    fn try_certificates(&self, changes: &[Change]) -> Result<(), Refusal> {
+        let coming = changes.iter().filter_map(|change| match change {
+            Change::SetCertificate { fingerprint, certificate, .. } => Some((fingerprint, certificate)),
+            _ => None,
+        });
+        for (fingerprint, certificate) in coming.take(CERTIFICATES_TRIED) {
+            let refused = |reason| Refusal::Certificate { fingerprint: *fingerprint, reason };
+            self.tls.try_certificate(certificate).map_err(refused)?;
+        }
+        Ok(())
+    }
+
+    fn created(&self, name: &str, wanted: &state::Cluster) -> Result<Rc<Cluster>, SiteError> {
+        let created = Cluster::new(name, wanted, Some(&self.tls));
+        Ok(Rc::new(created.map_err(|error| SiteError::Backend { cluster: name.to_owned(), error })?))
+    }
+
+    fn renewed(&self, name: &str, wanted: &state::Cluster, cluster: &Cluster) -> Result<Members, SiteError> {
+        Members::new(wanted, Some(cluster), Some(&self.tls))
+            .map_err(|error| SiteError::Backend { cluster: name.to_owned(), error })
+    }
+
+    /// The ticket keys in the vault are others now.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub(super) fn renew_ticket_keys(&self) -> io::Result<()> {
+        self.tls.renew_ticket_keys()
+    }
+
+    /// The vault.
+    pub(super) fn vault(&self) -> &Vault {
+        self.tls.vault()
     }
 
     /// `None` when it has to be the whole.
@@ -302,6 +377,16 @@ impl Configured {
             // It was tried on a copy of the same state.
             let applied = state.apply(change);
             debug_assert!(applied.is_ok(), "{applied:?}");
+            match change {
+                Change::SetCertificate { address, fingerprint, certificate } => {
+                    self.tls.certificates(*address).set(*fingerprint, certificate);
+                }
+                Change::RemoveCertificate { address, fingerprint } => {
+                    self.tls.certificates(*address).remove(fingerprint);
+                }
+                Change::RemoveListener { address } => self.tls.forget(*address),
+                _ => {}
+            }
         }
         let prints = &mut *self.prints.borrow_mut();
         named_clusters(&changes).into_iter().for_each(|name| prints.update(name, state));
@@ -414,14 +499,4 @@ impl Configured {
 /// The clusters that the changes name.
 fn named_clusters(changes: &[Change]) -> BTreeSet<&str> {
     changes.iter().filter_map(Change::cluster).collect()
-}
-
-fn created(name: &str, wanted: &kakehi_ctl::state::Cluster) -> Result<Rc<Cluster>, SiteError> {
-    let created = Cluster::new(name, wanted);
-    Ok(Rc::new(created.map_err(|error| SiteError::Backend { cluster: name.to_owned(), error })?))
-}
-
-fn renewed(name: &str, wanted: &kakehi_ctl::state::Cluster, cluster: &Cluster) -> Result<Members, SiteError> {
-    Members::new(wanted, Some(cluster))
-        .map_err(|error| SiteError::Backend { cluster: name.to_owned(), error })
 }

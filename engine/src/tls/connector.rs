@@ -1,0 +1,83 @@
+//! TLS to backends.
+
+use std::{net::IpAddr, sync::Arc};
+
+use kakehi_ctl::state::BackendTls;
+use rustls::{
+    ClientConfig,
+    client::{Resumption, UnbufferedClientConnection},
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _};
+
+use super::{
+    handshake::{self, Failure},
+    terminator::{Context, TlsError},
+    wire::Wire,
+};
+use crate::ring::{Ring, Stream};
+
+/// Sessions that are remembered for each cluster, to be resumed.
+const SESSIONS: usize = 256;
+
+/// How backends of a cluster are reached by TLS.
+pub(crate) struct Connector {
+    config: Arc<ClientConfig>,
+    name: Option<ServerName<'static>>,
+}
+
+impl Connector {
+    /// Compiles what a cluster says.
+    ///
+    /// # Errors
+    /// See [`TlsError`].
+    pub(crate) fn compile(context: &Context, tls: &BackendTls) -> Result<Connector, TlsError> {
+        let roots = context.roots(&tls.ca)?;
+        let builder = ClientConfig::builder_with_provider(Arc::new(context.provider()))
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots);
+        let mut config = match &tls.client {
+            None => builder.with_no_client_auth(),
+            Some((chain, key)) => {
+                let wrong = |path: &std::path::Path, reason: String| TlsError::Material {
+                    path: path.display().to_string(),
+                    reason,
+                };
+                let chain_text = context.material(chain)?;
+                let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&chain_text).collect();
+                let certificates = certificates.map_err(|error| wrong(&chain.path, error.to_string()))?;
+                let key_der = PrivateKeyDer::from_pem_slice(&context.material(key)?)
+                    .map_err(|error| wrong(&key.path, error.to_string()))?;
+                builder.with_client_auth_cert(certificates, key_der)?
+            }
+        };
+        config.alpn_protocols = tls.alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+        config.resumption = Resumption::in_memory_sessions(SESSIONS);
+        let name = tls.server_name.as_ref().map(|name| {
+            ServerName::try_from(name.clone()).map_err(|_| TlsError::Material {
+                path: "server_name".to_owned(),
+                reason: format!("`{name}` is neither a host name nor an address"),
+            })
+        });
+        Ok(Connector { config: Arc::new(config), name: name.transpose()? })
+    }
+
+    /// Does the handshake on a connection to a backend at `address`, which a name in the configuration goes before.
+    ///
+    /// # Errors
+    /// See [`Failure`].
+    pub(crate) async fn connect(
+        &self,
+        ring: &Ring,
+        stream: Stream,
+        address: Option<IpAddr>,
+    ) -> Result<Wire, Failure> {
+        let name = self.name.clone().or_else(|| Some(ServerName::from(address?)));
+        // A unix socket has no name that a certificate could have.
+        let name = name.unwrap_or_else(|| ServerName::from(IpAddr::from([0, 0, 0, 0])));
+        let connection = UnbufferedClientConnection::new(Arc::clone(&self.config), name)?;
+        let session = handshake::connect(&stream, connection).await?;
+        let mut wire = Wire::from(stream);
+        wire.secure(ring, session);
+        Ok(wire)
+    }
+}

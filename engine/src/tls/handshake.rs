@@ -1,0 +1,274 @@
+//! Handshakes: of clients with us, and ours with backends.
+
+use std::{io, rc::Rc, sync::Arc};
+
+use kakehi_ctl::state::TlsVersion;
+use rustls::{
+    AlertDescription, Error, HandshakeKind, PeerIncompatible, ProtocolVersion,
+    client::UnbufferedClientConnection,
+    server::{Acceptor, UnbufferedServerConnection},
+};
+use rustls_pki_types::UnixTime;
+
+use super::{
+    certificates::Entry,
+    identity::ClientIdentity,
+    session::Session,
+    terminator::{Policy, Terminator},
+};
+use crate::{
+    limits,
+    ring::{Buf, Received, Stream},
+};
+
+/// What is known of a client after its handshake.
+pub(crate) struct Secured {
+    /// The certificate that it got.
+    pub(crate) served: Arc<Entry>,
+    /// The name that it asked for, in lower case.
+    pub(crate) name: Option<Box<str>>,
+    /// How the handshake was done.
+    pub(crate) policy: Rc<Policy>,
+    /// Who it is.
+    pub(crate) client: Option<ClientIdentity>,
+    /// It resumed a session.
+    pub(crate) resumed: bool,
+    /// Which version is spoken.
+    pub(crate) version: TlsVersion,
+    /// The certificate is for the name that the client asked for.
+    pub(crate) for_name: bool,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// The peer went away.
+    #[error("the peer went away during the handshake")]
+    Gone,
+    /// The first message is longer than any client's.
+    #[error("the first message is too large")]
+    HelloTooLarge,
+    /// No certificate is for the name that was asked for, and none is served instead.
+    #[error("there is no certificate for the name")]
+    UnknownName,
+    /// The certificate of a client whose session would be resumed is good no more.
+    #[error("the certificate is not valid any more: {0}")]
+    ClientCertificate(Error),
+    /// rustls refuses.
+    #[error("{0}")]
+    Tls(#[from] Error),
+}
+
+impl From<io::Error> for Failure {
+    fn from(_: io::Error) -> Failure {
+        Failure::Gone
+    }
+}
+
+/// Kinds of failures, as they are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FailureKind {
+    Gone,
+    NoCommonParameters,
+    NoCommonProtocol,
+    UnknownName,
+    Certificate,
+    AlertReceived,
+    Malformed,
+}
+
+impl Failure {
+    pub(crate) fn kind(&self) -> FailureKind {
+        match self {
+            Failure::Gone => FailureKind::Gone,
+            Failure::HelloTooLarge => FailureKind::Malformed,
+            Failure::UnknownName => FailureKind::UnknownName,
+            Failure::ClientCertificate(_) => FailureKind::Certificate,
+            Failure::Tls(error) => match error {
+                Error::NoApplicationProtocol => FailureKind::NoCommonProtocol,
+                Error::PeerIncompatible(PeerIncompatible::NoCertificateRequestSignatureSchemesInCommon) => {
+                    FailureKind::Certificate
+                }
+                Error::PeerIncompatible(_) => FailureKind::NoCommonParameters,
+                Error::NoCertificatesPresented
+                | Error::InvalidCertificate(_)
+                | Error::InvalidCertRevocationList(_) => FailureKind::Certificate,
+                Error::AlertReceived(_) => FailureKind::AlertReceived,
+                Error::General(_) => FailureKind::UnknownName,
+                _ => FailureKind::Malformed,
+            },
+        }
+    }
+}
+
+/// The first message of a client.
+pub(crate) struct Hello {
+    /// The name that it asks for, in lower case.
+    pub(crate) name: Option<Box<str>>,
+    /// Everything that came so far.
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// Reads the first message, which begins with `input`, and whatever comes with it, without answering.
+///
+/// # Errors
+/// What came, and why it is no such message.
+pub(crate) async fn read_hello(stream: &Stream, mut input: Input) -> Result<Hello, (Failure, Vec<u8>)> {
+    let mut bytes = Vec::new();
+    let mut acceptor = Acceptor::default();
+    loop {
+        bytes.extend_from_slice(input.bytes());
+        let mut unread: &[u8] = input.bytes();
+        while !unread.is_empty() {
+            if acceptor.read_tls(&mut unread).is_err() {
+                return Err((Failure::HelloTooLarge, bytes));
+            }
+            match acceptor.accept() {
+                Ok(None) => {}
+                Ok(Some(accepted)) => {
+                    let name = accepted.client_hello().server_name().map(Box::from);
+                    return Ok(Hello { name, bytes });
+                }
+                Err((error, _)) => return Err((Failure::Tls(error), bytes)),
+            }
+        }
+        if bytes.len() > limits::MAX_CLIENT_HELLO {
+            return Err((Failure::HelloTooLarge, bytes));
+        }
+        input = match stream.receive().await {
+            Ok(Received::Data(buffer)) => Input::Received(buffer),
+            Ok(Received::Finished) | Err(_) => return Err((Failure::Gone, bytes)),
+        };
+    }
+}
+
+/// The alert for a client that asks for a name which there is no certificate for (RFC 6066 section 3).
+pub(crate) fn unrecognized_name() -> Vec<u8> {
+    // RFC 8446 sections 5.1 and 6: a record of type alert, level fatal.
+    vec![21, 3, 3, 0, 2, 2, AlertDescription::UnrecognisedName.into()]
+}
+
+/// A handshake that is done, and what came behind it.
+pub(crate) struct Shaken {
+    pub(crate) session: Session,
+    pub(crate) secured: Secured,
+    pub(crate) data: Option<Buf>,
+}
+
+/// Does the handshake with a client that asks for `name`, as far as that is known, and of which `first` has come already.
+///
+/// # Errors
+/// See [`Failure`]; the client was told, as far as it can be.
+pub(crate) async fn accept(
+    stream: &Stream,
+    terminator: &Terminator,
+    name: Option<&str>,
+    first: Input,
+) -> Result<Shaken, Failure> {
+    let policy = Rc::clone(terminator.policy(name));
+    let mut session = Session::server(UnbufferedServerConnection::new(Arc::clone(&policy.config))?);
+    let mut served = None;
+    terminator.certificates.take_served();
+    let data = shake(stream, &mut session, Some(first), || {
+        if served.is_none() {
+            served = terminator.certificates.take_served();
+        }
+    })
+    .await?;
+    let served = served.ok_or(Failure::UnknownName)?;
+    let resumed = session.common().handshake_kind() == Some(HandshakeKind::Resumed);
+    let mut client = None;
+    if let Some([certificate, chain @ ..]) = session.common().peer_certificates() {
+        // rustls does not look again at the certificate of a session that is resumed.
+        if let Some(verifier) = policy.verifier.as_ref().filter(|_| resumed)
+            && let Err(error) = verifier.verify_client_cert(certificate, chain, UnixTime::now())
+        {
+            return Err(Failure::ClientCertificate(error));
+        }
+        client = Some(ClientIdentity::of(certificate));
+    }
+    // Up to TLS 1.2 the last word is ours, and the client waits for it.
+    if session.common().protocol_version() == Some(ProtocolVersion::TLSv1_2)
+        && let Some(pending) = session.take_pending()
+    {
+        stream.send(pending.into()).await?;
+    }
+    let version = match session.common().protocol_version() {
+        Some(ProtocolVersion::TLSv1_2) => TlsVersion::V12,
+        _ => TlsVersion::V13,
+    };
+    let for_name = served.name.as_deref().is_some_and(|name| served.entry.covers(name));
+    let (served, name) = (served.entry, served.name);
+    let secured = Secured { served, name, policy, client, resumed, version, for_name };
+    Ok(Shaken { session, secured, data })
+}
+
+/// Does the handshake with a backend.
+///
+/// # Errors
+/// See [`Failure`].
+pub(crate) async fn connect(
+    stream: &Stream,
+    connection: UnbufferedClientConnection,
+) -> Result<Session, Failure> {
+    let mut session = Session::client(connection);
+    // What it says before it was asked anything is for nobody.
+    match shake(stream, &mut session, Some(Input::Own(Vec::new())), || {}).await? {
+        None => Ok(session),
+        Some(_) => Err(Error::General("the backend sent data before it was asked for any".to_owned()).into()),
+    }
+}
+
+/// Sends and receives until the handshake is done. Returns data that came behind it.
+async fn shake(
+    stream: &Stream,
+    session: &mut Session,
+    first: Option<Input>,
+    mut looked: impl FnMut(),
+) -> Result<Option<Buf>, Failure> {
+    let mut plain = Vec::new();
+    let mut received = first;
+    loop {
+        if let Some(mut bytes) = received.take() {
+            let opened = session.open(bytes.bytes(), &mut plain);
+            looked();
+            if let Err(error) = opened {
+                if let Some(alert) = session.take_pending() {
+                    stream.send(alert.into()).await?;
+                    stream.flush().await?;
+                }
+                return Err(error.into());
+            }
+        }
+        if session.is_established() {
+            return Ok((!plain.is_empty()).then(|| Buf::owned(plain)));
+        }
+        if session.is_finished() {
+            return Err(Failure::Gone);
+        }
+        if let Some(pending) = session.take_pending() {
+            stream.send(pending.into()).await?;
+        }
+        received = match stream.receive().await? {
+            Received::Data(buffer) => Some(Input::Received(buffer)),
+            Received::Finished => return Err(Failure::Gone),
+        };
+    }
+}
+
+/// What goes into a handshake.
+pub(crate) enum Input {
+    /// Bytes of which several receives were joined.
+    Own(Vec<u8>),
+    /// What was received.
+    Received(Buf),
+}
+
+impl Input {
+    fn bytes(&mut self) -> &mut [u8] {
+        match self {
+            Input::Own(bytes) => bytes,
+            Input::Received(buffer) => buffer,
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! Something for each of some names, exact ones and all names below one.
+
+use std::collections::HashMap;
+
+use super::certificates::parent_of;
+
+/// What there is for names. Names are in lower case; `*.name` is any one label below a name.
+pub(crate) struct NameMap<T> {
+    entries: HashMap<Box<str>, T>,
+}
+
+impl<T> NameMap<T> {
+    pub(crate) fn new() -> NameMap<T> {
+        NameMap { entries: HashMap::new() }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// `name` is exact or `*.name`, in any case.
+    pub(crate) fn insert(&mut self, name: &str, value: T) {
+        self.entries.insert(name.to_ascii_lowercase().into(), value);
+    }
+
+    /// Whether there is something for exactly this, which is not looked up.
+    pub(crate) fn get_exactly(&self, name: &str) -> Option<&T> {
+        self.entries.get(name.to_ascii_lowercase().as_str())
+    }
+
+    /// What there is for a host, which is in lower case: an exact name goes before all names below its parent.
+    pub(crate) fn find(&self, host: &str) -> Option<&T> {
+        if self.entries.is_empty() {
+            return None;
+        }
+        let exact = self.entries.get(host);
+        exact.or_else(|| self.entries.get(format!("*.{}", parent_of(host)?).as_str()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exact_name_goes_first_and_a_star_is_one_label() {
+        let mut names = NameMap::new();
+        names.insert("*.Example.org", 1);
+        names.insert("a.example.org", 2);
+        assert_eq!(names.find("a.example.org"), Some(&2));
+        assert_eq!(names.find("b.example.org"), Some(&1));
+        for host in ["example.org", "a.b.example.org", ".example.org", "org", ""] {
+            assert_eq!(names.find(host), None, "{host}");
+        }
+        assert_eq!(names.get_exactly("*.example.ORG"), Some(&1));
+    }
+}

@@ -1,0 +1,310 @@
+//! How a listener terminates TLS: the configuration of rustls for each name, compiled from the state.
+
+use std::{cell::RefCell, collections::BTreeMap, io, net::SocketAddr, rc::Rc, sync::Arc};
+
+use kakehi_ctl::state::{
+    CipherSuite, ClientAuth, FrontendTls, Group, Material, Tls, TlsVersion, UnknownName,
+};
+use rustls::{
+    RootCertStore, ServerConfig, SupportedProtocolVersion,
+    crypto::{CryptoProvider, aws_lc_rs},
+    server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
+    version::{TLS12, TLS13},
+};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, pem::PemObject as _};
+
+use super::{
+    certificates::{Certificates, KeyStore, Resolver},
+    handshake::Secured,
+    names::NameMap,
+    tickets::{TicketStore, Ticketer},
+    vault::Vault,
+};
+
+/// What all listeners of a worker share.
+pub struct Context {
+    pub(super) keys: Arc<KeyStore>,
+    tickets: Arc<TicketStore>,
+    certificates: RefCell<BTreeMap<SocketAddr, Arc<Certificates>>>,
+}
+
+/// Why TLS cannot be set up as it is configured.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// rustls refuses the combination.
+    #[error("{0}")]
+    Config(#[from] rustls::Error),
+    /// The certificates of authorities, or the list of void ones, cannot be used.
+    #[error("{path}: {reason}")]
+    Material {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The vault cannot be read.
+    #[error("certificates and keys cannot be read: {0}")]
+    Vault(#[from] io::Error),
+}
+
+impl Context {
+    /// Over what is in `vault`; ticket keys are replaced every `rotation_ms`.
+    ///
+    /// # Errors
+    /// When the vault cannot be read.
+    pub fn new(vault: Vault, rotation_ms: u64) -> io::Result<Context> {
+        let tickets = TicketStore::new(&vault, rotation_ms)?;
+        let keys = Arc::new(KeyStore::new(vault, Arc::new(aws_lc_rs::default_provider())));
+        Ok(Context { keys, tickets, certificates: RefCell::default() })
+    }
+
+    /// The ticket keys in the vault are others now.
+    ///
+    /// # Errors
+    /// When they cannot be read; the ones before stay.
+    pub fn renew_ticket_keys(&self) -> io::Result<()> {
+        self.tickets.renew(&self.keys.vault)
+    }
+
+    /// Whether a certificate can be used.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(crate) fn try_certificate(&self, certificate: &kakehi_ctl::state::Certificate) -> Result<(), String> {
+        self.keys.load(certificate.place).map(drop).map_err(|error| error.to_string())
+    }
+
+    /// The vault.
+    pub fn vault(&self) -> &Vault {
+        &self.keys.vault
+    }
+
+    /// The certificates of a listener, which stay the same through all changes.
+    pub(crate) fn certificates(&self, address: SocketAddr) -> Arc<Certificates> {
+        let mut certificates = self.certificates.borrow_mut();
+        Arc::clone(certificates.entry(address).or_insert_with(|| Arc::new(Certificates::new(&self.keys))))
+    }
+
+    /// A listener has gone, with its certificates.
+    pub(crate) fn forget(&self, address: SocketAddr) {
+        self.certificates.borrow_mut().remove(&address);
+    }
+
+    /// What the file had.
+    pub(super) fn material(&self, material: &Material) -> Result<Vec<u8>, TlsError> {
+        Ok(self.keys.vault.read(material.place)?)
+    }
+
+    pub(super) fn provider(&self) -> CryptoProvider {
+        CryptoProvider::clone(&self.keys.provider)
+    }
+
+    /// The authorities in a file.
+    pub(super) fn roots(&self, material: &Material) -> Result<RootCertStore, TlsError> {
+        let text = self.material(material)?;
+        let wrong = |reason: String| TlsError::Material { path: material.path.display().to_string(), reason };
+        let mut roots = RootCertStore::empty();
+        let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
+        let (added, ignored) =
+            roots.add_parsable_certificates(certificates.map_err(|error| wrong(error.to_string()))?);
+        if ignored > 0 {
+            tracing::debug!(path = %material.path.display(), ignored, "some certificates cannot be used");
+        }
+        if added == 0 { Err(wrong("it has no certificate that can be used".to_owned())) } else { Ok(roots) }
+    }
+}
+
+/// How handshakes for some names are done.
+pub(crate) struct Policy {
+    pub(super) config: Arc<ServerConfig>,
+    /// Checks the certificates of clients.
+    pub(super) verifier: Option<Arc<dyn ClientCertVerifier>>,
+    /// What is asked of clients; the same for the same demands.
+    clients: Vec<u8>,
+    versions: Vec<TlsVersion>,
+}
+
+/// How a listener terminates TLS.
+pub(crate) struct Terminator {
+    pub(crate) certificates: Arc<Certificates>,
+    pub(crate) handshake_ms: u64,
+    pub(crate) strict_sni: bool,
+    pub(super) unknown: UnknownName,
+    default: Rc<Policy>,
+    named: NameMap<Rc<Policy>>,
+}
+
+impl Terminator {
+    /// Compiles what a listener says, and what frontends say otherwise for their names.
+    ///
+    /// # Errors
+    /// See [`TlsError`].
+    pub(crate) fn compile<'a>(
+        context: &Context,
+        address: SocketAddr,
+        tls: &Tls,
+        frontends: impl Iterator<Item = (&'a str, &'a FrontendTls)>,
+    ) -> Result<Terminator, TlsError> {
+        let certificates = context.certificates(address);
+        let policy = |versions: &[TlsVersion], client_auth: Option<&ClientAuth>| {
+            Policy::compile(context, &certificates, tls, versions, client_auth).map(Rc::new)
+        };
+        let default = policy(&tls.versions, tls.client_auth.as_ref())?;
+        let mut named = NameMap::new();
+        let mut compiled: Vec<(&FrontendTls, Rc<Policy>)> = Vec::new();
+        for (name, own) in frontends.filter(|(_, own)| own.versions.is_some() || own.client_auth.is_some()) {
+            let same =
+                |known: &FrontendTls| known.versions == own.versions && known.client_auth == own.client_auth;
+            let known = compiled.iter().find(|(known, _)| same(known)).map(|(_, policy)| Rc::clone(policy));
+            let policy = match known {
+                Some(policy) => policy,
+                None => {
+                    let versions = own.versions.as_ref().unwrap_or(&tls.versions);
+                    let policy = policy(versions, own.client_auth.as_ref().or(tls.client_auth.as_ref()))?;
+                    compiled.push((own, Rc::clone(&policy)));
+                    policy
+                }
+            };
+            named.insert(name, policy);
+        }
+        Ok(Terminator {
+            certificates,
+            handshake_ms: tls.handshake_ms,
+            strict_sni: tls.strict_sni,
+            unknown: tls.unknown_name,
+            default,
+            named,
+        })
+    }
+
+    /// Whether the name has to be known before a handshake can begin.
+    pub(crate) fn depends_on_name(&self) -> bool {
+        !self.named.is_empty() || self.unknown == UnknownName::Refuse
+    }
+
+    /// Whether a client that asks for this name is refused.
+    pub(crate) fn refuses(&self, name: Option<&str>) -> bool {
+        self.unknown == UnknownName::Refuse && !name.is_some_and(|name| self.certificates.has(name))
+    }
+
+    /// How a handshake for this name, in lower case, is done.
+    pub(crate) fn policy(&self, name: Option<&str>) -> &Rc<Policy> {
+        name.and_then(|name| self.named.find(name)).unwrap_or(&self.default)
+    }
+
+    /// Whether a request for `host` must not come over the connection that it came over: the certificate is not for that
+    /// host, or clients have to show others for it (RFC 9110 section 15.5.20).
+    pub(crate) fn misdirects(&self, host: &str, secured: &Secured) -> bool {
+        let asked_for = secured.name.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(host));
+        if asked_for && Rc::ptr_eq(self.policy(secured.name.as_deref()), &secured.policy) && secured.for_name
+        {
+            return false;
+        }
+        let host = host.trim_start_matches('[').trim_end_matches([']', '.']).to_ascii_lowercase();
+        let wanted = self.policy(Some(&host));
+        let same_clients = wanted.clients == secured.policy.clients;
+        !same_clients
+            || !wanted.versions.contains(&secured.version)
+            || (self.strict_sni && !secured.served.covers(&host))
+    }
+}
+
+impl Policy {
+    fn compile(
+        context: &Context,
+        certificates: &Arc<Certificates>,
+        tls: &Tls,
+        versions: &[TlsVersion],
+        client_auth: Option<&ClientAuth>,
+    ) -> Result<Policy, TlsError> {
+        let provider = Arc::new(CryptoProvider {
+            cipher_suites: tls.cipher_suites.iter().map(|suite| cipher_suite(*suite)).collect(),
+            kx_groups: tls.groups.iter().map(|group| kx_group(*group)).collect(),
+            ..context.provider()
+        });
+        let spoken: Vec<&'static SupportedProtocolVersion> = versions
+            .iter()
+            .map(|version| match version {
+                TlsVersion::V12 => &TLS12,
+                TlsVersion::V13 => &TLS13,
+            })
+            .collect();
+        let builder =
+            ServerConfig::builder_with_provider(Arc::clone(&provider)).with_protocol_versions(&spoken)?;
+        let verifier = client_auth.map(|auth| verifier(context, &provider, auth)).transpose()?;
+        let builder = match &verifier {
+            Some(verifier) => builder.with_client_cert_verifier(Arc::clone(verifier)),
+            None => builder.with_no_client_auth(),
+        };
+        let mut config = builder.with_cert_resolver(Arc::new(Resolver {
+            certificates: Arc::clone(certificates),
+            unknown: tls.unknown_name,
+            tls13: versions.contains(&TlsVersion::V13),
+        }));
+        config.alpn_protocols = tls.alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+        // A session that was made when clients were asked for other certificates must not be resumed.
+        let auth_print = match client_auth {
+            None => Vec::new(),
+            Some(ClientAuth { ca, crl, required }) => {
+                format!("{required} {} {}", ca.digest, crl.as_ref().map_or("", |crl| &crl.digest))
+                    .into_bytes()
+            }
+        };
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.ticketer = Arc::new(Ticketer::new(&context.tickets, &auth_print, tls.tickets > 0));
+        config.send_tls13_tickets = tls.tickets.into();
+        Ok(Policy { config: Arc::new(config), verifier, clients: auth_print, versions: versions.to_vec() })
+    }
+}
+
+fn verifier(
+    context: &Context,
+    provider: &Arc<CryptoProvider>,
+    auth: &ClientAuth,
+) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let roots = Arc::new(context.roots(&auth.ca)?);
+    let mut builder = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(provider));
+    let wrong = |material: &Material, reason: String| TlsError::Material {
+        path: material.path.display().to_string(),
+        reason,
+    };
+    if let Some(crl) = &auth.crl {
+        let text = context.material(crl)?;
+        let lists: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(&text).collect();
+        let lists = lists.map_err(|error| wrong(crl, error.to_string()))?;
+        if lists.is_empty() {
+            return Err(wrong(crl, "it has no revocation list".to_owned()));
+        }
+        builder = builder.with_crls(lists);
+    }
+    if !auth.required {
+        builder = builder.allow_unauthenticated();
+    }
+    builder.build().map_err(|error| wrong(&auth.ca, error.to_string()))
+}
+
+fn cipher_suite(suite: CipherSuite) -> rustls::SupportedCipherSuite {
+    use aws_lc_rs::cipher_suite as suites;
+    match suite {
+        CipherSuite::Aes256GcmSha384 => suites::TLS13_AES_256_GCM_SHA384,
+        CipherSuite::Aes128GcmSha256 => suites::TLS13_AES_128_GCM_SHA256,
+        CipherSuite::ChaCha20Poly1305Sha256 => suites::TLS13_CHACHA20_POLY1305_SHA256,
+        CipherSuite::EcdheEcdsaAes256GcmSha384 => suites::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+        CipherSuite::EcdheEcdsaAes128GcmSha256 => suites::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+        CipherSuite::EcdheEcdsaChaCha20Poly1305Sha256 => {
+            suites::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256
+        }
+        CipherSuite::EcdheRsaAes256GcmSha384 => suites::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+        CipherSuite::EcdheRsaAes128GcmSha256 => suites::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+        CipherSuite::EcdheRsaChaCha20Poly1305Sha256 => suites::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+    }
+}
+
+fn kx_group(group: Group) -> &'static dyn rustls::crypto::SupportedKxGroup {
+    match group {
+        Group::X25519MlKem768 => aws_lc_rs::kx_group::X25519MLKEM768,
+        Group::X25519 => aws_lc_rs::kx_group::X25519,
+        Group::P256 => aws_lc_rs::kx_group::SECP256R1,
+        Group::P384 => aws_lc_rs::kx_group::SECP384R1,
+    }
+}
