@@ -1,7 +1,7 @@
 //! The parts of the end-to-end comparison.
 //!
 //! One core runs the proxy under test; another runs the [`backend`] and the [`generator`], which are kept
-//! cheap so that the proxy is what saturates. [`peers`] knows how to configure each proxy, [`process`] how to
+//! cheap so that the proxy is what saturates. [`peers`] knows how to configure each proxy, [`identity`] which certificate it shows, [`process`] how to
 //! start, pin and stop it, [`accounting`] what it used, [`ring_figures`] what kakehi's ring did, [`measure`] puts one measurement together, and
 //! [`report`] turns many of them into tables and raw data.
 //!
@@ -13,6 +13,7 @@ pub mod backend;
 pub mod cores;
 pub mod error;
 pub mod generator;
+pub mod identity;
 pub mod measure;
 pub mod payload;
 pub mod peers;
