@@ -241,7 +241,14 @@ impl Generator {
     fn advance(&mut self, slot: usize, ended: bool) {
         let Some(mut connection) = self.slots[slot].take() else { return };
         let answered = self.tally.requests;
-        match self.step(&mut connection, ended) {
+        let step = self.step(&mut connection, ended);
+        // Before the next connection is made in its place.
+        if self.tally.requests > answered
+            && let Some(secure) = &mut self.secure
+        {
+            secure.clients[slot].answered();
+        }
+        match step {
             Ok(Step::Wait) => self.slots[slot] = Some(connection),
             Ok(Step::Renew) => self.replace(slot, connection),
             Err(fault) => {
@@ -249,13 +256,8 @@ impl Generator {
                 self.replace(slot, connection);
             }
         }
-        if self.tally.requests > answered {
-            if let Some(secure) = &mut self.secure {
-                secure.clients[slot].answered();
-            }
-            if self.slots.len() < self.load.connections {
-                self.open_another();
-            }
+        if self.tally.requests > answered && self.slots.len() < self.load.connections {
+            self.open_another();
         }
     }
 
