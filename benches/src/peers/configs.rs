@@ -206,3 +206,23 @@ pub(super) fn envoy(site: &Site<'_>) -> String {
         backend_port = backend.port(),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_is_named_where_tls_is_spoken_and_nowhere_else() {
+        let folder = Path::new("folder");
+        let [certificate, key, both] = ["c.pem", "k.pem", "b.pem"].map(|name| folder.join(name));
+        let files = IdentityFiles { certificate, key, both };
+        let (listen, backend) = (([127, 0, 0, 1], 8080).into(), ([127, 0, 0, 1], 9000).into());
+        for write in [kakehi, sozu, nginx, haproxy] {
+            let clear = write(&Site { folder, listen, backend, tls: None });
+            assert!(!clear.contains(".pem") && !clear.contains("alpn"), "{clear}");
+            let tls = write(&Site { folder, listen, backend, tls: Some(&files) });
+            let named = ["folder/c.pem", "folder/k.pem", "folder/b.pem"].map(|path| tls.contains(path));
+            assert!(named == [true, true, false] || named == [false, false, true], "{tls}");
+        }
+    }
+}
