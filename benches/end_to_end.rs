@@ -14,7 +14,9 @@ use clap::Parser;
 use clap::builder::BoolishValueParser;
 use kakehi_benches::backend::Backend;
 use kakehi_benches::cores::{Cores, pin_this_thread};
-use kakehi_benches::measure::{Bench, CASES, Case};
+use kakehi_benches::generator::tls::{Tickets, Tls};
+use kakehi_benches::identity::Identity;
+use kakehi_benches::measure::{Bench, CASES, Case, Transport};
 use kakehi_benches::peers::{Kind, Peer};
 use kakehi_benches::report::{Environment, Record, Report, Traced};
 use kakehi_benches::{Attempt, BenchError};
@@ -23,7 +25,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 /// Compares kakehi with other proxies on this machine.
 #[derive(Debug, Parser)]
 struct Options {
-    /// Cases to measure: ka64, ka1000, ka1, close, big, idle, start [default: all]
+    /// Cases to measure: ka64, ka1000, ka1, close, big, idle, start, tls_handshake, tls_resumed, tls_ka64,
+    /// tls_big, tls_idle [default: all]
     cases: Vec<String>,
     /// Proxies, the first being the one that is compared: kakehi, kakehi@LEVEL, floor, nginx, haproxy,
     /// sozu, envoy, direct; those that are not installed are left out
@@ -81,7 +84,7 @@ fn main() -> ExitCode {
 
 /// True if every proxy ran and no request failed.
 fn run(options: &Options) -> Result<bool, BenchError> {
-    let cases = choose_cases(&options.cases)?;
+    let cases = choose_cases(&options.cases, options.quick)?;
     let (rounds, seconds, warm_up) =
         if options.quick { (1, 0.3, 0.1) } else { (options.rounds, options.seconds, options.seconds / 4.0) };
     if !(0.01..=3_600.0).contains(&seconds) {
@@ -112,6 +115,7 @@ fn run(options: &Options) -> Result<bool, BenchError> {
             backend: backend.address(),
             duration: Duration::from_secs_f64(seconds),
             warm_up: Duration::from_secs_f64(warm_up),
+            identity: Identity::generate()?,
         },
         report: Report {
             environment: Environment::here(cores, versions, seconds, rounds),
@@ -134,8 +138,8 @@ struct Comparison {
     report: Report,
     /// What could not be measured, in words.
     failed: Vec<String>,
-    /// Proxies that did not start once, and are not tried again.
-    given_up: Vec<String>,
+    /// Proxies that did not start once, with or without TLS, and are not tried that way again.
+    given_up: Vec<(String, bool)>,
 }
 
 impl Comparison {
@@ -159,7 +163,7 @@ impl Comparison {
         let order: Vec<&Peer> =
             if round.is_multiple_of(2) { peers.iter().collect() } else { peers.iter().rev().collect() };
         for peer in order {
-            if self.given_up.contains(&peer.name()) {
+            if self.has_given_up(peer, case) {
                 continue;
             }
             eprintln!("round {} {name}: {}", round + 1, peer.name());
@@ -176,7 +180,7 @@ impl Comparison {
                 Err(error) => {
                     self.failed.push(format!("{}, {name}, round {}: {error}", peer.name(), round + 1));
                     if matches!(error, BenchError::NotReady { .. }) {
-                        self.given_up.push(peer.name());
+                        self.given_up.push((peer.name(), speaks_tls(case)));
                     }
                 }
             }
@@ -185,7 +189,10 @@ impl Comparison {
 
     fn count_system_calls(&mut self, cases: &[(&str, Case)], peers: &[Peer]) {
         for &(name, case) in cases {
-            for peer in peers.iter().filter(|peer| !self.given_up.contains(&peer.name())) {
+            for peer in peers {
+                if self.has_given_up(peer, case) {
+                    continue;
+                }
                 match self.bench.system_calls(peer, case) {
                     Ok(None) => {}
                     Ok(Some((calls, requests))) => {
@@ -200,6 +207,10 @@ impl Comparison {
                 }
             }
         }
+    }
+
+    fn has_given_up(&self, peer: &Peer, case: Case) -> bool {
+        self.given_up.contains(&(peer.name(), speaks_tls(case)))
     }
 
     fn finish(mut self, results: &Path) -> Result<bool, BenchError> {
@@ -218,7 +229,11 @@ impl Comparison {
     }
 }
 
-fn choose_cases(names: &[String]) -> Result<Vec<(&'static str, Case)>, BenchError> {
+fn speaks_tls(case: Case) -> bool {
+    case.transport() != Transport::Clear
+}
+
+fn choose_cases(names: &[String], quick: bool) -> Result<Vec<(&'static str, Case)>, BenchError> {
     for name in names {
         if !CASES.iter().any(|(known, _)| known == name) {
             let known = CASES.map(|(known, _)| known).join(", ");
@@ -226,7 +241,8 @@ fn choose_cases(names: &[String]) -> Result<Vec<(&'static str, Case)>, BenchErro
         }
     }
     let wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
-    Ok(CASES.into_iter().filter(|(name, _)| wanted(name)).collect())
+    let chosen = CASES.into_iter().filter(|(name, _)| wanted(name));
+    Ok(chosen.map(|(name, case)| (name, if quick { case.quick() } else { case })).collect())
 }
 
 fn find_peers(names: &[String], programs: &Path) -> Result<Vec<Peer>, BenchError> {
@@ -243,16 +259,29 @@ fn find_peers(names: &[String], programs: &Path) -> Result<Vec<Peer>, BenchError
     Ok(found)
 }
 
-/// Prints the files and the command line of each proxy, as Markdown.
+/// Prints the files and the command line of each proxy, without TLS and then with it, as Markdown.
 fn show_configurations(peers: &[Peer]) -> Result<(), BenchError> {
-    let (listen, backend) = (([127, 0, 0, 1], 8080).into(), ([127, 0, 0, 1], 9000).into());
     for peer in peers {
-        let folder = tempfile::tempdir().attempt(|| "no temporary folder".into())?;
-        let Some(program) = peer.prepare(folder.path(), listen, backend)? else { continue };
-        let readable = |text: &str| text.replace(&*folder.path().to_string_lossy(), "FOLDER");
-        println!("{}: `{}`\n", peer.name(), readable(&program.command_line()));
-        for file in std::fs::read_dir(folder.path()).attempt(|| "cannot list a temporary folder".into())? {
-            let path = file.attempt(|| "cannot list a temporary folder".into())?.path();
+        show_configuration(peer, &peer.name(), None)?;
+    }
+    let identity = Identity::generate()?;
+    let tls = Tls::new(identity.certificate().clone(), Tickets::Ignore)?;
+    for peer in peers.iter().filter(|peer| peer.kind.speaks_tls()) {
+        show_configuration(peer, &format!("{}, TLS", peer.name()), Some((&identity, tls.clone())))?;
+    }
+    Ok(())
+}
+
+/// Certificates and keys, which are made for each run, are left out.
+fn show_configuration(peer: &Peer, title: &str, secure: Option<(&Identity, Tls)>) -> Result<(), BenchError> {
+    let (listen, backend) = (([127, 0, 0, 1], 8080).into(), ([127, 0, 0, 1], 9000).into());
+    let folder = tempfile::tempdir().attempt(|| "no temporary folder".into())?;
+    let Some(program) = peer.prepare(folder.path(), listen, backend, secure)? else { return Ok(()) };
+    let readable = |text: &str| text.replace(&*folder.path().to_string_lossy(), "FOLDER");
+    println!("{title}: `{}`\n", readable(&program.command_line()));
+    for file in std::fs::read_dir(folder.path()).attempt(|| "cannot list a temporary folder".into())? {
+        let path = file.attempt(|| "cannot list a temporary folder".into())?.path();
+        if path.extension().is_none_or(|extension| extension != "pem") {
             let text =
                 std::fs::read_to_string(&path).attempt(|| format!("cannot read {}", path.display()))?;
             println!("```\n{}```\n", readable(&text));

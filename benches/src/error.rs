@@ -41,6 +41,9 @@ pub enum BenchError {
         /// How long it was tried.
         seconds: u64,
     },
+    /// The certificate of a run, or the clients that must meet it, could not be made.
+    #[error("{0}")]
+    Tls(String),
     /// A program that the run needs is not there or failed.
     #[error("{0}")]
     Program(String),

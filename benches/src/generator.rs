@@ -3,6 +3,7 @@
 //! It relies on a server that answers `GET /bytes/N` as [`crate::backend`] does, directly or through a proxy.
 //! Every connection has one request in flight: a slow server is asked less often, so latency here is that of
 //! a saturated server, not of one under a fixed rate. Per request it makes one `write` and one `read`.
+//! [`Generator::with`] does the same over [`tls`].
 //!
 //! A [`Generator`] keeps its connections between two calls of [`Generator::drive`]: one drives it to warm up,
 //! reads the meters, drives it again and reads them again.
@@ -16,9 +17,11 @@ use mio::{Events, Interest, Poll, Token};
 
 mod answer;
 mod tally;
+pub mod tls;
 
 use answer::{Answer, Progress};
-pub use tally::{Fault, Faults, Tally};
+pub use tally::{Fault, Faults, Handshakes, Tally};
+use tls::{Client, Session, Tls, WIRE_BUFFER};
 
 use crate::payload;
 use crate::{Attempt, BenchError};
@@ -81,13 +84,26 @@ pub struct Generator {
     poll: Poll,
     slots: Vec<Option<Connection>>,
     scratch: Box<[u8]>,
+    secure: Option<Secure>,
     tally: Tally,
     swept: Instant,
+}
+
+/// What a load over TLS needs besides.
+#[derive(Debug)]
+struct Secure {
+    tls: Tls,
+    /// One per slot, as its connections are made one after the other.
+    clients: Vec<Client>,
+    /// What was received and is not decrypted yet.
+    wire: Box<[u8]>,
 }
 
 #[derive(Debug)]
 struct Connection {
     stream: TcpStream,
+    /// Absent without TLS. Boxed: it must not make the others wide.
+    session: Option<Box<Session>>,
     phase: Phase,
     sent: usize,
     since: Instant,
@@ -101,6 +117,14 @@ enum Phase {
     /// The answer has come; the server has to close.
     Closing,
     Held,
+}
+
+/// Bytes in the scratch buffer; none at the end of the stream.
+#[derive(Clone, Copy, Debug)]
+struct Received {
+    length: usize,
+    /// The socket had no more: what comes will be announced, unless the end of the stream already was.
+    drained: bool,
 }
 
 enum Step {
@@ -122,9 +146,22 @@ impl Generator {
             poll,
             slots: Vec::with_capacity(load.connections),
             scratch: vec![0; 256 << 10].into(),
+            secure: None,
             tally: Tally::new(),
             swept: Instant::now(),
         })
+    }
+
+    /// The same load over TLS, if it is to be.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with(load: Load, tls: Option<Tls>) -> Result<Self, BenchError> {
+        let secure = tls.map(|tls| {
+            let clients = Vec::with_capacity(load.connections);
+            Secure { tls, clients, wire: vec![0; WIRE_BUFFER].into() }
+        });
+        Ok(Self { secure, ..Self::new(load)? })
     }
 
     /// Runs the clients until `bound` and says what they counted.
@@ -168,6 +205,9 @@ impl Generator {
 
     fn open_another(&mut self) {
         self.slots.push(None);
+        if let Some(secure) = &mut self.secure {
+            secure.clients.push(secure.tls.client());
+        }
         self.open(self.slots.len() - 1);
     }
 
@@ -184,14 +224,15 @@ impl Generator {
             if self.load.upload > 0 {
                 stream.set_nodelay(true)?;
             }
-            io::Result::Ok(stream)
+            let session = match &self.secure {
+                Some(secure) => Some(Box::new(secure.clients[slot].connect()?)),
+                None => None,
+            };
+            let (phase, answer) = (Phase::Sending, Answer::default());
+            io::Result::Ok(Connection { stream, session, phase, sent: 0, since, answer })
         };
         match connect() {
-            Ok(stream) => {
-                let connection =
-                    Connection { stream, phase: Phase::Sending, sent: 0, since, answer: Answer::default() };
-                self.slots[slot] = Some(connection);
-            }
+            Ok(connection) => self.slots[slot] = Some(connection),
             Err(_) => self.tally.faults.count(Fault::Connect),
         }
     }
@@ -200,7 +241,14 @@ impl Generator {
     fn advance(&mut self, slot: usize, ended: bool) {
         let Some(mut connection) = self.slots[slot].take() else { return };
         let answered = self.tally.requests;
-        match self.step(&mut connection, ended) {
+        let step = self.step(&mut connection, ended);
+        // Before the next connection is made in its place.
+        if self.tally.requests > answered
+            && let Some(secure) = &mut self.secure
+        {
+            secure.clients[slot].answered();
+        }
+        match step {
             Ok(Step::Wait) => self.slots[slot] = Some(connection),
             Ok(Step::Renew) => self.replace(slot, connection),
             Err(fault) => {
@@ -234,12 +282,14 @@ impl Generator {
                     connection.phase = Phase::Receiving;
                 }
                 Phase::Receiving => {
-                    let Some(length) = connection.receive(&mut self.scratch)? else { return Ok(Step::Wait) };
+                    let Some(Received { length, drained }) = self.receive(connection, ended)? else {
+                        return Ok(Step::Wait);
+                    };
                     if length == 0 {
                         return Err(Fault::Closed);
                     }
                     match connection.answer.take(&self.scratch[..length], self.load.body as u64)? {
-                        Progress::More if length < self.scratch.len() && !ended => return Ok(Step::Wait),
+                        Progress::More if drained && !ended => return Ok(Step::Wait),
                         Progress::More => {}
                         Progress::Done { close } => {
                             let now = Instant::now();
@@ -259,14 +309,26 @@ impl Generator {
                     }
                 }
                 Phase::Closing => {
-                    return match connection.receive(&mut self.scratch)? {
-                        Some(0) => Ok(Step::Renew),
+                    return match self.receive(connection, ended)? {
+                        Some(Received { length: 0, .. }) => Ok(Step::Renew),
                         Some(_) => Err(Fault::Length),
                         None => Ok(Step::Wait),
                     };
                 }
             }
         }
+    }
+
+    /// Receives what there is; `None` if nothing.
+    fn receive(&mut self, connection: &mut Connection, ended: bool) -> Result<Option<Received>, Fault> {
+        let Some((session, secure)) = connection.session.as_mut().zip(self.secure.as_mut()) else {
+            return receive(&mut connection.stream, &mut self.scratch);
+        };
+        let received = session.receive(&mut connection.stream, &mut secure.wire, &mut self.scratch, ended)?;
+        if let Some(kind) = session.handshake()? {
+            self.tally.handshakes.count(kind);
+        }
+        Ok(received)
     }
 
     /// Once per second: gives up what waits too long, and tries again what could not be opened. True if it
@@ -325,6 +387,9 @@ fn request(load: &Load) -> Vec<u8> {
 impl Connection {
     /// Sends what the socket takes; true when the whole request is sent.
     fn send(&mut self, request: &[u8]) -> Result<bool, Fault> {
+        if let Some(session) = &mut self.session {
+            return session.send(&mut self.stream, request, &mut self.sent);
+        }
         while self.sent < request.len() {
             match self.stream.write(&request[self.sent..]) {
                 Ok(length) => self.sent += length,
@@ -339,14 +404,13 @@ impl Connection {
         }
         Ok(true)
     }
+}
 
-    /// Receives what there is: `None` if nothing, 0 at the end of the stream.
-    fn receive(&mut self, scratch: &mut [u8]) -> Result<Option<usize>, Fault> {
-        match self.stream.read(scratch) {
-            Ok(length) => Ok(Some(length)),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(error) => Err(broken(&error)),
-        }
+fn receive(stream: &mut TcpStream, scratch: &mut [u8]) -> Result<Option<Received>, Fault> {
+    match stream.read(scratch) {
+        Ok(length) => Ok(Some(Received { length, drained: length < scratch.len() })),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(broken(&error)),
     }
 }
 

@@ -1,9 +1,10 @@
 //! The parts of the end-to-end comparison.
 //!
 //! One core runs the proxy under test; another runs the [`backend`] and the [`generator`], which are kept
-//! cheap so that the proxy is what saturates. [`peers`] knows how to configure each proxy, [`process`] how to
-//! start, pin and stop it, [`accounting`] what it used, [`ring_figures`] what kakehi's ring did, [`measure`] puts one measurement together, and
-//! [`report`] turns many of them into tables and raw data.
+//! cheap so that the proxy is what saturates. [`peers`] knows how to configure each proxy, [`identity`] which
+//! certificate it shows, [`process`] how to start, pin and stop it, [`accounting`] what it used, [`ring_figures`]
+//! what kakehi's ring did, [`measure`] puts one measurement together, and [`report`] turns many of them into tables
+//! and raw data.
 //!
 //! What is promised: every answer is checked (status, length, content), an error is counted by its kind and
 //! never passes for a request, and warm-up is never part of a number.
@@ -13,6 +14,7 @@ pub mod backend;
 pub mod cores;
 pub mod error;
 pub mod generator;
+pub mod identity;
 pub mod measure;
 pub mod payload;
 pub mod peers;

@@ -12,7 +12,9 @@ use serde::Serialize;
 use crate::accounting;
 use crate::accounting::{Usage, pss_kib};
 use crate::cores::Cores;
-use crate::generator::{Bound, Faults, Generator, Load, Mode, Tally};
+use crate::generator::tls::{Tickets, Tls};
+use crate::generator::{Bound, Fault, Faults, Generator, Handshakes, Load, Mode, Tally};
+use crate::identity::Identity;
 use crate::peers::{Kind, Peer};
 use crate::process::{Process, free_address};
 use crate::ring_figures::{PerRequest, RingFigures};
@@ -27,6 +29,18 @@ const SETTLE: Duration = Duration::from_millis(500);
 /// How long strace counts: enough for a thousand requests even at its pace.
 const TRACED: Duration = Duration::from_secs(1);
 
+/// Connections of the idle cases in a quick run: six thousand handshakes take the clients' core two seconds.
+const QUICK_IDLE: usize = 500;
+
+/// What a connection between client and proxy speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// HTTP as it is.
+    Clear,
+    /// TLS, and what clients do with tickets.
+    Tls(Tickets),
+}
+
 /// What is done to a proxy.
 #[derive(Clone, Copy, Debug)]
 pub enum Case {
@@ -38,11 +52,15 @@ pub enum Case {
         body: usize,
         /// Keep-alive or a new connection per request.
         mode: Mode,
+        /// With or without TLS.
+        transport: Transport,
     },
     /// Connections that made one request each and stay open.
     Idle {
         /// How many.
         connections: usize,
+        /// With or without TLS.
+        transport: Transport,
     },
     /// From the start of the process to its first answer.
     Start,
@@ -50,21 +68,57 @@ pub enum Case {
 
 impl Case {
     /// Whether it makes sense for `kind`: the floor relays connections as they come, and so shows the cost of
-    /// kept ones that carry requests and of nothing else.
+    /// kept ones that carry requests and of nothing else; and not all speak TLS.
     fn suits(self, kind: Kind) -> bool {
-        kind != Kind::Floor || matches!(self, Self::Traffic { mode: Mode::KeepAlive, .. })
+        let possible = self.transport() == Transport::Clear || kind.speaks_tls();
+        possible && (kind != Kind::Floor || matches!(self, Self::Traffic { mode: Mode::KeepAlive, .. }))
+    }
+
+    /// How clients speak with the proxy.
+    #[must_use]
+    pub fn transport(self) -> Transport {
+        match self {
+            Self::Traffic { transport, .. } | Self::Idle { transport, .. } => transport,
+            Self::Start => Transport::Clear,
+        }
+    }
+
+    /// The same case, as far as its length is its own, for a run that shows only that it works.
+    #[must_use]
+    pub fn quick(self) -> Self {
+        match self {
+            Self::Idle { transport, .. } => Self::Idle { connections: QUICK_IDLE, transport },
+            other => other,
+        }
+    }
+
+    fn load(self, target: SocketAddr) -> Option<Load> {
+        let Self::Traffic { connections, body, mode, .. } = self else { return None };
+        Some(Load { target, connections, body, upload: 0, mode })
     }
 }
 
+const FULL: Transport = Transport::Tls(Tickets::Ignore);
+const RESUMED: Transport = Transport::Tls(Tickets::Use);
+
+const fn traffic(connections: usize, body: usize, mode: Mode, transport: Transport) -> Case {
+    Case::Traffic { connections, body, mode, transport }
+}
+
 /// The cases of a full run, by name.
-pub const CASES: [(&str, Case); 7] = [
-    ("ka64", Case::Traffic { connections: 64, body: 16, mode: Mode::KeepAlive }),
-    ("ka1000", Case::Traffic { connections: 1_000, body: 16, mode: Mode::KeepAlive }),
-    ("ka1", Case::Traffic { connections: 1, body: 16, mode: Mode::KeepAlive }),
-    ("close", Case::Traffic { connections: 16, body: 16, mode: Mode::Close }),
-    ("big", Case::Traffic { connections: 16, body: 1 << 20, mode: Mode::KeepAlive }),
-    ("idle", Case::Idle { connections: 6_000 }),
+pub const CASES: [(&str, Case); 12] = [
+    ("ka64", traffic(64, 16, Mode::KeepAlive, Transport::Clear)),
+    ("ka1000", traffic(1_000, 16, Mode::KeepAlive, Transport::Clear)),
+    ("ka1", traffic(1, 16, Mode::KeepAlive, Transport::Clear)),
+    ("close", traffic(16, 16, Mode::Close, Transport::Clear)),
+    ("big", traffic(16, 1 << 20, Mode::KeepAlive, Transport::Clear)),
+    ("idle", Case::Idle { connections: 6_000, transport: Transport::Clear }),
     ("start", Case::Start),
+    ("tls_handshake", traffic(16, 16, Mode::Close, FULL)),
+    ("tls_resumed", traffic(16, 16, Mode::Close, RESUMED)),
+    ("tls_ka64", traffic(64, 16, Mode::KeepAlive, FULL)),
+    ("tls_big", traffic(16, 1 << 20, Mode::KeepAlive, FULL)),
+    ("tls_idle", Case::Idle { connections: 6_000, transport: FULL }),
 ];
 
 /// What one measurement found.
@@ -117,6 +171,11 @@ pub struct Traffic {
     pub p999_us: f64,
     /// Connections that the server ended and announced.
     pub renewed: u64,
+    /// TLS handshakes, full and resumed.
+    pub handshakes: Handshakes,
+    /// Share of the attempts to resume that the server accepted, warm-up included, 0 to 1; absent if there were
+    /// none. Each that it did not accept is a failed request too.
+    pub resumed_share: Option<f64>,
 }
 
 /// A measurement with its errors, whose number must be 0.
@@ -129,7 +188,7 @@ pub struct Measured {
 }
 
 /// What all measurements of a run share.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Bench {
     /// Who runs where.
     pub cores: Cores,
@@ -139,12 +198,15 @@ pub struct Bench {
     pub duration: Duration,
     /// Length of the warm-up.
     pub warm_up: Duration,
+    /// What proxies show in the TLS cases.
+    pub identity: Identity,
 }
 
 /// A proxy that runs, or none, and where requests go.
 struct Running {
     process: Option<Process>,
     target: SocketAddr,
+    tls: Option<Tls>,
     since_start: Duration,
     /// Where kakehi, if it is kakehi, answers `kakehictl`.
     control: Option<PathBuf>,
@@ -161,14 +223,14 @@ impl Bench {
         if !case.suits(peer.kind) {
             return Ok(None);
         }
-        let running = self.start(peer)?;
+        let running = self.start(peer, case.transport())?;
+        if let Some(load) = case.load(running.target) {
+            return self.traffic(&running, load).map(Some);
+        }
         match case {
-            Case::Traffic { connections, body, mode } => self
-                .traffic(&running, Load { target: running.target, connections, body, upload: 0, mode })
-                .map(Some),
-            Case::Idle { connections } => idle(&running, connections),
-            Case::Start if running.process.is_none() => Ok(None),
-            Case::Start => {
+            Case::Idle { connections, .. } => idle(&running, connections),
+            _ if running.process.is_none() => Ok(None),
+            _ => {
                 let first_answer_us = u64::try_from(running.since_start.as_micros()).unwrap_or(u64::MAX);
                 Ok(Some(Measured { finding: Finding::Start { first_answer_us }, faults: Faults::default() }))
             }
@@ -180,43 +242,52 @@ impl Bench {
     /// # Errors
     /// As [`Self::measure`], or if strace is missing or not allowed.
     pub fn system_calls(&self, peer: &Peer, case: Case) -> Result<Option<(Calls, u64)>, BenchError> {
-        let Case::Traffic { connections, body, mode } = case else { return Ok(None) };
-        if !case.suits(peer.kind) {
+        if !case.suits(peer.kind) || !matches!(case, Case::Traffic { .. }) {
             return Ok(None);
         }
-        let running = self.start(peer)?;
-        let Some(process) = &running.process else { return Ok(None) };
-        let load = Load { target: running.target, connections, body, upload: 0, mode };
-        let mut generator = Generator::new(load)?;
+        let running = self.start(peer, case.transport())?;
+        let (Some(process), Some(load)) = (&running.process, case.load(running.target)) else {
+            return Ok(None);
+        };
+        let mut generator = running.generator(load)?;
         generator.drive(Bound::Time(self.warm_up))?;
         let strace = Strace::attach(&accounting::tree(process.id())?, running.folder.path())?;
         let tally = generator.drive(Bound::Time(TRACED))?;
         Ok(Some((strace.finish()?, tally.requests)))
     }
 
-    fn start(&self, peer: &Peer) -> Result<Running, BenchError> {
+    fn start(&self, peer: &Peer, transport: Transport) -> Result<Running, BenchError> {
         let folder = tempfile::tempdir().attempt(|| "no temporary folder".into())?;
         let listen = free_address()?;
-        let Some(program) = peer.prepare(folder.path(), listen, self.backend)? else {
+        let tls = match transport {
+            Transport::Clear => None,
+            Transport::Tls(tickets) => Some(Tls::new(self.identity.certificate().clone(), tickets)?),
+        };
+        let secure = tls.clone().map(|tls| (&self.identity, tls));
+        let Some(program) = peer.prepare(folder.path(), listen, self.backend, secure)? else {
             let (target, since_start) = (self.backend, Duration::ZERO);
-            return Ok(Running { process: None, target, since_start, control: None, folder });
+            return Ok(Running { process: None, target, tls, since_start, control: None, folder });
         };
         let mut process = Process::start(program, self.cores.proxy)?;
         let since_start = process.wait_until_ready()?;
         let control = peer.control_socket(folder.path());
-        Ok(Running { process: Some(process), target: listen, since_start, control, folder })
+        Ok(Running { process: Some(process), target: listen, tls, since_start, control, folder })
     }
 
     fn traffic(&self, running: &Running, load: Load) -> Result<Measured, BenchError> {
         let ring_at_first = running.control.as_deref().map(RingFigures::read).transpose()?;
-        let mut generator = Generator::new(load)?;
-        let mut faults = generator.drive(Bound::Time(self.warm_up))?.faults;
+        let mut generator = running.generator(load)?;
+        let warm_up = generator.drive(Bound::Time(self.warm_up))?;
+        let mut faults = warm_up.faults;
         let before = running.usage()?;
         let tally = generator.drive(Bound::Time(self.duration))?;
         let after = running.usage()?;
         faults.add(tally.faults);
         let used = after.zip(before).map(|(after, before)| after.since(&before));
         let mut found = Traffic::new(&tally, used);
+        let (resumed, refused) =
+            (warm_up.handshakes.resumed + tally.handshakes.resumed, faults.of(Fault::NotResumed));
+        found.resumed_share = (resumed + refused > 0).then(|| resumed as f64 / (resumed + refused) as f64);
         // After the meters were read: waiting for kakehi to publish its figures must cost nobody anything.
         if let Some((socket, first)) = running.control.as_deref().zip(ring_at_first) {
             found.ring = RingFigures::settle(socket)?.since(&first);
@@ -226,6 +297,10 @@ impl Bench {
 }
 
 impl Running {
+    fn generator(&self, load: Load) -> Result<Generator, BenchError> {
+        Generator::with(load, self.tls.clone())
+    }
+
     fn usage(&self) -> Result<Option<Usage>, BenchError> {
         self.process.as_ref().map(|process| Usage::of_tree(process.id())).transpose()
     }
@@ -249,6 +324,8 @@ impl Traffic {
             p99_us: latency(0.99),
             p999_us: latency(0.999),
             renewed: tally.renewed,
+            handshakes: tally.handshakes,
+            resumed_share: None,
         }
     }
 }
@@ -256,9 +333,9 @@ impl Traffic {
 fn idle(running: &Running, connections: usize) -> Result<Option<Measured>, BenchError> {
     let Some(process) = &running.process else { return Ok(None) };
     let load = Load { target: running.target, connections: 16, body: 16, upload: 0, mode: Mode::KeepAlive };
-    let mut faults = Generator::new(load)?.drive(Bound::Requests(REQUESTS_AT_REST))?.faults;
+    let mut faults = running.generator(load)?.drive(Bound::Requests(REQUESTS_AT_REST))?.faults;
     let at_rest_kib = pss_kib(process.id())?;
-    let mut generator = Generator::new(Load { connections, mode: Mode::Hold, ..load })?;
+    let mut generator = running.generator(Load { connections, mode: Mode::Hold, ..load })?;
     faults.add(generator.drive(Bound::Requests(connections as u64))?.faults);
     faults.add(generator.drive(Bound::Time(SETTLE))?.faults);
     let idle_kib = pss_kib(process.id())?;

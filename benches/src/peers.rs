@@ -2,16 +2,21 @@
 //!
 //! All get the same duties: one worker, HTTP/1.1 with keep-alive on both sides, the client's `Host` and an
 //! `X-Forwarded-For` to the backend, no access log, enough connections. Beyond that they keep their defaults.
+//! With an [`Identity`] they speak TLS with clients, and clear text with the backend all the same.
 
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::generator::tls::Tls;
+use crate::identity::Identity;
 use crate::process::Program;
 use crate::{Attempt, BenchError};
 
 mod configs;
+
+use configs::Site;
 
 /// Which proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +50,12 @@ impl Kind {
 
     fn name(self) -> &'static str {
         Self::ALL[self as usize].1
+    }
+
+    /// Whether it is configured for TLS here. The floor and the backend know none; Envoy is nobody's measure.
+    #[must_use]
+    pub fn speaks_tls(self) -> bool {
+        matches!(self, Self::Kakehi | Self::Nginx | Self::Haproxy | Self::Sozu)
     }
 }
 
@@ -101,25 +112,28 @@ impl Peer {
         }
     }
 
-    /// What the program says of its version; empty for those of this repository that say none.
+    /// What the program says of its version, and of the OpenSSL that it runs with if it does; empty for those of
+    /// this repository that say none.
     #[must_use]
     pub fn version(&self) -> String {
         let argument = match self.kind {
             Kind::Direct | Kind::Floor => return String::new(),
-            Kind::Nginx | Kind::Haproxy => "-v",
+            Kind::Nginx => "-V",
+            Kind::Haproxy => "-vv",
             Kind::Kakehi | Kind::Sozu | Kind::Envoy => "--version",
         };
         let Ok(output) = Command::new(&self.program).arg(argument).output() else { return String::new() };
         let said = [output.stdout, output.stderr].concat();
-        String::from_utf8_lossy(&said)
-            .lines()
-            .find(|line| !line.trim().is_empty())
-            .unwrap_or_default()
-            .trim()
-            .into()
+        let said = String::from_utf8_lossy(&said);
+        let version = said.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
+        let openssl = said.lines().map(str::trim).find(|line| {
+            line.starts_with("built with OpenSSL") || line.starts_with("Running on OpenSSL version")
+        });
+        openssl.map_or_else(|| version.to_owned(), |openssl| format!("{version}; {openssl}"))
     }
 
-    /// Writes the configuration into `folder` and says how to run it; `None` for [`Kind::Direct`].
+    /// Writes the configuration into `folder` and says how to run it; `None` for [`Kind::Direct`]. With an identity
+    /// the proxy speaks TLS, which only those do that [`Kind::speaks_tls`] names.
     ///
     /// # Errors
     /// If a file cannot be written.
@@ -128,7 +142,11 @@ impl Peer {
         folder: &Path,
         listen: SocketAddr,
         backend: SocketAddr,
+        secure: Option<(&Identity, Tls)>,
     ) -> Result<Option<Program>, BenchError> {
+        let (identity, tls) = secure.unzip();
+        let files = identity.map(|identity| identity.write(folder)).transpose()?;
+        let site = Site { folder, listen, backend, tls: files.as_ref() };
         let mut command = Command::new(&self.program);
         let config = |file: &str, text: String| {
             let path = folder.join(file);
@@ -139,33 +157,33 @@ impl Peer {
             Kind::Direct => return Ok(None),
             Kind::Floor => command.args([listen.to_string(), backend.to_string()]),
             Kind::Kakehi => {
-                let path = config("kakehi.toml", configs::kakehi(folder, listen, backend))?;
+                let path = config("kakehi.toml", configs::kakehi(&site))?;
                 if let Some(level) = self.level {
                     command.env("KAKEHI_IO_URING_LEVEL", level.to_string());
                 }
                 command.args(["start", "-c"]).arg(path)
             }
             Kind::Sozu => {
-                let path = config("sozu.toml", configs::sozu(folder, listen, backend))?;
+                let path = config("sozu.toml", configs::sozu(&site))?;
                 command.args(["start", "-c"]).arg(path)
             }
             Kind::Nginx => {
-                let path = config("nginx.conf", configs::nginx(folder, listen, backend))?;
+                let path = config("nginx.conf", configs::nginx(&site))?;
                 command.arg("-p").arg(folder).arg("-e").arg(folder.join("error.log")).arg("-c").arg(path)
             }
             Kind::Haproxy => {
-                let path = config("haproxy.cfg", configs::haproxy(listen, backend))?;
+                let path = config("haproxy.cfg", configs::haproxy(&site))?;
                 command.arg("-db").arg("-f").arg(path)
             }
             Kind::Envoy => {
-                let path = config("envoy.yaml", configs::envoy(listen, backend))?;
+                let path = config("envoy.yaml", configs::envoy(&site))?;
                 command
                     .args(["--concurrency", "1", "--log-level", "error", "--use-dynamic-base-id", "-c"])
                     .arg(path)
             }
         };
         let log = folder.join("output.log");
-        Ok(Some(Program { name: self.name(), command, listen, log }))
+        Ok(Some(Program { name: self.name(), command, listen, tls, log }))
     }
 
     /// Where kakehi, prepared in `folder`, answers `kakehictl`; `None` for all others.

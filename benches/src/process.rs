@@ -10,6 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::accounting::{self, Stat};
+use crate::generator::tls::Tls;
 use crate::generator::{Bound, Generator, Load, Mode};
 use crate::{Attempt, BenchError, cores};
 
@@ -27,6 +28,8 @@ pub struct Program {
     pub command: Command,
     /// Where it will listen.
     pub listen: SocketAddr,
+    /// How clients speak TLS with it; absent if they speak without.
+    pub tls: Option<Tls>,
     /// Where its output goes.
     pub log: PathBuf,
 }
@@ -48,6 +51,7 @@ pub struct Process {
     name: String,
     log: PathBuf,
     listen: SocketAddr,
+    tls: Option<Tls>,
     started: Instant,
 }
 
@@ -69,7 +73,8 @@ impl Process {
         };
         let (child, started) = std::thread::scope(|scope| scope.spawn(spawn).join())
             .map_err(|_| BenchError::Program("the thread that starts a proxy died".into()))??;
-        Ok(Self { child, name: program.name, log: program.log, listen: program.listen, started })
+        let Program { name, log, listen, tls, .. } = program;
+        Ok(Self { child, name, log, listen, tls, started })
     }
 
     /// The process that was started; others may descend from it.
@@ -86,7 +91,7 @@ impl Process {
         let load = Load { target: self.listen, connections: 1, body: 16, upload: 0, mode: Mode::KeepAlive };
         while self.started.elapsed() < READY_WITHIN {
             if std::net::TcpStream::connect(self.listen).is_ok() {
-                let answered = Generator::new(load)?.drive(Bound::Requests(1));
+                let answered = Generator::with(load, self.tls.clone())?.drive(Bound::Requests(1));
                 if answered.is_ok_and(|tally| tally.requests > 0 && tally.faults.total() == 0) {
                     return Ok(self.started.elapsed());
                 }
@@ -182,7 +187,7 @@ mod tests {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
         let listen = free_address().unwrap();
-        Program { name: "sh".into(), command, listen, log: log.join("log") }
+        Program { name: "sh".into(), command, listen, tls: None, log: log.join("log") }
     }
 
     fn first_core() -> usize {

@@ -10,12 +10,31 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use crate::cores::Cores;
+use crate::generator::tls;
 use crate::measure::{Finding, Traffic};
 use crate::strace::Calls;
 
+mod limits;
 mod table;
 
 use table::{Cell, Table};
+
+/// Columns of a case of traffic.
+const TRAFFIC: [&str; 13] = [
+    "proxy",
+    "CPU us/request",
+    "user",
+    "system",
+    "core busy",
+    "requests/s",
+    "p50 us",
+    "p99 us",
+    "sleeps/request",
+    "enters/request",
+    "syscalls/request",
+    "CPU ratio",
+    "rate ratio",
+];
 
 /// One measurement with its place in the run.
 #[derive(Clone, Debug, Serialize)]
@@ -108,6 +127,11 @@ impl Report {
         for case in first_seen(self.records.iter().map(|record| record.case.as_str())) {
             let _ = write!(text, "\n### {case}\n\n{}", self.table(case));
         }
+        if let Some(limits) = limits::table(&self.records, &self.subject)
+            && self.subject.starts_with("kakehi")
+        {
+            let _ = write!(text, "\n### Limits of {}\n\n{limits}", self.subject);
+        }
         for record in self.records.iter().filter(|record| record.faults > 0) {
             let Record { case, peer, round, faults, fault_kinds, .. } = record;
             let _ = write!(
@@ -125,6 +149,14 @@ impl Report {
              {rounds} rounds of {seconds} s; medians, ratios of {} to the others (lowest-highest)\n\n",
             cores.proxy, cores.generator, cores.backend, self.subject
         );
+        if self.records.iter().any(|record| record.case.starts_with("tls_")) {
+            let _ = writeln!(
+                text,
+                "Cases `tls_...`: {}. In `tls_handshake` and `tls_resumed` a request is a connection with its \
+                 handshake, in `tls_big` it is 1 MiB; *resumed* is the share of tickets that the proxy accepted.\n",
+                tls::TERMS
+            );
+        }
         for (peer, version) in self.environment.versions.iter().filter(|(_, version)| !version.is_empty()) {
             let _ = writeln!(text, "- {peer}: {version}");
         }
@@ -134,21 +166,11 @@ impl Report {
     fn table(&self, case: &str) -> Table {
         let of_case: Vec<&Record> = self.records.iter().filter(|record| record.case == case).collect();
         let mut table = match of_case.first().map(|record| &record.finding) {
-            Some(Finding::Traffic(_)) => Table::new(&[
-                "proxy",
-                "CPU us/request",
-                "user",
-                "system",
-                "core busy",
-                "requests/s",
-                "p50 us",
-                "p99 us",
-                "sleeps/request",
-                "enters/request",
-                "syscalls/request",
-                "CPU ratio",
-                "rate ratio",
-            ]),
+            Some(Finding::Traffic(_)) => {
+                let mut heading = TRAFFIC.to_vec();
+                heading.extend(resumes(&of_case).then_some("resumed"));
+                Table::new(&heading)
+            }
             Some(Finding::Idle { .. }) => {
                 Table::new(&["proxy", "at rest KiB", "idle KiB", "KiB/connection", "growth ratio"])
             }
@@ -181,14 +203,11 @@ impl Report {
                     rounds.ratio(&cpu),
                     rounds.ratio(&rate),
                 ]);
+                if resumes(of_case) {
+                    cells.push(rounds.median(&traffic(|found| found.resumed_share), 4));
+                }
             }
             Some(Finding::Idle { .. }) => {
-                let growth = |finding: &Finding| match finding {
-                    Finding::Idle { connections, at_rest_kib, idle_kib } => {
-                        Some((*idle_kib as f64 - *at_rest_kib as f64) / *connections as f64)
-                    }
-                    _ => None,
-                };
                 let at_rest = |finding: &Finding| match finding {
                     Finding::Idle { at_rest_kib, .. } => Some(*at_rest_kib as f64),
                     _ => None,
@@ -221,6 +240,21 @@ impl Report {
             traced.map(|traced| traced.calls.values().sum::<u64>() as f64 / traced.requests.max(1) as f64),
             2,
         )
+    }
+}
+
+/// Whether clients came with tickets.
+fn resumes(of_case: &[&Record]) -> bool {
+    of_case.iter().any(|record| traffic(|found| found.resumed_share)(&record.finding).is_some())
+}
+
+/// Memory per idle connection (KiB).
+fn growth(finding: &Finding) -> Option<f64> {
+    match finding {
+        Finding::Idle { connections, at_rest_kib, idle_kib } => {
+            Some((*idle_kib as f64 - *at_rest_kib as f64) / *connections as f64)
+        }
+        _ => None,
     }
 }
 

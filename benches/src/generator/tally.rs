@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
+use rustls::HandshakeKind;
 
 /// Longest latency that is told apart (ns): the generator gives up a request long before.
 const MAX_LATENCY_NS: u64 = 60_000_000_000;
@@ -29,10 +30,14 @@ pub enum Fault {
     Content,
     /// The answer did not come in time.
     Timeout,
+    /// The handshake failed, or what came was not TLS.
+    Tls,
+    /// The server made a full handshake where the client came with a ticket.
+    NotResumed,
 }
 
 impl Fault {
-    const ALL: [(Self, &'static str); 9] = [
+    const ALL: [(Self, &'static str); 11] = [
         (Self::Connect, "connect"),
         (Self::Reset, "reset"),
         (Self::Closed, "closed"),
@@ -42,6 +47,8 @@ impl Fault {
         (Self::Length, "length"),
         (Self::Content, "content"),
         (Self::Timeout, "timeout"),
+        (Self::Tls, "TLS"),
+        (Self::NotResumed, "not resumed"),
     ];
 }
 
@@ -50,6 +57,12 @@ impl Fault {
 pub struct Faults([u64; Fault::ALL.len()]);
 
 impl Faults {
+    /// How many of one kind.
+    #[must_use]
+    pub fn of(&self, fault: Fault) -> u64 {
+        self.0[fault as usize]
+    }
+
     /// Counts one.
     pub fn count(&mut self, fault: Fault) {
         self.0[fault as usize] += 1;
@@ -84,6 +97,24 @@ impl fmt::Display for Faults {
     }
 }
 
+/// Handshakes that ended as they should.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Handshakes {
+    /// Those with a key exchange and a certificate.
+    pub full: u64,
+    /// Those with a ticket of an earlier one.
+    pub resumed: u64,
+}
+
+impl Handshakes {
+    pub(super) fn count(&mut self, kind: HandshakeKind) {
+        match kind {
+            HandshakeKind::Resumed => self.resumed += 1,
+            HandshakeKind::Full | HandshakeKind::FullWithHelloRetryRequest => self.full += 1,
+        }
+    }
+}
+
 /// What one phase of load counted.
 #[derive(Clone, Debug)]
 pub struct Tally {
@@ -93,6 +124,8 @@ pub struct Tally {
     pub renewed: u64,
     /// Requests that failed.
     pub faults: Faults,
+    /// TLS handshakes.
+    pub handshakes: Handshakes,
     /// From the first byte sent (or the start of the connection) to the last byte received (ns).
     pub latency: Histogram<u64>,
     /// How long the phase took.
@@ -103,7 +136,14 @@ impl Tally {
     #[expect(clippy::expect_used, reason = "the bounds are constants that the histogram accepts")]
     pub(super) fn new() -> Self {
         let latency = Histogram::new_with_bounds(100, MAX_LATENCY_NS, 3).expect("bounds in range");
-        Self { requests: 0, renewed: 0, faults: Faults::default(), latency, elapsed: Duration::ZERO }
+        Self {
+            requests: 0,
+            renewed: 0,
+            faults: Faults::default(),
+            handshakes: Handshakes::default(),
+            latency,
+            elapsed: Duration::ZERO,
+        }
     }
 
     pub(super) fn answered(&mut self, latency: Duration) {
@@ -131,7 +171,7 @@ mod tests {
             faults.count(fault);
         }
         faults.count(Fault::Reset);
-        assert_eq!(faults.total(), 10);
+        assert_eq!(faults.total(), 12);
         assert!(faults.to_string().starts_with("1 connect, 2 reset, 1 closed"));
     }
 }

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use crate::generator::HOST;
+use crate::identity::IdentityFiles;
 
 /// Connections a proxy must be able to take: the idle case holds six thousand.
 const CONNECTIONS: usize = 8_000;
@@ -13,19 +14,29 @@ const CONNECTIONS: usize = 8_000;
 /// opens new ones all the time.
 const UPSTREAM_IDLE: usize = 1_024;
 
-pub(super) fn kakehi(folder: &Path, listen: SocketAddr, backend: SocketAddr) -> String {
-    format!("{}{}", global(&control_socket(folder), ""), routes(listen, backend))
+/// What a configuration names.
+pub(super) struct Site<'a> {
+    pub(super) folder: &'a Path,
+    pub(super) listen: SocketAddr,
+    pub(super) backend: SocketAddr,
+    /// Clients are served over TLS with these.
+    pub(super) tls: Option<&'a IdentityFiles>,
+}
+
+pub(super) fn kakehi(site: &Site<'_>) -> String {
+    format!("{}{}", global(&control_socket(site.folder), ""), routes(site, ""))
 }
 
 pub(super) fn control_socket(folder: &Path) -> PathBuf {
     folder.join("kakehi.sock")
 }
 
-/// The same file, with what sozu needs to hold six thousand connections.
-pub(super) fn sozu(folder: &Path, listen: SocketAddr, backend: SocketAddr) -> String {
-    let socket = folder.join("sozu.sock");
+/// The same file, with what sozu needs to hold six thousand connections. Its HTTP/2 is not what is compared.
+pub(super) fn sozu(site: &Site<'_>) -> String {
+    let socket = site.folder.join("sozu.sock");
     let buffers = format!("max_buffers = {}\nlog_level = \"error\"\n", 2 * CONNECTIONS);
-    format!("{}{}", global(&socket, &buffers), routes(listen, backend))
+    let protocols = if site.tls.is_some() { "alpn_protocols = [\"http/1.1\"]\n" } else { "" };
+    format!("{}{}", global(&socket, &buffers), routes(site, protocols))
 }
 
 fn global(socket: &Path, more: &str) -> String {
@@ -35,15 +46,22 @@ fn global(socket: &Path, more: &str) -> String {
     )
 }
 
-fn routes(listen: SocketAddr, backend: SocketAddr) -> String {
+fn routes(site: &Site<'_>, of_listener: &str) -> String {
+    let Site { listen, backend, tls, .. } = site;
+    let (protocol, certificate) = match tls {
+        None => ("http", String::new()),
+        Some(IdentityFiles { certificate, key, .. }) => {
+            ("https", format!(r#", certificate = "{}", key = "{}""#, certificate.display(), key.display()))
+        }
+    };
     format!(
         r#"[[listeners]]
 address = "{listen}"
-protocol = "http"
-
+protocol = "{protocol}"
+{of_listener}
 [clusters.bench]
 protocol = "http"
-frontends = [{{ address = "{listen}", hostname = "{HOST}" }}]
+frontends = [{{ address = "{listen}", hostname = "{HOST}"{certificate} }}]
 backends = [{{ address = "{backend}" }}]
 "#
     )
@@ -51,7 +69,9 @@ backends = [{{ address = "{backend}" }}]
 
 /// `keepalive_requests`: the default closes every connection after a thousand requests.
 /// `proxy_max_temp_file_size 0`: the default writes big bodies to disk when the client is slower.
-pub(super) fn nginx(folder: &Path, listen: SocketAddr, backend: SocketAddr) -> String {
+/// Session tickets are on by default.
+pub(super) fn nginx(site: &Site<'_>) -> String {
+    let Site { folder, listen, backend, tls } = site;
     // As root nginx would switch to a user that may not enter the folder.
     let user = if nix::unistd::geteuid().is_root() { "user root;\n" } else { "" };
     let folder = folder.display();
@@ -59,6 +79,17 @@ pub(super) fn nginx(folder: &Path, listen: SocketAddr, backend: SocketAddr) -> S
         .iter()
         .map(|kind| format!("    {kind}_temp_path {folder}/{kind};\n"))
         .collect();
+    let (ssl, certificate) = match tls {
+        None => ("", String::new()),
+        Some(IdentityFiles { certificate, key, .. }) => (
+            " ssl",
+            format!(
+                "        ssl_protocols TLSv1.2 TLSv1.3;\n        ssl_certificate {};\n        ssl_certificate_key {};\n",
+                certificate.display(),
+                key.display()
+            ),
+        ),
+    };
     format!(
         r#"{user}daemon off;
 worker_processes 1;
@@ -80,9 +111,9 @@ http {{
         keepalive_timeout 600s;
     }}
     server {{
-        listen {listen} backlog=4096;
+        listen {listen}{ssl} backlog=4096;
         server_name {HOST};
-        location / {{
+{certificate}        location / {{
             proxy_pass http://bench;
             proxy_http_version 1.1;
             proxy_set_header Connection "";
@@ -98,7 +129,10 @@ http {{
 }
 
 /// One process with one thread; the process is the worker.
-pub(super) fn haproxy(listen: SocketAddr, backend: SocketAddr) -> String {
+pub(super) fn haproxy(site: &Site<'_>) -> String {
+    let Site { listen, backend, tls, .. } = site;
+    let ssl =
+        tls.map_or_else(String::new, |files| format!(" ssl crt {} alpn http/1.1", files.both.display()));
     format!(
         r"global
     nbthread 1
@@ -115,7 +149,7 @@ defaults
     timeout http-keep-alive 600s
 
 frontend bench
-    bind {listen} backlog 4096
+    bind {listen} backlog 4096{ssl}
     default_backend bench
 
 backend bench
@@ -125,7 +159,8 @@ backend bench
 }
 
 /// `x-envoy` headers are left out, and circuit breakers opened: the default lets 1,024 requests through.
-pub(super) fn envoy(listen: SocketAddr, backend: SocketAddr) -> String {
+pub(super) fn envoy(site: &Site<'_>) -> String {
+    let Site { listen, backend, .. } = site;
     format!(
         r#"static_resources:
   listeners:
@@ -170,4 +205,24 @@ pub(super) fn envoy(listen: SocketAddr, backend: SocketAddr) -> String {
         backend_ip = backend.ip(),
         backend_port = backend.port(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_is_named_where_tls_is_spoken_and_nowhere_else() {
+        let folder = Path::new("folder");
+        let [certificate, key, both] = ["c.pem", "k.pem", "b.pem"].map(|name| folder.join(name));
+        let files = IdentityFiles { certificate, key, both };
+        let (listen, backend) = (([127, 0, 0, 1], 8080).into(), ([127, 0, 0, 1], 9000).into());
+        for write in [kakehi, sozu, nginx, haproxy] {
+            let clear = write(&Site { folder, listen, backend, tls: None });
+            assert!(!clear.contains(".pem") && !clear.contains("alpn"), "{clear}");
+            let tls = write(&Site { folder, listen, backend, tls: Some(&files) });
+            let named = ["folder/c.pem", "folder/k.pem", "folder/b.pem"].map(|path| tls.contains(path));
+            assert!(named == [true, true, false] || named == [false, false, true], "{tls}");
+        }
+    }
 }
