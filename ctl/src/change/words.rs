@@ -130,17 +130,17 @@ impl Settings {
                 self.worker_automatic_restart.to_string(),
                 wanted.worker_automatic_restart.to_string(),
             ),
-            (
-                "certificate_watch",
-                self.certificate_watch.to_string(),
-                wanted.certificate_watch.to_string(),
-            ),
+            ("certificate_watch", self.certificate_watch.to_string(), wanted.certificate_watch.to_string()),
             (
                 "certificate_watch_interval",
                 millis(self.certificate_watch_interval_ms),
                 millis(wanted.certificate_watch_interval_ms),
             ),
-            ("ticket_key_rotation", millis(self.ticket_key_rotation_ms), millis(wanted.ticket_key_rotation_ms)),
+            (
+                "ticket_key_rotation",
+                millis(self.ticket_key_rotation_ms),
+                millis(wanted.ticket_key_rotation_ms),
+            ),
         ];
         let differ = settings.into_iter().filter(|(_, now, wanted)| now != wanted);
         differ.map(|(name, now, wanted)| format!("~ {name}: {now}, then {wanted}")).collect()

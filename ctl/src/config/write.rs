@@ -12,9 +12,9 @@ use std::{fmt::Write as _, path::Path};
 use toml::{Table, Value};
 
 use crate::state::{
-    self, Backend, BackendTls, CertificateFiles, CipherSuite, ClientAuth, Cluster, ClusterProtocol, Forwarding,
-    Frontend, Group, Hsts, Listener, ListenerProtocol, PathRule, Settings, Sizes, State, Steering, Timeouts, Tls,
-    TlsVersion, UnknownName, WantedCertificate,
+    self, Backend, BackendTls, CertificateFiles, CipherSuite, ClientAuth, Cluster, ClusterProtocol,
+    Forwarding, Frontend, Group, Hsts, Listener, ListenerProtocol, PathRule, Settings, Sizes, State,
+    Steering, Timeouts, Tls, TlsVersion, UnknownName, WantedCertificate,
 };
 
 /// The text of a file with everything that `state` has.
@@ -47,7 +47,9 @@ fn without_files(state: &State) -> String {
     for (address, certificates) in &state.certificates {
         for (fingerprint, _) in certificates.iter().filter(|(_, it)| it.files.is_none()) {
             if text.is_empty() {
-                text.push_str("# Certificates that came over the command socket and have no files are left out:\n");
+                text.push_str(
+                    "# Certificates that came over the command socket and have no files are left out:\n",
+                );
             }
             let _ = writeln!(text, "#   {fingerprint} of the listener {address}");
         }
@@ -303,7 +305,8 @@ impl Writer {
     fn tls(&mut self, now: &Tls) {
         let usual = Tls::default();
         let of_versions = |it: &Tls| it.versions.iter().map(|it| TlsVersion::name(*it)).collect::<Vec<_>>();
-        let of_suites = |it: &Tls| it.cipher_suites.iter().map(|it| CipherSuite::name(*it)).collect::<Vec<_>>();
+        let of_suites =
+            |it: &Tls| it.cipher_suites.iter().map(|it| CipherSuite::name(*it)).collect::<Vec<_>>();
         let of_groups = |it: &Tls| it.groups.iter().map(|it| Group::name(*it)).collect::<Vec<_>>();
         self.texts("tls_versions", &of_versions(&usual), of_versions(now).into_iter());
         self.texts("cipher_list", &of_suites(&usual), of_suites(now).into_iter());

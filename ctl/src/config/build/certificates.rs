@@ -73,7 +73,11 @@ impl Builder<'_, '_> {
                 Ok(()) => names.push(hostname::normal(name)),
                 Err(reason) => {
                     let hostname = name.clone();
-                    self.findings.error(*offset, |place| ConfigError::BadHostname { place, hostname, reason });
+                    self.findings.error(*offset, |place| ConfigError::BadHostname {
+                        place,
+                        hostname,
+                        reason,
+                    });
                 }
             }
         }
@@ -87,7 +91,8 @@ impl Builder<'_, '_> {
         if wanted.default {
             let other = self.certificates.iter_mut().filter(of_listener).find(|it| it.wanted.default);
             if let Some(other) = other.filter(|other| other.wanted.files != wanted.files) {
-                let reason = format!("the listener has a default certificate already, in line {}", other.line);
+                let reason =
+                    format!("the listener has a default certificate already, in line {}", other.line);
                 self.findings.unfit(offset, reason);
                 return;
             }
@@ -110,11 +115,7 @@ impl Builder<'_, '_> {
     }
 
     /// A listener of `https` that terminates TLS for nobody, as far as the file says.
-    pub(super) fn warn_of_missing_certificates(
-        &mut self,
-        root: &Section,
-        state: &State,
-    ) {
+    pub(super) fn warn_of_missing_certificates(&mut self, root: &Section, state: &State) {
         for section in root.tables("listeners").iter().filter(|it| it.text("protocol") == Some("https")) {
             let Some(address) = section.address("address") else { continue };
             let asked = self.certificates.iter().any(|it| it.wanted.address == address);

@@ -32,7 +32,9 @@ impl Builder<'_, '_> {
                 let name = Quoted(name);
                 self.findings.warn(
                     section.offset,
-                    format!("`protocol = \"{protocol}\"` is not supported yet: the cluster {name} is skipped"),
+                    format!(
+                        "`protocol = \"{protocol}\"` is not supported yet: the cluster {name} is skipped"
+                    ),
                 );
                 return None;
             }
@@ -73,7 +75,8 @@ impl Builder<'_, '_> {
     fn backend_tls(&mut self, cluster: &Section, protocol: ClusterProtocol) -> Option<BackendTls> {
         let section = cluster.tables("backend_tls").first()?;
         if protocol == ClusterProtocol::Tcp {
-            let reason = "a cluster of `tcp` passes connections on as they are: `backend_tls` is for those of `http`";
+            let reason =
+                "a cluster of `tcp` passes connections on as they are: `backend_tls` is for those of `http`";
             self.findings.unfit(cluster.offset_of("backend_tls"), reason);
             return None;
         }
@@ -82,8 +85,10 @@ impl Builder<'_, '_> {
             (Some(chain), Some(key)) => Some((chain, key)),
             (None, None) => None,
             (chain, _) => {
-                let (there, absent) = if chain.is_some() { ("certificate", "key") } else { ("key", "certificate") };
-                self.findings.unfit(section.offset_of(there), format!("`{there}` needs `{absent}` beside it"));
+                let (there, absent) =
+                    if chain.is_some() { ("certificate", "key") } else { ("key", "certificate") };
+                self.findings
+                    .unfit(section.offset_of(there), format!("`{there}` needs `{absent}` beside it"));
                 None
             }
         };
@@ -93,14 +98,16 @@ impl Builder<'_, '_> {
             let is_name = !name.contains('*') && hostname::check_exact(name).is_ok();
             if !is_ip && !is_name {
                 let reason = format!("{} is no name that a certificate can be asked for", Quoted(name));
-                self.findings.unfit(section.entry("server_name").map_or(section.offset, |it| it.offset), reason);
+                self.findings
+                    .unfit(section.entry("server_name").map_or(section.offset, |it| it.offset), reason);
             }
         }
         let alpn = match section.texts("alpn") {
             None => vec!["http/1.1".to_owned()],
             Some(protocols) => {
                 for (protocol, offset) in protocols.iter().filter(|(protocol, _)| protocol != "http/1.1") {
-                    let reason = format!("backends are spoken to in `http/1.1` only, not in {}", Quoted(protocol));
+                    let reason =
+                        format!("backends are spoken to in `http/1.1` only, not in {}", Quoted(protocol));
                     self.findings.unfit(*offset, reason);
                 }
                 protocols.iter().take(1).map(|(protocol, _)| protocol.clone()).collect()

@@ -11,7 +11,8 @@ use super::{
     Builder, hostname,
 };
 use crate::state::{
-    ClientAuth, ClusterProtocol, Frontend, FrontendTls, Hsts, Listener, ListenerProtocol, PathRule, TlsVersion,
+    ClientAuth, ClusterProtocol, Frontend, FrontendTls, Hsts, Listener, ListenerProtocol, PathRule,
+    TlsVersion,
 };
 
 /// What requests of a rule meet.
@@ -115,7 +116,8 @@ impl Builder<'_, '_> {
             Some(hostname) => hostname,
             None if is_tcp && listener.protocol == ListenerProtocol::Tcp => "*",
             None if is_tcp => {
-                let reason = "a frontend that passes TLS through needs the key `hostname`: an exact name, or `*.name`";
+                let reason =
+                    "a frontend that passes TLS through needs the key `hostname`: an exact name, or `*.name`";
                 self.findings.unfit(section.offset, reason);
                 return None;
             }
@@ -147,8 +149,9 @@ impl Builder<'_, '_> {
         wrong.extend(section.bool("required_auth").filter(|it| *it).map(|_| "required_auth"));
         wrong.extend(FRONTEND_TLS.iter().map(|key| key.name).filter(|name| section.entry(name).is_some()));
         for key in wrong {
-            let reason =
-                format!("`{key}` cannot be honoured in a frontend of a cluster of `tcp`: connections are passed on as they are");
+            let reason = format!(
+                "`{key}` cannot be honoured in a frontend of a cluster of `tcp`: connections are passed on as they are"
+            );
             self.findings.unfit(section.offset_of(key), reason);
         }
     }
@@ -207,7 +210,8 @@ impl Builder<'_, '_> {
         for (_, key) in settles.into_iter().filter(|(says, _)| *says) {
             let hostname = section.text("hostname").unwrap_or_default();
             if let Err(reason) = hostname::check_exact(hostname) {
-                let reason = format!("`{key}` cannot be honoured for the host name {}: {reason}", Quoted(hostname));
+                let reason =
+                    format!("`{key}` cannot be honoured for the host name {}: {reason}", Quoted(hostname));
                 self.findings.unfit(section.offset_of(key), reason);
             }
         }

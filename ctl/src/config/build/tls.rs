@@ -20,7 +20,8 @@ impl Builder<'_, '_> {
         set(&mut tls.versions, self.versions(section));
         let suites = match (section.texts("cipher_list"), section.texts("cipher_suites")) {
             (Some(_), Some(_)) => {
-                let text = "`cipher_suites` has no effect beside `cipher_list`, of which it is the older name";
+                let text =
+                    "`cipher_suites` has no effect beside `cipher_list`, of which it is the older name";
                 self.findings.warn(section.offset_of("cipher_suites"), text);
                 "cipher_list"
             }
@@ -108,10 +109,15 @@ impl Builder<'_, '_> {
         for (text, offset) in obsolete {
             let text = Quoted(text);
             if versions.is_empty() {
-                let reason = format!("{text} is not spoken, and `tls_versions` has no other: add `TLS_V12` or `TLS_V13`");
+                let reason = format!(
+                    "{text} is not spoken, and `tls_versions` has no other: add `TLS_V12` or `TLS_V13`"
+                );
                 self.findings.unfit(offset, reason);
             } else {
-                self.findings.warn(offset, format!("{text} in `tls_versions` is not spoken: clients need TLS 1.2 at least"));
+                self.findings.warn(
+                    offset,
+                    format!("{text} in `tls_versions` is not spoken: clients need TLS 1.2 at least"),
+                );
             }
         }
         if texts.is_empty() {
@@ -121,14 +127,22 @@ impl Builder<'_, '_> {
     }
 
     /// Each version needs a cipher suite.
-    pub(super) fn check_suites(&mut self, section: &Section, versions: &[TlsVersion], suites: &[CipherSuite]) {
+    pub(super) fn check_suites(
+        &mut self,
+        section: &Section,
+        versions: &[TlsVersion],
+        suites: &[CipherSuite],
+    ) {
         let lacks = |version: &&TlsVersion| !suites.iter().any(|suite| suite.version() == **version);
         if let Some(version) = versions.iter().find(lacks) {
             let key = ["cipher_list", "cipher_suites", "tls_versions"].into_iter();
-            let mut there = key.filter(|key| section.level.key(key).is_some() && section.entry(key).is_some());
+            let mut there =
+                key.filter(|key| section.level.key(key).is_some() && section.entry(key).is_some());
             let offset = there.next().map_or(section.offset, |key| section.offset_of(key));
             let version = version.name();
-            let reason = format!("no cipher suite of the listener fits `{version}`: add one, or take the version away");
+            let reason = format!(
+                "no cipher suite of the listener fits `{version}`: add one, or take the version away"
+            );
             self.findings.unfit(offset, reason);
         }
     }
@@ -172,7 +186,8 @@ impl Builder<'_, '_> {
                 self.findings.unfit(section.offset_of("client_auth"), reason);
             }
             if section.text("client_crl").is_some() {
-                self.findings.unfit(section.offset_of("client_crl"), "`client_crl` needs `client_ca` beside it");
+                self.findings
+                    .unfit(section.offset_of("client_crl"), "`client_crl` needs `client_ca` beside it");
             }
             return None;
         };
@@ -211,9 +226,11 @@ impl Builder<'_, '_> {
                 _ => false,
             };
             if protects {
-                self.findings.unfit(offset, format!("`{name}` is for listeners of `https` and their frontends only"));
+                self.findings
+                    .unfit(offset, format!("`{name}` is for listeners of `https` and their frontends only"));
             } else {
-                let text = format!("`{name}` has no effect: it is for listeners of `https` and their frontends");
+                let text =
+                    format!("`{name}` has no effect: it is for listeners of `https` and their frontends");
                 self.findings.warn(offset, text);
             }
         }

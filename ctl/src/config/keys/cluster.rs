@@ -93,10 +93,8 @@ pub(in crate::config) static CLUSTER: Level = Level {
 };
 
 /// `[[clusters.ID.frontends]]`.
-pub(in crate::config) static FRONTEND: Level = Level {
-    what: "a frontend",
-    groups: &[FRONTEND_RULE, FRONTEND_TLS],
-};
+pub(in crate::config) static FRONTEND: Level =
+    Level { what: "a frontend", groups: &[FRONTEND_RULE, FRONTEND_TLS] };
 
 /// What a frontend says but of TLS.
 pub(in crate::config) const FRONTEND_RULE: &[Key] = &[

@@ -3,7 +3,8 @@
 use super::{
     Key,
     Kind::{
-        Bool, Choice, CipherSuites, Groups, Integer, Path, Protocols, Seconds, Table, Tables, Text, Texts, Versions,
+        Bool, Choice, CipherSuites, Groups, Integer, Path, Protocols, Seconds, Table, Tables, Text, Texts,
+        Versions,
     },
     Level,
     Support::{Own, Partly, Yes},
@@ -82,7 +83,13 @@ pub(in crate::config) static BACKEND_TLS: Level = Level {
             Own,
             "Name that their certificates must have, and that they are asked for. Without it: the backend's ip address.",
         ),
-        key("certificate", Path, "", Own, "Certificate that they are shown (PEM), with its chain; needs `key`."),
+        key(
+            "certificate",
+            Path,
+            "",
+            Own,
+            "Certificate that they are shown (PEM), with its chain; needs `key`.",
+        ),
         key("key", Path, "", Own, "Private key of that certificate (PEM)."),
         key(
             "alpn",
@@ -133,7 +140,13 @@ pub(in crate::config) const TLS: &[Key] = &[
     ),
     key("certificate_chain", Path, "", Yes, "Its chain (PEM), where that is a file of its own."),
     key("key", Path, "", Yes, "Its private key (PEM)."),
-    key("certificates", Tables(&CERTIFICATE), "[]", Own, "More certificates, by the names that clients ask for."),
+    key(
+        "certificates",
+        Tables(&CERTIFICATE),
+        "[]",
+        Own,
+        "More certificates, by the names that clients ask for.",
+    ),
     key(
         "unknown_sni",
         Choice(&["default", "refuse"]),
@@ -148,13 +161,7 @@ pub(in crate::config) const TLS: &[Key] = &[
         Yes,
         "Tickets that a client gets after a handshake, to resume its session with; 0 = sessions are not resumed.",
     ),
-    key(
-        "handshake_timeout",
-        Seconds,
-        "10",
-        Own,
-        "Deadline of the handshake, from accept, in seconds.",
-    ),
+    key("handshake_timeout", Seconds, "10", Own, "Deadline of the handshake, from accept, in seconds."),
     key(
         "alpn_protocols",
         Protocols,
@@ -227,5 +234,11 @@ pub(in crate::config) const FRONTEND_TLS: &[Key] = &[
         Own,
         "With `client_ca`: `required` (what applies without the key) or `optional`. A frontend can only ask for more than its listener.",
     ),
-    key("hsts", Table(&HSTS), "", Yes, "`Strict-Transport-Security`; as in a listener, in whose place it is."),
+    key(
+        "hsts",
+        Table(&HSTS),
+        "",
+        Yes,
+        "`Strict-Transport-Security`; as in a listener, in whose place it is.",
+    ),
 ];

@@ -101,12 +101,11 @@ impl State {
                 let client = tls.client.as_mut().into_iter().flat_map(|(chain, key)| [chain, key]);
                 std::iter::once(&mut tls.ca).chain(client)
             });
-            let frontends = cluster.frontends.iter_mut().filter_map(|it| it.tls.as_mut()?.client_auth.as_mut());
+            let frontends =
+                cluster.frontends.iter_mut().filter_map(|it| it.tls.as_mut()?.client_auth.as_mut());
             backend.chain(frontends.flat_map(|it| std::iter::once(&mut it.ca).chain(it.crl.as_mut())))
         });
-        of_listeners
-            .flat_map(|it| std::iter::once(&mut it.ca).chain(it.crl.as_mut()))
-            .chain(of_frontends)
+        of_listeners.flat_map(|it| std::iter::once(&mut it.ca).chain(it.crl.as_mut())).chain(of_frontends)
     }
 
     /// The same state as a file says it: with the paths of files, and without what they had and where that lies.
