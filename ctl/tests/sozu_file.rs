@@ -22,7 +22,7 @@ fn what_is_honoured_reaches_the_state() {
     assert_eq!(settings.pid_file_path.as_deref(), Some("/run/sozu.pid".as_ref()));
     assert!(settings.command_socket.ends_with("tests/data/sozu.sock"));
 
-    assert_eq!(state.listeners.len(), 1, "only http is served");
+    assert_eq!(state.listeners.len(), 3, "udp is not served");
     let listener = &state.listeners[&"127.0.0.1:8080".parse().unwrap()];
     let timeouts = &listener.timeouts;
     assert_eq!(
@@ -32,7 +32,7 @@ fn what_is_honoured_reaches_the_state() {
     assert_eq!(listener.public_address, Some("192.0.2.1:80".parse().unwrap()));
     assert!(listener.forwarding.x_real_ip && listener.forwarding.elide_x_real_ip);
 
-    assert_eq!(state.clusters.keys().collect::<Vec<_>>(), ["edits", "web"], "only http is served");
+    assert_eq!(state.clusters.keys().collect::<Vec<_>>(), ["db", "edits", "web"], "udp is not served");
     let web = &state.clusters["web"];
     assert_eq!((web.https_redirect, web.https_redirect_port), (true, Some(8443)));
     let rules: Vec<_> =
@@ -46,6 +46,7 @@ fn what_is_honoured_reaches_the_state() {
             ("/a[0-9]+/.lolcatho.st", &PathRule::Regex("^/x$".to_owned()), false),
             ("closed.st", &everything, true),
             ("moved.st", &everything, true),
+            ("lolcatho.st", &everything, false),
         ]
     );
     assert_eq!(web.frontends[1].method.as_deref(), Some("GET"));
@@ -66,7 +67,10 @@ fn what_is_not_honoured_is_named() {
         "`tags` in a frontend is not honoured yet and changes nothing",
         "`headers` in a frontend is not honoured yet and changes nothing",
         "`sticky_id` in a backend is not honoured yet and changes nothing",
-        "`protocol = \"https\"` is not supported yet: the listener `127.0.0.1:8443` and its frontends are skipped",
+        "`cipher_suites` has no effect beside `cipher_list`, of which it is the older name",
+        "`h2` in `alpn_protocols` is not spoken yet: it is not offered",
+        "`hsts` has no effect: it is for listeners of `https` and their frontends",
+        "`protocol = \"udp\"` is not supported yet: the listener `127.0.0.1:5353` and its frontends are skipped",
         "`protocol = \"udp\"` is not supported yet: the cluster `dns` is skipped",
         "`required_auth` is not supported yet: the frontend refuses every request (401)",
         "`position = \"POST\"` is not supported yet: treated as `TREE`",

@@ -130,6 +130,17 @@ impl Settings {
                 self.worker_automatic_restart.to_string(),
                 wanted.worker_automatic_restart.to_string(),
             ),
+            ("certificate_watch", self.certificate_watch.to_string(), wanted.certificate_watch.to_string()),
+            (
+                "certificate_watch_interval",
+                millis(self.certificate_watch_interval_ms),
+                millis(wanted.certificate_watch_interval_ms),
+            ),
+            (
+                "ticket_key_rotation",
+                millis(self.ticket_key_rotation_ms),
+                millis(wanted.ticket_key_rotation_ms),
+            ),
         ];
         let differ = settings.into_iter().filter(|(_, now, wanted)| now != wanted);
         differ.map(|(name, now, wanted)| format!("~ {name}: {now}, then {wanted}")).collect()
@@ -143,6 +154,9 @@ impl Settings {
         self.rebalance_auto = wanted.rebalance_auto;
         self.rebalance_interval_ms = wanted.rebalance_interval_ms;
         self.rebalance_threshold = wanted.rebalance_threshold;
+        self.certificate_watch = wanted.certificate_watch;
+        self.certificate_watch_interval_ms = wanted.certificate_watch_interval_ms;
+        self.ticket_key_rotation_ms = wanted.ticket_key_rotation_ms;
     }
 
     /// Names of the settings in which `wanted` differs and which only a start can change.

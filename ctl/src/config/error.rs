@@ -165,6 +165,26 @@ pub enum ConfigError {
         /// Why, and what to write.
         reason: &'static str,
     },
+    /// An item of a list that is none of those that there are.
+    #[error("{place}: unknown word {} in `{key}`{}", Quoted(found), Hint(hint))]
+    UnknownWord {
+        /// Of the item.
+        place: Place,
+        /// Whose list.
+        key: &'static str,
+        /// As written.
+        found: String,
+        /// What may have been meant.
+        hint: Option<KeyHint>,
+    },
+    /// Keys that mean nothing together, or nothing where they stand.
+    #[error("{place}: {reason}")]
+    Unfit {
+        /// Of the key.
+        place: Place,
+        /// What is wrong, and what to write.
+        reason: String,
+    },
     /// A cluster's name that cannot be one.
     #[error("{place}: a cluster's name must have 1 to 255 characters that can be printed")]
     BadClusterName {
@@ -263,6 +283,11 @@ impl<'a> Findings<'a> {
         if self.first_error.as_ref().is_none_or(|(first, _)| offset < *first) {
             self.first_error = Some((offset, error(self.source.place(offset))));
         }
+    }
+
+    /// Keys mean nothing together, or nothing where they stand.
+    pub(super) fn unfit(&mut self, offset: usize, reason: impl Into<String>) {
+        self.error(offset, |place| ConfigError::Unfit { place, reason: reason.into() });
     }
 
     /// Something is not as it looks at `offset`.

@@ -21,6 +21,7 @@ pub mod write;
 
 use std::{fmt::Write as _, path::Path};
 
+use build::Extent;
 pub use error::{ConfigError, KeyHint, Loaded, Place, Warning};
 use sha2::{Digest as _, Sha256};
 use toml::de::DeTable;
@@ -37,20 +38,25 @@ pub fn load(path: impl AsRef<Path>) -> Result<Loaded, ConfigError> {
     let unreadable = |error| ConfigError::Unreadable { path: path.to_owned(), error };
     let text = std::fs::read_to_string(path).map_err(unreadable)?;
     let absolute = std::path::absolute(path).map_err(unreadable)?;
-    let mut loaded = parse_in(&text, &path.to_string_lossy(), absolute.parent().unwrap_or(Path::new("/")))?;
-    loaded.state.revision.origin = digest(&loaded.state);
+    let folder = absolute.parent().unwrap_or(Path::new("/"));
+    let mut loaded = parse_in(&text, &path.to_string_lossy(), folder, Extent::Whole)?;
+    loaded.state.revision.origin = digest(&loaded);
     Ok(loaded)
 }
 
 /// Whether `part`, as a file, would be read as what it is: so what does not come out of a file is held to the same rules.
+///
+/// What the files had that it names, and where that lies, is not looked at.
 ///
 /// # Errors
 /// What the file would be refused for.
 pub fn check(part: &State) -> Result<(), String> {
     let routing =
         State { settings: Settings::default(), revision: crate::state::Revision::default(), ..part.clone() };
+    let routing = routing.without_contents();
     let text = write::write(&routing);
-    let read = parse(&text, "the change").map_err(|error| error.to_string())?.state;
+    // Paths of a state are absolute: one that is not does not come back as it was.
+    let read = parse_part(&text, "the change", Path::new("/")).map_err(|error| error.to_string())?.state;
     if read.listeners == routing.listeners && read.clusters == routing.clusters {
         Ok(())
     } else {
@@ -59,10 +65,11 @@ pub fn check(part: &State) -> Result<(), String> {
 }
 
 /// SHA-256 of what `kakehictl` can change while kakehi runs, so that a comment or the order of keys is no difference.
-fn digest(state: &State) -> String {
+fn digest(loaded: &Loaded) -> String {
     let mut digest = Sha256::new();
-    let Settings { worker_count, worker_cores, .. } = &state.settings;
-    let changeable = (&state.listeners, &state.clusters, worker_count, worker_cores);
+    let State { listeners, clusters, settings, .. } = &loaded.state;
+    let Settings { worker_count, worker_cores, .. } = settings;
+    let changeable = (listeners, clusters, worker_count, worker_cores, &loaded.certificates);
     let written = serde_json::to_writer(&mut digest, &changeable);
     debug_assert!(written.is_ok(), "a state is always JSON");
     digest.finalize().iter().fold(String::new(), |mut text, byte| {
@@ -78,10 +85,20 @@ fn digest(state: &State) -> String {
 ///
 /// The first thing that is wrong with the text.
 pub fn parse(text: &str, file_name: &str) -> Result<Loaded, ConfigError> {
-    parse_in(text, file_name, Path::new(file_name).parent().unwrap_or(Path::new("")))
+    parse_in(text, file_name, Path::new(file_name).parent().unwrap_or(Path::new("")), Extent::Whole)
 }
 
-fn parse_in(text: &str, file_name: &str, folder: &Path) -> Result<Loaded, ConfigError> {
+/// Reads `text`, which is some of a file, put together from a change: nothing is said of what it lacks. Relative paths in it
+/// are those of `folder`.
+///
+/// # Errors
+///
+/// The first thing that is wrong with the text.
+pub fn parse_part(text: &str, name: &str, folder: &Path) -> Result<Loaded, ConfigError> {
+    parse_in(text, name, folder, Extent::Part)
+}
+
+fn parse_in(text: &str, file_name: &str, folder: &Path, extent: Extent) -> Result<Loaded, ConfigError> {
     let source = error::Source::new(text, file_name);
     let table = DeTable::parse(text).map_err(|error| ConfigError::Syntax {
         place: source.place(error.span().map_or(0, |span| span.start)),
@@ -90,7 +107,7 @@ fn parse_in(text: &str, file_name: &str, folder: &Path) -> Result<Loaded, Config
     let mut findings = error::Findings::new(&source);
     let root = read::section(&keys::ROOT, table.get_ref(), 0, &mut findings);
     findings.check()?;
-    let state = build::state(&root, folder, &mut findings);
+    let (state, certificates) = build::state(&root, folder, extent, &mut findings);
     findings.check()?;
-    Ok(Loaded { state, certificates: Vec::new(), warnings: findings.into_warnings() })
+    Ok(Loaded { state, certificates, warnings: findings.into_warnings() })
 }

@@ -44,6 +44,8 @@ enum Value {
     Address(SocketAddr),
     Backend(BackendAddress),
     Networks(Vec<IpNet>),
+    /// Each with its offset.
+    Texts(Vec<(String, usize)>),
     /// Of an array of integers.
     Integers(Vec<u64>),
     Tables(Vec<Section>),
@@ -139,11 +141,20 @@ fn read(
             }
             Ok(Value::Unused)
         }
-        Kind::Texts | Kind::Integers | Kind::Networks => {
+        Kind::Texts | Kind::Versions | Kind::CipherSuites | Kind::Groups | Kind::Protocols => {
+            let mut texts = Vec::new();
+            for item in value.as_array().ok_or_else(wrong_type)? {
+                match item.get_ref().as_str() {
+                    Some(text) => texts.push((text.to_owned(), item.span().start)),
+                    None => report_item(key, item, findings),
+                }
+            }
+            Ok(Value::Texts(texts))
+        }
+        Kind::Integers | Kind::Networks => {
             let (mut networks, mut integers) = (Vec::new(), Vec::new());
             for item in value.as_array().ok_or_else(wrong_type)? {
                 let fits = match (key.kind, item.get_ref()) {
-                    (Kind::Texts, item) => item.is_str(),
                     (Kind::Integers, item) => {
                         let number = integer(item, 0, u32::MAX.into());
                         integers.extend(number.as_ref().ok());
@@ -265,9 +276,6 @@ fn type_name(value: &DeValue<'_>) -> &'static str {
 
 /// What an unknown key of `level` may have meant: the same word elsewhere, or one that is written almost so.
 fn hint(level: &'static Level, name: &str) -> Option<KeyHint> {
-    /// A likeness (Jaro-Winkler) below which a suggestion confuses more than it helps.
-    const ALIKE: f64 = 0.8;
-
     fn elsewhere(level: &'static Level, name: &str) -> Option<&'static str> {
         if level.key(name).is_some() {
             return Some(level.what);
@@ -281,15 +289,27 @@ fn hint(level: &'static Level, name: &str) -> Option<KeyHint> {
     if let Some(other) = elsewhere(&ROOT, name) {
         return Some(KeyHint::Elsewhere(other));
     }
-    level
-        .keys()
-        .map(|key| (strsim::jaro_winkler(key.name, name), key.name))
+    nearest(level.keys().map(|key| key.name), name).map(KeyHint::Nearest)
+}
+
+/// The one of `words` that is written almost like `text`.
+pub(super) fn nearest(words: impl Iterator<Item = &'static str>, text: &str) -> Option<&'static str> {
+    /// A likeness (Jaro-Winkler) below which a suggestion confuses more than it helps.
+    const ALIKE: f64 = 0.8;
+
+    words
+        .map(|word| (strsim::jaro_winkler(word, text), word))
         .filter(|(likeness, _)| *likeness >= ALIKE)
         .max_by(|left, right| left.0.total_cmp(&right.0))
-        .map(|(_, key)| KeyHint::Nearest(key))
+        .map(|(_, word)| word)
 }
 
 impl Section {
+    /// Where `key` stands; the table, where it is absent (offset).
+    pub(super) fn offset_of(&self, key: &str) -> usize {
+        self.entry(key).map_or(self.offset, |entry| entry.key_offset)
+    }
+
     /// Warns of each key that is not honoured.
     pub(super) fn warn_unhonoured(&self, findings: &mut Findings<'_>) {
         for entry in self.entries.values() {
@@ -364,6 +384,14 @@ pub(super) trait Values {
     fn networks(&self, name: &str) -> Option<Vec<IpNet>> {
         match &self.entry(name)?.value {
             Value::Networks(value) => Some(value.clone()),
+            _ => None,
+        }
+    }
+
+    /// Strings, each with its offset.
+    fn texts(&self, name: &str) -> Option<&[(String, usize)]> {
+        match &self.entry(name)?.value {
+            Value::Texts(value) => Some(value),
             _ => None,
         }
     }

@@ -6,16 +6,19 @@
 use std::{fmt::Write as _, fs, path::PathBuf};
 
 use super::keys::{
-    BACKEND, CLUSTER, FRONTEND, HEADER, HEALTH_CHECK, HSTS, Key, Kind, LISTENER, Level, METRICS, ROOT,
-    Support, UDP, UDP_HEALTH,
+    ANSWERS, BACKEND, BACKEND_TLS, CERTIFICATE, CLUSTER, FRONTEND, FRONTEND_RULE, FRONTEND_TLS, H2, HEADER,
+    HEALTH_CHECK, HSTS, Key, Kind, LISTENER, LISTENER_DEFAULTS, LISTENER_ONLY, LISTENER_TLS, LISTENER_UDP,
+    Level, METRICS, ROOT, Support, UDP, UDP_HEALTH,
 };
 
 /// Every level, with the name of its place in `docs/configuration.md`.
-const LEVELS: [(&str, &Level); 11] = [
+const LEVELS: [(&str, &Level); 13] = [
     ("root", &ROOT),
     ("listener", &LISTENER),
     ("hsts", &HSTS),
+    ("certificate", &CERTIFICATE),
     ("cluster", &CLUSTER),
+    ("backend-tls", &BACKEND_TLS),
     ("frontend", &FRONTEND),
     ("header", &HEADER),
     ("backend", &BACKEND),
@@ -24,6 +27,16 @@ const LEVELS: [(&str, &Level); 11] = [
     ("udp-health", &UDP_HEALTH),
     ("metrics", &METRICS),
 ];
+
+/// The keys that the example shows in a listener without TLS.
+pub(super) static PLAIN_LISTENER: Level =
+    Level { what: "a listener", groups: &[LISTENER_ONLY, LISTENER_DEFAULTS, ANSWERS, LISTENER_UDP] };
+/// Those that it shows in one with TLS.
+static TLS_LISTENER: Level = Level { what: "a listener of `https`", groups: &[LISTENER_TLS, H2] };
+/// Those that it shows in a frontend of a listener without TLS.
+static PLAIN_FRONTEND: Level = Level { what: "a frontend", groups: &[FRONTEND_RULE] };
+/// Those that it shows in one of a listener with TLS.
+static TLS_FRONTEND: Level = Level { what: "a frontend of `https`", groups: &[FRONTEND_TLS] };
 
 /// A file of the folder `docs`.
 pub(super) fn document(name: &str) -> PathBuf {
@@ -59,7 +72,7 @@ fn markdown(level: &'static Level) -> String {
 
 /// A listener's key that the root has too.
 fn is_inherited(level: &Level, key: &Key) -> bool {
-    std::ptr::eq(level, &LISTENER) && ROOT.key(key.name).is_some()
+    level.what == LISTENER.what && ROOT.key(key.name).is_some()
 }
 
 /// The lines of the example that are active as shipped.
@@ -75,21 +88,30 @@ const ACTIVE: [(&str, &str, &str); 6] = [
 /// The example file; the keys that `uncomment` takes are active too, with the value that it gives.
 pub(super) fn example(uncomment: &dyn Fn(&Level, &Key) -> Option<String>) -> String {
     let mut text = String::from(EXAMPLE_HEAD);
+    // The third: what a second table of a kind needs besides the keys that it shows.
     let headers = [
-        ("", &ROOT),
-        ("[[listeners]]", &LISTENER),
-        ("[listeners.hsts]", &HSTS),
-        ("[clusters.example]", &CLUSTER),
-        ("[clusters.example.health_check]", &HEALTH_CHECK),
-        ("[clusters.example.udp]", &UDP),
-        ("[clusters.example.udp.health]", &UDP_HEALTH),
-        ("[[clusters.example.frontends]]", &FRONTEND),
-        ("[[clusters.example.frontends.headers]]", &HEADER),
-        ("[clusters.example.frontends.hsts]", &HSTS),
-        ("[[clusters.example.backends]]", &BACKEND),
-        ("[metrics]", &METRICS),
+        ("", &ROOT, ""),
+        ("[[listeners]]", &PLAIN_LISTENER, ""),
+        ("[[listeners]]", &TLS_LISTENER, "address = \"127.0.0.1:8443\"\nprotocol = \"https\"\n"),
+        ("[listeners.hsts]", &HSTS, ""),
+        ("[[listeners.certificates]]", &CERTIFICATE, ""),
+        ("[clusters.example]", &CLUSTER, ""),
+        ("[clusters.example.backend_tls]", &BACKEND_TLS, ""),
+        ("[clusters.example.health_check]", &HEALTH_CHECK, ""),
+        ("[clusters.example.udp]", &UDP, ""),
+        ("[clusters.example.udp.health]", &UDP_HEALTH, ""),
+        ("[[clusters.example.frontends]]", &PLAIN_FRONTEND, ""),
+        ("[[clusters.example.frontends.headers]]", &HEADER, ""),
+        (
+            "[[clusters.example.frontends]]",
+            &TLS_FRONTEND,
+            "address = \"127.0.0.1:8443\"\nhostname = \"example.org\"\n",
+        ),
+        ("[clusters.example.frontends.hsts]", &HSTS, ""),
+        ("[[clusters.example.backends]]", &BACKEND, ""),
+        ("[metrics]", &METRICS, ""),
     ];
-    for (header, level) in headers {
+    for (header, level, first) in headers {
         let mut lines = String::new();
         let mut any_active = header.is_empty();
         for key in level.keys() {
@@ -109,6 +131,9 @@ pub(super) fn example(uncomment: &dyn Fn(&Level, &Key) -> Option<String>) -> Str
             "" => Ok(()),
             header => writeln!(text, "\n{}{header}\n", if any_active { "" } else { "#" }),
         };
+        for line in first.lines() {
+            let _ = writeln!(text, "{}{line}", if any_active { "" } else { "#" });
+        }
         text.push_str(&lines);
     }
     text
@@ -162,6 +187,12 @@ pub(super) fn sample(key: &Key) -> String {
         Kind::Path => "\"path/to/file\"".to_owned(),
         Kind::Socket => "\"path/to/socket\"".to_owned(),
         Kind::Texts => "[\"text\"]".to_owned(),
+        Kind::Versions => "[\"TLS_V13\"]".to_owned(),
+        Kind::CipherSuites => {
+            "[\"TLS_AES_128_GCM_SHA256\", \"TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256\"]".to_owned()
+        }
+        Kind::Groups => "[\"x25519\"]".to_owned(),
+        Kind::Protocols => "[\"http/1.1\"]".to_owned(),
         Kind::TextMap => "{ 503 = \"file://path/to/file\" }".to_owned(),
         Kind::Integer(min, max) => 4.clamp(min, max).to_string(),
         Kind::Integers => "[1000]".to_owned(),
@@ -170,7 +201,8 @@ pub(super) fn sample(key: &Key) -> String {
         Kind::Address | Kind::BackendAddress => "\"192.0.2.1:80\"".to_owned(),
         Kind::Networks => "[\"192.0.2.0/24\"]".to_owned(),
         Kind::Method => "\"GET\"".to_owned(),
-        Kind::Choice(words) => format!("\"{}\"", words[0]),
+        // The last, as the first is what applies without the key.
+        Kind::Choice(words) => format!("\"{}\"", words[words.len() - 1]),
         Kind::Table(_) | Kind::Tables(_) | Kind::NamedTables(_) => String::new(),
     }
 }

@@ -3,19 +3,32 @@
 //! What is as it is without its key is left out. The text is what `kakehictl config dump` shows, and the way in which
 //! changes that do not come out of a file are checked: what can be written as a file and read back unchanged is
 //! as right as a file.
+//!
+//! Of certificates, the paths of their files are written. Those that came over the command socket have none, and are named
+//! in a comment.
 
-use std::path::Path;
+use std::{fmt::Write as _, path::Path};
 
 use toml::{Table, Value};
 
 use crate::state::{
-    Backend, Cluster, Forwarding, Frontend, Listener, PathRule, Settings, Sizes, State, Steering, Timeouts,
+    self, Backend, BackendTls, CertificateFiles, CipherSuite, ClientAuth, Cluster, ClusterProtocol,
+    Forwarding, Frontend, Group, Hsts, Listener, ListenerProtocol, PathRule, Settings, Sizes, State,
+    Steering, Timeouts, Tls, TlsVersion, UnknownName, WantedCertificate,
 };
 
 /// The text of a file with everything that `state` has.
 pub fn write(state: &State) -> String {
     let mut root = settings(&state.settings);
-    let listeners: Vec<Value> = state.listeners.values().map(|it| Value::Table(listener(it))).collect();
+    let wanted = state.wanted_certificates();
+    let with_certificates = |it: &Listener| {
+        let mut table = Writer(listener(it));
+        let of_it = wanted.iter().filter(|certificate| certificate.address == it.address);
+        let tables: Vec<Value> = of_it.map(|it| Value::Table(certificate(it))).collect();
+        table.unless(Vec::new(), "certificates", tables);
+        Value::Table(table.0)
+    };
+    let listeners: Vec<Value> = state.listeners.values().map(with_certificates).collect();
     if !listeners.is_empty() {
         root.insert("listeners".to_owned(), Value::Array(listeners));
     }
@@ -25,15 +38,57 @@ pub fn write(state: &State) -> String {
         root.insert("clusters".to_owned(), Value::Table(clusters));
     }
     // Every value in it is one that TOML has.
-    toml::to_string(&root).unwrap_or_default()
+    without_files(state) + &toml::to_string(&root).unwrap_or_default()
+}
+
+/// A comment that names the certificates that no file can have.
+fn without_files(state: &State) -> String {
+    let mut text = String::new();
+    for (address, certificates) in &state.certificates {
+        for (fingerprint, _) in certificates.iter().filter(|(_, it)| it.files.is_none()) {
+            if text.is_empty() {
+                text.push_str(
+                    "# Certificates that came over the command socket and have no files are left out:\n",
+                );
+            }
+            let _ = writeln!(text, "#   {fingerprint} of the listener {address}");
+        }
+    }
+    if !text.is_empty() {
+        text.push('\n');
+    }
+    text
+}
+
+fn certificate(wanted: &WantedCertificate) -> Table {
+    let mut table = Writer::default();
+    let CertificateFiles { certificate, chain, key } = &wanted.files;
+    table.always("certificate", text(certificate));
+    table.if_some("certificate_chain", chain.as_deref().map(text));
+    table.always("key", text(key));
+    table.texts("names", &[], wanted.names.iter().map(String::as_str));
+    table.unless(false, "default", wanted.default);
+    table.0
 }
 
 /// The keys of a listener.
 pub fn listener(listener: &Listener) -> Table {
     let mut table = Writer::default();
     table.always("address", listener.address.to_string());
-    table.always("protocol", "http");
+    table.always(
+        "protocol",
+        match listener.protocol {
+            ListenerProtocol::Http => "http",
+            ListenerProtocol::Https => "https",
+            ListenerProtocol::Tcp => "tcp",
+        },
+    );
     table.unless(true, "active", listener.active);
+    table.unless(false, "expect_proxy", listener.expect_proxy);
+    if listener.proxy_peers != state::proxy_peers() {
+        let peers: Vec<Value> = listener.proxy_peers.iter().map(|it| it.to_string().into()).collect();
+        table.always("proxy_protocol_from", peers);
+    }
     table.if_some("public_address", listener.public_address.map(|address| address.to_string()));
     let (now, usual) = (&listener.timeouts, Timeouts::default());
     table.millis("request_timeout", now.request_ms, usual.request_ms);
@@ -66,13 +121,24 @@ pub fn listener(listener: &Listener) -> Table {
     }
     let peers: Vec<Value> = now.trusted_peers.iter().map(|network| network.to_string().into()).collect();
     table.unless(Vec::new(), "trusted_peers", peers);
+    if let Some(tls) = &listener.tls {
+        table.tls(tls);
+    }
     table.0
 }
 
 /// The keys of a cluster, with its frontends and backends.
 pub fn cluster(cluster: &Cluster) -> Table {
     let mut table = Writer::default();
-    table.always("protocol", "http");
+    table.always(
+        "protocol",
+        match cluster.protocol {
+            ClusterProtocol::Http => "http",
+            ClusterProtocol::Tcp => "tcp",
+        },
+    );
+    table.unless(false, "send_proxy", cluster.send_proxy);
+    table.if_some("backend_tls", cluster.tls.as_deref().map(backend_tls));
     table.unless(false, "https_redirect", cluster.https_redirect);
     table.if_some("https_redirect_port", cluster.https_redirect_port.map(u32::from));
     let frontends: Vec<Value> = cluster.frontends.iter().map(|it| Value::Table(frontend(it))).collect();
@@ -97,6 +163,35 @@ fn frontend(frontend: &Frontend) -> Table {
     if frontend.deny {
         table.always("redirect", "unauthorized");
     }
+    if let Some(tls) = &frontend.tls {
+        if let Some(versions) = &tls.versions {
+            table.texts("tls_versions", &[], versions.iter().map(|it| it.name()));
+        }
+        table.client_auth(tls.client_auth.as_ref());
+        table.if_some("hsts", tls.hsts.as_ref().map(hsts));
+    }
+    table.0
+}
+
+fn backend_tls(tls: &BackendTls) -> Table {
+    let mut table = Writer::default();
+    table.always("ca", text(&tls.ca.path));
+    table.if_some("server_name", tls.server_name.clone());
+    if let Some((chain, key)) = &tls.client {
+        table.always("certificate", text(&chain.path));
+        table.always("key", text(&key.path));
+    }
+    table.texts("alpn", &["http/1.1"], tls.alpn.iter().map(String::as_str));
+    table.0
+}
+
+fn hsts(hsts: &Hsts) -> Table {
+    let mut table = Writer::default();
+    table.always("enabled", hsts.enabled);
+    table.unless(31_536_000, "max_age", hsts.max_age);
+    table.unless(false, "include_subdomains", hsts.include_subdomains);
+    table.unless(false, "preload", hsts.preload);
+    table.unless(false, "force_replace_backend", hsts.force_replace_backend);
     table.0
 }
 
@@ -145,6 +240,13 @@ fn settings(now: &Settings) -> Table {
     table.unless(u32::from(usual.buffer_count), "buffer_count", u32::from(now.buffer_count));
     table.unless(usual.upstream_max_idle, "upstream_max_idle", now.upstream_max_idle);
     table.millis("upstream_idle_timeout", now.upstream_idle_timeout_ms, usual.upstream_idle_timeout_ms);
+    table.unless(usual.certificate_watch, "certificate_watch", now.certificate_watch);
+    table.millis(
+        "certificate_watch_interval",
+        now.certificate_watch_interval_ms,
+        usual.certificate_watch_interval_ms,
+    );
+    table.millis("ticket_key_rotation", now.ticket_key_rotation_ms, usual.ticket_key_rotation_ms);
     table.unless(usual.log_level.as_str(), "log_level", now.log_level.as_str());
     table.0
 }
@@ -189,6 +291,44 @@ impl Writer {
     fn millis(&mut self, key: &str, value: u64, usual: u64) {
         if value != usual {
             self.always(key, seconds(value));
+        }
+    }
+    /// A list of words.
+    fn texts<'a>(&mut self, key: &str, usual: &[&str], texts: impl Iterator<Item = &'a str>) {
+        let texts: Vec<&str> = texts.collect();
+        if texts != usual {
+            self.always(key, texts.into_iter().map(Value::from).collect::<Vec<_>>());
+        }
+    }
+
+    /// What a listener says of TLS.
+    fn tls(&mut self, now: &Tls) {
+        let usual = Tls::default();
+        let of_versions = |it: &Tls| it.versions.iter().map(|it| TlsVersion::name(*it)).collect::<Vec<_>>();
+        let of_suites =
+            |it: &Tls| it.cipher_suites.iter().map(|it| CipherSuite::name(*it)).collect::<Vec<_>>();
+        let of_groups = |it: &Tls| it.groups.iter().map(|it| Group::name(*it)).collect::<Vec<_>>();
+        self.texts("tls_versions", &of_versions(&usual), of_versions(now).into_iter());
+        self.texts("cipher_list", &of_suites(&usual), of_suites(now).into_iter());
+        self.texts("groups_list", &of_groups(&usual), of_groups(now).into_iter());
+        self.texts("alpn_protocols", &["http/1.1"], now.alpn.iter().map(String::as_str));
+        self.unless(u32::from(usual.tickets), "send_tls13_tickets", now.tickets.into());
+        self.millis("handshake_timeout", now.handshake_ms, usual.handshake_ms);
+        self.unless(usual.strict_sni, "strict_sni_binding", now.strict_sni);
+        if now.unknown_name == UnknownName::Refuse {
+            self.always("unknown_sni", "refuse");
+        }
+        self.client_auth(now.client_auth.as_ref());
+        self.if_some("hsts", now.hsts.as_ref().map(hsts));
+    }
+
+    fn client_auth(&mut self, now: Option<&ClientAuth>) {
+        if let Some(now) = now {
+            self.always("client_ca", text(&now.ca.path));
+            self.if_some("client_crl", now.crl.as_ref().map(|crl| text(&crl.path)));
+            if !now.required {
+                self.always("client_auth", "optional");
+            }
         }
     }
 }

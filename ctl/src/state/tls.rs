@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits;
 
+mod names;
+
 /// A version of TLS that is spoken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum TlsVersion {
@@ -311,7 +313,7 @@ pub struct CertificateFiles {
 }
 
 /// A certificate that a file asks for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct WantedCertificate {
     /// The listener.
     pub address: std::net::SocketAddr,

@@ -1,14 +1,15 @@
 //! The keys of `[clusters.ID]` and of what stands in it: frontends, backends, health checks.
 
 use super::{
+    Key,
     Kind::{
         Address, AnyText, BackendAddress, Bool, Choice, Integer, Method, Path, Seconds, Table, Tables, Text,
         TextMap, Texts,
     },
     Level,
-    Support::{NotYet, Partly, Yes},
+    Support::{NotYet, Own, Partly, Yes},
     key,
-    listener::HSTS,
+    tls::{BACKEND_TLS, FRONTEND_TLS},
 };
 
 /// `[clusters.ID]`.
@@ -19,8 +20,8 @@ pub(in crate::config) static CLUSTER: Level = Level {
             "protocol",
             Choice(&["http", "tcp", "udp"]),
             "",
-            Partly("a cluster of another protocol than `http` is skipped"),
-            "What its backends speak; required.",
+            Partly("a cluster of `udp` is skipped"),
+            "What its backends speak; required. To those of `tcp`, connections are passed on as they are.",
         ),
         key("frontends", Tables(&FRONTEND), "[]", Yes, "Which requests it gets."),
         key("backends", Tables(&BACKEND), "[]", Yes, "The servers that answer them."),
@@ -58,8 +59,15 @@ pub(in crate::config) static CLUSTER: Level = Level {
             "send_proxy",
             Bool,
             "false",
-            NotYet,
-            "Begin each connection to a backend with a PROXY protocol header.",
+            Yes,
+            "Begin each connection to a backend with a PROXY protocol header (version 2), which names the client.",
+        ),
+        key(
+            "backend_tls",
+            Table(&BACKEND_TLS),
+            "",
+            Own,
+            "The backends are reached by TLS; an empty table is enough. Clusters of `http` only.",
         ),
         key("answer_503", Path, "", NotYet, "File of the answer 503."),
         key("answers", TextMap, "", NotYet, "Own answers, by status code."),
@@ -85,67 +93,63 @@ pub(in crate::config) static CLUSTER: Level = Level {
 };
 
 /// `[[clusters.ID.frontends]]`.
-pub(in crate::config) static FRONTEND: Level = Level {
-    what: "a frontend",
-    groups: &[&[
-        key("address", Address, "", Yes, "Address of its listener; required."),
-        key(
-            "hostname",
-            Text,
-            "",
-            Yes,
-            "Host name: `example.org`, `*.example.org` (one label), labels between slashes that are regular expressions (`/api[0-9]+/.example.org`), or `*` for any; required.",
-        ),
-        key("path", AnyText, "\"\"", Yes, "Which paths, as `path_type` says; without the query."),
-        key(
-            "path_type",
-            Choice(&["PREFIX", "EQUALS", "REGEX"]),
-            "\"PREFIX\"",
-            Yes,
-            "How `path` is compared; a regular expression must match the whole path.",
-        ),
-        key("method", Method, "", Yes, "Which method; without it: any."),
-        key(
-            "redirect",
-            Choice(&["forward", "permanent", "unauthorized"]),
-            "\"forward\"",
-            Partly("`permanent` is refused with 401"),
-            "`forward` to a backend, or refuse (`unauthorized`, 401).",
-        ),
-        key(
-            "required_auth",
-            Bool,
-            "false",
-            Partly("with `true` every request is refused with 401"),
-            "Ask for basic authentication.",
-        ),
-        key(
-            "position",
-            Choice(&["PRE", "TREE", "POST"]),
-            "\"TREE\"",
-            Partly("`PRE` and `POST` are treated as `TREE`"),
-            "Whether the rule is looked at before or after the others.",
-        ),
-        key("certificate", Path, "", NotYet, "Certificate (PEM)."),
-        key("key", Path, "", NotYet, "Private key (PEM)."),
-        key("certificate_chain", Path, "", NotYet, "Chain of the certificate (PEM)."),
-        key("tls_versions", Texts, "", NotYet, "Versions of TLS."),
-        key("tags", TextMap, "", NotYet, "Words that are copied to the access log."),
-        key(
-            "redirect_scheme",
-            Choice(&["use-same", "use-http", "use-https"]),
-            "\"use-same\"",
-            NotYet,
-            "Scheme of a redirect.",
-        ),
-        key("redirect_template", AnyText, "", NotYet, "Body of a redirect."),
-        key("rewrite_host", AnyText, "", NotYet, "Host that the backend sees."),
-        key("rewrite_path", AnyText, "", NotYet, "Path that the backend sees."),
-        key("rewrite_port", Integer(0, U32), "", NotYet, "Port that the backend sees."),
-        key("headers", Tables(&HEADER), "", NotYet, "Fields to add, replace or remove."),
-        key("hsts", Table(&HSTS), "", NotYet, "`Strict-Transport-Security`; as in a listener."),
-    ]],
-};
+pub(in crate::config) static FRONTEND: Level =
+    Level { what: "a frontend", groups: &[FRONTEND_RULE, FRONTEND_TLS] };
+
+/// What a frontend says but of TLS.
+pub(in crate::config) const FRONTEND_RULE: &[Key] = &[
+    key("address", Address, "", Yes, "Address of its listener; required."),
+    key(
+        "hostname",
+        Text,
+        "",
+        Yes,
+        "Host name: `example.org`, `*.example.org` (one label), labels between slashes that are regular expressions (`/api[0-9]+/.example.org`), or `*` for any; required, but for a cluster of `tcp` on a listener of `tcp`.",
+    ),
+    key("path", AnyText, "\"\"", Yes, "Which paths, as `path_type` says; without the query."),
+    key(
+        "path_type",
+        Choice(&["PREFIX", "EQUALS", "REGEX"]),
+        "\"PREFIX\"",
+        Yes,
+        "How `path` is compared; a regular expression must match the whole path.",
+    ),
+    key("method", Method, "", Yes, "Which method; without it: any."),
+    key(
+        "redirect",
+        Choice(&["forward", "permanent", "unauthorized"]),
+        "\"forward\"",
+        Partly("`permanent` is refused with 401"),
+        "`forward` to a backend, or refuse (`unauthorized`, 401).",
+    ),
+    key(
+        "required_auth",
+        Bool,
+        "false",
+        Partly("with `true` every request is refused with 401"),
+        "Ask for basic authentication.",
+    ),
+    key(
+        "position",
+        Choice(&["PRE", "TREE", "POST"]),
+        "\"TREE\"",
+        Partly("`PRE` and `POST` are treated as `TREE`"),
+        "Whether the rule is looked at before or after the others.",
+    ),
+    key("tags", TextMap, "", NotYet, "Words that are copied to the access log."),
+    key(
+        "redirect_scheme",
+        Choice(&["use-same", "use-http", "use-https"]),
+        "\"use-same\"",
+        NotYet,
+        "Scheme of a redirect.",
+    ),
+    key("redirect_template", AnyText, "", NotYet, "Body of a redirect."),
+    key("rewrite_host", AnyText, "", NotYet, "Host that the backend sees."),
+    key("rewrite_path", AnyText, "", NotYet, "Path that the backend sees."),
+    key("rewrite_port", Integer(0, U32), "", NotYet, "Port that the backend sees."),
+    key("headers", Tables(&HEADER), "", NotYet, "Fields to add, replace or remove."),
+];
 
 /// `[[clusters.ID.frontends.headers]]`.
 pub(in crate::config) static HEADER: Level = Level {

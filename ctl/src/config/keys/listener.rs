@@ -1,11 +1,12 @@
-//! The keys of `[[listeners]]` and of `hsts`.
+//! The keys of `[[listeners]]` but those of TLS.
 
 use super::{
     Key,
-    Kind::{Address, Bool, Choice, Integer, Networks, Path, Seconds, Table, Text, TextMap, Texts},
+    Kind::{Address, Bool, Choice, Integer, Networks, Path, Seconds, Text, TextMap},
     Level,
     Support::{NotYet, Own, Partly, Yes},
     key,
+    tls::TLS,
 };
 use crate::limits;
 
@@ -13,27 +14,18 @@ use crate::limits;
 pub(in crate::config) static LISTENER: Level =
     Level { what: "a listener", groups: &[LISTENER_ONLY, LISTENER_DEFAULTS, ANSWERS, TLS, H2, UDP] };
 
-/// `hsts`, of a listener or of a frontend.
-pub(in crate::config) static HSTS: Level = Level {
-    what: "`hsts`",
-    groups: &[&[
-        key("enabled", Bool, "", NotYet, "Whether the field is sent; required."),
-        key("max_age", Integer(0, u32::MAX as u64), "31536000", NotYet, "`max-age` (s)."),
-        key("include_subdomains", Bool, "false", NotYet, "`includeSubDomains`."),
-        key("preload", Bool, "false", NotYet, "`preload`."),
-        key("force_replace_backend", Bool, "false", NotYet, "Replace what the backend sends."),
-    ]],
-};
+/// As [`crate::state::proxy_peers`] has them.
+const PROXY_PEERS: &str = "[\"127.0.0.0/8\", \"10.0.0.0/8\", \"172.16.0.0/12\", \"192.168.0.0/16\", \"169.254.0.0/16\", \"100.64.0.0/10\", \"::1/128\", \"fc00::/7\", \"fe80::/10\"]";
 
-const LISTENER_ONLY: &[Key] = &[
+pub(in crate::config) const LISTENER_ONLY: &[Key] = &[
     key("address", Address, "", Yes, "Where it listens; required."),
     key("active", Bool, "true", Own, "It accepts connections; otherwise it is only configured."),
     key(
         "protocol",
         Choice(&["http", "https", "tcp", "udp"]),
         "",
-        Partly("a listener of another protocol than `http` is skipped, with its frontends"),
-        "What it speaks; required.",
+        Partly("a listener of `udp` is skipped, with its frontends"),
+        "What it speaks; required. `https` terminates TLS and speaks HTTP within; `tcp` passes connections on as they are.",
     ),
     key(
         "public_address",
@@ -48,8 +40,15 @@ const LISTENER_ONLY: &[Key] = &[
         "expect_proxy",
         Bool,
         "false",
-        Partly("a listener with `true` is skipped, with its frontends"),
-        "Each connection begins with a PROXY protocol header.",
+        Yes,
+        "Each connection begins with a PROXY protocol header (version 1 or 2), which names the client.",
+    ),
+    key(
+        "proxy_protocol_from",
+        Networks,
+        PROXY_PEERS,
+        Own,
+        "With `expect_proxy`: networks whose peers may send that header; connections of others are closed. Takes the place of the default.",
     ),
     key("sticky_name", Text, "\"SOZUBALANCEID\"", NotYet, "Name of the cookie of sticky sessions."),
     key(
@@ -62,7 +61,7 @@ const LISTENER_ONLY: &[Key] = &[
 ];
 
 /// What a listener may set and the root sets for all listeners.
-pub(super) const LISTENER_DEFAULTS: &[Key] = &[
+pub(in crate::config) const LISTENER_DEFAULTS: &[Key] = &[
     key(
         "front_timeout",
         Seconds,
@@ -164,7 +163,7 @@ pub(super) const LISTENER_DEFAULTS: &[Key] = &[
     ),
 ];
 
-const ANSWERS: &[Key] = &[
+pub(in crate::config) const ANSWERS: &[Key] = &[
     key("answers", TextMap, "", NotYet, "Own answers, by status code: a text, or `file://` and a path."),
     key("answer_301", Path, "", NotYet, "File of the answer 301."),
     key("answer_400", Path, "", NotYet, "File of the answer 400."),
@@ -180,34 +179,7 @@ const ANSWERS: &[Key] = &[
     key("answer_507", Path, "", NotYet, "File of the answer 507."),
 ];
 
-const TLS: &[Key] = &[
-    key("tls_versions", Texts, "[\"TLS_V12\", \"TLS_V13\"]", NotYet, "Versions of TLS."),
-    key("cipher_list", Texts, "", NotYet, "Cipher suites of TLS."),
-    key("cipher_suites", Texts, "", NotYet, "Cipher suites of TLS, under an older name."),
-    key("groups_list", Texts, "", NotYet, "Groups of the key exchange."),
-    key("certificate", Path, "", NotYet, "Certificate (PEM) of the frontends that name none."),
-    key("certificate_chain", Path, "", NotYet, "Its chain (PEM)."),
-    key("key", Path, "", NotYet, "Its private key (PEM)."),
-    key("send_tls13_tickets", Integer(0, u64::MAX), "4", NotYet, "Session tickets per handshake."),
-    key(
-        "alpn_protocols",
-        Texts,
-        "[\"h2\", \"http/1.1\"]",
-        NotYet,
-        "Protocols that are offered in the handshake.",
-    ),
-    key("disable_http11", Bool, "false", NotYet, "Speak HTTP/2 only."),
-    key(
-        "strict_sni_binding",
-        Bool,
-        "true",
-        NotYet,
-        "Refuse requests for another name than the handshake's (421).",
-    ),
-    key("hsts", Table(&HSTS), "", NotYet, "`Strict-Transport-Security`."),
-];
-
-const H2: &[Key] = &[
+pub(in crate::config) const H2: &[Key] = &[
     key("h2_max_rst_stream_per_window", Integer(0, U32), "100", NotYet, "Resets of one second."),
     key("h2_max_ping_per_window", Integer(0, U32), "100", NotYet, "Pings of one second."),
     key("h2_max_settings_per_window", Integer(0, U32), "50", NotYet, "Settings frames of one second."),
@@ -270,7 +242,7 @@ const H2: &[Key] = &[
     ),
 ];
 
-const UDP: &[Key] = &[
+pub(in crate::config) const UDP: &[Key] = &[
     key("max_rx_datagram_size", Integer(0, U32), "1500", NotYet, "UDP: largest datagram (bytes)."),
     key("max_flows", Integer(0, U32), "0", NotYet, "UDP: flows at a time; 0 = by the limit of open files."),
 ];

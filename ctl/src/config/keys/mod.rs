@@ -8,13 +8,16 @@
 mod cluster;
 mod listener;
 mod root;
+mod tls;
 
 pub(super) use root::ROOT;
+pub(super) use tls::{FRONTEND_TLS, TLS as LISTENER_TLS};
 #[cfg(test)]
 pub(super) use {
-    cluster::{BACKEND, CLUSTER, FRONTEND, HEADER, HEALTH_CHECK, UDP, UDP_HEALTH},
-    listener::{HSTS, LISTENER},
+    cluster::{BACKEND, CLUSTER, FRONTEND, FRONTEND_RULE, HEADER, HEALTH_CHECK, UDP, UDP_HEALTH},
+    listener::{ANSWERS, H2, LISTENER, LISTENER_DEFAULTS, LISTENER_ONLY, UDP as LISTENER_UDP},
     root::METRICS,
+    tls::{BACKEND_TLS, CERTIFICATE, HSTS},
 };
 
 /// Longest duration that the file can set (s): a year.
@@ -77,6 +80,14 @@ pub(super) enum Kind {
     Socket,
     /// Strings.
     Texts,
+    /// Names of versions of TLS.
+    Versions,
+    /// Names of cipher suites.
+    CipherSuites,
+    /// Names of groups of the key exchange.
+    Groups,
+    /// Names of protocols (ALPN).
+    Protocols,
     /// A table of strings.
     TextMap,
     /// A whole number of this range.
@@ -115,6 +126,10 @@ impl Kind {
             Kind::Path => "a file's path (a string)".to_owned(),
             Kind::Socket => "the path of a unix socket, of 95 bytes at most".to_owned(),
             Kind::Texts => "an array of strings".to_owned(),
+            Kind::Versions => "an array of versions of TLS (strings)".to_owned(),
+            Kind::CipherSuites => "an array of names of cipher suites (strings)".to_owned(),
+            Kind::Groups => "an array of names of groups (strings)".to_owned(),
+            Kind::Protocols => "an array of names of protocols (strings)".to_owned(),
             Kind::TextMap => "a table of strings".to_owned(),
             Kind::Integer(min, max) if *max >= i64::MAX as u64 => format!("an integer, {min} or more"),
             Kind::Integer(min, max) => format!("an integer from {min} to {max}"),

@@ -166,6 +166,27 @@ const PROCESS: &[Key] = &[
         Own,
         "How long such a connection is kept, in seconds. Choose less than the backend's own idle timeout.",
     ),
+    key(
+        "certificate_watch",
+        Bool,
+        "true",
+        Own,
+        "Look at the files of certificates, and take them anew when they have changed.",
+    ),
+    key(
+        "certificate_watch_interval",
+        Seconds,
+        "5",
+        Own,
+        "With `certificate_watch`: how often the files are looked at, in seconds.",
+    ),
+    key(
+        "ticket_key_rotation",
+        Seconds,
+        "21600",
+        Own,
+        "How long a key that encrypts session tickets is used before there is a new one, in seconds. The one before still opens tickets.",
+    ),
 ];
 
 const TABLES: &[Key] = &[

@@ -1,0 +1,137 @@
+//! Certificates that a file asks for: those of listeners, and those of frontends, which their listener serves.
+
+use std::net::SocketAddr;
+
+use super::{
+    super::{
+        error::ConfigError,
+        read::{Section, Values},
+    },
+    Builder, hostname,
+};
+use crate::state::{CertificateFiles, ClusterProtocol, State, WantedCertificate};
+
+/// A certificate, and where it is asked for.
+pub(super) struct Asked {
+    wanted: WantedCertificate,
+    line: usize,
+    /// By a table of its own.
+    by_table: bool,
+}
+
+impl Builder<'_, '_> {
+    /// Those that a listener names.
+    pub(super) fn listener_certificates(&mut self, address: SocketAddr, section: &Section) {
+        if let Some(files) = self.certificate_files(section) {
+            let wanted = WantedCertificate { address, files, names: Vec::new(), default: true };
+            self.ask_for(wanted, section.offset_of("certificate"), false);
+        }
+        for table in section.tables("certificates") {
+            let names = self.certificate_names(table);
+            let default = table.bool("default").unwrap_or(false);
+            match (table.text("certificate"), table.text("key")) {
+                (None, _) => self.missing(table, "certificate"),
+                (_, None) => self.missing(table, "key"),
+                _ => {
+                    if let Some(files) = self.certificate_files(table) {
+                        let wanted = WantedCertificate { address, files, names, default };
+                        self.ask_for(wanted, table.offset, true);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The one that a frontend names.
+    pub(super) fn frontend_certificate(&mut self, address: SocketAddr, section: &Section) {
+        if let Some(files) = self.certificate_files(section) {
+            let wanted = WantedCertificate { address, files, names: Vec::new(), default: false };
+            self.ask_for(wanted, section.offset_of("certificate"), false);
+        }
+    }
+
+    /// `certificate`, `key` and `certificate_chain`; `None` if they are absent or wrong.
+    fn certificate_files(&mut self, section: &Section) -> Option<CertificateFiles> {
+        let certificate = self.path_of(section, "certificate");
+        let key = self.path_of(section, "key");
+        let chain = self.path_of(section, "certificate_chain");
+        let (there, absent) = match (certificate, key) {
+            (Some(certificate), Some(key)) => return Some(CertificateFiles { certificate, chain, key }),
+            (Some(_), None) => ("certificate", "key"),
+            (None, Some(_)) => ("key", "certificate"),
+            (None, None) if chain.is_some() => ("certificate_chain", "certificate"),
+            (None, None) => return None,
+        };
+        self.findings.unfit(section.offset_of(there), format!("`{there}` needs `{absent}` beside it"));
+        None
+    }
+
+    fn certificate_names(&mut self, section: &Section) -> Vec<String> {
+        let mut names = Vec::new();
+        for (name, offset) in section.texts("names").unwrap_or_default() {
+            match hostname::check_exact(name) {
+                Ok(()) => names.push(hostname::normal(name)),
+                Err(reason) => {
+                    let hostname = name.clone();
+                    self.findings.error(*offset, |place| ConfigError::BadHostname {
+                        place,
+                        hostname,
+                        reason,
+                    });
+                }
+            }
+        }
+        names
+    }
+
+    /// Puts a certificate on the list, once: many frontends may name the same files.
+    fn ask_for(&mut self, wanted: WantedCertificate, offset: usize, by_table: bool) {
+        let line = self.findings.source.line(offset);
+        let of_listener = |it: &&mut Asked| it.wanted.address == wanted.address;
+        if wanted.default {
+            let other = self.certificates.iter_mut().filter(of_listener).find(|it| it.wanted.default);
+            if let Some(other) = other.filter(|other| other.wanted.files != wanted.files) {
+                let reason =
+                    format!("the listener has a default certificate already, in line {}", other.line);
+                self.findings.unfit(offset, reason);
+                return;
+            }
+        }
+        let mut present = self.certificates.iter_mut().filter(of_listener);
+        match present.find(|it| it.wanted.files == wanted.files) {
+            None => self.certificates.push(Asked { wanted, line, by_table }),
+            Some(present) if by_table && present.by_table => {
+                let reason = format!("the listener has this certificate already, in line {}", present.line);
+                self.findings.unfit(offset, reason);
+            }
+            Some(present) => {
+                present.wanted.default |= wanted.default;
+                if by_table {
+                    present.by_table = true;
+                    present.wanted.names = wanted.names;
+                }
+            }
+        }
+    }
+
+    /// A listener of `https` that terminates TLS for nobody, as far as the file says.
+    pub(super) fn warn_of_missing_certificates(&mut self, root: &Section, state: &State) {
+        for section in root.tables("listeners").iter().filter(|it| it.text("protocol") == Some("https")) {
+            let Some(address) = section.address("address") else { continue };
+            let asked = self.certificates.iter().any(|it| it.wanted.address == address);
+            let tcp = state.clusters.values().filter(|it| it.protocol == ClusterProtocol::Tcp);
+            let passes = tcp.flat_map(|it| &it.frontends).any(|it| it.address == address);
+            if state.listeners.contains_key(&address) && !asked && !passes {
+                let text = format!(
+                    "the listener `{address}` has no certificate: handshakes fail until `kakehictl certificate add` gives it one"
+                );
+                self.findings.warn(section.offset, text);
+            }
+        }
+    }
+
+    /// All, in the order in which they were asked for.
+    pub(super) fn wanted_certificates(self) -> Vec<WantedCertificate> {
+        self.certificates.into_iter().map(|asked| asked.wanted).collect()
+    }
+}

@@ -1,0 +1,155 @@
+//! `[clusters.ID]`, its backends, and how they are reached.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::{IpAddr, SocketAddr},
+};
+
+use super::{
+    super::{
+        error::{ConfigError, Quoted},
+        read::{Section, Values},
+    },
+    Builder, hostname,
+};
+use crate::state::{Backend, BackendTls, Cluster, ClusterProtocol, Listener, Material};
+
+/// Where distributions keep the certificates of those that are commonly believed.
+const COMMON_CA: &str = "/etc/ssl/certs/ca-certificates.crt";
+
+impl Builder<'_, '_> {
+    /// `None` if it is wrong, or of a protocol that is not served.
+    pub(super) fn cluster(
+        &mut self,
+        name: &str,
+        section: &Section,
+        listeners: &BTreeMap<SocketAddr, Listener>,
+    ) -> Option<Cluster> {
+        let protocol = match section.text("protocol") {
+            Some("http") => ClusterProtocol::Http,
+            Some("tcp") => ClusterProtocol::Tcp,
+            Some(protocol) => {
+                let name = Quoted(name);
+                self.findings.warn(
+                    section.offset,
+                    format!(
+                        "`protocol = \"{protocol}\"` is not supported yet: the cluster {name} is skipped"
+                    ),
+                );
+                return None;
+            }
+            None => {
+                self.missing(section, "protocol");
+                return None;
+            }
+        };
+        section.warn_unhonoured(self.findings);
+        if let Some(policy) = section.text("load_balancing").filter(|policy| *policy != "ROUND_ROBIN") {
+            let text =
+                format!("`load_balancing = \"{policy}\"` is not supported yet: treated as `ROUND_ROBIN`");
+            self.warn_at(section, "load_balancing", text);
+        }
+        let is_http = protocol == ClusterProtocol::Http;
+        let redirects = section.bool("https_redirect").unwrap_or(false);
+        if redirects && !is_http {
+            let text = "`https_redirect` has no effect in a cluster of `tcp`, which knows no requests";
+            self.findings.warn(section.offset_of("https_redirect"), text);
+        }
+        let port = section.integer("https_redirect_port").filter(|port| is_http && *port != 443);
+        Some(Cluster {
+            protocol,
+            send_proxy: section.bool("send_proxy").unwrap_or(false),
+            tls: self.backend_tls(section, protocol).map(Box::new),
+            https_redirect: redirects && is_http,
+            https_redirect_port: port,
+            frontends: section
+                .tables("frontends")
+                .iter()
+                .filter_map(|frontend| self.frontend(name, protocol, frontend, listeners))
+                .collect(),
+            backends: self.backends(name, section),
+        })
+    }
+
+    /// How backends are reached by TLS; `None` if they are not, or it is wrong.
+    fn backend_tls(&mut self, cluster: &Section, protocol: ClusterProtocol) -> Option<BackendTls> {
+        let section = cluster.tables("backend_tls").first()?;
+        if protocol == ClusterProtocol::Tcp {
+            let reason =
+                "a cluster of `tcp` passes connections on as they are: `backend_tls` is for those of `http`";
+            self.findings.unfit(cluster.offset_of("backend_tls"), reason);
+            return None;
+        }
+        let common_ca = || Material { path: COMMON_CA.into(), ..Material::default() };
+        let client = match (self.material(section, "certificate"), self.material(section, "key")) {
+            (Some(chain), Some(key)) => Some((chain, key)),
+            (None, None) => None,
+            (chain, _) => {
+                let (there, absent) =
+                    if chain.is_some() { ("certificate", "key") } else { ("key", "certificate") };
+                self.findings
+                    .unfit(section.offset_of(there), format!("`{there}` needs `{absent}` beside it"));
+                None
+            }
+        };
+        let server_name = section.text("server_name");
+        if let Some(name) = server_name {
+            let is_ip = name.parse::<IpAddr>().is_ok();
+            let is_name = !name.contains('*') && hostname::check_exact(name).is_ok();
+            if !is_ip && !is_name {
+                let reason = format!("{} is no name that a certificate can be asked for", Quoted(name));
+                self.findings
+                    .unfit(section.entry("server_name").map_or(section.offset, |it| it.offset), reason);
+            }
+        }
+        let alpn = match section.texts("alpn") {
+            None => vec!["http/1.1".to_owned()],
+            Some(protocols) => {
+                for (protocol, offset) in protocols.iter().filter(|(protocol, _)| protocol != "http/1.1") {
+                    let reason =
+                        format!("backends are spoken to in `http/1.1` only, not in {}", Quoted(protocol));
+                    self.findings.unfit(*offset, reason);
+                }
+                protocols.iter().take(1).map(|(protocol, _)| protocol.clone()).collect()
+            }
+        };
+        Some(BackendTls {
+            ca: self.material(section, "ca").unwrap_or_else(common_ca),
+            server_name: server_name.map(str::to_owned),
+            client,
+            alpn,
+        })
+    }
+
+    fn backends(&mut self, cluster: &str, section: &Section) -> Vec<Backend> {
+        let mut backends = Vec::new();
+        let mut lines = HashMap::new();
+        for (place_in_list, section) in section.tables("backends").iter().enumerate() {
+            let Some(address) = section.backend_address("address").cloned() else {
+                self.missing(section, "address");
+                continue;
+            };
+            section.warn_unhonoured(self.findings);
+            let named = section.text("backend_id").map(str::to_owned);
+            let id = named.unwrap_or_else(|| format!("{cluster}-{place_in_list}-{address}"));
+            let offset = section.entry("backend_id").map_or(section.offset, |entry| entry.offset);
+            if let Some(first) = lines.insert(id.clone(), self.findings.source.line(offset)) {
+                let cluster = cluster.to_owned();
+                self.findings.error(offset, |place| ConfigError::DuplicateBackend {
+                    place,
+                    cluster,
+                    id,
+                    first,
+                });
+                continue;
+            }
+            backends.push(Backend {
+                id,
+                address,
+                weight: section.integer("weight").unwrap_or(100),
+                backup: section.bool("backup").unwrap_or(false),
+            });
+        }
+        backends
+    }
+}

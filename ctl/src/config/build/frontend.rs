@@ -1,0 +1,299 @@
+//! `[[clusters.ID.frontends]]`: rules, and what of them is settled in the handshake already.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use super::{
+    super::{
+        error::{ConfigError, Quoted},
+        keys::FRONTEND_TLS,
+        read::{Section, Values},
+    },
+    Builder, hostname,
+};
+use crate::state::{
+    ClientAuth, ClusterProtocol, Frontend, FrontendTls, Hsts, Listener, ListenerProtocol, PathRule,
+    TlsVersion,
+};
+
+/// What requests of a rule meet.
+#[derive(PartialEq)]
+pub(super) struct Answer {
+    cluster: String,
+    deny: bool,
+    hsts: Option<Hsts>,
+}
+
+/// What a frontend settles for a host name of a listener with TLS, before anything but that name is known.
+pub(super) struct Settled {
+    line: usize,
+    /// It is passed through.
+    passes: bool,
+    versions: Option<Vec<TlsVersion>>,
+    client_auth: Option<ClientAuth>,
+}
+
+impl Builder<'_, '_> {
+    /// `None` if it is wrong, or its listener is skipped.
+    pub(super) fn frontend(
+        &mut self,
+        cluster: &str,
+        protocol: ClusterProtocol,
+        section: &Section,
+        listeners: &BTreeMap<SocketAddr, Listener>,
+    ) -> Option<Frontend> {
+        let (address, offset) = self.required_address(section)?;
+        let Some(listener) = listeners.get(&address) else {
+            if !self.skipped.contains(&address) {
+                self.findings.error(offset, |place| ConfigError::NoListener { place, address });
+            }
+            return None;
+        };
+        match (protocol, listener.protocol) {
+            (ClusterProtocol::Http, ListenerProtocol::Tcp) => {
+                let reason = format!(
+                    "the listener `{address}` is of `tcp` and reads no requests: the cluster {} must be of `tcp` too",
+                    Quoted(cluster)
+                );
+                self.findings.unfit(offset, reason);
+                return None;
+            }
+            (ClusterProtocol::Tcp, ListenerProtocol::Http) => {
+                let reason = format!(
+                    "the listener `{address}` is of `http`, and the cluster {} of `tcp`: it can have frontends on listeners of `tcp`, and of `https` where a host name is passed through",
+                    Quoted(cluster)
+                );
+                self.findings.unfit(offset, reason);
+                return None;
+            }
+            _ => {}
+        }
+        let hostname = self.hostname(section, protocol, listener)?;
+        section.warn_unhonoured(self.findings);
+        let frontend = match protocol {
+            ClusterProtocol::Http => Frontend {
+                address,
+                hostname: hostname.to_owned(),
+                path: self.path(section),
+                method: section.text("method").map(str::to_owned),
+                deny: self.deny(section),
+                tls: self.frontend_tls(section, listener),
+            },
+            ClusterProtocol::Tcp => {
+                self.refuse_http(section);
+                Frontend {
+                    address,
+                    hostname: hostname.to_owned(),
+                    path: PathRule::Prefix(String::new()),
+                    method: None,
+                    deny: false,
+                    tls: None,
+                }
+            }
+        };
+        if let Some(position) = section.text("position").filter(|position| *position != "TREE") {
+            self.warn_at(
+                section,
+                "position",
+                format!("`position = \"{position}\"` is not supported yet: treated as `TREE`"),
+            );
+        }
+        self.check_unique(cluster, section, &frontend);
+        if listener.protocol == ListenerProtocol::Https {
+            self.check_host(protocol, section, &frontend);
+        }
+        Some(frontend)
+    }
+
+    /// The host name, if it is one that such a frontend can have.
+    fn hostname<'s>(
+        &mut self,
+        section: &'s Section,
+        protocol: ClusterProtocol,
+        listener: &Listener,
+    ) -> Option<&'s str> {
+        let is_tcp = protocol == ClusterProtocol::Tcp;
+        let hostname = match section.text("hostname") {
+            Some(hostname) => hostname,
+            None if is_tcp && listener.protocol == ListenerProtocol::Tcp => "*",
+            None if is_tcp => {
+                let reason =
+                    "a frontend that passes TLS through needs the key `hostname`: an exact name, or `*.name`";
+                self.findings.unfit(section.offset, reason);
+                return None;
+            }
+            None => {
+                self.missing(section, "hostname");
+                return None;
+            }
+        };
+        let checked = match (is_tcp, listener.protocol) {
+            (true, ListenerProtocol::Tcp) if hostname == "*" => Ok(()),
+            (true, _) => hostname::check_exact(hostname),
+            (false, _) => hostname::check(hostname),
+        };
+        if let Err(reason) = checked {
+            let offset = section.entry("hostname").map_or(section.offset, |entry| entry.offset);
+            let hostname = hostname.to_owned();
+            self.findings.error(offset, |place| ConfigError::BadHostname { place, hostname, reason });
+            return None;
+        }
+        Some(hostname)
+    }
+
+    /// Nothing of this has a meaning where bytes are passed on as they are, and some of it would protect.
+    fn refuse_http(&mut self, section: &Section) {
+        let mut wrong = Vec::new();
+        wrong.extend(section.text("path").filter(|path| !path.is_empty()).map(|_| "path"));
+        wrong.extend(section.text("method").map(|_| "method"));
+        wrong.extend(section.text("redirect").filter(|it| *it != "forward").map(|_| "redirect"));
+        wrong.extend(section.bool("required_auth").filter(|it| *it).map(|_| "required_auth"));
+        wrong.extend(FRONTEND_TLS.iter().map(|key| key.name).filter(|name| section.entry(name).is_some()));
+        for key in wrong {
+            let reason = format!(
+                "`{key}` cannot be honoured in a frontend of a cluster of `tcp`: connections are passed on as they are"
+            );
+            self.findings.unfit(section.offset_of(key), reason);
+        }
+    }
+
+    /// Whether requests are refused: because the file says so, or because what it says cannot be done yet.
+    fn deny(&mut self, section: &Section) -> bool {
+        let mut deny = false;
+        match section.text("redirect") {
+            Some("unauthorized") => deny = true,
+            Some("permanent") => {
+                deny = true;
+                let text = "`redirect = \"permanent\"` is not supported yet: the frontend refuses every request (401)";
+                self.warn_at(section, "redirect", text.to_owned());
+            }
+            _ => {}
+        }
+        if section.bool("required_auth") == Some(true) {
+            deny = true;
+            let text = "`required_auth` is not supported yet: the frontend refuses every request (401)";
+            self.warn_at(section, "required_auth", text.to_owned());
+        }
+        deny
+    }
+
+    fn path(&mut self, section: &Section) -> PathRule {
+        let path = section.text("path").unwrap_or_default();
+        let kind = section.text("path_type").unwrap_or("PREFIX");
+        if kind != "REGEX" && path.contains(['?', '#']) {
+            let text = "a `path` is compared without the query: one with `?` or `#` never matches";
+            self.warn_at(section, "path", text.to_owned());
+        } else if kind != "REGEX" && !path.is_empty() && !path.starts_with(['/', '*']) {
+            self.warn_at(section, "path", "a `path` that does not begin with `/` never matches".to_owned());
+        }
+        let path = path.to_owned();
+        match kind {
+            "EQUALS" => PathRule::Equals(path),
+            "REGEX" => PathRule::Regex(path),
+            _ => PathRule::Prefix(path),
+        }
+    }
+
+    /// What a frontend says of TLS; `None` if that is nothing.
+    fn frontend_tls(&mut self, section: &Section, listener: &Listener) -> Option<Box<FrontendTls>> {
+        let Some(of_listener) = &listener.tls else {
+            self.refuse_tls(section);
+            return None;
+        };
+        self.frontend_certificate(listener.address, section);
+        let versions = self.versions(section);
+        if let Some(versions) = &versions {
+            self.check_suites(section, versions, &of_listener.cipher_suites);
+        }
+        let client_auth = self.frontend_client_auth(section, of_listener.client_auth.as_ref());
+        let hsts = self.hsts(section);
+        let settles = [(versions.is_some(), "tls_versions"), (client_auth.is_some(), "client_ca")];
+        for (_, key) in settles.into_iter().filter(|(says, _)| *says) {
+            let hostname = section.text("hostname").unwrap_or_default();
+            if let Err(reason) = hostname::check_exact(hostname) {
+                let reason =
+                    format!("`{key}` cannot be honoured for the host name {}: {reason}", Quoted(hostname));
+                self.findings.unfit(section.offset_of(key), reason);
+            }
+        }
+        let says = FrontendTls { versions, client_auth, hsts };
+        (says != FrontendTls::default()).then(|| Box::new(says))
+    }
+
+    /// Client certificates of a frontend, which can only ask for more than its listener.
+    fn frontend_client_auth(
+        &mut self,
+        section: &Section,
+        of_listener: Option<&ClientAuth>,
+    ) -> Option<ClientAuth> {
+        let asked = section.text("client_auth");
+        let less = asked == Some("none")
+            || (asked == Some("optional") && of_listener.is_some_and(|of_listener| of_listener.required));
+        if less {
+            let reason = "a frontend can only ask for more than its listener: leave `client_auth` to the listener, or take it away there and ask in the other frontends";
+            self.findings.unfit(section.offset_of("client_auth"), reason);
+            return None;
+        }
+        self.client_auth(section)
+    }
+
+    /// Two frontends for the same requests must lead to the same answer.
+    fn check_unique(&mut self, cluster: &str, section: &Section, frontend: &Frontend) {
+        let path = match &frontend.path {
+            PathRule::Prefix(path) => format!("PREFIX {path}"),
+            PathRule::Equals(path) => format!("EQUALS {path}"),
+            PathRule::Regex(path) => format!("REGEX {path}"),
+        };
+        let rule = (frontend.address, frontend.hostname.to_ascii_lowercase(), path, frontend.method.clone());
+        let hsts = frontend.tls.as_ref().and_then(|tls| tls.hsts.clone());
+        let this = Answer { cluster: cluster.to_owned(), deny: frontend.deny, hsts };
+        let line = self.findings.source.line(section.offset);
+        let Some((other, answer)) = self.rules.get(&rule) else {
+            self.rules.insert(rule, (line, this));
+            return;
+        };
+        if *answer != this {
+            let other = *other;
+            self.findings.error(section.offset, |place| ConfigError::DuplicateFrontend { place, other });
+        }
+    }
+
+    /// Two frontends for the same host name of a listener with TLS must not contradict each other in what is settled
+    /// before a request is read.
+    fn check_host(&mut self, protocol: ClusterProtocol, section: &Section, frontend: &Frontend) {
+        let tls = frontend.tls.as_deref();
+        let this = Settled {
+            line: self.findings.source.line(section.offset),
+            passes: protocol == ClusterProtocol::Tcp,
+            versions: tls.and_then(|tls| tls.versions.clone()),
+            client_auth: tls.and_then(|tls| tls.client_auth.clone()),
+        };
+        let others = self.hosts.entry((frontend.address, hostname::normal(&frontend.hostname))).or_default();
+        let reason = others.iter().find_map(|other| {
+            let line = other.line;
+            if this.passes != other.passes {
+                return Some(format!(
+                    "this host name is passed through by one frontend and decrypted for another, the one in line {line}"
+                ));
+            }
+            let differ = if contradict(&this.versions, &other.versions) {
+                "`tls_versions`"
+            } else if contradict(&this.client_auth, &other.client_auth) {
+                "client certificates"
+            } else {
+                return None;
+            };
+            Some(format!(
+                "this frontend and the one in line {line} have the same host name and say otherwise of {differ}, which are settled by that name alone"
+            ))
+        });
+        others.push(this);
+        if let Some(reason) = reason {
+            self.findings.unfit(section.offset, reason);
+        }
+    }
+}
+
+/// Both say something, and not the same.
+fn contradict<T: PartialEq>(one: &Option<T>, other: &Option<T>) -> bool {
+    matches!((one, other), (Some(one), Some(other)) if one != other)
+}

@@ -1,0 +1,238 @@
+//! How a listener terminates TLS: versions, cipher suites, groups, client certificates, `hsts`.
+
+use super::{
+    super::{
+        error::{ConfigError, KeyHint, Quoted},
+        keys::{FRONTEND_TLS, LISTENER_TLS},
+        read::{Section, Values, nearest},
+    },
+    Builder, set,
+};
+use crate::state::{CipherSuite, ClientAuth, Group, Hsts, Tls, TlsVersion, UnknownName};
+
+/// Versions that sozu knows and kakehi does not speak, as nobody should.
+const OBSOLETE: [&str; 4] = ["SSL_V2", "SSL_V3", "TLS_V1", "TLS_V11"];
+
+impl Builder<'_, '_> {
+    /// What a listener of `https` says of TLS.
+    pub(super) fn tls(&mut self, section: &Section) -> Tls {
+        let mut tls = Tls::default();
+        set(&mut tls.versions, self.versions(section));
+        let suites = match (section.texts("cipher_list"), section.texts("cipher_suites")) {
+            (Some(_), Some(_)) => {
+                let text =
+                    "`cipher_suites` has no effect beside `cipher_list`, of which it is the older name";
+                self.findings.warn(section.offset_of("cipher_suites"), text);
+                "cipher_list"
+            }
+            (None, Some(_)) => "cipher_suites",
+            _ => "cipher_list",
+        };
+        let all_suites = CipherSuite::ALL.iter().flat_map(|suite| suite.names().iter().copied());
+        set(&mut tls.cipher_suites, self.words(section, suites, CipherSuite::from_name, all_suites));
+        let all_groups = Group::ALL.iter().flat_map(|group| group.names().iter().copied());
+        set(&mut tls.groups, self.words(section, "groups_list", Group::from_name, all_groups));
+        self.check_suites(section, &tls.versions, &tls.cipher_suites);
+        set(&mut tls.alpn, self.protocols(section));
+        set(&mut tls.tickets, section.integer("send_tls13_tickets"));
+        set(&mut tls.handshake_ms, section.millis("handshake_timeout"));
+        set(&mut tls.strict_sni, section.bool("strict_sni_binding"));
+        if section.text("unknown_sni") == Some("refuse") {
+            tls.unknown_name = UnknownName::Refuse;
+        }
+        if section.bool("disable_http11") == Some(true) {
+            let text = "`disable_http11` is not honoured: HTTP/2 is not spoken yet, and HTTP/1.1 goes on";
+            self.findings.warn(section.offset_of("disable_http11"), text);
+        }
+        tls.client_auth = self.client_auth(section);
+        tls.hsts = self.hsts(section);
+        tls
+    }
+
+    /// The items of a list by their names, each once; `None` if it is absent or wrong.
+    fn words<T: PartialEq>(
+        &mut self,
+        section: &Section,
+        key: &'static str,
+        from_name: impl Fn(&str) -> Option<T>,
+        names: impl Iterator<Item = &'static str> + Clone,
+    ) -> Option<Vec<T>> {
+        let texts = section.texts(key)?;
+        let mut words = Vec::new();
+        for (text, offset) in texts {
+            match from_name(text) {
+                Some(word) if words.contains(&word) => {}
+                Some(word) => words.push(word),
+                None => self.unknown_word(key, text, *offset, names.clone()),
+            }
+        }
+        if texts.is_empty() {
+            self.empty_list(section, key);
+        }
+        (!words.is_empty()).then_some(words)
+    }
+
+    fn unknown_word(
+        &mut self,
+        key: &'static str,
+        text: &str,
+        offset: usize,
+        names: impl Iterator<Item = &'static str> + Clone,
+    ) {
+        let nearest = nearest(names.clone(), text).or_else(|| nearest(names, &text.to_ascii_uppercase()));
+        let hint = nearest.map(KeyHint::Nearest);
+        let found = text.to_owned();
+        self.findings.error(offset, |place| ConfigError::UnknownWord { place, key, found, hint });
+    }
+
+    fn empty_list(&mut self, section: &Section, key: &str) {
+        let offset = section.entry(key).map_or(section.offset, |entry| entry.offset);
+        self.findings.unfit(offset, format!("`{key}` must not be empty; leave it out for the default"));
+    }
+
+    /// Versions of TLS, in their order; `None` if the key is absent or wrong.
+    pub(super) fn versions(&mut self, section: &Section) -> Option<Vec<TlsVersion>> {
+        const KEY: &str = "tls_versions";
+        let texts = section.texts(KEY)?;
+        let (mut versions, mut obsolete) = (Vec::new(), Vec::new());
+        for (text, offset) in texts {
+            if let Some(version) = TlsVersion::from_name(text) {
+                versions.push(version);
+            } else if OBSOLETE.iter().any(|it| it.eq_ignore_ascii_case(text)) {
+                obsolete.push((text, *offset));
+            } else {
+                self.unknown_word(KEY, text, *offset, TlsVersion::ALL.into_iter().map(TlsVersion::name));
+            }
+        }
+        versions.sort_unstable();
+        versions.dedup();
+        for (text, offset) in obsolete {
+            let text = Quoted(text);
+            if versions.is_empty() {
+                let reason = format!(
+                    "{text} is not spoken, and `tls_versions` has no other: add `TLS_V12` or `TLS_V13`"
+                );
+                self.findings.unfit(offset, reason);
+            } else {
+                self.findings.warn(
+                    offset,
+                    format!("{text} in `tls_versions` is not spoken: clients need TLS 1.2 at least"),
+                );
+            }
+        }
+        if texts.is_empty() {
+            self.empty_list(section, KEY);
+        }
+        (!versions.is_empty()).then_some(versions)
+    }
+
+    /// Each version needs a cipher suite.
+    pub(super) fn check_suites(
+        &mut self,
+        section: &Section,
+        versions: &[TlsVersion],
+        suites: &[CipherSuite],
+    ) {
+        let lacks = |version: &&TlsVersion| !suites.iter().any(|suite| suite.version() == **version);
+        if let Some(version) = versions.iter().find(lacks) {
+            let key = ["cipher_list", "cipher_suites", "tls_versions"].into_iter();
+            let mut there =
+                key.filter(|key| section.level.key(key).is_some() && section.entry(key).is_some());
+            let offset = there.next().map_or(section.offset, |key| section.offset_of(key));
+            let version = version.name();
+            let reason = format!(
+                "no cipher suite of the listener fits `{version}`: add one, or take the version away"
+            );
+            self.findings.unfit(offset, reason);
+        }
+    }
+
+    /// Protocols that are agreed to; `None` if the key is absent or wrong.
+    fn protocols(&mut self, section: &Section) -> Option<Vec<String>> {
+        const KEY: &str = "alpn_protocols";
+        let texts = section.texts(KEY)?;
+        let mut protocols = Vec::new();
+        let mut h2 = None;
+        for (text, offset) in texts {
+            match text.as_str() {
+                "http/1.1" if protocols.is_empty() => protocols.push(text.clone()),
+                "http/1.1" => {}
+                "h2" => h2 = Some(*offset),
+                _ => self.unknown_word(KEY, text, *offset, ["http/1.1", "h2"].into_iter()),
+            }
+        }
+        match h2 {
+            Some(offset) if protocols.is_empty() => {
+                let reason = "`h2` is not spoken yet, and `alpn_protocols` has no other: add `http/1.1`";
+                self.findings.unfit(offset, reason);
+            }
+            Some(offset) => {
+                self.findings.warn(offset, "`h2` in `alpn_protocols` is not spoken yet: it is not offered");
+            }
+            None if texts.is_empty() => self.empty_list(section, KEY),
+            None => {}
+        }
+        (!protocols.is_empty()).then_some(protocols)
+    }
+
+    /// Whether clients show certificates.
+    pub(super) fn client_auth(&mut self, section: &Section) -> Option<ClientAuth> {
+        let asked = section.text("client_auth");
+        let Some(ca) = self.material(section, "client_ca") else {
+            if let Some(asked) = asked.filter(|asked| *asked != "none") {
+                let reason = format!(
+                    "`client_auth = \"{asked}\"` needs `client_ca`: certificates of those who issue the clients' certificates"
+                );
+                self.findings.unfit(section.offset_of("client_auth"), reason);
+            }
+            if section.text("client_crl").is_some() {
+                self.findings
+                    .unfit(section.offset_of("client_crl"), "`client_crl` needs `client_ca` beside it");
+            }
+            return None;
+        };
+        let crl = self.material(section, "client_crl");
+        (asked != Some("none")).then_some(ClientAuth { ca, crl, required: asked != Some("optional") })
+    }
+
+    /// `hsts` of a listener or a frontend of `https`.
+    pub(super) fn hsts(&mut self, section: &Section) -> Option<Hsts> {
+        let section = section.tables("hsts").first()?;
+        let Some(enabled) = section.bool("enabled") else {
+            self.missing(section, "enabled");
+            return None;
+        };
+        Some(Hsts {
+            enabled,
+            max_age: section.integer("max_age").unwrap_or(31_536_000),
+            include_subdomains: section.bool("include_subdomains").unwrap_or(false),
+            preload: section.bool("preload").unwrap_or(false),
+            force_replace_backend: section.bool("force_replace_backend").unwrap_or(false),
+        })
+    }
+
+    /// Keys of TLS where there is none: those that protect are errors, the others change nothing.
+    pub(super) fn refuse_tls(&mut self, section: &Section) {
+        let all = LISTENER_TLS.iter().chain(FRONTEND_TLS).map(|key| key.name);
+        let mut names: Vec<_> = all.filter(|name| section.level.key(name).is_some()).collect();
+        names.sort_unstable();
+        names.dedup();
+        for name in names.into_iter().filter(|name| section.entry(name).is_some()) {
+            let offset = section.offset_of(name);
+            let protects = match name {
+                "client_ca" | "client_crl" | "certificates" => true,
+                "client_auth" => section.text(name) != Some("none"),
+                "hsts" => self.hsts(section).is_some_and(|hsts| hsts.enabled),
+                _ => false,
+            };
+            if protects {
+                self.findings
+                    .unfit(offset, format!("`{name}` is for listeners of `https` and their frontends only"));
+            } else {
+                let text =
+                    format!("`{name}` has no effect: it is for listeners of `https` and their frontends");
+                self.findings.warn(offset, text);
+            }
+        }
+    }
+}
