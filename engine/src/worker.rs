@@ -27,6 +27,7 @@ use crate::{
     observe::{Counter, Counters},
     proxy::{self, Clusters, Directory, Front, Shared, Site, SiteError, Successor},
     ring::{Level, Received, Ring, Settings, SetupError, Stats, Stream, Timer},
+    tls::Vault,
 };
 
 /// How often idle upstream connections are looked through, and the ring's figures are published (ms).
@@ -61,6 +62,8 @@ pub struct Setup {
     pub counters_memory: OwnedFd,
     /// The memory of what processes before this one counted, kept for a supervisor to come.
     pub ended_memory: OwnedFd,
+    /// Where certificates and ticket keys lie, shared with the supervisor.
+    pub vault: Vault,
     /// Which of the worker's processes this is, counted from 1.
     pub launch: u64,
     /// Which program this is.
@@ -253,6 +256,7 @@ async fn serve(
         adoption: setup.adoption.into(),
         ended: setup.ended_memory,
         counters: setup.counters_memory,
+        vault: setup.vault,
         launch: setup.launch,
         program: setup.program,
         last_words,
@@ -362,7 +366,9 @@ impl Worker {
                             Order::Share { connections } => {
                                 self.share(connections).map_err(|error| error.to_string())
                             }
-                            Order::RenewTicketKeys => Ok(()),
+                            Order::RenewTicketKeys => {
+                                self.renew_ticket_keys().map_err(|error| error.to_string())
+                            }
                             Order::TellState => self.tell_state().map_err(|error| error.to_string()),
                             Order::HandOver { deadline_ms } => self.hand_over(deadline_ms),
                             Order::Stop { deadline_ms } => {
@@ -419,6 +425,11 @@ impl Worker {
             proxy::inherit(Rc::clone(&self.shared), predecessor, Rc::clone(self))?;
         }
         Ok(())
+    }
+
+    /// Goes on with the ticket keys that lie in the vault now.
+    fn renew_ticket_keys(&self) -> io::Result<()> {
+        self.keepsakes.vault.ticket_keys().map(drop)
     }
 
     /// Gives some connections to another worker.
