@@ -88,11 +88,19 @@ pub enum Request {
     LoadState {
         /// A state that was saved.
         state: Box<State>,
+        /// Of its certificates that have no files.
+        #[serde(default)]
+        keys: BTreeMap<Fingerprint, KeyPair>,
         /// Only say what would change.
         dry_run: bool,
     },
     /// Save the state to `saved_state`.
-    SaveState,
+    SaveState {
+        /// With the keys of certificates that have no files; without them such certificates are left out.
+        with_keys: bool,
+    },
+    /// The certificates that have no files, with their keys. For root and kakehi's own user only.
+    Keys,
     /// Give a listener a certificate.
     AddCertificate {
         /// The listener.
@@ -145,7 +153,12 @@ pub enum Response {
     Saved {
         /// Where.
         path: PathBuf,
+        /// Certificates without files that are not in it, as their keys were not asked for.
+        #[serde(default)]
+        left_out: usize,
     },
+    /// To [`Request::Keys`].
+    Keys(BTreeMap<Fingerprint, KeyPair>),
     /// To [`Request::Topology`].
     Topology(Topology),
     /// To [`Request::Certificates`].
@@ -170,6 +183,15 @@ impl fmt::Debug for Pem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Pem({} bytes)", self.0.len())
     }
+}
+
+/// A certificate with all that belongs to it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct KeyPair {
+    /// Certificate and chain.
+    pub chain: Pem,
+    /// Its private key.
+    pub key: Pem,
 }
 
 /// What is in a certificate.

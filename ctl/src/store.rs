@@ -1,12 +1,22 @@
 //! A state in a file: written whole or not at all, and read only if it is understood.
 
 use std::{
-    fs::{self, File},
+    collections::BTreeMap,
+    fs::{self, File, Permissions},
     io::{self, BufReader, Write as _},
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
-use crate::state::{STATE_VERSION, State};
+use serde::Serialize;
+
+use crate::{
+    order::KeyPair,
+    state::{Fingerprint, STATE_VERSION, State},
+};
+
+/// For its owner only: it may hold keys.
+const MODE: u32 = 0o600;
 
 /// Why a state cannot be kept or had.
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +52,26 @@ impl Error {
 /// # Errors
 /// See [`Error`]; the file is as it was before.
 pub fn save(path: &Path, state: &State) -> Result<(), Error> {
-    write(path, &serde_json::to_vec(state).map_err(Error::Malformed)?)
+    save_with_keys(path, state, &BTreeMap::new())
+}
+
+/// As [`save`], with the certificates that have no files, and their keys.
+///
+/// # Errors
+/// See [`Error`]; the file is as it was before.
+pub fn save_with_keys(
+    path: &Path,
+    state: &State,
+    keys: &BTreeMap<Fingerprint, KeyPair>,
+) -> Result<(), Error> {
+    #[derive(Serialize)]
+    struct Stored<'a> {
+        #[serde(flatten)]
+        state: &'a State,
+        #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+        keys: &'a BTreeMap<Fingerprint, KeyPair>,
+    }
+    write(path, &serde_json::to_vec(&Stored { state, keys }).map_err(Error::Malformed)?)
 }
 
 /// As [`save`], for a state that was serialised before.
@@ -69,7 +98,9 @@ fn beside(path: &Path) -> PathBuf {
 }
 
 fn write_and_sync(path: &Path, text: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
+    let mut file = File::options().write(true).create(true).truncate(true).mode(MODE).open(path)?;
+    // Where the file was there before, left by a crash.
+    file.set_permissions(Permissions::from_mode(MODE))?;
     file.write_all(text)?;
     file.sync_all()
 }
@@ -79,12 +110,25 @@ fn write_and_sync(path: &Path, text: &[u8]) -> io::Result<()> {
 /// # Errors
 /// See [`Error`].
 pub fn load(path: &Path) -> Result<State, Error> {
+    load_with_keys(path).map(|(state, _)| state)
+}
+
+/// Reads the state in `path`, and the keys that were saved with it.
+///
+/// # Errors
+/// See [`Error`].
+pub fn load_with_keys(path: &Path) -> Result<(State, BTreeMap<Fingerprint, KeyPair>), Error> {
     let file = File::open(path).map_err(|error| Error::Io { what: "read", error })?;
     // Of another version only that is understood.
-    let value: serde_json::Value = serde_json::from_reader(BufReader::new(file)).map_err(Error::Malformed)?;
+    let mut value: serde_json::Value =
+        serde_json::from_reader(BufReader::new(file)).map_err(Error::Malformed)?;
     match value.get("version").and_then(serde_json::Value::as_u64) {
         Some(found) if found != u64::from(STATE_VERSION) => Err(Error::Version { found }),
-        _ => serde_json::from_value(value).map_err(Error::Malformed),
+        _ => {
+            let keys = value.as_object_mut().and_then(|object| object.remove("keys"));
+            let keys = keys.map(serde_json::from_value).transpose().map_err(Error::Malformed)?;
+            Ok((serde_json::from_value(value).map_err(Error::Malformed)?, keys.unwrap_or_default()))
+        }
     }
 }
 
@@ -105,6 +149,20 @@ mod tests {
             assert_eq!(load(&path).unwrap(), state);
         }
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn keys_come_back_and_nobody_else_can_read_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        let state = State::default();
+        let pem = |text: &str| crate::order::Pem(text.to_owned());
+        let pair = KeyPair { chain: pem("chain"), key: pem("key") };
+        let keys = BTreeMap::from([(Fingerprint([7; 32]), pair)]);
+        save_with_keys(&path, &state, &keys).unwrap();
+        assert_eq!(load_with_keys(&path).unwrap(), (state.clone(), keys));
+        assert_eq!(load(&path).unwrap(), state);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[test]

@@ -3,13 +3,19 @@
 use std::{os::fd::RawFd, path::Path, process::ExitCode};
 
 use command_fds::inherited::take_fd_ownership;
-use kakehi_ctl::{config, state::State};
+use kakehi_ctl::{
+    config,
+    state::{State, WantedCertificate},
+};
 
-use crate::worker_main;
+use crate::{
+    supervise::certificates::{self, Depth, Keeper},
+    worker_main,
+};
 
 /// Prints the verdict on `file`, rules and expressions included; opens no socket.
 pub(crate) fn run(file: &Path) -> ExitCode {
-    let loaded = match config::load(file) {
+    let mut loaded = match config::load(file) {
         Ok(loaded) => loaded,
         Err(error) => {
             crate::logging::complain(error);
@@ -23,8 +29,27 @@ pub(crate) fn run(file: &Path) -> ExitCode {
         crate::logging::complain(format_args!("{}: {error}", file.display()));
         return ExitCode::FAILURE;
     }
+    let wanted = std::mem::take(&mut loaded.certificates);
+    match read_certificates(&mut loaded.state, wanted) {
+        Ok(warnings) => {
+            warnings.iter().for_each(|it| crate::logging::complain(format_args!("warning: {it}")));
+        }
+        Err(error) => {
+            crate::logging::complain(format_args!("{}: {error}", file.display()));
+            return ExitCode::FAILURE;
+        }
+    }
     println!("{}: ok ({})", file.display(), summary(&loaded.state));
     ExitCode::SUCCESS
+}
+
+/// Reads everything that the file names, and looks at all of it, keys too.
+fn read_certificates(
+    state: &mut State,
+    wanted: Vec<WantedCertificate>,
+) -> Result<Vec<String>, certificates::Error> {
+    let mut keeper = Keeper::new(None).map_err(certificates::Error::Vault)?;
+    keeper.furnish(state, wanted, Depth::All)
 }
 
 /// Says whether this program can go on with the running state that is in the descriptor.
@@ -50,13 +75,15 @@ fn summary(state: &State) -> String {
     let clusters = state.clusters.values();
     let frontends = clusters.clone().map(|cluster| cluster.frontends.len()).sum();
     let backends = clusters.map(|cluster| cluster.backends.len()).sum();
-    [
+    let certificates: usize = state.certificates.values().map(|certificates| certificates.len()).sum();
+    let mut counts = vec![
         count(state.listeners.len(), "listener"),
         count(state.clusters.len(), "cluster"),
         count(frontends, "frontend"),
         count(backends, "backend"),
-    ]
-    .join(", ")
+    ];
+    counts.extend((certificates > 0).then(|| count(certificates, "certificate")));
+    counts.join(", ")
 }
 
 fn count(number: usize, noun: &str) -> String {

@@ -46,6 +46,8 @@ pub(crate) const PREDECESSOR: RawFd = 8;
 pub(crate) const ADOPTION: RawFd = 9;
 /// Where it finds the memory of what processes before it counted.
 pub(crate) const ENDED: RawFd = 10;
+/// Where it finds the memory in which certificates and ticket keys lie.
+pub(crate) const VAULT: RawFd = 11;
 
 /// How long the sockets of new listeners may take that were sent before we were told to take them.
 const SOCKETS_PATIENCE: Duration = Duration::from_secs(2);
@@ -156,6 +158,7 @@ fn receive(place: Place, orders: &UnixStream) -> Result<Setup, Error> {
         adoption: take(ADOPTION)?,
         counters_memory,
         ended_memory: take(ENDED)?,
+        vault: take(VAULT)?.into(),
         launch,
         program: this_program(),
     })

@@ -11,6 +11,7 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::FileExt as _,
     },
+    time::{Duration, SystemTime},
 };
 
 use aws_lc_rs::rand;
@@ -24,6 +25,8 @@ const RECORDS: u64 = 4_096;
 const KEY: usize = 32;
 /// Ticket keys that are kept: the one in use, and those that still open tickets.
 pub const TICKET_KEYS: usize = 2;
+/// Where it stands since when they are in use.
+const TICKET_KEYS_SINCE: u64 = 128;
 /// Most parts of a record: certificates of a chain, and a key.
 const MAX_PARTS: usize = 64;
 
@@ -51,6 +54,19 @@ pub struct Stored {
     pub chain: Vec<CertificateDer<'static>>,
     /// Its key.
     pub key: PrivateKeyDer<'static>,
+}
+
+impl Stored {
+    /// The bytes that lie in a vault for it.
+    pub fn record(&self) -> Vec<u8> {
+        let mut record = Vec::new();
+        for part in self.chain.iter().map(AsRef::as_ref).chain([self.key.secret_der()]) {
+            // Read from files of far less than 4 GiB.
+            record.extend_from_slice(&(part.len() as u32).to_le_bytes());
+            record.extend_from_slice(part);
+        }
+        record
+    }
 }
 
 /// The vault. Whoever holds it can read it and write to it.
@@ -95,7 +111,19 @@ impl Vault {
         for (place, key) in bytes[1..].chunks_exact_mut(KEY).zip(&keys.0) {
             place.copy_from_slice(key);
         }
-        self.memory.write_all_at(&bytes, 0)
+        self.memory.write_all_at(&bytes, 0)?;
+        self.memory.write_all_at(&seconds_since_1970().to_le_bytes(), TICKET_KEYS_SINCE)
+    }
+
+    /// How long the ticket keys of the moment have been in place. It does not begin anew with a new supervisor.
+    ///
+    /// # Errors
+    /// When the memory is not that of a vault.
+    pub fn ticket_keys_age(&self) -> io::Result<Duration> {
+        let mut since = [0; 8];
+        self.memory.read_exact_at(&mut since, TICKET_KEYS_SINCE)?;
+        // A clock that was set back makes them new: they are renewed later, not in a row.
+        Ok(Duration::from_secs(seconds_since_1970().saturating_sub(u64::from_le_bytes(since))))
     }
 
     /// Puts a certificate with its key at the end.
@@ -103,13 +131,7 @@ impl Vault {
     /// # Errors
     /// When there is no memory.
     pub fn add_certificate(&self, stored: &Stored) -> io::Result<Place> {
-        let mut record = Vec::new();
-        for part in stored.chain.iter().map(AsRef::as_ref).chain([stored.key.secret_der()]) {
-            // Read from files of far less than 4 GiB.
-            record.extend_from_slice(&(part.len() as u32).to_le_bytes());
-            record.extend_from_slice(part);
-        }
-        self.add(&record)
+        self.add(&stored.record())
     }
 
     /// The certificate at `place`.
@@ -176,6 +198,26 @@ impl Vault {
         Ok(fallocate(&self.memory, flags, place.offset as i64, place.length.into())?)
     }
 
+    /// Erases everything that lies outside of `used`.
+    ///
+    /// # Errors
+    /// Those of `pwrite(2)`.
+    pub fn erase_all_but(&self, mut used: Vec<Place>) -> io::Result<()> {
+        used.sort_unstable_by_key(|place| place.offset);
+        let end = self.memory.metadata()?.len();
+        let mut from = RECORDS;
+        for Place { offset, length } in used.into_iter().chain([Place { offset: end, length: 0 }]) {
+            while from < offset {
+                // Not more than fits, so it does.
+                let length = u32::try_from(offset - from).unwrap_or(u32::MAX);
+                self.erase(Place { offset: from, length })?;
+                from += u64::from(length);
+            }
+            from = from.max(offset + u64::from(length));
+        }
+        Ok(())
+    }
+
     /// Another handle to the same vault.
     ///
     /// # Errors
@@ -183,6 +225,10 @@ impl Vault {
     pub fn try_clone(&self) -> io::Result<Vault> {
         Ok(Vault { memory: self.memory.try_clone()? })
     }
+}
+
+fn seconds_since_1970() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 impl From<OwnedFd> for Vault {
@@ -227,6 +273,18 @@ mod tests {
         assert!(reader.read(first).unwrap().iter().all(|byte| *byte == 0));
         assert!(reader.certificate(first).is_err());
         assert_eq!(reader.read(second).unwrap(), b"text");
+    }
+
+    #[test]
+    fn what_nobody_uses_is_erased_and_the_rest_is_not() {
+        let vault = Vault::create().unwrap();
+        let places: Vec<Place> = (1..=6).map(|n| vault.add(&[n; 5_000]).unwrap()).collect();
+        vault.erase_all_but(vec![places[3], places[1], places[3], Place::default()]).unwrap();
+        for (n, place) in (1..).zip(places) {
+            let expected = if n == 2 || n == 4 { n } else { 0 };
+            assert_eq!(vault.read(place).unwrap(), [expected; 5_000]);
+        }
+        assert!(vault.ticket_keys().unwrap().0.len() == 1 && vault.ticket_keys_age().unwrap().as_secs() < 60);
     }
 
     #[test]

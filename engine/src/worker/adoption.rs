@@ -18,7 +18,9 @@ use rustix::process::{PidfdFlags, getpid, pidfd_open};
 use serde::{Deserialize, Serialize};
 
 use super::{Worker, report};
-use crate::ring::{Stream, Timer, receive_descriptors};
+use crate::{
+    ring::{Stream, Timer, receive_descriptors},
+};
 
 /// How long whoever connects may take to say what it wants (ms).
 const WELCOME_TIMEOUT_MS: u64 = 2_000;
@@ -43,6 +45,8 @@ pub enum Belonging {
     Counters,
     /// The memory of the counters of processes before it that have ended.
     Ended,
+    /// Where certificates and ticket keys lie.
+    Vault,
     /// The process itself (`pidfd_open(2)`).
     Process,
     /// The state, as JSON.
@@ -159,6 +163,7 @@ impl Worker {
         let rest = [
             (Belonging::Counters, self.keepsakes.counters.as_fd()),
             (Belonging::Ended, self.keepsakes.ended.as_fd()),
+            (Belonging::Vault, self.configured.vault().as_fd()),
             (Belonging::Process, process.as_fd()),
         ];
         self.channel.send(&listeners.chain(rest).collect::<Vec<_>>())

@@ -101,6 +101,8 @@ pub(super) struct Orphan {
     pub(super) sockets: Sockets,
     pub(super) counters: OwnedFd,
     pub(super) ended: OwnedFd,
+    /// A worker of a program from before there were certificates has none.
+    pub(super) vault: Option<OwnedFd>,
     pub(super) launched: Launched,
 }
 
@@ -165,6 +167,7 @@ fn take_over(path: &Path) -> io::Result<Option<Orphan>> {
             other => drop(others.insert(other, descriptor)),
         }
     }
+    let vault = others.remove(&Belonging::Vault);
     let mut other = |belonging| {
         others.remove(&belonging).ok_or_else(|| io::Error::other(format!("it did not send {belonging:?}")))
     };
@@ -175,7 +178,7 @@ fn take_over(path: &Path) -> io::Result<Option<Orphan>> {
     };
     let adoption = AdoptionFile { path: path.to_owned() };
     let launched = Launched { pid: about.pid, handle, orders, descriptors, inheritance, adoption };
-    Ok(Some(Orphan { about: *about, sockets, counters, ended, launched }))
+    Ok(Some(Orphan { about: *about, sockets, counters, ended, vault, launched }))
 }
 
 impl Orphan {

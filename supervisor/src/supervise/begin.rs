@@ -15,13 +15,15 @@ use std::{
 use kakehi_ctl::{
     config::Loaded,
     order::WorkerState,
-    state::{Settings, State},
+    state::{Settings, State, WantedCertificate},
 };
+use kakehi_engine::tls::Vault;
 use tokio::sync::mpsc::channel;
 
 use super::{
     Death, End, Error, Outcome, QUEUE, Source, Supervisor,
     adoption::{self, Orphan},
+    certificates::{Depth, Keeper, with_certificates_in_origin},
     command::{CommandSocket, SocketFile},
     cores, init_system,
     listeners::{self, Sockets},
@@ -65,10 +67,10 @@ pub(crate) async fn serve(
     file: Option<PathBuf>,
     when_ready: impl FnOnce(),
 ) -> Result<End, Error> {
-    let mut state = loaded.state;
+    let Loaded { mut state, certificates, warnings } = with_certificates_in_origin(loaded);
     let source = Source { file, settings: state.settings.clone(), program: replace::program_file() };
     crate::logging::open_for_supervisor(&state.settings.log_level);
-    for warning in &loaded.warnings {
+    for warning in &warnings {
         tracing::warn!("{warning}");
     }
     kakehi_engine::worker::check(&state)?;
@@ -83,18 +85,30 @@ pub(crate) async fn serve(
     let _command_file =
         CommandSocket::open(&state.settings.command_socket, &state.settings.command_allowed_uids)?
             .serve(questions);
-    let orphans = adoption::find(&state.settings.command_socket);
+    let mut orphans = adoption::find(&state.settings.command_socket);
+    let mut keeper = Keeper::new(vault_of(&mut orphans)).map_err(Error::Runtime)?;
     let in_file = state.clone();
+    let mut to_be_read = Some(certificates);
     if let Some(running) = running_state(&orphans) {
         state = state.going_on_from(running);
-    } else if let Some(saved) = save::load(&state)? {
-        state = state.going_on_from(saved);
-        kakehi_engine::worker::check(&state)?;
+        keeper.adopt(&state).map_err(Error::Runtime)?;
+    } else {
+        let warnings = if let Some((mut saved, keys)) = save::load(&state)? {
+            let warnings = keeper.restore(&mut saved, &keys, &State::default())?;
+            state = state.going_on_from(saved);
+            kakehi_engine::worker::check(&state)?;
+            warnings
+        } else {
+            keeper.furnish(&mut state, to_be_read.take().unwrap_or_default(), Depth::Few)?
+        };
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
     }
     let count = worker_count(&state.settings);
     state.settings.max_connections =
         resources::raise_limits(count, state.settings.max_connections, state.listeners.len())?;
-    let mut supervisor = Supervisor::new(state, source, signals, asked);
+    let mut supervisor = Supervisor::new(state, source, keeper, signals, asked);
     supervisor.take_over(orphans)?;
     supervisor.complete(count, BTreeMap::new(), init_system::activated()).await?;
     if let Some(end) = supervisor.start().await? {
@@ -103,7 +117,7 @@ pub(crate) async fn serve(
     let _pid_file = supervisor.write_pid_file().await?;
     supervisor.tell_ready();
     when_ready();
-    supervisor.catch_up(&in_file, count).await;
+    supervisor.catch_up(in_file, to_be_read.unwrap_or_default(), count).await;
     supervisor.run().await
 }
 
@@ -130,7 +144,12 @@ pub(super) async fn resume(estate: &Estate, file: &Path) -> Result<Running, Erro
         settings: will.settings.clone(),
         program: will.program.clone(),
     };
-    let orphans = adoption::find(command_socket);
+    let mut orphans = adoption::find(command_socket);
+    let vault = match &estate.vault {
+        Some(vault) => Some(Vault::from(vault.try_clone().map_err(Error::Runtime)?)),
+        None => vault_of(&mut orphans),
+    };
+    let mut keeper = Keeper::new(vault).map_err(Error::Runtime)?;
     let mut state = will.state.clone();
     if will.failed.is_none() {
         kakehi_engine::worker::check(&state)?;
@@ -138,7 +157,8 @@ pub(super) async fn resume(estate: &Estate, file: &Path) -> Result<Running, Erro
         // The program that failed may have misunderstood what it was left.
         state = State { settings: state.settings, ..running };
     }
-    let mut supervisor = Supervisor::new(state, source, signals, asked);
+    keeper.adopt(&state).map_err(Error::Runtime)?;
+    let mut supervisor = Supervisor::new(state, source, keeper, signals, asked);
     supervisor.take_over(orphans)?;
     let mut kept: BTreeMap<u32, Sockets> = BTreeMap::new();
     for (id, which, socket) in &estate.sockets {
@@ -190,6 +210,11 @@ fn not_on_trial(orphan: &Orphan) -> bool {
         orphan.launched.adoption.remove();
     }
     !on_trial
+}
+
+/// The vault of the workers that go on: they all have the same.
+fn vault_of(orphans: &mut [Orphan]) -> Option<Vault> {
+    orphans.iter_mut().find_map(|orphan| orphan.vault.take()).map(Vault::from)
 }
 
 /// The state of the worker that is ahead of all others.
@@ -271,11 +296,11 @@ impl Supervisor {
     /// The first start is the only one whose failure is final: what is wrong now will be wrong again. Workers that were
     /// taken over go on then, without a supervisor.
     async fn start(&mut self) -> Result<Option<End>, Error> {
-        let text = self.state_text().map_err(Error::Runtime)?;
+        let provisions = self.provisions().map_err(Error::Runtime)?;
         let fresh: BTreeSet<u32> =
             self.workers.iter().filter(|worker| !worker.has_future()).map(Worker::id).collect();
         for worker in self.workers.iter_mut().filter(|worker| fresh.contains(&worker.id())) {
-            if let Err(error) = worker.launch(&text, &self.event_sender) {
+            if let Err(error) = worker.launch(&provisions, &self.event_sender) {
                 let failed = Error::FirstStart { id: worker.id(), reason: error.to_string() };
                 self.kill(&fresh).await;
                 return Err(failed);
@@ -338,7 +363,7 @@ impl Supervisor {
 
     /// After taking workers over: those that run another program, or with other settings, are replaced one by one, and
     /// what the file says is applied if it has changed since it was read last.
-    async fn catch_up(&mut self, in_file: &State, count: usize) {
+    async fn catch_up(&mut self, mut in_file: State, certificates: Vec<WantedCertificate>, count: usize) {
         // Before anything changes: they are compared with the state that they were found with.
         let behind = |worker: &&Worker| worker.is_behind(&self.state);
         let behind: Vec<u32> = self.workers.iter().filter(behind).map(Worker::id).collect();
@@ -355,9 +380,18 @@ impl Supervisor {
                 tracing::error!("{refused}");
             }
         }
-        if self.state.revision.origin != in_file.revision.origin
-            && let Err(refused) = self.change_to(in_file, "the start").await
-        {
+        if self.state.revision.origin == in_file.revision.origin {
+            return;
+        }
+        let furnished = self.certificates.furnish(&mut in_file, certificates, Depth::Few);
+        let changed = match furnished {
+            Ok(warnings) => {
+                warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+                self.change_to(&in_file, "the start").await.map(drop)
+            }
+            Err(error) => Err(error.into()),
+        };
+        if let Err(refused) = changed {
             tracing::error!("the file has changed, and cannot be applied: {refused}");
         }
     }

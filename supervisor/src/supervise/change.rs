@@ -11,8 +11,8 @@ use kakehi_ctl::{
     change::{Change, ChangeError},
     config::{self, ConfigError},
     limits,
-    order::{Changed, Order, WorkerOutcome},
-    state::{Revision, STATE_VERSION, Settings, State},
+    order::{Changed, KeyPair, Order, WorkerOutcome},
+    state::{Fingerprint, Revision, STATE_VERSION, Settings, State},
 };
 use kakehi_engine::proxy::SiteError;
 use tokio::time::{Instant, timeout_at};
@@ -20,6 +20,7 @@ use tokio::time::{Instant, timeout_at};
 use super::{
     Supervisor,
     attend::Event,
+    certificates::{self, Depth},
     init_system,
     listeners::{self, Sockets},
     worker::{Outcome, Worker},
@@ -40,6 +41,9 @@ pub(super) enum Refused {
     /// What it leads to cannot be served.
     #[error("{0}; nothing was changed")]
     State(#[from] SiteError),
+    /// A certificate, or another file that TLS needs, cannot be used.
+    #[error("{0}; nothing was changed")]
+    Certificate(#[from] certificates::Error),
     /// A new listener's address cannot be listened on.
     #[error("{0}; nothing was changed")]
     Listener(#[from] listeners::Error),
@@ -87,12 +91,14 @@ impl Supervisor {
     }
 
     async fn reload_from(&mut self, file: &Path, dry_run: bool, by: &str) -> Result<Changed, Refused> {
-        let loaded = config::load(file)?;
+        let mut loaded = certificates::with_certificates_in_origin(config::load(file)?);
+        let wanted = std::mem::take(&mut loaded.certificates);
+        let warnings = self.certificates.furnish(&mut loaded.state, wanted, Depth::Few)?;
         let at_next_start = self.source.settings.fixed_until_restart(&loaded.state.settings);
         let mut changed = self.change_into(&loaded.state, dry_run, by).await?;
         changed.changes.extend(self.source.settings.describe_live(&loaded.state.settings));
         changed.at_next_start = at_next_start.into_iter().map(str::to_owned).collect();
-        changed.warnings = loaded.warnings.iter().map(ToString::to_string).collect();
+        changed.warnings = loaded.warnings.iter().map(ToString::to_string).chain(warnings).collect();
         if !dry_run {
             changed.warnings.extend(self.change_settings(loaded.state.settings, by).await);
         }
@@ -123,6 +129,7 @@ impl Supervisor {
             }
         }
         self.steer();
+        self.plan_ticket_keys();
         self.note_changed();
         warnings
     }
@@ -166,25 +173,45 @@ impl Supervisor {
     /// See [`Refused`]; nothing has changed then.
     pub(super) async fn load_state(
         &mut self,
-        saved: &State,
+        mut saved: State,
+        keys: &BTreeMap<Fingerprint, KeyPair>,
         dry_run: bool,
         by: &str,
     ) -> Result<Changed, Refused> {
         if saved.version != STATE_VERSION {
             return Err(Refused::StateVersion { found: saved.version });
         }
-        let changes = self.state.difference(saved);
+        let warnings = self.certificates.restore(&mut saved, keys, &self.state)?;
+        let changes = self.state.difference(&saved);
         let origin = self.state.revision.origin.clone();
-        self.change(changes, Manner { origin, check: true, dry_run }, by).await
+        let mut changed = self.change(changes, Manner { origin, check: true, dry_run }, by).await?;
+        changed.warnings.extend(warnings);
+        Ok(changed)
     }
 
     /// Makes changes that somebody asked for.
     ///
     /// # Errors
     /// See [`Refused`]; nothing has changed then.
-    pub(super) async fn apply(&mut self, changes: Vec<Change>, by: &str) -> Result<Changed, Refused> {
+    pub(super) async fn apply(&mut self, mut changes: Vec<Change>, by: &str) -> Result<Changed, Refused> {
+        let warnings = self.certificates.furnish_changes(&mut changes)?;
         let origin = self.state.revision.origin.clone();
-        self.change(changes, Manner { origin, check: true, dry_run: false }, by).await
+        let mut changed = self.change(changes, Manner { origin, check: true, dry_run: false }, by).await?;
+        changed.warnings.extend(warnings);
+        Ok(changed)
+    }
+
+    /// Makes changes that follow from files other than that of the configuration.
+    ///
+    /// # Errors
+    /// See [`Refused`]; nothing has changed then.
+    pub(super) async fn change_by_file(
+        &mut self,
+        changes: Vec<Change>,
+        by: &str,
+    ) -> Result<Changed, Refused> {
+        let origin = self.state.revision.origin.clone();
+        self.change(changes, Manner { origin, check: false, dry_run: false }, by).await
     }
 
     /// Makes `changes`, after which the state stems from the file with the digest `origin`.
@@ -205,8 +232,11 @@ impl Supervisor {
             part.apply(change)?;
         }
         self.state.check_part(&part, &changes)?;
-        if check {
-            config::check(&part).map_err(Refused::Wrong)?;
+        // A certificate is not said in a file but named there, and was looked at when it was read.
+        let of_a_certificate =
+            |it: &Change| matches!(it, Change::SetCertificate { .. } | Change::RemoveCertificate { .. });
+        if check && !changes.iter().all(of_a_certificate) {
+            config::check(&certificates::as_in_a_file(&part)).map_err(Refused::Wrong)?;
         }
         if changes.iter().any(Change::concerns_routes) {
             kakehi_engine::worker::check(&part)?;
@@ -282,6 +312,12 @@ impl Supervisor {
         }
         self.state.revision = revision;
         self.note_changed();
+        if changes
+            .iter()
+            .any(|change| !matches!(change, Change::SetBackend { .. } | Change::RemoveBackend { .. }))
+        {
+            self.certificates.tidy_later();
+        }
         if !new.is_empty() {
             self.steer();
         }
@@ -325,10 +361,16 @@ impl Supervisor {
         }
     }
 
+    /// Gives every worker an order; those that did not carry it out, and why.
+    pub(super) async fn tell_all(&mut self, order: &Order) -> Vec<(u32, String)> {
+        let none: Vec<Sockets> = self.workers.iter().map(|_| Sockets::new()).collect();
+        let outcomes = self.order_all(|_, _| Ok(order.clone()), &none).await;
+        outcomes.into_iter().filter_map(|(id, outcome)| Some((id, outcome.err()?))).collect()
+    }
+
     /// Waits until every worker has answered all that it was asked.
     pub(super) async fn ping_all(&mut self) {
-        let none: Vec<Sockets> = self.workers.iter().map(|_| Sockets::new()).collect();
-        self.order_all(|_, _| Ok(Order::Ping), &none).await;
+        self.tell_all(&Order::Ping).await;
     }
 
     /// Gives one worker an order and waits for its answer.

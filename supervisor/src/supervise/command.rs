@@ -75,6 +75,8 @@ pub(super) struct Question {
     pub(super) request: Request,
     /// By whom: user and process, as the kernel knows them (`SO_PEERCRED`).
     pub(super) peer: String,
+    /// It is root or our own user.
+    pub(super) privileged: bool,
     /// Where the answer goes.
     pub(super) answer: oneshot::Sender<Response>,
     /// With [`Request::Upgrade`]: what must stay open, as another program answers.
@@ -217,8 +219,12 @@ async fn accept(listener: UnixListener, questions: mpsc::Sender<Question>, guest
 
 /// Root, our own user, and guests. Whoever the kernel does not name is none of them.
 fn may_use(stream: &UnixStream, guests: &[u32]) -> bool {
+    is_privileged(stream) || stream.peer_cred().is_ok_and(|peer| guests.contains(&peer.uid()))
+}
+
+fn is_privileged(stream: &UnixStream) -> bool {
     let own = nix::unistd::geteuid().as_raw();
-    stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own || guests.contains(&peer.uid()))
+    stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own)
 }
 
 fn describe_peer(stream: &UnixStream) -> String {
@@ -231,6 +237,7 @@ fn describe_peer(stream: &UnixStream) -> String {
 /// Answers one client until it leaves, falls silent or talks nonsense.
 async fn converse(mut stream: UnixStream, questions: mpsc::Sender<Question>, command_socket: &OwnedFd) {
     let peer = describe_peer(&stream);
+    let privileged = is_privileged(&stream);
     let mut decoder = Decoder::new(limits::MAX_REQUEST_FRAME);
     let mut bytes = vec![0; 8192];
     loop {
@@ -253,7 +260,7 @@ async fn converse(mut stream: UnixStream, questions: mpsc::Sender<Question>, com
             Request::Upgrade => asker(envelope.id, &stream, command_socket).ok(),
             _ => None,
         };
-        let question = Question { request: envelope.body, peer: peer.clone(), answer, asker };
+        let question = Question { request: envelope.body, peer: peer.clone(), privileged, answer, asker };
         if questions.send(question).await.is_err() {
             return;
         }

@@ -16,11 +16,12 @@ use std::{
     },
     path::Path,
     process::{Command, Stdio},
+    rc::Rc,
     time::Duration,
 };
 
 use command_fds::{CommandFdExt as _, FdMapping};
-use kakehi_engine::worker::Belonging;
+use kakehi_engine::{tls::Vault, worker::Belonging};
 use nix::{
     fcntl::{FcntlArg, SealFlag, fcntl},
     sys::memfd::{MFdFlags, memfd_create},
@@ -53,14 +54,22 @@ pub(super) struct Launched {
     pub(super) adoption: AdoptionFile,
 }
 
+/// What the processes of all workers start from.
+#[derive(Clone)]
+pub(super) struct Provisions {
+    /// What to serve: the JSON text of a `State`.
+    pub(super) state: Rc<[u8]>,
+    /// Where the certificates lie that it names.
+    pub(super) vault: Rc<Vault>,
+}
+
 /// What every process of a worker starts from.
 #[derive(Clone, Copy)]
 pub(super) struct Start<'a> {
     /// Number of the worker.
     pub(super) id: u32,
     pub(super) core: Option<usize>,
-    /// What it is to serve: the JSON text of a `State`.
-    pub(super) state: &'a [u8],
+    pub(super) provisions: &'a Provisions,
     pub(super) sockets: &'a Sockets,
     /// The adoption socket gets its place beside it.
     pub(super) command_socket: &'a Path,
@@ -81,7 +90,7 @@ pub(super) fn launch(
     counters: &Block,
     predecessor: Option<&OwnedFd>,
 ) -> io::Result<Launched> {
-    let Start { id, core, state, sockets, .. } = *start;
+    let Start { id, core, provisions, sockets, .. } = *start;
     let (orders, their_orders) = UnixStream::pair()?;
     orders.set_nonblocking(true)?;
     let (descriptors, their_descriptors) = scm::pair()?;
@@ -107,10 +116,11 @@ pub(super) fn launch(
         place(their_orders.into(), worker_main::ORDERS),
         place(their_descriptors, worker_main::DESCRIPTORS),
         place(counters.memory.try_clone()?, worker_main::COUNTERS),
-        place(sealed(c"kakehi-state", state)?, worker_main::STATE),
+        place(sealed(c"kakehi-state", &provisions.state)?, worker_main::STATE),
         place(successor, worker_main::SUCCESSOR),
         place(their_adoption, worker_main::ADOPTION),
         place(start.ended.memory.try_clone()?, worker_main::ENDED),
+        place(provisions.vault.try_clone()?.into(), worker_main::VAULT),
     ];
     if let Some(predecessor) = predecessor {
         places.push(place(predecessor.try_clone()?, worker_main::PREDECESSOR));

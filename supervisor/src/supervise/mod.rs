@@ -13,6 +13,7 @@
 //! | [`adoption`] | workers that another supervisor left |
 //! | [`command`] | the command socket |
 //! | [`change`], [`save`] | reloads and other changes: all workers or none; the state on disk |
+//! | [`certificates`] | what of TLS lies in files: read, checked, watched, kept in the vault |
 //! | [`upgrade`], [`replace`] | new processes in the place of old ones: workers, and the supervisor itself |
 //! | [`scale`], [`steering`], [`placement`], [`rebalance`] | more or fewer workers, where they run, what each gets |
 //! | [`signals`], [`pid_file`], [`init_system`] | what an init system sees |
@@ -21,6 +22,7 @@ mod adoption;
 mod attend;
 mod backoff;
 mod begin;
+pub(crate) mod certificates;
 mod change;
 mod command;
 mod cores;
@@ -54,7 +56,9 @@ use tokio::{
 
 use self::{
     attend::Event,
+    certificates::Keeper,
     command::Question,
+    launch::Provisions,
     rebalance::Watch,
     save::Saving,
     signals::{Signals, Wish},
@@ -79,6 +83,9 @@ pub(crate) enum Error {
     /// A rule or an address of the configuration cannot be used.
     #[error(transparent)]
     State(#[from] kakehi_engine::proxy::SiteError),
+    /// A certificate, or another file that TLS needs, cannot be used.
+    #[error(transparent)]
+    Certificate(#[from] certificates::Error),
     /// An address cannot be listened on.
     #[error(transparent)]
     Listener(#[from] listeners::Error),
@@ -138,8 +145,11 @@ struct Supervisor {
     orders_given: u64,
     watch: Watch,
     saving: Saving,
+    certificates: Keeper,
     /// How often the init system's watchdog is to be fed, and when next.
     watchdog: Option<(Duration, Instant)>,
+    /// When the keys of session tickets are to be renewed.
+    ticket_keys_due: Instant,
     stopping: Option<Stopping>,
 }
 
@@ -162,9 +172,15 @@ struct Stopping {
 
 impl Supervisor {
     /// One without workers.
-    fn new(state: State, source: Source, signals: Signals, asked: Receiver<Question>) -> Self {
+    fn new(
+        state: State,
+        source: Source,
+        certificates: Keeper,
+        signals: Signals,
+        asked: Receiver<Question>,
+    ) -> Self {
         let (event_sender, events) = channel(QUEUE);
-        Supervisor {
+        let mut supervisor = Supervisor {
             state,
             source,
             state_text: None,
@@ -177,9 +193,13 @@ impl Supervisor {
             orders_given: 0,
             watch: Watch::new(),
             saving: Saving::default(),
+            certificates,
             watchdog: init_system::watchdog_period().map(|period| (period, Instant::now())),
+            ticket_keys_due: Instant::now(),
             stopping: None,
-        }
+        };
+        supervisor.plan_ticket_keys();
+        supervisor
     }
 
     /// The state is another than before.
@@ -196,6 +216,11 @@ impl Supervisor {
         let text: Rc<[u8]> = serde_json::to_vec(&self.state)?.into();
         self.state_text = Some(Rc::clone(&text));
         Ok(text)
+    }
+
+    /// What every process of a worker starts from.
+    fn provisions(&mut self) -> io::Result<Provisions> {
+        Ok(Provisions { state: self.state_text()?, vault: Rc::clone(self.certificates.vault()) })
     }
 
     /// Serves until a stop is complete.
@@ -229,9 +254,11 @@ impl Supervisor {
                 },
                 Some(question) = self.asked.recv() => self.answer(question).await,
                 () = self.saving.is_to_go_on() => self.go_on_saving(),
+                changed = self.certificates.watching.changed() => self.on_changed_files(changed).await,
                 () = sleep_until(wake) => {
                     self.on_due();
                     self.rebalance_if_due().await;
+                    self.renew_ticket_keys_if_due().await;
                 }
             }
         }
@@ -321,6 +348,8 @@ impl Supervisor {
             .chain(kill_at)
             .chain(self.rebalance_due())
             .chain(self.watchdog.map(|(_, due)| due))
+            .chain(self.ticket_keys_due())
+            .chain(self.certificates_due())
             .min()
     }
 
@@ -335,18 +364,19 @@ impl Supervisor {
             init_system::alive();
             self.watchdog = self.watchdog.map(|(period, _)| (period, now + period));
         }
+        self.attend_to_certificates();
         let due = |worker: &Worker| worker.due().is_some_and(|due| due <= now);
         if !self.workers.iter().any(due) {
             return;
         }
-        let text = self.state_text();
+        let provisions = self.provisions();
         for worker in self.workers.iter_mut().filter(|worker| due(worker)) {
             if worker.state() == WorkerState::Starting {
                 worker.on_late_start();
                 continue;
             }
-            let launched = match &text {
-                Ok(text) => worker.relaunch(text, &self.event_sender),
+            let launched = match &provisions {
+                Ok(provisions) => worker.relaunch(provisions, &self.event_sender),
                 Err(error) => Err(io::Error::other(error.to_string())),
             };
             match launched {
@@ -364,7 +394,7 @@ impl Supervisor {
     }
 
     async fn answer(&mut self, question: Question) {
-        let Question { request, peer, asker, answer } = question;
+        let Question { request, peer, privileged, asker, answer } = question;
         let peer = &peer;
         let response = match request {
             Request::Status => Response::Status(self.status()),
@@ -397,12 +427,20 @@ impl Supervisor {
                 }
                 Response::Stopping
             }
-            Request::LoadState { state, dry_run } => respond(self.load_state(&state, dry_run, peer).await),
-            Request::AddCertificate { .. }
-            | Request::RemoveCertificate { .. }
-            | Request::Certificates { .. } => Response::Refused { reason: String::new() },
-            Request::SaveState => match self.save_state().await {
-                Ok(path) => Response::Saved { path },
+            Request::LoadState { state, keys, dry_run } => {
+                respond(self.load_state(*state, &keys, dry_run, peer).await)
+            }
+            request @ Request::AddCertificate { .. } => match certificates::Wanted::from(request) {
+                Some(wanted) => respond(self.add_certificate(&wanted, peer).await),
+                None => return,
+            },
+            Request::RemoveCertificate { address, which } => {
+                respond(self.remove_certificate(address, &which, peer).await)
+            }
+            Request::Certificates { which } => return self.tell_certificates(which.as_deref(), answer),
+            Request::Keys => self.tell_keys(privileged, peer),
+            Request::SaveState { with_keys } => match self.save_state(with_keys).await {
+                Ok((path, left_out)) => Response::Saved { path, left_out },
                 Err(error) => Response::Refused { reason: error.to_string() },
             },
             Request::Apply { changes } => respond(self.apply(changes, peer).await),
@@ -414,6 +452,7 @@ impl Supervisor {
     fn status(&self) -> Status {
         let workers: Vec<_> = self.workers.iter().map(Worker::info).collect();
         let clusters = self.state.clusters.values();
+        let figures = certificates::figures(&self.state);
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -425,7 +464,7 @@ impl Supervisor {
             connections: workers.iter().map(|worker| worker.connections).sum(),
             requests: workers.iter().map(|worker| worker.requests).sum(),
             restarts: self.workers.iter().map(Worker::restarts).sum(),
-            counters: worker::sum(&self.workers),
+            counters: worker::sum(&self.workers).into_iter().chain(figures).collect(),
             workers,
         }
     }

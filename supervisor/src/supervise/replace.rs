@@ -16,6 +16,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
+    rc::Rc,
     time::Duration,
 };
 
@@ -39,7 +40,7 @@ use super::{
     begin,
     command::Asker,
     handle::Handle,
-    launch::Start,
+    launch::{Provisions, Start},
     listeners::Sockets,
     process::{Block, Process, reason_of_end},
 };
@@ -99,6 +100,8 @@ pub(super) struct Estate {
     client: OwnedFd,
     /// By worker.
     pub(super) sockets: Vec<(u32, ListenerSocket, OwnedFd)>,
+    /// Certificates and ticket keys. A program from before there were any leaves none.
+    pub(super) vault: Option<OwnedFd>,
     /// The program that ran before.
     before: OwnedFd,
 }
@@ -126,6 +129,8 @@ struct Inventory {
     command_socket: RawFd,
     client: RawFd,
     sockets: Vec<(u32, ListenerSocket, RawFd)>,
+    #[serde(default)]
+    vault: Option<RawFd>,
     before: RawFd,
 }
 
@@ -144,6 +149,7 @@ impl Estate {
             sockets: sockets
                 .map(|(id, address, fd)| Ok((id, address, take(fd)?)))
                 .collect::<io::Result<_>>()?,
+            vault: inventory.vault.map(take).transpose()?,
             before: take(inventory.before)?,
         })
     }
@@ -166,6 +172,7 @@ impl Estate {
                 .iter()
                 .map(|(id, which, socket)| Ok((*id, *which, keep(socket)?)))
                 .collect::<io::Result<_>>()?,
+            vault: self.vault.as_ref().map(&mut keep).transpose()?,
             before: keep(&self.before)?,
         };
         let memory = keep(&memory_with(&serde_json::to_vec(&inventory)?)?)?;
@@ -298,6 +305,7 @@ impl Supervisor {
             command_socket: asker.command_socket.try_clone()?,
             client: asker.connection.try_clone()?,
             sockets,
+            vault: Some(self.certificates.vault().try_clone()?.into()),
             before: File::open("/proc/self/exe")?.into(),
         };
         tracing::info!("upgrade by {by}: {} takes the place of this program", program.display());
@@ -338,11 +346,12 @@ impl Supervisor {
     async fn try_worker(&mut self, program: &Path) -> Result<(), Refused> {
         let state = State { settings: self.state.settings.clone(), ..State::default() };
         let text = serde_json::to_vec(&state).map_err(io::Error::from)?;
+        let provisions = Provisions { state: text.into(), vault: Rc::clone(self.certificates.vault()) };
         let (counters, ended) = (Block::new(TRIAL)?, Block::new(TRIAL)?);
         let start = Start {
             id: TRIAL,
             core: None,
-            state: &text,
+            provisions: &provisions,
             sockets: &Sockets::new(),
             command_socket: &self.state.settings.command_socket,
             ended: &ended,

@@ -190,9 +190,9 @@ impl Supervisor {
 
     /// Launches the process of a worker and waits until it accepts.
     async fn launch_and_wait(&mut self, id: u32) -> Result<(), String> {
-        let text = self.state_text().map_err(|error| error.to_string())?;
+        let provisions = self.provisions().map_err(|error| error.to_string())?;
         let worker = self.workers.get_mut(id as usize).ok_or("it is gone")?;
-        worker.launch(&text, &self.event_sender).map_err(|error| error.to_string())?;
+        worker.launch(&provisions, &self.event_sender).map_err(|error| error.to_string())?;
         let deadline = Instant::now() + Duration::from_millis(limits::WORKER_READY_TIMEOUT_MS);
         loop {
             let Ok(Some(event)) = timeout_at(deadline, self.events.recv()).await else {

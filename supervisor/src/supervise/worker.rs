@@ -9,7 +9,7 @@ mod figures;
 
 pub(super) use figures::sum;
 
-use std::{io, net::SocketAddr, os::fd::OwnedFd, path::Path, process::ExitStatus, time::Duration};
+use std::{io, net::SocketAddr, os::fd::OwnedFd, process::ExitStatus, time::Duration};
 
 use kakehi_ctl::{
     limits,
@@ -29,7 +29,7 @@ use super::{
     attend::{Event, What},
     backoff::Backoff,
     cores,
-    launch::{self, Start},
+    launch::{self, Provisions, Start},
     listeners::Sockets,
     process::{Block, Process, reason_of_end},
 };
@@ -132,7 +132,7 @@ impl Worker {
     /// # Errors
     /// When the kernel refuses a descriptor or memory.
     pub(super) fn adopt(orphan: Orphan, settings: &Settings, events: &Sender<Event>) -> io::Result<Self> {
-        let Orphan { about, sockets, counters, ended, launched } = orphan;
+        let Orphan { about, sockets, counters, ended, launched, .. } = orphan;
         // Where it runs now, which may have been changed since its start.
         let core = cores::only_core(about.pid);
         let mut worker = Worker {
@@ -184,13 +184,14 @@ impl Worker {
         self.process.is_some() || self.due.is_some() || !self.leaving.is_empty()
     }
 
-    /// Starts a process for it, which is to serve `state` (JSON).
+    /// Starts a process for it.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub(super) fn launch(&mut self, state: &[u8], events: &Sender<Event>) -> io::Result<()> {
+    pub(super) fn launch(&mut self, provisions: &Provisions, events: &Sender<Event>) -> io::Result<()> {
         let number = self.launches + 1;
-        self.process = Some(Process::start(&self.start(state, None), number, &self.block, None, events)?);
+        let start = self.start(provisions);
+        self.process = Some(Process::start(&start, number, &self.block, None, events)?);
         self.launches += 1;
         self.state = WorkerState::Starting;
         self.due = Some(Instant::now() + Duration::from_millis(limits::WORKER_READY_TIMEOUT_MS));
@@ -201,8 +202,8 @@ impl Worker {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub(super) fn relaunch(&mut self, state: &[u8], events: &Sender<Event>) -> io::Result<()> {
-        self.launch(state, events)?;
+    pub(super) fn relaunch(&mut self, provisions: &Provisions, events: &Sender<Event>) -> io::Result<()> {
+        self.launch(provisions, events)?;
         self.ended.counters.count(Counter::Restarts);
         Ok(())
     }
@@ -279,14 +280,18 @@ impl Worker {
     ///
     /// # Errors
     /// When the worker does not run, or the kernel refuses.
-    pub(super) fn begin_upgrade(&mut self, state: &[u8], events: &Sender<Event>) -> io::Result<()> {
+    pub(super) fn begin_upgrade(
+        &mut self,
+        provisions: &Provisions,
+        events: &Sender<Event>,
+    ) -> io::Result<()> {
         let present = match &self.process {
             Some(process) if self.state == WorkerState::Running && self.coming.is_none() => process,
             _ => return Err(io::Error::other("it does not run now; try again")),
         };
         let block = Block::new(self.id)?;
         let number = self.launches + 1;
-        let process = Process::start(&self.start(state, None), number, &block, Some(present), events)?;
+        let process = Process::start(&self.start(provisions), number, &block, Some(present), events)?;
         self.coming = Some((process, block));
         self.launches += 1;
         Ok(())
@@ -300,15 +305,15 @@ impl Worker {
         }
     }
 
-    fn start<'a>(&'a self, state: &'a [u8], program: Option<&'a Path>) -> Start<'a> {
+    fn start<'a>(&'a self, provisions: &'a Provisions) -> Start<'a> {
         Start {
             id: self.id,
             core: self.core,
-            state,
+            provisions,
             sockets: &self.sockets,
             command_socket: &self.settings.command_socket,
             ended: &self.ended,
-            program,
+            program: None,
         }
     }
 

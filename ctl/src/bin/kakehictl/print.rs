@@ -13,7 +13,8 @@ pub(crate) fn json(response: &Response) -> String {
         Response::State(state) => pretty(state),
         Response::Changed(changed) => pretty(changed),
         Response::Outcomes(workers) => pretty(workers),
-        Response::Saved { path } => pretty(path),
+        Response::Saved { path, .. } => pretty(path),
+        Response::Keys(keys) => pretty(keys),
         Response::Certificates(certificates) => pretty(certificates),
         Response::Topology(topology) => pretty(topology),
         Response::Stopping => pretty(&"stopped"),
@@ -40,7 +41,13 @@ pub(crate) fn human(response: &Response) -> String {
             workers.iter().map(|worker| format!("worker {}: {}\n", worker.id, worker.outcome)).collect()
         }
         Response::Certificates(_) => String::new(),
-        Response::Saved { path } => format!("saved to {}\n", path.display()),
+        Response::Saved { path, left_out: 0 } => format!("saved to {}\n", path.display()),
+        Response::Saved { path, left_out } => format!(
+            "saved to {} without {left_out} certificates, whose keys are in no file: `--with-keys` saves them\n",
+            path.display()
+        ),
+        // Nobody asks for them to be shown.
+        Response::Keys(keys) => format!("{} keys\n", keys.len()),
         Response::Topology(topology) => human_topology(topology),
         Response::Stopping => "stopped\n".to_owned(),
         Response::Refused { reason } => format!("{reason}\n"),

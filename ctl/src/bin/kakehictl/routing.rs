@@ -2,7 +2,7 @@
 //!
 //! Keys of listeners and clusters are those of the file and read by the same code, so they mean and allow the same.
 
-use std::{io::Write as _, net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, io::Write as _, net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 use kakehi_ctl::{
@@ -190,6 +190,9 @@ pub(crate) enum StateVerb {
     Save {
         /// The file
         file: Option<PathBuf>,
+        /// With the keys of certificates that are in no file; without, such certificates are left out
+        #[arg(long)]
+        with_keys: bool,
     },
     /// Make listeners, clusters, frontends and backends what they are in a file that was saved
     Load {
@@ -512,25 +515,32 @@ impl ConfigVerb {
 
 impl StateVerb {
     pub(crate) fn run(&self, ask: Ask<'_>) -> Result<Shown, Failure> {
-        let load = |file: &PathBuf| {
-            let state = store::load(file);
-            state.map_err(|error| {
+        let load = |file: &PathBuf, dry_run| {
+            let (state, keys) = store::load_with_keys(file).map_err(|error| {
                 Failure::Refused(format!("{}: {error}; nothing was changed", file.display()))
-            })
+            })?;
+            ask(Request::LoadState { state: Box::new(state), keys, dry_run }).map(Shown::Response)
         };
         match self {
-            StateVerb::Save { file: None } => ask(Request::SaveState).map(Shown::Response),
-            StateVerb::Save { file: Some(file) } => {
-                store::save(file, &state(ask)?)
+            StateVerb::Save { file: None, with_keys } => {
+                ask(Request::SaveState { with_keys: *with_keys }).map(Shown::Response)
+            }
+            StateVerb::Save { file: Some(file), with_keys } => {
+                let state = state(ask)?;
+                let keys = match with_keys.then(|| ask(Request::Keys)).transpose()? {
+                    Some(Response::Keys(keys)) => keys,
+                    _ => BTreeMap::new(),
+                };
+                let certificates = state.certificates.values().flatten();
+                let left_out = certificates
+                    .filter(|(it, known)| known.files.is_none() && !keys.contains_key(*it))
+                    .count();
+                store::save_with_keys(file, &state, &keys)
                     .map_err(|error| Failure::Refused(format!("{}: {error}", file.display())))?;
-                Ok(Shown::Response(Response::Saved { path: file.clone() }))
+                Ok(Shown::Response(Response::Saved { path: file.clone(), left_out }))
             }
-            StateVerb::Load { file } => {
-                ask(Request::LoadState { state: Box::new(load(file)?), dry_run: false }).map(Shown::Response)
-            }
-            StateVerb::Diff { file } => {
-                ask(Request::LoadState { state: Box::new(load(file)?), dry_run: true }).map(Shown::Response)
-            }
+            StateVerb::Load { file } => load(file, false),
+            StateVerb::Diff { file } => load(file, true),
         }
     }
 }

@@ -1,0 +1,273 @@
+//! What certificates, chains and keys are, once their text was read: taken apart, and described.
+//!
+//! Promises: nothing here looks into a private key further than to its kind.
+
+use std::net::IpAddr;
+
+use kakehi_ctl::{
+    order::CertificateInfo,
+    state::{Certificate, Fingerprint, KeyKind},
+};
+use kakehi_engine::tls::Stored;
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject as _};
+use sha2::{Digest as _, Sha256};
+use x509_parser::{
+    certificate::X509Certificate,
+    extensions::GeneralName,
+    objects::{oid_registry, oid2abbrev},
+    oid_registry::{OID_KEY_TYPE_EC_PUBLIC_KEY, OID_PKCS1_RSAENCRYPTION, OID_SIG_ED25519},
+    prelude::{CertificateRevocationList, FromDer as _},
+    x509::X509Name,
+};
+
+/// What is wrong with a text that should be certificates, a key or a revocation list.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Fault {
+    /// There is no certificate.
+    #[error("has no certificate: it needs at least one part `-----BEGIN CERTIFICATE-----` (PEM)")]
+    NoCertificate,
+    /// It is no chain.
+    #[error("has more certificates than any chain; give only the certificate and those that issued it")]
+    TooMany,
+    /// There is no key.
+    #[error(
+        "has no private key: it needs a part `-----BEGIN PRIVATE KEY-----`, `EC PRIVATE KEY` or `RSA PRIVATE KEY` (PEM); a key with a password must be decrypted before: `openssl pkey -in FILE -out NEW`"
+    )]
+    NoKey,
+    /// There is no revocation list.
+    #[error("has no revocation list: it needs at least one part `-----BEGIN X509 CRL-----` (PEM)")]
+    NoCrl,
+    /// It is not PEM.
+    #[error("is not PEM: {0}; is it half written, or DER?")]
+    Pem(String),
+    /// A certificate is not one.
+    #[error("certificate {place} in it cannot be read: {reason}")]
+    Certificate {
+        /// Which, from 1.
+        place: usize,
+        /// Why.
+        reason: String,
+    },
+    /// A revocation list is not one.
+    #[error("revocation list {place} in it cannot be read: {reason}")]
+    Crl {
+        /// Which, from 1.
+        place: usize,
+        /// Why.
+        reason: String,
+    },
+    /// No suite is for such keys.
+    #[error(
+        "its certificate has a key of a kind that TLS is not spoken with here; it must be ECDSA, Ed25519 or RSA"
+    )]
+    KeyKind,
+    /// It says no name.
+    #[error(
+        "its certificate has neither a subject alternative name nor a common name; say for which names it is served (`names`)"
+    )]
+    NoName,
+}
+
+/// What is in a certificate that is served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Facts {
+    pub(crate) fingerprint: Fingerprint,
+    /// In lower case: those of DNS and addresses, or else its common name; none at all where it has none.
+    pub(crate) names: Vec<String>,
+    pub(crate) key: KeyKind,
+    pub(crate) not_after: i64,
+}
+
+impl Facts {
+    /// What a listener knows of the certificate, which lies nowhere yet, with other names if some are said.
+    ///
+    /// # Errors
+    /// When it has no names, and none are said.
+    pub(crate) fn certificate(&self, said: &[String], default: bool) -> Result<Certificate, Fault> {
+        let named = !said.is_empty();
+        let mut names = match named {
+            true => said.iter().map(|name| name.to_ascii_lowercase()).collect(),
+            false => self.names.clone(),
+        };
+        names.shrink_to_fit();
+        if names.is_empty() {
+            return Err(Fault::NoName);
+        }
+        let Facts { key, not_after, .. } = *self;
+        Ok(Certificate { names, key, not_after, default, named, place: Default::default(), files: None })
+    }
+}
+
+/// The certificates in a text (PEM).
+///
+/// # Errors
+/// See [`Fault`].
+pub(crate) fn certificates(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, Fault> {
+    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text).collect();
+    let read = read.map_err(|error| Fault::Pem(error.to_string()))?;
+    if read.is_empty() { Err(Fault::NoCertificate) } else { Ok(read) }
+}
+
+/// The key in a text (PEM): PKCS #8, SEC1 or PKCS #1.
+///
+/// # Errors
+/// See [`Fault`].
+pub(crate) fn key(text: &[u8]) -> Result<PrivateKeyDer<'static>, Fault> {
+    use rustls_pki_types::pem::Error;
+    PrivateKeyDer::from_pem_slice(text).map_err(|error| match error {
+        Error::NoItemsFound => Fault::NoKey,
+        // Nothing of what the text says may reach a log.
+        _ => Fault::Pem("a part of it does not end, or is not base64".to_owned()),
+    })
+}
+
+/// Whether a text (PEM) is who issues certificates.
+///
+/// # Errors
+/// See [`Fault`].
+pub(crate) fn check_issuers(text: &[u8]) -> Result<(), Fault> {
+    (1..).zip(certificates(text)?).try_for_each(|(place, der)| parse(place, &der).map(drop))
+}
+
+/// Whether a text (PEM) is revocation lists.
+///
+/// # Errors
+/// See [`Fault`].
+pub(crate) fn check_crls(text: &[u8]) -> Result<(), Fault> {
+    let mut place = 0;
+    for list in CertificateRevocationListDer::pem_slice_iter(text) {
+        place += 1;
+        let list = list.map_err(|error| Fault::Pem(error.to_string()))?;
+        CertificateRevocationList::from_der(&list)
+            .map_err(|error| Fault::Crl { place, reason: error.to_string() })?;
+    }
+    if place == 0 { Err(Fault::NoCrl) } else { Ok(()) }
+}
+
+/// The certificate in `der`, which is number `place` of its text.
+///
+/// # Errors
+/// When it is none.
+pub(super) fn parse(place: usize, der: &[u8]) -> Result<X509Certificate<'_>, Fault> {
+    let wrong = |reason: String| Fault::Certificate { place, reason };
+    match X509Certificate::from_der(der) {
+        Ok(([], certificate)) => Ok(certificate),
+        Ok(_) => Err(wrong("something follows it".to_owned())),
+        Err(error) => Err(wrong(error.to_string())),
+    }
+}
+
+/// What is in the first certificate of a chain.
+///
+/// # Errors
+/// See [`Fault`].
+pub(crate) fn facts(chain: &[CertificateDer<'_>]) -> Result<Facts, Fault> {
+    let der = chain.first().ok_or(Fault::NoCertificate)?;
+    let certificate = parse(1, der)?;
+    Ok(Facts {
+        fingerprint: Fingerprint(Sha256::digest(der).into()),
+        names: names(&certificate),
+        key: key_kind(&certificate)?,
+        not_after: certificate.validity().not_after.timestamp(),
+    })
+}
+
+fn key_kind(certificate: &X509Certificate<'_>) -> Result<KeyKind, Fault> {
+    let kind = &certificate.public_key().algorithm.algorithm;
+    [
+        (OID_KEY_TYPE_EC_PUBLIC_KEY, KeyKind::Ecdsa),
+        (OID_SIG_ED25519, KeyKind::Ed25519),
+        (OID_PKCS1_RSAENCRYPTION, KeyKind::Rsa),
+    ]
+    .into_iter()
+    .find_map(|(oid, named)| (*kind == oid).then_some(named))
+    .ok_or(Fault::KeyKind)
+}
+
+fn names(certificate: &X509Certificate<'_>) -> Vec<String> {
+    let alternatives = certificate.subject_alternative_name().ok().flatten();
+    let alternatives = alternatives.map_or(&[][..], |extension| &extension.value.general_names);
+    let mut names: Vec<String> = Vec::new();
+    for name in alternatives {
+        let name = match name {
+            GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
+            GeneralName::IPAddress(bytes) => address(bytes).map(|address| address.to_string()),
+            _ => None,
+        };
+        names.extend(name.filter(|name| !names.contains(name)));
+    }
+    if names.is_empty() {
+        let common = certificate.subject().iter_common_name().find_map(|name| name.as_str().ok());
+        names.extend(common.map(str::to_ascii_lowercase));
+    }
+    names
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    let four = <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from);
+    four.or_else(|| <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from))
+}
+
+/// Everything that there is to say about a certificate of the listener at `address`.
+///
+/// # Errors
+/// When what was stored is no certificate.
+pub(super) fn describe(
+    address: std::net::SocketAddr,
+    fingerprint: Fingerprint,
+    certificate: &Certificate,
+    stored: &Stored,
+) -> Result<CertificateInfo, Fault> {
+    let parsed = parse(1, stored.chain.first().ok_or(Fault::NoCertificate)?)?;
+    Ok(CertificateInfo {
+        address,
+        fingerprint,
+        names: certificate.names.clone(),
+        subject: distinguished(parsed.subject()),
+        issuer: distinguished(parsed.issuer()),
+        serial: parsed.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect(),
+        not_before: parsed.validity().not_before.timestamp(),
+        not_after: certificate.not_after,
+        key: certificate.key,
+        default: certificate.default,
+        chain_length: stored.chain.len() - 1,
+        files: certificate.files.clone(),
+    })
+}
+
+/// A name as RFC 4514 writes it: the last part first.
+pub(super) fn distinguished(name: &X509Name<'_>) -> String {
+    let mut parts: Vec<String> = name
+        .iter_rdn()
+        .map(|part| {
+            let attributes = part.iter().map(|attribute| {
+                let kind = attribute.attr_type();
+                let kind =
+                    oid2abbrev(kind, oid_registry()).map_or_else(|_| kind.to_id_string(), str::to_owned);
+                format!("{kind}={}", escaped(attribute.as_str().unwrap_or("?")))
+            });
+            attributes.collect::<Vec<_>>().join("+")
+        })
+        .collect();
+    parts.reverse();
+    parts.join(",")
+}
+
+/// RFC 4514 section 2.4; control characters too, which would garble a terminal.
+fn escaped(value: &str) -> String {
+    let mut text = String::new();
+    let last = value.chars().count().saturating_sub(1);
+    for (n, letter) in value.chars().enumerate() {
+        let at_an_end = (letter == ' ' && (n == 0 || n == last)) || (letter == '#' && n == 0);
+        if at_an_end || matches!(letter, '"' | '+' | ',' | ';' | '<' | '>' | '\\') {
+            text.push('\\');
+            text.push(letter);
+        } else if letter.is_control() {
+            let mut bytes = [0; 4];
+            letter.encode_utf8(&mut bytes).bytes().for_each(|byte| text += &format!("\\{byte:02x}"));
+        } else {
+            text.push(letter);
+        }
+    }
+    text
+}

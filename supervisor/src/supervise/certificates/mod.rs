@@ -1,0 +1,108 @@
+//! What of TLS lies in files: certificates, their keys, and who issues those of others.
+//!
+//! Only the supervisor reads such files. What it reads goes into the vault, memory that it shares with the workers, and
+//! the state says where: so a worker needs no right to open a file, and no message carries a key.
+//!
+//! | file | what it is for |
+//! |---|---|
+//! | [`content`] | certificates, keys and revocation lists, taken apart |
+//! | [`verify`] | does a key belong to its certificate, does a chain hang together |
+//! | [`files`] | files: whether they have changed, and what is in them |
+//! | [`materials`] | where a configuration needs the content of files |
+//! | [`keeper`] | what was read, in the vault once; what nobody uses any more is erased |
+//! | [`watch`] | files that change while kakehi runs |
+//! | [`requests`] | what `kakehictl` asks |
+//! | [`stored`] | certificates in a state on the disk |
+//! | [`tickets`], [`expiry`] | keys of tickets are renewed; it is told which certificates expire |
+
+mod content;
+mod expiry;
+mod files;
+mod keeper;
+mod materials;
+mod requests;
+mod stored;
+#[cfg(test)]
+mod tests;
+mod tickets;
+mod verify;
+mod watch;
+
+use std::{io, net::SocketAddr};
+
+use kakehi_ctl::{
+    config::Loaded,
+    state::{CertificateFiles, Fingerprint},
+};
+use sha2::{Digest as _, Sha256};
+
+pub(crate) use self::{
+    content::Fault,
+    keeper::{Depth, Keeper},
+    verify::Mismatch,
+};
+pub(super) use self::{expiry::figures, materials::as_in_a_file, requests::Wanted, stored::without_keys};
+
+/// Why a certificate, or another file that TLS needs, cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// A file is wrong.
+    #[error(transparent)]
+    File(#[from] files::Error),
+    /// What was sent is wrong.
+    #[error("what was sent {0}")]
+    Sent(Fault),
+    /// What was sent does not belong together.
+    #[error("what was sent: {0}")]
+    SentMismatch(Mismatch),
+    /// The vault cannot be used.
+    #[error("certificates cannot be kept in memory: {0}")]
+    Vault(io::Error),
+    /// A change names a place where the certificate does not lie.
+    #[error("certificate {0} is not known here; add it with `kakehictl certificate add`")]
+    Elsewhere(Fingerprint),
+    /// There is no such certificate.
+    #[error(
+        "the listener at {address} has no certificate `{which}`; `kakehictl certificate list` shows them"
+    )]
+    NoSuch {
+        /// The listener.
+        address: SocketAddr,
+        /// What was asked for.
+        which: String,
+    },
+    /// There is more than one.
+    #[error(
+        "the listener at {address} has {count} certificates for `{which}`; name one of them by its fingerprint"
+    )]
+    Several {
+        /// The listener.
+        address: SocketAddr,
+        /// What was asked for.
+        which: String,
+        /// How many.
+        count: usize,
+    },
+}
+
+/// Lets the digest of a file stand also for the certificates that it asks for: whether the file has changed, a supervisor
+/// to come must see by it alone.
+pub(crate) fn with_certificates_in_origin(mut loaded: Loaded) -> Loaded {
+    if loaded.certificates.is_empty() || loaded.state.revision.origin.is_empty() {
+        return loaded;
+    }
+    let mut digest = Sha256::new();
+    digest.update(&loaded.state.revision.origin);
+    for wanted in &loaded.certificates {
+        let CertificateFiles { certificate, chain, key } = &wanted.files;
+        digest.update(wanted.address.to_string());
+        for path in [Some(certificate), chain.as_ref(), Some(key)] {
+            digest.update(path.map_or(&[][..], |path| path.as_os_str().as_encoded_bytes()));
+            digest.update([0]);
+        }
+        wanted.names.iter().for_each(|name| digest.update(format!("{name} ")));
+        digest.update([u8::from(wanted.default)]);
+    }
+    loaded.state.revision.origin = Fingerprint(digest.finalize().into()).to_string();
+    loaded
+}

@@ -1,0 +1,286 @@
+//! Files that change while kakehi runs are read again: renewed certificates are served without anybody saying so.
+//!
+//! Some files at a time are looked at on a thread of their own, and read there if they are not as they were. Links are
+//! followed, so that it is seen when another file lies where they lead. Whatever is wrong with a file, what was read
+//! before stays: half a file, or one whose key has not come yet, is looked at again after a while.
+
+use std::{collections::HashMap, net::SocketAddr, time::Duration};
+
+use kakehi_ctl::{
+    change::Change,
+    state::{Fingerprint, Place, State},
+};
+use kakehi_engine::tls::Vault;
+use tokio::{task::JoinHandle, time::Instant};
+
+use super::{
+    super::Supervisor,
+    Error,
+    files::{self, Read, Short, Source},
+    materials,
+};
+
+/// Certificates that are looked at in one go.
+const BATCH: usize = 1_000;
+/// It is not looked more often (ms), whatever is configured.
+const LEAST_INTERVAL_MS: u64 = 50;
+/// Who changes certificates, in the log.
+const BY: &str = "a file";
+
+/// How far the looking is.
+pub(in super::super) struct Watching {
+    /// When it begins anew, or goes on.
+    due: Instant,
+    /// The certificate that was looked at last; `None`: it has not begun.
+    cursor: Option<(SocketAddr, Fingerprint)>,
+    running: Option<JoinHandle<Vec<Seen>>>,
+    /// What was complained about: by the name of a source.
+    told: HashMap<Short, String>,
+}
+
+/// Something to look at.
+struct Item {
+    source: Source,
+    /// The certificate that it is; `None` for materials.
+    certificate: Option<(SocketAddr, Fingerprint)>,
+    known: Option<Short>,
+    /// Where it lies, if it is a certificate.
+    place: Place,
+}
+
+/// Something that is not as it was.
+struct Seen {
+    source: Source,
+    certificate: Option<(SocketAddr, Fingerprint)>,
+    read: Result<(Read, Short), files::Error>,
+}
+
+impl Watching {
+    pub(super) fn new() -> Watching {
+        Watching { due: Instant::now(), cursor: None, running: None, told: HashMap::new() }
+    }
+
+    /// Waits until it is known of some files whether they are as they were; those that are not.
+    pub(in super::super) async fn changed(&mut self) -> Vec<Changed> {
+        self.seen().await.into_iter().map(Changed).collect()
+    }
+
+    /// What was seen, when some files have been looked at; otherwise waits for ever.
+    async fn seen(&mut self) -> Vec<Seen> {
+        match &mut self.running {
+            Some(running) => {
+                // It cannot fail but by a panic, which ends the program.
+                let seen = running.await.unwrap_or_default();
+                self.running = None;
+                seen
+            }
+            None => std::future::pending().await,
+        }
+    }
+}
+
+fn look(vault: &Vault, items: Vec<Item>) -> Vec<Seen> {
+    let mut seen = Vec::new();
+    for Item { source, certificate, known, place } in items {
+        // After a supervisor has taken over, files are not known, but mostly what they were.
+        let is_there = |read: &Read| {
+            let record = read.records.first();
+            place.length > 0
+                && record.is_some_and(|it| vault.read(place).is_ok_and(|there| there == it.bytes))
+        };
+        let read = match source.stamp() {
+            Ok(stamp) if known == Some(stamp) => continue,
+            Ok(stamp) => match source.read(place.length == 0) {
+                Ok(read) if place.length > 0 && !is_there(&read) => source.read(true),
+                read => read,
+            }
+            .map(|read| (read, stamp)),
+            Err(error) => Err(error),
+        };
+        seen.push(Seen { source, certificate, read });
+    }
+    seen
+}
+
+/// The next certificates after `cursor` that come from files.
+fn after(state: &State, cursor: Option<(SocketAddr, Fingerprint)>) -> Vec<Item> {
+    let from = cursor.map(|(address, _)| address);
+    let listeners =
+        state.certificates.iter().filter(|(address, _)| from.is_none_or(|from| **address >= from));
+    let all = listeners.flat_map(|(address, certificates)| {
+        let after = cursor.filter(|(at, _)| at == address).map(|(_, fingerprint)| fingerprint);
+        let range = match after {
+            Some(after) => certificates.range((std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded)),
+            None => certificates.range(..),
+        };
+        range.map(|(fingerprint, it)| (*address, *fingerprint, it))
+    });
+    let with_files = all.filter_map(|(address, fingerprint, certificate)| {
+        Some(Item {
+            source: Source::Certificate(certificate.files.clone()?),
+            certificate: Some((address, fingerprint)),
+            known: None,
+            place: certificate.place,
+        })
+    });
+    with_files.take(BATCH).collect()
+}
+
+impl Supervisor {
+    /// When anything is due of what does not concern the workers.
+    pub(in super::super) fn certificates_due(&self) -> Option<Instant> {
+        [self.watch_due(), self.expiry_due(), self.certificates.tidy_due()].into_iter().flatten().min()
+    }
+
+    /// Does of that what is due.
+    pub(in super::super) fn attend_to_certificates(&mut self) {
+        self.watch_if_due();
+        self.tell_expiry_if_due();
+        if self.certificates.tidy_due().is_some_and(|due| due <= Instant::now()) {
+            self.certificates.tidy(&self.state);
+        }
+    }
+
+    /// When files are to be looked at next.
+    fn watch_due(&self) -> Option<Instant> {
+        let watching = &self.certificates.watching;
+        let wanted = self.state.settings.certificate_watch && self.stopping.is_none();
+        (wanted && watching.running.is_none()).then_some(watching.due)
+    }
+
+    /// Begins to look at files, or goes on, if that is due.
+    fn watch_if_due(&mut self) {
+        if self.watch_due().is_none_or(|due| due > Instant::now()) {
+            return;
+        }
+        let cursor = self.certificates.watching.cursor;
+        let certificates = after(&self.state, cursor);
+        self.certificates.watching.cursor = certificates.last().and_then(|item| item.certificate);
+        let whole = certificates.len() == BATCH;
+        let mut items: Vec<Item> = Vec::new();
+        if cursor.is_none() {
+            let mut materials: Vec<Source> =
+                materials::listed(&self.state).into_iter().map(|(source, _)| source).collect();
+            materials.sort_by_cached_key(Source::name);
+            materials.dedup();
+            let place = Place::default();
+            items.extend(materials.into_iter().map(|source| Item {
+                source,
+                certificate: None,
+                known: None,
+                place,
+            }));
+        }
+        items.extend(certificates);
+        for item in &mut items {
+            item.known = self.certificates.known_stamp(&item.source.name());
+        }
+        let interval = self.state.settings.certificate_watch_interval_ms.max(LEAST_INTERVAL_MS);
+        let vault = self.certificates.vault().try_clone();
+        let watching = &mut self.certificates.watching;
+        watching.due = Instant::now();
+        if !whole {
+            watching.cursor = None;
+            watching.due += Duration::from_millis(interval);
+        }
+        // Without a descriptor: at the next interval.
+        if let (false, Ok(vault)) = (items.is_empty(), vault) {
+            watching.running = Some(tokio::task::spawn_blocking(move || look(&vault, items)));
+        }
+    }
+
+    /// Makes of files that are not as they were what they are now.
+    pub(in super::super) async fn on_changed_files(&mut self, changed: Vec<Changed>) {
+        for Changed(Seen { source, certificate, read }) in changed {
+            let (name, which) = (source.name(), describe(&source));
+            let taken = match read {
+                Ok((read, stamp)) => self.take_anew(&source, certificate, read, stamp).await,
+                Err(error) => Err(error.to_string()),
+            };
+            let told = &mut self.certificates.watching.told;
+            match taken {
+                Ok(()) => drop(told.remove(&name)),
+                Err(reason) if told.get(&name) == Some(&reason) => {}
+                Err(reason) => {
+                    tracing::warn!("{which} has changed, and what it was before stays in use: {reason}");
+                    told.insert(name, reason);
+                }
+            }
+        }
+    }
+
+    async fn take_anew(
+        &mut self,
+        source: &Source,
+        certificate: Option<(SocketAddr, Fingerprint)>,
+        read: Read,
+        stamp: Short,
+    ) -> Result<(), String> {
+        let warnings = read.warnings.clone();
+        let kept = self.certificates.keep(source, stamp, read).map_err(|error| error.to_string())?;
+        let changes = match certificate {
+            None => {
+                let changes = materials::changes(&self.state, source, &kept);
+                changes.into_iter().filter(|change| is_new(&self.state, change)).collect()
+            }
+            Some((address, fingerprint)) => {
+                let present = self.state.certificates.get(&address).and_then(|it| it.get(&fingerprint));
+                // It may have gone in the meantime.
+                let (Some(present), Some(facts)) = (present, &kept.facts) else { return Ok(()) };
+                let said = if present.named { &present.names[..] } else { &[] };
+                let mut renewed = facts
+                    .certificate(said, present.default)
+                    .map_err(|fault| Error::Sent(fault).to_string())?;
+                renewed.place = kept.places[0];
+                renewed.files.clone_from(&present.files);
+                replacement(address, (fingerprint, present), (facts.fingerprint, renewed))
+            }
+        };
+        if changes.is_empty() {
+            return Ok(());
+        }
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
+        tracing::info!("{} has changed and is taken anew", describe(source));
+        match self.change_by_file(changes, BY).await {
+            Ok(_) => Ok(()),
+            Err(refused) => {
+                // To be tried again.
+                self.certificates.forget(source);
+                Err(refused.to_string())
+            }
+        }
+    }
+}
+
+/// Whether it makes a difference.
+fn is_new(state: &State, change: &Change) -> bool {
+    match change {
+        Change::SetListener { listener } => state.listeners.get(&listener.address) != Some(listener),
+        Change::SetCluster { name, cluster } => state.clusters.get(name) != Some(cluster),
+        _ => true,
+    }
+}
+
+/// What was seen of a file that has changed.
+pub(in super::super) struct Changed(Seen);
+
+/// The changes that put one certificate into the place of another.
+pub(super) fn replacement(
+    address: SocketAddr,
+    (fingerprint, present): (Fingerprint, &kakehi_ctl::state::Certificate),
+    (new, renewed): (Fingerprint, kakehi_ctl::state::Certificate),
+) -> Vec<Change> {
+    if new == fingerprint && *present == renewed {
+        return Vec::new();
+    }
+    let set = Change::SetCertificate { address, fingerprint: new, certificate: renewed };
+    let remove = (new != fingerprint).then_some(Change::RemoveCertificate { address, fingerprint });
+    [Some(set), remove].into_iter().flatten().collect()
+}
+
+fn describe(source: &Source) -> String {
+    let paths: Vec<String> = source.paths().iter().map(|path| path.display().to_string()).collect();
+    paths.join(", ")
+}
