@@ -5,6 +5,10 @@ use std::fmt::Write as _;
 use kakehi_ctl::order::{Changed, Core, Response, Status, Topology, WorkerInfo, WorkerState};
 use serde::Serialize;
 
+mod certificates;
+
+pub(crate) use certificates::{DAY, certificate, certificates, now};
+
 /// The answer as JSON: an object or an array, with a line end.
 pub(crate) fn json(response: &Response) -> String {
     match response {
@@ -39,7 +43,7 @@ pub(crate) fn human(response: &Response) -> String {
         Response::Outcomes(workers) => {
             workers.iter().map(|worker| format!("worker {}: {}\n", worker.id, worker.outcome)).collect()
         }
-        Response::Certificates(_) => String::new(),
+        Response::Certificates(list) => certificates(list, now()),
         Response::Saved { path } => format!("saved to {}\n", path.display()),
         Response::Topology(topology) => human_topology(topology),
         Response::Stopping => "stopped\n".to_owned(),
