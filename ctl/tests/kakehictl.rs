@@ -13,8 +13,10 @@ use std::{
 };
 
 use kakehi_ctl::{
+    change::Change,
     limits,
-    order::{Envelope, Request, Response, Status, WorkerInfo, WorkerState},
+    order::{CertificateInfo, Changed, Envelope, Pem, Request, Response, Status, WorkerInfo, WorkerState},
+    state::{CertificateFiles, Cluster, ClusterProtocol, KeyKind, Listener, ListenerProtocol, State, Tls},
     wire::{self, Decoder},
 };
 use tempfile::TempDir;
@@ -35,13 +37,32 @@ impl Stage {
 
     /// A supervisor that expects `request` and gives `response`.
     fn answering(request: Request, response: Response) -> Self {
-        Self::new(move |mut stream| {
-            let mut decoder = Decoder::new(limits::MAX_REQUEST_FRAME);
-            let question = wire::read_message::<Request>(&mut stream, &mut decoder).unwrap().unwrap();
-            assert_eq!(question.body, request);
-            wire::write_message(&mut stream, &Envelope::new(question.id, response), limits::MAX_FRAME)
-                .unwrap();
-        })
+        Self::answering_all(vec![(request, response)])
+    }
+
+    /// The same for one connection after the other.
+    fn answering_all(dialogue: Vec<(Request, Response)>) -> Self {
+        Self::answering_in(tempfile::tempdir().unwrap(), dialogue)
+    }
+
+    fn answering_in(folder: TempDir, dialogue: Vec<(Request, Response)>) -> Self {
+        let listener = UnixListener::bind(folder.path().join("ctl.sock")).unwrap();
+        let play = move || {
+            for (request, response) in dialogue {
+                let mut stream = listener.accept().unwrap().0;
+                let mut decoder = Decoder::new(limits::MAX_REQUEST_FRAME);
+                let question = wire::read_message::<Request>(&mut stream, &mut decoder).unwrap().unwrap();
+                assert_eq!(question.body, request);
+                let answer = Envelope::new(question.id, response);
+                wire::write_message(&mut stream, &answer, limits::MAX_FRAME).unwrap();
+            }
+        };
+        Stage { folder, supervisor: Some(thread::spawn(play)) }
+    }
+
+    /// A file of the folder with this text.
+    fn file(&self, name: &str, text: &str) {
+        std::fs::write(self.folder.path().join(name), text).unwrap();
     }
 
     fn socket(&self) -> PathBuf {
@@ -49,9 +70,24 @@ impl Stage {
     }
 
     /// Runs `kakehictl -s SOCKET arguments` and waits for the supervisor's part to end.
-    fn run(mut self, arguments: &[&str]) -> (i32, String, String) {
+    fn run(self, arguments: &[&str]) -> (i32, String, String) {
+        self.run_with(arguments, "")
+    }
+
+    /// The same with `input` on standard input.
+    fn run_with(mut self, arguments: &[&str], input: &str) -> (i32, String, String) {
         let socket = self.socket();
-        let outcome = kakehictl(&[&["-s", socket.to_str().unwrap()], arguments].concat(), None);
+        let mut child = Command::new(env!("CARGO_BIN_EXE_kakehictl"))
+            .args(["-s", socket.to_str().unwrap()])
+            .args(arguments)
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        // Whoever does not read it may have ended already.
+        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+        let outcome = outcome(child.wait_with_output().unwrap());
         if let Some(supervisor) = self.supervisor.take() {
             supervisor.join().unwrap();
         }
@@ -66,7 +102,11 @@ fn kakehictl(arguments: &[&str], variable: Option<&Path>) -> (i32, String, Strin
     if let Some(socket) = variable {
         command.env("KAKEHI_SOCKET", socket);
     }
-    let Output { status, stdout, stderr } = command.output().unwrap();
+    outcome(command.output().unwrap())
+}
+
+fn outcome(output: Output) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = output;
     (status.code().unwrap(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
 }
 
@@ -282,4 +322,249 @@ fn a_reader_that_has_seen_enough_is_no_error() {
     drop(stdout);
     let Output { status, stderr, .. } = child.wait_with_output().unwrap();
     assert_eq!((status.code(), stderr.as_slice()), (Some(0), &b""[..]));
+}
+
+const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+const ISSUER: &str = "-----BEGIN CERTIFICATE-----\nBBBB\n-----END CERTIFICATE-----\n";
+const KEY: &str = "-----BEGIN PRIVATE KEY-----\nSECRET\n-----END PRIVATE KEY-----\n";
+const ADDRESS: &str = "127.0.0.1:8443";
+
+fn changed() -> Response {
+    Response::Changed(Changed {
+        applied: true,
+        changes: vec!["+ certificate 00 for a on 127.0.0.1:8443".to_owned()],
+        at_next_start: vec![],
+        warnings: vec![],
+        workers: vec![],
+    })
+}
+
+fn add(chain: &str, files: Option<CertificateFiles>, replaces: Option<&str>) -> Request {
+    Request::AddCertificate {
+        address: ADDRESS.parse().unwrap(),
+        chain: Pem(chain.to_owned()),
+        key: Pem(KEY.to_owned()),
+        files,
+        names: vec![],
+        default: false,
+        replaces: replaces.map(str::to_owned),
+    }
+}
+
+/// A stage that expects `request` of the files in its folder.
+fn stage_with_files(request: impl FnOnce(&dyn Fn(&str) -> PathBuf) -> Request) -> Stage {
+    let folder = tempfile::tempdir().unwrap();
+    let request = request(&|name| folder.path().join(name));
+    let stage = Stage::answering_in(folder, vec![(request, changed())]);
+    stage.file("c.pem", &format!("{CERTIFICATE}{KEY}"));
+    stage.file("i.pem", ISSUER);
+    stage.file("k.pem", KEY);
+    stage
+}
+
+#[test]
+fn a_certificate_is_sent_with_the_paths_of_its_files() {
+    let stage = stage_with_files(|path| {
+        let files =
+            CertificateFiles { certificate: path("c.pem"), chain: Some(path("i.pem")), key: path("k.pem") };
+        add(&format!("{CERTIFICATE}{ISSUER}"), Some(files), None)
+    });
+    let path = |name: &str| stage.folder.path().join(name).to_str().unwrap().to_owned();
+    let (certificate, chain, key) = (path("c.pem"), path("i.pem"), path("k.pem"));
+    let arguments =
+        ["certificate", "add", ADDRESS, "--certificate", &certificate, "--chain", &chain, "--key", &key];
+    let (code, stdout, stderr) = stage.run(&arguments);
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    assert!(stdout.starts_with("+ certificate 00") && !stdout.contains("SECRET"), "{stdout}");
+
+    let stage = stage_with_files(|_| {
+        let Request::AddCertificate { address, chain, key, .. } = add(CERTIFICATE, None, None) else {
+            unreachable!()
+        };
+        let names = vec!["a.example".to_owned(), "*.b.example".to_owned()];
+        Request::AddCertificate {
+            address,
+            chain,
+            key,
+            files: None,
+            names,
+            default: true,
+            replaces: Some("old".into()),
+        }
+    });
+    let path = |name: &str| stage.folder.path().join(name).to_str().unwrap().to_owned();
+    let (certificate, key) = (path("c.pem"), path("k.pem"));
+    let arguments = [
+        "certificate",
+        "replace",
+        ADDRESS,
+        "old",
+        "--certificate",
+        &certificate,
+        "--key",
+        &key,
+        "--no-watch",
+        "--name",
+        "A.example.",
+        "--name",
+        "*.b.example",
+        "--default",
+    ];
+    assert_eq!(stage.run(&arguments).0, 0);
+}
+
+#[test]
+fn a_certificate_may_come_from_standard_input_with_its_key() {
+    let all = format!("{KEY}{CERTIFICATE}{ISSUER}");
+    let chain = format!("{CERTIFICATE}{ISSUER}");
+    let stage = Stage::answering(add(&chain, None, Some("a.example")), changed());
+    let arguments = ["certificate", "replace", ADDRESS, "a.example", "--certificate", "-"];
+    assert_eq!(stage.run_with(&arguments, &all).0, 0);
+
+    let stage = stage_with_files(|_| add(CERTIFICATE, None, None));
+    let certificate = stage.folder.path().join("c.pem").to_str().unwrap().to_owned();
+    let arguments = ["certificate", "add", ADDRESS, "--certificate", &certificate, "--key", "-"];
+    assert_eq!(stage.run_with(&arguments, KEY).0, 0);
+}
+
+#[test]
+fn what_is_no_certificate_is_wrong_usage_and_never_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (certificate, key) = (file("c.pem", CERTIFICATE), file("k.pem", KEY));
+    let two = file("two.pem", &format!("{KEY}{KEY}"));
+    let start = ["-s", "x", "certificate", "add", ADDRESS];
+    let cases: [(&[&str], &str); 8] = [
+        (&[], "--certificate <FILE>"),
+        (&["--certificate", &certificate], "--key FILE is needed"),
+        (&["--certificate", &key, "--key", &key], "has no certificate (PEM)"),
+        (&["--certificate", &certificate, "--key", &certificate], "has no private key (PEM)"),
+        (&["--certificate", &certificate, "--key", &two], "has several private keys"),
+        (&["--certificate", "/nowhere.pem", "--key", &key], "/nowhere.pem: No such file"),
+        (&["--certificate", "-", "--chain", "-"], "leave --chain out"),
+        (
+            &["--certificate", &certificate, "--key", &key, "--name", "a b"],
+            "the name `a b` cannot be used: it has spaces",
+        ),
+    ];
+    for (arguments, expected) in cases {
+        let (code, stdout, stderr) = kakehictl(&[&start[..], arguments].concat(), None);
+        assert_eq!((code, stdout.as_str()), (2, ""), "{arguments:?} {stderr}");
+        assert!(stderr.contains(expected) && !stderr.contains("SECRET"), "{arguments:?} {stderr}");
+    }
+}
+
+fn infos() -> Vec<CertificateInfo> {
+    let info = CertificateInfo {
+        address: ADDRESS.parse().unwrap(),
+        fingerprint: "ab".repeat(32).parse().unwrap(),
+        names: vec!["a.example".to_owned(), "*.a.example".to_owned()],
+        subject: "CN=a.example".to_owned(),
+        issuer: "CN=Some CA".to_owned(),
+        serial: "01ff".to_owned(),
+        not_before: 0,
+        not_after: 32_503_680_000,
+        key: KeyKind::Ecdsa,
+        default: true,
+        chain_length: 2,
+        files: Some(CertificateFiles { certificate: "/c".into(), chain: None, key: "/k".into() }),
+    };
+    let old = CertificateInfo {
+        fingerprint: "cd".repeat(32).parse().unwrap(),
+        names: vec!["b.example".to_owned()],
+        not_after: 1_000_000_000,
+        key: KeyKind::Rsa,
+        files: None,
+        ..info.clone()
+    };
+    vec![info, old]
+}
+
+#[test]
+fn certificates_are_listed_by_their_expiry() {
+    let stage = || Stage::answering(Request::Certificates { which: None }, Response::Certificates(infos()));
+    let (code, stdout, _) = stage().run(&["certificate", "list"]);
+    let lines: Vec<&str> = stdout.lines().collect();
+    assert_eq!((code, lines.len()), (0, 3), "{stdout}");
+    let columns: Vec<&str> = lines[0].split_whitespace().collect();
+    assert_eq!(columns, ["NAMES", "ADDRESS", "KEY", "EXPIRES", "FINGERPRINT"]);
+    assert!(
+        lines[1].starts_with("b.example") && lines[1].contains("rsa    2001-09-09 (expired)"),
+        "{stdout}"
+    );
+    assert!(lines[2].contains("a.example, *.a.example  127.0.0.1:8443  ecdsa  3000-01-01 ("), "{stdout}");
+    assert!(lines[2].ends_with(&"ab".repeat(32)), "{stdout}");
+
+    let (_, stdout, _) = stage().run(&["certificate", "list", "--expiring-within", "30"]);
+    assert!(stdout.contains("b.example") && !stdout.contains("a.example,"), "{stdout}");
+    let (_, stdout, _) = stage().run(&["certificate", "list", "--json"]);
+    let shown: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((&shown[0]["names"][0], &shown[1]["key"]), (&"b.example".into(), &"ecdsa".into()));
+    let none = Stage::answering(Request::Certificates { which: None }, Response::Certificates(vec![]));
+    assert_eq!(none.run(&["certificate", "list"]).1, "none\n");
+}
+
+#[test]
+fn a_certificate_is_shown_and_removed_by_name_or_fingerprint() {
+    let ask = || Request::Certificates { which: Some("a.example".to_owned()) };
+    let one = infos().into_iter().take(1).collect();
+    let (code, stdout, _) =
+        Stage::answering(ask(), Response::Certificates(one)).run(&["certificate", "show", "a.example"]);
+    assert_eq!(code, 0);
+    for line in ["names       a.example, *.a.example\n", "issuer      CN=Some CA\n", "key file    /k\n"] {
+        assert!(stdout.contains(line), "{stdout}");
+    }
+    let none = Stage::answering(ask(), Response::Certificates(vec![]));
+    let (code, _, stderr) = none.run(&["certificate", "show", "a.example"]);
+    assert!(
+        code == 1 && stderr.contains("no certificate has the name or fingerprint `a.example`"),
+        "{stderr}"
+    );
+
+    let which = "b.example".to_owned();
+    let request = Request::RemoveCertificate { address: ADDRESS.parse().unwrap(), which };
+    let stage = Stage::answering(request, changed());
+    assert_eq!(stage.run(&["certificate", "remove", ADDRESS, "b.example"]).0, 0);
+}
+
+#[test]
+fn listeners_and_clusters_of_other_protocols_are_added_by_their_keys() {
+    let address = ADDRESS.parse().unwrap();
+    let tls = Some(Box::new(Tls { tickets: 0, ..Tls::default() }));
+    let listener = Listener { protocol: ListenerProtocol::Https, tls, ..Listener::http(address) };
+    let stage = Stage::answering_all(vec![
+        (Request::State, Response::State(Box::default())),
+        (Request::Apply { changes: vec![Change::SetListener { listener: listener.clone() }] }, changed()),
+    ]);
+    let (code, _, stderr) =
+        stage.run(&["listener", "add", ADDRESS, "protocol=https", "send_tls13_tickets=0"]);
+    assert_eq!((code, stderr.as_str()), (0, ""));
+
+    let cluster = Cluster { protocol: ClusterProtocol::Tcp, send_proxy: true, ..Cluster::default() };
+    let change = Change::SetCluster { name: "db".to_owned(), cluster: cluster.clone() };
+    let stage = Stage::answering_all(vec![
+        (Request::State, Response::State(Box::default())),
+        (Request::Apply { changes: vec![change] }, changed()),
+    ]);
+    assert_eq!(stage.run(&["cluster", "add", "db", "protocol=tcp", "send_proxy=true"]).0, 0);
+
+    let state = || State {
+        listeners: [(address, listener.clone())].into(),
+        clusters: [("db".to_owned(), cluster.clone())].into(),
+        ..State::default()
+    };
+    let list = |noun: &str| {
+        let stage = Stage::answering(Request::State, Response::State(Box::new(state())));
+        stage.run(&[noun, "list"]).1
+    };
+    assert!(list("listener").contains("127.0.0.1:8443  yes      https"), "{}", list("listener"));
+    assert!(list("cluster").contains("db       tcp"), "{}", list("cluster"));
+
+    let stage = Stage::answering(Request::State, Response::State(Box::default()));
+    let (code, _, stderr) = stage.run(&["listener", "add", ADDRESS, "protocol=https", "certificate=c.pem"]);
+    assert!(code == 2 && stderr.contains("`kakehictl certificate add ADDRESS"), "{stderr}");
 }

@@ -3,7 +3,7 @@
 
 use kakehi_ctl::{
     config,
-    state::{PathRule, State},
+    state::{CipherSuite, ClusterProtocol, ListenerProtocol, PathRule, State, TlsVersion},
 };
 
 fn load() -> (State, Vec<String>) {
@@ -52,6 +52,24 @@ fn what_is_honoured_reaches_the_state() {
     assert_eq!(web.frontends[1].method.as_deref(), Some("GET"));
     let backends: Vec<_> = web.backends.iter().map(|it| (it.id.as_str(), it.weight, it.backup)).collect();
     assert_eq!(backends, [("one", 50, false), ("web-1-[::1]:1027", 100, true)]);
+}
+
+#[test]
+fn tls_and_tcp_are_served() {
+    let (state, _) = load();
+    let https = &state.listeners[&"127.0.0.1:8443".parse().unwrap()];
+    let tls = https.tls.as_deref().unwrap();
+    assert_eq!(tls.cipher_suites, [CipherSuite::Aes256GcmSha384, CipherSuite::EcdheEcdsaAes256GcmSha384]);
+    assert_eq!((tls.tickets, tls.alpn.as_slice()), (4, &["http/1.1".to_owned()][..]));
+    assert!(tls.strict_sni && tls.hsts.as_ref().is_some_and(|hsts| hsts.include_subdomains));
+    let frontend = state.clusters["web"].frontends.iter().find(|it| it.address == https.address).unwrap();
+    assert_eq!(frontend.tls.as_ref().unwrap().versions, Some(vec![TlsVersion::V13]));
+
+    let tcp = &state.listeners[&"127.0.0.1:5432".parse().unwrap()];
+    assert!(tcp.protocol == ListenerProtocol::Tcp && tcp.expect_proxy);
+    let db = &state.clusters["db"];
+    assert!(db.protocol == ClusterProtocol::Tcp && db.send_proxy);
+    assert_eq!((db.frontends[0].address, db.frontends[0].hostname.as_str()), (tcp.address, "*"));
 }
 
 #[test]

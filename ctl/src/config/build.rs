@@ -77,6 +77,11 @@ pub(super) fn state(
     (state, certificates)
 }
 
+/// See [`super::certificate_name`].
+pub(super) fn certificate_name(name: &str) -> Result<String, &'static str> {
+    hostname::check_exact(name).map(|()| hostname::normal(name))
+}
+
 /// Overwrites a default where the file says something.
 fn set<T>(target: &mut T, value: Option<T>) {
     if let Some(value) = value {

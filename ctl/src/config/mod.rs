@@ -57,11 +57,22 @@ pub fn check(part: &State) -> Result<(), String> {
     let text = write::write(&routing);
     // Paths of a state are absolute: one that is not does not come back as it was.
     let read = parse_part(&text, "the change", Path::new("/")).map_err(|error| error.to_string())?.state;
-    if read.listeners == routing.listeners && read.clusters == routing.clusters {
+    let said = part.certificates.values().flat_map(|it| it.values()).filter(|it| it.named);
+    let mut names = said.flat_map(|it| &it.names);
+    let named_as_in_a_file = names.all(|name| certificate_name(name).as_ref() == Ok(name));
+    if read.listeners == routing.listeners && read.clusters == routing.clusters && named_as_in_a_file {
         Ok(())
     } else {
         Err("it has values that no configuration file can have".to_owned())
     }
+}
+
+/// A name to serve a certificate for, in the form in which a state has it: lower case, without the dot of the root.
+///
+/// # Errors
+/// What is wrong with the name, and what to write.
+pub fn certificate_name(name: &str) -> Result<String, &'static str> {
+    build::certificate_name(name)
 }
 
 /// SHA-256 of what `kakehictl` can change while kakehi runs, so that a comment or the order of keys is no difference.

@@ -148,7 +148,8 @@ pub fn cluster(cluster: &Cluster) -> Table {
     table.0
 }
 
-fn frontend(frontend: &Frontend) -> Table {
+/// The keys of a frontend.
+pub fn frontend(frontend: &Frontend) -> Table {
     let mut table = Writer::default();
     table.always("address", frontend.address.to_string());
     table.always("hostname", frontend.hostname.as_str());

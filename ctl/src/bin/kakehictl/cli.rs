@@ -9,6 +9,7 @@ use kakehi_ctl::{
 };
 
 use crate::{
+    certificate::CertificateVerb,
     client::Failure,
     routing::{BackendVerb, ClusterVerb, ConfigVerb, FrontendVerb, ListenerVerb, Shown, StateVerb},
 };
@@ -121,6 +122,10 @@ pub(crate) enum Verb {
     /// List, add, change and remove the backends of clusters, until the next reload or start
     #[command(subcommand)]
     Backend(BackendVerb),
+
+    /// List, show, add, replace and remove the certificates of listeners, until the next reload or start
+    #[command(subcommand)]
+    Certificate(CertificateVerb),
 }
 
 /// What can be done to workers.
@@ -181,6 +186,7 @@ impl Verb {
             Verb::Cluster(verb) => return verb.run(ask),
             Verb::Frontend(verb) => return verb.run(ask),
             Verb::Backend(verb) => return verb.run(ask),
+            Verb::Certificate(verb) => return verb.run(ask),
             Verb::Config(verb) => return verb.run(ask),
             Verb::State { action: Some(verb) } => return verb.run(ask),
             Verb::Pin { action: None } => Request::Topology,

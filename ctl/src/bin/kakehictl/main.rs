@@ -1,11 +1,13 @@
 //! `kakehictl`: the command line of a running kakehi.
 //!
-//! [`cli`] says which words there are, [`routing`] what those about the configuration do, [`client`] asks the
-//! supervisor, [`mod@print`] shows the answer.
+//! [`cli`] says which words there are, [`routing`] and [`certificate`] what those about the configuration do with its
+//! [`keys`], [`client`] asks the supervisor, [`mod@print`] shows the answer.
 //! Exit codes: 0 done, 1 refused, 2 usage, 3 not reachable.
 
+mod certificate;
 mod cli;
 mod client;
+mod keys;
 mod print;
 mod routing;
 

@@ -5,6 +5,10 @@ use std::fmt::Write as _;
 use kakehi_ctl::order::{Changed, Core, Response, Status, Topology, WorkerInfo, WorkerState};
 use serde::Serialize;
 
+mod certificates;
+
+pub(crate) use certificates::{DAY, certificate, certificates, now};
+
 /// The answer as JSON: an object or an array, with a line end.
 pub(crate) fn json(response: &Response) -> String {
     match response {
@@ -40,7 +44,7 @@ pub(crate) fn human(response: &Response) -> String {
         Response::Outcomes(workers) => {
             workers.iter().map(|worker| format!("worker {}: {}\n", worker.id, worker.outcome)).collect()
         }
-        Response::Certificates(_) => String::new(),
+        Response::Certificates(list) => certificates(list, now()),
         Response::Saved { path, left_out: 0 } => format!("saved to {}\n", path.display()),
         Response::Saved { path, left_out } => format!(
             "saved to {} without {left_out} certificates, whose keys are in no file: `--with-keys` saves them\n",

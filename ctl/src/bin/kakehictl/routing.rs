@@ -2,20 +2,27 @@
 //!
 //! Keys of listeners and clusters are those of the file and read by the same code, so they mean and allow the same.
 
-use std::{collections::BTreeMap, io::Write as _, net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 use kakehi_ctl::{
     change::{Change, FrontendRule},
-    config::{self, write},
+    config::write,
     order::{Request, Response},
-    state::{Backend, BackendAddress, Cluster, Frontend, Listener, PathRule, State},
+    state::{
+        Backend, BackendAddress, Cluster, ClusterProtocol, Frontend, Listener, ListenerProtocol, PathRule,
+        State,
+    },
     store,
 };
 use serde::Serialize;
 use serde_json::json;
 
-use crate::{client::Failure, print};
+use crate::{
+    client::Failure,
+    keys::{self, Assignment, assignment},
+    print,
+};
 
 /// What can be done to listeners.
 #[derive(Debug, Clone, Subcommand)]
@@ -28,7 +35,7 @@ pub(crate) enum ListenerVerb {
     Add {
         /// Where it listens: ip:port, with IPv6 in brackets
         address: SocketAddr,
-        /// Keys of a listener as in the file: front_timeout=30 via=false
+        /// Keys of a listener as in the file: protocol=https front_timeout=30 hsts.enabled=true
         #[arg(value_name = "KEY=VALUE", value_parser = assignment)]
         keys: Vec<Assignment>,
     },
@@ -68,7 +75,7 @@ pub(crate) enum ClusterVerb {
     Add {
         /// Its name
         name: String,
-        /// Keys of a cluster as in the file: https_redirect=true
+        /// Keys of a cluster as in the file: protocol=tcp send_proxy=true
         #[arg(value_name = "KEY=VALUE", value_parser = assignment)]
         keys: Vec<Assignment>,
     },
@@ -101,6 +108,9 @@ pub(crate) enum FrontendVerb {
     Add {
         #[command(flatten)]
         rule: RuleArguments,
+        /// Keys of TLS as in the file: client_ca=/etc/ca.pem hsts.enabled=true
+        #[arg(value_name = "KEY=VALUE", value_parser = assignment)]
+        keys: Vec<Assignment>,
         /// Refuse such requests (401) instead of forwarding them
         #[arg(long)]
         deny: bool,
@@ -206,25 +216,6 @@ pub(crate) enum StateVerb {
     },
 }
 
-/// A key with its value; `None`: its default.
-#[derive(Debug, Clone)]
-pub(crate) struct Assignment {
-    key: String,
-    value: Option<toml::Value>,
-}
-
-/// `KEY=VALUE`, where a value that is none of TOML is a string.
-fn assignment(text: &str) -> Result<Assignment, String> {
-    let (key, value) = text.split_once('=').ok_or("it has no `=`")?;
-    let parsed = toml::from_str::<toml::Table>(&format!("value = {value}")).ok();
-    let value = match (value, parsed.and_then(|mut table| table.remove("value"))) {
-        ("", _) => None,
-        (_, Some(value)) => Some(value),
-        (text, None) => Some(text.into()),
-    };
-    Ok(Assignment { key: key.trim().to_owned(), value })
-}
-
 /// What is to be shown.
 pub(crate) enum Shown {
     /// An answer.
@@ -239,7 +230,7 @@ pub(crate) enum Shown {
 }
 
 /// How the supervisor is asked.
-type Ask<'a> = &'a dyn Fn(Request) -> Result<Response, Failure>;
+pub(crate) type Ask<'a> = &'a dyn Fn(Request) -> Result<Response, Failure>;
 
 fn apply(ask: Ask<'_>, change: Change) -> Result<Shown, Failure> {
     ask(Request::Apply { changes: vec![change] }).map(Shown::Response)
@@ -252,7 +243,7 @@ fn state(ask: Ask<'_>) -> Result<State, Failure> {
     }
 }
 
-fn made(rows: Vec<serde_json::Value>, text: String) -> Shown {
+pub(crate) fn made(rows: Vec<serde_json::Value>, text: String) -> Shown {
     let text = if rows.is_empty() { "none\n".to_owned() } else { text };
     Shown::Made { json: rows.into(), text }
 }
@@ -262,10 +253,16 @@ impl ListenerVerb {
         match self {
             ListenerVerb::List => {
                 let state = state(ask)?;
-                let mut rows = vec![["ADDRESS", "ACCEPTS", "PUBLIC ADDRESS"].map(str::to_owned)];
+                let mut rows = vec![["ADDRESS", "ACCEPTS", "PROTOCOL", "PUBLIC ADDRESS"].map(str::to_owned)];
                 rows.extend(state.listeners.values().map(|it| {
                     let public = it.public_address.map_or_else(|| "-".to_owned(), |it| it.to_string());
-                    [it.address.to_string(), if it.active { "yes" } else { "no" }.to_owned(), public]
+                    let accepts = if it.active { "yes" } else { "no" };
+                    let protocol = match it.protocol {
+                        ListenerProtocol::Http => "http",
+                        ListenerProtocol::Https => "https",
+                        ListenerProtocol::Tcp => "tcp",
+                    };
+                    [it.address.to_string(), accepts.to_owned(), protocol.to_owned(), public]
                 }));
                 Ok(made(values(state.listeners.values()), print::table(&rows)))
             }
@@ -275,10 +272,12 @@ impl ListenerVerb {
                         "there is a listener {address}; `listener patch` changes it"
                     )));
                 }
-                let listener = with_keys(&Listener::http(*address), keys)?;
+                let listener = keys::listener(&Listener::http(*address), keys)?;
                 apply(ask, Change::SetListener { listener })
             }
-            ListenerVerb::Patch { address, keys } => change_listener(ask, *address, |it| with_keys(it, keys)),
+            ListenerVerb::Patch { address, keys } => {
+                change_listener(ask, *address, |it| keys::listener(it, keys))
+            }
             ListenerVerb::Activate { address } => {
                 change_listener(ask, *address, |it| Ok(Listener { active: true, ..it.clone() }))
             }
@@ -301,27 +300,18 @@ fn change_listener(
     apply(ask, Change::SetListener { listener })
 }
 
-fn with_keys(listener: &Listener, keys: &[Assignment]) -> Result<Listener, Failure> {
-    let mut table = write::listener(listener);
-    assign(&mut table, keys)?;
-    let text = document("listeners", toml::Value::Array(vec![table.into()]))?;
-    let mut listeners = read(&text)?.listeners;
-    listeners
-        .remove(&listener.address)
-        .ok_or_else(|| Failure::Usage("`address` cannot be changed".to_owned()))
-}
-
 impl ClusterVerb {
     pub(crate) fn run(&self, ask: Ask<'_>) -> Result<Shown, Failure> {
         match self {
             ClusterVerb::List => {
                 let state = state(ask)?;
-                let mut rows = vec![["CLUSTER", "FRONTENDS", "BACKENDS"].map(str::to_owned)];
+                let mut rows = vec![["CLUSTER", "PROTOCOL", "FRONTENDS", "BACKENDS"].map(str::to_owned)];
                 rows.extend(state.clusters.iter().map(|(name, it)| {
-                    [name.clone(), it.frontends.len().to_string(), it.backends.len().to_string()]
+                    let (frontends, backends) = (it.frontends.len(), it.backends.len());
+                    [name.clone(), protocol(it).to_owned(), frontends.to_string(), backends.to_string()]
                 }));
                 let objects = state.clusters.iter().map(|(name, it)| {
-                    json!({ "name": name, "frontends": it.frontends.len(), "backends": it.backends.len(),
+                    json!({ "name": name, "protocol": protocol(it), "frontends": it.frontends.len(), "backends": it.backends.len(),
                             "https_redirect": it.https_redirect })
                 });
                 Ok(made(objects.collect(), print::table(&rows)))
@@ -332,7 +322,7 @@ impl ClusterVerb {
                         "there is a cluster `{name}`; `cluster patch` changes it"
                     )));
                 }
-                let cluster = cluster_with_keys(name, &Cluster::default(), keys)?;
+                let cluster = keys::cluster(name, &Cluster::default(), keys)?;
                 apply(ask, Change::SetCluster { name: name.clone(), cluster })
             }
             ClusterVerb::Patch { name, keys } => {
@@ -345,7 +335,7 @@ impl ClusterVerb {
                 let cluster = Cluster {
                     frontends: present.frontends.clone(),
                     backends: present.backends.clone(),
-                    ..cluster_with_keys(name, &bare, keys)?
+                    ..keys::cluster(name, &bare, keys)?
                 };
                 apply(ask, Change::SetCluster { name: name.clone(), cluster })
             }
@@ -354,40 +344,11 @@ impl ClusterVerb {
     }
 }
 
-fn cluster_with_keys(name: &str, cluster: &Cluster, keys: &[Assignment]) -> Result<Cluster, Failure> {
-    let mut table = write::cluster(cluster);
-    assign(&mut table, keys)?;
-    let clusters = toml::Table::from_iter([(name.to_owned(), toml::Value::Table(table))]);
-    let mut clusters = read(&document("clusters", clusters.into())?)?.clusters;
-    clusters.remove(name).ok_or_else(|| Failure::Usage("such a cluster is not supported".to_owned()))
-}
-
-fn assign(table: &mut toml::Table, keys: &[Assignment]) -> Result<(), Failure> {
-    for Assignment { key, value } in keys {
-        if matches!(value, Some(toml::Value::Table(_))) || matches!(key.as_str(), "frontends" | "backends") {
-            return Err(Failure::Usage(format!("`{key}` cannot be set here; it has verbs of its own")));
-        }
-        match value {
-            Some(value) => drop(table.insert(key.clone(), value.clone())),
-            None => drop(table.remove(key)),
-        }
+fn protocol(cluster: &Cluster) -> &'static str {
+    match cluster.protocol {
+        ClusterProtocol::Http => "http",
+        ClusterProtocol::Tcp => "tcp",
     }
-    Ok(())
-}
-
-fn document(key: &str, value: toml::Value) -> Result<String, Failure> {
-    let table = toml::Table::from_iter([(key.to_owned(), value)]);
-    toml::to_string(&table).map_err(|error| Failure::Usage(error.to_string()))
-}
-
-/// Reads what was put together from the command line; warnings go to standard error.
-fn read(text: &str) -> Result<State, Failure> {
-    let loaded =
-        config::parse(text, "the command line").map_err(|error| Failure::Usage(error.to_string()))?;
-    for warning in &loaded.warnings {
-        let _ = writeln!(std::io::stderr(), "kakehictl: warning: {warning}");
-    }
-    Ok(loaded.state)
 }
 
 impl RuleArguments {
@@ -435,10 +396,14 @@ impl FrontendVerb {
                 }
                 Ok(made(objects, print::table(&rows)))
             }
-            FrontendVerb::Add { rule, deny } => {
+            FrontendVerb::Add { rule, keys, deny } => {
                 let cluster = rule.cluster.clone();
                 let FrontendRule { address, hostname, path, method } = rule.rule();
                 let frontend = Frontend { address, hostname, path, method, deny: *deny, tls: None };
+                let frontend = match keys.is_empty() {
+                    true => frontend,
+                    false => keys::frontend(&state(ask)?, &cluster, &frontend, keys)?,
+                };
                 apply(ask, Change::SetFrontend { cluster, frontend })
             }
             FrontendVerb::Remove { rule } => {
@@ -488,7 +453,7 @@ fn chosen<'a>(state: &'a State, name: Option<&str>) -> Result<Vec<(&'a str, &'a 
     }
 }
 
-fn values<'a, T: Serialize + 'a>(items: impl Iterator<Item = &'a T>) -> Vec<serde_json::Value> {
+pub(crate) fn values<'a, T: Serialize + 'a>(items: impl Iterator<Item = &'a T>) -> Vec<serde_json::Value> {
     items.filter_map(|item| serde_json::to_value(item).ok()).collect()
 }
 
@@ -541,41 +506,6 @@ impl StateVerb {
             }
             StateVerb::Load { file } => load(file, false),
             StateVerb::Diff { file } => load(file, true),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_value_is_one_of_toml_or_a_string() {
-        for (text, key, value) in [
-            ("via=false", "via", Some(toml::Value::Boolean(false))),
-            ("front_timeout=1.5", "front_timeout", Some(toml::Value::Float(1.5))),
-            ("public_address=1.2.3.4:80", "public_address", Some("1.2.3.4:80".into())),
-            ("log=\"a b\"", "log", Some("a b".into())),
-            ("via=", "via", None),
-        ] {
-            let it = assignment(text).unwrap();
-            assert_eq!((it.key.as_str(), it.value), (key, value), "{text}");
-        }
-        assert!(assignment("via").is_err());
-    }
-
-    #[test]
-    fn keys_of_a_listener_are_those_of_the_file() {
-        let listener = Listener::http(([127, 0, 0, 1], 80).into());
-        let keys = |texts: &[&str]| texts.iter().map(|text| assignment(text).unwrap()).collect::<Vec<_>>();
-        let changed = with_keys(&listener, &keys(&["front_timeout=7", "via=false"])).unwrap();
-        assert_eq!((changed.timeouts.front_ms, changed.forwarding.via), (7_000, false));
-        assert_eq!(with_keys(&changed, &keys(&["front_timeout=", "via="])).unwrap(), listener);
-        for (text, said) in
-            [("front_timeot=7", "front_timeout"), ("via=3", "via"), ("address=1.1.1.1:1", "address")]
-        {
-            let error = with_keys(&listener, &keys(&[text])).unwrap_err().to_string();
-            assert!(error.contains(said), "{text}: {error}");
         }
     }
 }

@@ -7,7 +7,7 @@ use super::{
         error::ConfigError,
         read::{Section, Values},
     },
-    Builder, hostname,
+    Builder, certificate_name,
 };
 use crate::state::{CertificateFiles, ClusterProtocol, State, WantedCertificate};
 
@@ -69,8 +69,8 @@ impl Builder<'_, '_> {
     fn certificate_names(&mut self, section: &Section) -> Vec<String> {
         let mut names = Vec::new();
         for (name, offset) in section.texts("names").unwrap_or_default() {
-            match hostname::check_exact(name) {
-                Ok(()) => names.push(hostname::normal(name)),
+            match certificate_name(name) {
+                Ok(name) => names.push(name),
                 Err(reason) => {
                     let hostname = name.clone();
                     self.findings.error(*offset, |place| ConfigError::BadHostname {

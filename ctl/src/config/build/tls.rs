@@ -17,7 +17,7 @@ impl Builder<'_, '_> {
     /// What a listener of `https` says of TLS.
     pub(super) fn tls(&mut self, section: &Section) -> Tls {
         let mut tls = Tls::default();
-        set(&mut tls.versions, self.versions(section));
+        let versions = self.versions(section);
         let suites = match (section.texts("cipher_list"), section.texts("cipher_suites")) {
             (Some(_), Some(_)) => {
                 let text =
@@ -29,10 +29,17 @@ impl Builder<'_, '_> {
             _ => "cipher_list",
         };
         let all_suites = CipherSuite::ALL.iter().flat_map(|suite| suite.names().iter().copied());
-        set(&mut tls.cipher_suites, self.words(section, suites, CipherSuite::from_name, all_suites));
+        let cipher_suites = self.words(section, suites, CipherSuite::from_name, all_suites);
+        // One that is wrong is an error already.
+        let right = (versions.is_some() || section.entry("tls_versions").is_none())
+            && (cipher_suites.is_some() || section.entry(suites).is_none());
+        set(&mut tls.versions, versions);
+        set(&mut tls.cipher_suites, cipher_suites);
+        if right {
+            self.check_suites(section, &tls.versions, &tls.cipher_suites);
+        }
         let all_groups = Group::ALL.iter().flat_map(|group| group.names().iter().copied());
         set(&mut tls.groups, self.words(section, "groups_list", Group::from_name, all_groups));
-        self.check_suites(section, &tls.versions, &tls.cipher_suites);
         set(&mut tls.alpn, self.protocols(section));
         set(&mut tls.tickets, section.integer("send_tls13_tickets"));
         set(&mut tls.handshake_ms, section.millis("handshake_timeout"));
@@ -69,7 +76,8 @@ impl Builder<'_, '_> {
         if texts.is_empty() {
             self.empty_list(section, key);
         }
-        (!words.is_empty()).then_some(words)
+        let all = texts.iter().all(|(text, _)| from_name(text).is_some());
+        (all && !words.is_empty()).then_some(words)
     }
 
     fn unknown_word(

@@ -57,7 +57,7 @@ fn each_error_of_a_frontend_names_the_place_and_what_to_write() {
                 &format!("client_ca = \"x\"\n{TRIO}"),
                 web("client_auth = \"optional\"\nclient_ca = \"x\""),
             ),
-            &less.replace("12:1", "12:1"),
+            less,
         ),
         (
             on("https", TRIO, web("client_auth = \"required\"")),
