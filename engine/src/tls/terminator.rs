@@ -150,22 +150,33 @@ impl Terminator {
             Policy::compile(context, &certificates, tls, versions, client_auth).map(Rc::new)
         };
         let default = policy(&tls.versions, tls.client_auth.as_ref())?;
-        let mut named = NameMap::new();
-        let mut compiled: Vec<(&FrontendTls, Rc<Policy>)> = Vec::new();
+        // Frontends of one name may say different things each; together they say all of it.
+        let mut by_name: BTreeMap<String, (&[TlsVersion], Option<&ClientAuth>)> = BTreeMap::new();
         for (name, own) in frontends.filter(|(_, own)| own.versions.is_some() || own.client_auth.is_some()) {
-            let same =
-                |known: &FrontendTls| known.versions == own.versions && known.client_auth == own.client_auth;
-            let known = compiled.iter().find(|(known, _)| same(known)).map(|(_, policy)| Rc::clone(policy));
+            let of_listener = || (tls.versions.as_slice(), tls.client_auth.as_ref());
+            let (versions, client_auth) =
+                by_name.entry(name.to_ascii_lowercase()).or_insert_with(of_listener);
+            if let Some(own) = &own.versions {
+                *versions = own;
+            }
+            if let Some(own) = &own.client_auth {
+                *client_auth = Some(own);
+            }
+        }
+        let mut named = NameMap::new();
+        let mut compiled: Vec<((&[TlsVersion], Option<&ClientAuth>), Rc<Policy>)> = Vec::new();
+        for (name, wanted) in by_name {
+            let known =
+                compiled.iter().find(|(known, _)| *known == wanted).map(|(_, policy)| Rc::clone(policy));
             let policy = match known {
                 Some(policy) => policy,
                 None => {
-                    let versions = own.versions.as_ref().unwrap_or(&tls.versions);
-                    let policy = policy(versions, own.client_auth.as_ref().or(tls.client_auth.as_ref()))?;
-                    compiled.push((own, Rc::clone(&policy)));
+                    let policy = policy(wanted.0, wanted.1)?;
+                    compiled.push((wanted, Rc::clone(&policy)));
                     policy
                 }
             };
-            named.insert(name, policy);
+            named.insert(&name, policy);
         }
         Ok(Terminator {
             certificates,
