@@ -358,6 +358,7 @@ impl Supervisor {
         };
         self.steer();
         init_system::ready(self.workers.len());
+        crate::sys::give_memory_back();
         tracing::info!("ready: {} workers, listening on {addresses}", self.workers.len());
     }
 

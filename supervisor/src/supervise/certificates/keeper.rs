@@ -78,6 +78,9 @@ pub(super) struct Kept {
     pub(super) facts: Option<Facts>,
 }
 
+/// A certificate of the listener at an address.
+type Found = (SocketAddr, Fingerprint, Certificate);
+
 /// A source that was looked at: read anew, or found as it was.
 enum Looked {
     Read(Read, Short),
@@ -206,7 +209,7 @@ impl Keeper {
         &mut self,
         wanted: Vec<WantedCertificate>,
         depth: Depth,
-    ) -> Result<(Vec<(SocketAddr, Fingerprint, Certificate)>, Vec<String>), Error> {
+    ) -> Result<(Vec<Found>, Vec<String>), Error> {
         let (mut sources, mut rest) = (Vec::with_capacity(wanted.len()), Vec::with_capacity(wanted.len()));
         for WantedCertificate { address, files, names, default } in wanted {
             sources.push(Source::Certificate(files));
