@@ -143,14 +143,19 @@ fn add(proxy: &Proxy, address: SocketAddr, name: &str, replaces: Option<&str>) -
     ))
 }
 
-/// The ticket keys in the vault of a process, as bytes.
-fn ticket_keys(proxy: &Proxy, process: u32) -> Vec<u8> {
+/// The vault of a process.
+fn vault(proxy: &Proxy, process: u32) -> PathBuf {
     let folder = PathBuf::from(format!("/proc/{process}/fd"));
     let vault = fs::read_dir(folder).unwrap().flatten().map(|entry| entry.path()).find(|path| {
         fs::read_link(path).is_ok_and(|target| target.to_string_lossy().contains("kakehi-vault"))
     });
+    vault.unwrap_or_else(|| panic!("no vault\n{}", proxy.log()))
+}
+
+/// The ticket keys in the vault of a process, as bytes: how many there are, and each.
+fn ticket_keys(proxy: &Proxy, process: u32) -> Vec<u8> {
     let mut keys = vec![0; 65];
-    let vault = fs::File::open(vault.unwrap_or_else(|| panic!("no vault\n{}", proxy.log()))).unwrap();
+    let vault = fs::File::open(vault(proxy, process)).unwrap();
     vault.read_exact_at(&mut keys, 0).unwrap();
     keys
 }
@@ -227,6 +232,25 @@ fn certificates_and_ticket_keys_outlive_a_supervisor_that_is_killed_and_an_upgra
     add(&proxy, address, "last.example", None);
     ask(&mut proxy.client());
     assert_eq!(names(&proxy), ["a.example", "last.example", "sent.example"]);
+}
+
+#[test]
+fn ticket_keys_are_renewed_when_they_are_old_also_by_another_supervisor() {
+    let backend = Backend::respond(OK);
+    let mut proxy = Config::to(&backend).root("worker_count = 2").start();
+    let before = ticket_keys(&proxy, proxy.supervisor().0);
+    // As if they had been used since 1970.
+    let vault = fs::File::options().write(true).open(vault(&proxy, proxy.supervisor().0)).unwrap();
+    vault.write_all_at(&[0; 8], 128).unwrap();
+    proxy.kill_supervisor();
+    proxy.start_again();
+    wait::until("other keys", || ticket_keys(&proxy, proxy.supervisor().0)[0] == 2);
+    let worker = proxy.ctl_json("workers")[0]["pid"].as_u64().unwrap() as u32;
+    let after = ticket_keys(&proxy, worker);
+    assert_eq!(after[33..65], before[1..33], "the one before still opens tickets");
+    assert_ne!(after[1..33], before[1..33]);
+    assert!(!proxy.log().contains("does not use"), "{}", proxy.log());
+    ask(&mut proxy.client());
 }
 
 #[test]
@@ -307,11 +331,7 @@ fn fifty_thousand_certificates_are_there_soon_and_take_little() {
         let resident: Vec<u64> = processes.map(|it| it.resident() >> 20).collect();
         let counters = &proxy.ctl_json("status")["counters"];
         assert_eq!(counters["tls.certificates"], u64::from(count));
-        let vault = format!("/proc/{}/fd", proxy.supervisor().0);
-        let vault = fs::read_dir(vault).unwrap().flatten().find(|entry| {
-            fs::read_link(entry.path()).is_ok_and(|it| it.to_string_lossy().contains("kakehi-vault"))
-        });
-        let vault = fs::metadata(vault.unwrap().path()).unwrap().len() >> 20;
+        let vault = fs::metadata(vault(&proxy, proxy.supervisor().0)).unwrap().len() >> 20;
         println!("{count} certificates: start {took:?}, resident {resident:?} MiB, vault {vault} MiB");
         resident.iter().sum::<u64>() + vault
     };
