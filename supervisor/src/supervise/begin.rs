@@ -101,6 +101,7 @@ pub(crate) async fn serve(
         } else {
             keeper.furnish(&mut state, to_be_read.take().unwrap_or_default(), Depth::Few)?
         };
+        keeper.settle(true);
         for warning in warnings {
             tracing::warn!("{warning}");
         }
@@ -358,6 +359,7 @@ impl Supervisor {
         };
         self.steer();
         init_system::ready(self.workers.len());
+        crate::sys::give_memory_back();
         tracing::info!("ready: {} workers, listening on {addresses}", self.workers.len());
     }
 
@@ -391,6 +393,7 @@ impl Supervisor {
             }
             Err(error) => Err(error.into()),
         };
+        self.certificates.settle(changed.is_ok());
         if let Err(refused) = changed {
             tracing::error!("the file has changed, and cannot be applied: {refused}");
         }

@@ -282,6 +282,9 @@ fn a_file_that_has_not_changed_is_not_read_again() {
     change_secretly(&files.key);
     let (again, _) = load(&mut keeper, &[wanted(443, &files)], Depth::Few).unwrap();
     assert_eq!(first, again);
+    // What came to nothing is read again the next time.
+    keeper.settle(false);
+    assert!(load(&mut keeper, &[wanted(443, &files)], Depth::Few).is_err());
     let renewed = write_pair(&folder, "a", &made(&["b.example"]));
     let (renewed, _) = load(&mut keeper, &[wanted(443, &renewed)], Depth::Few).unwrap();
     assert_eq!(only(&renewed).1.names, ["b.example"]);
