@@ -124,6 +124,9 @@ pub(crate) struct Policy {
     versions: Vec<TlsVersion>,
 }
 
+/// What is spoken with the clients of a name, and what they have to show.
+type Demands<'a> = (&'a [TlsVersion], Option<&'a ClientAuth>);
+
 /// How a listener terminates TLS.
 pub(crate) struct Terminator {
     pub(crate) certificates: Arc<Certificates>,
@@ -151,7 +154,7 @@ impl Terminator {
         };
         let default = policy(&tls.versions, tls.client_auth.as_ref())?;
         // Frontends of one name may say different things each; together they say all of it.
-        let mut by_name: BTreeMap<String, (&[TlsVersion], Option<&ClientAuth>)> = BTreeMap::new();
+        let mut by_name: BTreeMap<String, Demands<'_>> = BTreeMap::new();
         for (name, own) in frontends.filter(|(_, own)| own.versions.is_some() || own.client_auth.is_some()) {
             let of_listener = || (tls.versions.as_slice(), tls.client_auth.as_ref());
             let (versions, client_auth) =
@@ -164,7 +167,7 @@ impl Terminator {
             }
         }
         let mut named = NameMap::new();
-        let mut compiled: Vec<((&[TlsVersion], Option<&ClientAuth>), Rc<Policy>)> = Vec::new();
+        let mut compiled: Vec<(Demands<'_>, Rc<Policy>)> = Vec::new();
         for (name, wanted) in by_name {
             let known =
                 compiled.iter().find(|(known, _)| *known == wanted).map(|(_, policy)| Rc::clone(policy));

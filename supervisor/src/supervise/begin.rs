@@ -23,7 +23,7 @@ use tokio::sync::mpsc::channel;
 use super::{
     Death, End, Error, Outcome, QUEUE, Source, Supervisor,
     adoption::{self, Orphan},
-    certificates::{Depth, Keeper, with_certificates_in_origin},
+    certificates::{Depth, Keeper},
     command::{CommandSocket, SocketFile},
     cores, init_system,
     listeners::{self, Sockets},
@@ -67,7 +67,7 @@ pub(crate) async fn serve(
     file: Option<PathBuf>,
     when_ready: impl FnOnce(),
 ) -> Result<End, Error> {
-    let Loaded { mut state, certificates, warnings } = with_certificates_in_origin(loaded);
+    let Loaded { mut state, certificates, warnings } = loaded;
     let source = Source { file, settings: state.settings.clone(), program: replace::program_file() };
     crate::logging::open_for_supervisor(&state.settings.log_level);
     for warning in &warnings {

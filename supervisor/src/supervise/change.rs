@@ -103,7 +103,7 @@ impl Supervisor {
     }
 
     async fn try_reload_from(&mut self, file: &Path, dry_run: bool, by: &str) -> Result<Changed, Refused> {
-        let mut loaded = certificates::with_certificates_in_origin(config::load(file)?);
+        let mut loaded = config::load(file)?;
         let wanted = std::mem::take(&mut loaded.certificates);
         let warnings = self.certificates.furnish(&mut loaded.state, wanted, Depth::Few)?;
         let at_next_start = self.source.settings.fixed_until_restart(&loaded.state.settings);
@@ -258,7 +258,7 @@ impl Supervisor {
         let of_a_certificate =
             |it: &Change| matches!(it, Change::SetCertificate { .. } | Change::RemoveCertificate { .. });
         if check && !changes.iter().all(of_a_certificate) {
-            config::check(&certificates::as_in_a_file(&part)).map_err(Refused::Wrong)?;
+            config::check(&part).map_err(Refused::Wrong)?;
         }
         if changes.iter().any(Change::concerns_routes) {
             kakehi_engine::worker::check(&part)?;
