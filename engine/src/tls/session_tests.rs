@@ -1,3 +1,5 @@
+//! Sessions against each other: whole, in pieces, and harassed.
+
 use std::sync::Arc;
 
 use rustls::{
