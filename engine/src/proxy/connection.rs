@@ -85,11 +85,18 @@ impl Connection {
         shared.note_open();
         let timer = Timer::new(&shared.ring);
         let head_due = match age {
-            Age::New => (shared.ring.now() + front.timeouts(|timeouts| timeouts.request_ms)).max(1),
-            Age::Used => 0,
+            Age::New | Age::Begun(_) => {
+                (shared.ring.now() + front.timeouts(|timeouts| timeouts.request_ms)).max(1)
+            }
+            Age::Used(_) => 0,
+        };
+        let told = match age {
+            Age::Begun(ends) => Some(Box::new(Told { ends, ..Told::default() })),
+            Age::Used(ends @ Some(_)) => Some(Box::new(Told { ends, ..Told::default() })),
+            Age::New | Age::Used(None) => None,
         };
         let (inbox, peer, next) = (Inbox::default(), None, Next::Request);
-        Connection { shared, front, client: client.into(), timer, inbox, peer, head_due, next, told: None }
+        Connection { shared, front, client: client.into(), timer, inbox, peer, head_due, next, told }
     }
 
     pub(super) fn site(&self) -> Rc<Site> {
@@ -184,7 +191,11 @@ impl Connection {
             return Next::Abort { reset: false };
         }
         let Some(client) = self.client.detach() else { return Next::Abort { reset: false } };
-        let age = if self.head_due == 0 { Age::Used } else { Age::New };
+        let age = match (self.head_due, &self.told) {
+            (0, told) => Age::Used(told.as_ref().and_then(|told| told.ends)),
+            (_, Some(told)) => Age::Begun(told.ends),
+            (_, None) => Age::New,
+        };
         let parcel = Parcel::Idle { listener: self.front.site().settings.address, age };
         successor.give(&self.shared, parcel, vec![client]);
         Next::Gone
@@ -275,7 +286,7 @@ pub(super) fn resume_tunnel(
     cluster: String,
     upstream: Upstream,
 ) -> impl Future<Output = ()> {
-    let mut connection = Connection::new(shared, front, client, Age::Used);
+    let mut connection = Connection::new(shared, front, client, Age::Used(None));
     async move {
         let idle_ms = connection.front.timeouts(|timeouts| timeouts.tunnel_ms);
         let tunnel = tunnel::run(&mut connection, &cluster, idle_ms, upstream, Inbox::default());

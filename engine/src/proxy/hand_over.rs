@@ -1,8 +1,9 @@
 //! Client connections move to the process that takes this one's place, or come from the one before.
 //!
-//! What moves is the socket, with the address of its listener and whether it has had a request yet: an idle connection
-//! has no other state. A tunnel is two sockets and the name of a backend. Promises: nothing that the client has sent is lost, since a connection moves only when all that
-//! was received has been served and nothing is in flight; and a worker ends only when everything has been sent.
+//! What moves is the socket, with the address of its listener, whether it has had a request yet, and whom a header of the
+//! PROXY protocol has named: an idle connection has no other state. A tunnel is two sockets and the name of a backend.
+//! Promises: nothing that the client has sent is lost, since a connection moves only when all that was received has been
+//! served and nothing is in flight; and a worker ends only when everything has been sent.
 
 use std::{
     cell::{Cell, RefCell},
@@ -19,17 +20,20 @@ use super::{Front, Shared, connection};
 use crate::{
     cluster::{Cluster, Upstream},
     observe::Counter,
+    proxy_header::Ends,
     ring::{Ring, Stream, receive_descriptors, send_descriptors},
 };
 
-/// Whether a connection has had a request.
+/// Whether a connection has had a request, and whom a header of the PROXY protocol has named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Age {
     /// It waits for its first.
     New,
+    /// The same, and what comes before the first has come.
+    Begun(Option<Ends>),
     /// It is idle between two.
-    Used,
+    Used(Option<Ends>),
 }
 
 /// What moves with the sockets, as JSON.

@@ -128,7 +128,8 @@ impl Session {
         buffer: &mut [u8],
         records: std::ops::Range<usize>,
     ) -> Result<usize, Error> {
-        debug_assert!(self.partial.is_empty(), "what was kept has been put in front");
+        // What was kept has been put in front.
+        self.partial.clear();
         let (mut read, mut written) = (records.start, 0);
         while !self.failed && !self.finished {
             // Plaintext is shorter than its records: the gap between the two does not close.
@@ -147,12 +148,16 @@ impl Session {
             }
         }
         self.partial.extend_from_slice(&buffer[read..records.end]);
+        if self.partial.is_empty() {
+            self.partial = Vec::new();
+        }
         Ok(written)
     }
 
-    /// Takes what is kept of a record, to put it in front of what comes next.
-    pub(crate) fn take_partial(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.partial)
+    /// What is kept of a record, to be put in front of what comes next. It stays here too until that has come, since rustls
+    /// wants to see it whenever something is sent meanwhile.
+    pub(crate) fn partial(&self) -> &[u8] {
+        &self.partial
     }
 
     /// Processes records; returns how many bytes of them are done with.
@@ -178,8 +183,9 @@ impl Session {
     /// Nothing more is received; the alert about it is made ready to be sent.
     fn fail(&mut self, error: Error) -> Error {
         self.failed = true;
-        // rustls gives out what is to be sent before it says again that it has failed.
-        while let (_, Step::More) = self.step(&mut [], &mut |_| {}) {}
+        // As long as there is something to be sent rustls does not look at what was received, which is not here any more:
+        // it would look for messages in it that it has found before.
+        while self.common().wants_write() && matches!(self.step(&mut [], &mut |_| {}), (_, Step::More)) {}
         error
     }
 
@@ -329,4 +335,114 @@ fn settle<Data>(
         Err(error) => Step::Failed(error),
     };
     (discard, step)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use ::aws_lc_rs::aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+    use rustls::{
+        ClientConfig, ConnectionTrafficSecrets, RootCertStore, ServerConfig, crypto::CryptoProvider,
+        crypto::aws_lc_rs,
+    };
+    use rustls_pki_types::{PrivateKeyDer, ServerName};
+
+    use super::*;
+
+    fn provider() -> Arc<CryptoProvider> {
+        let cipher_suites = vec![aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256];
+        Arc::new(CryptoProvider { cipher_suites, ..aws_lc_rs::default_provider() })
+    }
+
+    /// A client that believes in the certificate of `believed`, and a server that shows `shown`.
+    fn pair(believed: u8, shown: u8) -> (UnbufferedClientConnection, Session) {
+        let made = [0, 1].map(|_| rcgen::generate_simple_self_signed(["a.example".to_owned()]).unwrap());
+        let mut roots = RootCertStore::empty();
+        roots.add(made[usize::from(believed)].cert.der().clone()).unwrap();
+        let mut client = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        client.enable_secret_extraction = true;
+        let shown = &made[usize::from(shown)];
+        let key = PrivateKeyDer::try_from(shown.signing_key.serialize_der()).unwrap();
+        let server = ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![shown.cert.der().clone()], key)
+            .unwrap();
+        let name = ServerName::try_from("a.example").unwrap();
+        (
+            UnbufferedClientConnection::new(Arc::new(client), name).unwrap(),
+            Session::server(UnbufferedServerConnection::new(Arc::new(server)).unwrap()),
+        )
+    }
+
+    /// Lets both speak until the client has nothing more to say.
+    fn shake(client: &mut Session, server: &mut Session) -> Result<(), Error> {
+        let mut plain = Vec::new();
+        client.open(&mut [], &mut plain)?;
+        while let Some(mut said) = client.take_pending() {
+            server.open(&mut said, &mut plain)?;
+            if let Some(mut answer) = server.take_pending() {
+                client.open(&mut answer, &mut plain)?;
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_certificate_that_is_not_believed_ends_the_handshake_with_an_alert() {
+        let (client, mut server) = pair(0, 1);
+        let mut client = Session::client(client);
+        assert!(matches!(shake(&mut client, &mut server), Err(Error::InvalidCertificate(_))));
+        let mut alert = client.take_pending().expect("an alert");
+        assert!(matches!(server.open(&mut alert, &mut Vec::new()), Err(Error::AlertReceived(_))));
+    }
+
+    /// A record of TLS 1.3 as a client that obeys no rule may send it.
+    fn record(key: &LessSafeKey, iv: &[u8], number: u64, kind: u8, content: &[u8]) -> Vec<u8> {
+        let mut nonce: [u8; 12] = iv.try_into().unwrap();
+        for (byte, of_number) in nonce[4..].iter_mut().zip(number.to_be_bytes()) {
+            *byte ^= of_number;
+        }
+        let mut sealed = [content, &[kind]].concat();
+        let header = [23, 3, 3, 0, u8::try_from(sealed.len() + 16).unwrap()];
+        let nonce = Nonce::assume_unique_for_key(nonce);
+        key.seal_in_place_append_tag(nonce, Aad::from(header), &mut sealed).unwrap();
+        [&header[..], &sealed].concat()
+    }
+
+    #[test]
+    fn half_a_message_of_a_handshake_is_no_obstacle_to_sending() {
+        let (client, mut server) = pair(0, 0);
+        let mut client = Session::client(client);
+        shake(&mut client, &mut server).unwrap();
+        assert!(server.is_established());
+        let Side::Client(client) = client.side else { unreachable!() };
+        let (number, secrets) = client.dangerous_into_kernel_connection().unwrap().0.tx;
+        let ConnectionTrafficSecrets::Aes128Gcm { key, iv } = secrets else { panic!("another suite") };
+        let key = LessSafeKey::new(UnboundKey::new(&AES_128_GCM, key.as_ref()).unwrap());
+        // KeyUpdate (RFC 8446 section 4.6.3), in two records.
+        let (half, rest) = ([24, 0], [0, 1, 0]);
+        let half = record(&key, iv.as_ref(), number, 22, &half);
+        let rest = record(&key, iv.as_ref(), number + 1, 22, &rest);
+        let mut buffer = vec![0; 40_000];
+        let at = 20_000;
+        buffer[at..at + half.len()].copy_from_slice(&half);
+        assert_eq!(server.open_in_place(&mut buffer, at..at + half.len()), Ok(0));
+        // While the rest is waited for, in a buffer that the kernel has, an answer leaves.
+        let mut out = Vec::new();
+        assert!(server.seal(b"answer", &mut out).unwrap() > 6);
+        let kept = server.partial().to_vec();
+        assert!(!kept.is_empty());
+        let end = at + kept.len() + rest.len();
+        buffer[at..end].copy_from_slice(&[kept, rest].concat());
+        assert_eq!(server.open_in_place(&mut buffer, at..end), Ok(0));
+        assert!(server.is_between_records());
+        assert!(server.seal(b"answer", &mut out).unwrap() > 6);
+    }
 }

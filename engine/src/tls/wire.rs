@@ -184,10 +184,10 @@ impl Wire {
     pub fn start_receive_bulk(&self, mut buffer: Vec<u8>, range: Range<usize>) {
         let Some(tls) = &self.tls else { return self.stream.start_receive_bulk(buffer, range) };
         // What is kept of a record comes first.
-        let partial = tls.session.borrow_mut().take_partial();
         let records = range.start + GAP;
-        let from = records + partial.len();
-        buffer[records..from].copy_from_slice(&partial);
+        let session = tls.session.borrow();
+        let from = records + session.partial().len();
+        buffer[records..from].copy_from_slice(session.partial());
         let end = buffer.len();
         self.stream.start_receive_bulk(buffer, from..end);
         tls.bulk.set(Bulk { start: range.start, records, from });
