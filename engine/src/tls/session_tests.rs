@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use ::aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use rustls::{
-    ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion,
+    ClientConfig, ConnectionTrafficSecrets, RootCertStore, ServerConfig, SupportedProtocolVersion,
     crypto::aws_lc_rs::default_provider,
     version::{TLS12, TLS13},
 };
@@ -24,11 +25,12 @@ fn pair(version: &'static SupportedProtocolVersion) -> (Session, Session) {
         .unwrap();
     let mut roots = RootCertStore::empty();
     roots.add(certificate).unwrap();
-    let client = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+    let mut client = ClientConfig::builder_with_provider(Arc::new(default_provider()))
         .with_protocol_versions(&[version])
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
+    client.enable_secret_extraction = true;
     let name = "a.example".try_into().unwrap();
     let mut sessions = (
         Session::client(UnbufferedClientConnection::new(Arc::new(client), name).unwrap()),
@@ -245,4 +247,43 @@ fn whatever_comes_before_between_and_after_handshakes_nothing_panics() {
             }
         }
     }
+}
+
+/// A record of TLS 1.3 as a client that obeys no rule may send it.
+fn record(key: &LessSafeKey, iv: &[u8], number: u64, kind: u8, content: &[u8]) -> Vec<u8> {
+    let mut nonce: [u8; 12] = iv.try_into().unwrap();
+    for (byte, of_number) in nonce[4..].iter_mut().zip(number.to_be_bytes()) {
+        *byte ^= of_number;
+    }
+    let mut sealed = [content, &[kind]].concat();
+    let header = [23, 3, 3, 0, u8::try_from(sealed.len() + 16).unwrap()];
+    let nonce = Nonce::assume_unique_for_key(nonce);
+    key.seal_in_place_append_tag(nonce, Aad::from(header), &mut sealed).unwrap();
+    [&header[..], &sealed].concat()
+}
+
+#[test]
+fn half_a_message_of_a_handshake_is_no_obstacle_to_sending() {
+    let (client, mut server) = shaken(&TLS13, usize::MAX);
+    let Side::Client(client) = client.side else { unreachable!() };
+    let (number, secrets) = client.dangerous_into_kernel_connection().unwrap().0.tx;
+    let ConnectionTrafficSecrets::Aes256Gcm { key, iv } = secrets else { panic!("another suite") };
+    let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key.as_ref()).unwrap());
+    // KeyUpdate (RFC 8446 section 4.6.3), in two records.
+    let half = record(&key, iv.as_ref(), number, 22, &[24, 0]);
+    let rest = record(&key, iv.as_ref(), number + 1, 22, &[0, 1, 0]);
+    let mut buffer = vec![0; 40_000];
+    let at = 20_000;
+    buffer[at..at + half.len()].copy_from_slice(&half);
+    assert_eq!(server.open_in_place(&mut buffer, at..at + half.len()), Ok(0));
+    // While the rest is waited for, in a buffer that the kernel has, an answer leaves.
+    let mut out = Vec::new();
+    assert!(server.seal(b"answer", &mut out).unwrap() > 6);
+    let kept = server.partial().to_vec();
+    assert!(!kept.is_empty());
+    let end = at + kept.len() + rest.len();
+    buffer[at..end].copy_from_slice(&[kept, rest].concat());
+    assert_eq!(server.open_in_place(&mut buffer, at..end), Ok(0));
+    assert!(server.is_between_records());
+    assert!(server.seal(b"answer", &mut out).unwrap() > 6);
 }
