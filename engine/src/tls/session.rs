@@ -110,11 +110,15 @@ impl Session {
             // Given back when there is nothing to keep: a connection that waits holds no buffer.
             self.partial = if consumed == records.len() { Vec::new() } else { records.split_off(consumed) };
         }
-        if self.partial.len() > MAX_PARTIAL {
-            self.failed = true;
-            return Err(Error::General("a message is too large".to_owned()));
+        self.check_partial()
+    }
+
+    fn check_partial(&mut self) -> Result<(), Error> {
+        if self.partial.len() <= MAX_PARTIAL {
+            return Ok(());
         }
-        Ok(())
+        self.failed = true;
+        Err(Error::General("a message is too large".to_owned()))
     }
 
     /// Decrypts the whole records in `buffer[start..end]`, a part of which is `gap` bytes at least behind `buffer[..]`'s
@@ -128,7 +132,8 @@ impl Session {
         buffer: &mut [u8],
         records: std::ops::Range<usize>,
     ) -> Result<usize, Error> {
-        debug_assert!(self.partial.is_empty(), "what was kept has been put in front");
+        // It stands in front.
+        self.partial.clear();
         let (mut read, mut written) = (records.start, 0);
         while !self.failed && !self.finished {
             // Plaintext is shorter than its records: the gap between the two does not close.
@@ -143,16 +148,18 @@ impl Session {
                 Step::More => {}
                 Step::Blocked => break,
                 Step::Finished => self.finished = true,
-                Step::Failed(error) => return Err(self.fail(error)),
+                Step::Failed(error) => return Err(self.fail(error, &mut buffer[read..records.end])),
             }
         }
         self.partial.extend_from_slice(&buffer[read..records.end]);
+        self.check_partial()?;
         Ok(written)
     }
 
-    /// Takes what is kept of a record, to put it in front of what comes next.
-    pub(crate) fn take_partial(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.partial)
+    /// What is kept of a record or message, to be put in front of what comes next, for [`Session::open_in_place`]. It stays
+    /// here until then: something may have to be sent meanwhile.
+    pub(crate) fn partial(&self) -> &[u8] {
+        &self.partial
     }
 
     /// Processes records; returns how many bytes of them are done with.
@@ -170,16 +177,19 @@ impl Session {
                     // Nothing that follows is of any meaning.
                     return Ok(records.len());
                 }
-                Step::Failed(error) => return Err(self.fail(error)),
+                Step::Failed(error) => return Err(self.fail(error, &mut records[consumed..])),
             }
         }
     }
 
-    /// Nothing more is received; the alert about it is made ready to be sent.
-    fn fail(&mut self, error: Error) -> Error {
+    /// Nothing more is received; the alert about it is made ready to be sent. `rest` is what is left of the buffer that it
+    /// failed on: rustls may have messages of it in view, and panics without it.
+    fn fail(&mut self, error: Error, mut rest: &mut [u8]) -> Error {
         self.failed = true;
         // rustls gives out what is to be sent before it says again that it has failed.
-        while let (_, Step::More) = self.step(&mut [], &mut |_| {}) {}
+        while let (discard, Step::More) = self.step(rest, &mut |_| {}) {
+            rest = &mut rest[discard..];
+        }
         error
     }
 

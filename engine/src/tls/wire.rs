@@ -184,10 +184,12 @@ impl Wire {
     pub fn start_receive_bulk(&self, mut buffer: Vec<u8>, range: Range<usize>) {
         let Some(tls) = &self.tls else { return self.stream.start_receive_bulk(buffer, range) };
         // What is kept of a record comes first.
-        let partial = tls.session.borrow_mut().take_partial();
+        let session = tls.session.borrow();
+        let partial = session.partial();
         let records = range.start + GAP;
         let from = records + partial.len();
-        buffer[records..from].copy_from_slice(&partial);
+        buffer[records..from].copy_from_slice(partial);
+        drop(session);
         let end = buffer.len();
         self.stream.start_receive_bulk(buffer, from..end);
         tls.bulk.set(Bulk { start: range.start, records, from });
