@@ -34,6 +34,8 @@ pub(crate) struct Session {
     finished: bool,
     /// Nothing more can be received.
     failed: bool,
+    /// We have said that we send no more.
+    closed: bool,
 }
 
 /// What a step over the records has led to.
@@ -57,7 +59,7 @@ impl Session {
 
     fn new(side: Side) -> Session {
         let (partial, pending) = (Vec::new(), Vec::new());
-        Session { side, partial, pending, established: false, finished: false, failed: false }
+        Session { side, partial, pending, established: false, finished: false, failed: false, closed: false }
     }
 
     /// What was agreed on.
@@ -148,7 +150,7 @@ impl Session {
                 Step::More => {}
                 Step::Blocked => break,
                 Step::Finished => self.finished = true,
-                Step::Failed(error) => return Err(self.fail(error, &mut buffer[read..records.end])),
+                Step::Failed(error) => return Err(self.fail(error)),
             }
         }
         self.partial.extend_from_slice(&buffer[read..records.end]);
@@ -177,19 +179,17 @@ impl Session {
                     // Nothing that follows is of any meaning.
                     return Ok(records.len());
                 }
-                Step::Failed(error) => return Err(self.fail(error, &mut records[consumed..])),
+                Step::Failed(error) => return Err(self.fail(error)),
             }
         }
     }
 
-    /// Nothing more is received; the alert about it is made ready to be sent. `rest` is what is left of the buffer that it
-    /// failed on: rustls may have messages of it in view, and panics without it.
-    fn fail(&mut self, error: Error, mut rest: &mut [u8]) -> Error {
+    /// Nothing more is received; the alert about it is made ready to be sent.
+    fn fail(&mut self, error: Error) -> Error {
         self.failed = true;
-        // rustls gives out what is to be sent before it says again that it has failed.
-        while let (discard, Step::More) = self.step(rest, &mut |_| {}) {
-            rest = &mut rest[discard..];
-        }
+        // rustls gives out what is to be sent before it looks at what it was given. That it must not do again: it may have
+        // messages in view that are not there any more, and panics then.
+        while self.common().wants_write() && matches!(self.step(&mut [], &mut |_| {}), (_, Step::More)) {}
         error
     }
 
@@ -223,10 +223,11 @@ impl Session {
     }
 
     fn write(&mut self, content: Content<'_>, out: &mut Vec<u8>) -> Result<usize, Error> {
-        let Session { side, partial, pending, failed, .. } = self;
-        if *failed {
-            return Err(Error::General("the connection has failed".to_owned()));
+        let Session { side, partial, pending, failed, closed, .. } = self;
+        if *failed || *closed {
+            return Err(Error::General("nothing more can be sent".to_owned()));
         }
+        *closed = matches!(content, Content::CloseNotify);
         loop {
             // What is kept is passed again, since rustls remembers how far it has looked at it.
             let outcome = match side {
@@ -258,8 +259,12 @@ fn emit<Data>(
     pending: &mut Vec<u8>,
     out: &mut Vec<u8>,
 ) -> Option<Result<usize, Error>> {
+    if matches!(status.state, Ok(ConnectionState::Closed)) {
+        return Some(Err(Error::General("the connection is closed".to_owned())));
+    }
     let UnbufferedStatus { state: Ok(ConnectionState::WriteTraffic(mut traffic)), .. } = status else {
         return match settle(status, pending, &mut false, &mut |_| {}).1 {
+            // That the peer sends no more is said once.
             Step::More | Step::Finished => None,
             Step::Blocked => Some(Err(Error::HandshakeNotComplete)),
             Step::Failed(error) => Some(Err(error)),

@@ -18,9 +18,7 @@ use rustix::process::{PidfdFlags, getpid, pidfd_open};
 use serde::{Deserialize, Serialize};
 
 use super::{Worker, report};
-use crate::{
-    ring::{Stream, Timer, receive_descriptors},
-};
+use crate::ring::{Stream, Timer, receive_descriptors};
 
 /// How long whoever connects may take to say what it wants (ms).
 const WELCOME_TIMEOUT_MS: u64 = 2_000;

@@ -301,6 +301,11 @@ impl Conn {
         }
     }
 
+    /// Ends its direction, and goes on reading.
+    pub(crate) fn half_close(&mut self) {
+        self.wire.shutdown(Shutdown::Write);
+    }
+
     /// Closes its direction without a word of TLS.
     pub(crate) fn cut(&mut self) {
         self.wire.cut();

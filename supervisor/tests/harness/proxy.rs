@@ -69,9 +69,7 @@ impl Proxy {
                 if let Ok(Some(status)) = proxy.child.try_wait() {
                     break format!("kakehi ended at its start: {status}");
                 }
-                if proxy.listeners_answer()
-                    && UnixStream::connect(proxy.socket()).is_ok()
-                {
+                if proxy.listeners_answer() && UnixStream::connect(proxy.socket()).is_ok() {
                     return proxy;
                 }
                 if Instant::now() > deadline {

@@ -20,6 +20,7 @@ mod reload;
 mod routing;
 mod scale;
 mod takeover;
+mod tls_backends;
 mod tls_certificates;
 mod tls_client_certificates;
 mod tls_handshake;

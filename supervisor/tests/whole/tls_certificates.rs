@@ -1,9 +1,6 @@
 //! A client gets the certificate that is for the name that it asks for, with a key that it can use.
 
-use rustls::{
-    AlertDescription,
-    crypto::aws_lc_rs::cipher_suite as suites,
-};
+use rustls::{AlertDescription, crypto::aws_lc_rs::cipher_suite as suites};
 
 use crate::harness::{Backend, Config, OK, Pki, ask};
 

@@ -36,8 +36,7 @@ fn a_listener_lets_in_who_shows_a_certificate_that_is_good() {
             if optional {
                 ask(&mut caller.connect(proxy.address()));
             } else {
-                let expected =
-                    [Alert::CertificateRequired, Alert::HandshakeFailure];
+                let expected = [Alert::CertificateRequired, Alert::HandshakeFailure];
                 let end = caller.refusal(proxy.address());
                 assert!(expected.iter().any(|alert| end == crate::harness::End::Alert(*alert)), "{end:?}");
             }
@@ -102,7 +101,8 @@ fn a_protected_host_is_not_reached_over_a_connection_made_for_an_open_one() {
                 get(&mut client, "a").expect(200, "ok");
             }
         }
-        get(&mut pki.caller().tls12().connect(proxy.address()), "new").expect_answer(421, "misdirected_request");
+        get(&mut pki.caller().tls12().connect(proxy.address()), "new")
+            .expect_answer(421, "misdirected_request");
         get(&mut pki.caller().tls13().connect(proxy.address()), "new").expect(200, "ok");
         // Nor the other way round: who was asked for a certificate is somebody else.
         let mut client = pki.caller().identity(&good).to("safe").connect(proxy.address());

@@ -52,8 +52,7 @@ fn backends_learn_that_it_was_https() {
 #[test]
 fn clear_text_is_redirected_and_https_is_not() {
     let (backend, pki) = (Backend::respond(OK), Pki::new());
-    for (line, location) in
-        [("", "https://a/x?y=1"), ("https_redirect_port = 8443", "https://a:8443/x?y=1")]
+    for (line, location) in [("", "https://a/x?y=1"), ("https_redirect_port = 8443", "https://a:8443/x?y=1")]
     {
         let proxy = Config::to(&backend)
             .another_listener()
@@ -89,7 +88,11 @@ fn every_answer_over_tls_says_that_it_stays_so_and_none_in_clear_text() {
             .listener(&format!("hsts = {{ enabled = true{extra} }}"))
             .frontend_on(1, "plain", r#"hostname = "a""#)
             .frontend_on(1, "plain", r#"hostname = "off", hsts = { enabled = false }"#)
-            .frontend_on(1, "plain", r#"hostname = "ten", hsts = { enabled = true, max_age = 10, preload = true }"#)
+            .frontend_on(
+                1,
+                "plain",
+                r#"hostname = "ten", hsts = { enabled = true, max_age = 10, preload = true }"#,
+            )
             .frontend_on(1, "own", r#"hostname = "own""#)
             .backend("own", &own)
             .start()

@@ -124,7 +124,18 @@ fn what_cannot_be_used_is_refused_and_nothing_changes() {
         (with_files(&proxy, &["add", &address, "--name", "a b"], &new, &new), "a b"),
         (proxy.ctl(&["certificate", "remove", &address, &absent]), "certificate"),
         (proxy.ctl(&["certificate", "add", &address, "--certificate", "/dev/null"]), ""),
-        (proxy.ctl(&["certificate", "add", &address, "--certificate", new.key.to_str().unwrap(), "--key", new.key.to_str().unwrap()]), ""),
+        (
+            proxy.ctl(&[
+                "certificate",
+                "add",
+                &address,
+                "--certificate",
+                new.key.to_str().unwrap(),
+                "--key",
+                new.key.to_str().unwrap(),
+            ]),
+            "",
+        ),
     ] {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(matches!(output.status.code(), Some(1 | 2)) && said.contains(reason), "{output:?}");
@@ -177,9 +188,7 @@ fn files_that_change_are_taken_when_certificate_and_key_fit() {
             knocking.goes_on();
         }
     });
-    wait::until("the new certificate", || {
-        caller.connect(proxy.address()).served() == new.fingerprint()
-    });
+    wait::until("the new certificate", || caller.connect(proxy.address()).served() == new.fingerprint());
     knocking.end();
     // What is no certificate at all changes nothing either.
     let said = proxy.log().len();

@@ -143,8 +143,7 @@ fn who_resumes_is_still_who_it_was() {
 #[test]
 fn without_tickets_nothing_is_resumed() {
     let (backend, pki) = (Backend::respond(OK), Pki::new());
-    let proxy =
-        Config::https_to(&backend, &pki.issue(&["a"])).listener("send_tls13_tickets = 0").start();
+    let proxy = Config::https_to(&backend, &pki.issue(&["a"])).listener("send_tls13_tickets = 0").start();
     for caller in known(&pki, &proxy) {
         assert_eq!(resumed(&caller, &proxy, 5), 0);
     }
