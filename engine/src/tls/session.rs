@@ -71,12 +71,18 @@ impl Session {
     }
 
     pub(crate) fn is_established(&self) -> bool {
-        self.established
+        // Whoever has said all that it has to say may have done so behind the last message of the handshake.
+        self.established || self.finished && !self.common().is_handshaking()
     }
 
     /// The peer has said that it sends no more.
     pub(crate) fn is_finished(&self) -> bool {
         self.finished
+    }
+
+    /// What came was not TLS as it should be: nothing more is received.
+    pub(crate) fn is_failed(&self) -> bool {
+        self.failed
     }
 
     /// Nothing is kept of what came, as far as is known.

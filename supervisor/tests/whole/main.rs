@@ -21,6 +21,7 @@ mod routing;
 mod scale;
 mod takeover;
 mod tls_backends;
+mod tls_bodies;
 mod tls_certificates;
 mod tls_client_certificates;
 mod tls_handshake;
