@@ -98,11 +98,18 @@ async fn read_header(connection: &mut Connection, site: &Site) -> Result<(), Nex
 
 /// Does the handshake, or passes the connection on, as the name says that the client asks for.
 async fn secure(connection: &mut Connection, site: &Rc<Site>, terminator: &Rc<Terminator>) -> Next {
-    if connection.inbox.is_empty()
-        && let Err(next) = read_more(connection).await
-    {
-        connection.shared.counters.count(Counter::TlsGone);
-        return next;
+    if connection.inbox.is_empty() {
+        match connection.timer.limit(connection.client.receive()).await {
+            Ok(Ok(Received::Data(buffer))) => connection.inbox.push(buffer),
+            Ok(Ok(Received::Finished) | Err(_)) => {
+                connection.shared.counters.count(Counter::TlsGone);
+                return Next::Abort { reset: false };
+            }
+            Err(_) => {
+                connection.shared.counters.count(Counter::TlsTimeout);
+                return Next::Abort { reset: false };
+            }
+        }
     }
     // What begins like a method of HTTP is no record of TLS.
     if connection.inbox.bytes().first().is_some_and(u8::is_ascii_uppercase) {

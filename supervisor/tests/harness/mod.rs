@@ -12,6 +12,7 @@
 mod backend;
 mod client;
 mod config;
+mod forger;
 mod kakehictl;
 mod load;
 mod message;
@@ -27,6 +28,7 @@ mod wire;
 pub(crate) use backend::Backend;
 pub(crate) use client::Client;
 pub(crate) use config::Config;
+pub(crate) use forger::Forger;
 pub(crate) use kakehictl::kakehictl;
 pub(crate) use load::Load;
 pub(crate) use message::{Framing, Message};

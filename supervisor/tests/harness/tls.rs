@@ -159,6 +159,7 @@ impl Caller {
                     .with_client_auth_cert(vec![identity.der.clone()], identity.private_key())
                     .expect("a certificate for a client"),
             };
+            config.enable_secret_extraction = true;
             config.enable_sni = self.says_name;
             config.alpn_protocols = self.alpn.clone();
             config.resumption = self.sessions.clone().unwrap_or_else(Resumption::disabled);

@@ -25,6 +25,7 @@ mod tls_bodies;
 mod tls_certificates;
 mod tls_client_certificates;
 mod tls_handshake;
+mod tls_hostile;
 mod tls_hosts;
 mod tls_live_certificates;
 mod tls_tickets;
