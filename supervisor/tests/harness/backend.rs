@@ -1,6 +1,7 @@
 //! A backend: each of its connections runs a script in a thread, and all that arrives is kept.
 
 use std::{
+    io::Read as _,
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
@@ -99,6 +100,23 @@ impl Backend {
         Backend::run(address, script, move || {
             let (stream, _) = listener.accept().ok()?;
             let cutter = Stream::Tcp(stream.try_clone().ok()?);
+            Some((Stream::Tls(Box::new(server.accept(stream))), cutter))
+        })
+    }
+
+    /// The same behind a header of the PROXY protocol (version 2, IPv4).
+    pub(crate) fn tls_behind_header(
+        server: &Server,
+        script: impl Fn(&mut Conn) + Send + Sync + 'static,
+    ) -> Backend {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port for a backend");
+        let address = Address::Tcp(listener.local_addr().expect("the address of a backend"));
+        let server = server.clone();
+        Backend::run(address, script, move || {
+            let (mut stream, _) = listener.accept().ok()?;
+            let cutter = Stream::Tcp(stream.try_clone().ok()?);
+            // Of the connection that ends the thread nothing comes.
+            let _ = stream.read_exact(&mut [0; 28]);
             Some((Stream::Tls(Box::new(server.accept(stream))), cutter))
         })
     }

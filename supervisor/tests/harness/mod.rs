@@ -25,7 +25,7 @@ mod tls_socket;
 pub(crate) mod wait;
 mod wire;
 
-pub(crate) use backend::Backend;
+pub(crate) use backend::{Backend, Conn};
 pub(crate) use client::Client;
 pub(crate) use config::Config;
 pub(crate) use forger::Forger;

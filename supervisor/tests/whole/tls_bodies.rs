@@ -3,7 +3,8 @@
 use std::{thread, time::Duration};
 
 use crate::harness::{
-    Backend, Caller, Client, Config, End, GET, Message, OK, Pki, Proxy, assert_same_bytes, chunks, noise, wait,
+    Backend, Caller, Client, Config, End, GET, Message, OK, Pki, Proxy, assert_same_bytes, chunks, noise,
+    wait,
 };
 
 const MIB: usize = 1 << 20;
@@ -172,7 +173,8 @@ fn a_client_that_says_that_it_sends_no_more_still_gets_its_answer() {
 fn an_upload_whose_client_vanishes_does_not_look_whole_to_the_backend() {
     let (backend, proxy, callers) = mirror();
     for caller in callers {
-        for head in [post(MIB), "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned()] {
+        for head in [post(MIB), "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned()]
+        {
             for ends in [Client::cut, Client::close_notify, Client::half_close] {
                 let before = backend.ended();
                 let mut client = caller.connect(proxy.address());

@@ -228,7 +228,10 @@ impl Trickle {
 #[test]
 fn records_that_no_library_sends_end_their_connection_and_nothing_else() {
     let (backend, pki) = (Backend::respond(OK), Pki::new());
-    let proxy = Config::https_to(&backend, &pki.issue(&["a"])).root("upstream_max_idle = 0").listener("request_timeout = 0.6").start();
+    let proxy = Config::https_to(&backend, &pki.issue(&["a"]))
+        .root("upstream_max_idle = 0")
+        .listener("request_timeout = 0.6")
+        .start();
     let before = Before::of(&proxy);
     let caller = pki.caller();
     let key_update = [24, 0, 0, 1, 1];
@@ -290,7 +293,11 @@ fn parts_of_messages_in_a_large_upload_do_no_harm() {
     let before = Before::of(&proxy);
     let begun = Instant::now();
     // The beginning of a message, one that never ends, and one that is said to be larger than any.
-    for (first, more, times) in [(&[24, 0][..], &[][..], 0), (&[24, 0, 0xff, 0xf0], &[7; 1], 60_000), (&[24, 0xff, 0, 0], &[7; 100], 9)] {
+    for (first, more, times) in [
+        (&[24, 0][..], &[][..], 0),
+        (&[24, 0, 0xff, 0xf0], &[7; 1], 60_000),
+        (&[24, 0xff, 0, 0], &[7; 100], 9),
+    ] {
         let mut forger = Forger::connect(&pki.caller(), proxy.address());
         let head = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", 8 * MIB);
         forger.send(ContentType::ApplicationData, head.as_bytes());
