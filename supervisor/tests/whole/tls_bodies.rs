@@ -3,8 +3,7 @@
 use std::{thread, time::Duration};
 
 use crate::harness::{
-    Backend, Caller, Client, Config, End, GET, Message, OK, Pki, Proxy, assert_same_bytes, chunks, noise,
-    wait,
+    Backend, Caller, Client, Config, End, GET, Message, Pki, Proxy, assert_same_bytes, chunks, noise, wait,
 };
 
 const MIB: usize = 1 << 20;
