@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits;
 
+mod compact;
 mod tls;
 
 pub use self::tls::{
@@ -34,7 +35,7 @@ pub struct State {
     /// By name.
     pub clusters: BTreeMap<String, Cluster>,
     /// By the address of their listener.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "compact::certificates")]
     pub certificates: BTreeMap<SocketAddr, BTreeMap<Fingerprint, Certificate>>,
 }
 

@@ -3,12 +3,12 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File, Permissions},
-    io::{self, BufReader, Write as _},
+    io::{self, Write as _},
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     order::KeyPair,
@@ -118,18 +118,25 @@ pub fn load(path: &Path) -> Result<State, Error> {
 /// # Errors
 /// See [`Error`].
 pub fn load_with_keys(path: &Path) -> Result<(State, BTreeMap<Fingerprint, KeyPair>), Error> {
-    let file = File::open(path).map_err(|error| Error::Io { what: "read", error })?;
-    // Of another version only that is understood.
-    let mut value: serde_json::Value =
-        serde_json::from_reader(BufReader::new(file)).map_err(Error::Malformed)?;
-    match value.get("version").and_then(serde_json::Value::as_u64) {
-        Some(found) if found != u64::from(STATE_VERSION) => Err(Error::Version { found }),
-        _ => {
-            let keys = value.as_object_mut().and_then(|object| object.remove("keys"));
-            let keys = keys.map(serde_json::from_value).transpose().map_err(Error::Malformed)?;
-            Ok((serde_json::from_value(value).map_err(Error::Malformed)?, keys.unwrap_or_default()))
-        }
+    let text = fs::read(path).map_err(|error| Error::Io { what: "read", error })?;
+    // In several passes, as it may be large: of another version nothing is understood but that.
+    let Version { version } = serde_json::from_slice(&text).map_err(Error::Malformed)?;
+    if let Some(found) = version.filter(|found| *found != u64::from(STATE_VERSION)) {
+        return Err(Error::Version { found });
     }
+    let Keys { keys } = serde_json::from_slice(&text).map_err(Error::Malformed)?;
+    Ok((serde_json::from_slice(&text).map_err(Error::Malformed)?, keys))
+}
+
+#[derive(Deserialize)]
+struct Version {
+    version: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct Keys {
+    #[serde(default)]
+    keys: BTreeMap<Fingerprint, KeyPair>,
 }
 
 #[cfg(test)]

@@ -448,7 +448,8 @@ impl Worker {
                     worker.shared.connection_closed().await;
                 }
             };
-            let end = if timer.limit(drained).await.is_ok() {
+            let in_time = timer.limit(drained).await.is_ok() || worker.close_idle(&timer).await;
+            let end = if in_time {
                 End::Drained
             } else {
                 let cut = worker.shared.counters.get(Counter::Connections);
@@ -461,6 +462,22 @@ impl Worker {
             worker.end.set(Some(end));
             worker.shared.ring.note_local_work();
         });
+    }
+
+    /// Closes what is idle and could not be handed over. Whether nothing is left then.
+    async fn close_idle(&self, timer: &Timer) -> bool {
+        if !self.shared.is_handing_over() {
+            return false;
+        }
+        self.shared.drain();
+        // Each lingers for so long by itself.
+        timer.set(2 * limits::LINGER_TIMEOUT_MS);
+        let closed = async {
+            while !self.shared.is_drained() {
+                self.shared.connection_closed().await;
+            }
+        };
+        timer.limit(closed).await.is_ok()
     }
 
     async fn keep_house(self: Rc<Self>) {

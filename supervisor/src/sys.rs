@@ -41,6 +41,15 @@ pub(crate) fn ignore_hangup() -> io::Result<()> {
     Ok(())
 }
 
+/// Gives memory back to the kernel that was needed to read something large, and would be kept for the next time.
+pub(crate) fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes any number, and may be called at any time.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Has a classic BPF program choose among the sockets of the group (`SO_REUSEPORT`) that `socket` is in.
 pub(crate) fn attach_reuseport_filter(socket: &OwnedFd, program: &[libc::sock_filter]) -> io::Result<()> {
     let length = libc::c_ushort::try_from(program.len()).map_err(io::Error::other)?;

@@ -23,6 +23,7 @@ use kakehi_ctl::{
 };
 use kakehi_engine::{
     observe::Counters,
+    tls::Vault,
     worker::{self, Belonging, DescriptorChannel, End, Identity, Setup},
 };
 use nix::unistd::{Group, User, getegid, geteuid};
@@ -71,6 +72,8 @@ enum Error {
     NoGroup(String),
     #[error("the descriptor channel cannot be set up: {0}")]
     Patience(io::Error),
+    #[error("there is no memory for certificates: {0}")]
+    Vault(io::Error),
     #[error(transparent)]
     Listeners(#[from] scm::Error),
 }
@@ -129,6 +132,7 @@ fn receive(place: Place, orders: &UnixStream) -> Result<Setup, Error> {
     let counters = Counters::map(&counters_memory).map_err(Error::Counters)?;
     counters.reset_gauges();
     let state = parse_state(take(STATE)?)?;
+    sys::give_memory_back();
     logging::open_for_worker(&state.settings.log_level);
     if let Err(error) = sys::ignore_hangup() {
         tracing::warn!(worker = id, "SIGHUP cannot be ignored: {error}");
@@ -143,6 +147,8 @@ fn receive(place: Place, orders: &UnixStream) -> Result<Setup, Error> {
     let channel = Rc::new(Channel { socket: RefCell::new(patient(descriptors).map_err(Error::Patience)?) });
     let orders = orders.try_clone().map_err(Error::Orders)?.into();
     let successor = take(SUCCESSOR)?;
+    // A supervisor from before there was a vault, which only tries whether this program comes up, has none.
+    let vault = take(VAULT).map(Vault::from).or_else(|_| Vault::create()).map_err(Error::Vault)?;
     let predecessor = inherits.then(|| take(PREDECESSOR)).transpose()?;
     Ok(Setup {
         identity: identity(&state)?,
@@ -158,7 +164,7 @@ fn receive(place: Place, orders: &UnixStream) -> Result<Setup, Error> {
         adoption: take(ADOPTION)?,
         counters_memory,
         ended_memory: take(ENDED)?,
-        vault: take(VAULT)?.into(),
+        vault,
         launch,
         program: this_program(),
     })

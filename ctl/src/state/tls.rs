@@ -273,6 +273,7 @@ impl From<Fingerprint> for String {
 pub struct Certificate {
     /// Names that it is served for, in lower case: those in it, or those that were said instead. `*.name` is any one label
     /// below a name.
+    #[serde(deserialize_with = "super::compact::names")]
     pub names: Vec<String>,
     /// Kind of its key.
     pub key: KeyKind,

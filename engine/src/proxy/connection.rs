@@ -218,7 +218,7 @@ impl Connection {
         self.timer.set(limits::LINGER_TIMEOUT_MS);
         let goodbye = async {
             self.client.shutdown_write().await;
-            while let Ok(Received::Data(_)) = self.client.receive().await {}
+            self.client.discard().await;
         };
         let _ = self.timer.limit(goodbye).await;
     }
@@ -249,7 +249,8 @@ pub(super) fn serve(
                 }
                 // Idle, and nothing on its way out that a close could cut, unless the last answer still is.
                 Waited::Nothing if connection.client.is_sending() => Next::Close,
-                // Over TLS it ends with a word.
+                // Over TLS it ends with a word; and a client that was not asked may just be saying something.
+                Waited::Nothing if connection.client.is_tls() && connection.is_draining() => Next::Close,
                 Waited::Nothing if connection.client.is_tls() => Next::Finish,
                 Waited::Nothing => Next::Abort { reset: false },
                 Waited::Successor => Box::pin(connection.move_away()).await,

@@ -123,7 +123,7 @@ async fn secure(connection: &mut Connection, site: &Rc<Site>, terminator: &Rc<Te
         timer
             .limit(async {
                 if !terminator.depends_on_name() && site.forwards.names.is_empty() {
-                    return tls::accept(stream, terminator, None, first).await.map(Outcome::Shaken);
+                    return tls::accept(stream, terminator, None, first).await.map(Outcome::shaken);
                 }
                 let Hello { name, bytes } = match tls::read_hello(stream, first).await {
                     Ok(hello) => hello,
@@ -137,12 +137,13 @@ async fn secure(connection: &mut Connection, site: &Rc<Site>, terminator: &Rc<Te
                     stream.send(tls::unrecognized_name().into()).await?;
                     return Err(Failure::UnknownName);
                 }
-                tls::accept(stream, terminator, name, Input::Own(bytes)).await.map(Outcome::Shaken)
+                tls::accept(stream, terminator, name, Input::Own(bytes)).await.map(Outcome::shaken)
             })
             .await
     };
     match shaken {
-        Ok(Ok(Outcome::Shaken(Shaken { session, secured, data }))) => {
+        Ok(Ok(Outcome::Shaken(shaken))) => {
+            let Shaken { session, secured, data } = *shaken;
             let counters = &connection.shared.counters;
             counters.count(Counter::TlsHandshakes);
             if secured.resumed {
@@ -168,8 +169,14 @@ async fn secure(connection: &mut Connection, site: &Rc<Site>, terminator: &Rc<Te
 }
 
 enum Outcome {
-    Shaken(Shaken),
+    Shaken(Box<Shaken>),
     PassOn(Rc<Cluster>, Vec<u8>),
+}
+
+impl Outcome {
+    fn shaken(shaken: Shaken) -> Outcome {
+        Outcome::Shaken(Box::new(shaken))
+    }
 }
 
 /// Has rustls say what is wrong with a first message that could not be read.
@@ -181,7 +188,7 @@ async fn tell(
 ) -> Result<Outcome, Failure> {
     match failure {
         Failure::Tls(_) => {
-            tls::accept(stream, terminator, None, Input::Own(bytes)).await.map(Outcome::Shaken)
+            tls::accept(stream, terminator, None, Input::Own(bytes)).await.map(Outcome::shaken)
         }
         other => Err(other),
     }

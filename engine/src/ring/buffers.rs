@@ -125,6 +125,7 @@ enum Memory {
     /// A buffer of the arena.
     Lent { pool: Rc<Pool>, id: u16 },
     /// Private memory: what was made of several receives.
+    #[expect(clippy::box_collection, reason = "a thin pointer, so that what waits for a request stays small")]
     Own(Box<Vec<u8>>),
 }
 

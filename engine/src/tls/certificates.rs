@@ -4,11 +4,12 @@
 //! certificate is served for the names that it is configured for, and a broken one is passed over, not served.
 
 use std::{
+    cell::RefCell,
     collections::HashMap,
     fmt, io,
     num::NonZeroUsize,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
 };
@@ -24,6 +25,8 @@ use rustls::{
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
+
+use send_wrapper::SendWrapper;
 
 use super::vault::Vault;
 
@@ -60,7 +63,7 @@ pub(super) fn parent_of(name: &str) -> Option<&str> {
 pub(crate) struct KeyStore {
     pub(crate) vault: Vault,
     pub(crate) provider: Arc<CryptoProvider>,
-    ready: Mutex<LruCache<Place, Arc<CertifiedKey>>>,
+    ready: Own<LruCache<Place, Arc<CertifiedKey>>>,
 }
 
 /// Why a certificate cannot be used.
@@ -75,11 +78,11 @@ pub(crate) enum Unusable {
 impl KeyStore {
     pub(crate) fn new(vault: Vault, provider: Arc<CryptoProvider>) -> KeyStore {
         let most = NonZeroUsize::new(limits::READY_CERTIFICATES).unwrap_or(NonZeroUsize::MIN);
-        KeyStore { vault, provider, ready: Mutex::new(LruCache::new(most)) }
+        KeyStore { vault, provider, ready: own(LruCache::new(most)) }
     }
 
     pub(crate) fn load(&self, place: Place) -> Result<Arc<CertifiedKey>, Unusable> {
-        if let Some(ready) = lock(&self.ready).get(&place) {
+        if let Some(ready) = self.ready.borrow_mut().get(&place) {
             return Ok(Arc::clone(ready));
         }
         let stored = self.vault.certificate(place)?;
@@ -91,18 +94,20 @@ impl KeyStore {
             Err(error) => return Err(Unusable::Key(error)),
         }
         let certified = Arc::new(certified);
-        lock(&self.ready).put(place, Arc::clone(&certified));
+        self.ready.borrow_mut().put(place, Arc::clone(&certified));
         Ok(certified)
     }
 
     fn forget(&self, place: Place) {
-        lock(&self.ready).pop(&place);
+        self.ready.borrow_mut().pop(&place);
     }
 }
 
-/// A worker has one thread: nobody else ever holds a lock, nor dies with it.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// What rustls wants to be shared between threads, in a worker that has one: a lock would only ever be open.
+type Own<T> = SendWrapper<RefCell<T>>;
+
+fn own<T>(value: T) -> Own<T> {
+    SendWrapper::new(RefCell::new(value))
 }
 
 /// Which certificate a handshake was given, and for which name.
@@ -114,9 +119,9 @@ pub(crate) struct Served {
 /// The certificates of a listener. They change while handshakes go on.
 pub(crate) struct Certificates {
     keys: Arc<KeyStore>,
-    index: Mutex<Index>,
+    index: Own<Index>,
     /// Of the handshake that was last looked at.
-    served: Mutex<Option<Served>>,
+    served: Own<Option<Served>>,
 }
 
 #[derive(Default)]
@@ -173,29 +178,29 @@ impl Index {
 
 impl Certificates {
     pub(crate) fn new(keys: &Arc<KeyStore>) -> Certificates {
-        Certificates { keys: Arc::clone(keys), index: Mutex::default(), served: Mutex::default() }
+        Certificates { keys: Arc::clone(keys), index: own(Index::default()), served: own(None) }
     }
 
     /// A certificate comes, or becomes another of the same fingerprint.
     pub(crate) fn set(&self, fingerprint: Fingerprint, certificate: &Certificate) {
         self.remove(&fingerprint);
-        lock(&self.index).insert(fingerprint, certificate);
+        self.index.borrow_mut().insert(fingerprint, certificate);
     }
 
     pub(crate) fn remove(&self, fingerprint: &Fingerprint) {
-        if let Some(entry) = lock(&self.index).remove(fingerprint) {
+        if let Some(entry) = self.index.borrow_mut().remove(fingerprint) {
             self.keys.forget(entry.place);
         }
     }
 
     /// Which certificate the handshake got that was last looked at.
     pub(crate) fn take_served(&self) -> Option<Served> {
-        lock(&self.served).take()
+        self.served.borrow_mut().take()
     }
 
     /// Whether there is one for this name.
     pub(crate) fn has(&self, name: &str) -> bool {
-        lock(&self.index).of(name).is_some()
+        self.index.borrow_mut().of(name).is_some()
     }
 
     fn choose(
@@ -204,7 +209,7 @@ impl Certificates {
         unknown: UnknownName,
         tls13: bool,
     ) -> Option<(Arc<Entry>, Arc<CertifiedKey>)> {
-        let index = lock(&self.index);
+        let index = self.index.borrow_mut();
         let name = hello.server_name();
         let mut candidates: Vec<&Arc<Entry>> = match name.and_then(|name| index.of(name)) {
             Some(found) => found.iter().collect(),
@@ -295,7 +300,7 @@ impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let (entry, key) = self.certificates.choose(&hello, self.unknown, self.tls13)?;
         let name = hello.server_name().map(Box::from);
-        *lock(&self.certificates.served) = Some(Served { entry, name });
+        *self.certificates.served.borrow_mut() = Some(Served { entry, name });
         Some(key)
     }
 }

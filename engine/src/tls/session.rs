@@ -4,7 +4,7 @@
 //! beginning of a record. Promises: what is given out was authenticated; after a failure nothing more is.
 
 use rustls::{
-    CommonState, Error,
+    CommonState, Error, InvalidMessage,
     client::UnbufferedClientConnection,
     server::UnbufferedServerConnection,
     unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus},
@@ -14,8 +14,10 @@ use rustls::{
 const RECORD_OVERHEAD: usize = 5 + 1 + 32;
 /// Content of a record at most (RFC 8446 section 5.1).
 pub(crate) const RECORD_CONTENT: usize = 16_384;
-/// What may be kept of a handshake message that is not complete (bytes): the largest chain of certificates that is read.
-const MAX_PARTIAL: usize = 65_536 + 4_096;
+/// What may be kept of a message that is not complete (bytes): a record, and the overhead that it may have.
+pub(crate) const MAX_RECORD: usize = RECORD_CONTENT + 2_048;
+/// The same in a handshake in which the peer shows certificates: the longest message that there is.
+pub(crate) const MAX_CERTIFICATES: usize = 65_536 + 4_096;
 
 enum Side {
     Server(UnbufferedServerConnection),
@@ -36,6 +38,8 @@ pub(crate) struct Session {
     failed: bool,
     /// We have said that we send no more.
     closed: bool,
+    /// What may be kept at most (bytes).
+    most_kept: usize,
 }
 
 /// What a step over the records has led to.
@@ -58,8 +62,16 @@ impl Session {
     }
 
     fn new(side: Side) -> Session {
-        let (partial, pending) = (Vec::new(), Vec::new());
-        Session { side, partial, pending, established: false, finished: false, failed: false, closed: false }
+        Session {
+            side,
+            partial: Vec::new(),
+            pending: Vec::new(),
+            established: false,
+            finished: false,
+            failed: false,
+            closed: false,
+            most_kept: MAX_RECORD,
+        }
     }
 
     /// What was agreed on.
@@ -80,9 +92,14 @@ impl Session {
         self.finished
     }
 
-    /// What came was not TLS as it should be: nothing more is received.
-    pub(crate) fn is_failed(&self) -> bool {
+    /// Nothing more can be received, since something was wrong.
+    pub(crate) fn has_failed(&self) -> bool {
         self.failed
+    }
+
+    /// From now on at most this much is kept of messages that are not complete (bytes).
+    pub(crate) fn keep_at_most(&mut self, bytes: usize) {
+        self.most_kept = bytes;
     }
 
     /// Nothing is kept of what came, as far as is known.
@@ -122,16 +139,15 @@ impl Session {
     }
 
     fn check_partial(&mut self) -> Result<(), Error> {
-        if self.partial.len() <= MAX_PARTIAL {
+        if self.partial.len() <= self.most_kept {
             return Ok(());
         }
         self.failed = true;
-        Err(Error::General("a message is too large".to_owned()))
+        Err(InvalidMessage::HandshakePayloadTooLarge.into())
     }
 
-    /// Decrypts the whole records in `buffer[start..end]`, a part of which is `gap` bytes at least behind `buffer[..]`'s
-    /// beginning, and puts the plaintext at that beginning, without memory of its own. What is left of a record is kept.
-    /// How much plaintext there is.
+    /// Decrypts `buffer[records]`, which begins with [`Session::partial`] and lies behind room for a record at least, and
+    /// puts the plaintext at the beginning of `buffer`. What is left of a record is kept. How much plaintext there is.
     ///
     /// # Errors
     /// See [`Session::open`].
@@ -140,8 +156,8 @@ impl Session {
         buffer: &mut [u8],
         records: std::ops::Range<usize>,
     ) -> Result<usize, Error> {
-        // It stands in front.
-        self.partial.clear();
+        // It has been put in front.
+        self.partial = Vec::new();
         let (mut read, mut written) = (records.start, 0);
         while !self.failed && !self.finished {
             // Plaintext is shorter than its records: the gap between the two does not close.
@@ -159,13 +175,15 @@ impl Session {
                 Step::Failed(error) => return Err(self.fail(error)),
             }
         }
-        self.partial.extend_from_slice(&buffer[read..records.end]);
+        if !self.finished {
+            self.partial.extend_from_slice(&buffer[read..records.end]);
+        }
         self.check_partial()?;
         Ok(written)
     }
 
-    /// What is kept of a record or message, to be put in front of what comes next, for [`Session::open_in_place`]. It stays
-    /// here until then: something may have to be sent meanwhile.
+    /// What is kept of a record, to be put in front of what comes next. It stays here too until then: rustls
+    /// remembers how far it has looked at it, and panics when something is sent meanwhile and it is gone.
     pub(crate) fn partial(&self) -> &[u8] {
         &self.partial
     }
@@ -193,9 +211,11 @@ impl Session {
     /// Nothing more is received; the alert about it is made ready to be sent.
     fn fail(&mut self, error: Error) -> Error {
         self.failed = true;
-        // rustls gives out what is to be sent before it looks at what it was given. That it must not do again: it may have
-        // messages in view that are not there any more, and panics then.
-        while self.common().wants_write() && matches!(self.step(&mut [], &mut |_| {}), (_, Step::More)) {}
+        // Not a step more than there is something to send: rustls gives that out before it looks at what was received,
+        // which it must not do again. It panics where a second message is wrong, and where what it has looked at is gone.
+        while self.common().wants_write() {
+            self.step(&mut [], &mut |_| {});
+        }
         error
     }
 
@@ -244,11 +264,20 @@ impl Session {
                     emit(connection.process_tls_records(partial), content, pending, out)
                 }
             };
-            if let Some(outcome) = outcome {
-                return outcome;
+            match outcome {
+                Some(Ok(length)) => return Ok(length),
+                Some(Err(Refused::NotYet)) => return Err(Error::HandshakeNotComplete),
+                Some(Err(Refused::Failed(error))) => return Err(self.fail(error)),
+                None => {}
             }
         }
     }
+}
+
+/// Why nothing was sent.
+enum Refused {
+    NotYet,
+    Failed(Error),
 }
 
 /// What is to be sent.
@@ -264,16 +293,16 @@ fn emit<Data>(
     content: Content<'_>,
     pending: &mut Vec<u8>,
     out: &mut Vec<u8>,
-) -> Option<Result<usize, Error>> {
+) -> Option<Result<usize, Refused>> {
+    // It says so each time, and never that something can be sent.
     if matches!(status.state, Ok(ConnectionState::Closed)) {
-        return Some(Err(Error::General("the connection is closed".to_owned())));
+        return Some(Err(Refused::Failed(Error::General("the connection is closed".to_owned()))));
     }
     let UnbufferedStatus { state: Ok(ConnectionState::WriteTraffic(mut traffic)), .. } = status else {
         return match settle(status, pending, &mut false, &mut |_| {}).1 {
-            // That the peer sends no more is said once.
             Step::More | Step::Finished => None,
-            Step::Blocked => Some(Err(Error::HandshakeNotComplete)),
-            Step::Failed(error) => Some(Err(error)),
+            Step::Blocked => Some(Err(Refused::NotYet)),
+            Step::Failed(error) => Some(Err(Refused::Failed(error))),
         };
     };
     let length = match content {
@@ -295,7 +324,7 @@ fn emit<Data>(
         match written {
             Ok(written) => return Some(Ok(at + written)),
             Err(EncryptError::InsufficientSize(needed)) => out.resize(at + needed.required_size, 0),
-            Err(EncryptError::EncryptExhausted) => return Some(Err(Error::EncryptError)),
+            Err(EncryptError::EncryptExhausted) => return Some(Err(Refused::Failed(Error::EncryptError))),
         }
     }
 }
@@ -351,3 +380,7 @@ fn settle<Data>(
     };
     (discard, step)
 }
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;

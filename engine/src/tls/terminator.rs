@@ -1,9 +1,16 @@
 //! How a listener terminates TLS: the configuration of rustls for each name, compiled from the state.
 
-use std::{cell::RefCell, collections::BTreeMap, io, net::SocketAddr, rc::Rc, sync::Arc};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, HashMap},
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::{Arc, Weak},
+};
 
 use kakehi_ctl::state::{
-    CipherSuite, ClientAuth, FrontendTls, Group, Material, Tls, TlsVersion, UnknownName,
+    CipherSuite, ClientAuth, FrontendTls, Group, Material, Place, Tls, TlsVersion, UnknownName,
 };
 use rustls::{
     RootCertStore, ServerConfig, SupportedProtocolVersion,
@@ -26,6 +33,7 @@ pub struct Context {
     pub(super) keys: Arc<KeyStore>,
     tickets: Arc<TicketStore>,
     certificates: RefCell<BTreeMap<SocketAddr, Arc<Certificates>>>,
+    roots: RefCell<HashMap<Place, Weak<RootCertStore>>>,
 }
 
 /// Why TLS cannot be set up as it is configured.
@@ -55,7 +63,8 @@ impl Context {
     pub fn new(vault: Vault, rotation_ms: u64) -> io::Result<Context> {
         let tickets = TicketStore::new(&vault, rotation_ms)?;
         let keys = Arc::new(KeyStore::new(vault, Arc::new(aws_lc_rs::default_provider())));
-        Ok(Context { keys, tickets, certificates: RefCell::default() })
+        let (certificates, roots) = (RefCell::default(), RefCell::default());
+        Ok(Context { keys, tickets, certificates, roots })
     }
 
     /// The ticket keys in the vault are others now.
@@ -99,8 +108,19 @@ impl Context {
         CryptoProvider::clone(&self.keys.provider)
     }
 
-    /// The authorities in a file.
-    pub(super) fn roots(&self, material: &Material) -> Result<RootCertStore, TlsError> {
+    /// The authorities in a file. Many clusters may name the same one.
+    pub(super) fn roots(&self, material: &Material) -> Result<Arc<RootCertStore>, TlsError> {
+        if let Some(known) = self.roots.borrow().get(&material.place).and_then(Weak::upgrade) {
+            return Ok(known);
+        }
+        let roots = Arc::new(self.read_roots(material)?);
+        let mut known = self.roots.borrow_mut();
+        known.retain(|_, roots| roots.strong_count() > 0);
+        known.insert(material.place, Arc::downgrade(&roots));
+        Ok(roots)
+    }
+
+    fn read_roots(&self, material: &Material) -> Result<RootCertStore, TlsError> {
         let text = self.material(material)?;
         let wrong = |reason: String| TlsError::Material { path: material.path.display().to_string(), reason };
         let mut roots = RootCertStore::empty();
@@ -123,6 +143,9 @@ pub(crate) struct Policy {
     clients: Vec<u8>,
     versions: Vec<TlsVersion>,
 }
+
+/// What is spoken with the clients of a name, and what they have to show.
+type Demands<'a> = (&'a [TlsVersion], Option<&'a ClientAuth>);
 
 /// How a listener terminates TLS.
 pub(crate) struct Terminator {
@@ -150,22 +173,33 @@ impl Terminator {
             Policy::compile(context, &certificates, tls, versions, client_auth).map(Rc::new)
         };
         let default = policy(&tls.versions, tls.client_auth.as_ref())?;
-        let mut named = NameMap::new();
-        let mut compiled: Vec<(&FrontendTls, Rc<Policy>)> = Vec::new();
+        // Frontends of one name may say different things each; together they say all of it.
+        let mut by_name: BTreeMap<String, Demands<'_>> = BTreeMap::new();
         for (name, own) in frontends.filter(|(_, own)| own.versions.is_some() || own.client_auth.is_some()) {
-            let same =
-                |known: &FrontendTls| known.versions == own.versions && known.client_auth == own.client_auth;
-            let known = compiled.iter().find(|(known, _)| same(known)).map(|(_, policy)| Rc::clone(policy));
+            let of_listener = || (tls.versions.as_slice(), tls.client_auth.as_ref());
+            let (versions, client_auth) =
+                by_name.entry(name.to_ascii_lowercase()).or_insert_with(of_listener);
+            if let Some(own) = &own.versions {
+                *versions = own;
+            }
+            if let Some(own) = &own.client_auth {
+                *client_auth = Some(own);
+            }
+        }
+        let mut named = NameMap::new();
+        let mut compiled: Vec<(Demands<'_>, Rc<Policy>)> = Vec::new();
+        for (name, wanted) in by_name {
+            let known =
+                compiled.iter().find(|(known, _)| *known == wanted).map(|(_, policy)| Rc::clone(policy));
             let policy = match known {
                 Some(policy) => policy,
                 None => {
-                    let versions = own.versions.as_ref().unwrap_or(&tls.versions);
-                    let policy = policy(versions, own.client_auth.as_ref().or(tls.client_auth.as_ref()))?;
-                    compiled.push((own, Rc::clone(&policy)));
+                    let policy = policy(wanted.0, wanted.1)?;
+                    compiled.push((wanted, Rc::clone(&policy)));
                     policy
                 }
             };
-            named.insert(name, policy);
+            named.insert(&name, policy);
         }
         Ok(Terminator {
             certificates,
@@ -263,7 +297,7 @@ fn verifier(
     provider: &Arc<CryptoProvider>,
     auth: &ClientAuth,
 ) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
-    let roots = Arc::new(context.roots(&auth.ca)?);
+    let roots = context.roots(&auth.ca)?;
     let mut builder = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(provider));
     let wrong = |material: &Material, reason: String| TlsError::Material {
         path: material.path.display().to_string(),

@@ -45,7 +45,7 @@ impl Tls {
         if session.is_finished() {
             return Some(Ok(()));
         }
-        session.is_failed().then(|| Err(io::ErrorKind::InvalidData.into()))
+        session.has_failed().then(|| Err(io::ErrorKind::InvalidData.into()))
     }
 }
 
@@ -136,6 +136,10 @@ impl Wire {
         if plain.is_empty() {
             return Ok(None);
         }
+        if plain.len() > usize::from(u16::MAX) {
+            // More than a record and a receive can hold.
+            return Err(io::ErrorKind::InvalidData.into());
+        }
         if plain.len() <= buffer.len() {
             // It goes where it came from, so that it is counted with what lies in the arena.
             buffer[..plain.len()].copy_from_slice(&plain);
@@ -151,6 +155,20 @@ impl Wire {
     /// See [`Wire::poll_receive`].
     pub fn receive(&self) -> impl Future<Output = io::Result<Received>> + '_ {
         poll_fn(move |context| self.poll_receive(context))
+    }
+
+    /// Receives and throws away until the peer has said all. Over TLS too it need not make sense: a part of it may be
+    /// lost already, with a bulk receive that was given up.
+    pub async fn discard(&self) {
+        while let Ok(Received::Data(mut buffer)) = self.stream.receive().await {
+            if let Some(tls) = &self.tls {
+                let mut session = tls.session.borrow_mut();
+                let _ = session.open(&mut buffer, &mut Vec::new());
+                if session.is_finished() {
+                    return;
+                }
+            }
+        }
     }
 
     /// Receives, without waiting, what has arrived already. An error shows at the next [`Wire::poll_receive`].
@@ -207,11 +225,9 @@ impl Wire {
         }
         // What is kept of a record comes first.
         let session = tls.session.borrow();
-        let partial = session.partial();
         let records = range.start + GAP;
-        let from = records + partial.len();
-        buffer[records..from].copy_from_slice(partial);
-        drop(session);
+        let from = records + session.partial().len();
+        buffer[records..from].copy_from_slice(session.partial());
         let end = buffer.len();
         self.stream.start_receive_bulk(buffer, from..end);
         tls.bulk.set(Bulk { start: range.start, records, from });
@@ -230,6 +246,9 @@ impl Wire {
             let (mut buffer, outcome) = std::task::ready!(self.stream.poll_receive_bulk(context));
             let Bulk { start, records, from } = tls.bulk.get();
             let mut session = tls.session.borrow_mut();
+            if session.has_failed() {
+                return Poll::Ready((buffer, Err(io::ErrorKind::InvalidData.into())));
+            }
             let received = outcome.as_ref().map_or(0, |received| *received);
             let opened =
                 session.open_in_place(&mut buffer[start..], records - start..from + received - start);
@@ -318,8 +337,12 @@ impl Wire {
 
     /// Encrypts and sends; no send may be in flight.
     fn seal(&self, tls: &Tls, plain: &[u8]) {
-        let large = plain.len() > RECORD_CONTENT;
-        let mut out = if large { tls.ring.bulk_buffer() } else { tls.ring.head_buffer() };
+        let mut out = match plain.len() {
+            length if length > BULK_SIZE / 2 => tls.ring.bulk_buffer(),
+            // Not more than it needs: a client that is slow to take it holds it for long.
+            length if length > RECORD_CONTENT => Vec::with_capacity(length + BULK_OVERHEAD),
+            _ => tls.ring.head_buffer(),
+        };
         let sealed = tls.session.borrow_mut().seal(plain, &mut out);
         match sealed {
             // Far below 4 GiB.

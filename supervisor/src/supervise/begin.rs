@@ -23,7 +23,7 @@ use tokio::sync::mpsc::channel;
 use super::{
     Death, End, Error, Outcome, QUEUE, Source, Supervisor,
     adoption::{self, Orphan},
-    certificates::{Depth, Keeper, with_certificates_in_origin},
+    certificates::{Depth, Keeper},
     command::{CommandSocket, SocketFile},
     cores, init_system,
     listeners::{self, Sockets},
@@ -67,7 +67,7 @@ pub(crate) async fn serve(
     file: Option<PathBuf>,
     when_ready: impl FnOnce(),
 ) -> Result<End, Error> {
-    let Loaded { mut state, certificates, warnings } = with_certificates_in_origin(loaded);
+    let Loaded { mut state, certificates, warnings } = loaded;
     let source = Source { file, settings: state.settings.clone(), program: replace::program_file() };
     crate::logging::open_for_supervisor(&state.settings.log_level);
     for warning in &warnings {
@@ -101,6 +101,7 @@ pub(crate) async fn serve(
         } else {
             keeper.furnish(&mut state, to_be_read.take().unwrap_or_default(), Depth::Few)?
         };
+        keeper.settle(true);
         for warning in warnings {
             tracing::warn!("{warning}");
         }
@@ -358,6 +359,7 @@ impl Supervisor {
         };
         self.steer();
         init_system::ready(self.workers.len());
+        crate::sys::give_memory_back();
         tracing::info!("ready: {} workers, listening on {addresses}", self.workers.len());
     }
 
@@ -391,6 +393,7 @@ impl Supervisor {
             }
             Err(error) => Err(error.into()),
         };
+        self.certificates.settle(changed.is_ok());
         if let Err(refused) = changed {
             tracing::error!("the file has changed, and cannot be applied: {refused}");
         }

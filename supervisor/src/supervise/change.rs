@@ -74,6 +74,11 @@ struct Manner {
     dry_run: bool,
 }
 
+fn with_warnings(mut changed: Changed, warnings: Vec<String>) -> Changed {
+    changed.warnings.extend(warnings);
+    changed
+}
+
 impl Supervisor {
     /// Reads the file again and makes what has changed.
     ///
@@ -87,11 +92,18 @@ impl Supervisor {
         init_system::reloading();
         let outcome = self.reload_from(&file, false, by).await;
         init_system::ready(self.count());
+        crate::sys::give_memory_back();
         outcome
     }
 
     async fn reload_from(&mut self, file: &Path, dry_run: bool, by: &str) -> Result<Changed, Refused> {
-        let mut loaded = certificates::with_certificates_in_origin(config::load(file)?);
+        let outcome = self.try_reload_from(file, dry_run, by).await;
+        self.certificates.settle(outcome.is_ok() && !dry_run);
+        outcome
+    }
+
+    async fn try_reload_from(&mut self, file: &Path, dry_run: bool, by: &str) -> Result<Changed, Refused> {
+        let mut loaded = config::load(file)?;
         let wanted = std::mem::take(&mut loaded.certificates);
         let warnings = self.certificates.furnish(&mut loaded.state, wanted, Depth::Few)?;
         let at_next_start = self.source.settings.fixed_until_restart(&loaded.state.settings);
@@ -181,12 +193,17 @@ impl Supervisor {
         if saved.version != STATE_VERSION {
             return Err(Refused::StateVersion { found: saved.version });
         }
-        let warnings = self.certificates.restore(&mut saved, keys, &self.state)?;
-        let changes = self.state.difference(&saved);
-        let origin = self.state.revision.origin.clone();
-        let mut changed = self.change(changes, Manner { origin, check: true, dry_run }, by).await?;
-        changed.warnings.extend(warnings);
-        Ok(changed)
+        let outcome = match self.certificates.restore(&mut saved, keys, &self.state) {
+            Ok(warnings) => {
+                let changes = self.state.difference(&saved);
+                let origin = self.state.revision.origin.clone();
+                let changed = self.change(changes, Manner { origin, check: true, dry_run }, by).await;
+                changed.map(|changed| with_warnings(changed, warnings))
+            }
+            Err(error) => Err(error.into()),
+        };
+        self.certificates.settle(outcome.is_ok() && !dry_run);
+        outcome
     }
 
     /// Makes changes that somebody asked for.
@@ -194,11 +211,16 @@ impl Supervisor {
     /// # Errors
     /// See [`Refused`]; nothing has changed then.
     pub(super) async fn apply(&mut self, mut changes: Vec<Change>, by: &str) -> Result<Changed, Refused> {
-        let warnings = self.certificates.furnish_changes(&mut changes)?;
-        let origin = self.state.revision.origin.clone();
-        let mut changed = self.change(changes, Manner { origin, check: true, dry_run: false }, by).await?;
-        changed.warnings.extend(warnings);
-        Ok(changed)
+        let outcome = match self.certificates.furnish_changes(&mut changes) {
+            Ok(warnings) => {
+                let origin = self.state.revision.origin.clone();
+                let manner = Manner { origin, check: true, dry_run: false };
+                self.change(changes, manner, by).await.map(|changed| with_warnings(changed, warnings))
+            }
+            Err(error) => Err(error.into()),
+        };
+        self.certificates.settle(outcome.is_ok());
+        outcome
     }
 
     /// Makes changes that follow from files other than that of the configuration.
@@ -236,7 +258,7 @@ impl Supervisor {
         let of_a_certificate =
             |it: &Change| matches!(it, Change::SetCertificate { .. } | Change::RemoveCertificate { .. });
         if check && !changes.iter().all(of_a_certificate) {
-            config::check(&certificates::as_in_a_file(&part)).map_err(Refused::Wrong)?;
+            config::check(&part).map_err(Refused::Wrong)?;
         }
         if changes.iter().any(Change::concerns_routes) {
             kakehi_engine::worker::check(&part)?;

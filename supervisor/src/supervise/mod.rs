@@ -71,6 +71,8 @@ pub(crate) use self::{
 
 /// After the workers' own deadline they have this long to be gone before they are killed.
 const KILL_SLACK: Duration = Duration::from_secs(1);
+/// A larger text of the state is made anew each time: to keep it costs more than that.
+const LARGEST_KEPT: usize = 4 << 20;
 /// Events and requests that wait for the loop; who sends more waits.
 const QUEUE: usize = 64;
 
@@ -214,7 +216,9 @@ impl Supervisor {
             return Ok(Rc::clone(text));
         }
         let text: Rc<[u8]> = serde_json::to_vec(&self.state)?.into();
-        self.state_text = Some(Rc::clone(&text));
+        if text.len() <= LARGEST_KEPT {
+            self.state_text = Some(Rc::clone(&text));
+        }
         Ok(text)
     }
 

@@ -9,6 +9,7 @@ mod harness;
 mod bad_backends;
 mod basics;
 mod bodies;
+mod certificates;
 mod framing;
 mod harness_itself;
 mod headers;

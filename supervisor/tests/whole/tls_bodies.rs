@@ -227,10 +227,12 @@ fn an_early_answer_reaches_a_client_that_still_sends() {
     });
     let pki = Pki::new();
     let proxy = Config::https_to(&backend, &pki.issue(&["a"])).start();
-    let mut client = pki.caller().connect(proxy.address());
-    client.send(post(50 * MIB));
-    client.send(vec![b'x'; MIB]);
-    client.response().expect(403, "no");
+    for round in 0..30 {
+        let mut client = pki.caller().connect(proxy.address());
+        client.send(post(50 * MIB));
+        client.send(vec![b'x'; MIB / 3 + round * 17_001]);
+        client.response().expect(403, "no");
+    }
 }
 
 #[test]

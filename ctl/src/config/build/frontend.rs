@@ -200,9 +200,9 @@ impl Builder<'_, '_> {
             return None;
         };
         self.frontend_certificate(listener.address, section);
-        let versions = self.versions(section);
-        if let Some(versions) = &versions {
-            self.check_suites(section, versions, &of_listener.cipher_suites);
+        let mut versions = self.versions(section);
+        if let Some(versions) = &mut versions {
+            self.fit_versions(section, versions, &of_listener.cipher_suites);
         }
         let client_auth = self.frontend_client_auth(section, of_listener.client_auth.as_ref());
         let hsts = self.hsts(section);

@@ -36,7 +36,7 @@ impl Builder<'_, '_> {
         set(&mut tls.versions, versions);
         set(&mut tls.cipher_suites, cipher_suites);
         if right {
-            self.check_suites(section, &tls.versions, &tls.cipher_suites);
+            self.fit_versions(section, &mut tls.versions, &tls.cipher_suites);
         }
         let all_groups = Group::ALL.iter().flat_map(|group| group.names().iter().copied());
         set(&mut tls.groups, self.words(section, "groups_list", Group::from_name, all_groups));
@@ -134,25 +134,30 @@ impl Builder<'_, '_> {
         (!versions.is_empty()).then_some(versions)
     }
 
-    /// Each version needs a cipher suite.
-    pub(super) fn check_suites(
+    /// Each version needs a cipher suite: one without is not spoken, as in sozu, whose files must go on to be read.
+    pub(super) fn fit_versions(
         &mut self,
         section: &Section,
-        versions: &[TlsVersion],
+        versions: &mut Vec<TlsVersion>,
         suites: &[CipherSuite],
     ) {
-        let lacks = |version: &&TlsVersion| !suites.iter().any(|suite| suite.version() == **version);
-        if let Some(version) = versions.iter().find(lacks) {
-            let key = ["cipher_list", "cipher_suites", "tls_versions"].into_iter();
-            let mut there =
-                key.filter(|key| section.level.key(key).is_some() && section.entry(key).is_some());
-            let offset = there.next().map_or(section.offset, |key| section.offset_of(key));
-            let version = version.name();
-            let reason = format!(
-                "no cipher suite of the listener fits `{version}`: add one, or take the version away"
-            );
-            self.findings.unfit(offset, reason);
+        let fits = |version: &TlsVersion| suites.iter().any(|suite| suite.version() == *version);
+        let key = ["cipher_list", "cipher_suites", "tls_versions"].into_iter();
+        let mut there = key.filter(|key| section.level.key(key).is_some() && section.entry(key).is_some());
+        let offset = there.next().map_or(section.offset, |key| section.offset_of(key));
+        if !versions.iter().any(fits) {
+            let reason = "no cipher suite of the listener fits the versions of TLS: add one";
+            return self.findings.unfit(offset, reason.to_owned());
         }
+        versions.retain(|version| {
+            if !fits(version) {
+                let name = version.name();
+                let text =
+                    format!("no cipher suite of the listener fits `{name}`, which is therefore not spoken");
+                self.findings.warn(offset, text);
+            }
+            fits(version)
+        });
     }
 
     /// Protocols that are agreed to; `None` if the key is absent or wrong.
@@ -171,8 +176,9 @@ impl Builder<'_, '_> {
         }
         match h2 {
             Some(offset) if protocols.is_empty() => {
-                let reason = "`h2` is not spoken yet, and `alpn_protocols` has no other: add `http/1.1`";
-                self.findings.unfit(offset, reason);
+                let text = "`h2` in `alpn_protocols` is not spoken yet: `http/1.1` is offered in its place";
+                self.findings.warn(offset, text);
+                protocols.push("http/1.1".to_owned());
             }
             Some(offset) => {
                 self.findings.warn(offset, "`h2` in `alpn_protocols` is not spoken yet: it is not offered");

@@ -54,6 +54,8 @@ pub(crate) struct Keeper {
     known: HashMap<Short, Known>,
     /// By the beginning of its digest: where something lies.
     contents: HashMap<Short, Place>,
+    /// Names of sources that were read, and are not in use yet.
+    fresh: Vec<Short>,
     /// When it is to be looked for what nobody uses any more.
     erase_at: Option<Instant>,
     pub(in super::super) watching: Watching,
@@ -78,6 +80,9 @@ pub(super) struct Kept {
     pub(super) facts: Option<Facts>,
 }
 
+/// A certificate of the listener at an address.
+type Found = (SocketAddr, Fingerprint, Certificate);
+
 /// A source that was looked at: read anew, or found as it was.
 enum Looked {
     Read(Read, Short),
@@ -94,6 +99,7 @@ impl Keeper {
             vault: Rc::new(vault.map_or_else(Vault::create, Ok)?),
             known: HashMap::new(),
             contents: HashMap::new(),
+            fresh: Vec::new(),
             erase_at: None,
             watching: Watching::new(),
             expiry_due: Instant::now(),
@@ -206,7 +212,7 @@ impl Keeper {
         &mut self,
         wanted: Vec<WantedCertificate>,
         depth: Depth,
-    ) -> Result<(Vec<(SocketAddr, Fingerprint, Certificate)>, Vec<String>), Error> {
+    ) -> Result<(Vec<Found>, Vec<String>), Error> {
         let (mut sources, mut rest) = (Vec::with_capacity(wanted.len()), Vec::with_capacity(wanted.len()));
         for WantedCertificate { address, files, names, default } in wanted {
             sources.push(Source::Certificate(files));
@@ -277,9 +283,14 @@ impl Keeper {
         self.known.get(name).map(|known| known.stamp)
     }
 
-    /// Lets a source be read again.
-    pub(super) fn forget(&mut self, source: &Source) {
-        self.known.remove(&source.name());
+    /// What was read since the last time is in use now, or not: then it is read again, lest a file that has changed be
+    /// taken for one that is known.
+    pub(in super::super) fn settle(&mut self, in_use: bool) {
+        for name in std::mem::take(&mut self.fresh) {
+            if !in_use {
+                self.known.remove(&name);
+            }
+        }
     }
 
     /// Puts what was read of a source into the vault, and takes note of it.
@@ -291,7 +302,9 @@ impl Keeper {
         for (n, record) in read.records.iter().take(2).enumerate() {
             (places[n], digests[n]) = (self.put(record)?, record.digest);
         }
-        self.known.insert(source.name(), Known { stamp, places });
+        let name = source.name();
+        self.known.insert(name, Known { stamp, places });
+        self.fresh.push(name);
         Ok(Kept { places, digests, facts: read.facts })
     }
 

@@ -52,16 +52,6 @@ impl Slot<'_> {
             }
         }
     }
-
-    fn empty(self) {
-        let empty = |material: &mut Material| {
-            *material = Material { path: std::mem::take(&mut material.path), ..Material::default() };
-        };
-        match self {
-            Slot::Issuers(material) | Slot::Crls(material) => empty(material),
-            Slot::Client(chain, key) => [chain, key].into_iter().for_each(empty),
-        }
-    }
 }
 
 fn of_client_auth(auth: Option<&mut ClientAuth>) -> Vec<Slot<'_>> {
@@ -129,12 +119,4 @@ pub(super) fn changes(state: &State, source: &Source, kept: &Kept) -> Vec<Change
         }
     }
     changes
-}
-
-/// As a file says it: without what was read, and without certificates, which stand in another part of a file.
-pub(crate) fn as_in_a_file(part: &State) -> State {
-    let mut part = State { certificates: Default::default(), ..part.clone() };
-    let listeners = part.listeners.values_mut().flat_map(of_listener);
-    listeners.chain(part.clusters.values_mut().flat_map(of_cluster)).for_each(Slot::empty);
-    part
 }

@@ -30,18 +30,14 @@ mod watch;
 
 use std::{io, net::SocketAddr};
 
-use kakehi_ctl::{
-    config::Loaded,
-    state::{CertificateFiles, Fingerprint},
-};
-use sha2::{Digest as _, Sha256};
+use kakehi_ctl::state::Fingerprint;
 
 pub(crate) use self::{
     content::Fault,
     keeper::{Depth, Keeper},
     verify::Mismatch,
 };
-pub(super) use self::{expiry::figures, materials::as_in_a_file, requests::Wanted, stored::without_keys};
+pub(super) use self::{expiry::figures, requests::Wanted, stored::without_keys};
 
 /// Why a certificate, or another file that TLS needs, cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -83,26 +79,4 @@ pub(crate) enum Error {
         /// How many.
         count: usize,
     },
-}
-
-/// Lets the digest of a file stand also for the certificates that it asks for: whether the file has changed, a supervisor
-/// to come must see by it alone.
-pub(crate) fn with_certificates_in_origin(mut loaded: Loaded) -> Loaded {
-    if loaded.certificates.is_empty() || loaded.state.revision.origin.is_empty() {
-        return loaded;
-    }
-    let mut digest = Sha256::new();
-    digest.update(&loaded.state.revision.origin);
-    for wanted in &loaded.certificates {
-        let CertificateFiles { certificate, chain, key } = &wanted.files;
-        digest.update(wanted.address.to_string());
-        for path in [Some(certificate), chain.as_ref(), Some(key)] {
-            digest.update(path.map_or(&[][..], |path| path.as_os_str().as_encoded_bytes()));
-            digest.update([0]);
-        }
-        wanted.names.iter().for_each(|name| digest.update(format!("{name} ")));
-        digest.update([u8::from(wanted.default)]);
-    }
-    loaded.state.revision.origin = Fingerprint(digest.finalize().into()).to_string();
-    loaded
 }

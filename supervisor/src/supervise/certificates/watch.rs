@@ -16,7 +16,9 @@ use tokio::{task::JoinHandle, time::Instant};
 use super::{
     super::Supervisor,
     Error,
+    content::Fault,
     files::{self, Read, Short, Source},
+    keeper::Kept,
     materials,
 };
 
@@ -218,22 +220,26 @@ impl Supervisor {
     ) -> Result<(), String> {
         let warnings = read.warnings.clone();
         let kept = self.certificates.keep(source, stamp, read).map_err(|error| error.to_string())?;
+        let changed = self.change_to_kept(source, certificate, &kept, warnings).await;
+        // What was refused is to be read again.
+        self.certificates.settle(changed.is_ok());
+        changed
+    }
+
+    async fn change_to_kept(
+        &mut self,
+        source: &Source,
+        certificate: Option<(SocketAddr, Fingerprint)>,
+        kept: &Kept,
+        warnings: Vec<String>,
+    ) -> Result<(), String> {
         let changes = match certificate {
             None => {
-                let changes = materials::changes(&self.state, source, &kept);
+                let changes = materials::changes(&self.state, source, kept);
                 changes.into_iter().filter(|change| is_new(&self.state, change)).collect()
             }
-            Some((address, fingerprint)) => {
-                let present = self.state.certificates.get(&address).and_then(|it| it.get(&fingerprint));
-                // It may have gone in the meantime.
-                let (Some(present), Some(facts)) = (present, &kept.facts) else { return Ok(()) };
-                let said = if present.named { &present.names[..] } else { &[] };
-                let mut renewed = facts
-                    .certificate(said, present.default)
-                    .map_err(|fault| Error::Sent(fault).to_string())?;
-                renewed.place = kept.places[0];
-                renewed.files.clone_from(&present.files);
-                replacement(address, (fingerprint, present), (facts.fingerprint, renewed))
+            Some(which) => {
+                renewals(&self.state, source, which, kept).map_err(|fault| Error::Sent(fault).to_string())?
             }
         };
         if changes.is_empty() {
@@ -243,15 +249,37 @@ impl Supervisor {
             tracing::warn!("{warning}");
         }
         tracing::info!("{} has changed and is taken anew", describe(source));
-        match self.change_by_file(changes, BY).await {
-            Ok(_) => Ok(()),
-            Err(refused) => {
-                // To be tried again.
-                self.certificates.forget(source);
-                Err(refused.to_string())
-            }
+        self.change_by_file(changes, BY).await.map(drop).map_err(|refused| refused.to_string())
+    }
+}
+
+/// The changes that put what was read from the files of certificate `which` into its place, at every listener that has it
+/// from there.
+fn renewals(
+    state: &State,
+    source: &Source,
+    (address, fingerprint): (SocketAddr, Fingerprint),
+    kept: &Kept,
+) -> Result<Vec<Change>, Fault> {
+    let present = state.certificates.get(&address).and_then(|it| it.get(&fingerprint));
+    // It may have gone in the meantime; and mostly, when files are not known, they are what they were.
+    let (Some(present), Some(facts), Source::Certificate(files)) = (present, &kept.facts, source) else {
+        return Ok(Vec::new());
+    };
+    if present.place == kept.places[0] && fingerprint == facts.fingerprint {
+        return Ok(Vec::new());
+    }
+    let mut changes = Vec::new();
+    for (address, certificates) in &state.certificates {
+        for (fingerprint, present) in certificates.iter().filter(|(_, it)| it.files.as_ref() == Some(files)) {
+            let said = if present.named { &present.names[..] } else { &[] };
+            let mut renewed = facts.certificate(said, present.default)?;
+            renewed.place = kept.places[0];
+            renewed.files = Some(files.clone());
+            changes.extend(replacement(*address, (*fingerprint, present), (facts.fingerprint, renewed)));
         }
     }
+    Ok(changes)
 }
 
 /// Whether it makes a difference.
@@ -283,4 +311,81 @@ pub(super) fn replacement(
 fn describe(source: &Source) -> String {
     let paths: Vec<String> = source.paths().iter().map(|path| path.display().to_string()).collect();
     paths.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use kakehi_ctl::state::{Certificate, CertificateFiles, KeyKind};
+
+    use super::{super::content::Facts, *};
+
+    fn files(name: &str) -> CertificateFiles {
+        CertificateFiles { certificate: PathBuf::from(name), chain: None, key: PathBuf::from(name) }
+    }
+
+    fn state(listeners: &[(u16, &[&str])]) -> State {
+        let mut state = State::default();
+        for (port, names) in listeners {
+            let certificates = state.certificates.entry(([127, 0, 0, 1], *port).into()).or_default();
+            for (n, name) in (1..).zip(*names) {
+                let certificate = Certificate {
+                    names: vec![(*name).to_owned()],
+                    key: KeyKind::Ecdsa,
+                    not_after: 0,
+                    default: n == 1,
+                    named: false,
+                    place: Place { offset: 5_000, length: n.into() },
+                    files: Some(files(name)),
+                };
+                certificates.insert(Fingerprint([n; 32]), certificate);
+            }
+        }
+        state
+    }
+
+    fn kept(fingerprint: u8, place: Place) -> Kept {
+        let facts = Facts {
+            fingerprint: Fingerprint([fingerprint; 32]),
+            names: vec!["new".to_owned()],
+            key: KeyKind::Rsa,
+            not_after: 1,
+        };
+        Kept { places: [place; 2], digests: Default::default(), facts: Some(facts) }
+    }
+
+    #[test]
+    fn a_file_is_renewed_at_every_listener_that_has_it() {
+        let mut state = state(&[(1, &["a", "b"]), (2, &["a"]), (3, &["c"])]);
+        let which = (([127, 0, 0, 1], 1).into(), Fingerprint([1; 32]));
+        let source = Source::Certificate(files("a"));
+        let unchanged = kept(1, Place { offset: 5_000, length: 1 });
+        assert_eq!(renewals(&state, &source, which, &unchanged), Ok(Vec::new()));
+        let changes = renewals(&state, &source, which, &kept(9, Place { offset: 9_000, length: 9 })).unwrap();
+        assert_eq!(changes.len(), 4);
+        changes.iter().for_each(|change| state.apply(change).unwrap());
+        let all: Vec<(&Fingerprint, bool)> = state
+            .certificates
+            .values()
+            .flatten()
+            .map(|(it, certificate)| (it, certificate.default))
+            .collect();
+        let [two, nine, one] = [2, 9, 1].map(|n| Fingerprint([n; 32]));
+        assert_eq!(all, [(&two, false), (&nine, true), (&nine, true), (&one, true)]);
+        // The one that was looked at is gone: nothing is to be done.
+        assert_eq!(renewals(&state, &source, which, &unchanged), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn all_certificates_are_looked_at_one_after_the_other() {
+        let state = state(&[(1, &["a", "b"]), (2, &[]), (3, &["c"])]);
+        let mut cursor = None;
+        let mut seen = Vec::new();
+        while let Some(item) = after(&state, cursor).into_iter().next() {
+            seen.push(item.source.paths()[0].to_owned());
+            cursor = item.certificate;
+        }
+        assert_eq!(seen, ["a", "b", "c"].map(PathBuf::from));
+    }
 }

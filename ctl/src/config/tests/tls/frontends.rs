@@ -74,7 +74,7 @@ fn each_error_of_a_frontend_names_the_place_and_what_to_write() {
                 &format!("{TRIO}\ntls_versions = [\"TLS_V13\"]\ncipher_list = [\"TLS_AES_128_GCM_SHA256\"]"),
                 web("tls_versions = [\"TLS_V12\"]"),
             ),
-            "k.toml:13:1: no cipher suite of the listener fits `TLS_V12`: add one, or take the version away",
+            "k.toml:13:1: no cipher suite of the listener fits the versions of TLS: add one",
         ),
         (on("https", TRIO, web("hsts = { }")), "k.toml:11:8: `hsts` needs the key `enabled`"),
         (
