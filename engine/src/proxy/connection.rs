@@ -221,7 +221,7 @@ impl Connection {
         self.timer.set(limits::LINGER_TIMEOUT_MS);
         let goodbye = async {
             self.client.shutdown_write().await;
-            while let Ok(Received::Data(_)) = self.client.receive().await {}
+            self.client.discard().await;
         };
         let _ = self.timer.limit(goodbye).await;
     }

@@ -4,7 +4,7 @@
 //! beginning of a record. Promises: what is given out was authenticated; after a failure nothing more is.
 
 use rustls::{
-    CommonState, Error,
+    CommonState, Error, InvalidMessage,
     client::UnbufferedClientConnection,
     server::UnbufferedServerConnection,
     unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus},
@@ -36,6 +36,8 @@ pub(crate) struct Session {
     finished: bool,
     /// Nothing more can be received.
     failed: bool,
+    /// We have said that we send no more.
+    closed: bool,
     /// What may be kept at most (bytes).
     most_kept: usize,
 }
@@ -60,9 +62,16 @@ impl Session {
     }
 
     fn new(side: Side) -> Session {
-        let (partial, pending) = (Vec::new(), Vec::new());
-        let most_kept = MAX_RECORD;
-        Session { side, partial, pending, established: false, finished: false, failed: false, most_kept }
+        Session {
+            side,
+            partial: Vec::new(),
+            pending: Vec::new(),
+            established: false,
+            finished: false,
+            failed: false,
+            closed: false,
+            most_kept: MAX_RECORD,
+        }
     }
 
     /// What was agreed on.
@@ -74,7 +83,8 @@ impl Session {
     }
 
     pub(crate) fn is_established(&self) -> bool {
-        self.established
+        // Whoever has said all that it has to say may have done so behind the last message of the handshake.
+        self.established || self.finished && !self.common().is_handshaking()
     }
 
     /// The peer has said that it sends no more.
@@ -125,11 +135,15 @@ impl Session {
             // Given back when there is nothing to keep: a connection that waits holds no buffer.
             self.partial = if consumed == records.len() { Vec::new() } else { records.split_off(consumed) };
         }
-        if self.partial.len() > self.most_kept {
-            self.failed = true;
-            return Err(Error::General("a message is too large".to_owned()));
+        self.check_partial()
+    }
+
+    fn check_partial(&mut self) -> Result<(), Error> {
+        if self.partial.len() <= self.most_kept {
+            return Ok(());
         }
-        Ok(())
+        self.failed = true;
+        Err(InvalidMessage::HandshakePayloadTooLarge.into())
     }
 
     /// Decrypts `buffer[records]`, which begins with [`Session::partial`] and lies behind room for a record at least, and
@@ -164,6 +178,7 @@ impl Session {
         if !self.finished {
             self.partial.extend_from_slice(&buffer[read..records.end]);
         }
+        self.check_partial()?;
         Ok(written)
     }
 
@@ -234,10 +249,11 @@ impl Session {
     }
 
     fn write(&mut self, content: Content<'_>, out: &mut Vec<u8>) -> Result<usize, Error> {
-        let Session { side, partial, pending, failed, .. } = self;
-        if *failed {
-            return Err(Error::General("the connection has failed".to_owned()));
+        let Session { side, partial, pending, failed, closed, .. } = self;
+        if *failed || *closed {
+            return Err(Error::General("nothing more can be sent".to_owned()));
         }
+        *closed = matches!(content, Content::CloseNotify);
         loop {
             // What is kept is passed again, since rustls remembers how far it has looked at it.
             let outcome = match side {
@@ -278,6 +294,10 @@ fn emit<Data>(
     pending: &mut Vec<u8>,
     out: &mut Vec<u8>,
 ) -> Option<Result<usize, Refused>> {
+    // It says so each time, and never that something can be sent.
+    if matches!(status.state, Ok(ConnectionState::Closed)) {
+        return Some(Err(Refused::Failed(Error::General("the connection is closed".to_owned()))));
+    }
     let UnbufferedStatus { state: Ok(ConnectionState::WriteTraffic(mut traffic)), .. } = status else {
         return match settle(status, pending, &mut false, &mut |_| {}).1 {
             Step::More | Step::Finished => None,

@@ -284,6 +284,7 @@ impl Policy {
                     .into_bytes()
             }
         };
+        config.ignore_client_order = true;
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.ticketer = Arc::new(Ticketer::new(&context.tickets, &auth_print, tls.tickets > 0));
         config.send_tls13_tickets = tls.tickets.into();

@@ -34,6 +34,19 @@ struct Tls {
     /// What [`Wire::start_send_kept`] sent.
     kept: RefCell<Option<Vec<u8>>>,
     bulk: Cell<Bulk>,
+    /// The buffer of a bulk receive that was not begun: nothing more will come.
+    unused: RefCell<Option<Vec<u8>>>,
+}
+
+impl Tls {
+    /// What a receive gives without waiting, once nothing more will come: the end, or an error.
+    fn end(&self) -> Option<io::Result<()>> {
+        let session = self.session.borrow();
+        if session.is_finished() {
+            return Some(Ok(()));
+        }
+        session.has_failed().then(|| Err(io::ErrorKind::InvalidData.into()))
+    }
 }
 
 /// Where in its buffer a bulk receive is.
@@ -56,8 +69,13 @@ impl From<Stream> for Wire {
 impl Wire {
     /// From now on it is over TLS: the handshake is done.
     pub(crate) fn secure(&mut self, ring: &Ring, session: Session) {
-        let (kept, bulk) = (RefCell::default(), Cell::default());
-        self.tls = Some(Box::new(Tls { ring: ring.clone(), session: RefCell::new(session), kept, bulk }));
+        self.tls = Some(Box::new(Tls {
+            ring: ring.clone(),
+            session: RefCell::new(session),
+            kept: RefCell::default(),
+            bulk: Cell::default(),
+            unused: RefCell::default(),
+        }));
     }
 
     /// Whether it is over TLS.
@@ -89,11 +107,8 @@ impl Wire {
 
     fn poll_receive_tls(&self, tls: &Tls, context: &Context<'_>) -> Poll<io::Result<Received>> {
         loop {
-            if tls.session.borrow().is_finished() {
-                return Poll::Ready(Ok(Received::Finished));
-            }
-            if tls.session.borrow().has_failed() {
-                return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+            if let Some(end) = tls.end() {
+                return Poll::Ready(end.map(|()| Received::Finished));
             }
             match self.stream.poll_receive(context) {
                 Poll::Ready(Ok(Received::Data(buffer))) => {
@@ -140,6 +155,20 @@ impl Wire {
     /// See [`Wire::poll_receive`].
     pub fn receive(&self) -> impl Future<Output = io::Result<Received>> + '_ {
         poll_fn(move |context| self.poll_receive(context))
+    }
+
+    /// Receives and throws away until the peer has said all. Over TLS too it need not make sense: a part of it may be
+    /// lost already, with a bulk receive that was given up.
+    pub async fn discard(&self) {
+        while let Ok(Received::Data(mut buffer)) = self.stream.receive().await {
+            if let Some(tls) = &self.tls {
+                let mut session = tls.session.borrow_mut();
+                let _ = session.open(&mut buffer, &mut Vec::new());
+                if session.is_finished() {
+                    return;
+                }
+            }
+        }
     }
 
     /// Receives, without waiting, what has arrived already. An error shows at the next [`Wire::poll_receive`].
@@ -190,6 +219,10 @@ impl Wire {
     /// as far as the buffer has room.
     pub fn start_receive_bulk(&self, mut buffer: Vec<u8>, range: Range<usize>) {
         let Some(tls) = &self.tls else { return self.stream.start_receive_bulk(buffer, range) };
+        if tls.end().is_some() {
+            tls.unused.replace(Some(buffer));
+            return;
+        }
         // What is kept of a record comes first.
         let session = tls.session.borrow();
         let records = range.start + GAP;
@@ -207,6 +240,9 @@ impl Wire {
     pub fn poll_receive_bulk(&self, context: &Context<'_>) -> Poll<(Vec<u8>, io::Result<usize>)> {
         let Some(tls) = &self.tls else { return self.stream.poll_receive_bulk(context) };
         loop {
+            if let Some(buffer) = tls.unused.take() {
+                return Poll::Ready((buffer, tls.end().unwrap_or(Ok(())).map(|()| 0)));
+            }
             let (mut buffer, outcome) = std::task::ready!(self.stream.poll_receive_bulk(context));
             let Bulk { start, records, from } = tls.bulk.get();
             let mut session = tls.session.borrow_mut();

@@ -1,6 +1,7 @@
 //! A backend: each of its connections runs a script in a thread, and all that arrives is kept.
 
 use std::{
+    io::Read as _,
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
@@ -13,13 +14,9 @@ use std::{
 };
 
 use super::{
-    Broken, Message, wait,
+    Broken, Lock, Message, Server, wait,
     wire::{Stream, Wire},
 };
-
-/// A test's threads may share a lock: nothing of the proxy runs here.
-#[allow(clippy::disallowed_types)]
-type Lock<T> = std::sync::Mutex<T>;
 
 #[derive(Default)]
 struct Record {
@@ -93,6 +90,41 @@ impl Backend {
             let (stream, _) = listener.accept().ok()?;
             Some((Stream::Tcp(stream.try_clone().ok()?), Stream::Tcp(stream)))
         })
+    }
+
+    /// Runs `script` on every connection, over TLS.
+    pub(crate) fn tls(server: &Server, script: impl Fn(&mut Conn) + Send + Sync + 'static) -> Backend {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port for a backend");
+        let address = Address::Tcp(listener.local_addr().expect("the address of a backend"));
+        let server = server.clone();
+        Backend::run(address, script, move || {
+            let (stream, _) = listener.accept().ok()?;
+            let cutter = Stream::Tcp(stream.try_clone().ok()?);
+            Some((Stream::Tls(Box::new(server.accept(stream))), cutter))
+        })
+    }
+
+    /// The same behind a header of the PROXY protocol (version 2, IPv4).
+    pub(crate) fn tls_behind_header(
+        server: &Server,
+        script: impl Fn(&mut Conn) + Send + Sync + 'static,
+    ) -> Backend {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port for a backend");
+        let address = Address::Tcp(listener.local_addr().expect("the address of a backend"));
+        let server = server.clone();
+        Backend::run(address, script, move || {
+            let (mut stream, _) = listener.accept().ok()?;
+            let cutter = Stream::Tcp(stream.try_clone().ok()?);
+            // Of the connection that ends the thread nothing comes.
+            let _ = stream.read_exact(&mut [0; 28]);
+            Some((Stream::Tls(Box::new(server.accept(stream))), cutter))
+        })
+    }
+
+    /// Answers every request with these bytes, over TLS, and keeps the connection.
+    pub(crate) fn respond_over_tls(server: &Server, answer: impl AsRef<[u8]>) -> Backend {
+        let answer = answer.as_ref().to_vec();
+        Backend::tls(server, move |conn| while conn.serve(|_| answer.clone()) {})
     }
 
     /// The same behind a Unix socket at `path`.
@@ -221,6 +253,7 @@ impl Drop for Backend {
             let _ = match stream {
                 Stream::Tcp(stream) => stream.shutdown(Shutdown::Both),
                 Stream::Unix(stream) => stream.shutdown(Shutdown::Both),
+                Stream::Tls(_) => Ok(()),
             };
         }
     }
@@ -284,6 +317,21 @@ impl Conn {
                 return;
             }
         }
+    }
+
+    /// Ends its direction, and goes on reading.
+    pub(crate) fn half_close(&mut self) {
+        self.wire.shutdown(Shutdown::Write);
+    }
+
+    /// Closes its direction without a word of TLS.
+    pub(crate) fn cut(&mut self) {
+        self.wire.cut();
+    }
+
+    /// How the proxy's direction ends, after whatever comes before.
+    pub(crate) fn end(&mut self) -> super::End {
+        self.wire.read_to_end().1
     }
 
     /// The connection will end with a reset.

@@ -31,7 +31,11 @@ impl Client {
     /// A client on a socket that is connected already.
     pub(crate) fn of(stream: TcpStream) -> Client {
         stream.set_write_timeout(Some(SOON)).expect("SO_SNDTIMEO");
-        Client { wire: Wire::new(Stream::Tcp(stream), Some(SOON), None) }
+        Client::over(Stream::Tcp(stream))
+    }
+
+    pub(super) fn over(stream: Stream) -> Client {
+        Client { wire: Wire::new(stream, Some(SOON), None) }
     }
 
     /// From now on a message has this long to become whole.
@@ -120,6 +124,52 @@ impl Client {
     /// Says that no more will be sent, and goes on reading.
     pub(crate) fn half_close(&mut self) {
         self.wire.shutdown(Shutdown::Write);
+    }
+
+    /// Says so in TLS only; the TCP connection stays open both ways.
+    pub(crate) fn close_notify(&mut self) {
+        self.wire.tls().close_notify();
+    }
+
+    /// Closes its direction of the TCP connection, without a word of TLS.
+    pub(crate) fn cut(&mut self) {
+        self.wire.cut();
+    }
+
+    /// What TLS has agreed on.
+    #[track_caller]
+    pub(crate) fn agreed(&mut self) -> &mut rustls::Connection {
+        &mut self.wire.tls().connection
+    }
+
+    /// Whether its session was resumed.
+    #[track_caller]
+    pub(crate) fn resumed(&mut self) -> bool {
+        self.agreed().handshake_kind() == Some(rustls::HandshakeKind::Resumed)
+    }
+
+    /// SHA-256 of the certificate that the proxy showed.
+    #[track_caller]
+    pub(crate) fn served(&mut self) -> String {
+        let certificates = self.agreed().peer_certificates().expect("certificates");
+        super::pki::fingerprint(&certificates[0])
+    }
+
+    /// Records of TLS with these pieces in them, one in each, which are not sent yet.
+    #[track_caller]
+    pub(crate) fn seal(&mut self, pieces: &[&[u8]]) -> Vec<u8> {
+        self.wire.tls().seal(pieces)
+    }
+
+    /// Sends bytes over TCP as they are; whether that could be done.
+    pub(crate) fn send_raw(&mut self, bytes: &[u8]) -> bool {
+        self.wire.write_raw(bytes).is_ok()
+    }
+
+    /// Sends `data` and receives `count` bytes at the same time.
+    #[track_caller]
+    pub(crate) fn converse(&mut self, data: &[u8], count: usize) -> Vec<u8> {
+        self.wire.converse(data, count).unwrap_or_else(|end| panic!("ended by {end:?}"))
     }
 
     /// Ends the connection with a reset.

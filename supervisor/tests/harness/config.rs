@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Backend, Proxy};
+use super::{Backend, Issued, Proxy};
 
 /// What the proxy of a test is started with.
 ///
@@ -16,7 +16,7 @@ use super::{Backend, Proxy};
 #[derive(Clone, Default)]
 pub(crate) struct Config {
     root: Vec<String>,
-    listeners: Vec<Vec<String>>,
+    listeners: Vec<Listener>,
     clusters: Vec<Cluster>,
     pub(super) ipv6: bool,
     pub(super) environment: Vec<(OsString, OsString)>,
@@ -25,6 +25,13 @@ pub(crate) struct Config {
     pub(super) program: Option<PathBuf>,
     pub(super) in_container: bool,
     pub(super) activated: Option<Arc<TcpListener>>,
+}
+
+#[derive(Clone, Default)]
+struct Listener {
+    lines: Vec<String>,
+    /// Keys of each.
+    certificates: Vec<String>,
 }
 
 #[derive(Clone)]
@@ -39,7 +46,7 @@ struct Cluster {
 impl Config {
     /// One listener, no cluster.
     pub(crate) fn new() -> Config {
-        Config { listeners: vec![Vec::new()], ..Config::default() }
+        Config { listeners: vec![Listener::default()], ..Config::default() }
     }
 
     /// One listener that sends everything to `backend`.
@@ -55,7 +62,7 @@ impl Config {
 
     /// A line of the listener that was begun last: `request_timeout = 0.3`.
     pub(crate) fn listener(mut self, line: &str) -> Config {
-        self.listeners.last_mut().expect("a listener").push(line.to_owned());
+        self.listeners.last_mut().expect("a listener").lines.push(line.to_owned());
         self
     }
 
@@ -67,7 +74,25 @@ impl Config {
 
     /// Begins another listener.
     pub(crate) fn another_listener(mut self) -> Config {
-        self.listeners.push(Vec::new());
+        self.listeners.push(Listener::default());
+        self
+    }
+
+    /// The listener that was begun last terminates TLS, with this certificate by default.
+    pub(crate) fn https(self, issued: &Issued) -> Config {
+        let lines = issued.keys().replace(", key", "\nkey");
+        self.listener("protocol = \"https\"").listener(&lines)
+    }
+
+    /// One listener that terminates TLS and sends everything to `backend`, whatever the certificate is for.
+    pub(crate) fn https_to(backend: &Backend, issued: &Issued) -> Config {
+        Config::to(backend).https(issued)
+    }
+
+    /// One more certificate of the listener that was begun last, with keys of its own: `, default = true`.
+    pub(crate) fn certificate(mut self, issued: &Issued, keys: &str) -> Config {
+        let listener = self.listeners.last_mut().expect("a listener");
+        listener.certificates.push(format!("{}{keys}", issued.keys()));
         self
     }
 
@@ -151,6 +176,12 @@ impl Config {
         self.listeners.len()
     }
 
+    /// Whether somebody who asks this listener for HTTP in clear text gets an answer of kakehi's own.
+    pub(super) fn answers_http(&self, listener: usize) -> bool {
+        let lines = &self.listeners[listener].lines;
+        !lines.iter().any(|line| line.contains("expect_proxy") || line == "protocol = \"tcp\"")
+    }
+
     /// The file, with these addresses for the listeners.
     pub(crate) fn text(&self, addresses: &[SocketAddr]) -> String {
         let mut text = String::new();
@@ -165,20 +196,28 @@ impl Config {
         for line in &self.root {
             text += &format!("{line}\n");
         }
-        for (lines, address) in self.listeners.iter().zip(addresses) {
-            text += &format!("\n[[listeners]]\naddress = \"{address}\"\nprotocol = \"http\"\n");
+        let http = |lines: &[String]| {
+            let given = lines.iter().any(|line| line.starts_with("protocol = "));
+            if given { "" } else { "protocol = \"http\"\n" }
+        };
+        for (Listener { lines, certificates }, address) in self.listeners.iter().zip(addresses) {
+            text += &format!("\n[[listeners]]\naddress = \"{address}\"\n{}", http(lines));
             for line in lines {
                 text += &format!("{line}\n");
             }
+            for keys in certificates {
+                text += &format!("[[listeners.certificates]]\n{}\n", keys.replace(", ", "\n"));
+            }
         }
         for cluster in &self.clusters {
-            text += &format!("\n[clusters.{}]\nprotocol = \"http\"\n", cluster.name);
+            text += &format!("\n[clusters.{}]\n{}", cluster.name, http(&cluster.keys));
             for line in &cluster.keys {
                 text += &format!("{line}\n");
             }
             text += "frontends = [\n";
             for (listener, keys) in &cluster.frontends {
-                text += &format!("  {{ address = \"{}\", {keys} }},\n", addresses[*listener]);
+                let comma = if keys.is_empty() { "" } else { ", " };
+                text += &format!("  {{ address = \"{}\"{comma}{keys} }},\n", addresses[*listener]);
             }
             text += "]\nbackends = [\n";
             for backend in &cluster.backends {

@@ -9,7 +9,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use super::{Client, GET, ask, wait};
+use super::{Caller, Client, GET, ask, wait};
 
 /// Eight clients: some connect anew for each request, some send it in pieces, some send two at once, some keep one
 /// connection. They expect `ok` for an answer.
@@ -45,6 +45,29 @@ impl Load {
                         }
                         ask(&mut client);
                         served.fetch_add(1, Ordering::SeqCst);
+                    }
+                })
+            })
+            .collect();
+        Load { stop, served, clients }
+    }
+
+    /// Clients over TLS. They connect anew when they are told to; what they asked for is answered all the same.
+    pub(crate) fn on_tls(caller: Caller, address: SocketAddr) -> Load {
+        let (stop, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let clients = (0..4)
+            .map(|_| {
+                let (stop, served, caller) = (Arc::clone(&stop), Arc::clone(&served), caller.clone());
+                thread::spawn(move || {
+                    let mut client = caller.connect(address);
+                    while !stop.load(Ordering::SeqCst) {
+                        client.send(GET);
+                        let answer = client.response();
+                        answer.expect(200, "ok");
+                        served.fetch_add(1, Ordering::SeqCst);
+                        if answer.field("Connection") == Some("close") {
+                            client = caller.connect(address);
+                        }
                     }
                 })
             })

@@ -12,24 +12,35 @@
 mod backend;
 mod client;
 mod config;
+mod forger;
 mod kakehictl;
 mod load;
 mod message;
+mod pki;
 mod processes;
 mod proxy;
 mod sys;
+mod tls;
+mod tls_socket;
 pub(crate) mod wait;
 mod wire;
 
-pub(crate) use backend::Backend;
+pub(crate) use backend::{Backend, Conn};
 pub(crate) use client::Client;
 pub(crate) use config::Config;
+pub(crate) use forger::Forger;
 pub(crate) use kakehictl::kakehictl;
 pub(crate) use load::Load;
 pub(crate) use message::{Framing, Message};
+pub(crate) use pki::{Issued, Pki};
 pub(crate) use processes::{Process, send_signal};
 pub(crate) use proxy::{Proxy, free_port, program};
+pub(crate) use tls::{Caller, Server};
 pub(crate) use wire::{Broken, End};
+
+/// A test's threads may share a lock: nothing of the proxy runs here.
+#[allow(clippy::disallowed_types)]
+pub(crate) type Lock<T> = std::sync::Mutex<T>;
 
 /// A plain answer with the body `ok`.
 pub(crate) const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";

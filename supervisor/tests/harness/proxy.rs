@@ -69,9 +69,7 @@ impl Proxy {
                 if let Ok(Some(status)) = proxy.child.try_wait() {
                     break format!("kakehi ended at its start: {status}");
                 }
-                if proxy.addresses.iter().all(|&address| answers(address))
-                    && UnixStream::connect(proxy.socket()).is_ok()
-                {
+                if proxy.listeners_answer() && UnixStream::connect(proxy.socket()).is_ok() {
                     return proxy;
                 }
                 if Instant::now() > deadline {
@@ -191,6 +189,23 @@ impl Proxy {
         send_signal(self.supervisor(), Signal::SIGTERM);
     }
 
+    /// A counter of all workers.
+    #[track_caller]
+    pub(crate) fn counter(&self, name: &str) -> u64 {
+        self.ctl_json("status")["counters"][name].as_u64().unwrap_or(0)
+    }
+
+    /// Waits until a counter of all workers has this value.
+    #[track_caller]
+    pub(crate) fn wait_for_counter(&self, name: &str, value: u64) {
+        let mut seen = 0;
+        let deadline = Instant::now() + wait::SOON;
+        while seen != value {
+            seen = self.counter(name);
+            assert!(seen == value || Instant::now() < deadline, "{name} is {seen}, not {value}");
+        }
+    }
+
     /// Waits for the end of the supervisor.
     #[track_caller]
     pub(crate) fn wait(&mut self, limit: Duration) -> ExitStatus {
@@ -201,6 +216,12 @@ impl Proxy {
     /// All that it has printed.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    fn listeners_answer(&self) -> bool {
+        self.addresses.iter().enumerate().all(|(number, &address)| {
+            if self.config.answers_http(number) { answers(address) } else { sys::listens(address) }
+        })
     }
 
     fn file(&self) -> String {

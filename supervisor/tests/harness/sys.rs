@@ -1,6 +1,16 @@
-//! The one thing that needs unsafe code here: a child that the kernel refuses io_uring.
+//! What has to be asked of the kernel itself: who listens, and a child that it refuses io_uring (the one thing that needs
+//! unsafe code here).
 
-use std::{io, os::unix::process::CommandExt, process::Command};
+use std::{fs, io, net::SocketAddr, os::unix::process::CommandExt, process::Command};
+
+/// Whether somebody listens on this port of IPv4, found out without a connection.
+pub(super) fn listens(address: SocketAddr) -> bool {
+    let port = format!(":{:04X}", address.port());
+    fs::read_to_string("/proc/net/tcp").unwrap_or_default().lines().any(|line| {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        words.get(1).is_some_and(|local| local.ends_with(&port)) && words.get(3) == Some(&"0A")
+    })
+}
 
 /// The program will get `EPERM` from every io_uring call, as under the default profile of a container.
 pub(super) fn refuse_io_uring(command: &mut Command) {

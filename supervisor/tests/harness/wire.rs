@@ -8,6 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustls::AlertDescription;
+
+use super::tls_socket::{TlsSocket, end_of, wait_for};
+
 /// How a stream stopped giving bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
@@ -17,8 +21,12 @@ pub(crate) enum End {
     Reset,
     /// Nothing came before the deadline.
     Deadline,
-    /// The bytes are no HTTP/1.
+    /// The bytes are no HTTP/1, or no TLS.
     Garbage,
+    /// The peer closed without saying so in TLS.
+    Cut,
+    /// The peer said in TLS what it does not like.
+    Alert(AlertDescription),
 }
 
 /// A message that did not become whole.
@@ -44,10 +52,22 @@ impl fmt::Display for Broken {
     }
 }
 
-/// A stream socket of either family.
+/// A stream socket of either family, or TLS over one.
 pub(crate) enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Tls(Box<TlsSocket>),
+}
+
+impl Stream {
+    /// The TCP socket below.
+    fn tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Stream::Tcp(stream) => Some(stream),
+            Stream::Tls(socket) => Some(&socket.tcp),
+            Stream::Unix(_) => None,
+        }
+    }
 }
 
 /// Takes a copy of all that is read.
@@ -81,6 +101,7 @@ impl Wire {
         match &mut self.stream {
             Stream::Tcp(stream) => stream.write_all(bytes),
             Stream::Unix(stream) => stream.write_all(bytes),
+            Stream::Tls(socket) => socket.write_all(bytes),
         }
     }
 
@@ -132,16 +153,81 @@ impl Wire {
         if self.ends_with_reset {
             return;
         }
-        let _ = match &self.stream {
+        let _ = match &mut self.stream {
             Stream::Tcp(stream) => stream.shutdown(how),
             Stream::Unix(stream) => stream.shutdown(how),
+            Stream::Tls(socket) => {
+                socket.shutdown(how);
+                Ok(())
+            }
         };
+    }
+
+    /// Closes our direction of the TCP connection, without a word of TLS.
+    pub(crate) fn cut(&mut self) {
+        self.stream.tcp().expect("TCP").shutdown(Shutdown::Write).expect("shutdown");
+    }
+
+    /// TLS, for what only that can.
+    #[track_caller]
+    pub(crate) fn tls(&mut self) -> &mut TlsSocket {
+        match &mut self.stream {
+            Stream::Tls(socket) => socket,
+            _ => panic!("there is no TLS here"),
+        }
+    }
+
+    /// Sends these bytes over TCP, as they are.
+    pub(crate) fn write_raw(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut tcp = self.stream.tcp().expect("TCP");
+        tcp.write_all(bytes)
+    }
+
+    /// Sends `data` and receives `count` bytes at the same time.
+    pub(crate) fn converse(&mut self, mut data: &[u8], count: usize) -> Result<Vec<u8>, End> {
+        let limit = self.patience.unwrap_or(Duration::from_secs(60));
+        let tcp = match &mut self.stream {
+            Stream::Tls(socket) => return socket.converse(data, count, limit),
+            Stream::Unix(_) => panic!("there is no TCP here"),
+            Stream::Tcp(tcp) => tcp,
+        };
+        let deadline = Instant::now() + limit;
+        let mut got = Vec::with_capacity(count);
+        let mut piece = vec![0; 65_536];
+        tcp.set_nonblocking(true).expect("O_NONBLOCK");
+        while got.len() < count || !data.is_empty() {
+            let mut moved = false;
+            if !data.is_empty() {
+                match tcp.write(data) {
+                    Ok(taken) => {
+                        data = &data[taken..];
+                        moved = true;
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Err(end_of(&error)),
+                }
+            }
+            match tcp.read(&mut piece) {
+                Ok(0) => return Err(End::Eof),
+                Ok(length) => {
+                    got.extend(&piece[..length]);
+                    moved = true;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(end_of(&error)),
+            }
+            if !moved && !wait_for(tcp, !data.is_empty(), deadline) {
+                return Err(End::Deadline);
+            }
+        }
+        tcp.set_nonblocking(false).expect("O_NONBLOCK");
+        Ok(got)
     }
 
     /// Ends a TCP connection with a reset instead of an orderly close, once the wire is dropped.
     pub(crate) fn reset_on_close(&mut self) {
         self.ends_with_reset = true;
-        if let Stream::Tcp(stream) = &self.stream {
+        if let Some(stream) = self.stream.tcp() {
             socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO)).expect("SO_LINGER");
         }
     }
@@ -170,6 +256,9 @@ impl Wire {
             let result = match &mut self.stream {
                 Stream::Tcp(stream) => stream.set_read_timeout(left).and_then(|()| stream.read(&mut piece)),
                 Stream::Unix(stream) => stream.set_read_timeout(left).and_then(|()| stream.read(&mut piece)),
+                Stream::Tls(socket) => {
+                    socket.tcp.set_read_timeout(left).and_then(|()| socket.read(&mut piece))
+                }
             };
             match result {
                 Ok(0) => break End::Eof,
@@ -182,8 +271,7 @@ impl Wire {
                 }
                 Err(error) => match error.kind() {
                     io::ErrorKind::Interrupted => {}
-                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => break End::Deadline,
-                    _ => break End::Reset,
+                    _ => break end_of(&error),
                 },
             }
         };
