@@ -18,7 +18,7 @@ const MAX_V2: usize = 4_096;
 const FIXED: usize = 16;
 
 /// The two ends of a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Ends {
     /// The client.
     pub source: SocketAddr,

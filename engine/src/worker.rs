@@ -470,7 +470,8 @@ impl Worker {
             return false;
         }
         self.shared.drain();
-        timer.set(limits::LINGER_TIMEOUT_MS);
+        // Each lingers for so long by itself.
+        timer.set(2 * limits::LINGER_TIMEOUT_MS);
         let closed = async {
             while !self.shared.is_drained() {
                 self.shared.connection_closed().await;

@@ -164,7 +164,13 @@ pub(super) fn classify(name: &[u8]) -> Kind {
         (3, b'v') if is("via") => Kind::Via,
         (9, b'f') if is("forwarded") => Kind::Forwarded,
         (11, b'c') if is("client-cert") || is("client_cert") => Kind::ClientCertificate,
-        (17, b'c') if is("client-cert-chain") || is("client_cert_chain") => Kind::ClientCertificate,
+        (17, b'c')
+            if ["client-cert-chain", "client_cert_chain", "client-cert_chain", "client_cert-chain"]
+                .into_iter()
+                .any(is) =>
+        {
+            Kind::ClientCertificate
+        }
         _ => Kind::Other,
     }
 }

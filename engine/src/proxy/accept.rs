@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, future::poll_fn, rc::Rc, task::Poll};
 
-use super::{Front, Shared, connection, hand_over::Age};
+use super::{Front, Shared, connection, hand_over::Past};
 use crate::{
     observe::Counter,
     ring::{AcceptError, Listener, Stream, Timer},
@@ -72,5 +72,5 @@ pub async fn accept(shared: Rc<Shared>, listener: Listener, front: Rc<Front>, yi
 
 fn spawn(shared: &Rc<Shared>, front: &Rc<Front>, client: Stream) {
     shared.counters.count(Counter::Accepted);
-    shared.ring.spawn(connection::serve(Rc::clone(shared), Rc::clone(front), client, Age::New));
+    shared.ring.spawn(connection::serve(Rc::clone(shared), Rc::clone(front), client, Past::NONE));
 }

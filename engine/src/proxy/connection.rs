@@ -13,7 +13,7 @@ use std::{
 use super::{
     Front, Shared, Site,
     exchange::exchange,
-    hand_over::{Age, Parcel},
+    hand_over::{Age, Parcel, Past},
     inbox::Inbox,
     prologue, tunnel,
 };
@@ -81,15 +81,16 @@ enum Waited {
 }
 
 impl Connection {
-    fn new(shared: Rc<Shared>, front: Rc<Front>, client: Stream, age: Age) -> Connection {
+    fn new(shared: Rc<Shared>, front: Rc<Front>, client: Stream, past: Past) -> Connection {
         shared.note_open();
         let timer = Timer::new(&shared.ring);
-        let head_due = match age {
+        let head_due = match past.age {
             Age::New => (shared.ring.now() + front.timeouts(|timeouts| timeouts.request_ms)).max(1),
             Age::Used => 0,
         };
+        let told = past.ends.map(|ends| Box::new(Told { ends: Some(ends), ..Told::default() }));
         let (inbox, peer, next) = (Inbox::default(), None, Next::Request);
-        Connection { shared, front, client: client.into(), timer, inbox, peer, head_due, next, told: None }
+        Connection { shared, front, client: client.into(), timer, inbox, peer, head_due, next, told }
     }
 
     pub(super) fn site(&self) -> Rc<Site> {
@@ -185,7 +186,9 @@ impl Connection {
         }
         let Some(client) = self.client.detach() else { return Next::Abort { reset: false } };
         let age = if self.head_due == 0 { Age::Used } else { Age::New };
-        let parcel = Parcel::Idle { listener: self.front.site().settings.address, age };
+        // One that is handed over waits for a request: whatever comes before has come.
+        let ends = self.told.as_ref().and_then(|told| told.ends);
+        let parcel = Parcel::Idle { listener: self.front.site().settings.address, age, begun: true, ends };
         successor.give(&self.shared, parcel, vec![client]);
         Next::Gone
     }
@@ -229,11 +232,11 @@ pub(super) fn serve(
     shared: Rc<Shared>,
     front: Rc<Front>,
     client: Stream,
-    age: Age,
+    past: Past,
 ) -> impl Future<Output = ()> {
-    let mut connection = Connection::new(shared, front, client, age);
+    let mut connection = Connection::new(shared, front, client, past);
     // A block, not a function: its arguments would stay in the future beside the connection made from them.
-    let begins = age == Age::New && connection.front.site().has_prologue();
+    let begins = !past.begun && connection.front.site().has_prologue();
     async move {
         if begins {
             connection.next = Box::pin(prologue::begin(&mut connection)).await;
@@ -275,7 +278,7 @@ pub(super) fn resume_tunnel(
     cluster: String,
     upstream: Upstream,
 ) -> impl Future<Output = ()> {
-    let mut connection = Connection::new(shared, front, client, Age::Used);
+    let mut connection = Connection::new(shared, front, client, Past::USED);
     async move {
         let idle_ms = connection.front.timeouts(|timeouts| timeouts.tunnel_ms);
         let tunnel = tunnel::run(&mut connection, &cluster, idle_ms, upstream, Inbox::default());

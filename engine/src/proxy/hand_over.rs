@@ -1,8 +1,9 @@
 //! Client connections move to the process that takes this one's place, or come from the one before.
 //!
-//! What moves is the socket, with the address of its listener and whether it has had a request yet: an idle connection
-//! has no other state. A tunnel is two sockets and the name of a backend. Promises: nothing that the client has sent is lost, since a connection moves only when all that
-//! was received has been served and nothing is in flight; and a worker ends only when everything has been sent.
+//! What moves is the socket, with the address of its listener, whether it has had a request yet, and whom a header of the
+//! PROXY protocol has named: an idle connection has no other state. A tunnel is two sockets and the name of a backend.
+//! Promises: nothing that the client has sent is lost, since a connection moves only when all that was received has been
+//! served and nothing is in flight; and a worker ends only when everything has been sent.
 
 use std::{
     cell::{Cell, RefCell},
@@ -19,6 +20,7 @@ use super::{Front, Shared, connection};
 use crate::{
     cluster::{Cluster, Upstream},
     observe::Counter,
+    proxy_header::Ends,
     ring::{Ring, Stream, receive_descriptors, send_descriptors},
 };
 
@@ -32,6 +34,23 @@ pub(super) enum Age {
     Used,
 }
 
+/// What has been on a connection before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Past {
+    pub(super) age: Age,
+    /// A header of the PROXY protocol has come, where one has to.
+    pub(super) begun: bool,
+    /// Whom it has named.
+    pub(super) ends: Option<Ends>,
+}
+
+impl Past {
+    /// Nothing.
+    pub(super) const NONE: Past = Past { age: Age::New, begun: false, ends: None };
+    /// A request at least.
+    pub(super) const USED: Past = Past { age: Age::Used, begun: true, ends: None };
+}
+
 /// What moves with the sockets, as JSON.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -41,6 +60,11 @@ pub(super) enum Parcel {
         /// Of its listener.
         listener: SocketAddr,
         age: Age,
+        // Programs before these do not know them, and have no need to.
+        #[serde(default)]
+        begun: bool,
+        #[serde(default)]
+        ends: Option<Ends>,
     },
     /// The process before accepts no more: one listening socket.
     Queue {
@@ -168,8 +192,9 @@ fn resume(
     let adopt = |socket| Stream::adopt(&shared.ring, socket).map_err(|error| error.to_string());
     let mut sockets = sockets.into_iter();
     match (parcel, sockets.next(), sockets.next()) {
-        (Parcel::Idle { listener, age }, Some(client), None) => {
-            let serve = connection::serve(Rc::clone(shared), front(listener)?, adopt(client)?, age);
+        (Parcel::Idle { listener, age, begun, ends }, Some(client), None) => {
+            let past = Past { age, begun: begun || age == Age::Used, ends };
+            let serve = connection::serve(Rc::clone(shared), front(listener)?, adopt(client)?, past);
             shared.ring.spawn(serve);
         }
         (Parcel::Tunnel { listener, cluster, backend }, Some(client), Some(upstream)) => {

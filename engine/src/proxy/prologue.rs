@@ -55,17 +55,20 @@ pub(super) async fn begin(connection: &mut Connection) -> Next {
     }
 }
 
-/// Reads more into the inbox, within the deadline that the timer has.
-async fn read_more(connection: &mut Connection) -> Result<(), Next> {
+/// Reads more into the inbox, within the deadline that the timer has. Who is `late`, or `gone`, is counted so.
+async fn read_more(connection: &mut Connection, late: Counter, gone: Option<Counter>) -> Result<(), Next> {
     let counters = &connection.shared.counters;
     match connection.timer.limit(connection.client.receive()).await {
         Ok(Ok(Received::Data(buffer))) => {
             connection.inbox.push(buffer);
             Ok(())
         }
-        Ok(Ok(Received::Finished) | Err(_)) => Err(Next::Abort { reset: false }),
+        Ok(Ok(Received::Finished) | Err(_)) => {
+            gone.into_iter().for_each(|gone| counters.count(gone));
+            Err(Next::Abort { reset: false })
+        }
         Err(_) => {
-            counters.count(Counter::IdleTimeouts);
+            counters.count(late);
             Err(Next::Abort { reset: false })
         }
     }
@@ -92,16 +95,15 @@ async fn read_header(connection: &mut Connection, site: &Site) -> Result<(), Nex
             }
         }
         connection.inbox.settle();
-        read_more(connection).await?;
+        read_more(connection, Counter::IdleTimeouts, None).await?;
     }
 }
 
 /// Does the handshake, or passes the connection on, as the name says that the client asks for.
 async fn secure(connection: &mut Connection, site: &Rc<Site>, terminator: &Rc<Terminator>) -> Next {
     if connection.inbox.is_empty()
-        && let Err(next) = read_more(connection).await
+        && let Err(next) = read_more(connection, Counter::TlsTimeout, Some(Counter::TlsGone)).await
     {
-        connection.shared.counters.count(Counter::TlsGone);
         return next;
     }
     // What begins like a method of HTTP is no record of TLS.
@@ -243,7 +245,7 @@ async fn pass_on(connection: &mut Connection, site: &Rc<Site>) -> Next {
         };
     }
     if connection.inbox.is_empty()
-        && let Err(next) = read_more(connection).await
+        && let Err(next) = read_more(connection, Counter::IdleTimeouts, None).await
     {
         return next;
     }

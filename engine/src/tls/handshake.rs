@@ -13,7 +13,7 @@ use rustls_pki_types::UnixTime;
 use super::{
     certificates::Entry,
     identity::ClientIdentity,
-    session::Session,
+    session::{MAX_CERTIFICATES, MAX_RECORD, Session},
     terminator::{Policy, Terminator},
 };
 use crate::{
@@ -120,7 +120,7 @@ pub(crate) async fn read_hello(stream: &Stream, mut input: Input) -> Result<Hell
         bytes.extend_from_slice(input.bytes());
         let mut unread: &[u8] = input.bytes();
         while !unread.is_empty() {
-            if acceptor.read_tls(&mut unread).is_err() {
+            if !acceptor.read_tls(&mut unread).is_ok_and(|read| read > 0) {
                 return Err((Failure::HelloTooLarge, bytes));
             }
             match acceptor.accept() {
@@ -169,7 +169,9 @@ pub(crate) async fn accept(
     let mut session = Session::server(UnbufferedServerConnection::new(Arc::clone(&policy.config))?);
     let mut served = None;
     terminator.certificates.take_served();
-    let data = shake(stream, &mut session, Some(first), || {
+    session.keep_at_most(limits::MAX_CLIENT_HELLO);
+    let later = if policy.verifier.is_some() { MAX_CERTIFICATES } else { MAX_RECORD };
+    let data = shake(stream, &mut session, Some(first), later, || {
         if served.is_none() {
             served = terminator.certificates.take_served();
         }
@@ -213,17 +215,19 @@ pub(crate) async fn connect(
 ) -> Result<Session, Failure> {
     let mut session = Session::client(connection);
     // What it says before it was asked anything is for nobody.
-    match shake(stream, &mut session, Some(Input::Own(Vec::new())), || {}).await? {
+    match shake(stream, &mut session, Some(Input::Own(Vec::new())), MAX_CERTIFICATES, || {}).await? {
         None => Ok(session),
         Some(_) => Err(Error::General("the backend sent data before it was asked for any".to_owned()).into()),
     }
 }
 
-/// Sends and receives until the handshake is done. Returns data that came behind it.
+/// Sends and receives until the handshake is done; from our first answer on at most `later` bytes are kept of messages that
+/// are not complete. Returns data that came behind it.
 async fn shake(
     stream: &Stream,
     session: &mut Session,
     first: Option<Input>,
+    later: usize,
     mut looked: impl FnMut(),
 ) -> Result<Option<Buf>, Failure> {
     let mut plain = Vec::new();
@@ -241,12 +245,14 @@ async fn shake(
             }
         }
         if session.is_established() {
+            session.keep_at_most(MAX_RECORD);
             return Ok((!plain.is_empty()).then(|| Buf::owned(plain)));
         }
         if session.is_finished() {
             return Err(Failure::Gone);
         }
         if let Some(pending) = session.take_pending() {
+            session.keep_at_most(later);
             stream.send(pending.into()).await?;
         }
         received = match stream.receive().await? {

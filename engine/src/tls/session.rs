@@ -14,8 +14,10 @@ use rustls::{
 const RECORD_OVERHEAD: usize = 5 + 1 + 32;
 /// Content of a record at most (RFC 8446 section 5.1).
 pub(crate) const RECORD_CONTENT: usize = 16_384;
-/// What may be kept of a handshake message that is not complete (bytes): the largest chain of certificates that is read.
-const MAX_PARTIAL: usize = 65_536 + 4_096;
+/// What may be kept of a message that is not complete (bytes): a record, and the overhead that it may have.
+pub(crate) const MAX_RECORD: usize = RECORD_CONTENT + 2_048;
+/// The same in a handshake in which the peer shows certificates: the longest message that there is.
+pub(crate) const MAX_CERTIFICATES: usize = 65_536 + 4_096;
 
 enum Side {
     Server(UnbufferedServerConnection),
@@ -34,6 +36,8 @@ pub(crate) struct Session {
     finished: bool,
     /// Nothing more can be received.
     failed: bool,
+    /// What may be kept at most (bytes).
+    most_kept: usize,
 }
 
 /// What a step over the records has led to.
@@ -57,7 +61,8 @@ impl Session {
 
     fn new(side: Side) -> Session {
         let (partial, pending) = (Vec::new(), Vec::new());
-        Session { side, partial, pending, established: false, finished: false, failed: false }
+        let most_kept = MAX_RECORD;
+        Session { side, partial, pending, established: false, finished: false, failed: false, most_kept }
     }
 
     /// What was agreed on.
@@ -75,6 +80,16 @@ impl Session {
     /// The peer has said that it sends no more.
     pub(crate) fn is_finished(&self) -> bool {
         self.finished
+    }
+
+    /// Nothing more can be received, since something was wrong.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed
+    }
+
+    /// From now on at most this much is kept of messages that are not complete (bytes).
+    pub(crate) fn keep_at_most(&mut self, bytes: usize) {
+        self.most_kept = bytes;
     }
 
     /// Nothing is kept of what came, as far as is known.
@@ -110,16 +125,15 @@ impl Session {
             // Given back when there is nothing to keep: a connection that waits holds no buffer.
             self.partial = if consumed == records.len() { Vec::new() } else { records.split_off(consumed) };
         }
-        if self.partial.len() > MAX_PARTIAL {
+        if self.partial.len() > self.most_kept {
             self.failed = true;
             return Err(Error::General("a message is too large".to_owned()));
         }
         Ok(())
     }
 
-    /// Decrypts the whole records in `buffer[start..end]`, a part of which is `gap` bytes at least behind `buffer[..]`'s
-    /// beginning, and puts the plaintext at that beginning, without memory of its own. What is left of a record is kept.
-    /// How much plaintext there is.
+    /// Decrypts `buffer[records]`, which begins with [`Session::partial`] and lies behind room for a record at least, and
+    /// puts the plaintext at the beginning of `buffer`. What is left of a record is kept. How much plaintext there is.
     ///
     /// # Errors
     /// See [`Session::open`].
@@ -128,7 +142,8 @@ impl Session {
         buffer: &mut [u8],
         records: std::ops::Range<usize>,
     ) -> Result<usize, Error> {
-        debug_assert!(self.partial.is_empty(), "what was kept has been put in front");
+        // It has been put in front.
+        self.partial = Vec::new();
         let (mut read, mut written) = (records.start, 0);
         while !self.failed && !self.finished {
             // Plaintext is shorter than its records: the gap between the two does not close.
@@ -146,13 +161,16 @@ impl Session {
                 Step::Failed(error) => return Err(self.fail(error)),
             }
         }
-        self.partial.extend_from_slice(&buffer[read..records.end]);
+        if !self.finished {
+            self.partial.extend_from_slice(&buffer[read..records.end]);
+        }
         Ok(written)
     }
 
-    /// Takes what is kept of a record, to put it in front of what comes next.
-    pub(crate) fn take_partial(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.partial)
+    /// What is kept of a record, to be put in front of what comes next. It stays here too until then: rustls
+    /// remembers how far it has looked at it, and panics when something is sent meanwhile and it is gone.
+    pub(crate) fn partial(&self) -> &[u8] {
+        &self.partial
     }
 
     /// Processes records; returns how many bytes of them are done with.
@@ -178,8 +196,11 @@ impl Session {
     /// Nothing more is received; the alert about it is made ready to be sent.
     fn fail(&mut self, error: Error) -> Error {
         self.failed = true;
-        // rustls gives out what is to be sent before it says again that it has failed.
-        while let (_, Step::More) = self.step(&mut [], &mut |_| {}) {}
+        // Not a step more than there is something to send: rustls gives that out before it looks at what was received,
+        // which it must not do again. It panics where a second message is wrong, and where what it has looked at is gone.
+        while self.common().wants_write() {
+            self.step(&mut [], &mut |_| {});
+        }
         error
     }
 
@@ -227,11 +248,20 @@ impl Session {
                     emit(connection.process_tls_records(partial), content, pending, out)
                 }
             };
-            if let Some(outcome) = outcome {
-                return outcome;
+            match outcome {
+                Some(Ok(length)) => return Ok(length),
+                Some(Err(Refused::NotYet)) => return Err(Error::HandshakeNotComplete),
+                Some(Err(Refused::Failed(error))) => return Err(self.fail(error)),
+                None => {}
             }
         }
     }
+}
+
+/// Why nothing was sent.
+enum Refused {
+    NotYet,
+    Failed(Error),
 }
 
 /// What is to be sent.
@@ -247,12 +277,12 @@ fn emit<Data>(
     content: Content<'_>,
     pending: &mut Vec<u8>,
     out: &mut Vec<u8>,
-) -> Option<Result<usize, Error>> {
+) -> Option<Result<usize, Refused>> {
     let UnbufferedStatus { state: Ok(ConnectionState::WriteTraffic(mut traffic)), .. } = status else {
         return match settle(status, pending, &mut false, &mut |_| {}).1 {
             Step::More | Step::Finished => None,
-            Step::Blocked => Some(Err(Error::HandshakeNotComplete)),
-            Step::Failed(error) => Some(Err(error)),
+            Step::Blocked => Some(Err(Refused::NotYet)),
+            Step::Failed(error) => Some(Err(Refused::Failed(error))),
         };
     };
     let length = match content {
@@ -274,7 +304,7 @@ fn emit<Data>(
         match written {
             Ok(written) => return Some(Ok(at + written)),
             Err(EncryptError::InsufficientSize(needed)) => out.resize(at + needed.required_size, 0),
-            Err(EncryptError::EncryptExhausted) => return Some(Err(Error::EncryptError)),
+            Err(EncryptError::EncryptExhausted) => return Some(Err(Refused::Failed(Error::EncryptError))),
         }
     }
 }
@@ -330,3 +360,7 @@ fn settle<Data>(
     };
     (discard, step)
 }
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;

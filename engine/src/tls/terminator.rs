@@ -1,9 +1,16 @@
 //! How a listener terminates TLS: the configuration of rustls for each name, compiled from the state.
 
-use std::{cell::RefCell, collections::BTreeMap, io, net::SocketAddr, rc::Rc, sync::Arc};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, HashMap},
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::{Arc, Weak},
+};
 
 use kakehi_ctl::state::{
-    CipherSuite, ClientAuth, FrontendTls, Group, Material, Tls, TlsVersion, UnknownName,
+    CipherSuite, ClientAuth, FrontendTls, Group, Material, Place, Tls, TlsVersion, UnknownName,
 };
 use rustls::{
     RootCertStore, ServerConfig, SupportedProtocolVersion,
@@ -26,6 +33,7 @@ pub struct Context {
     pub(super) keys: Arc<KeyStore>,
     tickets: Arc<TicketStore>,
     certificates: RefCell<BTreeMap<SocketAddr, Arc<Certificates>>>,
+    roots: RefCell<HashMap<Place, Weak<RootCertStore>>>,
 }
 
 /// Why TLS cannot be set up as it is configured.
@@ -55,7 +63,8 @@ impl Context {
     pub fn new(vault: Vault, rotation_ms: u64) -> io::Result<Context> {
         let tickets = TicketStore::new(&vault, rotation_ms)?;
         let keys = Arc::new(KeyStore::new(vault, Arc::new(aws_lc_rs::default_provider())));
-        Ok(Context { keys, tickets, certificates: RefCell::default() })
+        let (certificates, roots) = (RefCell::default(), RefCell::default());
+        Ok(Context { keys, tickets, certificates, roots })
     }
 
     /// The ticket keys in the vault are others now.
@@ -99,8 +108,19 @@ impl Context {
         CryptoProvider::clone(&self.keys.provider)
     }
 
-    /// The authorities in a file.
-    pub(super) fn roots(&self, material: &Material) -> Result<RootCertStore, TlsError> {
+    /// The authorities in a file. Many clusters may name the same one.
+    pub(super) fn roots(&self, material: &Material) -> Result<Arc<RootCertStore>, TlsError> {
+        if let Some(known) = self.roots.borrow().get(&material.place).and_then(Weak::upgrade) {
+            return Ok(known);
+        }
+        let roots = Arc::new(self.read_roots(material)?);
+        let mut known = self.roots.borrow_mut();
+        known.retain(|_, roots| roots.strong_count() > 0);
+        known.insert(material.place, Arc::downgrade(&roots));
+        Ok(roots)
+    }
+
+    fn read_roots(&self, material: &Material) -> Result<RootCertStore, TlsError> {
         let text = self.material(material)?;
         let wrong = |reason: String| TlsError::Material { path: material.path.display().to_string(), reason };
         let mut roots = RootCertStore::empty();
@@ -276,7 +296,7 @@ fn verifier(
     provider: &Arc<CryptoProvider>,
     auth: &ClientAuth,
 ) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
-    let roots = Arc::new(context.roots(&auth.ca)?);
+    let roots = context.roots(&auth.ca)?;
     let mut builder = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(provider));
     let wrong = |material: &Material, reason: String| TlsError::Material {
         path: material.path.display().to_string(),

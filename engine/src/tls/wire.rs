@@ -92,6 +92,9 @@ impl Wire {
             if tls.session.borrow().is_finished() {
                 return Poll::Ready(Ok(Received::Finished));
             }
+            if tls.session.borrow().has_failed() {
+                return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+            }
             match self.stream.poll_receive(context) {
                 Poll::Ready(Ok(Received::Data(buffer))) => {
                     if let Some(data) = self.open(tls, buffer)? {
@@ -117,6 +120,10 @@ impl Wire {
         }
         if plain.is_empty() {
             return Ok(None);
+        }
+        if plain.len() > usize::from(u16::MAX) {
+            // More than a record and a receive can hold.
+            return Err(io::ErrorKind::InvalidData.into());
         }
         if plain.len() <= buffer.len() {
             // It goes where it came from, so that it is counted with what lies in the arena.
@@ -184,10 +191,10 @@ impl Wire {
     pub fn start_receive_bulk(&self, mut buffer: Vec<u8>, range: Range<usize>) {
         let Some(tls) = &self.tls else { return self.stream.start_receive_bulk(buffer, range) };
         // What is kept of a record comes first.
-        let partial = tls.session.borrow_mut().take_partial();
+        let session = tls.session.borrow();
         let records = range.start + GAP;
-        let from = records + partial.len();
-        buffer[records..from].copy_from_slice(&partial);
+        let from = records + session.partial().len();
+        buffer[records..from].copy_from_slice(session.partial());
         let end = buffer.len();
         self.stream.start_receive_bulk(buffer, from..end);
         tls.bulk.set(Bulk { start: range.start, records, from });
@@ -203,6 +210,9 @@ impl Wire {
             let (mut buffer, outcome) = std::task::ready!(self.stream.poll_receive_bulk(context));
             let Bulk { start, records, from } = tls.bulk.get();
             let mut session = tls.session.borrow_mut();
+            if session.has_failed() {
+                return Poll::Ready((buffer, Err(io::ErrorKind::InvalidData.into())));
+            }
             let received = outcome.as_ref().map_or(0, |received| *received);
             let opened =
                 session.open_in_place(&mut buffer[start..], records - start..from + received - start);
@@ -291,8 +301,12 @@ impl Wire {
 
     /// Encrypts and sends; no send may be in flight.
     fn seal(&self, tls: &Tls, plain: &[u8]) {
-        let large = plain.len() > RECORD_CONTENT;
-        let mut out = if large { tls.ring.bulk_buffer() } else { tls.ring.head_buffer() };
+        let mut out = match plain.len() {
+            length if length > BULK_SIZE / 2 => tls.ring.bulk_buffer(),
+            // Not more than it needs: a client that is slow to take it holds it for long.
+            length if length > RECORD_CONTENT => Vec::with_capacity(length + BULK_OVERHEAD),
+            _ => tls.ring.head_buffer(),
+        };
         let sealed = tls.session.borrow_mut().seal(plain, &mut out);
         match sealed {
             // Far below 4 GiB.

@@ -61,6 +61,28 @@ fn idle_and_new_connections_go_on_in_the_new_processes() {
 }
 
 #[test]
+fn whom_a_header_of_the_proxy_protocol_has_named_is_known_in_the_new_process() {
+    let backend = Backend::respond(OK);
+    let proxy = Proxy::to(&backend);
+    let patched = proxy.ctl(&["listener", "patch", &proxy.address().to_string(), "expect_proxy=true"]);
+    assert!(patched.status.success(), "{patched:?}");
+    let begin = |from: &str| {
+        let mut client = proxy.client();
+        client.send(format!("PROXY TCP4 {from} 192.0.2.1 1000 80\r\n"));
+        client
+    };
+    let (mut used, mut fresh) = (begin("192.0.2.7"), begin("192.0.2.8"));
+    ask(&mut used);
+    // The header of the other one has been read too, as far as anybody can tell.
+    wait::pace(Duration::from_millis(100));
+    upgrade_all(&proxy);
+    for (client, from) in [(&mut used, "192.0.2.7"), (&mut fresh, "192.0.2.8")] {
+        ask(client);
+        assert_eq!(backend.requests().last().unwrap().all("x-forwarded-for"), [from]);
+    }
+}
+
+#[test]
 fn half_a_request_is_no_obstacle() {
     let backend = Backend::respond(OK);
     let proxy = Proxy::to(&backend);
