@@ -52,7 +52,7 @@ pub(super) fn state(
         skipped: HashSet::new(),
         rules: HashMap::new(),
         hosts: HashMap::new(),
-        certificates: Vec::new(),
+        certificates: Default::default(),
     };
     let mut state = State { settings, ..State::default() };
     state.listeners = builder.listeners(root);
@@ -162,7 +162,7 @@ struct Builder<'a, 'b> {
     /// By listener and host name: what is settled by that name alone.
     hosts: HashMap<(SocketAddr, String), Vec<frontend::Settled>>,
     /// Certificates so far.
-    certificates: Vec<certificates::Asked>,
+    certificates: certificates::AskedFor,
 }
 
 impl Builder<'_, '_> {

@@ -5,8 +5,9 @@
 
 use std::{
     cell::RefCell,
-    collections::HashMap,
-    fmt, io,
+    fmt,
+    hash::{BuildHasher as _, RandomState},
+    io,
     num::NonZeroUsize,
     sync::{
         Arc,
@@ -14,6 +15,7 @@ use std::{
     },
 };
 
+use hashbrown::HashTable;
 use kakehi_ctl::{
     limits,
     state::{Certificate, Fingerprint, KeyKind, Place, UnknownName},
@@ -33,12 +35,14 @@ use super::vault::Vault;
 /// A certificate, as far as it is known without having been read.
 pub(crate) struct Entry {
     pub(crate) fingerprint: Fingerprint,
-    /// See [`Certificate::names`].
-    pub(crate) names: Vec<Box<str>>,
+    /// See [`Certificate::names`]: one in each line.
+    names: Box<str>,
     key: KeyKind,
     not_after: i64,
     default: bool,
-    place: Place,
+    /// Of its place: apart, as both together would take more room.
+    offset: u64,
+    length: u32,
     /// It could not be used; said once.
     broken: AtomicBool,
 }
@@ -46,9 +50,22 @@ pub(crate) struct Entry {
 impl Entry {
     /// Whether it is for this host, which is in lower case.
     pub(crate) fn covers(&self, host: &str) -> bool {
-        self.names.iter().any(|name| match name.strip_prefix("*.") {
+        self.names().any(|(_, name)| match name.strip_prefix("*.") {
             Some(parent) => parent_of(host) == Some(parent),
-            None => **name == *host,
+            None => name == host,
+        })
+    }
+
+    fn place(&self) -> Place {
+        Place { offset: self.offset, length: self.length }
+    }
+
+    /// Its names, and where they begin.
+    fn names(&self) -> impl Iterator<Item = (u32, &str)> {
+        self.names.split_terminator('\n').scan(0, |begin, name| {
+            let named = (*begin, name);
+            *begin += name.len() as u32 + 1;
+            Some(named)
         })
     }
 }
@@ -124,61 +141,100 @@ pub(crate) struct Certificates {
     served: Own<Option<Served>>,
 }
 
+/// There may be very many, and every worker has them all: tables hold no keys of their own, but look at the entries.
 #[derive(Default)]
 struct Index {
-    entries: HashMap<Fingerprint, Arc<Entry>>,
-    /// By name; those for `*.name` are under that.
-    names: HashMap<Box<str>, Vec<Arc<Entry>>>,
+    hasher: RandomState,
+    /// By fingerprint.
+    entries: HashTable<Arc<Entry>>,
+    /// By name, which begins at this byte of those of the entry; those for all names below one have the `*.` in front.
+    names: HashTable<(Arc<Entry>, u32)>,
     defaults: Vec<Arc<Entry>>,
+    /// The one with the least fingerprint.
+    first: Option<Arc<Entry>>,
+}
+
+fn name_of((entry, begin): &(Arc<Entry>, u32)) -> &str {
+    let rest = &entry.names[*begin as usize..];
+    rest.split_once('\n').map_or(rest, |(name, _)| name)
 }
 
 impl Index {
+    /// Makes room for so many, which have a name each.
+    fn reserve(&mut self, count: usize) {
+        let hasher = &self.hasher;
+        self.entries.reserve(count, |entry| hasher.hash_one(entry.fingerprint));
+        self.names.reserve(count, |named| hasher.hash_one(name_of(named)));
+    }
+
     fn insert(&mut self, fingerprint: Fingerprint, certificate: &Certificate) {
         let entry = Arc::new(Entry {
             fingerprint,
-            names: certificate.names.iter().map(|name| name.as_str().into()).collect(),
+            names: certificate.names.join("\n").into(),
             key: certificate.key,
             not_after: certificate.not_after,
             default: certificate.default,
-            place: certificate.place,
+            offset: certificate.place.offset,
+            length: certificate.place.length,
             broken: AtomicBool::new(false),
         });
-        for name in &entry.names {
-            let others = self.names.entry(name.clone()).or_default();
-            others.push(Arc::clone(&entry));
-            others.shrink_to_fit();
+        let hasher = &self.hasher;
+        for (begin, name) in entry.names() {
+            let named = (Arc::clone(&entry), begin);
+            self.names.insert_unique(hasher.hash_one(name), named, |it| hasher.hash_one(name_of(it)));
         }
         if entry.default {
             self.defaults.push(Arc::clone(&entry));
         }
-        self.entries.insert(fingerprint, entry);
+        if self.first.as_ref().is_none_or(|first| fingerprint < first.fingerprint) {
+            self.first = Some(Arc::clone(&entry));
+        }
+        let hash = hasher.hash_one(fingerprint);
+        self.entries.insert_unique(hash, entry, |it| hasher.hash_one(it.fingerprint));
     }
 
     fn remove(&mut self, fingerprint: &Fingerprint) -> Option<Arc<Entry>> {
-        let entry = self.entries.remove(fingerprint)?;
-        for name in &entry.names {
-            if let Some(others) = self.names.get_mut(name) {
-                others.retain(|other| !Arc::ptr_eq(other, &entry));
-                if others.is_empty() {
-                    self.names.remove(name);
-                }
+        let hash = self.hasher.hash_one(fingerprint);
+        let found = self.entries.find_entry(hash, |entry| entry.fingerprint == *fingerprint);
+        let (entry, _) = found.ok()?.remove();
+        for (_, name) in entry.names() {
+            let hash = self.hasher.hash_one(name);
+            let is_it = |named: &(Arc<Entry>, u32)| Arc::ptr_eq(&named.0, &entry) && name_of(named) == name;
+            if let Ok(found) = self.names.find_entry(hash, is_it) {
+                found.remove();
             }
         }
         self.defaults.retain(|other| !Arc::ptr_eq(other, &entry));
+        if self.first.as_ref().is_some_and(|first| Arc::ptr_eq(first, &entry)) {
+            self.first = self.entries.iter().min_by_key(|entry| entry.fingerprint).cloned();
+        }
         Some(entry)
     }
 
-    /// Those for a name, exact ones before those for all names below its parent.
-    fn of(&self, name: &str) -> Option<&[Arc<Entry>]> {
-        let exact = self.names.get(name);
-        let found = exact.or_else(|| self.names.get(format!("*.{}", parent_of(name)?).as_str()));
-        found.map(Vec::as_slice)
+    /// Those for exactly this name.
+    fn named(&self, name: &str) -> Vec<&Arc<Entry>> {
+        let of_its_hash = self.names.iter_hash(self.hasher.hash_one(name));
+        of_its_hash.filter(|named| name_of(named) == name).map(|(entry, _)| entry).collect()
+    }
+
+    /// Those for a name: exact ones, or else those for all names below its parent.
+    fn of(&self, name: &str) -> Vec<&Arc<Entry>> {
+        let exact = self.named(name);
+        match parent_of(name) {
+            Some(parent) if exact.is_empty() => self.named(&format!("*.{parent}")),
+            _ => exact,
+        }
     }
 }
 
 impl Certificates {
     pub(crate) fn new(keys: &Arc<KeyStore>) -> Certificates {
         Certificates { keys: Arc::clone(keys), index: own(Index::default()), served: own(None) }
+    }
+
+    /// So many come.
+    pub(crate) fn reserve(&self, count: usize) {
+        self.index.borrow_mut().reserve(count);
     }
 
     /// A certificate comes, or becomes another of the same fingerprint.
@@ -189,7 +245,7 @@ impl Certificates {
 
     pub(crate) fn remove(&self, fingerprint: &Fingerprint) {
         if let Some(entry) = self.index.borrow_mut().remove(fingerprint) {
-            self.keys.forget(entry.place);
+            self.keys.forget(entry.place());
         }
     }
 
@@ -200,7 +256,7 @@ impl Certificates {
 
     /// Whether there is one for this name.
     pub(crate) fn has(&self, name: &str) -> bool {
-        self.index.borrow_mut().of(name).is_some()
+        !self.index.borrow().of(name).is_empty()
     }
 
     fn choose(
@@ -209,23 +265,24 @@ impl Certificates {
         unknown: UnknownName,
         tls13: bool,
     ) -> Option<(Arc<Entry>, Arc<CertifiedKey>)> {
-        let index = self.index.borrow_mut();
-        let name = hello.server_name();
-        let mut candidates: Vec<&Arc<Entry>> = match name.and_then(|name| index.of(name)) {
-            Some(found) => found.iter().collect(),
-            None if unknown == UnknownName::Refuse => return None,
-            None if !index.defaults.is_empty() => index.defaults.iter().collect(),
-            // Without one that was named: the same one each time.
-            None => index.entries.values().min_by_key(|entry| entry.fingerprint).into_iter().collect(),
-        };
+        let index = self.index.borrow();
+        let mut candidates = hello.server_name().map_or_else(Vec::new, |name| index.of(name));
+        if candidates.is_empty() {
+            match unknown {
+                UnknownName::Refuse => return None,
+                // Without one that was named: the same one each time.
+                _ if index.defaults.is_empty() => candidates.extend(&index.first),
+                _ => candidates.extend(&index.defaults),
+            }
+        }
         let offer = Offer::of(hello, tls13);
         // The quickest key that the client knows, and of those the one that is good for longest.
         candidates.sort_by_key(|entry| (!offer.fits(entry.key), entry.key, -entry.not_after));
-        candidates.into_iter().find_map(|entry| match self.keys.load(entry.place) {
+        candidates.into_iter().find_map(|entry| match self.keys.load(entry.place()) {
             Ok(key) => Some((Arc::clone(entry), key)),
             Err(error) => {
                 if !entry.broken.swap(true, Relaxed) {
-                    let names = entry.names.join(", ");
+                    let names = entry.names.replace('\n', ", ");
                     tracing::error!(certificate = %entry.fingerprint, names, "a certificate cannot be used: {error}");
                 }
                 None
@@ -308,5 +365,56 @@ impl ResolvesServerCert for Resolver {
 impl fmt::Debug for Resolver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Resolver")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn index(certificates: &[(u8, &[&str], bool)]) -> Index {
+        let mut index = Index::default();
+        index.reserve(certificates.len());
+        for (n, names, default) in certificates {
+            let certificate = Certificate {
+                names: names.iter().map(|name| (*name).to_owned()).collect(),
+                key: KeyKind::Ecdsa,
+                not_after: 0,
+                default: *default,
+                named: false,
+                place: Place::default(),
+                files: None,
+            };
+            index.insert(Fingerprint([*n; 32]), &certificate);
+        }
+        index
+    }
+
+    fn of(index: &Index, name: &str) -> Vec<u8> {
+        let mut found: Vec<u8> = index.of(name).iter().map(|entry| entry.fingerprint.0[0]).collect();
+        found.sort_unstable();
+        found
+    }
+
+    #[test]
+    fn certificates_are_found_by_their_names_and_gone_when_removed() {
+        let mut index = index(&[
+            (3, &["a.example", "*.example", "a.example"], false),
+            (1, &["a.example"], true),
+            (2, &["*.example"], false),
+        ]);
+        assert_eq!(of(&index, "a.example"), [1, 3, 3]);
+        assert_eq!(of(&index, "b.example"), [2, 3]);
+        assert!(of(&index, "b.a.example").is_empty() && of(&index, ".example").is_empty());
+        let first = |index: &Index| index.first.as_ref().map(|entry| entry.fingerprint.0[0]);
+        assert_eq!((first(&index), index.defaults.len()), (Some(1), 1));
+        assert!(index.remove(&Fingerprint([1; 32])).is_some());
+        assert!(index.remove(&Fingerprint([1; 32])).is_none());
+        assert_eq!((first(&index), index.defaults.len()), (Some(2), 0));
+        assert_eq!(of(&index, "a.example"), [3, 3]);
+        assert!(index.remove(&Fingerprint([3; 32])).is_some());
+        assert_eq!((of(&index, "a.example"), of(&index, "b.example")), (vec![2], vec![2]));
+        assert!(index.remove(&Fingerprint([2; 32])).is_some());
+        assert_eq!((index.entries.len(), index.names.len(), first(&index)), (0, 0, None));
     }
 }

@@ -29,6 +29,8 @@ pub const TICKET_KEYS: usize = 2;
 const TICKET_KEYS_SINCE: u64 = 128;
 /// Most parts of a record: certificates of a chain, and a key.
 const MAX_PARTS: usize = 64;
+/// Of the length of a part: it lies elsewhere, at the offset that follows.
+const ELSEWHERE: u32 = 1 << 31;
 
 /// The keys of tickets, the one in use first.
 #[derive(Clone, PartialEq, Eq)]
@@ -57,15 +59,54 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// The bytes that lie in a vault for it.
+    /// The bytes that lie in a vault for it when nothing of it lies elsewhere.
     pub fn record(&self) -> Vec<u8> {
+        self.record_with(&[])
+    }
+
+    /// The bytes that lie in a vault for it when those that it is sent with lie there already: the first at `issuers[0]`,
+    /// and so on.
+    pub fn record_with(&self, issuers: &[Place]) -> Vec<u8> {
         let mut record = Vec::new();
-        for part in self.chain.iter().map(AsRef::as_ref).chain([self.key.secret_der()]) {
-            // Read from files of far less than 4 GiB.
-            record.extend_from_slice(&(part.len() as u32).to_le_bytes());
-            record.extend_from_slice(part);
+        let elsewhere = [None].into_iter().chain(issuers.iter().map(Some)).chain(std::iter::repeat(None));
+        for (der, place) in self.chain.iter().zip(elsewhere) {
+            match place {
+                Some(Place { offset, length }) => {
+                    record.extend_from_slice(&(length | ELSEWHERE).to_le_bytes());
+                    record.extend_from_slice(&offset.to_le_bytes());
+                }
+                None => write_part(&mut record, der),
+            }
         }
+        write_part(&mut record, self.key.secret_der());
         record
+    }
+}
+
+fn write_part(record: &mut Vec<u8>, part: &[u8]) {
+    // Read from files of far less than 2 GiB.
+    record.extend_from_slice(&(part.len() as u32).to_le_bytes());
+    record.extend_from_slice(part);
+}
+
+/// A part of a record.
+enum Part<'a> {
+    Here(&'a [u8]),
+    Elsewhere(Place),
+}
+
+impl<'a> Part<'a> {
+    /// The first part of `record`, and the rest; `None`: it is no record.
+    fn split(record: &'a [u8]) -> Option<(Part<'a>, &'a [u8])> {
+        let (length, rest) = record.split_first_chunk::<4>()?;
+        let length = u32::from_le_bytes(*length);
+        if length & ELSEWHERE != 0 {
+            let (offset, rest) = rest.split_first_chunk::<8>()?;
+            let place = Place { offset: u64::from_le_bytes(*offset), length: length & !ELSEWHERE };
+            return Some((Part::Elsewhere(place), rest));
+        }
+        let (part, rest) = rest.split_at_checked(length as usize)?;
+        Some((Part::Here(part), rest))
     }
 }
 
@@ -134,29 +175,52 @@ impl Vault {
         self.add(&stored.record())
     }
 
-    /// The certificate at `place`.
+    /// The certificate at `place`, with what of it lies elsewhere.
     ///
     /// # Errors
     /// `InvalidData` when there is none.
     pub fn certificate(&self, place: Place) -> io::Result<Stored> {
-        let invalid = || io::Error::new(io::ErrorKind::InvalidData, "the vault has no certificate there");
-        let record = self.read(place)?;
-        let mut rest = &record[..];
         let mut parts = Vec::new();
-        while let Some((length, after)) = rest.split_first_chunk::<4>() {
-            let length = u32::from_le_bytes(*length) as usize;
-            if after.len() < length || parts.len() == MAX_PARTS {
-                return Err(invalid());
-            }
-            let (part, after) = after.split_at(length);
-            parts.push(part.to_vec());
-            rest = after;
-        }
-        let key = PrivateKeyDer::try_from(parts.pop().ok_or_else(invalid)?).map_err(|_| invalid())?;
-        if parts.is_empty() || !rest.is_empty() {
-            return Err(invalid());
+        self.visit(place, |part| {
+            parts.push(match part {
+                Part::Here(bytes) => bytes.to_vec(),
+                Part::Elsewhere(place) => self.read(place)?,
+            });
+            Ok(())
+        })?;
+        let key = parts.pop().and_then(|key| PrivateKeyDer::try_from(key).ok()).ok_or_else(none_there)?;
+        if parts.is_empty() {
+            return Err(none_there());
         }
         Ok(Stored { chain: parts.into_iter().map(CertificateDer::from).collect(), key })
+    }
+
+    /// Where what the certificate at `place` is sent with lies, as far as it lies elsewhere.
+    ///
+    /// # Errors
+    /// `InvalidData` when there is none.
+    pub fn elsewhere(&self, place: Place) -> io::Result<Vec<Place>> {
+        let mut places = Vec::new();
+        self.visit(place, |part| {
+            places.extend(match part {
+                Part::Here(_) => None,
+                Part::Elsewhere(place) => Some(place),
+            });
+            Ok(())
+        })?;
+        Ok(places)
+    }
+
+    /// Shows `see` all parts of the record at `place`.
+    fn visit(&self, place: Place, mut see: impl FnMut(Part<'_>) -> io::Result<()>) -> io::Result<()> {
+        let record = self.read(place)?;
+        let (mut rest, mut count) = (&record[..], 0);
+        while !rest.is_empty() {
+            let (part, after) = Part::split(rest).filter(|_| count < MAX_PARTS).ok_or_else(none_there)?;
+            see(part)?;
+            (rest, count) = (after, count + 1);
+        }
+        Ok(())
     }
 
     /// Puts the content of a file at the end.
@@ -227,6 +291,10 @@ impl Vault {
     }
 }
 
+fn none_there() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "the vault has no certificate there")
+}
+
 fn seconds_since_1970() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
@@ -273,6 +341,26 @@ mod tests {
         assert!(reader.read(first).unwrap().iter().all(|byte| *byte == 0));
         assert!(reader.certificate(first).is_err());
         assert_eq!(reader.read(second).unwrap(), b"text");
+    }
+
+    #[test]
+    fn what_several_certificates_are_sent_with_lies_there_once() {
+        let vault = Vault::create().unwrap();
+        let issuers: Vec<Place> = [2, 3].iter().map(|n| vault.add(&[*n; 1_000]).unwrap()).collect();
+        for (n, shared) in [(1, 0), (4, 1), (5, 2)] {
+            let chain = [vec![n; 700], vec![2; 1_000], vec![3; 1_000]];
+            let stored = Stored { chain: chain.map(CertificateDer::from).into(), key: key() };
+            let record = stored.record_with(&issuers[..shared]);
+            assert_eq!(stored.record().len() - record.len(), shared * (1_000 - 8));
+            let place = vault.add(&record).unwrap();
+            assert_eq!(vault.elsewhere(place).unwrap(), issuers[..shared]);
+            assert_eq!(vault.certificate(place).unwrap().record(), stored.record());
+        }
+        // Longer than what is left.
+        let place = vault.add(&(ELSEWHERE | 5).to_le_bytes()).unwrap();
+        assert!(vault.certificate(place).is_err() && vault.elsewhere(place).is_err());
+        let outside = [&(ELSEWHERE | 5).to_le_bytes()[..], &u64::MAX.to_le_bytes()].concat();
+        assert!(vault.certificate(vault.add(&outside).unwrap()).is_err());
     }
 
     #[test]

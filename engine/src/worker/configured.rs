@@ -129,6 +129,7 @@ impl Configured {
     ) -> Result<Configured, Error> {
         for (address, certificates) in &state.certificates {
             let served = tls.certificates(*address);
+            served.reserve(certificates.len());
             certificates.iter().for_each(|(fingerprint, it)| served.set(*fingerprint, it));
         }
         let (sites, clusters) = Site::compile(&state, &Clusters::new(), Some(&tls))?;

@@ -16,6 +16,7 @@ mod backend;
 mod life;
 mod message;
 mod proxy;
+mod tls;
 mod traffic;
 
 use std::fmt::Display;
@@ -123,6 +124,7 @@ fn check_levels(report: &mut Report, arguments: &Arguments, backend: &Backend) {
             .clone()
             .unwrap_or_else(|| arguments.kakehi.with_file_name("kakehictl")),
     };
+    let mut highest = None;
     for level in &arguments.levels {
         let (prefix, forced, expected) = match level {
             Level::Default => ("default/".to_owned(), None, arguments.expect_level),
@@ -132,29 +134,70 @@ fn check_levels(report: &mut Report, arguments: &Arguments, backend: &Backend) {
         match Proxy::start(&programs, backend.address, forced) {
             Ok(mut proxy) => {
                 report.add(&name, Ok(()));
-                check_one(report, &prefix, &mut proxy, backend, expected);
+                highest = highest.max(check_one(report, &prefix, &mut proxy, backend, expected));
             }
             Err(error) => {
                 report.add(&name, Err(error));
             }
         }
     }
+    if let Some(highest) = highest {
+        check_tls_at_other_levels(report, arguments, &programs, backend, highest);
+    }
 }
 
+/// The levels up to `highest` that are not checked as a whole: what a level changes are the sockets below TLS.
+fn check_tls_at_other_levels(
+    report: &mut Report,
+    arguments: &Arguments,
+    programs: &Programs,
+    backend: &Backend,
+    highest: u8,
+) {
+    let checked =
+        |level: u8| arguments.levels.iter().any(|it| matches!(it, Level::Forced(it) if *it == level));
+    for level in (0..=highest).filter(|level| !checked(*level)) {
+        let prefix = format!("level-{level}/");
+        match Proxy::start(programs, backend.address, Some(level)) {
+            Ok(mut proxy) => {
+                let failed_before = report.failed;
+                let verdict = life::all_workers_run_at_the_level(&mut proxy, Some(level)).map(drop);
+                report.add(&format!("{prefix}all_workers_run_at_the_level"), verdict);
+                check_tls(report, &prefix, &proxy);
+                if report.failed > failed_before {
+                    print!("{}", proxy.log());
+                }
+            }
+            Err(error) => {
+                report.add(&format!("{prefix}kakehi_starts"), Err(error));
+            }
+        }
+    }
+}
+
+fn check_tls(report: &mut Report, prefix: &str, proxy: &Proxy<'_>) {
+    tls::check(proxy.tls_address, proxy.folder(), |name, verdict| {
+        report.add(&format!("{prefix}{name}"), verdict);
+    });
+}
+
+/// All checks; the level that it runs at.
 fn check_one(
     report: &mut Report,
     prefix: &str,
     proxy: &mut Proxy<'_>,
     backend: &Backend,
     expected: Option<u8>,
-) {
+) -> Option<u8> {
     let failed_before = report.failed;
     let level = life::all_workers_run_at_the_level(proxy, expected);
-    if let Ok(level) = level {
+    let found = level.as_ref().ok().and_then(|level| u8::try_from(*level).ok());
+    if let Some(level) = found {
         println!("info {prefix} io_uring level {level}");
     }
     report.add(&format!("{prefix}all_workers_run_at_the_level"), level.map(|_| ()));
     check_traffic(report, prefix, proxy.address);
+    check_tls(report, prefix, proxy);
     let name = format!("{prefix}a_killed_worker_is_replaced_and_serves");
     report.add(&name, life::a_killed_worker_is_replaced_and_serves(proxy));
     let name = format!("{prefix}connections_go_on_whatever_is_replaced");
@@ -164,6 +207,7 @@ fn check_one(
     if report.failed > failed_before {
         print!("{}", proxy.log());
     }
+    found
 }
 
 fn check_traffic(report: &mut Report, prefix: &str, address: SocketAddr) {

@@ -81,8 +81,8 @@ impl Head {
 }
 
 /// A connection with what was read from it and not used yet.
-pub(crate) struct Wire {
-    pub(crate) stream: TcpStream,
+pub(crate) struct Wire<S = TcpStream> {
+    pub(crate) stream: S,
     unread: Vec<u8>,
 }
 
@@ -94,6 +94,13 @@ impl Wire {
         Ok(Wire { stream, unread: Vec::new() })
     }
 
+    /// With something over its stream; nothing has been read yet.
+    pub(crate) fn map<S>(self, over: impl FnOnce(TcpStream) -> S) -> Wire<S> {
+        Wire { stream: over(self.stream), unread: self.unread }
+    }
+}
+
+impl<S: Read + Write> Wire<S> {
     pub(crate) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.write_all(bytes)
     }

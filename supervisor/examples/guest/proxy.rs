@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::{explain, wait_for};
+use crate::{explain, tls, wait_for};
 
 /// How long a start, a replacement or a stop may take.
 const LIFE_DEADLINE: Duration = Duration::from_secs(30);
@@ -37,6 +37,8 @@ pub(crate) struct Worker {
 /// A running kakehi; whatever is left of it ends when this is dropped.
 pub(crate) struct Proxy<'a> {
     pub(crate) address: SocketAddr,
+    /// Where it speaks TLS.
+    pub(crate) tls_address: SocketAddr,
     programs: &'a Programs,
     supervisor: Child,
     folder: tempfile::TempDir,
@@ -54,15 +56,22 @@ impl<'a> Proxy<'a> {
         level: Option<u8>,
     ) -> Result<Self, String> {
         let folder = tempfile::tempdir().map_err(explain("making a folder"))?;
-        let address = free_address()?;
+        let (address, tls_address) = (free_address()?, free_address()?);
+        let certificate = tls::issue(folder.path())?;
         let file = folder.path().join("kakehi.toml");
-        fs::write(&file, config(folder.path(), address, backend)).map_err(explain("writing the config"))?;
+        let config = config(folder.path(), [address, tls_address], &certificate, backend);
+        fs::write(&file, config).map_err(explain("writing the config"))?;
         let supervisor = launch(programs, folder.path(), level)?;
-        let mut proxy = Proxy { address, programs, supervisor, folder, seen: Vec::new(), level };
+        let mut proxy = Proxy { address, tls_address, programs, supervisor, folder, seen: Vec::new(), level };
         if let Err(error) = proxy.running_workers() {
             return Err(format!("{error}\n{}", proxy.log()));
         }
         Ok(proxy)
+    }
+
+    /// Where its files are, the certificate among them.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// All workers, once each of them runs.
@@ -233,7 +242,12 @@ fn free_address() -> Result<SocketAddr, String> {
     listener.local_addr().map_err(explain("finding a free port"))
 }
 
-fn config(folder: &Path, address: SocketAddr, backend: SocketAddr) -> String {
+fn config(
+    folder: &Path,
+    [address, tls_address]: [SocketAddr; 2],
+    certificate: &str,
+    backend: SocketAddr,
+) -> String {
     format!(
         r#"command_socket = "{}/kakehi.sock"
 worker_count = {WORKERS}
@@ -242,9 +256,14 @@ worker_count = {WORKERS}
 address = "{address}"
 protocol = "http"
 
+[[listeners]]
+address = "{tls_address}"
+protocol = "https"
+{certificate}
+
 [clusters.guest]
 protocol = "http"
-frontends = [{{ address = "{address}", hostname = "*" }}]
+frontends = [{{ address = "{address}", hostname = "*" }}, {{ address = "{tls_address}", hostname = "*" }}]
 backends = [{{ address = "{backend}" }}]
 "#,
         folder.display()

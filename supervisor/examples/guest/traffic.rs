@@ -36,14 +36,14 @@ pub(crate) fn connect(address: SocketAddr) -> Result<Wire, String> {
 }
 
 /// Sends one request and returns the body of its 200.
-pub(crate) fn get(wire: &mut Wire, target: &str) -> Result<Vec<u8>, String> {
+pub(crate) fn get<S: Read + Write>(wire: &mut Wire<S>, target: &str) -> Result<Vec<u8>, String> {
     let request = format!("GET {target} HTTP/1.1\r\nHost: guest.test\r\n\r\n");
     wire.send(request.as_bytes()).map_err(explain("sending a request"))?;
     answer(wire)
 }
 
 /// The body of the next response, which must be a 200.
-pub(crate) fn answer(wire: &mut Wire) -> Result<Vec<u8>, String> {
+pub(crate) fn answer<S: Read + Write>(wire: &mut Wire<S>) -> Result<Vec<u8>, String> {
     let head = wire.read_head().map_err(explain("reading a response"))?;
     let head = head.ok_or("the connection ended instead of a response")?;
     let body = wire.read_body(&head, true).map_err(explain(&format!("after `{}`", head.first_line)))?;

@@ -14,13 +14,14 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
     task::spawn_local,
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use crate::tally::{Failure, Kind, Tally};
+use crate::{
+    stream::{Resumed, Stream, Trust},
+    tally::{Failure, Kind, Tally},
+};
 
 /// A request without its whole answer after this long has failed.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -35,11 +36,15 @@ const BEAT: Duration = Duration::from_millis(500);
 /// One request of so many is slow.
 const SLOW_EVERY: u64 = 100;
 
+/// Of so many groups of clients, one speaks TLS.
+const SECURE_EVERY: u64 = 4;
+
 /// The load of a run.
-#[derive(Clone, Copy)]
 pub(crate) struct Load {
-    /// The proxy, and the relay in front of it.
-    pub(crate) targets: [SocketAddr; 2],
+    /// The proxy, and the relay in front of it; the same over TLS.
+    pub(crate) targets: [SocketAddr; 4],
+    /// Of those over TLS.
+    pub(crate) trust: Trust,
     /// Requests per second.
     pub(crate) rate: u32,
     pub(crate) tunnels: usize,
@@ -50,14 +55,14 @@ pub(crate) struct Clients {
     load: Load,
     pub(crate) tally: RefCell<Tally>,
     /// Idle connections by target: long-lived ones, and short-lived ones with the requests that they have had.
-    long: [RefCell<VecDeque<Connection>>; 2],
-    short: [RefCell<VecDeque<Connection>>; 2],
+    long: [RefCell<VecDeque<Connection>>; 4],
+    short: [RefCell<VecDeque<Connection>>; 4],
     stopping: Cell<bool>,
     running: Cell<usize>,
 }
 
 struct Connection {
-    stream: TcpStream,
+    stream: Stream,
     requests: u32,
 }
 
@@ -72,8 +77,8 @@ impl Clients {
             stopping: Cell::new(false),
             running: Cell::new(0),
         });
-        for n in 0..load.tunnels {
-            clients.run(Rc::clone(&clients).tunnel(load.targets[n % 2]));
+        for n in 0..clients.load.tunnels {
+            clients.run(Rc::clone(&clients).tunnel(clients.load.targets[n % 2]));
         }
         clients.run(Rc::clone(&clients).schedule());
         clients
@@ -110,7 +115,7 @@ impl Clients {
                 n => [Kind::Long, Kind::Short, Kind::New, Kind::Long][n as usize % 4],
             };
             // A quarter of the clients is far away.
-            let target = usize::from(n / 4 % 4 == 0);
+            let target = usize::from(n / 4 % 4 == 0) + 2 * usize::from(n / 16 % SECURE_EVERY == 0);
             self.run(Rc::clone(&self).request(kind, target, due));
         }
     }
@@ -127,9 +132,18 @@ impl Clients {
         let outcome = timeout(PATIENCE, exchange(&mut connection.stream, kind)).await;
         self.tally.borrow_mut().in_flight -= 1;
         match outcome {
-            Ok(Ok(())) => {
+            Ok(Ok(ended)) => {
                 connection.requests += 1;
-                self.tally.borrow_mut().answer(kind, due.elapsed());
+                let mut tally = self.tally.borrow_mut();
+                tally.answer(kind, due.elapsed());
+                if connection.stream.is_secure() {
+                    tally.secure.requests += 1;
+                    if ended && kind != Kind::New {
+                        tally.secure.ended += 1;
+                        return;
+                    }
+                }
+                drop(tally);
                 let idle = match kind {
                     Kind::Long | Kind::Slow => &self.long[target],
                     Kind::Short if connection.requests < SHORT => &self.short[target],
@@ -160,29 +174,44 @@ impl Clients {
             Kind::Short => Some(&self.short[target]),
             Kind::New | Kind::Message => None,
         };
-        while let Some(connection) = idle.and_then(|idle| idle.borrow_mut().pop_front()) {
-            match connection.stream.try_read(&mut [0; 1]) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok((connection, true)),
-                // A client that looks sees that, and loses nothing.
-                _ => self.tally.borrow_mut().idle_closed += 1,
+        while let Some(mut connection) = idle.and_then(|idle| idle.borrow_mut().pop_front()) {
+            if connection.stream.is_idle() {
+                return Ok((connection, true));
             }
+            // A client that looks sees that, and loses nothing.
+            let tally = &mut *self.tally.borrow_mut();
+            let closed = match connection.stream.is_secure() {
+                true => &mut tally.secure.idle_closed,
+                false => &mut tally.idle_closed,
+            };
+            *closed += 1;
         }
-        let connecting = TcpStream::connect(self.load.targets[target]);
-        let stream = timeout(PATIENCE, connecting).await.map_err(|_| io::ErrorKind::TimedOut)??;
-        stream.set_nodelay(true)?;
+        let stream = timeout(PATIENCE, self.connect(target)).await.map_err(|_| io::ErrorKind::TimedOut)??;
         Ok((Connection { stream, requests: 0 }, false))
+    }
+
+    async fn connect(&self, target: usize) -> io::Result<Stream> {
+        let address = self.load.targets[target];
+        if target < 2 {
+            return Stream::connect(address).await;
+        }
+        let (stream, resumed) = Stream::connect_secure(address, &self.load.trust).await?;
+        let secure = &mut self.tally.borrow_mut().secure;
+        secure.handshakes += 1;
+        secure.offered += u64::from(resumed != Resumed::NotOffered);
+        secure.resumed += u64::from(resumed == Resumed::Accepted);
+        Ok(stream)
     }
 
     /// A tunnel for as long as the run lasts: messages with a number, each of which must come back.
     async fn tunnel(self: Rc<Self>, target: SocketAddr) {
         let mut began = Instant::now();
         let outcome = async {
-            let mut stream = TcpStream::connect(target).await?;
-            stream.set_nodelay(true)?;
+            let mut stream = Stream::connect(target).await?;
             stream
                 .write_all(b"GET /socket HTTP/1.1\r\nHost: endurance\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n")
                 .await?;
-            let head = read_head(&mut stream).await?;
+            let head = stream.read_head().await?;
             if !head.starts_with("HTTP/1.1 101 ") {
                 return Err(io::Error::other(format!("no tunnel: {head}")));
             }
@@ -219,7 +248,8 @@ impl Clients {
     }
 }
 
-async fn exchange(stream: &mut TcpStream, kind: Kind) -> io::Result<()> {
+/// Sends a request and reads its answer; whether that ends the connection.
+async fn exchange(stream: &mut Stream, kind: Kind) -> io::Result<bool> {
     match kind {
         Kind::Slow => {
             let length = PARTS * PART;
@@ -235,7 +265,7 @@ async fn exchange(stream: &mut TcpStream, kind: Kind) -> io::Result<()> {
         }
         _ => stream.write_all(b"GET / HTTP/1.1\r\nHost: endurance\r\n\r\n").await?,
     }
-    let head = read_head(stream).await?;
+    let head = stream.read_head().await?;
     if !head.starts_with("HTTP/1.1 200 ") {
         let line = head.lines().next().unwrap_or_default().to_owned();
         return Err(io::Error::other(line));
@@ -245,27 +275,5 @@ async fn exchange(stream: &mut TcpStream, kind: Kind) -> io::Result<()> {
     if &body != b"sixteen bytes ok" {
         return Err(io::Error::other("another body than that of the backend"));
     }
-    Ok(())
-}
-
-/// Up to the empty line, and not a byte more.
-async fn read_head(stream: &mut TcpStream) -> io::Result<String> {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        if head.len() > 16 << 10 {
-            return Err(io::Error::other("a head without end"));
-        }
-        // A peek first: what follows the head is the body, or the tunnel's.
-        let mut window = [0; 1024];
-        let length = stream.peek(&mut window).await?;
-        if length == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        let joined = [&head[..], &window[..length]].concat();
-        let end = joined.windows(4).position(|it| it == b"\r\n\r\n").map_or(joined.len(), |at| at + 4);
-        let taken = end - head.len();
-        stream.read_exact(&mut window[..taken]).await?;
-        head.extend_from_slice(&window[..taken]);
-    }
-    Ok(String::from_utf8_lossy(&head).into_owned())
+    Ok(head.to_ascii_lowercase().contains("\r\nconnection: close\r\n"))
 }

@@ -1,12 +1,14 @@
 //! Everything that an operator does to a running kakehi, again and again, under load; and what clients notice of it.
 //!
 //! Clients send requests at a fixed rate whatever becomes of those before: on long keep-alive connections, short ones, new
-//! ones, with slow bodies, and through tunnels that echo sequence numbers; a quarter of them is 20 ms away. Every failure is
-//! counted and explained. The report goes to standard output, and into `docs/specification.md` with `--write`.
+//! ones, with slow bodies, and through tunnels that echo sequence numbers; a quarter of them is 20 ms away, and a quarter
+//! speaks TLS. Every failure is counted and explained. The report goes to standard output, and into `docs/specification.md` with `--write`.
 
+mod authority;
 mod clients;
 mod proxy;
 mod servers;
+mod stream;
 mod tally;
 
 use std::{
@@ -25,9 +27,11 @@ use clap::Parser;
 use tokio::{net::TcpListener, task::LocalSet, time::sleep};
 
 use self::{
+    authority::Authority,
     clients::{Clients, Load},
-    proxy::Proxy,
-    tally::{Failure, Tally},
+    proxy::{Proxy, Setup},
+    stream::Trust,
+    tally::{Failure, Secure, Tally},
 };
 
 /// Where the report stands in the specification.
@@ -70,6 +74,16 @@ enum Step {
     Scale,
     Pin,
     Rebalance,
+    /// While ticket keys are renewed every second.
+    Certificate,
+}
+
+impl Step {
+    /// It puts other processes in the place of workers, or ends some.
+    fn replaces_workers(self) -> bool {
+        use Step::{KillSupervisor, KillWorker, Scale, Upgrade, UpgradeWorkers};
+        matches!(self, UpgradeWorkers | Upgrade | KillWorker | KillSupervisor | Scale)
+    }
 }
 
 /// A row of the report.
@@ -79,7 +93,7 @@ struct Scenario {
     times: u32,
 }
 
-const SCENARIOS: [Scenario; 9] = [
+const SCENARIOS: [Scenario; 10] = [
     Scenario { name: "nothing", step: Step::Nothing, times: 20 },
     Scenario { name: "reload", step: Step::Reload, times: 100 },
     Scenario { name: "workers-upgrade", step: Step::UpgradeWorkers, times: 20 },
@@ -89,11 +103,13 @@ const SCENARIOS: [Scenario; 9] = [
     Scenario { name: "scale", step: Step::Scale, times: 10 },
     Scenario { name: "pin", step: Step::Pin, times: 20 },
     Scenario { name: "rebalance", step: Step::Rebalance, times: 20 },
+    Scenario { name: "certificate", step: Step::Certificate, times: 100 },
 ];
 
 /// What a scenario has shown.
 struct Row {
     scenario: &'static str,
+    step: Step,
     times: u32,
     requests: u64,
     /// Failures that nothing excuses, with the number of each reason.
@@ -102,6 +118,7 @@ struct Row {
     killed: Option<(usize, u64)>,
     under_a_request: usize,
     idle_closed: u64,
+    secure: Secure,
     tunnels: u64,
     broken: BTreeMap<String, usize>,
     broken_by_kill: usize,
@@ -114,7 +131,14 @@ impl Row {
     fn holds(&self) -> bool {
         let killed = self.killed.is_none_or(|(failed, in_flight)| failed as u64 <= in_flight);
         let idle = self.killed.is_some() || (self.idle_closed == 0 && self.under_a_request == 0);
+        // They cannot move: those of a process that goes end.
+        let Secure { handshakes, offered, resumed, ended, idle_closed, .. } = self.secure;
+        let secure = handshakes > 0
+            && offered > 0
+            && resumed == offered
+            && (self.step.replaces_workers() || ended + idle_closed == 0);
         self.failed.is_empty()
+            && secure
             && self.broken.is_empty()
             && killed
             && idle
@@ -159,26 +183,52 @@ async fn run(arguments: &Arguments) -> io::Result<bool> {
     Ok(steady && rows.iter().all(Row::holds))
 }
 
-/// A port that is free now, below those that the kernel gives to outgoing connections.
-async fn free_port() -> io::Result<SocketAddr> {
+/// Two ports that are free now, below those that the kernel gives to outgoing connections.
+async fn free_ports() -> io::Result<[SocketAddr; 2]> {
     let first = 12_000 + std::process::id() % 15_000;
+    let mut free = Vec::new();
     for port in first..first + 2_000 {
         if let Ok(listener) = TcpListener::bind(("127.0.0.1", port as u16)).await {
-            return listener.local_addr();
+            free.push(listener.local_addr()?);
+        }
+        if let [one, two] = free[..] {
+            return Ok([one, two]);
         }
     }
     Err(io::ErrorKind::AddrInUse.into())
 }
 
+async fn bound() -> io::Result<TcpListener> {
+    TcpListener::bind("127.0.0.1:0").await
+}
+
 async fn endure(arguments: &Arguments, scenario: &Scenario, times: u32) -> io::Result<Row> {
     let folder = tempfile::tempdir()?;
-    let (backend, relay) = (TcpListener::bind("127.0.0.1:0").await?, TcpListener::bind("127.0.0.1:0").await?);
-    let (backend_at, far, listen) = (backend.local_addr()?, relay.local_addr()?, free_port().await?);
-    let servers = [tokio::spawn(servers::backend(backend)), tokio::spawn(servers::relay(relay, listen))];
+    let [backend, relay, secure_relay] = [bound().await?, bound().await?, bound().await?];
+    let (far, secure_far) = (relay.local_addr()?, secure_relay.local_addr()?);
     let workers = if scenario.step == Step::Scale { 1 } else { 2 };
-    let mut proxy = Proxy::start(&arguments.programs, folder.path(), listen, backend_at, workers).await?;
+    let setup = Setup {
+        listen: free_ports().await?,
+        backend: backend.local_addr()?,
+        workers,
+        ticket_key_rotation: if scenario.step == Step::Certificate { 1 } else { 3600 },
+    };
+    let [listen, secure] = setup.listen;
+    let servers = [
+        tokio::spawn(servers::backend(backend)),
+        tokio::spawn(servers::relay(relay, listen)),
+        tokio::spawn(servers::relay(secure_relay, secure)),
+    ];
+    let authority = Authority::new()?;
+    authority.issue(folder.path())?;
+    let mut proxy = Proxy::start(&arguments.programs, folder.path(), setup).await?;
     let before = proxy.processes().len();
-    let load = Load { targets: [listen, far], rate: arguments.rate, tunnels: arguments.tunnels };
+    let load = Load {
+        targets: [listen, far, secure, secure_far],
+        trust: Trust::new(authority.certificate())?,
+        rate: arguments.rate,
+        tunnels: arguments.tunnels,
+    };
     let clients = Clients::start(load);
     sleep(Duration::from_secs(2)).await;
 
@@ -199,7 +249,7 @@ async fn endure(arguments: &Arguments, scenario: &Scenario, times: u32) -> io::R
             in_flight += clients.tally.borrow().begun - begun.get();
             proxy.wait_for_workers(workers as usize, pid).await?;
         } else {
-            act(&mut proxy, scenario.step, n, workers).await?;
+            act(&mut proxy, scenario.step, n, &authority).await?;
         }
         sleep(Duration::from_millis(300)).await;
     }
@@ -214,10 +264,10 @@ async fn endure(arguments: &Arguments, scenario: &Scenario, times: u32) -> io::R
     Ok(row(scenario, times, &clients, &kills, in_flight, processes, log))
 }
 
-async fn act(proxy: &mut Proxy, step: Step, n: u32, workers: u32) -> io::Result<()> {
+async fn act(proxy: &mut Proxy, step: Step, n: u32, authority: &Authority) -> io::Result<()> {
     match step {
         Step::Nothing | Step::KillWorker => {}
-        Step::Reload => proxy.reload(workers).await?,
+        Step::Reload => proxy.reload().await?,
         Step::UpgradeWorkers => drop(proxy.ctl(&["workers", "upgrade"]).await?),
         Step::Upgrade => drop(proxy.ctl(&["upgrade"]).await?),
         Step::KillSupervisor => proxy.kill_supervisor().await?,
@@ -232,6 +282,7 @@ async fn act(proxy: &mut Proxy, step: Step, n: u32, workers: u32) -> io::Result<
             proxy.ctl(&["pin", "set", &worker, &core]).await?;
         }
         Step::Rebalance => drop(proxy.ctl(&["workers", "rebalance"]).await?),
+        Step::Certificate => proxy.replace_certificate(authority).await?,
     }
     Ok(())
 }
@@ -259,12 +310,14 @@ fn row(
     let at = |quantile: f64| tally.latency.value_at_quantile(quantile) as f64 / 1000.0;
     Row {
         scenario: scenario.name,
+        step: scenario.step,
         times,
         requests: tally.requests(),
         failed: count(&failed),
         killed: (scenario.step == Step::KillWorker).then_some((excused, in_flight)),
         under_a_request: tally.failures.iter().filter(|failure| failure.under_a_request).count(),
         idle_closed: tally.idle_closed,
+        secure: tally.secure,
         tunnels: tally.tunnels,
         broken: count(&broken),
         broken_by_kill,
@@ -280,14 +333,20 @@ async fn memory(arguments: &Arguments) -> io::Result<(u64, u64, u32)> {
     let many = if arguments.short { 100 } else { 1000 };
     eprintln!("memory ({many} reloads)");
     let folder = tempfile::tempdir()?;
-    let backend = TcpListener::bind("127.0.0.1:0").await?;
-    let (backend_at, listen) = (backend.local_addr()?, free_port().await?);
+    let backend = bound().await?;
+    let (backend_at, listen) = (backend.local_addr()?, free_ports().await?);
     let server = tokio::spawn(servers::backend(backend));
-    let mut proxy = Proxy::start(&arguments.programs, folder.path(), listen, backend_at, 2).await?;
-    let clients = Clients::start(Load { targets: [listen, listen], rate: 200, tunnels: 10 });
+    let authority = Authority::new()?;
+    authority.issue(folder.path())?;
+    let setup = Setup { listen, backend: backend_at, workers: 2, ticket_key_rotation: 3600 };
+    let mut proxy = Proxy::start(&arguments.programs, folder.path(), setup).await?;
+    let [listen, secure] = listen;
+    let trust = Trust::new(authority.certificate())?;
+    let targets = [listen, listen, secure, secure];
+    let clients = Clients::start(Load { targets, trust, rate: 200, tunnels: 10 });
     let mut after_few = 0;
     for n in 1..=many {
-        proxy.reload(2).await?;
+        proxy.reload().await?;
         if n == FEW {
             sleep(Duration::from_secs(2)).await;
             after_few = proxy.memory_kb();
@@ -303,7 +362,7 @@ async fn memory(arguments: &Arguments) -> io::Result<(u64, u64, u32)> {
 
 fn report(arguments: &Arguments, rows: &[Row], memory: Option<(u64, u64, u32)>) -> String {
     let mut text = format!(
-        "{} requests per second, {} tunnels, a quarter of the clients 20 ms away. Linux {}, {} cores, shared with \
+        "{} requests per second, {} tunnels, a quarter of the clients 20 ms away, a quarter over TLS. Linux {}, {} cores, shared with \
          the clients and the backend.\n\n\
          | what is done | times | requests | failed | closed under a request | idle connections closed | tunnels broken | \
          p50 ms | p99 ms | max ms | processes | holds |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|\n",
@@ -337,6 +396,16 @@ fn report(arguments: &Arguments, rows: &[Row], memory: Option<(u64, u64, u32)>) 
             row.processes.0,
             row.processes.1,
             if row.holds() { "yes" } else { "**no**" },
+        );
+    }
+    text += "\n| over TLS | requests | handshakes | sessions resumed | connections ended by an answer | idle connections \
+             closed |\n|---|--:|--:|--:|--:|--:|\n";
+    for row in rows {
+        let Secure { requests, handshakes, offered, resumed, ended, idle_closed } = row.secure;
+        let _ = writeln!(
+            text,
+            "| {} | {requests} | {handshakes} | {resumed} of {offered} | {ended} | {idle_closed} |",
+            row.scenario
         );
     }
     for row in rows {

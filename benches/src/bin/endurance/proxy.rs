@@ -14,36 +14,45 @@ use nix::{
 };
 use tokio::time::{Instant, sleep};
 
+use crate::{
+    authority::{Authority, CERTIFICATE, KEY},
+    stream::NAME,
+};
+
 /// A step that takes longer than this has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What stands in its file whatever else changes.
+#[derive(Clone, Copy)]
+pub(crate) struct Setup {
+    /// In clear text, and over TLS.
+    pub(crate) listen: [SocketAddr; 2],
+    pub(crate) backend: SocketAddr,
+    pub(crate) workers: u32,
+    /// How long a ticket key is used (s).
+    pub(crate) ticket_key_rotation: u32,
+}
 
 /// A running kakehi.
 pub(crate) struct Proxy {
     child: Child,
     programs: PathBuf,
     folder: PathBuf,
-    listen: SocketAddr,
-    backend: SocketAddr,
+    setup: Setup,
     /// How often the file was written.
     versions: u32,
 }
 
 impl Proxy {
-    /// Starts the programs in `programs` in front of `backend`, with its files in `folder`.
+    /// Starts the programs in `programs`, with its files in `folder`, where its certificate is.
     ///
     /// # Errors
     /// When it does not come up.
-    pub(crate) async fn start(
-        programs: &Path,
-        folder: &Path,
-        listen: SocketAddr,
-        backend: SocketAddr,
-        workers: u32,
-    ) -> io::Result<Proxy> {
+    pub(crate) async fn start(programs: &Path, folder: &Path, setup: Setup) -> io::Result<Proxy> {
         let (programs, folder) = (programs.to_owned(), folder.to_owned());
-        write_file(&folder, listen, backend, workers, 0)?;
+        write_file(&folder, setup, 0)?;
         let child = launch(&programs, &folder)?;
-        let mut proxy = Proxy { child, programs, folder, listen, backend, versions: 0 };
+        let mut proxy = Proxy { child, programs, folder, setup, versions: 0 };
         proxy.wait_until_ready().await?;
         Ok(proxy)
     }
@@ -96,10 +105,23 @@ impl Proxy {
     ///
     /// # Errors
     /// When it is refused.
-    pub(crate) async fn reload(&mut self, workers: u32) -> io::Result<()> {
+    pub(crate) async fn reload(&mut self) -> io::Result<()> {
         self.versions += 1;
-        write_file(&self.folder, self.listen, self.backend, workers, self.versions)?;
+        write_file(&self.folder, self.setup, self.versions)?;
         self.ctl(&["reload"]).await.map(drop)
+    }
+
+    /// Puts another certificate that `authority` issues into the place of the one there is.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub(crate) async fn replace_certificate(&self, authority: &Authority) -> io::Result<()> {
+        authority.issue(&self.folder)?;
+        let [certificate, key] = [CERTIFICATE, KEY].map(|name| self.folder.join(name).display().to_string());
+        let listen = self.setup.listen[1].to_string();
+        let arguments =
+            ["certificate", "replace", &listen, NAME, "--certificate", &certificate, "--key", &key];
+        self.ctl(&arguments).await.map(drop)
     }
 
     /// Kills a worker; its process id.
@@ -208,9 +230,7 @@ fn launch(programs: &Path, folder: &Path) -> io::Result<Child> {
 /// The file in its version of this number: clusters, frontends, weights and deadlines differ from that before.
 fn write_file(
     folder: &Path,
-    listen: SocketAddr,
-    backend: SocketAddr,
-    workers: u32,
+    Setup { listen: [listen, secure], backend, workers, ticket_key_rotation }: Setup,
     version: u32,
 ) -> io::Result<()> {
     let (odd, weight) = (version % 2 == 1, 100 + version % 3);
@@ -224,8 +244,12 @@ fn write_file(
     };
     let text = format!(
         "command_socket = \"kakehi.sock\"\nworker_count = {workers}\nhandle_process_affinity = false\n\
-         drain_timeout = 5\n\n[[listeners]]\naddress = \"{listen}\"\nprotocol = \"http\"\nfront_timeout = {front}\n\n\
-         [clusters.main]\nprotocol = \"http\"\nfrontends = [{{ address = \"{listen}\", hostname = \"*\" }}]\n\
+         drain_timeout = 5\nticket_key_rotation = {ticket_key_rotation}\n\n\
+         [[listeners]]\naddress = \"{listen}\"\nprotocol = \"http\"\nfront_timeout = {front}\n\n\
+         [[listeners]]\naddress = \"{secure}\"\nprotocol = \"https\"\nfront_timeout = {front}\n\
+         certificate = \"{CERTIFICATE}\"\nkey = \"{KEY}\"\n\n\
+         [clusters.main]\nprotocol = \"http\"\nfrontends = [{{ address = \"{listen}\", hostname = \"*\" }}, \
+         {{ address = \"{secure}\", hostname = \"*\" }}]\n\
          backends = [{{ address = \"{backend}\", backend_id = \"one\", weight = {weight} }}]\n{extra}",
         front = 60 + version % 2,
     );

@@ -38,13 +38,29 @@ pub(crate) struct Failure {
     pub(crate) under_a_request: bool,
 }
 
+/// What was done over TLS, whose connections cannot move to another process.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Secure {
+    pub(crate) requests: u64,
+    pub(crate) handshakes: u64,
+    /// Sessions that clients wanted to resume, and those that they did.
+    pub(crate) offered: u64,
+    pub(crate) resumed: u64,
+    /// Connections that an answer has ended.
+    pub(crate) ended: u64,
+    /// Idle ones that were found closed.
+    pub(crate) idle_closed: u64,
+}
+
 /// All of a run.
 pub(crate) struct Tally {
     /// Microseconds from the moment that the schedule wanted, failures apart.
     pub(crate) latency: Histogram<u64>,
     pub(crate) answered: BTreeMap<Kind, u64>,
     pub(crate) failures: Vec<Failure>,
-    /// Idle keep-alive connections that were found closed.
+    /// What of it was over TLS.
+    pub(crate) secure: Secure,
+    /// Idle keep-alive connections in clear text that were found closed.
     pub(crate) idle_closed: u64,
     /// Requests that are under way.
     pub(crate) in_flight: u64,
@@ -63,6 +79,7 @@ impl Tally {
             latency: Histogram::new_with_bounds(1, 120_000_000, 3).expect("bounds in range"),
             answered: BTreeMap::new(),
             failures: Vec::new(),
+            secure: Secure::default(),
             idle_closed: 0,
             in_flight: 0,
             begun: 0,

@@ -1,6 +1,10 @@
 //! Certificates that a file asks for: those of listeners, and those of frontends, which their listener serves.
 
-use std::net::SocketAddr;
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher as _, RandomState},
+    net::SocketAddr,
+};
 
 use super::{
     super::{
@@ -11,12 +15,39 @@ use super::{
 };
 use crate::state::{CertificateFiles, ClusterProtocol, State, WantedCertificate};
 
+/// Certificates in the order in which they were asked for. There may be very many.
+#[derive(Default)]
+pub(super) struct AskedFor {
+    all: Vec<Asked>,
+    /// By a hash of listener and files, or a number after it where that is taken: copies of so many paths would leave the
+    /// memory full of holes.
+    places: HashMap<u64, usize>,
+    hasher: RandomState,
+    /// The default of a listener.
+    defaults: HashMap<SocketAddr, usize>,
+}
+
 /// A certificate, and where it is asked for.
-pub(super) struct Asked {
+struct Asked {
     wanted: WantedCertificate,
-    line: usize,
+    offset: usize,
     /// By a table of its own.
     by_table: bool,
+}
+
+impl AskedFor {
+    /// What stands in `places` for these files, and under which key it stands or would.
+    fn find(&self, address: SocketAddr, files: &CertificateFiles) -> (u64, Option<usize>) {
+        let mut key = self.hasher.hash_one((address, files));
+        while let Some(place) = self.places.get(&key) {
+            let there = &self.all[*place].wanted;
+            if there.address == address && there.files == *files {
+                return (key, Some(*place));
+            }
+            key = key.wrapping_add(1);
+        }
+        (key, None)
+    }
 }
 
 impl Builder<'_, '_> {
@@ -52,9 +83,12 @@ impl Builder<'_, '_> {
 
     /// `certificate`, `key` and `certificate_chain`; `None` if they are absent or wrong.
     fn certificate_files(&mut self, section: &Section) -> Option<CertificateFiles> {
-        let certificate = self.path_of(section, "certificate");
-        let key = self.path_of(section, "key");
-        let chain = self.path_of(section, "certificate_chain");
+        let path_of = |key| {
+            let mut path = self.path_of(section, key)?;
+            path.shrink_to_fit();
+            Some(path)
+        };
+        let [certificate, key, chain] = ["certificate", "key", "certificate_chain"].map(path_of);
         let (there, absent) = match (certificate, key) {
             (Some(certificate), Some(key)) => return Some(CertificateFiles { certificate, chain, key }),
             (Some(_), None) => ("certificate", "key"),
@@ -86,23 +120,25 @@ impl Builder<'_, '_> {
 
     /// Puts a certificate on the list, once: many frontends may name the same files.
     fn ask_for(&mut self, wanted: WantedCertificate, offset: usize, by_table: bool) {
-        let line = self.findings.source.line(offset);
-        let of_listener = |it: &&mut Asked| it.wanted.address == wanted.address;
+        let (key, present) = self.certificates.find(wanted.address, &wanted.files);
+        let AskedFor { all, places, defaults, .. } = &mut self.certificates;
+        let line_of = |asked: &Asked| self.findings.source.line(asked.offset);
         if wanted.default {
-            let other = self.certificates.iter_mut().filter(of_listener).find(|it| it.wanted.default);
-            if let Some(other) = other.filter(|other| other.wanted.files != wanted.files) {
-                let reason =
-                    format!("the listener has a default certificate already, in line {}", other.line);
+            let other = defaults.get(&wanted.address).copied();
+            if let Some(other) = other.filter(|other| Some(*other) != present) {
+                let line = line_of(&all[other]);
+                let reason = format!("the listener has a default certificate already, in line {line}");
                 self.findings.unfit(offset, reason);
                 return;
             }
         }
-        let mut present = self.certificates.iter_mut().filter(of_listener);
-        match present.find(|it| it.wanted.files == wanted.files) {
-            None => self.certificates.push(Asked { wanted, line, by_table }),
+        let place = present.unwrap_or(all.len());
+        match all.get_mut(place) {
             Some(present) if by_table && present.by_table => {
-                let reason = format!("the listener has this certificate already, in line {}", present.line);
+                let line = line_of(present);
+                let reason = format!("the listener has this certificate already, in line {line}");
                 self.findings.unfit(offset, reason);
+                return;
             }
             Some(present) => {
                 present.wanted.default |= wanted.default;
@@ -111,6 +147,13 @@ impl Builder<'_, '_> {
                     present.wanted.names = wanted.names;
                 }
             }
+            None => {
+                places.insert(key, place);
+                all.push(Asked { wanted, offset, by_table });
+            }
+        }
+        if all[place].wanted.default {
+            defaults.insert(all[place].wanted.address, place);
         }
     }
 
@@ -118,7 +161,7 @@ impl Builder<'_, '_> {
     pub(super) fn warn_of_missing_certificates(&mut self, root: &Section, state: &State) {
         for section in root.tables("listeners").iter().filter(|it| it.text("protocol") == Some("https")) {
             let Some(address) = section.address("address") else { continue };
-            let asked = self.certificates.iter().any(|it| it.wanted.address == address);
+            let asked = self.certificates.all.iter().any(|it| it.wanted.address == address);
             let tcp = state.clusters.values().filter(|it| it.protocol == ClusterProtocol::Tcp);
             let passes = tcp.flat_map(|it| &it.frontends).any(|it| it.address == address);
             if state.listeners.contains_key(&address) && !asked && !passes {
@@ -132,6 +175,6 @@ impl Builder<'_, '_> {
 
     /// All, in the order in which they were asked for.
     pub(super) fn wanted_certificates(self) -> Vec<WantedCertificate> {
-        self.certificates.into_iter().map(|asked| asked.wanted).collect()
+        self.certificates.all.into_iter().map(|asked| asked.wanted).collect()
     }
 }

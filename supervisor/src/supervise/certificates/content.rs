@@ -83,17 +83,16 @@ impl Facts {
     ///
     /// # Errors
     /// When it has no names, and none are said.
-    pub(crate) fn certificate(&self, said: &[String], default: bool) -> Result<Certificate, Fault> {
+    pub(crate) fn certificate(self, said: &[String], default: bool) -> Result<Certificate, Fault> {
         let named = !said.is_empty();
-        let mut names = match named {
+        let names = match named {
             true => said.iter().map(|name| name.to_ascii_lowercase()).collect(),
-            false => self.names.clone(),
+            false => self.names,
         };
-        names.shrink_to_fit();
         if names.is_empty() {
             return Err(Fault::NoName);
         }
-        let Facts { key, not_after, .. } = *self;
+        let Facts { key, not_after, .. } = self;
         Ok(Certificate { names, key, not_after, default, named, place: Default::default(), files: None })
     }
 }
@@ -200,6 +199,8 @@ fn names(certificate: &X509Certificate<'_>) -> Vec<String> {
         let common = certificate.subject().iter_common_name().find_map(|name| name.as_str().ok());
         names.extend(common.map(str::to_ascii_lowercase));
     }
+    // There may be very many certificates.
+    names.shrink_to_fit();
     names
 }
 

@@ -144,7 +144,7 @@ impl Source {
                     let about = |it: String| format!("certificate {}: {it}", files.certificate.display());
                     warnings.extend(found.into_iter().chain(verify::permissions(&files.key)).map(about));
                 }
-                Ok(Read { records: vec![Record::new(stored.record())], facts: Some(facts), warnings })
+                Ok(Read { records: vec![Record::of_pair(stored)], facts: Some(facts), warnings })
             }
             Source::Issuers(path) => material(path, content::check_issuers),
             Source::Crls(path) => material(path, content::check_crls),
@@ -153,7 +153,7 @@ impl Source {
                 let found = checked(&stored, chain, key)?;
                 let about = |it: String| format!("client certificate {}: {it}", chain.display());
                 let warnings = found.into_iter().chain(verify::permissions(key)).map(about).collect();
-                let records = vec![Record::new(text(chain)?), Record::new(text(key)?)];
+                let records = vec![Record::of_text(text(chain)?), Record::of_text(text(key)?)];
                 Ok(Read { records, facts: None, warnings })
             }
         }
@@ -162,14 +162,32 @@ impl Source {
 
 /// What belongs into the vault.
 pub(super) struct Record {
-    pub(super) bytes: Vec<u8>,
+    pub(super) content: Content,
+    /// Of all of it, whether or not a part of it lies elsewhere.
     pub(super) digest: Whole,
 }
 
+/// What a record is of.
+pub(super) enum Content {
+    /// A material, as it is.
+    Text(Vec<u8>),
+    /// A certificate with all that belongs to it.
+    Pair(Stored),
+}
+
 impl Record {
-    pub(super) fn new(bytes: Vec<u8>) -> Record {
-        Record { digest: Sha256::digest(&bytes).into(), bytes }
+    pub(super) fn of_text(text: Vec<u8>) -> Record {
+        Record { digest: Sha256::digest(&text).into(), content: Content::Text(text) }
     }
+
+    pub(super) fn of_pair(stored: Stored) -> Record {
+        Record { digest: digest_of(&stored), content: Content::Pair(stored) }
+    }
+}
+
+/// By which it is seen that something is in the vault already.
+pub(super) fn digest_of(stored: &Stored) -> Whole {
+    Sha256::digest(stored.record()).into()
 }
 
 /// What was read.
@@ -184,7 +202,7 @@ pub(super) struct Read {
 fn material(path: &Path, check: impl Fn(&[u8]) -> Result<(), Fault>) -> Result<Read, Error> {
     let text = text(path)?;
     check(&text).map_err(|fault| Error::Content { path: path.to_owned(), fault })?;
-    Ok(Read { records: vec![Record::new(text)], facts: None, warnings: Vec::new() })
+    Ok(Read { records: vec![Record::of_text(text)], facts: None, warnings: Vec::new() })
 }
 
 fn text(path: &Path) -> Result<Vec<u8>, Error> {

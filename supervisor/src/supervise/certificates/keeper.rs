@@ -1,7 +1,7 @@
 //! What was read of files lies in the vault once, and it is known where, so that it is not read again.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     net::SocketAddr,
     rc::Rc,
@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use super::{
     Error,
     content::{self, Facts},
-    files::{self, Read, Record, Short, Source, Whole},
+    files::{self, Content, Read, Record, Short, Source, Whole},
     materials::{self, Slot},
     watch::Watching,
 };
@@ -117,7 +117,13 @@ impl Keeper {
     /// # Errors
     /// When the state is not of this vault.
     pub(crate) fn adopt(&mut self, state: &State) -> io::Result<()> {
-        for place in used_places(state) {
+        for certificate in state.certificates.values().flat_map(|it| it.values()) {
+            let digest = files::digest_of(&self.vault.certificate(certificate.place)?);
+            self.contents.insert(beginning(&digest), certificate.place);
+        }
+        let texts = materials::listed(state).into_iter().flat_map(|(_, places)| places);
+        let texts: HashSet<Place> = self.issuers(state)?.into_iter().chain(texts).collect();
+        for place in texts {
             let digest = Sha256::digest(self.vault.read(place)?).into();
             self.contents.insert(beginning(&digest), place);
         }
@@ -222,12 +228,13 @@ impl Keeper {
         let mut certificates = Vec::with_capacity(kept.len());
         for ((source, kept), (address, names, default)) in sources.into_iter().zip(kept).zip(rest) {
             let (Source::Certificate(files), Some(facts)) = (source, kept.facts) else { continue };
+            let fingerprint = facts.fingerprint;
             let mut certificate = facts.certificate(&names, default).map_err(|fault| {
                 Error::File(files::Error::Content { path: files.certificate.clone(), fault })
             })?;
             certificate.place = kept.places[0];
             certificate.files = Some(files);
-            certificates.push((address, facts.fingerprint, certificate));
+            certificates.push((address, fingerprint, certificate));
         }
         Ok((certificates, warnings))
     }
@@ -314,14 +321,32 @@ impl Keeper {
     /// When there is no memory.
     pub(super) fn put(&mut self, record: &Record) -> Result<Place, Error> {
         self.tidy_later();
-        match self.contents.get(&beginning(&record.digest)) {
-            Some(place) => Ok(*place),
-            None => {
-                let place = self.vault.add(&record.bytes).map_err(Error::Vault)?;
-                self.contents.insert(beginning(&record.digest), place);
-                Ok(place)
+        if let Some(place) = self.contents.get(&beginning(&record.digest)) {
+            return Ok(*place);
+        }
+        match &record.content {
+            Content::Text(text) => self.write(text, &record.digest),
+            Content::Pair(stored) => {
+                // Many certificates are sent with the same ones, which lie there once.
+                let issuers = stored.chain.iter().skip(1).map(|der| self.put_issuer(der));
+                let issuers = issuers.collect::<Result<Vec<_>, _>>()?;
+                self.write(&stored.record_with(&issuers), &record.digest)
             }
         }
+    }
+
+    fn put_issuer(&mut self, der: &[u8]) -> Result<Place, Error> {
+        let digest = Sha256::digest(der).into();
+        match self.contents.get(&beginning(&digest)) {
+            Some(place) => Ok(*place),
+            None => self.write(der, &digest),
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8], digest: &Whole) -> Result<Place, Error> {
+        let place = self.vault.add(bytes).map_err(Error::Vault)?;
+        self.contents.insert(beginning(digest), place);
+        Ok(place)
     }
 
     /// What lies in the vault may be used by nobody any more, once what is under way is done.
@@ -337,24 +362,33 @@ impl Keeper {
     /// Erases what `state`, which every worker has, does not use.
     pub(super) fn tidy(&mut self, state: &State) {
         self.erase_at = None;
-        let mut used = used_places(state);
+        if let Err(error) = self.try_tidy(state) {
+            tracing::error!("keys that nobody uses any more cannot be erased: {error}");
+        }
+    }
+
+    fn try_tidy(&mut self, state: &State) -> io::Result<()> {
+        let certificates = state.certificates.values().flat_map(|it| it.values()).map(|it| it.place);
+        let materials = materials::listed(state).into_iter().flat_map(|(_, places)| places);
+        let mut used: Vec<Place> = certificates.chain(materials).collect();
+        used.extend(self.issuers(state)?);
         used.sort_unstable_by_key(|place| place.offset);
         let is_used = |place: &Place| {
             place.length == 0 || used.binary_search_by_key(&place.offset, |used| used.offset).is_ok()
         };
         self.contents.retain(|_, place| is_used(place));
         self.known.retain(|_, known| known.places.iter().all(is_used));
-        if let Err(error) = self.vault.erase_all_but(used) {
-            tracing::error!("keys that nobody uses any more cannot be erased: {error}");
-        }
+        self.vault.erase_all_but(used)
     }
-}
 
-/// Everything in the vault that `state` needs.
-fn used_places(state: &State) -> Vec<Place> {
-    let certificates = state.certificates.values().flat_map(|it| it.values()).map(|it| it.place);
-    let materials = materials::listed(state).into_iter().flat_map(|(_, places)| places);
-    certificates.chain(materials).collect()
+    /// Where that lies which several certificates of `state` are sent with.
+    fn issuers(&self, state: &State) -> io::Result<HashSet<Place>> {
+        let mut issuers = HashSet::new();
+        for certificate in state.certificates.values().flat_map(|it| it.values()) {
+            issuers.extend(self.vault.elsewhere(certificate.place)?);
+        }
+        Ok(issuers)
+    }
 }
 
 fn beginning(digest: &Whole) -> Short {

@@ -70,9 +70,9 @@ impl Keeper {
         let replaced = replaces.as_deref().map(|which| find(state, *address, which)).transpose()?;
         // One that takes the place of the default is the default.
         let default = *default || replaced.is_some_and(|(_, replaced)| replaced.default);
-        let mut certificate = facts.certificate(names, default).map_err(Error::Sent)?;
+        let mut certificate = facts.clone().certificate(names, default).map_err(Error::Sent)?;
         certificate.files.clone_from(files);
-        certificate.place = self.put(&Record::new(stored.record()))?;
+        certificate.place = self.put(&Record::of_pair(stored))?;
         let mut changes = Vec::new();
         if default {
             for (fingerprint, present) in state.certificates.get(address).into_iter().flatten() {

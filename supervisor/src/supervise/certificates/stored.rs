@@ -43,7 +43,7 @@ impl Keeper {
                     if facts.fingerprint != fingerprint {
                         return Err(Error::Elsewhere(fingerprint));
                     }
-                    certificate.place = self.put(&Record::new(stored.record()))?;
+                    certificate.place = self.put(&Record::of_pair(stored))?;
                 } else if let Some(here) = here {
                     certificate.place = here.place;
                 } else {

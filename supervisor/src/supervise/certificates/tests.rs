@@ -321,6 +321,45 @@ fn another_supervisor_goes_on_with_the_vault_and_puts_nothing_into_it_twice() {
     assert!(first.vault().ticket_keys().unwrap() == second.vault().ticket_keys().unwrap());
 }
 
+#[test]
+fn who_issued_many_certificates_lies_in_the_vault_once_and_as_long_as_any_of_them() {
+    let folder = TempDir::new().unwrap();
+    let authority = Authority::new("Authority");
+    let issued = ["1.example", "2.example", "3.example"].map(|name| {
+        let Made { certificate, key } = authority.issue(&[name]);
+        write_pair(&folder, name, &Made { certificate: certificate + &authority.certificate, key })
+    });
+    let mut keeper = keeper();
+    let [one, two, three] = issued.each_ref().map(|files| wanted(443, files));
+    let (all, _) = load(&mut keeper, &[one, two.clone(), three.clone()], Depth::Few).unwrap();
+    let place = |name| find(&all, address(443), name).unwrap().1.place;
+    let elsewhere =
+        ["1.example", "2.example", "3.example"].map(|name| keeper.vault().elsewhere(place(name)).unwrap());
+    assert!(elsewhere[0].len() == 1 && elsewhere.iter().all(|it| *it == elsewhere[0]));
+    let chain = keeper.vault().certificate(place("2.example")).unwrap().chain;
+    // The first one, which brought it, goes.
+    let (rest, _) = load(&mut keeper, &[two.clone(), three.clone()], Depth::Few).unwrap();
+    keeper.tidy(&rest);
+    assert!(keeper.vault().certificate(place("1.example")).is_err());
+    assert_eq!(keeper.vault().certificate(place("2.example")).unwrap().chain, chain);
+    // So it is for another supervisor, which puts nothing into the vault twice and erases no more.
+    let mut second = Keeper::new(Some(keeper.vault().try_clone().unwrap())).unwrap();
+    second.adopt(&rest).unwrap();
+    let (again, _) = load(&mut second, &[two.clone(), three], Depth::Few).unwrap();
+    assert_eq!(rest, again);
+    let fourth = authority.issue(&["4.example"]);
+    let fourth = Made { certificate: fourth.certificate + &authority.certificate, key: fourth.key };
+    let fourth = wanted(443, &write_pair(&folder, "4", &fourth));
+    let (more, _) = load(&mut second, &[two, fourth.clone()], Depth::Few).unwrap();
+    let place = find(&more, address(443), "4.example").unwrap().1.place;
+    assert_eq!(second.vault().elsewhere(place).unwrap(), elsewhere[0]);
+    let (last, _) = load(&mut second, &[fourth], Depth::Few).unwrap();
+    second.tidy(&last);
+    assert_eq!(second.vault().certificate(place).unwrap().chain[1], chain[1]);
+    second.tidy(&State::default());
+    assert!(second.vault().read(elsewhere[0][0]).unwrap().iter().all(|byte| *byte == 0));
+}
+
 fn material(path: &Path) -> Material {
     Material { path: path.to_owned(), ..Material::default() }
 }

@@ -88,7 +88,9 @@ fn look(vault: &Vault, items: Vec<Item>) -> Vec<Seen> {
         let is_there = |read: &Read| {
             let record = read.records.first();
             place.length > 0
-                && record.is_some_and(|it| vault.read(place).is_ok_and(|there| there == it.bytes))
+                && record.is_some_and(|it| {
+                    vault.certificate(place).is_ok_and(|there| files::digest_of(&there) == it.digest)
+                })
         };
         let read = match source.stamp() {
             Ok(stamp) if known == Some(stamp) => continue,
@@ -273,7 +275,7 @@ fn renewals(
     for (address, certificates) in &state.certificates {
         for (fingerprint, present) in certificates.iter().filter(|(_, it)| it.files.as_ref() == Some(files)) {
             let said = if present.named { &present.names[..] } else { &[] };
-            let mut renewed = facts.certificate(said, present.default)?;
+            let mut renewed = facts.clone().certificate(said, present.default)?;
             renewed.place = kept.places[0];
             renewed.files = Some(files.clone());
             changes.extend(replacement(*address, (*fingerprint, present), (facts.fingerprint, renewed)));
