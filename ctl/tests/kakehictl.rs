@@ -365,8 +365,11 @@ fn stage_with_files(request: impl FnOnce(&dyn Fn(&str) -> PathBuf) -> Request) -
 #[test]
 fn a_certificate_is_sent_with_the_paths_of_its_files() {
     let stage = stage_with_files(|path| {
-        let files =
-            CertificateFiles { certificate: path("c.pem"), chain: Some(path("i.pem")), key: path("k.pem") };
+        let files = CertificateFiles {
+            certificate: path("c.pem").into(),
+            chain: Some(path("i.pem").into()),
+            key: path("k.pem").into(),
+        };
         add(&format!("{CERTIFICATE}{ISSUER}"), Some(files), None)
     });
     let path = |name: &str| stage.folder.path().join(name).to_str().unwrap().to_owned();
@@ -471,7 +474,11 @@ fn infos() -> Vec<CertificateInfo> {
         key: KeyKind::Ecdsa,
         default: true,
         chain_length: 2,
-        files: Some(CertificateFiles { certificate: "/c".into(), chain: None, key: "/k".into() }),
+        files: Some(CertificateFiles {
+            certificate: Path::new("/c").into(),
+            chain: None,
+            key: Path::new("/k").into(),
+        }),
     };
     let old = CertificateInfo {
         fingerprint: "cd".repeat(32).parse().unwrap(),

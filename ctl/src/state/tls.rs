@@ -3,7 +3,11 @@
 //! Certificates and keys themselves are no part of a state. They lie in the vault, memory that supervisor and workers
 //! share, and the state says where: so nothing that shows a state shows a key, and no worker needs to read a file.
 
-use std::{fmt, path::PathBuf, str::FromStr};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -302,15 +306,15 @@ pub enum KeyKind {
     Rsa,
 }
 
-/// The files of a certificate.
+/// The files of a certificate. There may be very many, which every process knows.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct CertificateFiles {
     /// Certificate (PEM), with or without its chain.
-    pub certificate: PathBuf,
+    pub certificate: Box<Path>,
     /// Its chain (PEM).
-    pub chain: Option<PathBuf>,
+    pub chain: Option<Box<Path>>,
     /// Its private key (PEM).
-    pub key: PathBuf,
+    pub key: Box<Path>,
 }
 
 /// A certificate that a file asks for.

@@ -44,7 +44,7 @@ fn write(path: &Path, text: &str) {
 
 fn write_pair(folder: &Path, name: &str) -> CertificateFiles {
     let path = |ending: &str| folder.join(format!("{name}.{ending}"));
-    let files = CertificateFiles { certificate: path("pem"), chain: None, key: path("key") };
+    let files = CertificateFiles { certificate: path("pem").into(), chain: None, key: path("key").into() };
     let (certificate, key) = made(name);
     write(&files.certificate, &certificate);
     write(&files.key, &key);

@@ -209,7 +209,7 @@ impl Clients {
         let outcome = async {
             let mut stream = Stream::connect(target).await?;
             stream
-                .write_all(b"GET /socket HTTP/1.1\r\nHost: endurance\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n")
+                .write_all(b"GET /socket HTTP/1.1\r\nHost: endurance.test\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n")
                 .await?;
             let head = stream.read_head().await?;
             if !head.starts_with("HTTP/1.1 101 ") {
@@ -253,7 +253,7 @@ async fn exchange(stream: &mut Stream, kind: Kind) -> io::Result<bool> {
     match kind {
         Kind::Slow => {
             let length = PARTS * PART;
-            let head = format!("POST / HTTP/1.1\r\nHost: endurance\r\nContent-Length: {length}\r\n\r\n");
+            let head = format!("POST / HTTP/1.1\r\nHost: endurance.test\r\nContent-Length: {length}\r\n\r\n");
             stream.write_all(head.as_bytes()).await?;
             for _ in 0..PARTS {
                 sleep(PAUSE).await;
@@ -261,9 +261,9 @@ async fn exchange(stream: &mut Stream, kind: Kind) -> io::Result<bool> {
             }
         }
         Kind::New => {
-            stream.write_all(b"GET / HTTP/1.1\r\nHost: endurance\r\nConnection: close\r\n\r\n").await?;
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: endurance.test\r\nConnection: close\r\n\r\n").await?;
         }
-        _ => stream.write_all(b"GET / HTTP/1.1\r\nHost: endurance\r\n\r\n").await?,
+        _ => stream.write_all(b"GET / HTTP/1.1\r\nHost: endurance.test\r\n\r\n").await?,
     }
     let head = stream.read_head().await?;
     if !head.starts_with("HTTP/1.1 200 ") {

@@ -187,7 +187,9 @@ impl SourceArguments {
         let from_files = !all.into_iter().flatten().any(|file| is_input(file));
         let files = if from_files && !self.no_watch {
             let absolute = |file: &PathBuf| {
-                path::absolute(file).map_err(|error| Failure::Usage(format!("{}: {error}", file.display())))
+                let absolute = path::absolute(file);
+                let failed = |error| Failure::Usage(format!("{}: {error}", file.display()));
+                absolute.map(PathBuf::into_boxed_path).map_err(failed)
             };
             Some(CertificateFiles {
                 certificate: absolute(&self.certificate)?,

@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     hash::{BuildHasher as _, RandomState},
     net::SocketAddr,
+    path::PathBuf,
 };
 
 use super::{
@@ -83,11 +84,7 @@ impl Builder<'_, '_> {
 
     /// `certificate`, `key` and `certificate_chain`; `None` if they are absent or wrong.
     fn certificate_files(&mut self, section: &Section) -> Option<CertificateFiles> {
-        let path_of = |key| {
-            let mut path = self.path_of(section, key)?;
-            path.shrink_to_fit();
-            Some(path)
-        };
+        let path_of = |key| self.path_of(section, key).map(PathBuf::into_boxed_path);
         let [certificate, key, chain] = ["certificate", "key", "certificate_chain"].map(path_of);
         let (there, absent) = match (certificate, key) {
             (Some(certificate), Some(key)) => return Some(CertificateFiles { certificate, chain, key }),

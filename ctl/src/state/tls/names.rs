@@ -3,6 +3,8 @@
 //! Cipher suites have up to three names: that of IANA's registry, that of sozu and rustls, and that of OpenSSL. The case of
 //! letters makes no difference.
 
+use std::collections::HashSet;
+
 use super::{CipherSuite, Group, Material, Place, TlsVersion, WantedCertificate};
 use crate::state::State;
 
@@ -122,10 +124,10 @@ impl State {
     pub fn wanted_certificates(&self) -> Vec<WantedCertificate> {
         let mut wanted: Vec<WantedCertificate> = Vec::new();
         for (address, certificates) in &self.certificates {
-            let mut has_default = false;
+            let (mut has_default, mut listed) = (false, HashSet::new());
             for certificate in certificates.values() {
                 let Some(files) = &certificate.files else { continue };
-                if wanted.iter().any(|it| it.address == *address && it.files == *files) {
+                if !listed.insert(files) {
                     continue;
                 }
                 wanted.push(WantedCertificate {

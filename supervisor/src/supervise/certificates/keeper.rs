@@ -230,7 +230,7 @@ impl Keeper {
             let (Source::Certificate(files), Some(facts)) = (source, kept.facts) else { continue };
             let fingerprint = facts.fingerprint;
             let mut certificate = facts.certificate(&names, default).map_err(|fault| {
-                Error::File(files::Error::Content { path: files.certificate.clone(), fault })
+                Error::File(files::Error::Content { path: files.certificate.to_path_buf(), fault })
             })?;
             certificate.place = kept.places[0];
             certificate.files = Some(files);

@@ -90,9 +90,9 @@ fn write(folder: &TempDir, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
 
 fn write_pair(folder: &TempDir, name: &str, made: &Made) -> CertificateFiles {
     CertificateFiles {
-        certificate: write(folder, &format!("{name}.pem"), &made.certificate),
+        certificate: write(folder, &format!("{name}.pem"), &made.certificate).into(),
         chain: None,
-        key: write(folder, &format!("{name}.key"), &made.key),
+        key: write(folder, &format!("{name}.key"), &made.key).into(),
     }
 }
 
@@ -142,7 +142,7 @@ fn a_certificate_is_known_by_what_is_in_it_and_lies_in_the_vault_with_its_chain_
     let authority = Authority::new("Authority");
     let made = authority.issue(&["Shop.Example", "*.shop.example", "10.0.0.1", "::1"]);
     let mut files = write_pair(&folder, "shop", &made);
-    files.chain = Some(write(&folder, "chain.pem", &authority.certificate));
+    files.chain = Some(write(&folder, "chain.pem", &authority.certificate).into());
     let mut keeper = keeper();
     let (state, warnings) = load(&mut keeper, &[wanted(443, &files)], Depth::All).unwrap();
     let (fingerprint, certificate) = only(&state);
@@ -200,12 +200,12 @@ fn what_is_wrong_is_said_with_the_file_and_what_to_do() {
     let files = write_pair(&folder, "good", &good);
     let half = &good.certificate[..good.certificate.len() / 2];
     let key_of =
-        |name: &str, text: &str| CertificateFiles { key: write(&folder, name, text), ..files.clone() };
+        |name: &str, text: &str| CertificateFiles { key: write(&folder, name, text).into(), ..files.clone() };
     let certificate_of = |name: &str, text: &str| CertificateFiles {
-        certificate: write(&folder, name, text),
+        certificate: write(&folder, name, text).into(),
         ..files.clone()
     };
-    let missing = CertificateFiles { key: folder.path().join("missing.key"), ..files.clone() };
+    let missing = CertificateFiles { key: folder.path().join("missing.key").into(), ..files.clone() };
     let encrypted = good.key.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY");
     for (files, name, hint) in [
         (key_of("other.key", &other.key), "other.key", "does not belong to the certificate"),
@@ -228,8 +228,11 @@ fn what_is_wrong_is_said_with_the_file_and_what_to_do() {
     let same = "the same file for both";
     fs::write(folder.path().join("both.pem"), good.certificate + &good.key).unwrap();
     let both = folder.path().join("both.pem");
-    load_one(&CertificateFiles { certificate: both.clone(), chain: None, key: both }, Depth::All)
-        .expect(same);
+    load_one(
+        &CertificateFiles { certificate: both.clone().into(), chain: None, key: both.into() },
+        Depth::All,
+    )
+    .expect(same);
 }
 
 #[test]
@@ -238,7 +241,7 @@ fn a_chain_in_the_wrong_order_is_refused_and_one_that_has_expired_is_a_warning()
     let (right, wrong) = (Authority::new("Right"), Authority::new("Wrong"));
     let made = right.issue(&["a.example"]);
     let mut files = write_pair(&folder, "a", &made);
-    files.chain = Some(write(&folder, "wrong.pem", &wrong.certificate));
+    files.chain = Some(write(&folder, "wrong.pem", &wrong.certificate).into());
     let error = load_one(&files, Depth::All).unwrap_err();
     assert!(
         error.contains("certificate 2 of the chain is `CN=Wrong`") && error.contains("`CN=Right`"),
@@ -391,10 +394,12 @@ fn issuers_revocation_lists_and_client_certificates_are_read_and_must_be_what_th
     let auth = good.listeners[&address(443)].tls.as_ref().unwrap().client_auth.as_ref().unwrap();
     assert_eq!(auth.ca, tls.ca, "the same file");
     assert_eq!(good.clone().without_contents(), state(&ca, &crl, &client.key));
+    let client_key = client.key.to_path_buf();
+    let other_key = other.key.to_path_buf();
     for (ca, crl, key, name, hint) in [
-        (&client.key, &crl, &client.key, "client.key", "no certificate"),
-        (&ca, &ca, &client.key, "ca.pem", "no revocation list"),
-        (&ca, &crl, &other.key, "other.key", "does not belong"),
+        (&client_key, &crl, &client_key, "client.key", "no certificate"),
+        (&ca, &ca, &client_key, "ca.pem", "no revocation list"),
+        (&ca, &crl, &other_key, "other.key", "does not belong"),
     ] {
         let wrong = keeper.furnish(&mut state(ca, crl, key), Vec::new(), Depth::Few);
         let error = wrong.unwrap_err().to_string();

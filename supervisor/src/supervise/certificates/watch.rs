@@ -317,14 +317,14 @@ fn describe(source: &Source) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
+    use std::path::{Path, PathBuf};
 
     use kakehi_ctl::state::{Certificate, CertificateFiles, KeyKind};
 
     use super::{super::content::Facts, *};
 
     fn files(name: &str) -> CertificateFiles {
-        CertificateFiles { certificate: PathBuf::from(name), chain: None, key: PathBuf::from(name) }
+        CertificateFiles { certificate: Path::new(name).into(), chain: None, key: Path::new(name).into() }
     }
 
     fn state(listeners: &[(u16, &[&str])]) -> State {

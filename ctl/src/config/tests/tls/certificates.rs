@@ -12,9 +12,9 @@ pub(super) fn wanted(certificate: &str, names: &[&str], default: bool) -> Wanted
     WantedCertificate {
         address: ADDRESS.parse().unwrap(),
         files: CertificateFiles {
-            certificate: Path::new("/etc/kakehi").join(certificate),
+            certificate: Path::new("/etc/kakehi").join(certificate).into(),
             chain: None,
-            key: "/etc/kakehi/k.pem".into(),
+            key: Path::new("/etc/kakehi/k.pem").into(),
         },
         names: names.iter().map(|name| (*name).to_owned()).collect(),
         default,

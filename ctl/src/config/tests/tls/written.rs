@@ -127,5 +127,5 @@ fn a_file_that_is_loaded_has_absolute_paths() {
     std::fs::write(&path, listener("https", &format!("{TRIO}\nclient_ca = \"ca.pem\""))).unwrap();
     let mut loaded = load(&path).unwrap();
     assert!(loaded.state.materials_mut().all(|it| it.path == folder.path().join("ca.pem")));
-    assert_eq!(loaded.certificates[0].files.key, folder.path().join("k.pem"));
+    assert_eq!(loaded.certificates[0].files.key, folder.path().join("k.pem").into());
 }
