@@ -50,6 +50,25 @@ pub(crate) fn give_memory_back() {
     }
 }
 
+/// The same value in memory without holes, all else being given back: what was made of a large text lies scattered among the
+/// remains of reading it. The copy is made in another thread, which has memory of its own.
+pub(crate) fn compacted<T: Clone + Send + Sync>(value: T) -> T {
+    if cfg!(not(target_env = "gnu")) {
+        return value;
+    }
+    let copy = std::thread::scope(|scope| scope.spawn(|| value.clone()).join());
+    let compacted = match copy {
+        Ok(copy) => {
+            drop(value);
+            copy
+        }
+        // It cannot fail but by a panic, which ends the program.
+        Err(_) => value,
+    };
+    give_memory_back();
+    compacted
+}
+
 /// Has a classic BPF program choose among the sockets of the group (`SO_REUSEPORT`) that `socket` is in.
 pub(crate) fn attach_reuseport_filter(socket: &OwnedFd, program: &[libc::sock_filter]) -> io::Result<()> {
     let length = libc::c_ushort::try_from(program.len()).map_err(io::Error::other)?;

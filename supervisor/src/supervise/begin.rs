@@ -119,6 +119,7 @@ pub(crate) async fn serve(
     supervisor.tell_ready();
     when_ready();
     supervisor.catch_up(in_file, to_be_read.unwrap_or_default(), count).await;
+    supervisor.compact();
     supervisor.run().await
 }
 
@@ -175,6 +176,7 @@ pub(super) async fn resume(estate: &Estate, file: &Path) -> Result<Running, Erro
         CommandSocket::inherit(copy, command_socket, &will.state.settings.command_allowed_uids)?
             .serve(questions);
     supervisor.tell_ready();
+    supervisor.compact();
     Ok(Running { supervisor, _command_file: command_file, _pid_file: pid_file })
 }
 
@@ -351,6 +353,11 @@ impl Supervisor {
         }
     }
 
+    /// Has the state take as little memory as it can.
+    pub(super) fn compact(&mut self) {
+        self.state = crate::sys::compacted(std::mem::take(&mut self.state));
+    }
+
     fn tell_ready(&self) {
         let addresses: Vec<String> = self.state.active_addresses().map(|it| it.to_string()).collect();
         let addresses = match addresses.is_empty() {
@@ -359,7 +366,6 @@ impl Supervisor {
         };
         self.steer();
         init_system::ready(self.workers.len());
-        crate::sys::give_memory_back();
         tracing::info!("ready: {} workers, listening on {addresses}", self.workers.len());
     }
 

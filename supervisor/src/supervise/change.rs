@@ -92,7 +92,7 @@ impl Supervisor {
         init_system::reloading();
         let outcome = self.reload_from(&file, false, by).await;
         init_system::ready(self.count());
-        crate::sys::give_memory_back();
+        self.compact();
         outcome
     }
 
