@@ -166,11 +166,18 @@ fn plan(connection: &mut Connection, site: &Rc<Site>, progress: &mut HeadProgres
         transport: site.transport.as_ref().filter(|_| client.is_tls()).map(Rc::clone),
     };
     let answer = |reason, request: &Request| Head::Answer(Refused::whole(reason, request, ended));
-    if let (Some(secured), Some(terminator)) = (secured, &site.tls)
-        && terminator.misdirects(head.host_name(), secured)
-    {
-        inbox.consume(length);
-        return answer(Reason::Misdirected, &request);
+    match (secured, &site.tls) {
+        (Some(secured), Some(terminator)) if terminator.misdirects(head.host_name(), secured) => {
+            inbox.consume(length);
+            return answer(Reason::Misdirected, &request);
+        }
+        // Its listener has come to speak TLS since it began.
+        (None, Some(_)) => {
+            inbox.consume(length);
+            request.keep_alive = false;
+            return answer(Reason::Misdirected, &request);
+        }
+        _ => {}
     }
     let action = match site.routes.borrow().find(head.host_name(), head.path(), head.method_text) {
         Ok(target) => {
@@ -300,9 +307,11 @@ async fn forward(connection: &mut Connection, planned: Planned) -> Result<Next, 
             )
             .await
             .map_err(refuse)?;
-        if upstream.stream.flush().await.is_err() {
+        match upstream.stream.flush().await {
+            Ok(()) => {}
             // Died in the pool, with nothing of this request on it.
-            continue;
+            Err(_) if upstream.reused => continue,
+            Err(_) => return Err(refuse(Reason::BackendClosed)),
         }
         upstream.stream.start_send_kept(head);
         let outcome = if whole {

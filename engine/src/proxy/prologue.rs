@@ -185,6 +185,10 @@ async fn tell(
         Failure::Tls(_) => {
             tls::accept(stream, terminator, None, Input::Own(bytes)).await.map(Outcome::shaken)
         }
+        Failure::HelloTooLarge => {
+            stream.send(tls::too_large().into()).await?;
+            Err(Failure::HelloTooLarge)
+        }
         other => Err(other),
     }
 }

@@ -1,6 +1,6 @@
 //! The answer of a backend: interim heads, the final head, its body, and whether its connection can be used again.
 
-use std::cell::Cell;
+use std::{cell::Cell, io};
 
 use super::{
     Shared,
@@ -151,6 +151,11 @@ async fn await_head(way: &Way<'_>, inbox: &mut Inbox) -> Result<Final, Failure> 
         timer.set_at(due);
         match timer.limit(upstream.receive()).await {
             Ok(Ok(Received::Data(buffer))) => inbox.push(buffer),
+            // With TLS 1.3 a backend says only now that it does not accept our certificate.
+            Ok(Err(error)) if inbox.is_empty() && error.kind() == io::ErrorKind::InvalidData => {
+                shared.counters.count(Counter::UpstreamTlsErrors);
+                return Err(Failure::Silent(Reason::BackendTlsFailed));
+            }
             Ok(Ok(Received::Finished) | Err(_)) if inbox.is_empty() => {
                 return Err(match interim {
                     0 => Failure::Unanswered,

@@ -13,7 +13,7 @@ use crate::{
     cluster::{Cluster, ClusterError},
     http::{HeadLimits, Reason, StrictTransport},
     route::{Outcome, RouteError, RouteTable, Rule},
-    tls::{Context, NameMap, Terminator, TlsError},
+    tls::{Context, Contradiction, NameMap, Terminator, TlsError, demands_by_name},
 };
 
 /// What is done with a request that a rule matched.
@@ -116,6 +116,20 @@ pub(super) struct Forwards {
 }
 
 impl Forwards {
+    /// Passes connections for `hostname`, or all others, on to `cluster`.
+    fn add(&mut self, hostname: &str, cluster: Rc<Cluster>) -> Result<(), Contradiction> {
+        let before = match hostname {
+            "*" => self.any.replace(Rc::clone(&cluster)),
+            name => self.names.insert(name, Some(Rc::clone(&cluster))).flatten(),
+        };
+        match before {
+            Some(before) if !Rc::ptr_eq(&before, &cluster) => {
+                Err(Contradiction::PassedOn { name: hostname.to_owned() })
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn none() -> Forwards {
         Forwards { names: NameMap::new(), any: None }
     }
@@ -242,6 +256,14 @@ pub enum SiteError {
         /// What is wrong.
         error: ClusterError,
     },
+    /// What frontends say of names contradicts each other.
+    #[error("listener {address}: {error}")]
+    Names {
+        /// The listener.
+        address: SocketAddr,
+        /// What is wrong.
+        error: Contradiction,
+    },
     /// TLS cannot be terminated as it is configured.
     #[error("listener {address}: {error}")]
     Tls {
@@ -281,10 +303,10 @@ impl Site {
                     .map_err(|error| SiteError::Route { cluster: name.clone(), error })?;
                 if configured.protocol == ClusterProtocol::Tcp {
                     let forwards = forwards.entry(frontend.address).or_insert_with(Forwards::none);
-                    match frontend.hostname.as_str() {
-                        "*" => forwards.any = Some(Rc::clone(&cluster)),
-                        name => forwards.names.insert(name, Some(Rc::clone(&cluster))),
-                    }
+                    let (address, cluster) = (frontend.address, Rc::clone(&cluster));
+                    forwards
+                        .add(&frontend.hostname, cluster)
+                        .map_err(|error| SiteError::Names { address, error })?;
                     continue;
                 }
                 if let Some(own) = &frontend.tls {
@@ -311,18 +333,22 @@ impl Site {
             if !forwards.names.is_empty() {
                 // What is terminated under its own name is not passed on with all others of its kind.
                 for rule in &rules {
-                    if forwards.names.get_exactly(&rule.hostname).is_none() {
-                        forwards.names.insert(&rule.hostname, None);
+                    if let Some(Some(_)) = forwards.names.insert(&rule.hostname, None) {
+                        let error = Contradiction::PassedOn { name: rule.hostname.clone() };
+                        return Err(SiteError::Names { address: *address, error });
                     }
                 }
             }
             let own = own_tls.remove(address).unwrap_or_default();
-            let terminator = match (&listener.tls, tls) {
-                (Some(tls), Some(context)) => Some(
-                    Terminator::compile(context, *address, tls, own.into_iter())
-                        .map_err(|error| SiteError::Tls { address: *address, error })?,
-                ),
-                _ => None,
+            let terminator = match &listener.tls {
+                Some(configured) => {
+                    let demands = demands_by_name(configured, own)
+                        .map_err(|error| SiteError::Names { address: *address, error })?;
+                    tls.map(|context| Terminator::compile(context, *address, configured, demands))
+                        .transpose()
+                        .map_err(|error| SiteError::Tls { address: *address, error })?
+                }
+                None => None,
             };
             let table =
                 RouteTable::compile(rules).map_err(|error| SiteError::Routes { address: *address, error })?;

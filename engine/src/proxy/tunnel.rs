@@ -223,7 +223,7 @@ impl<'a> Direction<'a> {
         while let Some(buffer) = self.from.try_receive() {
             self.send(Outgoing::Received(buffer)).await?;
         }
-        if !self.from.is_quiet() {
+        if !self.from.is_open() {
             // It has ended: the ordinary way finds out how.
             return Ok(());
         }

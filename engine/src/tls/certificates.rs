@@ -249,6 +249,11 @@ impl Certificates {
         }
     }
 
+    /// All go.
+    pub(crate) fn clear(&self) {
+        self.index.replace(Index::default());
+    }
+
     /// Which certificate the handshake got that was last looked at.
     pub(crate) fn take_served(&self) -> Option<Served> {
         self.served.borrow_mut().take()

@@ -144,8 +144,17 @@ pub(crate) async fn read_hello(stream: &Stream, mut input: Input) -> Result<Hell
 
 /// The alert for a client that asks for a name which there is no certificate for (RFC 6066 section 3).
 pub(crate) fn unrecognized_name() -> Vec<u8> {
-    // RFC 8446 sections 5.1 and 6: a record of type alert, level fatal.
-    vec![21, 3, 3, 0, 2, 2, AlertDescription::UnrecognisedName.into()]
+    alert(AlertDescription::UnrecognisedName)
+}
+
+/// The alert for a client whose first message does not end.
+pub(crate) fn too_large() -> Vec<u8> {
+    alert(AlertDescription::RecordOverflow)
+}
+
+/// RFC 8446 sections 5.1 and 6: a record of type alert, level fatal, in clear text.
+fn alert(description: AlertDescription) -> Vec<u8> {
+    vec![21, 3, 3, 0, 2, 2, description.into()]
 }
 
 /// A handshake that is done, and what came behind it.
@@ -168,12 +177,12 @@ pub(crate) async fn accept(
     let policy = Rc::clone(terminator.policy(name));
     let mut session = Session::server(UnbufferedServerConnection::new(Arc::clone(&policy.config))?);
     let mut served = None;
-    terminator.certificates.take_served();
     session.keep_at_most(limits::MAX_CLIENT_HELLO);
     let later = if policy.verifier.is_some() { MAX_CERTIFICATES } else { MAX_RECORD };
     let data = shake(stream, &mut session, Some(first), later, || {
-        if served.is_none() {
-            served = terminator.certificates.take_served();
+        // Each time, as it is asked for twice where the client has to try again; and nobody must find it later.
+        if let Some(last) = terminator.certificates.take_served() {
+            served = Some(last);
         }
     })
     .await?;

@@ -6,6 +6,7 @@
 //! | `session` | records in, plaintext out, and the other way round; no sockets |
 //! | `handshake` | of clients with us, and ours with backends |
 //! | `terminator` | how a listener terminates TLS, by name |
+//! | `demands` | what is asked of the clients of a name |
 //! | `connector` | how backends are reached by TLS |
 //! | `certificates` | which certificate a client gets; read when first needed |
 //! | `identity` | who a client is, by its certificate |
@@ -18,6 +19,7 @@
 
 mod certificates;
 mod connector;
+mod demands;
 mod handshake;
 mod identity;
 mod names;
@@ -29,11 +31,15 @@ mod wire;
 
 pub(crate) use self::{
     connector::Connector,
-    handshake::{Failure, FailureKind, Hello, Input, Secured, Shaken, accept, read_hello, unrecognized_name},
+    demands::by_name as demands_by_name,
+    handshake::{
+        Failure, FailureKind, Hello, Input, Secured, Shaken, accept, read_hello, too_large, unrecognized_name,
+    },
     names::NameMap,
     terminator::Terminator,
 };
 pub use self::{
+    demands::Contradiction,
     identity::distinguished_name,
     terminator::{Context, TlsError},
     vault::{Stored, TICKET_KEYS, TicketKeys, Vault},

@@ -18,14 +18,9 @@ impl<T> NameMap<T> {
         self.entries.is_empty()
     }
 
-    /// `name` is exact or `*.name`, in any case.
-    pub(crate) fn insert(&mut self, name: &str, value: T) {
-        self.entries.insert(name.to_ascii_lowercase().into(), value);
-    }
-
-    /// Whether there is something for exactly this, which is not looked up.
-    pub(crate) fn get_exactly(&self, name: &str) -> Option<&T> {
-        self.entries.get(name.to_ascii_lowercase().as_str())
+    /// `name` is exact or `*.name`, in any spelling. What was there before comes back.
+    pub(crate) fn insert(&mut self, name: &str, value: T) -> Option<T> {
+        self.entries.insert(normal(name).into(), value)
     }
 
     /// What there is for a host, which is in lower case: an exact name goes before all names below its parent.
@@ -36,6 +31,11 @@ impl<T> NameMap<T> {
         let exact = self.entries.get(host);
         exact.or_else(|| self.entries.get(format!("*.{}", parent_of(host)?).as_str()))
     }
+}
+
+/// A name in the spelling in which it is asked for (RFC 6066 section 3): lower case, without the dot of the root.
+pub(super) fn normal(name: &str) -> String {
+    name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
 }
 
 #[cfg(test)]
@@ -52,6 +52,6 @@ mod tests {
         for host in ["example.org", "a.b.example.org", ".example.org", "org", ""] {
             assert_eq!(names.find(host), None, "{host}");
         }
-        assert_eq!(names.get_exactly("*.example.ORG"), Some(&1));
+        assert_eq!(names.insert("A.example.org.", 3), Some(2), "the dot of the root makes no other name");
     }
 }

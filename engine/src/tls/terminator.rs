@@ -4,14 +4,12 @@ use std::{
     cell::RefCell,
     collections::{BTreeMap, HashMap},
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::{Arc, Weak},
 };
 
-use kakehi_ctl::state::{
-    CipherSuite, ClientAuth, FrontendTls, Group, Material, Place, Tls, TlsVersion, UnknownName,
-};
+use kakehi_ctl::state::{CipherSuite, ClientAuth, Group, Material, Place, Tls, TlsVersion, UnknownName};
 use rustls::{
     RootCertStore, ServerConfig, SupportedProtocolVersion,
     crypto::{CryptoProvider, aws_lc_rs},
@@ -22,8 +20,9 @@ use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, pem::PemObj
 
 use super::{
     certificates::{Certificates, KeyStore, Resolver},
+    demands::Demands,
     handshake::Secured,
-    names::NameMap,
+    names::{NameMap, normal},
     tickets::{TicketStore, Ticketer},
     vault::Vault,
 };
@@ -94,9 +93,9 @@ impl Context {
         Arc::clone(certificates.entry(address).or_insert_with(|| Arc::new(Certificates::new(&self.keys))))
     }
 
-    /// A listener has gone, with its certificates.
-    pub(crate) fn forget(&self, address: SocketAddr) {
-        self.certificates.borrow_mut().remove(&address);
+    /// Only these listeners are left.
+    pub(crate) fn retain(&self, is_left: impl Fn(&SocketAddr) -> bool) {
+        self.certificates.borrow_mut().retain(|address, _| is_left(address));
     }
 
     /// What the file had.
@@ -144,9 +143,6 @@ pub(crate) struct Policy {
     versions: Vec<TlsVersion>,
 }
 
-/// What is spoken with the clients of a name, and what they have to show.
-type Demands<'a> = (&'a [TlsVersion], Option<&'a ClientAuth>);
-
 /// How a listener terminates TLS.
 pub(crate) struct Terminator {
     pub(crate) certificates: Arc<Certificates>,
@@ -158,44 +154,30 @@ pub(crate) struct Terminator {
 }
 
 impl Terminator {
-    /// Compiles what a listener says, and what frontends say otherwise for their names.
+    /// Compiles what a listener says, and what is asked of the clients of some names.
     ///
     /// # Errors
     /// See [`TlsError`].
-    pub(crate) fn compile<'a>(
+    pub(crate) fn compile(
         context: &Context,
         address: SocketAddr,
         tls: &Tls,
-        frontends: impl Iterator<Item = (&'a str, &'a FrontendTls)>,
+        demands: BTreeMap<String, Demands<'_>>,
     ) -> Result<Terminator, TlsError> {
         let certificates = context.certificates(address);
-        let policy = |versions: &[TlsVersion], client_auth: Option<&ClientAuth>| {
-            Policy::compile(context, &certificates, tls, versions, client_auth).map(Rc::new)
-        };
-        let default = policy(&tls.versions, tls.client_auth.as_ref())?;
-        // Frontends of one name may say different things each; together they say all of it.
-        let mut by_name: BTreeMap<String, Demands<'_>> = BTreeMap::new();
-        for (name, own) in frontends.filter(|(_, own)| own.versions.is_some() || own.client_auth.is_some()) {
-            let of_listener = || (tls.versions.as_slice(), tls.client_auth.as_ref());
-            let (versions, client_auth) =
-                by_name.entry(name.to_ascii_lowercase()).or_insert_with(of_listener);
-            if let Some(own) = &own.versions {
-                *versions = own;
-            }
-            if let Some(own) = &own.client_auth {
-                *client_auth = Some(own);
-            }
-        }
+        let policy =
+            |demands: Demands<'_>| Policy::compile(context, &certificates, tls, demands).map(Rc::new);
+        let of_listener = Demands { versions: &tls.versions, client_auth: tls.client_auth.as_ref() };
+        let default = policy(of_listener)?;
         let mut named = NameMap::new();
-        let mut compiled: Vec<(Demands<'_>, Rc<Policy>)> = Vec::new();
-        for (name, wanted) in by_name {
-            let known =
-                compiled.iter().find(|(known, _)| *known == wanted).map(|(_, policy)| Rc::clone(policy));
+        let mut compiled: Vec<(Demands<'_>, Rc<Policy>)> = vec![(of_listener, Rc::clone(&default))];
+        for (name, demands) in demands {
+            let known = compiled.iter().find(|(known, _)| *known == demands);
             let policy = match known {
-                Some(policy) => policy,
+                Some((_, policy)) => Rc::clone(policy),
                 None => {
-                    let policy = policy(wanted.0, wanted.1)?;
-                    compiled.push((wanted, Rc::clone(&policy)));
+                    let policy = policy(demands)?;
+                    compiled.push((demands, Rc::clone(&policy)));
                     policy
                 }
             };
@@ -234,7 +216,7 @@ impl Terminator {
         {
             return false;
         }
-        let host = host.trim_start_matches('[').trim_end_matches([']', '.']).to_ascii_lowercase();
+        let host = in_certificate_spelling(host);
         let wanted = self.policy(Some(&host));
         let same_clients = wanted.clients == secured.policy.clients;
         !same_clients
@@ -248,8 +230,7 @@ impl Policy {
         context: &Context,
         certificates: &Arc<Certificates>,
         tls: &Tls,
-        versions: &[TlsVersion],
-        client_auth: Option<&ClientAuth>,
+        Demands { versions, client_auth }: Demands<'_>,
     ) -> Result<Policy, TlsError> {
         let provider = Arc::new(CryptoProvider {
             cipher_suites: tls.cipher_suites.iter().map(|suite| cipher_suite(*suite)).collect(),
@@ -289,6 +270,15 @@ impl Policy {
         config.ticketer = Arc::new(Ticketer::new(&context.tickets, &auth_print, tls.tickets > 0));
         config.send_tls13_tickets = tls.tickets.into();
         Ok(Policy { config: Arc::new(config), verifier, clients: auth_print, versions: versions.to_vec() })
+    }
+}
+
+/// A host of a request in the spelling in which certificates have it.
+fn in_certificate_spelling(host: &str) -> String {
+    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    match address.parse::<IpAddr>() {
+        Ok(address) => address.to_string(),
+        Err(_) => normal(host),
     }
 }
 

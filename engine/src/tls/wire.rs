@@ -202,6 +202,11 @@ impl Wire {
         self.stream.is_quiet() && tls.session.borrow().is_between_records()
     }
 
+    /// Whether more may come, as far as is known.
+    pub fn is_open(&self) -> bool {
+        self.stream.is_quiet() && self.tls.as_ref().is_none_or(|tls| tls.end().is_none())
+    }
+
     /// See [`Stream::forget_waker`].
     pub fn forget_waker(&self) {
         if let Some(tls) = &self.tls {

@@ -385,10 +385,11 @@ impl Configured {
                 Change::RemoveCertificate { address, fingerprint } => {
                     self.tls.certificates(*address).remove(fingerprint);
                 }
-                Change::RemoveListener { address } => self.tls.forget(*address),
+                Change::RemoveListener { address } => self.tls.certificates(*address).clear(),
                 _ => {}
             }
         }
+        self.tls.retain(|address| state.listeners.contains_key(address));
         let prints = &mut *self.prints.borrow_mut();
         named_clusters(&changes).into_iter().for_each(|name| prints.update(name, state));
         for (cluster, members) in members {
