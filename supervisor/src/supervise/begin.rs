@@ -326,14 +326,19 @@ impl Supervisor {
                         return Err(failed);
                     }
                 }
-                wish = self.signals.next() => if let Wish::Stop(signal) = wish {
-                    tracing::info!("{signal} before the start was complete: stopping");
-                    self.kill(&fresh).await;
-                    if fresh.len() == self.workers.len() {
-                        return Ok(Some(End::Clean));
+                wish = self.signals.next() => match wish {
+                    Wish::Stop(signal) => {
+                        tracing::info!("{signal} before the start was complete: stopping");
+                        self.kill(&fresh).await;
+                        if fresh.len() == self.workers.len() {
+                            return Ok(Some(End::Clean));
+                        }
+                        self.on_stop(signal);
+                        return Ok(None);
                     }
-                    self.on_stop(signal);
-                    return Ok(None);
+                    // The file may have changed after it was read.
+                    Wish::Reload => self.reload_due = true,
+                    Wish::Reap => {}
                 },
                 () = sleep_until(wake) => self.on_due(),
             }

@@ -152,6 +152,8 @@ struct Supervisor {
     watchdog: Option<(Duration, Instant)>,
     /// When the keys of session tickets are to be renewed.
     ticket_keys_due: Instant,
+    /// A SIGHUP came before the start was complete.
+    reload_due: bool,
     stopping: Option<Stopping>,
 }
 
@@ -198,6 +200,7 @@ impl Supervisor {
             certificates,
             watchdog: init_system::watchdog_period().map(|period| (period, Instant::now())),
             ticket_keys_due: Instant::now(),
+            reload_due: false,
             stopping: None,
         };
         supervisor.plan_ticket_keys();
@@ -229,6 +232,9 @@ impl Supervisor {
 
     /// Serves until a stop is complete.
     async fn run(&mut self) -> Result<End, Error> {
+        if std::mem::take(&mut self.reload_due) && self.stopping.is_none() {
+            self.reload_on_signal().await;
+        }
         loop {
             self.forget_retired();
             let nobody_left = !self.workers.iter().any(Worker::has_future);

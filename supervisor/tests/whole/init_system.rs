@@ -4,7 +4,9 @@ use std::{net::TcpListener, os::unix::net::UnixDatagram, path::Path, process::Co
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{Backend, Client, Config, GET, Load, OK, Process, Proxy, get, send_signal, wait};
+use crate::harness::{
+    Backend, Client, Config, GET, Load, OK, Process, Proxy, get, kakehictl, send_signal, wait,
+};
 
 /// The socket of an init system.
 struct Init(UnixDatagram);
@@ -35,6 +37,8 @@ fn readiness_reloads_the_watchdog_and_the_stop_are_told() {
     let folder = tempfile::tempdir().unwrap();
     let init = Init::new(folder.path());
     let backend = Backend::respond(OK);
+    // While it is being built nobody would read what the init system is told.
+    kakehictl();
     let mut proxy = Config::to(&backend)
         .environment("NOTIFY_SOCKET", folder.path().join("notify").to_str().unwrap())
         .environment("WATCHDOG_USEC", "200000")

@@ -78,6 +78,50 @@ fn a_frontend_asks_for_more_than_its_listener() {
 }
 
 #[test]
+fn no_spelling_of_a_name_and_no_rule_beside_it_takes_its_demands_away() {
+    let (backend, pki) = (Backend::respond(OK), Pki::new());
+    let ca = pki.ca("client_ca");
+    let proxy = Config::https_to(&backend, &pki.issue(&["a", "dot.test", "www.wild.test"]))
+        .frontend("all", &format!(r#"hostname = "Dot.test.", {ca}"#))
+        .frontend("all", &format!(r#"hostname = "*.wild.test", {ca}"#))
+        // What is not below `/pub` is for the rule above.
+        .frontend("all", r#"hostname = "www.wild.test", path = "/pub", tls_versions = ["TLS_V13"]"#)
+        .start();
+    let good = pki.issue_for("good");
+    for host in ["dot.test", "www.wild.test"] {
+        pki.caller().to(host).refusal(proxy.address());
+        get(&mut pki.caller().identity(&good).to(host).connect(proxy.address()), host).expect(200, "ok");
+        get(&mut pki.caller().connect(proxy.address()), host).expect_answer(421, "misdirected_request");
+    }
+}
+
+#[test]
+fn live_changes_cannot_take_the_demands_of_a_name_away() {
+    let (backend, pki) = (Backend::respond(OK), Pki::new());
+    let ca = pki.ca("client_ca");
+    let proxy = Config::https_to(&backend, &pki.issue(&["a", "safe"]))
+        .frontend("all", &format!(r#"hostname = "safe", {ca}"#))
+        .start();
+    let address = proxy.address().to_string();
+    let done = |arguments: &[&str]| {
+        let output = proxy.ctl(arguments);
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    assert_eq!(done(&["cluster", "add", "other"]).0, Some(0));
+    assert_eq!(done(&["cluster", "add", "raw", "protocol=tcp"]).0, Some(0));
+    let path = pki.ca("client_ca");
+    let weaker =
+        ["frontend", "add", "other", &address, "safe", &path, "client_auth=optional", "--path", "/x"];
+    for (change, reason) in
+        [(&weaker[..], "different things"), (&["frontend", "add", "raw", &address, "safe"], "passed on")]
+    {
+        let (code, said) = done(change);
+        assert!(code == Some(1) && said.contains(reason), "{change:?}: {code:?} {said}");
+    }
+    pki.caller().to("safe").refusal(proxy.address());
+}
+
+#[test]
 fn a_protected_host_is_not_reached_over_a_connection_made_for_an_open_one() {
     let (backend, pki) = (Backend::respond(OK), Pki::new());
     let ca = pki.ca("client_ca");

@@ -129,3 +129,18 @@ fn every_answer_over_tls_says_that_it_stays_so_and_none_in_clear_text() {
         }
     }
 }
+
+#[test]
+fn what_a_listener_began_in_clear_text_does_not_go_on_when_it_speaks_tls() {
+    let (backend, pki) = (Backend::respond(OK), Pki::new());
+    let proxy = Config::to(&backend).start();
+    let mut client = proxy.client();
+    get(&mut client, "a").expect(200, "ok");
+    let text = Config::https_to(&backend, &pki.issue(&["a"])).text(&[proxy.address()]);
+    std::fs::write(proxy.folder().join("kakehi.toml"), text).unwrap();
+    let output = proxy.ctl(&["reload"]);
+    assert!(output.status.success(), "{output:?}");
+    get(&mut pki.caller().connect(proxy.address()), "a").expect(200, "ok");
+    get(&mut client, "a").expect_answer(421, "misdirected_request");
+    client.expect_closed();
+}
