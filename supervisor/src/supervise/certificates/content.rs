@@ -5,6 +5,7 @@
 use std::net::IpAddr;
 
 use kakehi_ctl::{
+    config,
     order::CertificateInfo,
     state::{Certificate, Fingerprint, KeyKind},
 };
@@ -66,6 +67,14 @@ pub(crate) enum Fault {
         "its certificate has neither a subject alternative name nor a common name; say for which names it is served (`names`)"
     )]
     NoName,
+    /// It cannot be served for a name.
+    #[error("cannot be served for `{name}`: {reason}")]
+    Name {
+        /// The name.
+        name: String,
+        /// Why.
+        reason: &'static str,
+    },
 }
 
 /// What is in a certificate that is served.
@@ -82,11 +91,11 @@ impl Facts {
     /// What a listener knows of the certificate, which lies nowhere yet, with other names if some are said.
     ///
     /// # Errors
-    /// When it has no names, and none are said.
+    /// When it has no names and none are said, or one that is said is none.
     pub(crate) fn certificate(self, said: &[String], default: bool) -> Result<Certificate, Fault> {
         let named = !said.is_empty();
         let names = match named {
-            true => said.iter().map(|name| name.to_ascii_lowercase()).collect(),
+            true => said.iter().map(|name| served(name)).collect::<Result<_, _>>()?,
             false => self.names,
         };
         if names.is_empty() {
@@ -95,6 +104,10 @@ impl Facts {
         let Facts { key, not_after, .. } = self;
         Ok(Certificate { names, key, not_after, default, named, place: Default::default(), files: None })
     }
+}
+
+fn served(name: &str) -> Result<String, Fault> {
+    config::certificate_name(name).map_err(|reason| Fault::Name { name: name.to_owned(), reason })
 }
 
 /// The certificates in a text (PEM).

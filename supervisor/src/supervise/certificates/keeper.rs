@@ -171,7 +171,7 @@ impl Keeper {
                 Change::SetCluster { cluster, .. } => slots.extend(materials::of_cluster(cluster)),
                 Change::SetFrontend { frontend, .. } => slots.extend(materials::of_frontend(frontend)),
                 Change::SetCertificate { fingerprint, certificate, .. } => {
-                    self.check_place(*fingerprint, certificate)?;
+                    self.check_sent(*fingerprint, certificate)?;
                 }
                 _ => {}
             }
@@ -188,11 +188,20 @@ impl Keeper {
         })
     }
 
-    /// Whoever sends a change may have a place of another vault.
-    fn check_place(&self, fingerprint: Fingerprint, certificate: &Certificate) -> Result<(), Error> {
-        let stored = self.vault.certificate(certificate.place).map_err(|_| Error::Elsewhere(fingerprint))?;
-        let found = content::facts(&stored.chain).map_err(Error::Sent)?;
-        if found.fingerprint == fingerprint { Ok(()) } else { Err(Error::Elsewhere(fingerprint)) }
+    /// Whoever sends a change may name any place. Only one counts where this keeper has put the whole certificate: other bytes,
+    /// those of a material or inside a record, can be made to look like a record that has the key of another.
+    fn check_sent(&self, fingerprint: Fingerprint, certificate: &Certificate) -> Result<(), Error> {
+        let Certificate { place, named, default, .. } = *certificate;
+        let stored = self.vault.certificate(place).map_err(|_| Error::Elsewhere(fingerprint))?;
+        let known = self.contents.get(&beginning(&files::digest_of(&stored)));
+        let facts = content::facts(&stored.chain).map_err(Error::Sent)?;
+        if known != Some(&place) || facts.fingerprint != fingerprint {
+            return Err(Error::Elsewhere(fingerprint));
+        }
+        let said = if named { &certificate.names[..] } else { &[] };
+        let files = certificate.files.clone();
+        let expected = Certificate { place, files, ..facts.certificate(said, default).map_err(Error::Sent)? };
+        if expected == *certificate { Ok(()) } else { Err(Error::Otherwise(fingerprint)) }
     }
 
     fn fill(&mut self, slots: Vec<Slot<'_>>, depth: Depth) -> Result<Vec<String>, Error> {

@@ -26,6 +26,8 @@ use super::{
     requests::{Wanted, find},
 };
 
+mod forged;
+
 /// A certificate and its key as text.
 struct Made {
     certificate: String,
@@ -492,6 +494,13 @@ fn a_saved_state_has_certificates_from_files_and_others_only_with_their_keys() {
     let mut here = state.clone();
     first.restore(&mut here, &Default::default(), &state).unwrap();
     assert_eq!(here, state);
+}
+
+/// A certificate that was sent to a keeper, and the change by which it is served.
+fn kept(keeper: &mut Keeper, made: &Made) -> (Fingerprint, Certificate) {
+    let (changes, _) = keeper.add(&State::default(), &ask(made, false, None)).unwrap();
+    let [Change::SetCertificate { fingerprint, certificate, .. }] = &changes[..] else { unreachable!() };
+    (*fingerprint, certificate.clone())
 }
 
 /// What a start with 50,000 certificates costs, apart from the processes: the files are in `KAKEHI_CERTIFICATES`, or made.
