@@ -238,6 +238,26 @@ fn what_is_wrong_is_said_with_the_file_and_what_to_do() {
 }
 
 #[test]
+fn only_regular_files_of_a_sensible_size_are_read() {
+    let folder = TempDir::new().unwrap();
+    let files = write_pair(&folder, "good", &made(&["a.example"]));
+    let pipe = folder.path().join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let large = folder.path().join("large");
+    File::create(&large).unwrap().set_len((16 << 20) + 1).unwrap();
+    for (path, hint) in [
+        (&*pipe, "no regular file"),
+        (Path::new("/dev/zero"), "no regular file"),
+        (folder.path(), "no regular file"),
+        (&*large, "more than 16777216 bytes"),
+    ] {
+        let files = CertificateFiles { key: path.into(), ..files.clone() };
+        let error = load_one(&files, Depth::All).unwrap_err();
+        assert!(error.contains(hint), "{error}");
+    }
+}
+
+#[test]
 fn a_chain_in_the_wrong_order_is_refused_and_one_that_has_expired_is_a_warning() {
     let folder = TempDir::new().unwrap();
     let (right, wrong) = (Authority::new("Right"), Authority::new("Wrong"));
