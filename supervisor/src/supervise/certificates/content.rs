@@ -9,16 +9,14 @@ use kakehi_ctl::{
     order::CertificateInfo,
     state::{Certificate, Fingerprint, KeyKind},
 };
-use kakehi_engine::tls::Stored;
+use kakehi_engine::tls::{Stored, distinguished_name};
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject as _};
 use sha2::{Digest as _, Sha256};
 use x509_parser::{
     certificate::X509Certificate,
     extensions::GeneralName,
-    objects::{oid_registry, oid2abbrev},
     oid_registry::{OID_KEY_TYPE_EC_PUBLIC_KEY, OID_PKCS1_RSAENCRYPTION, OID_SIG_ED25519},
     prelude::{CertificateRevocationList, FromDer as _},
-    x509::X509Name,
 };
 
 /// What is wrong with a text that should be certificates, a key or a revocation list.
@@ -30,6 +28,9 @@ pub(crate) enum Fault {
     /// It is no chain.
     #[error("has more certificates than any chain; give only the certificate and those that issued it")]
     TooMany,
+    /// It is too long.
+    #[error("has certificates or a key of more than a megabyte, which nobody could be sent")]
+    TooLarge,
     /// There is no key.
     #[error(
         "has no private key: it needs a part `-----BEGIN PRIVATE KEY-----`, `EC PRIVATE KEY` or `RSA PRIVATE KEY` (PEM); a key with a password must be decrypted before: `openssl pkey -in FILE -out NEW`"
@@ -237,8 +238,8 @@ pub(super) fn describe(
         address,
         fingerprint,
         names: certificate.names.clone(),
-        subject: distinguished(parsed.subject()),
-        issuer: distinguished(parsed.issuer()),
+        subject: distinguished_name(parsed.subject()),
+        issuer: distinguished_name(parsed.issuer()),
         serial: parsed.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect(),
         not_before: parsed.validity().not_before.timestamp(),
         not_after: certificate.not_after,
@@ -247,41 +248,4 @@ pub(super) fn describe(
         chain_length: stored.chain.len() - 1,
         files: certificate.files.clone(),
     })
-}
-
-/// A name as RFC 4514 writes it: the last part first.
-pub(super) fn distinguished(name: &X509Name<'_>) -> String {
-    let mut parts: Vec<String> = name
-        .iter_rdn()
-        .map(|part| {
-            let attributes = part.iter().map(|attribute| {
-                let kind = attribute.attr_type();
-                let kind =
-                    oid2abbrev(kind, oid_registry()).map_or_else(|_| kind.to_id_string(), str::to_owned);
-                format!("{kind}={}", escaped(attribute.as_str().unwrap_or("?")))
-            });
-            attributes.collect::<Vec<_>>().join("+")
-        })
-        .collect();
-    parts.reverse();
-    parts.join(",")
-}
-
-/// RFC 4514 section 2.4; control characters too, which would garble a terminal.
-fn escaped(value: &str) -> String {
-    let mut text = String::new();
-    let last = value.chars().count().saturating_sub(1);
-    for (n, letter) in value.chars().enumerate() {
-        let at_an_end = (letter == ' ' && (n == 0 || n == last)) || (letter == '#' && n == 0);
-        if at_an_end || matches!(letter, '"' | '+' | ',' | ';' | '<' | '>' | '\\') {
-            text.push('\\');
-            text.push(letter);
-        } else if letter.is_control() {
-            let mut bytes = [0; 4];
-            letter.encode_utf8(&mut bytes).bytes().for_each(|byte| text += &format!("\\{byte:02x}"));
-        } else {
-            text.push(letter);
-        }
-    }
-    text
 }

@@ -254,7 +254,8 @@ fn pair(certificate: &Text<'_>, chain: Option<&Text<'_>>, key: &Text<'_>) -> Res
         return Err(chain.unwrap_or(certificate).fault(Fault::TooMany));
     }
     let key = content::key(&key.bytes).map_err(|fault| key.fault(fault))?;
-    Ok((Stored { chain: certificates, key }, facts))
+    let stored = Stored { chain: certificates, key };
+    if stored.fits() { Ok((stored, facts)) } else { Err(certificate.fault(Fault::TooLarge)) }
 }
 
 fn checked(stored: &Stored, certificate: &Path, key: &Path) -> Result<Vec<String>, Error> {

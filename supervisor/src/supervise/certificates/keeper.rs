@@ -112,23 +112,25 @@ impl Keeper {
         &self.vault
     }
 
-    /// Takes note of what another supervisor has put into the vault, as far as `state` uses it.
-    ///
-    /// # Errors
-    /// When the state is not of this vault.
-    pub(crate) fn adopt(&mut self, state: &State) -> io::Result<()> {
-        for certificate in state.certificates.values().flat_map(|it| it.values()) {
-            let digest = files::digest_of(&self.vault.certificate(certificate.place)?);
-            self.contents.insert(beginning(&digest), certificate.place);
+    /// Takes note of what another supervisor has put into the vault, as far as `state` uses it and it is as it was.
+    pub(crate) fn adopt(&mut self, state: &State) {
+        for (fingerprint, certificate) in state.certificates.values().flatten() {
+            match self.vault.certificate(certificate.place) {
+                Ok(stored) => {
+                    self.contents.insert(beginning(&files::digest_of(&stored)), certificate.place);
+                }
+                Err(error) => tracing::error!("certificate {fingerprint} cannot be had from memory: {error}"),
+            }
         }
         let texts = materials::listed(state).into_iter().flat_map(|(_, places)| places);
-        let texts: HashSet<Place> = self.issuers(state)?.into_iter().chain(texts).collect();
+        let texts: HashSet<Place> = self.issuers(state).0.into_iter().chain(texts).collect();
         for place in texts {
-            let digest = Sha256::digest(self.vault.read(place)?).into();
-            self.contents.insert(beginning(&digest), place);
+            match self.vault.read(place) {
+                Ok(text) => drop(self.contents.insert(beginning(&Sha256::digest(text).into()), place)),
+                Err(error) => tracing::error!("the content of a file cannot be had from memory: {error}"),
+            }
         }
         self.tidy_later();
-        Ok(())
     }
 
     /// Reads what `state` names, and the certificates that are `wanted` besides; says of what to be aware.
@@ -380,7 +382,11 @@ impl Keeper {
         let certificates = state.certificates.values().flat_map(|it| it.values()).map(|it| it.place);
         let materials = materials::listed(state).into_iter().flat_map(|(_, places)| places);
         let mut used: Vec<Place> = certificates.chain(materials).collect();
-        used.extend(self.issuers(state)?);
+        let (issuers, broken) = self.issuers(state);
+        if broken > 0 {
+            tracing::error!("{broken} certificates cannot be had from memory; put them in place again");
+        }
+        used.extend(issuers);
         used.sort_unstable_by_key(|place| place.offset);
         let is_used = |place: &Place| {
             place.length == 0 || used.binary_search_by_key(&place.offset, |used| used.offset).is_ok()
@@ -390,13 +396,16 @@ impl Keeper {
         self.vault.erase_all_but(used)
     }
 
-    /// Where that lies which several certificates of `state` are sent with.
-    fn issuers(&self, state: &State) -> io::Result<HashSet<Place>> {
-        let mut issuers = HashSet::new();
+    /// Where that lies which several certificates of `state` are sent with; and how many certificates do not say it any more.
+    fn issuers(&self, state: &State) -> (HashSet<Place>, usize) {
+        let (mut issuers, mut broken) = (HashSet::new(), 0);
         for certificate in state.certificates.values().flat_map(|it| it.values()) {
-            issuers.extend(self.vault.elsewhere(certificate.place)?);
+            match self.vault.elsewhere(certificate.place) {
+                Ok(places) => issuers.extend(places),
+                Err(_) => broken += 1,
+            }
         }
-        Ok(issuers)
+        (issuers, broken)
     }
 }
 
