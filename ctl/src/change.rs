@@ -19,7 +19,7 @@ mod words;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Change {
-    /// A listener comes, or the one at this address becomes this one.
+    /// A listener comes, or the one at this address becomes this one. Without TLS, its certificates go.
     SetListener {
         /// The listener.
         listener: Listener,
@@ -219,6 +219,9 @@ impl State {
         match change {
             Change::SetListener { listener } => {
                 self.listeners.insert(listener.address, listener.clone());
+                if listener.tls.is_none() {
+                    self.certificates.remove(&listener.address);
+                }
             }
             Change::RemoveListener { address } => {
                 self.listeners.remove(address).ok_or(ChangeError::NoListener(*address))?;
@@ -299,6 +302,10 @@ impl State {
     ) -> BTreeMap<SocketAddr, BTreeMap<Fingerprint, Certificate>> {
         let mut named = BTreeMap::<_, BTreeMap<_, _>>::new();
         for change in changes {
+            if let Change::SetListener { listener: Listener { address, tls: None, .. } } = change {
+                // Those that go with its TLS.
+                named.extend(self.certificates.get(address).map(|all| (*address, all.clone())));
+            }
             let (Change::SetCertificate { address, fingerprint, .. }
             | Change::RemoveCertificate { address, fingerprint }) = change
             else {
@@ -364,13 +371,18 @@ impl State {
     /// Where only the backends of a cluster differ, only those are named: routing is then left alone.
     pub fn difference(&self, wanted: &State) -> Vec<Change> {
         let mut changes = Vec::new();
-        for (address, listener) in &wanted.listeners {
-            if self.listeners.get(address) != Some(listener) {
+        let is_set = |listener: &Listener| self.listeners.get(&listener.address) != Some(listener);
+        for listener in wanted.listeners.values() {
+            if is_set(listener) {
                 changes.push(Change::SetListener { listener: listener.clone() });
             }
         }
+        // They go with a listener, or with its TLS.
+        let go_along = |address: &SocketAddr| {
+            wanted.listeners.get(address).is_none_or(|it| it.tls.is_none() && is_set(it))
+        };
         for (address, certificates) in &wanted.certificates {
-            let present = self.certificates.get(address);
+            let present = self.certificates.get(address).filter(|_| !go_along(address));
             for (fingerprint, certificate) in certificates {
                 if present.and_then(|present| present.get(fingerprint)) != Some(certificate) {
                     changes.push(Change::SetCertificate {
@@ -395,8 +407,7 @@ impl State {
         for (address, certificates) in &self.certificates {
             let kept = wanted.certificates.get(address);
             let gone = certificates.keys().filter(|it| !kept.is_some_and(|kept| kept.contains_key(*it)));
-            // Those of a listener that goes, go with it.
-            let gone = gone.filter(|_| wanted.listeners.contains_key(address));
+            let gone = gone.filter(|_| !go_along(address));
             changes.extend(gone.map(|it| Change::RemoveCertificate { address: *address, fingerprint: *it }));
         }
         let gone = self.listeners.keys().filter(|address| !wanted.listeners.contains_key(address));
@@ -434,7 +445,7 @@ impl Cluster {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::PathRule;
+    use crate::state::{KeyKind, PathRule, Place};
 
     fn address(port: u16) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], port))
@@ -472,6 +483,27 @@ mod tests {
         }
     }
 
+    /// A state with a listener on port 80 that terminates TLS and has these certificates.
+    fn secure(certificates: &[u8], default: u8) -> State {
+        let mut state = state(&[80, 81], &[("web", cluster(&["x"], &[]))]);
+        for listener in state.listeners.values_mut().filter(|it| it.address == address(80)) {
+            listener.tls = Some(Box::default());
+        }
+        for n in certificates {
+            let certificate = Certificate {
+                names: vec![format!("{n}.example")],
+                key: KeyKind::Ecdsa,
+                not_after: 0,
+                default: *n == default,
+                named: false,
+                place: Place { offset: 5_000, length: u32::from(*n) },
+                files: None,
+            };
+            state.certificates.entry(address(80)).or_default().insert(Fingerprint([*n; 32]), certificate);
+        }
+        state
+    }
+
     fn various() -> Vec<State> {
         let (a, b, c) = (backend("a", 1, 100), backend("b", 2, 100), backend("c", 3, 1));
         let mut patched = state(&[80], &[("web", cluster(&["x"], std::slice::from_ref(&a)))]);
@@ -487,6 +519,9 @@ mod tests {
                 &[("web", cluster(&["x"], &[backend("a", 9, 7), c])), ("other", cluster(&["z"], &[b]))],
             ),
             patched,
+            secure(&[], 0),
+            secure(&[1, 2], 1),
+            secure(&[2, 3], 3),
         ]
     }
 
@@ -500,6 +535,7 @@ mod tests {
                     state.apply(&change).unwrap();
                 }
                 assert_eq!(state, to);
+                assert_eq!(state.check(), Ok(()));
                 assert!(state.difference(&to).is_empty());
             }
         }
@@ -514,6 +550,17 @@ mod tests {
             let changes = from.difference(to);
             assert!(changes.len() == 1 && !changes[0].concerns_routes(), "{changes:?}");
         }
+    }
+
+    #[test]
+    fn certificates_go_with_the_tls_of_their_listener() {
+        let (from, to) = (secure(&[1, 2], 1), state(&[80, 81], &[("web", cluster(&["x"], &[]))]));
+        let changes = from.difference(&to);
+        assert!(matches!(&changes[..], [Change::SetListener { .. }]), "{changes:?}");
+        let mut part = from.part(&changes);
+        assert_eq!(part.describe(&changes[0])[1..], ["  - its 2 certificates, as it is without TLS"]);
+        part.apply(&changes[0]).unwrap();
+        assert_eq!((from.check_part(&part, &changes), part.certificates.len()), (Ok(()), 0));
     }
 
     #[test]

@@ -2,9 +2,9 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, Permissions},
+    fs::{self, File},
     io::{self, Write as _},
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -98,9 +98,13 @@ fn beside(path: &Path) -> PathBuf {
 }
 
 fn write_and_sync(path: &Path, text: &[u8]) -> io::Result<()> {
-    let mut file = File::options().write(true).create(true).truncate(true).mode(MODE).open(path)?;
-    // Where the file was there before, left by a crash.
-    file.set_permissions(Permissions::from_mode(MODE))?;
+    // Left by a crash, or by somebody who wants to read what is written to it, or have it written elsewhere.
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // It is ours alone, and no link is followed (O_EXCL).
+    let mut file = File::options().write(true).create_new(true).mode(MODE).open(path)?;
     file.write_all(text)?;
     file.sync_all()
 }
@@ -141,6 +145,8 @@ struct Keys {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
     use crate::state::Listener;
 
@@ -169,6 +175,22 @@ mod tests {
         save_with_keys(&path, &state, &keys).unwrap();
         assert_eq!(load_with_keys(&path).unwrap(), (state.clone(), keys));
         assert_eq!(load(&path).unwrap(), state);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn what_lies_where_the_file_is_written_first_gets_nothing_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, victim) = (folder.path().join("state"), folder.path().join("victim"));
+        fs::write(&victim, "as it was").unwrap();
+        std::os::unix::fs::symlink(&victim, beside(&path)).unwrap();
+        save(&path, &State::default()).unwrap();
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "as it was");
+        // Somebody holds a file open that everybody can write to.
+        let left = File::create(beside(&path)).unwrap();
+        save(&path, &State::default()).unwrap();
+        assert_eq!(left.metadata().unwrap().len(), 0);
+        assert!(fs::symlink_metadata(&path).unwrap().is_file());
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 

@@ -10,7 +10,10 @@ impl State {
     pub fn describe(&self, change: &Change) -> Vec<String> {
         match change {
             Change::SetListener { listener } => {
-                vec![format!("{} listener {}", self.sign(listener.address), listener.address)]
+                let line = format!("{} listener {}", self.sign(listener.address), listener.address);
+                let lost = self.certificates.get(&listener.address).filter(|_| listener.tls.is_none());
+                let lost = lost.map(|it| format!("  - its {} certificates, as it is without TLS", it.len()));
+                [line].into_iter().chain(lost).collect()
             }
             Change::RemoveListener { address } => vec![format!("- listener {address}")],
             Change::SetCluster { name, cluster } => self.describe_cluster(name, cluster),

@@ -4,7 +4,13 @@
 //! Stateless: a client resumes on whichever worker it lands, also after an upgrade. rustls binds each ticket to the name
 //! that the client asked for, and refuses it for another (RFC 6066 section 3).
 
-use std::{fmt, io, sync::Arc};
+use std::{
+    fmt, io,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
 
 use arc_swap::ArcSwap;
 use aws_lc_rs::{
@@ -21,7 +27,8 @@ const NAME: usize = 8;
 /// The keys of the moment, as all listeners of a worker see them.
 pub(super) struct TicketStore {
     keys: ArcSwap<TicketKeys>,
-    lifetime: u32,
+    /// What a ticket says for how long it is good (s).
+    lifetime: AtomicU32,
 }
 
 impl TicketStore {
@@ -31,20 +38,27 @@ impl TicketStore {
     /// When they cannot be read.
     pub(super) fn new(vault: &Vault, rotation_ms: u64) -> io::Result<Arc<TicketStore>> {
         let keys = ArcSwap::from_pointee(vault.ticket_keys()?);
-        // A ticket made just before its key is replaced is opened for one more period: that much every ticket lives.
-        // RFC 8446 section 4.6.1: a week at most.
-        let lifetime = (rotation_ms / 1_000).clamp(1, 604_800) as u32;
-        Ok(Arc::new(TicketStore { keys, lifetime }))
+        Ok(Arc::new(TicketStore { keys, lifetime: lifetime(rotation_ms).into() }))
     }
 
-    /// Reads the keys anew.
+    /// Reads the keys anew, and how long they are used if that is said there.
     ///
     /// # Errors
     /// When they cannot be read; the ones before stay.
     pub(super) fn renew(&self, vault: &Vault) -> io::Result<()> {
-        self.keys.store(Arc::new(vault.ticket_keys()?));
+        let (keys, rotation_ms) = (vault.ticket_keys()?, vault.ticket_key_rotation()?);
+        self.keys.store(Arc::new(keys));
+        if let Some(rotation_ms) = rotation_ms {
+            self.lifetime.store(lifetime(rotation_ms), Ordering::Relaxed);
+        }
         Ok(())
     }
+}
+
+/// A ticket made just before its key is replaced is opened for one more period: that much every ticket lives. RFC 8446 section
+/// 4.6.1: a week at most.
+fn lifetime(rotation_ms: u64) -> u32 {
+    (rotation_ms / 1_000).clamp(1, 604_800) as u32
 }
 
 /// The keys derived for one policy.
@@ -113,7 +127,7 @@ impl ProducesTickets for Ticketer {
     }
 
     fn lifetime(&self) -> u32 {
-        self.store.lifetime
+        self.store.lifetime.load(Ordering::Relaxed)
     }
 
     /// Name of the key, nonce, ciphertext with tag. A nonce that comes twice gives nothing away with this cipher
@@ -181,6 +195,19 @@ mod tests {
             store.renew(&vault).unwrap();
             assert_eq!(ticketer.decrypt(&ticket).is_some(), opens);
         }
+    }
+
+    #[test]
+    fn a_ticket_says_that_it_is_good_for_as_long_as_keys_are_used_now() {
+        let vault = Vault::create().unwrap();
+        let store = TicketStore::new(&vault, 3_600_000).unwrap();
+        let ticketer = ticketer(&store, b"");
+        for (noted, lifetime) in [(None, 3_600), (Some(7_000), 7), (Some(1), 1), (Some(u64::MAX), 604_800)] {
+            noted.into_iter().for_each(|rotation| vault.write_ticket_key_rotation(rotation).unwrap());
+            store.renew(&vault).unwrap();
+            assert_eq!((vault.ticket_key_rotation().unwrap(), ticketer.lifetime()), (noted, lifetime));
+        }
+        assert!(vault.ticket_keys().unwrap().0.len() == 1 && vault.ticket_keys_age().unwrap().as_secs() < 60);
     }
 
     #[test]

@@ -27,10 +27,18 @@ const KEY: usize = 32;
 pub const TICKET_KEYS: usize = 2;
 /// Where it stands since when they are in use.
 const TICKET_KEYS_SINCE: u64 = 128;
+/// Where it stands after what time they are replaced (ms); 0, as those wrote who did not say it: not known.
+const TICKET_KEY_ROTATION: u64 = 136;
 /// Most parts of a record: certificates of a chain, and a key.
 const MAX_PARTS: usize = 64;
 /// Of the length of a part: it lies elsewhere, at the offset that follows.
 const ELSEWHERE: u32 = 1 << 31;
+/// The longest part of a record (bytes). Whoever can write to the vault can have no more than a few of them reserved.
+const MAX_PART: usize = 1 << 20;
+/// The longest record, also with what of it lies elsewhere (bytes).
+const MAX_RECORD: usize = 4 << 20;
+/// The longest thing that lies in a vault at all (bytes): the content of a file.
+const MAX_LENGTH: u32 = 16 << 20;
 
 /// The keys of tickets, the one in use first.
 #[derive(Clone, PartialEq, Eq)]
@@ -59,6 +67,13 @@ pub struct Stored {
 }
 
 impl Stored {
+    /// Whether it is small enough for a vault.
+    pub fn fits(&self) -> bool {
+        let parts = || self.chain.iter().map(|der| &**der).chain([self.key.secret_der()]);
+        let all: usize = parts().map(|part| part.len() + 4).sum();
+        parts().all(|part| part.len() <= MAX_PART) && all <= MAX_RECORD && parts().count() <= MAX_PARTS
+    }
+
     /// The bytes that lie in a vault for it when nothing of it lies elsewhere.
     pub fn record(&self) -> Vec<u8> {
         self.record_with(&[])
@@ -100,6 +115,9 @@ impl<'a> Part<'a> {
     fn split(record: &'a [u8]) -> Option<(Part<'a>, &'a [u8])> {
         let (length, rest) = record.split_first_chunk::<4>()?;
         let length = u32::from_le_bytes(*length);
+        if (length & !ELSEWHERE) as usize > MAX_PART {
+            return None;
+        }
         if length & ELSEWHERE != 0 {
             let (offset, rest) = rest.split_first_chunk::<8>()?;
             let place = Place { offset: u64::from_le_bytes(*offset), length: length & !ELSEWHERE };
@@ -167,6 +185,24 @@ impl Vault {
         Ok(Duration::from_secs(seconds_since_1970().saturating_sub(u64::from_le_bytes(since))))
     }
 
+    /// Notes after what time ticket keys are replaced. Whoever has read it before is to be told.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub fn write_ticket_key_rotation(&self, rotation_ms: u64) -> io::Result<()> {
+        self.memory.write_all_at(&rotation_ms.to_le_bytes(), TICKET_KEY_ROTATION)
+    }
+
+    /// After what time ticket keys are replaced (ms), if that has been noted.
+    ///
+    /// # Errors
+    /// When the memory is not that of a vault.
+    pub fn ticket_key_rotation(&self) -> io::Result<Option<u64>> {
+        let mut rotation = [0; 8];
+        self.memory.read_exact_at(&mut rotation, TICKET_KEY_ROTATION)?;
+        Ok(Some(u64::from_le_bytes(rotation)).filter(|rotation| *rotation != 0))
+    }
+
     /// Puts a certificate with its key at the end.
     ///
     /// # Errors
@@ -180,8 +216,13 @@ impl Vault {
     /// # Errors
     /// `InvalidData` when there is none.
     pub fn certificate(&self, place: Place) -> io::Result<Stored> {
-        let mut parts = Vec::new();
+        let (mut parts, mut left) = (Vec::new(), MAX_RECORD);
         self.visit(place, |part| {
+            let length = match &part {
+                Part::Here(bytes) => bytes.len(),
+                Part::Elsewhere(place) => place.length as usize,
+            };
+            left = left.checked_sub(length + 4).ok_or_else(none_there)?;
             parts.push(match part {
                 Part::Here(bytes) => bytes.to_vec(),
                 Part::Elsewhere(place) => self.read(place)?,
@@ -213,6 +254,9 @@ impl Vault {
 
     /// Shows `see` all parts of the record at `place`.
     fn visit(&self, place: Place, mut see: impl FnMut(Part<'_>) -> io::Result<()>) -> io::Result<()> {
+        if place.length as usize > MAX_RECORD {
+            return Err(none_there());
+        }
         let record = self.read(place)?;
         let (mut rest, mut count) = (&record[..], 0);
         while !rest.is_empty() {
@@ -226,9 +270,10 @@ impl Vault {
     /// Puts the content of a file at the end.
     ///
     /// # Errors
-    /// When there is no memory.
+    /// When there is no memory, or it is too long.
     pub fn add(&self, bytes: &[u8]) -> io::Result<Place> {
-        let length = u32::try_from(bytes.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let length = u32::try_from(bytes.len()).ok().filter(|length| *length <= MAX_LENGTH);
+        let length = length.ok_or(io::ErrorKind::InvalidInput)?;
         let offset = self.memory.metadata()?.len().max(RECORDS);
         self.memory.write_all_at(bytes, offset)?;
         Ok(Place { offset, length })
@@ -237,9 +282,12 @@ impl Vault {
     /// What lies at `place`.
     ///
     /// # Errors
-    /// When that is outside the vault.
+    /// When that is outside the vault, or longer than anything in it.
     pub fn read(&self, place: Place) -> io::Result<Vec<u8>> {
         let size = self.memory.metadata()?.len();
+        if place.length > MAX_LENGTH {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "nothing in a vault is that long"));
+        }
         if place.offset < RECORDS || place.offset.saturating_add(place.length.into()) > size {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the place is outside the vault"));
         }
@@ -253,13 +301,17 @@ impl Vault {
     /// # Errors
     /// Those of `pwrite(2)`.
     pub fn erase(&self, place: Place) -> io::Result<()> {
+        if place.offset < RECORDS { Ok(()) } else { self.punch(place.offset, place.length.into()) }
+    }
+
+    fn punch(&self, offset: u64, length: u64) -> io::Result<()> {
         use nix::fcntl::{FallocateFlags, fallocate};
-        if place.offset < RECORDS || place.length == 0 {
+        let whole = |number: u64| i64::try_from(number).map_err(|_| io::ErrorKind::InvalidInput);
+        if length == 0 {
             return Ok(());
         }
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        // Offsets and lengths of a file are far below 2^63.
-        Ok(fallocate(&self.memory, flags, place.offset as i64, place.length.into())?)
+        Ok(fallocate(&self.memory, flags, whole(offset)?, whole(length)?)?)
     }
 
     /// Erases everything that lies outside of `used`.
@@ -271,13 +323,10 @@ impl Vault {
         let end = self.memory.metadata()?.len();
         let mut from = RECORDS;
         for Place { offset, length } in used.into_iter().chain([Place { offset: end, length: 0 }]) {
-            while from < offset {
-                // Not more than fits, so it does.
-                let length = u32::try_from(offset - from).unwrap_or(u32::MAX);
-                self.erase(Place { offset: from, length })?;
-                from += u64::from(length);
-            }
-            from = from.max(offset + u64::from(length));
+            // In one go, however far apart they are; a place that is not in this vault lies at its end.
+            let offset = offset.min(end);
+            self.punch(from, offset.saturating_sub(from))?;
+            from = from.max(offset.saturating_add(length.into()));
         }
         Ok(())
     }
@@ -387,6 +436,31 @@ mod tests {
         ] {
             assert!(vault.read(wrong).is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn what_is_longer_than_anything_in_a_vault_is_not_even_reserved() {
+        let vault = Vault::create().unwrap();
+        // As whoever can write to it could make it look.
+        vault.memory.set_len(1 << 40).unwrap();
+        assert!(vault.read(Place { offset: RECORDS, length: MAX_LENGTH }).is_ok());
+        assert!(vault.read(Place { offset: RECORDS, length: MAX_LENGTH + 1 }).is_err());
+        let far = |length: u32| [(ELSEWHERE | length).to_le_bytes().to_vec(), vec![0, 16, 0, 0, 0, 0, 0, 0]];
+        let mut whole = Stored { chain: vec![vec![1; MAX_PART].into()], key: key() };
+        let place = vault.add(&whole.record()).unwrap();
+        assert!(whole.fits() && vault.certificate(place).is_ok());
+        for (parts, length) in [(1, MAX_PART as u32 + 1), (4, MAX_PART as u32)] {
+            let mut record = (0..parts).flat_map(|_| far(length).concat()).collect();
+            write_part(&mut record, key().secret_der());
+            assert!(vault.certificate(vault.add(&record).unwrap()).is_err(), "{parts} parts of {length}");
+        }
+        let large = Place { length: MAX_RECORD as u32 + 1, ..place };
+        assert!(vault.elsewhere(large).is_err());
+        whole.chain[0] = vec![1; MAX_PART + 1].into();
+        assert!(!whole.fits() && vault.add(&vec![0; MAX_LENGTH as usize + 1]).is_err());
+        // Places of another vault do no harm.
+        vault.erase_all_but(vec![Place { offset: u64::MAX, length: u32::MAX }]).unwrap();
+        assert!(vault.certificate(place).is_err());
     }
 
     #[test]

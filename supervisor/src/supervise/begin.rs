@@ -91,7 +91,7 @@ pub(crate) async fn serve(
     let mut to_be_read = Some(certificates);
     if let Some(running) = running_state(&orphans) {
         state = state.going_on_from(running);
-        keeper.adopt(&state).map_err(Error::Runtime)?;
+        keeper.adopt(&state);
     } else {
         let warnings = if let Some((mut saved, keys)) = save::load(&state)? {
             let warnings = keeper.restore(&mut saved, &keys, &State::default())?;
@@ -159,7 +159,7 @@ pub(super) async fn resume(estate: &Estate, file: &Path) -> Result<Running, Erro
         // The program that failed may have misunderstood what it was left.
         state = State { settings: state.settings, ..running };
     }
-    keeper.adopt(&state).map_err(Error::Runtime)?;
+    keeper.adopt(&state);
     let mut supervisor = Supervisor::new(state, source, keeper, signals, asked);
     supervisor.take_over(orphans)?;
     let mut kept: BTreeMap<u32, Sockets> = BTreeMap::new();
@@ -393,6 +393,7 @@ impl Supervisor {
                 tracing::error!("{refused}");
             }
         }
+        self.take_ticket_key_rotation().await;
         if self.state.revision.origin == in_file.revision.origin {
             return;
         }

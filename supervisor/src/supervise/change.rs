@@ -141,7 +141,7 @@ impl Supervisor {
             }
         }
         self.steer();
-        self.plan_ticket_keys();
+        self.take_ticket_key_rotation().await;
         self.note_changed();
         warnings
     }

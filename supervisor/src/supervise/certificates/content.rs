@@ -5,19 +5,18 @@
 use std::net::IpAddr;
 
 use kakehi_ctl::{
+    config,
     order::CertificateInfo,
     state::{Certificate, Fingerprint, KeyKind},
 };
-use kakehi_engine::tls::Stored;
+use kakehi_engine::tls::{Stored, distinguished_name};
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject as _};
 use sha2::{Digest as _, Sha256};
 use x509_parser::{
     certificate::X509Certificate,
     extensions::GeneralName,
-    objects::{oid_registry, oid2abbrev},
     oid_registry::{OID_KEY_TYPE_EC_PUBLIC_KEY, OID_PKCS1_RSAENCRYPTION, OID_SIG_ED25519},
     prelude::{CertificateRevocationList, FromDer as _},
-    x509::X509Name,
 };
 
 /// What is wrong with a text that should be certificates, a key or a revocation list.
@@ -29,6 +28,9 @@ pub(crate) enum Fault {
     /// It is no chain.
     #[error("has more certificates than any chain; give only the certificate and those that issued it")]
     TooMany,
+    /// It is too long.
+    #[error("has certificates or a key of more than a megabyte, which nobody could be sent")]
+    TooLarge,
     /// There is no key.
     #[error(
         "has no private key: it needs a part `-----BEGIN PRIVATE KEY-----`, `EC PRIVATE KEY` or `RSA PRIVATE KEY` (PEM); a key with a password must be decrypted before: `openssl pkey -in FILE -out NEW`"
@@ -66,6 +68,14 @@ pub(crate) enum Fault {
         "its certificate has neither a subject alternative name nor a common name; say for which names it is served (`names`)"
     )]
     NoName,
+    /// It cannot be served for a name.
+    #[error("cannot be served for `{name}`: {reason}")]
+    Name {
+        /// The name.
+        name: String,
+        /// Why.
+        reason: &'static str,
+    },
 }
 
 /// What is in a certificate that is served.
@@ -82,11 +92,11 @@ impl Facts {
     /// What a listener knows of the certificate, which lies nowhere yet, with other names if some are said.
     ///
     /// # Errors
-    /// When it has no names, and none are said.
+    /// When it has no names and none are said, or one that is said is none.
     pub(crate) fn certificate(self, said: &[String], default: bool) -> Result<Certificate, Fault> {
         let named = !said.is_empty();
         let names = match named {
-            true => said.iter().map(|name| name.to_ascii_lowercase()).collect(),
+            true => said.iter().map(|name| served(name)).collect::<Result<_, _>>()?,
             false => self.names,
         };
         if names.is_empty() {
@@ -95,6 +105,10 @@ impl Facts {
         let Facts { key, not_after, .. } = self;
         Ok(Certificate { names, key, not_after, default, named, place: Default::default(), files: None })
     }
+}
+
+fn served(name: &str) -> Result<String, Fault> {
+    config::certificate_name(name).map_err(|reason| Fault::Name { name: name.to_owned(), reason })
 }
 
 /// The certificates in a text (PEM).
@@ -224,8 +238,8 @@ pub(super) fn describe(
         address,
         fingerprint,
         names: certificate.names.clone(),
-        subject: distinguished(parsed.subject()),
-        issuer: distinguished(parsed.issuer()),
+        subject: distinguished_name(parsed.subject()),
+        issuer: distinguished_name(parsed.issuer()),
         serial: parsed.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect(),
         not_before: parsed.validity().not_before.timestamp(),
         not_after: certificate.not_after,
@@ -234,41 +248,4 @@ pub(super) fn describe(
         chain_length: stored.chain.len() - 1,
         files: certificate.files.clone(),
     })
-}
-
-/// A name as RFC 4514 writes it: the last part first.
-pub(super) fn distinguished(name: &X509Name<'_>) -> String {
-    let mut parts: Vec<String> = name
-        .iter_rdn()
-        .map(|part| {
-            let attributes = part.iter().map(|attribute| {
-                let kind = attribute.attr_type();
-                let kind =
-                    oid2abbrev(kind, oid_registry()).map_or_else(|_| kind.to_id_string(), str::to_owned);
-                format!("{kind}={}", escaped(attribute.as_str().unwrap_or("?")))
-            });
-            attributes.collect::<Vec<_>>().join("+")
-        })
-        .collect();
-    parts.reverse();
-    parts.join(",")
-}
-
-/// RFC 4514 section 2.4; control characters too, which would garble a terminal.
-fn escaped(value: &str) -> String {
-    let mut text = String::new();
-    let last = value.chars().count().saturating_sub(1);
-    for (n, letter) in value.chars().enumerate() {
-        let at_an_end = (letter == ' ' && (n == 0 || n == last)) || (letter == '#' && n == 0);
-        if at_an_end || matches!(letter, '"' | '+' | ',' | ';' | '<' | '>' | '\\') {
-            text.push('\\');
-            text.push(letter);
-        } else if letter.is_control() {
-            let mut bytes = [0; 4];
-            letter.encode_utf8(&mut bytes).bytes().for_each(|byte| text += &format!("\\{byte:02x}"));
-        } else {
-            text.push(letter);
-        }
-    }
-    text
 }

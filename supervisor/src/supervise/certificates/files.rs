@@ -1,8 +1,9 @@
 //! Files: which ones make a certificate, whether they have changed, and what is in them.
 
 use std::{
-    fs, io,
-    os::unix::fs::MetadataExt as _,
+    fs::{self, File},
+    io::{self, Read as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -32,13 +33,17 @@ pub(crate) enum Error {
         /// What the kernel said.
         error: io::Error,
     },
-    /// It is no such file.
-    #[error("{path} has {size} bytes, which is more than any certificate has", path = path.display())]
+    /// It is too large.
+    #[error("{path} has more than {MAX_SIZE} bytes, which no such file has", path = path.display())]
     Size {
         /// The file.
         path: PathBuf,
-        /// Its size.
-        size: u64,
+    },
+    /// It is a folder, a pipe or a device.
+    #[error("{path} is no regular file", path = path.display())]
+    Kind {
+        /// What is there.
+        path: PathBuf,
     },
     /// It is not what it should be.
     #[error("{path} {fault}", path = path.display())]
@@ -137,7 +142,9 @@ impl Source {
     pub(super) fn read(&self, fully: bool) -> Result<Read, Error> {
         match self {
             Source::Certificate(files) => {
-                let (stored, facts) = pair(&files.certificate, files.chain.as_deref(), &files.key)?;
+                let certificate = Text::read(&files.certificate)?;
+                let chain = files.chain.as_deref().map(Text::read).transpose()?;
+                let (stored, facts) = pair(&certificate, chain.as_ref(), &Text::read(&files.key)?)?;
                 let mut warnings = Vec::new();
                 if fully {
                     let found = checked(&stored, &files.certificate, &files.key)?;
@@ -149,11 +156,13 @@ impl Source {
             Source::Issuers(path) => material(path, content::check_issuers),
             Source::Crls(path) => material(path, content::check_crls),
             Source::Client(chain, key) => {
-                let (stored, _) = pair(chain, None, key)?;
+                // What is kept is what was looked at, even if the files change meanwhile.
+                let texts = [Text::read(chain)?, Text::read(key)?];
+                let (stored, _) = pair(&texts[0], None, &texts[1])?;
                 let found = checked(&stored, chain, key)?;
                 let about = |it: String| format!("client certificate {}: {it}", chain.display());
                 let warnings = found.into_iter().chain(verify::permissions(key)).map(about).collect();
-                let records = vec![Record::of_text(text(chain)?), Record::of_text(text(key)?)];
+                let records = texts.into_iter().map(|text| Record::of_text(text.bytes)).collect();
                 Ok(Read { records, facts: None, warnings })
             }
         }
@@ -200,35 +209,53 @@ pub(super) struct Read {
 }
 
 fn material(path: &Path, check: impl Fn(&[u8]) -> Result<(), Fault>) -> Result<Read, Error> {
-    let text = text(path)?;
-    check(&text).map_err(|fault| Error::Content { path: path.to_owned(), fault })?;
-    Ok(Read { records: vec![Record::of_text(text)], facts: None, warnings: Vec::new() })
+    let text = Text::read(path)?;
+    check(&text.bytes).map_err(|fault| text.fault(fault))?;
+    Ok(Read { records: vec![Record::of_text(text.bytes)], facts: None, warnings: Vec::new() })
 }
 
-fn text(path: &Path) -> Result<Vec<u8>, Error> {
-    let explain = |error| Error::Io { path: path.to_owned(), error };
-    let size = fs::metadata(path).map_err(explain)?.len();
-    if size > MAX_SIZE {
-        return Err(Error::Size { path: path.to_owned(), size });
+/// What is in a file.
+struct Text<'a> {
+    path: &'a Path,
+    bytes: Vec<u8>,
+}
+
+impl<'a> Text<'a> {
+    /// Reads a file, and nothing else: a pipe would make us wait, and a device may have no end.
+    fn read(path: &'a Path) -> Result<Text<'a>, Error> {
+        let explain = |error| Error::Io { path: path.to_owned(), error };
+        let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path);
+        let file = file.map_err(explain)?;
+        if !file.metadata().map_err(explain)?.is_file() {
+            return Err(Error::Kind { path: path.to_owned() });
+        }
+        let mut bytes = Vec::new();
+        file.take(MAX_SIZE + 1).read_to_end(&mut bytes).map_err(explain)?;
+        if bytes.len() as u64 > MAX_SIZE {
+            return Err(Error::Size { path: path.to_owned() });
+        }
+        Ok(Text { path, bytes })
     }
-    fs::read(path).map_err(explain)
+
+    /// What is wrong with it.
+    fn fault(&self, fault: Fault) -> Error {
+        Error::Content { path: self.path.to_owned(), fault }
+    }
 }
 
-fn pair(certificate: &Path, chain: Option<&Path>, key: &Path) -> Result<(Stored, Facts), Error> {
-    let of = |path: &Path| {
-        let path = path.to_owned();
-        move |fault| Error::Content { path, fault }
-    };
-    let mut certificates = content::certificates(&text(certificate)?).map_err(of(certificate))?;
-    let facts = content::facts(&certificates).map_err(of(certificate))?;
+fn pair(certificate: &Text<'_>, chain: Option<&Text<'_>>, key: &Text<'_>) -> Result<(Stored, Facts), Error> {
+    let read = |text: &Text<'_>| content::certificates(&text.bytes).map_err(|fault| text.fault(fault));
+    let mut certificates = read(certificate)?;
+    let facts = content::facts(&certificates).map_err(|fault| certificate.fault(fault))?;
     if let Some(chain) = chain {
-        certificates.extend(content::certificates(&text(chain)?).map_err(of(chain))?);
+        certificates.extend(read(chain)?);
     }
     if certificates.len() > MAX_CHAIN {
-        return Err(of(chain.unwrap_or(certificate))(Fault::TooMany));
+        return Err(chain.unwrap_or(certificate).fault(Fault::TooMany));
     }
-    let key = content::key(&text(key)?).map_err(of(key))?;
-    Ok((Stored { chain: certificates, key }, facts))
+    let key = content::key(&key.bytes).map_err(|fault| key.fault(fault))?;
+    let stored = Stored { chain: certificates, key };
+    if stored.fits() { Ok((stored, facts)) } else { Err(certificate.fault(Fault::TooLarge)) }
 }
 
 fn checked(stored: &Stored, certificate: &Path, key: &Path) -> Result<Vec<String>, Error> {

@@ -112,23 +112,25 @@ impl Keeper {
         &self.vault
     }
 
-    /// Takes note of what another supervisor has put into the vault, as far as `state` uses it.
-    ///
-    /// # Errors
-    /// When the state is not of this vault.
-    pub(crate) fn adopt(&mut self, state: &State) -> io::Result<()> {
-        for certificate in state.certificates.values().flat_map(|it| it.values()) {
-            let digest = files::digest_of(&self.vault.certificate(certificate.place)?);
-            self.contents.insert(beginning(&digest), certificate.place);
+    /// Takes note of what another supervisor has put into the vault, as far as `state` uses it and it is as it was.
+    pub(crate) fn adopt(&mut self, state: &State) {
+        for (fingerprint, certificate) in state.certificates.values().flatten() {
+            match self.vault.certificate(certificate.place) {
+                Ok(stored) => {
+                    self.contents.insert(beginning(&files::digest_of(&stored)), certificate.place);
+                }
+                Err(error) => tracing::error!("certificate {fingerprint} cannot be had from memory: {error}"),
+            }
         }
         let texts = materials::listed(state).into_iter().flat_map(|(_, places)| places);
-        let texts: HashSet<Place> = self.issuers(state)?.into_iter().chain(texts).collect();
+        let texts: HashSet<Place> = self.issuers(state).0.into_iter().chain(texts).collect();
         for place in texts {
-            let digest = Sha256::digest(self.vault.read(place)?).into();
-            self.contents.insert(beginning(&digest), place);
+            match self.vault.read(place) {
+                Ok(text) => drop(self.contents.insert(beginning(&Sha256::digest(text).into()), place)),
+                Err(error) => tracing::error!("the content of a file cannot be had from memory: {error}"),
+            }
         }
         self.tidy_later();
-        Ok(())
     }
 
     /// Reads what `state` names, and the certificates that are `wanted` besides; says of what to be aware.
@@ -171,7 +173,7 @@ impl Keeper {
                 Change::SetCluster { cluster, .. } => slots.extend(materials::of_cluster(cluster)),
                 Change::SetFrontend { frontend, .. } => slots.extend(materials::of_frontend(frontend)),
                 Change::SetCertificate { fingerprint, certificate, .. } => {
-                    self.check_place(*fingerprint, certificate)?;
+                    self.check_sent(*fingerprint, certificate)?;
                 }
                 _ => {}
             }
@@ -188,11 +190,20 @@ impl Keeper {
         })
     }
 
-    /// Whoever sends a change may have a place of another vault.
-    fn check_place(&self, fingerprint: Fingerprint, certificate: &Certificate) -> Result<(), Error> {
-        let stored = self.vault.certificate(certificate.place).map_err(|_| Error::Elsewhere(fingerprint))?;
-        let found = content::facts(&stored.chain).map_err(Error::Sent)?;
-        if found.fingerprint == fingerprint { Ok(()) } else { Err(Error::Elsewhere(fingerprint)) }
+    /// Whoever sends a change may name any place. Only one counts where this keeper has put the whole certificate: other bytes,
+    /// those of a material or inside a record, can be made to look like a record that has the key of another.
+    fn check_sent(&self, fingerprint: Fingerprint, certificate: &Certificate) -> Result<(), Error> {
+        let Certificate { place, named, default, .. } = *certificate;
+        let stored = self.vault.certificate(place).map_err(|_| Error::Elsewhere(fingerprint))?;
+        let known = self.contents.get(&beginning(&files::digest_of(&stored)));
+        let facts = content::facts(&stored.chain).map_err(Error::Sent)?;
+        if known != Some(&place) || facts.fingerprint != fingerprint {
+            return Err(Error::Elsewhere(fingerprint));
+        }
+        let said = if named { &certificate.names[..] } else { &[] };
+        let files = certificate.files.clone();
+        let expected = Certificate { place, files, ..facts.certificate(said, default).map_err(Error::Sent)? };
+        if expected == *certificate { Ok(()) } else { Err(Error::Otherwise(fingerprint)) }
     }
 
     fn fill(&mut self, slots: Vec<Slot<'_>>, depth: Depth) -> Result<Vec<String>, Error> {
@@ -371,7 +382,11 @@ impl Keeper {
         let certificates = state.certificates.values().flat_map(|it| it.values()).map(|it| it.place);
         let materials = materials::listed(state).into_iter().flat_map(|(_, places)| places);
         let mut used: Vec<Place> = certificates.chain(materials).collect();
-        used.extend(self.issuers(state)?);
+        let (issuers, broken) = self.issuers(state);
+        if broken > 0 {
+            tracing::error!("{broken} certificates cannot be had from memory; put them in place again");
+        }
+        used.extend(issuers);
         used.sort_unstable_by_key(|place| place.offset);
         let is_used = |place: &Place| {
             place.length == 0 || used.binary_search_by_key(&place.offset, |used| used.offset).is_ok()
@@ -381,13 +396,16 @@ impl Keeper {
         self.vault.erase_all_but(used)
     }
 
-    /// Where that lies which several certificates of `state` are sent with.
-    fn issuers(&self, state: &State) -> io::Result<HashSet<Place>> {
-        let mut issuers = HashSet::new();
+    /// Where that lies which several certificates of `state` are sent with; and how many certificates do not say it any more.
+    fn issuers(&self, state: &State) -> (HashSet<Place>, usize) {
+        let (mut issuers, mut broken) = (HashSet::new(), 0);
         for certificate in state.certificates.values().flat_map(|it| it.values()) {
-            issuers.extend(self.vault.elsewhere(certificate.place)?);
+            match self.vault.elsewhere(certificate.place) {
+                Ok(places) => issuers.extend(places),
+                Err(_) => broken += 1,
+            }
         }
-        Ok(issuers)
+        (issuers, broken)
     }
 }
 

@@ -57,6 +57,9 @@ pub(crate) enum Error {
     /// A change names a place where the certificate does not lie.
     #[error("certificate {0} is not known here; add it with `kakehictl certificate add`")]
     Elsewhere(Fingerprint),
+    /// A change says of a certificate what is not so.
+    #[error("certificate {0} is not what was said of it; add it with `kakehictl certificate add`")]
+    Otherwise(Fingerprint),
     /// There is no such certificate.
     #[error(
         "the listener at {address} has no certificate `{which}`; `kakehictl certificate list` shows them"

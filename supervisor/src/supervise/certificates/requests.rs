@@ -51,7 +51,8 @@ pub(super) fn parse(
         return Err(Fault::TooMany);
     }
     let facts = content::facts(&chain)?;
-    Ok((Stored { chain, key: content::key(key.as_bytes())? }, facts))
+    let stored = Stored { chain, key: content::key(key.as_bytes())? };
+    if stored.fits() { Ok((stored, facts)) } else { Err(Fault::TooLarge) }
 }
 
 impl Keeper {

@@ -4,13 +4,13 @@ use std::{borrow::Cow, collections::BTreeMap, io};
 
 use kakehi_ctl::{
     order::{KeyPair, Pem},
-    state::{Fingerprint, State, WantedCertificate},
+    state::{Certificate, Fingerprint, State, WantedCertificate},
 };
 use kakehi_engine::tls::Stored;
 use rustls_pki_types::PrivateKeyDer;
 
 use super::{
-    Error,
+    Error, content,
     files::Record,
     keeper::{Depth, Keeper},
     requests::parse,
@@ -30,27 +30,30 @@ impl Keeper {
     ) -> Result<Vec<String>, Error> {
         let (mut wanted, mut others, mut left_out) = (Vec::new(), Vec::new(), 0);
         for (address, certificates) in std::mem::take(&mut state.certificates) {
-            for (fingerprint, mut certificate) in certificates {
+            for (fingerprint, certificate) in certificates {
+                // What else is said of it counts for nothing: it is taken from the certificate.
+                let default = certificate.default;
+                let names = if certificate.named { certificate.names } else { Vec::new() };
                 if let Some(files) = certificate.files {
-                    let names = if certificate.named { certificate.names } else { Vec::new() };
-                    let default = certificate.default;
                     wanted.push(WantedCertificate { address, files, names, default });
                     continue;
                 }
                 let here = present.certificates.values().find_map(|it| it.get(&fingerprint));
-                if let Some(pair) = keys.get(&fingerprint) {
+                let (place, facts) = if let Some(pair) = keys.get(&fingerprint) {
                     let (stored, facts) = parse(pair).map_err(Error::Sent)?;
-                    if facts.fingerprint != fingerprint {
-                        return Err(Error::Elsewhere(fingerprint));
-                    }
-                    certificate.place = self.put(&Record::of_pair(stored))?;
+                    (self.put(&Record::of_pair(stored))?, facts)
                 } else if let Some(here) = here {
-                    certificate.place = here.place;
+                    let stored = self.vault().certificate(here.place).map_err(Error::Vault)?;
+                    (here.place, content::facts(&stored.chain).map_err(Error::Sent)?)
                 } else {
                     left_out += 1;
                     continue;
+                };
+                if facts.fingerprint != fingerprint {
+                    return Err(Error::Elsewhere(fingerprint));
                 }
-                others.push((address, fingerprint, certificate));
+                let certificate = facts.certificate(&names, default).map_err(Error::Sent)?;
+                others.push((address, fingerprint, Certificate { place, ..certificate }));
             }
         }
         let mut warnings = self.furnish(state, wanted, Depth::Few)?;

@@ -26,6 +26,8 @@ use super::{
     requests::{Wanted, find},
 };
 
+mod forged;
+
 /// A certificate and its key as text.
 struct Made {
     certificate: String,
@@ -236,6 +238,26 @@ fn what_is_wrong_is_said_with_the_file_and_what_to_do() {
 }
 
 #[test]
+fn only_regular_files_of_a_sensible_size_are_read() {
+    let folder = TempDir::new().unwrap();
+    let files = write_pair(&folder, "good", &made(&["a.example"]));
+    let pipe = folder.path().join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let large = folder.path().join("large");
+    File::create(&large).unwrap().set_len((16 << 20) + 1).unwrap();
+    for (path, hint) in [
+        (&*pipe, "no regular file"),
+        (Path::new("/dev/zero"), "no regular file"),
+        (folder.path(), "no regular file"),
+        (&*large, "more than 16777216 bytes"),
+    ] {
+        let files = CertificateFiles { key: path.into(), ..files.clone() };
+        let error = load_one(&files, Depth::All).unwrap_err();
+        assert!(error.contains(hint), "{error}");
+    }
+}
+
+#[test]
 fn a_chain_in_the_wrong_order_is_refused_and_one_that_has_expired_is_a_warning() {
     let folder = TempDir::new().unwrap();
     let (right, wrong) = (Authority::new("Right"), Authority::new("Wrong"));
@@ -318,10 +340,29 @@ fn another_supervisor_goes_on_with_the_vault_and_puts_nothing_into_it_twice() {
     let mut first = keeper();
     let (before, _) = load(&mut first, &[wanted(443, &files)], Depth::Few).unwrap();
     let mut second = Keeper::new(Some(first.vault().try_clone().unwrap())).unwrap();
-    second.adopt(&before).unwrap();
+    second.adopt(&before);
     let (after, _) = load(&mut second, &[wanted(443, &files)], Depth::Few).unwrap();
     assert_eq!(before, after);
     assert!(first.vault().ticket_keys().unwrap() == second.vault().ticket_keys().unwrap());
+}
+
+#[test]
+fn a_certificate_that_was_overwritten_in_the_vault_stands_in_the_way_of_no_other() {
+    let folder = TempDir::new().unwrap();
+    let files = ["1.example", "2.example"].map(|name| write_pair(&folder, name, &made(&[name])));
+    let all = files.each_ref().map(|files| wanted(443, files));
+    let mut first = keeper();
+    let (state, _) = load(&mut first, &all, Depth::Few).unwrap();
+    let place = |state: &State, name| find(state, address(443), name).unwrap().1.place;
+    first.vault().erase(place(&state, "1.example")).unwrap();
+    let mut second = Keeper::new(Some(first.vault().try_clone().unwrap())).unwrap();
+    second.adopt(&state);
+    second.tidy(&state);
+    assert!(second.vault().certificate(place(&state, "2.example")).is_ok());
+    let (again, _) = load(&mut second, &all, Depth::Few).unwrap();
+    assert_eq!(place(&again, "2.example"), place(&state, "2.example"), "it was there");
+    assert_ne!(place(&again, "1.example"), place(&state, "1.example"), "its place is not used again");
+    assert!(second.vault().certificate(place(&again, "1.example")).is_ok());
 }
 
 #[test]
@@ -347,7 +388,7 @@ fn who_issued_many_certificates_lies_in_the_vault_once_and_as_long_as_any_of_the
     assert_eq!(keeper.vault().certificate(place("2.example")).unwrap().chain, chain);
     // So it is for another supervisor, which puts nothing into the vault twice and erases no more.
     let mut second = Keeper::new(Some(keeper.vault().try_clone().unwrap())).unwrap();
-    second.adopt(&rest).unwrap();
+    second.adopt(&rest);
     let (again, _) = load(&mut second, &[two.clone(), three], Depth::Few).unwrap();
     assert_eq!(rest, again);
     let fourth = authority.issue(&["4.example"]);
@@ -492,6 +533,13 @@ fn a_saved_state_has_certificates_from_files_and_others_only_with_their_keys() {
     let mut here = state.clone();
     first.restore(&mut here, &Default::default(), &state).unwrap();
     assert_eq!(here, state);
+}
+
+/// A certificate that was sent to a keeper, and the change by which it is served.
+fn kept(keeper: &mut Keeper, made: &Made) -> (Fingerprint, Certificate) {
+    let (changes, _) = keeper.add(&State::default(), &ask(made, false, None)).unwrap();
+    let [Change::SetCertificate { fingerprint, certificate, .. }] = &changes[..] else { unreachable!() };
+    (*fingerprint, certificate.clone())
 }
 
 /// What a start with 50,000 certificates costs, apart from the processes: the files are in `KAKEHI_CERTIFICATES`, or made.

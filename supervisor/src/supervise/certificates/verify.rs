@@ -5,14 +5,14 @@
 
 use std::{os::unix::fs::PermissionsExt as _, path::Path, time::SystemTime};
 
-use kakehi_engine::tls::Stored;
+use kakehi_engine::tls::{Stored, distinguished_name};
 use rustls::{
     crypto::aws_lc_rs,
     sign::CertifiedKey,
     {Error as RustlsError, InconsistentKeys},
 };
 
-use super::content::{self, Fault, distinguished};
+use super::content::{self, Fault};
 
 /// A warning about what ends so soon (s).
 pub(super) const SOON_S: i64 = 14 * 86_400;
@@ -61,7 +61,7 @@ pub(crate) fn pair(stored: &Stored) -> Result<Vec<String>, Mismatch> {
     for (place, pair) in (2..).zip(parsed.windows(2)) {
         let [one, next] = pair else { continue };
         if one.issuer().as_raw() != next.subject().as_raw() {
-            let (subject, issuer) = (distinguished(next.subject()), distinguished(one.issuer()));
+            let (subject, issuer) = (distinguished_name(next.subject()), distinguished_name(one.issuer()));
             return Err(Mismatch::Order { place, subject, issuer });
         }
     }

@@ -1,0 +1,87 @@
+//! Changes and states that say what is not so, to have a certificate served that is not the sender's.
+
+use super::*;
+
+#[test]
+fn a_change_may_name_a_certificate_only_where_it_was_put_and_as_it_is() {
+    let mut keeper = keeper();
+    let (fingerprint, certificate) = kept(&mut keeper, &made(&["a.example"]));
+    let mut send = |certificate: &Certificate| {
+        let certificate = certificate.clone();
+        let change = Change::SetCertificate { address: address(443), fingerprint, certificate };
+        keeper.furnish_changes(&mut [change]).map(drop).map_err(|error| error.to_string())
+    };
+    assert_eq!(send(&certificate), Ok(()));
+    let names = vec!["b.example".to_owned()];
+    assert_eq!(send(&Certificate { named: true, names: names.clone(), ..certificate.clone() }), Ok(()));
+    for wrong in [
+        Certificate { names, ..certificate.clone() },
+        Certificate { named: true, names: vec!["B.example.".to_owned()], ..certificate.clone() },
+        Certificate { named: true, names: vec!["b example".to_owned()], ..certificate.clone() },
+        Certificate { key: KeyKind::Rsa, ..certificate.clone() },
+        Certificate { not_after: certificate.not_after + 1, ..certificate.clone() },
+    ] {
+        assert!(send(&wrong).is_err(), "{wrong:?}");
+    }
+}
+
+#[test]
+fn bytes_that_look_like_a_certificate_with_the_key_of_another_are_none() {
+    let folder = TempDir::new().unwrap();
+    let (mut keeper, victim) = (keeper(), made(&["victim.example"]));
+    let (fingerprint, certificate) = kept(&mut keeper, &victim);
+    let place = certificate.place;
+    // A record in the text of a material, of which every part lies in the record of the victim.
+    let record = keeper.vault().read(place).unwrap();
+    let length = u32::from_le_bytes(record[..4].try_into().unwrap());
+    let parts = [(4, length), (8 + length, place.length - length - 8)];
+    let forged: Vec<u8> = parts
+        .into_iter()
+        .flat_map(|(at, length)| {
+            let offset = place.offset + u64::from(at);
+            (length | 1 << 31).to_le_bytes().into_iter().chain(offset.to_le_bytes())
+        })
+        .collect();
+    let text = [&forged[..], b"\n", Authority::new("Authority").certificate.as_bytes()].concat();
+    let tls = BackendTls {
+        ca: material(&write(&folder, "ca.pem", text)),
+        server_name: None,
+        client: None,
+        alpn: Vec::new(),
+    };
+    let cluster = Cluster { tls: Some(Box::new(tls)), ..Cluster::default() };
+    let mut changes = [Change::SetCluster { name: "a".to_owned(), cluster }];
+    keeper.furnish_changes(&mut changes).unwrap();
+    let [Change::SetCluster { cluster, .. }] = &changes else { unreachable!() };
+    let within = cluster.tls.as_ref().unwrap().ca.place;
+    let within = Place { length: forged.len() as u32, ..within };
+    let stored = keeper.vault().certificate(within).unwrap();
+    assert_eq!(stored.record(), record, "else this test is about nothing");
+    let certificate = Certificate { place: within, ..certificate };
+    let change = Change::SetCertificate { address: address(443), fingerprint, certificate };
+    let error = keeper.furnish_changes(&mut [change]).unwrap_err().to_string();
+    assert!(error.contains("certificate add"), "{error}");
+}
+
+#[test]
+fn a_state_that_is_loaded_says_nothing_of_a_certificate_but_names_to_serve_it_for() {
+    let (mut keeper, mut state) = (keeper(), State::default());
+    state.listeners.insert(address(443), https(443));
+    make(&mut keeper, &mut state, &ask(&made(&["a.example"]), false, None)).unwrap();
+    let mut forged = state.clone();
+    for certificate in forged.certificates.values_mut().flat_map(|it| it.values_mut()) {
+        certificate.names = vec!["b.example".to_owned()];
+        (certificate.not_after, certificate.key, certificate.place) = (1, KeyKind::Rsa, Place::default());
+    }
+    let mut named = forged.clone();
+    keeper.restore(&mut forged, &Default::default(), &state).unwrap();
+    assert_eq!(forged, state);
+    named.certificates.values_mut().flat_map(|it| it.values_mut()).for_each(|it| it.named = true);
+    let mut wrong = named.clone();
+    keeper.restore(&mut named, &Default::default(), &state).unwrap();
+    let (names, certificate) = (vec!["b.example".to_owned()], only(&state).1);
+    assert_eq!(only(&named).1, Certificate { names, named: true, ..certificate });
+    wrong.certificates.values_mut().flat_map(|it| it.values_mut()).for_each(|it| it.names[0].push(' '));
+    let error = keeper.restore(&mut wrong, &Default::default(), &state).unwrap_err().to_string();
+    assert!(error.contains("`b.example `"), "{error}");
+}
