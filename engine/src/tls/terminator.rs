@@ -71,7 +71,7 @@ impl Context {
     /// # Errors
     /// When they cannot be read; the ones before stay.
     pub fn renew_ticket_keys(&self) -> io::Result<()> {
-        self.tickets.renew(&self.keys.vault)
+        self.tickets.renew()
     }
 
     /// Whether a certificate can be used.

@@ -26,6 +26,7 @@ const NAME: usize = 8;
 
 /// The keys of the moment, as all listeners of a worker see them.
 pub(super) struct TicketStore {
+    vault: Vault,
     keys: ArcSwap<TicketKeys>,
     /// What a ticket says for how long it is good (s).
     lifetime: AtomicU32,
@@ -37,17 +38,19 @@ impl TicketStore {
     /// # Errors
     /// When they cannot be read.
     pub(super) fn new(vault: &Vault, rotation_ms: u64) -> io::Result<Arc<TicketStore>> {
-        let keys = ArcSwap::from_pointee(vault.ticket_keys()?);
-        Ok(Arc::new(TicketStore { keys, lifetime: lifetime(rotation_ms).into() }))
+        let (vault, keys) = (vault.try_clone()?, ArcSwap::from_pointee(vault.ticket_keys()?));
+        Ok(Arc::new(TicketStore { vault, keys, lifetime: lifetime(rotation_ms).into() }))
     }
 
     /// Reads the keys anew, and how long they are used if that is said there.
     ///
     /// # Errors
     /// When they cannot be read; the ones before stay.
-    pub(super) fn renew(&self, vault: &Vault) -> io::Result<()> {
-        let (keys, rotation_ms) = (vault.ticket_keys()?, vault.ticket_key_rotation()?);
-        self.keys.store(Arc::new(keys));
+    pub(super) fn renew(&self) -> io::Result<()> {
+        let (keys, rotation_ms) = (self.vault.ticket_keys()?, self.vault.ticket_key_rotation()?);
+        if **self.keys.load() != keys {
+            self.keys.store(Arc::new(keys));
+        }
         if let Some(rotation_ms) = rotation_ms {
             self.lifetime.store(lifetime(rotation_ms), Ordering::Relaxed);
         }
@@ -65,6 +68,13 @@ fn lifetime(rotation_ms: u64) -> u32 {
 struct Derived {
     from: Arc<TicketKeys>,
     keys: Vec<([u8; NAME], LessSafeKey)>,
+}
+
+impl Derived {
+    /// The key of this name. The names are no secret.
+    fn key(&self, name: &[u8; NAME]) -> Option<&LessSafeKey> {
+        self.keys.iter().find(|(known, _)| known == name).map(|(_, key)| key)
+    }
 }
 
 /// Makes and opens tickets of one policy about client certificates.
@@ -150,9 +160,13 @@ impl ProducesTickets for Ticketer {
     fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
         let (name, rest) = ticket.split_first_chunk::<NAME>()?;
         let (nonce, sealed) = rest.split_first_chunk::<NONCE_LEN>()?;
-        let derived = self.keys();
-        // The names are no secret.
-        let (_, key) = derived.keys.iter().find(|(known, _)| known == name)?;
+        let mut derived = self.keys();
+        if derived.key(name).is_none() {
+            // It may be of a worker that was told of new keys before this one was.
+            self.store.renew().ok()?;
+            derived = self.keys();
+        }
+        let key = derived.key(name)?;
         let mut sealed = sealed.to_vec();
         let length =
             key.open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(name), &mut sealed).ok()?.len();
@@ -185,6 +199,16 @@ mod tests {
     }
 
     #[test]
+    fn a_ticket_of_a_worker_that_knows_a_new_key_already_is_opened() {
+        let vault = Vault::create().unwrap();
+        let (one, two) = (TicketStore::new(&vault, 1_000).unwrap(), TicketStore::new(&vault, 1_000).unwrap());
+        let (one, other) = (ticketer(&one, b""), ticketer(&two, b""));
+        vault.write_ticket_keys(&vault.ticket_keys().unwrap().renewed().unwrap()).unwrap();
+        two.renew().unwrap();
+        assert!(one.decrypt(&other.encrypt(b"session").unwrap()).is_some());
+    }
+
+    #[test]
     fn a_ticket_is_opened_until_its_key_was_replaced_twice() {
         let vault = Vault::create().unwrap();
         let store = TicketStore::new(&vault, 1_000).unwrap();
@@ -192,7 +216,7 @@ mod tests {
         let ticket = ticketer.encrypt(b"session").unwrap();
         for opens in [true, false] {
             vault.write_ticket_keys(&vault.ticket_keys().unwrap().renewed().unwrap()).unwrap();
-            store.renew(&vault).unwrap();
+            store.renew().unwrap();
             assert_eq!(ticketer.decrypt(&ticket).is_some(), opens);
         }
     }
@@ -204,7 +228,7 @@ mod tests {
         let ticketer = ticketer(&store, b"");
         for (noted, lifetime) in [(None, 3_600), (Some(7_000), 7), (Some(1), 1), (Some(u64::MAX), 604_800)] {
             noted.into_iter().for_each(|rotation| vault.write_ticket_key_rotation(rotation).unwrap());
-            store.renew(&vault).unwrap();
+            store.renew().unwrap();
             assert_eq!((vault.ticket_key_rotation().unwrap(), ticketer.lifetime()), (noted, lifetime));
         }
         assert!(vault.ticket_keys().unwrap().0.len() == 1 && vault.ticket_keys_age().unwrap().as_secs() < 60);
