@@ -254,6 +254,23 @@ fn ticket_keys_are_renewed_when_they_are_old_also_by_another_supervisor() {
 }
 
 #[test]
+fn workers_learn_of_another_rotation_of_ticket_keys_without_other_keys() {
+    let backend = Backend::respond(OK);
+    let config = |seconds: u32| Config::to(&backend).root(&format!("ticket_key_rotation = {seconds}"));
+    let proxy = config(7_200).start();
+    let before = ticket_keys(&proxy, proxy.supervisor().0);
+    fs::write(proxy.folder().join("kakehi.toml"), config(3_600).text(&[proxy.address()])).unwrap();
+    let output = proxy.ctl(&["reload"]);
+    assert!(output.status.success(), "{output:?}");
+    let worker = proxy.ctl_json("workers")[0]["pid"].as_u64().unwrap() as u32;
+    let mut rotation = [0; 8];
+    fs::File::open(vault(&proxy, worker)).unwrap().read_exact_at(&mut rotation, 136).unwrap();
+    assert_eq!(u64::from_le_bytes(rotation), 3_600_000);
+    assert_eq!(ticket_keys(&proxy, worker), before);
+    assert!(!proxy.log().contains("does not know"), "{}", proxy.log());
+}
+
+#[test]
 fn a_renewed_file_is_taken_when_certificate_and_key_have_both_come() {
     let backend = Backend::respond(OK);
     let (proxy, _) = start_with(Config::to(&backend), &["a.example", "b.example"]);

@@ -142,19 +142,25 @@ pub(crate) fn check_issuers(text: &[u8]) -> Result<(), Fault> {
     (1..).zip(certificates(text)?).try_for_each(|(place, der)| parse(place, &der).map(drop))
 }
 
-/// Whether a text (PEM) is revocation lists.
+/// Whether a text (PEM) is revocation lists; says which of them are out of date at `now`.
 ///
 /// # Errors
 /// See [`Fault`].
-pub(crate) fn check_crls(text: &[u8]) -> Result<(), Fault> {
-    let mut place = 0;
+pub(crate) fn check_crls(text: &[u8], now: i64) -> Result<Vec<String>, Fault> {
+    let (mut place, mut warnings) = (0, Vec::new());
     for list in CertificateRevocationListDer::pem_slice_iter(text) {
         place += 1;
         let list = list.map_err(|error| Fault::Pem(error.to_string()))?;
-        CertificateRevocationList::from_der(&list)
+        let (_, list) = CertificateRevocationList::from_der(&list)
             .map_err(|error| Fault::Crl { place, reason: error.to_string() })?;
+        if let Some(due) = list.next_update().filter(|due| due.timestamp() <= now) {
+            let issuer = distinguished_name(list.issuer());
+            warnings.push(format!(
+                "the list of `{issuer}` has expired on {due}; certificates that were revoked since are accepted"
+            ));
+        }
     }
-    if place == 0 { Err(Fault::NoCrl) } else { Ok(()) }
+    if place == 0 { Err(Fault::NoCrl) } else { Ok(warnings) }
 }
 
 /// The certificate in `der`, which is number `place` of its text.

@@ -1,12 +1,19 @@
-//! Which certificates expire soon, or have: for whoever watches the figures, and in the log.
+//! Which certificates expire soon, or have, and which revocation lists are out of date: for whoever watches the figures, and in the log.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use kakehi_ctl::state::State;
+use kakehi_engine::tls::Vault;
 use tokio::time::Instant;
 
 use super::{
     super::Supervisor,
+    content,
+    files::Source,
+    materials,
     verify::{SOON_S, now},
 };
 
@@ -56,6 +63,21 @@ fn expiring(state: &State, now: i64) -> Vec<String> {
     lines
 }
 
+/// One line for each revocation list of `state` that is out of date at `now`.
+pub(super) fn stale_crls(state: &State, vault: &Vault, now: i64) -> BTreeSet<String> {
+    let crls = materials::listed(state).into_iter().filter_map(|(source, places)| match source {
+        Source::Crls(path) => Some((path, *places.first()?)),
+        _ => None,
+    });
+    let warnings = crls.flat_map(|(path, place)| {
+        // What cannot be read has been told elsewhere.
+        let found = vault.read(place).ok().and_then(|text| content::check_crls(&text, now).ok());
+        let line = move |it| format!("{}: {it}", path.display());
+        found.into_iter().flatten().map(line)
+    });
+    warnings.collect()
+}
+
 impl Supervisor {
     /// When it is told next which certificates expire.
     pub(super) fn expiry_due(&self) -> Option<Instant> {
@@ -68,7 +90,8 @@ impl Supervisor {
             return;
         }
         self.certificates.expiry_due = Instant::now() + PERIOD;
-        for line in expiring(&self.state, now()) {
+        let crls = stale_crls(&self.state, self.certificates.vault(), now());
+        for line in expiring(&self.state, now()).into_iter().chain(crls) {
             tracing::warn!("{line}");
         }
     }

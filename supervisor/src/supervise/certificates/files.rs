@@ -153,8 +153,8 @@ impl Source {
                 }
                 Ok(Read { records: vec![Record::of_pair(stored)], facts: Some(facts), warnings })
             }
-            Source::Issuers(path) => material(path, content::check_issuers),
-            Source::Crls(path) => material(path, content::check_crls),
+            Source::Issuers(path) => material(path, |text| content::check_issuers(text).map(|()| Vec::new())),
+            Source::Crls(path) => material(path, |text| content::check_crls(text, verify::now())),
             Source::Client(chain, key) => {
                 // What is kept is what was looked at, even if the files change meanwhile.
                 let texts = [Text::read(chain)?, Text::read(key)?];
@@ -208,10 +208,11 @@ pub(super) struct Read {
     pub(super) warnings: Vec<String>,
 }
 
-fn material(path: &Path, check: impl Fn(&[u8]) -> Result<(), Fault>) -> Result<Read, Error> {
+fn material(path: &Path, check: impl Fn(&[u8]) -> Result<Vec<String>, Fault>) -> Result<Read, Error> {
     let text = Text::read(path)?;
-    check(&text.bytes).map_err(|fault| text.fault(fault))?;
-    Ok(Read { records: vec![Record::of_text(text.bytes)], facts: None, warnings: Vec::new() })
+    let found = check(&text.bytes).map_err(|fault| text.fault(fault))?;
+    let warnings = found.into_iter().map(|it| format!("{}: {it}", path.display())).collect();
+    Ok(Read { records: vec![Record::of_text(text.bytes)], facts: None, warnings })
 }
 
 /// What is in a file.

@@ -71,9 +71,13 @@ impl Authority {
     }
 
     fn crl(&self) -> String {
+        self.crl_until(2034)
+    }
+
+    fn crl_until(&self, year: i32) -> String {
         let params = CertificateRevocationListParams {
             this_update: date_time_ymd(2024, 1, 1),
-            next_update: date_time_ymd(2034, 1, 1),
+            next_update: date_time_ymd(year, 1, 1),
             crl_number: SerialNumber::from(1),
             issuing_distribution_point: None,
             revoked_certs: Vec::new(),
@@ -446,6 +450,18 @@ fn issuers_revocation_lists_and_client_certificates_are_read_and_must_be_what_th
         let error = wrong.unwrap_err().to_string();
         assert!(error.contains(name) && error.contains(hint), "{error}");
     }
+
+    // A list that is out of date is a warning, at first and every day.
+    let old = write(&folder, "old.pem", authority.crl_until(2025));
+    let mut stale = state(&ca, &old, &client.key);
+    let warnings = keeper.furnish(&mut stale, Vec::new(), Depth::Few).unwrap();
+    assert!(
+        warnings.len() == 1 && warnings[0].contains("old.pem: the list of `CN=Authority`"),
+        "{warnings:?}"
+    );
+    let daily = |state| super::expiry::stale_crls(state, keeper.vault(), super::verify::now());
+    assert_eq!(daily(&stale), warnings.into_iter().collect());
+    assert!(daily(&good).is_empty());
 
     // What comes in a change is not believed, unless it lies here.
     let cluster = good.clusters["a"].clone();
