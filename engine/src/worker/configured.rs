@@ -386,6 +386,9 @@ impl Configured {
                     self.tls.certificates(*address).remove(fingerprint);
                 }
                 Change::RemoveListener { address } => self.tls.certificates(*address).clear(),
+                Change::SetListener { listener } if listener.tls.is_none() => {
+                    self.tls.certificates(listener.address).clear();
+                }
                 _ => {}
             }
         }
