@@ -6,14 +6,15 @@
 //! explains the numbers.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::path::Path;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
 use clap::builder::BoolishValueParser;
 use kakehi_benches::backend::Backend;
 use kakehi_benches::cores::{Cores, pin_this_thread};
+use kakehi_benches::folders::Folders;
 use kakehi_benches::generator::tls::{Tickets, Tls};
 use kakehi_benches::identity::Identity;
 use kakehi_benches::measure::{Bench, CASES, Case, Transport};
@@ -92,7 +93,7 @@ fn run(options: &Options) -> Result<bool, BenchError> {
     }
     let folders = Folders::find()?;
     if !options.no_build && options.peers.iter().any(|name| name.starts_with("kakehi")) {
-        build_kakehi(&folders)?;
+        folders.build_kakehi()?;
     }
     let peers = find_peers(&options.peers, &folders.programs)?;
     let levels = if options.levels {
@@ -288,43 +289,6 @@ fn show_configuration(peer: &Peer, title: &str, secure: Option<(&Identity, Tls)>
         }
     }
     Ok(())
-}
-
-/// Where cargo put this program, and so where the others are.
-struct Folders {
-    target: PathBuf,
-    /// The workspace's release programs.
-    programs: PathBuf,
-    /// Where raw results go.
-    results: PathBuf,
-}
-
-impl Folders {
-    /// This program is `target/release/deps/end_to_end-HASH`.
-    fn find() -> Result<Self, BenchError> {
-        let program = std::env::current_exe().attempt(|| "where am I?".into())?;
-        let target = program.ancestors().nth(3).ok_or_else(|| {
-            BenchError::Program(format!("{} is not in a target folder of cargo", program.display()))
-        })?;
-        let target = target.to_owned();
-        Ok(Self { programs: target.join("release"), results: target.join("bench"), target })
-    }
-}
-
-/// Always asks cargo: an old build must not be measured. `KAKEHI_BENCH_KAKEHI` names another program.
-fn build_kakehi(folders: &Folders) -> Result<(), BenchError> {
-    if std::env::var_os("KAKEHI_BENCH_KAKEHI").is_some() {
-        return Ok(());
-    }
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
-        .args(["build", "--release", "--package", "kakehi", "--manifest-path"])
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"))
-        .arg("--target-dir")
-        .arg(&folders.target)
-        .status()
-        .attempt(|| "cannot run cargo".into())?;
-    if status.success() { Ok(()) } else { Err(BenchError::Program("kakehi does not build".into())) }
 }
 
 /// The generator, the backend and all proxies, which inherit the limit, need many descriptors.

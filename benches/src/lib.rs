@@ -2,7 +2,7 @@
 //!
 //! One core runs the proxy under test; another runs the [`backend`] and the [`generator`], which are kept
 //! cheap so that the proxy is what saturates. [`peers`] knows how to configure each proxy, [`identity`] which
-//! certificate it shows, [`process`] how to start, pin and stop it, [`accounting`] what it used, [`ring_figures`]
+//! certificate it shows, [`folders`] where the programs are, [`process`] how to start, pin and stop it, [`accounting`] what it used, [`ring_figures`]
 //! what kakehi's ring did, [`measure`] puts one measurement together, and [`report`] turns many of them into tables
 //! and raw data.
 //!
@@ -13,6 +13,7 @@ pub mod accounting;
 pub mod backend;
 pub mod cores;
 pub mod error;
+pub mod folders;
 pub mod generator;
 pub mod identity;
 pub mod measure;

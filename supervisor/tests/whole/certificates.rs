@@ -12,7 +12,7 @@ use std::{
         net::UnixStream,
     },
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use kakehi_ctl::{
@@ -329,29 +329,4 @@ fn keys_that_are_in_no_file_are_saved_when_that_is_asked_for() {
     assert_eq!(certificates(&proxy, None), before);
     let (_, keys): (State, BTreeMap<_, _>) = store::load_with_keys(&elsewhere).unwrap();
     assert_eq!(keys.len(), 1);
-}
-
-/// What 50,000 certificates cost a whole program.
-#[test]
-#[ignore = "takes minutes: it makes the certificates first"]
-fn fifty_thousand_certificates_are_there_soon_and_take_little() {
-    let backend = Backend::respond(OK);
-    let cost = |count: u32| {
-        let (mut proxy, _) = stopped_with(Config::to(&backend).root("worker_count = 2"), |folder| {
-            (0..count).map(|n| write_pair(folder, &format!("host-{n}.example"))).collect()
-        });
-        let begun = Instant::now();
-        proxy.start_again();
-        let took = begun.elapsed();
-        wait::pace(Duration::from_secs(8));
-        let processes = proxy.workers().into_iter().chain([proxy.supervisor()]);
-        let resident: Vec<u64> = processes.map(|it| it.resident() >> 20).collect();
-        let counters = &proxy.ctl_json("status")["counters"];
-        assert_eq!(counters["tls.certificates"], u64::from(count));
-        let vault = fs::metadata(vault(&proxy, proxy.supervisor().0)).unwrap().len() >> 20;
-        println!("{count} certificates: start {took:?}, resident {resident:?} MiB, vault {vault} MiB");
-        resident.iter().sum::<u64>() + vault
-    };
-    let (without, with) = (cost(1), cost(50_000));
-    println!("they cost {} MiB", with - without);
 }

@@ -557,27 +557,3 @@ fn kept(keeper: &mut Keeper, made: &Made) -> (Fingerprint, Certificate) {
     let [Change::SetCertificate { fingerprint, certificate, .. }] = &changes[..] else { unreachable!() };
     (*fingerprint, certificate.clone())
 }
-
-/// What a start with 50,000 certificates costs, apart from the processes: the files are in `KAKEHI_CERTIFICATES`, or made.
-#[test]
-#[ignore = "takes a minute to make the certificates"]
-fn fifty_thousand_certificates() {
-    const COUNT: usize = 50_000;
-    let folder = TempDir::new().unwrap();
-    let all: Vec<WantedCertificate> = (0..COUNT)
-        .map(|n| wanted(443, &write_pair(&folder, &n.to_string(), &made(&[&format!("host-{n}.example")]))))
-        .collect();
-    let mut keeper = keeper();
-    let time = |what: &str, keeper: &mut Keeper| {
-        let begun = std::time::Instant::now();
-        let (state, _) = load(keeper, &all, Depth::Few).unwrap();
-        println!("{what}: {} ms", begun.elapsed().as_millis());
-        state
-    };
-    let state = time("read for the first time", &mut keeper);
-    assert_eq!(state.certificates[&address(443)].len(), COUNT);
-    time("again, unchanged", &mut keeper);
-    let begun = std::time::Instant::now();
-    keeper.tidy(&state);
-    println!("looked for what nobody uses: {} ms", begun.elapsed().as_millis());
-}

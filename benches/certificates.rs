@@ -1,0 +1,225 @@
+//! `cargo bench -p kakehi-benches --bench certificates`: what very many certificates cost.
+//!
+//! A file with 50,000 frontends, each with a certificate and key of its own, all from one intermediate that they are sent
+//! with, against the same file with one certificate for all: time from the start to the first answer over TLS, and memory
+//! of all processes and of what they share without mapping it. With one worker and with two. The exit code is 0 only if
+//! the limits are kept.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use clap::Parser;
+use kakehi_benches::accounting::{pss_kib, tree};
+use kakehi_benches::backend::Backend;
+use kakehi_benches::cores::Cores;
+use kakehi_benches::folders::Folders;
+use kakehi_benches::generator::HOST;
+use kakehi_benches::generator::tls::{Tickets, Tls};
+use kakehi_benches::identity::Identity;
+use kakehi_benches::process::{Process, Program, free_address, pause};
+use kakehi_benches::{Attempt, BenchError};
+use rcgen::{BasicConstraints, CertificateParams, CustomExtension, DnType, IsCa, Issuer, KeyPair};
+
+/// Measures what very many certificates cost.
+#[derive(Debug, Parser)]
+struct Options {
+    /// How many
+    #[arg(long, default_value_t = 50_000)]
+    count: usize,
+    /// Bytes by which each is longer: with 700 they are as long as many of public authorities
+    #[arg(long, default_value_t = 0)]
+    padding: usize,
+    /// A few, for a short time: shows that it works
+    #[arg(long, alias = "test")]
+    quick: bool,
+    /// Given by `cargo bench`
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// Limits for 50,000 certificates.
+const START: Duration = Duration::from_secs(5);
+const MEMORY_KIB: u64 = 100 * 1024;
+/// What was needed at the start only has been given back by then, and what nobody uses is erased.
+const SETTLED: Duration = Duration::from_secs(20);
+
+/// What was measured of one configuration.
+struct Cost {
+    start: Duration,
+    processes_kib: u64,
+    vault_kib: u64,
+}
+
+impl Cost {
+    fn memory_kib(&self) -> u64 {
+        self.processes_kib + self.vault_kib
+    }
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    if !options.bench && !options.quick {
+        println!("this is a benchmark: run it with cargo bench, or with --quick");
+        return ExitCode::SUCCESS;
+    }
+    match run(&options) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<bool, BenchError> {
+    let (count, settled) =
+        if options.quick { (200, Duration::from_millis(100)) } else { (options.count, SETTLED) };
+    let folders = Folders::find()?;
+    folders.build_kakehi()?;
+    let program = std::env::var_os("KAKEHI_BENCH_KAKEHI")
+        .map_or_else(|| folders.programs.join("kakehi"), std::path::PathBuf::from);
+    let cores = Cores::choose(std::env::var("KAKEHI_BENCH_CORES").ok().as_deref())?;
+    let backend = Backend::start(cores.backend)?;
+    let folder = tempfile::tempdir().attempt(|| "no temporary folder".into())?;
+    let identity = Identity::generate()?;
+    eprintln!("making {count} certificates");
+    issue(folder.path(), count, options.padding)?;
+    let stage = Stage { program: &program, core: cores.proxy, backend: backend.address(), identity, settled };
+    println!(
+        "| workers | start s | limit | memory MiB | of it vault | with one certificate | cost MiB | limit |"
+    );
+    println!("|--:|--:|--:|--:|--:|--:|--:|--:|");
+    let mut kept = true;
+    for workers in [1, 2] {
+        let one = stage.measure(folder.path(), workers, |_| 0, count)?;
+        let all = stage.measure(folder.path(), workers, |n| n, count)?;
+        let cost = all.memory_kib().saturating_sub(one.memory_kib());
+        println!(
+            "| {workers} | {:.2} | {} | {:.1} | {:.1} | {:.1} | {:.1} | {} |",
+            all.start.as_secs_f64(),
+            START.as_secs(),
+            mib(all.memory_kib()),
+            mib(all.vault_kib),
+            mib(one.memory_kib()),
+            mib(cost),
+            mib(MEMORY_KIB),
+        );
+        kept &= all.start <= START && cost <= MEMORY_KIB;
+    }
+    Ok(kept)
+}
+
+fn mib(kib: u64) -> f64 {
+    kib as f64 / 1024.0
+}
+
+/// An extension that nobody knows, for the length.
+fn filler(length: usize) -> CustomExtension {
+    CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 311, 99, 1], vec![0; length])
+}
+
+/// Writes `N.pem`, a certificate for `host-N.example` with its intermediate, and `N.key`.
+fn issue(folder: &Path, count: usize, padding: usize) -> Result<(), BenchError> {
+    let wrong = |error: rcgen::Error| BenchError::Tls(format!("cannot make a certificate: {error}"));
+    let write = |name: String, text: String| {
+        let path = folder.join(name);
+        fs::write(&path, text).attempt(|| format!("cannot write {}", path.display()))
+    };
+    let mut parameters = CertificateParams::new(Vec::new()).map_err(wrong)?;
+    parameters.distinguished_name.push(DnType::CommonName, "An intermediate authority");
+    // About as long as those of the authorities of the web.
+    parameters.custom_extensions.push(filler(800));
+    parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().map_err(wrong)?;
+    let intermediate = parameters.self_signed(&key).map_err(wrong)?.pem();
+    let mut issuer = CertificateParams::new(Vec::new()).map_err(wrong)?;
+    issuer.distinguished_name = parameters.distinguished_name.clone();
+    let issuer = Issuer::new(issuer, key);
+    for n in 0..count {
+        let key = KeyPair::generate().map_err(wrong)?;
+        let mut leaf = CertificateParams::new([format!("host-{n}.example")]).map_err(wrong)?;
+        leaf.distinguished_name.push(DnType::CommonName, format!("host-{n}.example"));
+        if padding > 0 {
+            leaf.custom_extensions.push(filler(padding));
+        }
+        let leaf = leaf.signed_by(&key, &issuer).map_err(wrong)?.pem();
+        write(format!("{n}.pem"), leaf + &intermediate)?;
+        write(format!("{n}.key"), key.serialize_pem())?;
+    }
+    Ok(())
+}
+
+/// What is the same in all measurements.
+struct Stage<'a> {
+    program: &'a Path,
+    core: usize,
+    backend: SocketAddr,
+    identity: Identity,
+    settled: Duration,
+}
+
+impl Stage<'_> {
+    /// Starts with `count` frontends, of which the N-th has certificate `which(N)`.
+    fn measure(
+        &self,
+        folder: &Path,
+        workers: usize,
+        which: impl Fn(usize) -> usize,
+        count: usize,
+    ) -> Result<Cost, BenchError> {
+        let listen = free_address()?;
+        let files = self.identity.write(folder)?;
+        let mut text = format!(
+            "command_socket = \"./k.sock\"\nworker_count = {workers}\nmax_connections = 1000\n\
+             [[listeners]]\naddress = \"{listen}\"\nprotocol = \"https\"\n\
+             certificate = \"{}\"\nkey = \"{}\"\n\
+             [clusters.all]\nprotocol = \"http\"\nbackends = [{{ address = \"{}\" }}]\nfrontends = [\n\
+             {{ address = \"{listen}\", hostname = \"{HOST}\" }},\n",
+            files.certificate.display(),
+            files.key.display(),
+            self.backend,
+        );
+        for n in 0..count {
+            let certificate = which(n);
+            // Writing to a string cannot fail.
+            let _ = writeln!(
+                text,
+                "{{ address = \"{listen}\", hostname = \"host-{n}.example\", certificate = \"{certificate}.pem\", key = \"{certificate}.key\" }},"
+            );
+        }
+        text.push_str("]\n");
+        let path = folder.join("kakehi.toml");
+        fs::write(&path, text).attempt(|| format!("cannot write {}", path.display()))?;
+        let mut command = Command::new(self.program);
+        command.args(["start", "-c"]).arg(&path);
+        let tls = Some(Tls::new(self.identity.certificate().clone(), Tickets::Ignore)?);
+        let program = Program { name: "kakehi".into(), command, listen, tls, log: folder.join("log") };
+        let mut process = Process::start(program, self.core)?;
+        let start = process.wait_until_ready()?;
+        pause(self.settled);
+        let (processes_kib, vault_kib) = (pss_kib(process.id())?, vault_kib(process.id())?);
+        Ok(Cost { start, processes_kib, vault_kib })
+    }
+}
+
+/// Memory of the vault (KiB), which the processes share without mapping it.
+fn vault_kib(root: u32) -> Result<u64, BenchError> {
+    for pid in tree(root)? {
+        let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
+        for descriptor in descriptors.flatten() {
+            let name = fs::read_link(descriptor.path()).unwrap_or_default();
+            if name.to_string_lossy().contains("kakehi-vault")
+                && let Ok(vault) = fs::metadata(descriptor.path())
+            {
+                return Ok(vault.blocks() / 2);
+            }
+        }
+    }
+    Err(BenchError::Program("kakehi has no vault".into()))
+}
