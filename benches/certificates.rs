@@ -4,6 +4,9 @@
 //! with, against the same file with one certificate for all: time from the start to the first answer over TLS, and memory
 //! of all processes and of what they share without mapping it. With one worker and with two. The exit code is 0 only if
 //! the limits are kept.
+//!
+//! Certificates (P-256, from an issuer with P-384) have two names and the extensions that public authorities put into
+//! theirs, with as many bytes in them that no other has: about 1 KiB each.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -23,7 +26,10 @@ use kakehi_benches::generator::tls::{Tickets, Tls};
 use kakehi_benches::identity::Identity;
 use kakehi_benches::process::{Process, Program, free_address, pause};
 use kakehi_benches::{Attempt, BenchError};
-use rcgen::{BasicConstraints, CertificateParams, CustomExtension, DnType, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CrlDistributionPoint, CustomExtension, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P384_SHA384,
+};
 
 /// Measures what very many certificates cost.
 #[derive(Debug, Parser)]
@@ -31,9 +37,9 @@ struct Options {
     /// How many
     #[arg(long, default_value_t = 50_000)]
     count: usize,
-    /// Bytes by which each is longer: with 700 they are as long as many of public authorities
-    #[arg(long, default_value_t = 0)]
-    padding: usize,
+    /// As short as they can be, instead of as long as those of public authorities
+    #[arg(long)]
+    short: bool,
     /// A few, for a short time: shows that it works
     #[arg(long, alias = "test")]
     quick: bool,
@@ -89,7 +95,8 @@ fn run(options: &Options) -> Result<bool, BenchError> {
     let folder = tempfile::tempdir().attempt(|| "no temporary folder".into())?;
     let identity = Identity::generate()?;
     eprintln!("making {count} certificates");
-    issue(folder.path(), count, options.padding)?;
+    let length = issue(folder.path(), count, options.short)?;
+    println!("certificates of {length} bytes:");
     let stage = Stage { program: &program, core: cores.proxy, backend: backend.address(), identity, settled };
     println!(
         "| workers | start s | limit | memory MiB | of it vault | with one certificate | cost MiB | limit |"
@@ -119,40 +126,87 @@ fn mib(kib: u64) -> f64 {
     kib as f64 / 1024.0
 }
 
-/// An extension that nobody knows, for the length.
-fn filler(length: usize) -> CustomExtension {
-    CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 311, 99, 1], vec![0; length])
+/// Bytes that are the same in each run, and that no compression makes shorter (xorshift64*).
+struct Noise(u64);
+
+impl Noise {
+    fn bytes<const N: usize>(&mut self) -> [u8; N] {
+        [(); N].map(|()| {
+            self.0 ^= self.0 >> 12;
+            self.0 ^= self.0 << 25;
+            self.0 ^= self.0 >> 27;
+            (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 56) as u8
+        })
+    }
 }
 
-/// Writes `N.pem`, a certificate for `host-N.example` with its intermediate, and `N.key`.
-fn issue(folder: &Path, count: usize, padding: usize) -> Result<(), BenchError> {
+/// Log entries of Certificate Transparency (RFC 6962): the same two logs each time, but not what they have signed.
+fn log_entries(noise: &mut Noise) -> CustomExtension {
+    let mut list = Vec::new();
+    for log in [0x41, 0xc3] {
+        let (time, signature) = (noise.bytes::<5>(), noise.bytes::<70>());
+        let entry = [&[0][..], &[log; 32], &[0, 0, 1], &time, &[0, 0, 4, 3, 0, 70], &signature].concat();
+        list.extend_from_slice(&(entry.len() as u16).to_be_bytes());
+        list.extend_from_slice(&entry);
+    }
+    let list = [&(list.len() as u16).to_be_bytes()[..], &list].concat();
+    // An octet string within that of the extension.
+    let content = [&[0x04, 0x81, list.len() as u8][..], &list].concat();
+    CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 11129, 2, 4, 2], content)
+}
+
+/// An extension that is the same in all: policies, or where the issuer is found.
+fn fixed(oid: &[u64], length: usize) -> CustomExtension {
+    CustomExtension::from_oid_content(oid, (0..length).map(|n| (n * 7) as u8).collect())
+}
+
+/// What a certificate for a host has in it.
+fn leaf(n: usize, short: bool, noise: &mut Noise) -> Result<CertificateParams, rcgen::Error> {
+    let name = format!("host-{n}.example");
+    if short {
+        return CertificateParams::new([name]);
+    }
+    let mut leaf = CertificateParams::new([name.clone(), format!("www.{name}")])?;
+    leaf.distinguished_name.push(DnType::CommonName, name);
+    leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    leaf.is_ca = IsCa::ExplicitNoCa;
+    leaf.use_authority_key_identifier_extension = true;
+    leaf.crl_distribution_points =
+        vec![CrlDistributionPoint { uris: vec!["http://crl.authority.example/number/63.crl".to_owned()] }];
+    leaf.custom_extensions =
+        vec![fixed(&[1, 3, 6, 1, 5, 5, 7, 1, 1], 60), fixed(&[2, 5, 29, 32], 21), log_entries(noise)];
+    Ok(leaf)
+}
+
+/// Writes `N.pem`, a certificate for `host-N.example` with its intermediate, and `N.key`. Says how long one is (bytes).
+fn issue(folder: &Path, count: usize, short: bool) -> Result<usize, BenchError> {
     let wrong = |error: rcgen::Error| BenchError::Tls(format!("cannot make a certificate: {error}"));
     let write = |name: String, text: String| {
         let path = folder.join(name);
         fs::write(&path, text).attempt(|| format!("cannot write {}", path.display()))
     };
     let mut parameters = CertificateParams::new(Vec::new()).map_err(wrong)?;
-    parameters.distinguished_name.push(DnType::CommonName, "An intermediate authority");
+    parameters.distinguished_name.push(DnType::CountryName, "JP");
+    parameters.distinguished_name.push(DnType::OrganizationName, "An authority");
+    parameters.distinguished_name.push(DnType::CommonName, "An intermediate of it");
     // About as long as those of the authorities of the web.
-    parameters.custom_extensions.push(filler(800));
+    parameters.custom_extensions.push(fixed(&[1, 3, 6, 1, 4, 1, 311, 99, 1], 700));
     parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let key = KeyPair::generate().map_err(wrong)?;
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).map_err(wrong)?;
     let intermediate = parameters.self_signed(&key).map_err(wrong)?.pem();
-    let mut issuer = CertificateParams::new(Vec::new()).map_err(wrong)?;
-    issuer.distinguished_name = parameters.distinguished_name.clone();
-    let issuer = Issuer::new(issuer, key);
+    let issuer = Issuer::new(parameters, key);
+    let mut noise = Noise(1);
+    let mut length = 0;
     for n in 0..count {
         let key = KeyPair::generate().map_err(wrong)?;
-        let mut leaf = CertificateParams::new([format!("host-{n}.example")]).map_err(wrong)?;
-        leaf.distinguished_name.push(DnType::CommonName, format!("host-{n}.example"));
-        if padding > 0 {
-            leaf.custom_extensions.push(filler(padding));
-        }
-        let leaf = leaf.signed_by(&key, &issuer).map_err(wrong)?.pem();
-        write(format!("{n}.pem"), leaf + &intermediate)?;
+        let leaf = leaf(n, short, &mut noise).map_err(wrong)?;
+        let leaf = leaf.signed_by(&key, &issuer).map_err(wrong)?;
+        length = leaf.der().len();
+        write(format!("{n}.pem"), leaf.pem() + &intermediate)?;
         write(format!("{n}.key"), key.serialize_pem())?;
     }
-    Ok(())
+    Ok(length)
 }
 
 /// What is the same in all measurements.

@@ -12,6 +12,7 @@
 //! | `identity` | who a client is, by its certificate |
 //! | `tickets` | session tickets that every worker can open |
 //! | `vault` | where certificates, keys and ticket keys lie |
+//! | `record` | how a certificate with its key lies there |
 //! | `names` | something for exact names, and for all names below one |
 //!
 //! Relies on `ring`. Promises: nothing of a peer is taken for said that was not authenticated; no key leaves the vault
@@ -23,6 +24,7 @@ mod demands;
 mod handshake;
 mod identity;
 mod names;
+mod record;
 mod session;
 mod terminator;
 mod tickets;
@@ -41,7 +43,8 @@ pub(crate) use self::{
 pub use self::{
     demands::Contradiction,
     identity::distinguished_name,
+    record::Stored,
     terminator::{Context, TlsError},
-    vault::{Stored, TICKET_KEYS, TicketKeys, Vault},
+    vault::{TICKET_KEYS, TicketKeys, Vault},
     wire::Wire,
 };

@@ -17,7 +17,8 @@ use std::{
 use aws_lc_rs::rand;
 use kakehi_ctl::state::Place;
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::record::{MAX_RECORD, Record, Stored};
 
 /// Where records begin; the ticket keys lie before.
 const RECORDS: u64 = 4_096;
@@ -29,14 +30,6 @@ pub const TICKET_KEYS: usize = 2;
 const TICKET_KEYS_SINCE: u64 = 128;
 /// Where it stands after what time they are replaced (ms); 0, as those wrote who did not say it: not known.
 const TICKET_KEY_ROTATION: u64 = 136;
-/// Most parts of a record: certificates of a chain, and a key.
-const MAX_PARTS: usize = 64;
-/// Of the length of a part: it lies elsewhere, at the offset that follows.
-const ELSEWHERE: u32 = 1 << 31;
-/// The longest part of a record (bytes). Whoever can write to the vault can have no more than a few of them reserved.
-const MAX_PART: usize = 1 << 20;
-/// The longest record, also with what of it lies elsewhere (bytes).
-const MAX_RECORD: usize = 4 << 20;
 /// The longest thing that lies in a vault at all (bytes): the content of a file.
 const MAX_LENGTH: u32 = 16 << 20;
 
@@ -55,76 +48,6 @@ impl TicketKeys {
         let mut keys = vec![key];
         keys.extend(self.0.iter().take(TICKET_KEYS - 1));
         Ok(TicketKeys(keys))
-    }
-}
-
-/// What lies under a certificate's place.
-pub struct Stored {
-    /// The certificate, and those that it is sent with.
-    pub chain: Vec<CertificateDer<'static>>,
-    /// Its key.
-    pub key: PrivateKeyDer<'static>,
-}
-
-impl Stored {
-    /// Whether it is small enough for a vault.
-    pub fn fits(&self) -> bool {
-        let parts = || self.chain.iter().map(|der| &**der).chain([self.key.secret_der()]);
-        let all: usize = parts().map(|part| part.len() + 4).sum();
-        parts().all(|part| part.len() <= MAX_PART) && all <= MAX_RECORD && parts().count() <= MAX_PARTS
-    }
-
-    /// The bytes that lie in a vault for it when nothing of it lies elsewhere.
-    pub fn record(&self) -> Vec<u8> {
-        self.record_with(&[])
-    }
-
-    /// The bytes that lie in a vault for it when those that it is sent with lie there already: the first at `issuers[0]`,
-    /// and so on.
-    pub fn record_with(&self, issuers: &[Place]) -> Vec<u8> {
-        let mut record = Vec::new();
-        let elsewhere = [None].into_iter().chain(issuers.iter().map(Some)).chain(std::iter::repeat(None));
-        for (der, place) in self.chain.iter().zip(elsewhere) {
-            match place {
-                Some(Place { offset, length }) => {
-                    record.extend_from_slice(&(length | ELSEWHERE).to_le_bytes());
-                    record.extend_from_slice(&offset.to_le_bytes());
-                }
-                None => write_part(&mut record, der),
-            }
-        }
-        write_part(&mut record, self.key.secret_der());
-        record
-    }
-}
-
-fn write_part(record: &mut Vec<u8>, part: &[u8]) {
-    // Read from files of far less than 2 GiB.
-    record.extend_from_slice(&(part.len() as u32).to_le_bytes());
-    record.extend_from_slice(part);
-}
-
-/// A part of a record.
-enum Part<'a> {
-    Here(&'a [u8]),
-    Elsewhere(Place),
-}
-
-impl<'a> Part<'a> {
-    /// The first part of `record`, and the rest; `None`: it is no record.
-    fn split(record: &'a [u8]) -> Option<(Part<'a>, &'a [u8])> {
-        let (length, rest) = record.split_first_chunk::<4>()?;
-        let length = u32::from_le_bytes(*length);
-        if (length & !ELSEWHERE) as usize > MAX_PART {
-            return None;
-        }
-        if length & ELSEWHERE != 0 {
-            let (offset, rest) = rest.split_first_chunk::<8>()?;
-            let place = Place { offset: u64::from_le_bytes(*offset), length: length & !ELSEWHERE };
-            return Some((Part::Elsewhere(place), rest));
-        }
-        let (part, rest) = rest.split_at_checked(length as usize)?;
-        Some((Part::Here(part), rest))
     }
 }
 
@@ -203,68 +126,34 @@ impl Vault {
         Ok(Some(u64::from_le_bytes(rotation)).filter(|rotation| *rotation != 0))
     }
 
-    /// Puts a certificate with its key at the end.
-    ///
-    /// # Errors
-    /// When there is no memory.
-    pub fn add_certificate(&self, stored: &Stored) -> io::Result<Place> {
-        self.add(&stored.record())
-    }
-
     /// The certificate at `place`, with what of it lies elsewhere.
     ///
     /// # Errors
     /// `InvalidData` when there is none.
     pub fn certificate(&self, place: Place) -> io::Result<Stored> {
-        let (mut parts, mut left) = (Vec::new(), MAX_RECORD);
-        self.visit(place, |part| {
-            let length = match &part {
-                Part::Here(bytes) => bytes.len(),
-                Part::Elsewhere(place) => place.length as usize,
-            };
-            left = left.checked_sub(length + 4).ok_or_else(none_there)?;
-            parts.push(match part {
-                Part::Here(bytes) => bytes.to_vec(),
-                Part::Elsewhere(place) => self.read(place)?,
-            });
-            Ok(())
-        })?;
-        let key = parts.pop().and_then(|key| PrivateKeyDer::try_from(key).ok()).ok_or_else(none_there)?;
-        if parts.is_empty() {
-            return Err(none_there());
+        let bytes = self.record(place)?;
+        let record = Record::of(&bytes).ok_or_else(none_there)?;
+        let (leaf, key) = record.unpack(&self.read(record.model)?).ok_or_else(none_there)?;
+        let mut chain = vec![leaf];
+        for place in &record.issuers {
+            chain.push(self.read(*place)?.into());
         }
-        Ok(Stored { chain: parts.into_iter().map(CertificateDer::from).collect(), key })
+        Ok(Stored { chain, key })
     }
 
-    /// Where what the certificate at `place` is sent with lies, as far as it lies elsewhere.
+    /// Where that lies without which the certificate at `place` cannot be had.
     ///
     /// # Errors
     /// `InvalidData` when there is none.
     pub fn elsewhere(&self, place: Place) -> io::Result<Vec<Place>> {
-        let mut places = Vec::new();
-        self.visit(place, |part| {
-            places.extend(match part {
-                Part::Here(_) => None,
-                Part::Elsewhere(place) => Some(place),
-            });
-            Ok(())
-        })?;
-        Ok(places)
+        let bytes = self.record(place)?;
+        let Record { model, mut issuers, .. } = Record::of(&bytes).ok_or_else(none_there)?;
+        issuers.insert(0, model);
+        Ok(issuers)
     }
 
-    /// Shows `see` all parts of the record at `place`.
-    fn visit(&self, place: Place, mut see: impl FnMut(Part<'_>) -> io::Result<()>) -> io::Result<()> {
-        if place.length as usize > MAX_RECORD {
-            return Err(none_there());
-        }
-        let record = self.read(place)?;
-        let (mut rest, mut count) = (&record[..], 0);
-        while !rest.is_empty() {
-            let (part, after) = Part::split(rest).filter(|_| count < MAX_PARTS).ok_or_else(none_there)?;
-            see(part)?;
-            (rest, count) = (after, count + 1);
-        }
-        Ok(())
+    fn record(&self, place: Place) -> io::Result<Vec<u8>> {
+        if place.length as usize > MAX_RECORD { Err(none_there()) } else { self.read(place) }
     }
 
     /// Puts the content of a file at the end.
@@ -370,46 +259,56 @@ impl AsFd for Vault {
 mod tests {
     use super::*;
 
+    use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
     /// The beginning of a PKCS #8 key, as far as its kind is looked at, with something behind it.
-    fn key() -> PrivateKeyDer<'static> {
-        PrivateKeyDer::Pkcs8(vec![0x30, 6, 2, 1, 0, 0x30, 1, 7].into())
+    fn stored(chain: &[&[u8]]) -> Stored {
+        let key = PrivateKeyDer::Pkcs8(vec![0x30, 6, 2, 1, 0, 0x30, 1, 7].into());
+        Stored { chain: chain.iter().map(|der| CertificateDer::from(der.to_vec())).collect(), key }
+    }
+
+    /// Puts a certificate into a vault, which is like another that lies there.
+    fn put(vault: &Vault, stored: &Stored, model: Place, issuers: &[Place]) -> Place {
+        let places = [&[model], issuers].concat();
+        vault.add(&stored.record(&places, &vault.read(model).unwrap())).unwrap()
     }
 
     #[test]
     fn what_is_put_in_is_found_at_its_place_and_gone_when_erased() {
         let vault = Vault::create().unwrap();
-        let chain = vec![CertificateDer::from(vec![1; 700]), CertificateDer::from(vec![2; 10])];
-        let first = vault.add_certificate(&Stored { chain: chain.clone(), key: key() }).unwrap();
+        let model = vault.add(&[1; 600]).unwrap();
+        let one = stored(&[&[1; 700]]);
+        let first = put(&vault, &one, model, &[]);
         let second = vault.add(b"text").unwrap();
         let reader = vault.try_clone().unwrap();
-        let stored = reader.certificate(first).unwrap();
-        assert_eq!(stored.chain, chain);
-        assert_eq!(stored.key.secret_der(), key().secret_der());
+        assert!(reader.certificate(first).unwrap().parts().eq(one.parts()));
         assert_eq!(reader.read(second).unwrap(), b"text");
         vault.erase(first).unwrap();
         assert!(reader.read(first).unwrap().iter().all(|byte| *byte == 0));
         assert!(reader.certificate(first).is_err());
         assert_eq!(reader.read(second).unwrap(), b"text");
+        let again = put(&vault, &one, model, &[]);
+        vault.erase(model).unwrap();
+        assert!(!reader.certificate(again).is_ok_and(|read| read.parts().eq(one.parts())));
     }
 
     #[test]
     fn what_several_certificates_are_sent_with_lies_there_once() {
         let vault = Vault::create().unwrap();
-        let issuers: Vec<Place> = [2, 3].iter().map(|n| vault.add(&[*n; 1_000]).unwrap()).collect();
-        for (n, shared) in [(1, 0), (4, 1), (5, 2)] {
-            let chain = [vec![n; 700], vec![2; 1_000], vec![3; 1_000]];
-            let stored = Stored { chain: chain.map(CertificateDer::from).into(), key: key() };
-            let record = stored.record_with(&issuers[..shared]);
-            assert_eq!(stored.record().len() - record.len(), shared * (1_000 - 8));
-            let place = vault.add(&record).unwrap();
-            assert_eq!(vault.elsewhere(place).unwrap(), issuers[..shared]);
-            assert_eq!(vault.certificate(place).unwrap().record(), stored.record());
+        let model = vault.add(&[1; 700]).unwrap();
+        let issuers = [2, 3].map(|n| vault.add(&[n; 1_000]).unwrap());
+        for (n, count) in [(1, 0), (4, 1), (5, 2)] {
+            let chain: [&[u8]; 3] = [&[n; 700], &[2; 1_000], &[3; 1_000]];
+            let stored = stored(&chain[..=count]);
+            let place = put(&vault, &stored, model, &issuers[..count]);
+            assert!(place.length < 100, "{place:?}");
+            assert_eq!(vault.elsewhere(place).unwrap(), [&[model], &issuers[..count]].concat());
+            assert!(vault.certificate(place).unwrap().parts().eq(stored.parts()));
         }
-        // Longer than what is left.
-        let place = vault.add(&(ELSEWHERE | 5).to_le_bytes()).unwrap();
-        assert!(vault.certificate(place).is_err() && vault.elsewhere(place).is_err());
-        let outside = [&(ELSEWHERE | 5).to_le_bytes()[..], &u64::MAX.to_le_bytes()].concat();
-        assert!(vault.certificate(vault.add(&outside).unwrap()).is_err());
+        for outside in [Place { offset: u64::MAX, length: 5 }, Place { length: 2_000, ..issuers[1] }] {
+            let place = put(&vault, &stored(&[&[1; 700]]), model, &[outside]);
+            assert!(vault.certificate(place).is_err());
+        }
     }
 
     #[test]
@@ -427,7 +326,7 @@ mod tests {
     #[test]
     fn a_place_outside_and_a_record_that_is_none_are_errors() {
         let vault = Vault::create().unwrap();
-        let place = vault.add(b"\xff\xff\xff\xff garbage").unwrap();
+        let place = vault.add(b"\xff\xff\xff\xff garbage which is no record").unwrap();
         assert!(vault.certificate(place).is_err());
         for wrong in [
             Place { offset: 0, length: 10 },
@@ -445,19 +344,12 @@ mod tests {
         vault.memory.set_len(1 << 40).unwrap();
         assert!(vault.read(Place { offset: RECORDS, length: MAX_LENGTH }).is_ok());
         assert!(vault.read(Place { offset: RECORDS, length: MAX_LENGTH + 1 }).is_err());
-        let far = |length: u32| [(ELSEWHERE | length).to_le_bytes().to_vec(), vec![0, 16, 0, 0, 0, 0, 0, 0]];
-        let mut whole = Stored { chain: vec![vec![1; MAX_PART].into()], key: key() };
-        let place = vault.add(&whole.record()).unwrap();
-        assert!(whole.fits() && vault.certificate(place).is_ok());
-        for (parts, length) in [(1, MAX_PART as u32 + 1), (4, MAX_PART as u32)] {
-            let mut record = (0..parts).flat_map(|_| far(length).concat()).collect();
-            write_part(&mut record, key().secret_der());
-            assert!(vault.certificate(vault.add(&record).unwrap()).is_err(), "{parts} parts of {length}");
-        }
+        let model = vault.add(&[1; 700]).unwrap();
+        let place = put(&vault, &stored(&[&[1; 700]]), model, &[]);
         let large = Place { length: MAX_RECORD as u32 + 1, ..place };
-        assert!(vault.elsewhere(large).is_err());
-        whole.chain[0] = vec![1; MAX_PART + 1].into();
-        assert!(!whole.fits() && vault.add(&vec![0; MAX_LENGTH as usize + 1]).is_err());
+        assert!(vault.certificate(place).is_ok());
+        assert!(vault.elsewhere(large).is_err() && vault.certificate(large).is_err());
+        assert!(vault.add(&vec![0; MAX_LENGTH as usize + 1]).is_err());
         // Places of another vault do no harm.
         vault.erase_all_but(vec![Place { offset: u64::MAX, length: u32::MAX }]).unwrap();
         assert!(vault.certificate(place).is_err());

@@ -86,6 +86,8 @@ pub(crate) struct Facts {
     pub(crate) names: Vec<String>,
     pub(crate) key: KeyKind,
     pub(crate) not_after: i64,
+    /// Certificates are much alike that have the same.
+    pub(crate) kin: [u8; 32],
 }
 
 impl Facts {
@@ -188,7 +190,19 @@ pub(crate) fn facts(chain: &[CertificateDer<'_>]) -> Result<Facts, Fault> {
         names: names(&certificate),
         key: key_kind(&certificate)?,
         not_after: certificate.validity().not_after.timestamp(),
+        kin: kin(&certificate),
     })
+}
+
+/// What they have in common that somebody issues for keys of one kind, or that issue themselves.
+fn kin(certificate: &X509Certificate<'_>) -> [u8; 32] {
+    let mut digest = Sha256::new();
+    if certificate.issuer().as_raw() != certificate.subject().as_raw() {
+        digest.update(certificate.issuer().as_raw());
+    }
+    digest.update(certificate.public_key().algorithm.algorithm.as_bytes());
+    digest.update(certificate.public_key().subject_public_key.data.len().to_le_bytes());
+    digest.finalize().into()
 }
 
 fn key_kind(certificate: &X509Certificate<'_>) -> Result<KeyKind, Fault> {

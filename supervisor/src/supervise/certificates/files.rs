@@ -151,7 +151,7 @@ impl Source {
                     let about = |it: String| format!("certificate {}: {it}", files.certificate.display());
                     warnings.extend(found.into_iter().chain(verify::permissions(&files.key)).map(about));
                 }
-                Ok(Read { records: vec![Record::of_pair(stored)], facts: Some(facts), warnings })
+                Ok(Read { records: vec![Record::of_pair(stored, &facts)], facts: Some(facts), warnings })
             }
             Source::Issuers(path) => material(path, |text| content::check_issuers(text).map(|()| Vec::new())),
             Source::Crls(path) => material(path, |text| content::check_crls(text, verify::now())),
@@ -180,8 +180,8 @@ pub(super) struct Record {
 pub(super) enum Content {
     /// A material, as it is.
     Text(Vec<u8>),
-    /// A certificate with all that belongs to it.
-    Pair(Stored),
+    /// A certificate with all that belongs to it, and which others are much like it.
+    Pair(Stored, Whole),
 }
 
 impl Record {
@@ -189,14 +189,19 @@ impl Record {
         Record { digest: Sha256::digest(&text).into(), content: Content::Text(text) }
     }
 
-    pub(super) fn of_pair(stored: Stored) -> Record {
-        Record { digest: digest_of(&stored), content: Content::Pair(stored) }
+    pub(super) fn of_pair(stored: Stored, facts: &Facts) -> Record {
+        Record { digest: digest_of(&stored), content: Content::Pair(stored, facts.kin) }
     }
 }
 
 /// By which it is seen that something is in the vault already.
 pub(super) fn digest_of(stored: &Stored) -> Whole {
-    Sha256::digest(stored.record()).into()
+    let mut digest = Sha256::new();
+    for part in stored.parts() {
+        digest.update(part.len().to_le_bytes());
+        digest.update(part);
+    }
+    digest.finalize().into()
 }
 
 /// What was read.

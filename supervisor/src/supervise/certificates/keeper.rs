@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 use super::{
     Error,
-    content::{self, Facts},
+    content::{self, Facts, Fault},
     files::{self, Content, Read, Record, Short, Source, Whole},
     materials::{self, Slot},
     watch::Watching,
@@ -54,6 +54,8 @@ pub(crate) struct Keeper {
     known: HashMap<Short, Known>,
     /// By the beginning of its digest: where something lies.
     contents: HashMap<Short, Place>,
+    /// By what makes certificates alike: where one of them lies which others are written like.
+    models: HashMap<Whole, Place>,
     /// Names of sources that were read, and are not in use yet.
     fresh: Vec<Short>,
     /// When it is to be looked for what nobody uses any more.
@@ -99,6 +101,7 @@ impl Keeper {
             vault: Rc::new(vault.map_or_else(Vault::create, Ok)?),
             known: HashMap::new(),
             contents: HashMap::new(),
+            models: HashMap::new(),
             fresh: Vec::new(),
             erase_at: None,
             watching: Watching::new(),
@@ -123,7 +126,7 @@ impl Keeper {
             }
         }
         let texts = materials::listed(state).into_iter().flat_map(|(_, places)| places);
-        let texts: HashSet<Place> = self.issuers(state).0.into_iter().chain(texts).collect();
+        let texts: HashSet<Place> = self.shared(state).0.into_iter().chain(texts).collect();
         for place in texts {
             match self.vault.read(place) {
                 Ok(text) => drop(self.contents.insert(beginning(&Sha256::digest(text).into()), place)),
@@ -337,16 +340,29 @@ impl Keeper {
         }
         match &record.content {
             Content::Text(text) => self.write(text, &record.digest),
-            Content::Pair(stored) => {
+            Content::Pair(stored, kin) => {
+                let Some((leaf, issuers)) = stored.chain.split_first() else {
+                    return Err(Error::Sent(Fault::NoCertificate));
+                };
+                // The first one of its kind lies there as it is.
+                let model = match self.models.get(kin) {
+                    Some(model) => *model,
+                    None => self.put_der(leaf)?,
+                };
+                self.models.insert(*kin, model);
+                let mut places = vec![model];
                 // Many certificates are sent with the same ones, which lie there once.
-                let issuers = stored.chain.iter().skip(1).map(|der| self.put_issuer(der));
-                let issuers = issuers.collect::<Result<Vec<_>, _>>()?;
-                self.write(&stored.record_with(&issuers), &record.digest)
+                for der in issuers {
+                    places.push(self.put_der(der)?);
+                }
+                let model = self.vault.read(model).map_err(Error::Vault)?;
+                self.write(&stored.record(&places, &model), &record.digest)
             }
         }
     }
 
-    fn put_issuer(&mut self, der: &[u8]) -> Result<Place, Error> {
+    /// Puts a certificate into the vault that others need.
+    fn put_der(&mut self, der: &[u8]) -> Result<Place, Error> {
         let digest = Sha256::digest(der).into();
         match self.contents.get(&beginning(&digest)) {
             Some(place) => Ok(*place),
@@ -382,30 +398,31 @@ impl Keeper {
         let certificates = state.certificates.values().flat_map(|it| it.values()).map(|it| it.place);
         let materials = materials::listed(state).into_iter().flat_map(|(_, places)| places);
         let mut used: Vec<Place> = certificates.chain(materials).collect();
-        let (issuers, broken) = self.issuers(state);
+        let (shared, broken) = self.shared(state);
         if broken > 0 {
             tracing::error!("{broken} certificates cannot be had from memory; put them in place again");
         }
-        used.extend(issuers);
+        used.extend(shared);
         used.sort_unstable_by_key(|place| place.offset);
         let is_used = |place: &Place| {
             place.length == 0 || used.binary_search_by_key(&place.offset, |used| used.offset).is_ok()
         };
         self.contents.retain(|_, place| is_used(place));
+        self.models.retain(|_, place| is_used(place));
         self.known.retain(|_, known| known.places.iter().all(is_used));
         self.vault.erase_all_but(used)
     }
 
-    /// Where that lies which several certificates of `state` are sent with; and how many certificates do not say it any more.
-    fn issuers(&self, state: &State) -> (HashSet<Place>, usize) {
-        let (mut issuers, mut broken) = (HashSet::new(), 0);
+    /// Where that lies which several certificates of `state` need; and how many certificates do not say it any more.
+    fn shared(&self, state: &State) -> (HashSet<Place>, usize) {
+        let (mut shared, mut broken) = (HashSet::new(), 0);
         for certificate in state.certificates.values().flat_map(|it| it.values()) {
             match self.vault.elsewhere(certificate.place) {
-                Ok(places) => issuers.extend(places),
+                Ok(places) => shared.extend(places),
                 Err(_) => broken += 1,
             }
         }
-        (issuers, broken)
+        (shared, broken)
     }
 }
 

@@ -73,7 +73,7 @@ impl Keeper {
         let default = *default || replaced.is_some_and(|(_, replaced)| replaced.default);
         let mut certificate = facts.clone().certificate(names, default).map_err(Error::Sent)?;
         certificate.files.clone_from(files);
-        certificate.place = self.put(&Record::of_pair(stored))?;
+        certificate.place = self.put(&Record::of_pair(stored, &facts))?;
         let mut changes = Vec::new();
         if default {
             for (fingerprint, present) in state.certificates.get(address).into_iter().flatten() {

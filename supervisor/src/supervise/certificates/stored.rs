@@ -41,7 +41,7 @@ impl Keeper {
                 let here = present.certificates.values().find_map(|it| it.get(&fingerprint));
                 let (place, facts) = if let Some(pair) = keys.get(&fingerprint) {
                     let (stored, facts) = parse(pair).map_err(Error::Sent)?;
-                    (self.put(&Record::of_pair(stored))?, facts)
+                    (self.put(&Record::of_pair(stored, &facts))?, facts)
                 } else if let Some(here) = here {
                     let stored = self.vault().certificate(here.place).map_err(Error::Vault)?;
                     (here.place, content::facts(&stored.chain).map_err(Error::Sent)?)

@@ -383,7 +383,7 @@ fn who_issued_many_certificates_lies_in_the_vault_once_and_as_long_as_any_of_the
     let place = |name| find(&all, address(443), name).unwrap().1.place;
     let elsewhere =
         ["1.example", "2.example", "3.example"].map(|name| keeper.vault().elsewhere(place(name)).unwrap());
-    assert!(elsewhere[0].len() == 1 && elsewhere.iter().all(|it| *it == elsewhere[0]));
+    assert!(elsewhere[0].len() == 2 && elsewhere.iter().all(|it| *it == elsewhere[0]));
     let chain = keeper.vault().certificate(place("2.example")).unwrap().chain;
     // The first one, which brought it, goes.
     let (rest, _) = load(&mut keeper, &[two.clone(), three.clone()], Depth::Few).unwrap();
@@ -400,12 +400,15 @@ fn who_issued_many_certificates_lies_in_the_vault_once_and_as_long_as_any_of_the
     let fourth = wanted(443, &write_pair(&folder, "4", &fourth));
     let (more, _) = load(&mut second, &[two, fourth.clone()], Depth::Few).unwrap();
     let place = find(&more, address(443), "4.example").unwrap().1.place;
-    assert_eq!(second.vault().elsewhere(place).unwrap(), elsewhere[0]);
+    // It does not know what the others were written like.
+    assert_eq!(second.vault().elsewhere(place).unwrap()[1..], elsewhere[0][1..]);
     let (last, _) = load(&mut second, &[fourth], Depth::Few).unwrap();
     second.tidy(&last);
     assert_eq!(second.vault().certificate(place).unwrap().chain[1], chain[1]);
     second.tidy(&State::default());
-    assert!(second.vault().read(elsewhere[0][0]).unwrap().iter().all(|byte| *byte == 0));
+    for gone in &elsewhere[0] {
+        assert!(second.vault().read(*gone).unwrap().iter().all(|byte| *byte == 0));
+    }
 }
 
 fn material(path: &Path) -> Material {

@@ -353,6 +353,7 @@ mod tests {
             names: vec!["new".to_owned()],
             key: KeyKind::Rsa,
             not_after: 1,
+            kin: [0; 32],
         };
         Kept { places: [place; 2], digests: Default::default(), facts: Some(facts) }
     }
