@@ -2,7 +2,7 @@
 //!
 //! The supervisor holds the authoritative copy; each worker gets it when it starts and compiles its tables from it.
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, str::FromStr};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, str::FromStr, sync::Arc};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -12,6 +12,7 @@ use crate::limits;
 mod compact;
 mod tls;
 
+pub use self::compact::{Names, PackedFiles};
 pub use self::tls::{
     BackendTls, Certificate, CertificateFiles, CipherSuite, ClientAuth, Fingerprint, FingerprintError,
     FrontendTls, Group, Hsts, KeyKind, Material, Place, Tls, TlsVersion, UnknownName, WantedCertificate,
@@ -19,6 +20,9 @@ pub use self::tls::{
 
 /// Version of the serialised form; a reader refuses any other.
 pub const STATE_VERSION: u32 = 1;
+
+/// The certificates of a listener.
+pub type ListenerCertificates = BTreeMap<Fingerprint, Arc<Certificate>>;
 
 /// Everything that is configured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -36,7 +40,7 @@ pub struct State {
     pub clusters: BTreeMap<String, Cluster>,
     /// By the address of their listener.
     #[serde(default, deserialize_with = "compact::certificates")]
-    pub certificates: BTreeMap<SocketAddr, BTreeMap<Fingerprint, Certificate>>,
+    pub certificates: BTreeMap<SocketAddr, ListenerCertificates>,
 }
 
 /// Which in the row of states one is, and what it came from. A supervisor that takes over workers tells by it which of

@@ -51,12 +51,12 @@ pub(crate) fn give_memory_back() {
 }
 
 /// The same value in memory without holes, all else being given back: what was made of a large text lies scattered among the
-/// remains of reading it. The copy is made in another thread, which has memory of its own.
-pub(crate) fn compacted<T: Clone + Send + Sync>(value: T) -> T {
+/// remains of reading it. `copy` shares nothing with what it is of; it is made in another thread, which has memory of its own.
+pub(crate) fn compacted<T: Send + Sync>(value: T, copy: fn(&T) -> T) -> T {
     if cfg!(not(target_env = "gnu")) {
         return value;
     }
-    let copy = std::thread::scope(|scope| scope.spawn(|| value.clone()).join());
+    let copy = std::thread::scope(|scope| scope.spawn(|| copy(&value)).join());
     let compacted = match copy {
         Ok(copy) => {
             drop(value);

@@ -34,8 +34,8 @@ impl State {
             }
             Change::RemoveBackend { cluster, id } => vec![format!("- backend {id} of cluster {cluster}")],
             Change::SetCertificate { address, fingerprint, certificate } => {
-                let present = self.certificates.get(address).is_some_and(|it| it.contains_key(fingerprint));
-                let (sign, names) = (if present { '~' } else { '+' }, certificate.names.join(", "));
+                let present = self.certificate(*address, fingerprint).is_some();
+                let (sign, names) = (if present { '~' } else { '+' }, &certificate.names);
                 vec![format!("{sign} certificate {fingerprint} for {names} on {address}")]
             }
             Change::RemoveCertificate { address, fingerprint } => {

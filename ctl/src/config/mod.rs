@@ -58,8 +58,8 @@ pub fn check(part: &State) -> Result<(), String> {
     // Paths of a state are absolute: one that is not does not come back as it was.
     let read = parse_part(&text, "the change", Path::new("/")).map_err(|error| error.to_string())?.state;
     let said = part.certificates.values().flat_map(|it| it.values()).filter(|it| it.named);
-    let mut names = said.flat_map(|it| &it.names);
-    let named_as_in_a_file = names.all(|name| certificate_name(name).as_ref() == Ok(name));
+    let mut names = said.flat_map(|it| it.names.iter());
+    let named_as_in_a_file = names.all(|name| certificate_name(name).as_deref() == Ok(name));
     if read.listeners == routing.listeners && read.clusters == routing.clusters && named_as_in_a_file {
         Ok(())
     } else {

@@ -11,6 +11,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use super::compact::{Names, PackedFiles};
 use crate::limits;
 
 mod names;
@@ -277,8 +278,7 @@ impl From<Fingerprint> for String {
 pub struct Certificate {
     /// Names that it is served for, in lower case: those in it, or those that were said instead. `*.name` is any one label
     /// below a name.
-    #[serde(deserialize_with = "super::compact::names")]
-    pub names: Vec<String>,
+    pub names: Names,
     /// Kind of its key.
     pub key: KeyKind,
     /// Until when it is valid (seconds since 1970).
@@ -291,7 +291,18 @@ pub struct Certificate {
     /// Where its chain and its key lie.
     pub place: Place,
     /// Its files; `None` when it came over the command socket.
-    pub files: Option<CertificateFiles>,
+    pub files: Option<PackedFiles>,
+}
+
+impl Certificate {
+    /// Whether it is for this host, which is in lower case.
+    pub fn covers(&self, host: &str) -> bool {
+        let parent = host.split_once('.').filter(|(label, _)| !label.is_empty()).map(|(_, parent)| parent);
+        self.names.iter().any(|name| match name.strip_prefix("*.") {
+            Some(below) => parent == Some(below),
+            None => name == host,
+        })
+    }
 }
 
 /// Kind of a certificate's key.
@@ -306,7 +317,7 @@ pub enum KeyKind {
     Rsa,
 }
 
-/// The files of a certificate. There may be very many, which every process knows.
+/// The files of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct CertificateFiles {
     /// Certificate (PEM), with or without its chain.
@@ -343,6 +354,30 @@ mod tests {
         assert_eq!(colons.join(":").to_uppercase().parse(), Ok(fingerprint));
         for wrong in ["", "00", &text[1..], &format!("{text}0"), &"zz".repeat(32)] {
             assert_eq!(wrong.parse::<Fingerprint>(), Err(FingerprintError), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_covers_its_names_and_any_one_label_below_those_with_a_star() {
+        let certificate = Certificate {
+            names: ["a.example", "*.b.example", "*"].into(),
+            key: KeyKind::Ecdsa,
+            not_after: 0,
+            default: false,
+            named: false,
+            place: Place::default(),
+            files: None,
+        };
+        for (host, is_covered) in [
+            ("a.example", true),
+            ("b.example", false),
+            ("x.b.example", true),
+            ("x.y.b.example", false),
+            (".b.example", false),
+            ("x.a.example", false),
+            ("", false),
+        ] {
+            assert_eq!(certificate.covers(host), is_covered, "{host}");
         }
     }
 

@@ -5,20 +5,18 @@
 
 use std::{
     cell::RefCell,
+    collections::HashSet,
     fmt,
     hash::{BuildHasher as _, RandomState},
     io,
     num::NonZeroUsize,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::Arc,
 };
 
 use hashbrown::HashTable;
 use kakehi_ctl::{
     limits,
-    state::{Certificate, Fingerprint, KeyKind, Place, UnknownName},
+    state::{Certificate, KeyKind, Place, UnknownName},
 };
 use lru::LruCache;
 use rustls::{
@@ -32,44 +30,6 @@ use send_wrapper::SendWrapper;
 
 use super::vault::Vault;
 
-/// A certificate, as far as it is known without having been read.
-pub(crate) struct Entry {
-    pub(crate) fingerprint: Fingerprint,
-    /// See [`Certificate::names`]: one in each line.
-    names: Box<str>,
-    key: KeyKind,
-    not_after: i64,
-    default: bool,
-    /// Of its place: apart, as both together would take more room.
-    offset: u64,
-    length: u32,
-    /// It could not be used; said once.
-    broken: AtomicBool,
-}
-
-impl Entry {
-    /// Whether it is for this host, which is in lower case.
-    pub(crate) fn covers(&self, host: &str) -> bool {
-        self.names().any(|(_, name)| match name.strip_prefix("*.") {
-            Some(parent) => parent_of(host) == Some(parent),
-            None => name == host,
-        })
-    }
-
-    fn place(&self) -> Place {
-        Place { offset: self.offset, length: self.length }
-    }
-
-    /// Its names, and where they begin.
-    fn names(&self) -> impl Iterator<Item = (u32, &str)> {
-        self.names.split_terminator('\n').scan(0, |begin, name| {
-            let named = (*begin, name);
-            *begin += name.len() as u32 + 1;
-            Some(named)
-        })
-    }
-}
-
 /// The name without its first label.
 pub(super) fn parent_of(name: &str) -> Option<&str> {
     name.split_once('.').filter(|(label, _)| !label.is_empty()).map(|(_, parent)| parent)
@@ -81,6 +41,8 @@ pub(crate) struct KeyStore {
     pub(crate) vault: Vault,
     pub(crate) provider: Arc<CryptoProvider>,
     ready: Own<LruCache<Place, Arc<CertifiedKey>>>,
+    /// Those that could not be used, which was said.
+    broken: Own<HashSet<Place>>,
 }
 
 /// Why a certificate cannot be used.
@@ -95,7 +57,7 @@ pub(crate) enum Unusable {
 impl KeyStore {
     pub(crate) fn new(vault: Vault, provider: Arc<CryptoProvider>) -> KeyStore {
         let most = NonZeroUsize::new(limits::READY_CERTIFICATES).unwrap_or(NonZeroUsize::MIN);
-        KeyStore { vault, provider, ready: own(LruCache::new(most)) }
+        KeyStore { vault, provider, ready: own(LruCache::new(most)), broken: own(HashSet::new()) }
     }
 
     pub(crate) fn load(&self, place: Place) -> Result<Arc<CertifiedKey>, Unusable> {
@@ -117,6 +79,7 @@ impl KeyStore {
 
     fn forget(&self, place: Place) {
         self.ready.borrow_mut().pop(&place);
+        self.broken.borrow_mut().remove(&place);
     }
 }
 
@@ -129,7 +92,7 @@ fn own<T>(value: T) -> Own<T> {
 
 /// Which certificate a handshake was given, and for which name.
 pub(crate) struct Served {
-    pub(crate) entry: Arc<Entry>,
+    pub(crate) certificate: Arc<Certificate>,
     pub(crate) name: Option<Box<str>>,
 }
 
@@ -141,84 +104,61 @@ pub(crate) struct Certificates {
     served: Own<Option<Served>>,
 }
 
-/// There may be very many, and every worker has them all: tables hold no keys of their own, but look at the entries.
+/// There may be very many, and every worker has them all: the table holds no names of its own, but looks at those of the
+/// certificates, which are the same that the state has.
 #[derive(Default)]
 struct Index {
     hasher: RandomState,
-    /// By fingerprint.
-    entries: HashTable<Arc<Entry>>,
-    /// By name, which begins at this byte of those of the entry; those for all names below one have the `*.` in front.
-    names: HashTable<(Arc<Entry>, u32)>,
-    defaults: Vec<Arc<Entry>>,
+    /// By name, of which it has the position; those for all names below one have the `*.` in front.
+    names: HashTable<(Arc<Certificate>, u32)>,
+    defaults: Vec<Arc<Certificate>>,
     /// The one with the least fingerprint.
-    first: Option<Arc<Entry>>,
+    first: Option<Arc<Certificate>>,
 }
 
-fn name_of((entry, begin): &(Arc<Entry>, u32)) -> &str {
-    let rest = &entry.names[*begin as usize..];
-    rest.split_once('\n').map_or(rest, |(name, _)| name)
+fn name_of((certificate, position): &(Arc<Certificate>, u32)) -> &str {
+    certificate.names.at(*position)
 }
 
 impl Index {
-    /// Makes room for so many, which have a name each.
-    fn reserve(&mut self, count: usize) {
-        let hasher = &self.hasher;
-        self.entries.reserve(count, |entry| hasher.hash_one(entry.fingerprint));
-        self.names.reserve(count, |named| hasher.hash_one(name_of(named)));
+    fn of_all<'a>(all: impl Iterator<Item = &'a Arc<Certificate>> + Clone) -> Index {
+        let mut index = Index { first: all.clone().next().cloned(), ..Index::default() };
+        let count = all.clone().map(|certificate| certificate.names.iter().count()).sum();
+        index.names.reserve(count, |named| index.hasher.hash_one(name_of(named)));
+        all.for_each(|certificate| index.insert(certificate));
+        index
     }
 
-    fn insert(&mut self, fingerprint: Fingerprint, certificate: &Certificate) {
-        let entry = Arc::new(Entry {
-            fingerprint,
-            names: certificate.names.join("\n").into(),
-            key: certificate.key,
-            not_after: certificate.not_after,
-            default: certificate.default,
-            offset: certificate.place.offset,
-            length: certificate.place.length,
-            broken: AtomicBool::new(false),
-        });
+    fn insert(&mut self, certificate: &Arc<Certificate>) {
         let hasher = &self.hasher;
-        for (begin, name) in entry.names() {
-            let named = (Arc::clone(&entry), begin);
+        for (position, name) in certificate.names.positions() {
+            let named = (Arc::clone(certificate), position);
             self.names.insert_unique(hasher.hash_one(name), named, |it| hasher.hash_one(name_of(it)));
         }
-        if entry.default {
-            self.defaults.push(Arc::clone(&entry));
+        if certificate.default {
+            self.defaults.push(Arc::clone(certificate));
         }
-        if self.first.as_ref().is_none_or(|first| fingerprint < first.fingerprint) {
-            self.first = Some(Arc::clone(&entry));
-        }
-        let hash = hasher.hash_one(fingerprint);
-        self.entries.insert_unique(hash, entry, |it| hasher.hash_one(it.fingerprint));
     }
 
-    fn remove(&mut self, fingerprint: &Fingerprint) -> Option<Arc<Entry>> {
-        let hash = self.hasher.hash_one(fingerprint);
-        let found = self.entries.find_entry(hash, |entry| entry.fingerprint == *fingerprint);
-        let (entry, _) = found.ok()?.remove();
-        for (_, name) in entry.names() {
-            let hash = self.hasher.hash_one(name);
-            let is_it = |named: &(Arc<Entry>, u32)| Arc::ptr_eq(&named.0, &entry) && name_of(named) == name;
-            if let Ok(found) = self.names.find_entry(hash, is_it) {
+    fn remove(&mut self, certificate: &Arc<Certificate>) {
+        for (position, name) in certificate.names.positions() {
+            let is_it =
+                |named: &(Arc<Certificate>, u32)| Arc::ptr_eq(&named.0, certificate) && named.1 == position;
+            if let Ok(found) = self.names.find_entry(self.hasher.hash_one(name), is_it) {
                 found.remove();
             }
         }
-        self.defaults.retain(|other| !Arc::ptr_eq(other, &entry));
-        if self.first.as_ref().is_some_and(|first| Arc::ptr_eq(first, &entry)) {
-            self.first = self.entries.iter().min_by_key(|entry| entry.fingerprint).cloned();
-        }
-        Some(entry)
+        self.defaults.retain(|other| !Arc::ptr_eq(other, certificate));
     }
 
     /// Those for exactly this name.
-    fn named(&self, name: &str) -> Vec<&Arc<Entry>> {
+    fn named(&self, name: &str) -> Vec<&Arc<Certificate>> {
         let of_its_hash = self.names.iter_hash(self.hasher.hash_one(name));
-        of_its_hash.filter(|named| name_of(named) == name).map(|(entry, _)| entry).collect()
+        of_its_hash.filter(|named| name_of(named) == name).map(|(certificate, _)| certificate).collect()
     }
 
     /// Those for a name: exact ones, or else those for all names below its parent.
-    fn of(&self, name: &str) -> Vec<&Arc<Entry>> {
+    fn of(&self, name: &str) -> Vec<&Arc<Certificate>> {
         let exact = self.named(name);
         match parent_of(name) {
             Some(parent) if exact.is_empty() => self.named(&format!("*.{parent}")),
@@ -232,21 +172,27 @@ impl Certificates {
         Certificates { keys: Arc::clone(keys), index: own(Index::default()), served: own(None) }
     }
 
-    /// So many come.
-    pub(crate) fn reserve(&self, count: usize) {
-        self.index.borrow_mut().reserve(count);
+    /// All that there are, in the order of their fingerprints.
+    pub(crate) fn begin<'a>(&self, all: impl Iterator<Item = &'a Arc<Certificate>> + Clone) {
+        self.index.replace(Index::of_all(all));
     }
 
-    /// A certificate comes, or becomes another of the same fingerprint.
-    pub(crate) fn set(&self, fingerprint: Fingerprint, certificate: &Certificate) {
-        self.remove(&fingerprint);
-        self.index.borrow_mut().insert(fingerprint, certificate);
-    }
-
-    pub(crate) fn remove(&self, fingerprint: &Fingerprint) {
-        if let Some(entry) = self.index.borrow_mut().remove(fingerprint) {
-            self.keys.forget(entry.place());
+    /// One comes, goes, or takes the place of another; `first` is the one with the least fingerprint then.
+    pub(crate) fn change(
+        &self,
+        before: Option<&Arc<Certificate>>,
+        after: Option<&Arc<Certificate>>,
+        first: Option<&Arc<Certificate>>,
+    ) {
+        let index = &mut *self.index.borrow_mut();
+        if let Some(before) = before {
+            index.remove(before);
+            self.keys.forget(before.place);
         }
+        if let Some(after) = after {
+            index.insert(after);
+        }
+        index.first = first.cloned();
     }
 
     /// All go.
@@ -269,7 +215,7 @@ impl Certificates {
         hello: &ClientHello<'_>,
         unknown: UnknownName,
         tls13: bool,
-    ) -> Option<(Arc<Entry>, Arc<CertifiedKey>)> {
+    ) -> Option<(Arc<Certificate>, Arc<CertifiedKey>)> {
         let index = self.index.borrow();
         let mut candidates = hello.server_name().map_or_else(Vec::new, |name| index.of(name));
         if candidates.is_empty() {
@@ -282,13 +228,12 @@ impl Certificates {
         }
         let offer = Offer::of(hello, tls13);
         // The quickest key that the client knows, and of those the one that is good for longest.
-        candidates.sort_by_key(|entry| (!offer.fits(entry.key), entry.key, -entry.not_after));
-        candidates.into_iter().find_map(|entry| match self.keys.load(entry.place()) {
-            Ok(key) => Some((Arc::clone(entry), key)),
+        candidates.sort_by_key(|it| (!offer.fits(it.key), it.key, -it.not_after));
+        candidates.into_iter().find_map(|certificate| match self.keys.load(certificate.place) {
+            Ok(key) => Some((Arc::clone(certificate), key)),
             Err(error) => {
-                if !entry.broken.swap(true, Relaxed) {
-                    let names = entry.names.replace('\n', ", ");
-                    tracing::error!(certificate = %entry.fingerprint, names, "a certificate cannot be used: {error}");
+                if self.keys.broken.borrow_mut().insert(certificate.place) {
+                    tracing::error!("the certificate for {} cannot be used: {error}", certificate.names);
                 }
                 None
             }
@@ -360,9 +305,9 @@ pub(super) struct Resolver {
 
 impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let (entry, key) = self.certificates.choose(&hello, self.unknown, self.tls13)?;
+        let (certificate, key) = self.certificates.choose(&hello, self.unknown, self.tls13)?;
         let name = hello.server_name().map(Box::from);
-        *self.certificates.served.borrow_mut() = Some(Served { entry, name });
+        *self.certificates.served.borrow_mut() = Some(Served { certificate, name });
         Some(key)
     }
 }
@@ -377,49 +322,39 @@ impl fmt::Debug for Resolver {
 mod tests {
     use super::*;
 
-    fn index(certificates: &[(u8, &[&str], bool)]) -> Index {
-        let mut index = Index::default();
-        index.reserve(certificates.len());
-        for (n, names, default) in certificates {
-            let certificate = Certificate {
-                names: names.iter().map(|name| (*name).to_owned()).collect(),
-                key: KeyKind::Ecdsa,
-                not_after: 0,
-                default: *default,
-                named: false,
-                place: Place::default(),
-                files: None,
-            };
-            index.insert(Fingerprint([*n; 32]), &certificate);
-        }
-        index
+    fn certificate(n: i64, names: &[&str], default: bool) -> Arc<Certificate> {
+        let names = names.iter().collect();
+        let (key, place) = (KeyKind::Ecdsa, Place::default());
+        Arc::new(Certificate { names, key, not_after: n, default, named: false, place, files: None })
     }
 
-    fn of(index: &Index, name: &str) -> Vec<u8> {
-        let mut found: Vec<u8> = index.of(name).iter().map(|entry| entry.fingerprint.0[0]).collect();
+    /// By what each is known in these tests.
+    fn of(index: &Index, name: &str) -> Vec<i64> {
+        let mut found: Vec<i64> = index.of(name).iter().map(|certificate| certificate.not_after).collect();
         found.sort_unstable();
         found
     }
 
     #[test]
     fn certificates_are_found_by_their_names_and_gone_when_removed() {
-        let mut index = index(&[
-            (3, &["a.example", "*.example", "a.example"], false),
-            (1, &["a.example"], true),
-            (2, &["*.example"], false),
-        ]);
+        let [one, two, three] = [
+            certificate(1, &["a.example"], true),
+            certificate(2, &["*.example"], false),
+            certificate(3, &["a.example", "*.example", "a.example"], false),
+        ];
+        let mut index = Index::of_all([&one, &two, &three].into_iter());
         assert_eq!(of(&index, "a.example"), [1, 3, 3]);
         assert_eq!(of(&index, "b.example"), [2, 3]);
         assert!(of(&index, "b.a.example").is_empty() && of(&index, ".example").is_empty());
-        let first = |index: &Index| index.first.as_ref().map(|entry| entry.fingerprint.0[0]);
-        assert_eq!((first(&index), index.defaults.len()), (Some(1), 1));
-        assert!(index.remove(&Fingerprint([1; 32])).is_some());
-        assert!(index.remove(&Fingerprint([1; 32])).is_none());
-        assert_eq!((first(&index), index.defaults.len()), (Some(2), 0));
+        assert!(index.first.as_ref().is_some_and(|first| Arc::ptr_eq(first, &one)));
+        assert_eq!(index.defaults.len(), 1);
+        index.remove(&one);
+        index.remove(&one);
+        assert!(index.defaults.is_empty());
         assert_eq!(of(&index, "a.example"), [3, 3]);
-        assert!(index.remove(&Fingerprint([3; 32])).is_some());
+        index.remove(&three);
         assert_eq!((of(&index, "a.example"), of(&index, "b.example")), (vec![2], vec![2]));
-        assert!(index.remove(&Fingerprint([2; 32])).is_some());
-        assert_eq!((index.entries.len(), index.names.len(), first(&index)), (0, 0, None));
+        index.remove(&two);
+        assert!(index.names.is_empty());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{io, rc::Rc, sync::Arc};
 
-use kakehi_ctl::state::TlsVersion;
+use kakehi_ctl::state::{Certificate, TlsVersion};
 use rustls::{
     AlertDescription, Error, HandshakeKind, PeerIncompatible, ProtocolVersion,
     client::UnbufferedClientConnection,
@@ -11,7 +11,6 @@ use rustls::{
 use rustls_pki_types::UnixTime;
 
 use super::{
-    certificates::Entry,
     identity::ClientIdentity,
     session::{MAX_CERTIFICATES, MAX_RECORD, Session},
     terminator::{Policy, Terminator},
@@ -24,7 +23,7 @@ use crate::{
 /// What is known of a client after its handshake.
 pub(crate) struct Secured {
     /// The certificate that it got.
-    pub(crate) served: Arc<Entry>,
+    pub(crate) served: Arc<Certificate>,
     /// The name that it asked for, in lower case.
     pub(crate) name: Option<Box<str>>,
     /// How the handshake was done.
@@ -208,8 +207,8 @@ pub(crate) async fn accept(
         Some(ProtocolVersion::TLSv1_2) => TlsVersion::V12,
         _ => TlsVersion::V13,
     };
-    let for_name = served.name.as_deref().is_some_and(|name| served.entry.covers(name));
-    let (served, name) = (served.entry, served.name);
+    let for_name = served.name.as_deref().is_some_and(|name| served.certificate.covers(name));
+    let (served, name) = (served.certificate, served.name);
     let secured = Secured { served, name, policy, client, resumed, version, for_name };
     Ok(Shaken { session, secured, data })
 }

@@ -128,9 +128,7 @@ impl Configured {
         tls: Context,
     ) -> Result<Configured, Error> {
         for (address, certificates) in &state.certificates {
-            let served = tls.certificates(*address);
-            served.reserve(certificates.len());
-            certificates.iter().for_each(|(fingerprint, it)| served.set(*fingerprint, it));
+            tls.certificates(*address).begin(certificates.values());
         }
         let (sites, clusters) = Site::compile(&state, &Clusters::new(), Some(&tls))?;
         let accepting = sites.iter().filter(|(address, _)| state.accepts(address));
@@ -375,16 +373,19 @@ impl Configured {
         let state = &mut *self.state.borrow_mut();
         state.revision = revision;
         for change in &changes {
+            let certificate = change.certificate();
+            let before =
+                certificate.and_then(|(address, fingerprint)| state.certificate(address, &fingerprint));
+            let before = before.cloned();
             // It was tried on a copy of the same state.
             let applied = state.apply(change);
             debug_assert!(applied.is_ok(), "{applied:?}");
+            if let Some((address, fingerprint)) = certificate {
+                let first = state.certificates.get(&address).and_then(|all| all.values().next());
+                let after = state.certificate(address, &fingerprint);
+                self.tls.certificates(address).change(before.as_ref(), after, first);
+            }
             match change {
-                Change::SetCertificate { address, fingerprint, certificate } => {
-                    self.tls.certificates(*address).set(*fingerprint, certificate);
-                }
-                Change::RemoveCertificate { address, fingerprint } => {
-                    self.tls.certificates(*address).remove(fingerprint);
-                }
                 Change::RemoveListener { address } => self.tls.certificates(*address).clear(),
                 Change::SetListener { listener } if listener.tls.is_none() => {
                     self.tls.certificates(listener.address).clear();

@@ -360,7 +360,7 @@ impl Supervisor {
 
     /// Has the state take as little memory as it can.
     pub(super) fn compact(&mut self) {
-        self.state = crate::sys::compacted(std::mem::take(&mut self.state));
+        self.state = crate::sys::compacted(std::mem::take(&mut self.state), State::detached);
     }
 
     fn tell_ready(&self) {

@@ -12,13 +12,17 @@ use std::{
         net::UnixStream,
     },
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use kakehi_ctl::{
     limits,
     order::{CertificateInfo, Changed, Envelope, Pem, Request, Response},
-    state::{Certificate, CertificateFiles, Fingerprint, KeyKind, Listener, ListenerProtocol, Place, State},
+    state::{
+        Certificate, CertificateFiles, Fingerprint, KeyKind, Listener, ListenerProtocol, Names, PackedFiles,
+        Place, State,
+    },
     store,
     wire::{self, Decoder},
 };
@@ -52,19 +56,19 @@ fn write_pair(folder: &Path, name: &str) -> CertificateFiles {
 }
 
 /// A certificate as it stands in a saved state: what is in it is read again.
-fn saved(n: u32, files: CertificateFiles) -> (Fingerprint, Certificate) {
+fn saved(n: u32, files: CertificateFiles) -> (Fingerprint, Arc<Certificate>) {
     let mut fingerprint = [0; 32];
     fingerprint[..4].copy_from_slice(&n.to_be_bytes());
     let certificate = Certificate {
-        names: Vec::new(),
+        names: Names::default(),
         key: KeyKind::Rsa,
         not_after: 0,
         default: n == 0,
         named: false,
         place: Place::default(),
-        files: Some(files),
+        files: Some(PackedFiles::from(&files)),
     };
-    (Fingerprint(fingerprint), certificate)
+    (Fingerprint(fingerprint), certificate.into())
 }
 
 /// A proxy that has stopped, and whose saved state has a listener with these certificates; where that listens.

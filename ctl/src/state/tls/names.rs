@@ -132,8 +132,8 @@ impl State {
                 }
                 wanted.push(WantedCertificate {
                     address: *address,
-                    files: files.clone(),
-                    names: if certificate.named { certificate.names.clone() } else { Vec::new() },
+                    files: files.unpack(),
+                    names: if certificate.named { certificate.names.to_vec() } else { Vec::new() },
                     default: certificate.default && !has_default,
                 });
                 has_default |= certificate.default;

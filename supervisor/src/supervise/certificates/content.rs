@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use kakehi_ctl::{
     config,
     order::CertificateInfo,
-    state::{Certificate, Fingerprint, KeyKind},
+    state::{Certificate, Fingerprint, KeyKind, Names, PackedFiles},
 };
 use kakehi_engine::tls::{Stored, distinguished_name};
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject as _};
@@ -83,7 +83,7 @@ pub(crate) enum Fault {
 pub(crate) struct Facts {
     pub(crate) fingerprint: Fingerprint,
     /// In lower case: those of DNS and addresses, or else its common name; none at all where it has none.
-    pub(crate) names: Vec<String>,
+    pub(crate) names: Names,
     pub(crate) key: KeyKind,
     pub(crate) not_after: i64,
     /// Certificates are much alike that have the same.
@@ -98,10 +98,10 @@ impl Facts {
     pub(crate) fn certificate(self, said: &[String], default: bool) -> Result<Certificate, Fault> {
         let named = !said.is_empty();
         let names = match named {
-            true => said.iter().map(|name| served(name)).collect::<Result<_, _>>()?,
+            true => said.iter().map(|name| served(name)).collect::<Result<Names, _>>()?,
             false => self.names,
         };
-        if names.is_empty() {
+        if names == Names::default() {
             return Err(Fault::NoName);
         }
         let Facts { key, not_after, .. } = self;
@@ -217,7 +217,7 @@ fn key_kind(certificate: &X509Certificate<'_>) -> Result<KeyKind, Fault> {
     .ok_or(Fault::KeyKind)
 }
 
-fn names(certificate: &X509Certificate<'_>) -> Vec<String> {
+fn names(certificate: &X509Certificate<'_>) -> Names {
     let alternatives = certificate.subject_alternative_name().ok().flatten();
     let alternatives = alternatives.map_or(&[][..], |extension| &extension.value.general_names);
     let mut names: Vec<String> = Vec::new();
@@ -233,9 +233,7 @@ fn names(certificate: &X509Certificate<'_>) -> Vec<String> {
         let common = certificate.subject().iter_common_name().find_map(|name| name.as_str().ok());
         names.extend(common.map(str::to_ascii_lowercase));
     }
-    // There may be very many certificates.
-    names.shrink_to_fit();
-    names
+    names.into_iter().collect()
 }
 
 fn address(bytes: &[u8]) -> Option<IpAddr> {
@@ -257,7 +255,7 @@ pub(super) fn describe(
     Ok(CertificateInfo {
         address,
         fingerprint,
-        names: certificate.names.clone(),
+        names: certificate.names.to_vec(),
         subject: distinguished_name(parsed.subject()),
         issuer: distinguished_name(parsed.issuer()),
         serial: parsed.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect(),
@@ -266,6 +264,6 @@ pub(super) fn describe(
         key: certificate.key,
         default: certificate.default,
         chain_length: stored.chain.len() - 1,
-        files: certificate.files.clone(),
+        files: certificate.files.as_ref().map(PackedFiles::unpack),
     })
 }

@@ -53,8 +53,8 @@ fn expiring(state: &State, now: i64) -> Vec<String> {
             let file = certificate
                 .files
                 .as_ref()
-                .map_or_else(|| fingerprint.to_string(), |files| files.certificate.display().to_string());
-            format!("certificate {file} for {} on {address} {when}", certificate.names.join(", "))
+                .map_or_else(|| fingerprint.to_string(), |files| files.certificate().display().to_string());
+            format!("certificate {file} for {} on {address} {when}", certificate.names)
         })
         .collect();
     if soon.len() > NAMED {
@@ -110,7 +110,7 @@ mod tests {
         let now = 1_700_000_000;
         for (n, not_after) in [(1, now + 86_400 * 13 + 5), (2, now - 86_400 * 2), (3, now + 86_400 * 15)] {
             let certificate = Certificate {
-                names: vec![format!("{n}.example")],
+                names: [format!("{n}.example")].into_iter().collect(),
                 key: KeyKind::Ecdsa,
                 not_after,
                 default: false,
@@ -119,7 +119,7 @@ mod tests {
                 files: None,
             };
             let certificates = state.certificates.entry(([127, 0, 0, 1], 443).into()).or_default();
-            certificates.insert(Fingerprint([n; 32]), certificate);
+            certificates.insert(Fingerprint([n; 32]), certificate.into());
         }
         let figures = figures(&state);
         assert_eq!(figures["tls.certificates"], 3);

@@ -6,6 +6,7 @@ use std::{
     net::SocketAddr,
     rc::Rc,
     sync::{
+        Arc,
         atomic::{AtomicUsize, Ordering},
         mpsc::sync_channel,
     },
@@ -15,7 +16,7 @@ use std::{
 
 use kakehi_ctl::{
     change::Change,
-    state::{Certificate, Fingerprint, Place, State, WantedCertificate},
+    state::{Certificate, Fingerprint, PackedFiles, Place, State, WantedCertificate},
 };
 use kakehi_engine::tls::Vault;
 use sha2::{Digest as _, Sha256};
@@ -83,7 +84,7 @@ pub(super) struct Kept {
 }
 
 /// A certificate of the listener at an address.
-type Found = (SocketAddr, Fingerprint, Certificate);
+type Found = (SocketAddr, Fingerprint, Arc<Certificate>);
 
 /// A source that was looked at: read anew, or found as it was.
 enum Looked {
@@ -152,7 +153,7 @@ impl Keeper {
         let mut warnings = self.fill(slots, depth)?;
         let (certificates, more) = self.certificates(wanted, depth)?;
         warnings.extend(more);
-        let mut by_address = HashMap::<SocketAddr, Vec<(Fingerprint, Certificate)>>::new();
+        let mut by_address = HashMap::<SocketAddr, Vec<(Fingerprint, Arc<Certificate>)>>::new();
         for (address, fingerprint, certificate) in certificates {
             by_address.entry(address).or_default().push((fingerprint, certificate));
         }
@@ -203,9 +204,10 @@ impl Keeper {
         if known != Some(&place) || facts.fingerprint != fingerprint {
             return Err(Error::Elsewhere(fingerprint));
         }
-        let said = if named { &certificate.names[..] } else { &[] };
+        let said = if named { certificate.names.to_vec() } else { Vec::new() };
         let files = certificate.files.clone();
-        let expected = Certificate { place, files, ..facts.certificate(said, default).map_err(Error::Sent)? };
+        let expected =
+            Certificate { place, files, ..facts.certificate(&said, default).map_err(Error::Sent)? };
         if expected == *certificate { Ok(()) } else { Err(Error::Otherwise(fingerprint)) }
     }
 
@@ -247,8 +249,8 @@ impl Keeper {
                 Error::File(files::Error::Content { path: files.certificate.to_path_buf(), fault })
             })?;
             certificate.place = kept.places[0];
-            certificate.files = Some(files);
-            certificates.push((address, fingerprint, certificate));
+            certificate.files = Some(PackedFiles::from(&files));
+            certificates.push((address, fingerprint, certificate.into()));
         }
         Ok((certificates, warnings))
     }

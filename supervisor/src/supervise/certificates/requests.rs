@@ -1,11 +1,11 @@
 //! What `kakehictl` asks about certificates.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use kakehi_ctl::{
     change::Change,
     order::{CertificateInfo, Changed, KeyPair, Pem, Request, Response},
-    state::{Certificate, CertificateFiles, Fingerprint, State},
+    state::{Certificate, CertificateFiles, Fingerprint, PackedFiles, State},
 };
 use kakehi_engine::tls::{Stored, Vault};
 use tokio::sync::oneshot;
@@ -72,14 +72,14 @@ impl Keeper {
         // One that takes the place of the default is the default.
         let default = *default || replaced.is_some_and(|(_, replaced)| replaced.default);
         let mut certificate = facts.clone().certificate(names, default).map_err(Error::Sent)?;
-        certificate.files.clone_from(files);
+        certificate.files = files.as_ref().map(PackedFiles::from);
         certificate.place = self.put(&Record::of_pair(stored, &facts))?;
         let mut changes = Vec::new();
         if default {
             for (fingerprint, present) in state.certificates.get(address).into_iter().flatten() {
                 let goes = replaced.is_some_and(|(replaced, _)| replaced == *fingerprint);
                 if present.default && !goes && *fingerprint != facts.fingerprint {
-                    let certificate = Certificate { default: false, ..present.clone() };
+                    let certificate = Arc::new(Certificate { default: false, ..(**present).clone() });
                     let fingerprint = *fingerprint;
                     changes.push(Change::SetCertificate { address: *address, fingerprint, certificate });
                 }
@@ -90,7 +90,7 @@ impl Keeper {
                 changes.extend(replacement(*address, replaced, (facts.fingerprint, certificate)))
             }
             None => {
-                let fingerprint = facts.fingerprint;
+                let (fingerprint, certificate) = (facts.fingerprint, Arc::new(certificate));
                 changes.push(Change::SetCertificate { address: *address, fingerprint, certificate });
             }
         }
@@ -121,18 +121,14 @@ pub(super) fn find<'a>(
 
 /// Whether it has this fingerprint, or is served for this name.
 fn is_for(which: &str, fingerprint: Fingerprint, certificate: &Certificate) -> bool {
-    let above = which.split_once('.').map(|(_, above)| above);
     which.parse() == Ok(fingerprint)
-        || certificate.names.iter().any(|name| {
-            let below = name.strip_prefix("*.").zip(above);
-            name.eq_ignore_ascii_case(which)
-                || below.is_some_and(|(name, above)| name.eq_ignore_ascii_case(above))
-        })
+        || certificate.names.iter().any(|name| name.eq_ignore_ascii_case(which))
+        || certificate.covers(&which.to_ascii_lowercase())
 }
 
 /// What is in the certificates of `which`, as they lie in the vault.
-fn infos(vault: &Vault, which: Vec<(SocketAddr, Fingerprint, Certificate)>) -> Response {
-    let info = |(address, fingerprint, it): (SocketAddr, Fingerprint, Certificate)| {
+fn infos(vault: &Vault, which: Vec<(SocketAddr, Fingerprint, Arc<Certificate>)>) -> Response {
+    let info = |(address, fingerprint, it): (SocketAddr, Fingerprint, Arc<Certificate>)| {
         let stored = vault.certificate(it.place).map_err(|error| error.to_string())?;
         content::describe(address, fingerprint, &it, &stored).map_err(|error| error.to_string())
     };
@@ -198,7 +194,7 @@ impl Supervisor {
         let asked = all.filter(|(_, fingerprint, certificate)| {
             which.is_none_or(|which| is_for(which, *fingerprint, certificate))
         });
-        let asked = asked.map(|(address, fingerprint, it)| (address, fingerprint, it.clone())).collect();
+        let asked = asked.map(|(address, fingerprint, it)| (address, fingerprint, Arc::clone(it))).collect();
         match self.certificates.vault().try_clone() {
             // There may be very many. Whoever asked may have left; that is nobody's loss.
             Ok(vault) => {

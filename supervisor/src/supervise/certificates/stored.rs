@@ -4,7 +4,7 @@ use std::{borrow::Cow, collections::BTreeMap, io};
 
 use kakehi_ctl::{
     order::{KeyPair, Pem},
-    state::{Certificate, Fingerprint, State, WantedCertificate},
+    state::{Certificate, Fingerprint, PackedFiles, State, WantedCertificate},
 };
 use kakehi_engine::tls::Stored;
 use rustls_pki_types::PrivateKeyDer;
@@ -33,8 +33,8 @@ impl Keeper {
             for (fingerprint, certificate) in certificates {
                 // What else is said of it counts for nothing: it is taken from the certificate.
                 let default = certificate.default;
-                let names = if certificate.named { certificate.names } else { Vec::new() };
-                if let Some(files) = certificate.files {
+                let names = if certificate.named { certificate.names.to_vec() } else { Vec::new() };
+                if let Some(files) = certificate.files.as_ref().map(PackedFiles::unpack) {
                     wanted.push(WantedCertificate { address, files, names, default });
                     continue;
                 }
@@ -58,7 +58,7 @@ impl Keeper {
         }
         let mut warnings = self.furnish(state, wanted, Depth::Few)?;
         for (address, fingerprint, certificate) in others {
-            state.certificates.entry(address).or_default().insert(fingerprint, certificate);
+            state.certificates.entry(address).or_default().insert(fingerprint, certificate.into());
         }
         if left_out > 0 {
             warnings.push(format!(

@@ -8,7 +8,7 @@ use std::{collections::HashMap, net::SocketAddr, time::Duration};
 
 use kakehi_ctl::{
     change::Change,
-    state::{Fingerprint, Place, State},
+    state::{Certificate, Fingerprint, PackedFiles, Place, State},
 };
 use kakehi_engine::tls::Vault;
 use tokio::{task::JoinHandle, time::Instant};
@@ -121,7 +121,7 @@ fn after(state: &State, cursor: Option<(SocketAddr, Fingerprint)>) -> Vec<Item> 
     });
     let with_files = all.filter_map(|(address, fingerprint, certificate)| {
         Some(Item {
-            source: Source::Certificate(certificate.files.clone()?),
+            source: Source::Certificate(certificate.files.as_ref()?.unpack()),
             certificate: Some((address, fingerprint)),
             known: None,
             place: certificate.place,
@@ -263,7 +263,7 @@ fn renewals(
     (address, fingerprint): (SocketAddr, Fingerprint),
     kept: &Kept,
 ) -> Result<Vec<Change>, Fault> {
-    let present = state.certificates.get(&address).and_then(|it| it.get(&fingerprint));
+    let present = state.certificate(address, &fingerprint);
     // It may have gone in the meantime; and mostly, when files are not known, they are what they were.
     let (Some(present), Some(facts), Source::Certificate(files)) = (present, &kept.facts, source) else {
         return Ok(Vec::new());
@@ -272,12 +272,13 @@ fn renewals(
         return Ok(Vec::new());
     }
     let mut changes = Vec::new();
+    let files = Some(PackedFiles::from(files));
     for (address, certificates) in &state.certificates {
-        for (fingerprint, present) in certificates.iter().filter(|(_, it)| it.files.as_ref() == Some(files)) {
-            let said = if present.named { &present.names[..] } else { &[] };
-            let mut renewed = facts.clone().certificate(said, present.default)?;
+        for (fingerprint, present) in certificates.iter().filter(|(_, it)| it.files == files) {
+            let said = if present.named { present.names.to_vec() } else { Vec::new() };
+            let mut renewed = facts.clone().certificate(&said, present.default)?;
             renewed.place = kept.places[0];
-            renewed.files = Some(files.clone());
+            renewed.files.clone_from(&files);
             changes.extend(replacement(*address, (*fingerprint, present), (facts.fingerprint, renewed)));
         }
     }
@@ -299,13 +300,13 @@ pub(in super::super) struct Changed(Seen);
 /// The changes that put one certificate into the place of another.
 pub(super) fn replacement(
     address: SocketAddr,
-    (fingerprint, present): (Fingerprint, &kakehi_ctl::state::Certificate),
-    (new, renewed): (Fingerprint, kakehi_ctl::state::Certificate),
+    (fingerprint, present): (Fingerprint, &Certificate),
+    (new, renewed): (Fingerprint, Certificate),
 ) -> Vec<Change> {
     if new == fingerprint && *present == renewed {
         return Vec::new();
     }
-    let set = Change::SetCertificate { address, fingerprint: new, certificate: renewed };
+    let set = Change::SetCertificate { address, fingerprint: new, certificate: renewed.into() };
     let remove = (new != fingerprint).then_some(Change::RemoveCertificate { address, fingerprint });
     [Some(set), remove].into_iter().flatten().collect()
 }
@@ -319,7 +320,7 @@ fn describe(source: &Source) -> String {
 mod tests {
     use std::path::{Path, PathBuf};
 
-    use kakehi_ctl::state::{Certificate, CertificateFiles, KeyKind};
+    use kakehi_ctl::state::{CertificateFiles, KeyKind};
 
     use super::{super::content::Facts, *};
 
@@ -333,15 +334,15 @@ mod tests {
             let certificates = state.certificates.entry(([127, 0, 0, 1], *port).into()).or_default();
             for (n, name) in (1..).zip(*names) {
                 let certificate = Certificate {
-                    names: vec![(*name).to_owned()],
+                    names: [*name].into(),
                     key: KeyKind::Ecdsa,
                     not_after: 0,
                     default: n == 1,
                     named: false,
                     place: Place { offset: 5_000, length: n.into() },
-                    files: Some(files(name)),
+                    files: Some(PackedFiles::from(&files(name))),
                 };
-                certificates.insert(Fingerprint([n; 32]), certificate);
+                certificates.insert(Fingerprint([n; 32]), certificate.into());
             }
         }
         state
@@ -350,7 +351,7 @@ mod tests {
     fn kept(fingerprint: u8, place: Place) -> Kept {
         let facts = Facts {
             fingerprint: Fingerprint([fingerprint; 32]),
-            names: vec!["new".to_owned()],
+            names: ["new"].into(),
             key: KeyKind::Rsa,
             not_after: 1,
             kin: [0; 32],

@@ -1,11 +1,11 @@
 //! The way back: what is written of TLS is read as what it was.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use super::{super::read, ADDRESS, HOST, TRIO, certificates::wanted, cluster, listener};
 use crate::{
     config::{check, load, parse, write},
-    state::{Certificate, Fingerprint, KeyKind, Listener, ListenerProtocol, Place, State},
+    state::{Certificate, Fingerprint, KeyKind, Listener, ListenerProtocol, PackedFiles, Place, State},
 };
 
 #[test]
@@ -31,13 +31,13 @@ fn everything() -> State {
         + "[clusters.db]\nprotocol = \"tcp\"\nsend_proxy = true\nfrontends = [{ address = \"127.0.0.1:5432\" }]\n";
     let mut state = read(&text).0;
     let certificate = |files: Option<&str>, default, named| Certificate {
-        names: vec!["a.example".to_owned()],
+        names: ["a.example"].into(),
         key: KeyKind::Ecdsa,
         not_after: 0,
         default,
         named,
         place: Place::default(),
-        files: files.map(|name| wanted(name, &[], false).files),
+        files: files.map(|name| PackedFiles::from(&wanted(name, &[], false).files)),
     };
     let address: SocketAddr = ADDRESS.parse().unwrap();
     let certificates = [
@@ -48,7 +48,7 @@ fn everything() -> State {
         certificate(Some("c.pem"), true, false),
         certificate(Some("b.pem"), false, false),
     ];
-    let by_fingerprint = certificates.into_iter().zip(1..).map(|(it, n)| (Fingerprint([n; 32]), it));
+    let by_fingerprint = certificates.into_iter().zip(1..).map(|(it, n)| (Fingerprint([n; 32]), it.into()));
     state.certificates.insert(address, by_fingerprint.collect());
     state
 }
@@ -109,13 +109,14 @@ fn what_no_file_could_say_of_tls_is_refused() {
     );
     let unfit = |state: &mut State| {
         let certificate = state.certificates.values_mut().flat_map(|it| it.values_mut()).nth(1).unwrap();
-        certificate.names = vec!["a b".to_owned()];
+        Arc::make_mut(certificate).names = ["a b"].into();
     };
     assert!(refused(&unfit).contains("spaces"));
     // Those without files stand in no file, and are held to the same.
     let unfit = |state: &mut State| {
         let mut certificates = state.certificates.values_mut().flat_map(|it| it.values_mut());
-        certificates.find(|it| it.files.is_none()).unwrap().names = vec!["A.example".to_owned()];
+        let certificate = certificates.find(|it| it.files.is_none()).unwrap();
+        Arc::make_mut(certificate).names = ["A.example"].into();
     };
     assert_eq!(refused(&unfit), other);
 }
