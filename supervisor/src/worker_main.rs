@@ -72,7 +72,7 @@ enum Error {
     NoGroup(String),
     #[error("the descriptor channel cannot be set up: {0}")]
     Patience(io::Error),
-    #[error("there is no memory for certificates: {0}")]
+    #[error("certificates cannot be had from memory: {0}")]
     Vault(io::Error),
     #[error(transparent)]
     Listeners(#[from] scm::Error),
@@ -148,7 +148,10 @@ fn receive(place: Place, orders: &UnixStream) -> Result<Setup, Error> {
     let orders = orders.try_clone().map_err(Error::Orders)?.into();
     let successor = take(SUCCESSOR)?;
     // A supervisor from before there was a vault, which only tries whether this program comes up, has none.
-    let vault = take(VAULT).map(Vault::from).or_else(|_| Vault::create()).map_err(Error::Vault)?;
+    let vault = match take(VAULT) {
+        Ok(vault) => Vault::adopt(vault).map_err(Error::Vault)?,
+        Err(_) => Vault::create().map_err(Error::Vault)?,
+    };
     let predecessor = inherits.then(|| take(PREDECESSOR)).transpose()?;
     Ok(Setup {
         identity: identity(&state)?,

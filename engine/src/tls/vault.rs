@@ -30,6 +30,10 @@ pub const TICKET_KEYS: usize = 2;
 const TICKET_KEYS_SINCE: u64 = 128;
 /// Where it stands after what time they are replaced (ms); 0, as those wrote who did not say it: not known.
 const TICKET_KEY_ROTATION: u64 = 136;
+/// Where it stands in which form records are written.
+const FORM: u64 = 144;
+/// The form that is written here; programs from before it was noted wrote another, and 0.
+const THIS_FORM: u64 = 1;
 /// The longest thing that lies in a vault at all (bytes): the content of a file.
 const MAX_LENGTH: u32 = 16 << 20;
 
@@ -65,8 +69,26 @@ impl Vault {
         let memory = memfd_create(c"kakehi-vault", MFdFlags::MFD_CLOEXEC)?;
         let vault = Vault { memory: memory.into() };
         vault.memory.set_len(RECORDS)?;
+        vault.memory.write_all_at(&THIS_FORM.to_le_bytes(), FORM)?;
         vault.write_ticket_keys(&TicketKeys(Vec::new()).renewed()?)?;
         Ok(vault)
+    }
+
+    /// The one in this memory, which another process has made.
+    ///
+    /// # Errors
+    /// When it is none, or its records have another form than those of this program.
+    pub fn adopt(memory: OwnedFd) -> io::Result<Vault> {
+        let vault = Vault { memory: memory.into() };
+        let mut form = [0; 8];
+        vault.memory.read_exact_at(&mut form, FORM)?;
+        match u64::from_le_bytes(form) {
+            THIS_FORM => Ok(vault),
+            form => {
+                let text = format!("they have form {form}, and this program reads form {THIS_FORM}");
+                Err(io::Error::new(io::ErrorKind::InvalidData, text))
+            }
+        }
     }
 
     /// The ticket keys of the moment.
@@ -237,12 +259,6 @@ fn seconds_since_1970() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-impl From<OwnedFd> for Vault {
-    fn from(memory: OwnedFd) -> Vault {
-        Vault { memory: memory.into() }
-    }
-}
-
 impl From<Vault> for OwnedFd {
     fn from(vault: Vault) -> OwnedFd {
         vault.memory.into()
@@ -353,6 +369,15 @@ mod tests {
         // Places of another vault do no harm.
         vault.erase_all_but(vec![Place { offset: u64::MAX, length: u32::MAX }]).unwrap();
         assert!(vault.certificate(place).is_err());
+    }
+
+    #[test]
+    fn a_vault_of_another_form_is_not_taken_for_one_that_can_be_read() {
+        let vault = Vault::create().unwrap();
+        let adopted = || Vault::adopt(vault.try_clone().unwrap().into()).map(drop);
+        assert!(adopted().is_ok());
+        vault.memory.write_all_at(&0_u64.to_le_bytes(), FORM).unwrap();
+        assert_eq!(adopted().unwrap_err().to_string(), "they have form 0, and this program reads form 1");
     }
 
     #[test]

@@ -86,7 +86,7 @@ pub(crate) async fn serve(
         CommandSocket::open(&state.settings.command_socket, &state.settings.command_allowed_uids)?
             .serve(questions);
     let mut orphans = adoption::find(&state.settings.command_socket);
-    let mut keeper = Keeper::new(vault_of(&mut orphans)).map_err(Error::Runtime)?;
+    let mut keeper = Keeper::new(vault_of(&mut orphans)?).map_err(Error::Runtime)?;
     let in_file = state.clone();
     let mut to_be_read = Some(certificates);
     if let Some(running) = running_state(&orphans) {
@@ -148,8 +148,8 @@ pub(super) async fn resume(estate: &Estate, file: &Path) -> Result<Running, Erro
     };
     let mut orphans = adoption::find(command_socket);
     let vault = match &estate.vault {
-        Some(vault) => Some(Vault::from(vault.try_clone().map_err(Error::Runtime)?)),
-        None => vault_of(&mut orphans),
+        Some(vault) => Some(Vault::adopt(vault.try_clone().map_err(Error::Runtime)?).map_err(Error::Vault)?),
+        None => vault_of(&mut orphans)?,
     };
     let mut keeper = Keeper::new(vault).map_err(Error::Runtime)?;
     let mut state = will.state.clone();
@@ -216,8 +216,9 @@ fn not_on_trial(orphan: &Orphan) -> bool {
 }
 
 /// The vault of the workers that go on: they all have the same.
-fn vault_of(orphans: &mut [Orphan]) -> Option<Vault> {
-    orphans.iter_mut().find_map(|orphan| orphan.vault.take()).map(Vault::from)
+fn vault_of(orphans: &mut [Orphan]) -> Result<Option<Vault>, Error> {
+    let vault = orphans.iter_mut().find_map(|orphan| orphan.vault.take());
+    vault.map(Vault::adopt).transpose().map_err(Error::Vault)
 }
 
 /// The state of the worker that is ahead of all others.

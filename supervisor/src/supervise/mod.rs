@@ -100,6 +100,12 @@ pub(crate) enum Error {
     /// The kernel refused something that every program needs.
     #[error("the supervisor cannot run: {0}")]
     Runtime(io::Error),
+    /// Another version has put certificates into memory.
+    #[error(
+        "the certificates of the workers that run cannot be read in memory: {0}; start the program that started these \
+         workers, or end them (SIGTERM) and start anew"
+    )]
+    Vault(io::Error),
     /// The state that was saved cannot be used.
     #[error("`saved_state` {path}: {error}; remove the file, or name another", path = path.display())]
     SavedState {

@@ -12,6 +12,7 @@ use std::{
         net::UnixStream,
     },
     path::{Path, PathBuf},
+    process::Command,
     sync::Arc,
     time::Duration,
 };
@@ -236,6 +237,31 @@ fn certificates_and_ticket_keys_outlive_a_supervisor_that_is_killed_and_an_upgra
     add(&proxy, address, "last.example", None);
     ask(&mut proxy.client());
     assert_eq!(names(&proxy), ["a.example", "last.example", "sent.example"]);
+}
+
+#[test]
+fn a_program_that_cannot_read_the_vault_does_not_take_over() {
+    let backend = Backend::respond(OK);
+    let (mut proxy, address) = start_with(Config::to(&backend), &["a.example"]);
+    // As another version would have left it: in another form.
+    let vault = fs::File::options().write(true).open(vault(&proxy, proxy.supervisor().0)).unwrap();
+    let write_form = |form: u64| vault.write_all_at(&form.to_le_bytes(), 144).unwrap();
+    write_form(9);
+    let output = proxy.ctl(&["upgrade"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("goes on as it was") && proxy.log().contains("they have form 9"), "{said}");
+    ask(&mut proxy.client());
+    proxy.kill_supervisor();
+    let start =
+        Command::new(program()).args(["start", "-c", "kakehi.toml"]).current_dir(proxy.folder()).output();
+    let said = String::from_utf8_lossy(&start.unwrap().stderr).into_owned();
+    assert!(said.contains("they have form 9") && said.contains("start the program that started"), "{said}");
+    ask(&mut proxy.client());
+    write_form(1);
+    proxy.start_again();
+    add(&proxy, address, "b.example", None);
+    assert_eq!(names(&proxy), ["a.example", "b.example"]);
 }
 
 #[test]
