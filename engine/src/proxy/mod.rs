@@ -16,6 +16,7 @@
 //! | `hand_over` | connections at rest move to the process that takes this one's place |
 //! | `pace` | the deadline of a body that must keep moving |
 //! | `site` | the configuration of a listener, compiled |
+//! | `entrance` | what is decided before the first request, compiled |
 //! | `patch` | new rules for a few hosts of a table that is in use |
 //!
 //! Relies on `ring`, `http`, `route`, `cluster`, `observe`. Promises: no request is answered twice or with another's
@@ -23,6 +24,7 @@
 
 mod accept;
 mod connection;
+mod entrance;
 mod exchange;
 mod hand_over;
 mod inbox;

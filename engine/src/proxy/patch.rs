@@ -35,7 +35,7 @@ pub struct Wanted<'a> {
     pub present: &'a State,
     /// The clusters that the changes name as they will be, and all listeners.
     pub part: &'a State,
-    named: BTreeSet<&'a str>,
+    pub(super) named: BTreeSet<&'a str>,
     prints: &'a HostPrints,
 }
 
@@ -256,7 +256,8 @@ fn differing<'a>(
     now: Option<&'a state::Cluster>,
     then: Option<&'a state::Cluster>,
 ) -> impl Iterator<Item = &'a state::Frontend> {
-    let treatment = |cluster: &state::Cluster| (cluster.https_redirect, cluster.https_redirect_port);
+    let treatment =
+        |cluster: &state::Cluster| (cluster.protocol, cluster.https_redirect, cluster.https_redirect_port);
     let frontends =
         |cluster: Option<&'a state::Cluster>| cluster.map_or(&[][..], |cluster| &cluster.frontends);
     let (mut a, mut b) = (frontends(now), frontends(then));

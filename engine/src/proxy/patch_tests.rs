@@ -50,7 +50,7 @@ fn frontend(dice: &mut Dice) -> Frontend {
 
 fn cluster(dice: &mut Dice) -> state::Cluster {
     state::Cluster {
-        protocol: state::ClusterProtocol::Http,
+        protocol: if dice.roll(8) == 0 { state::ClusterProtocol::Tcp } else { state::ClusterProtocol::Http },
         send_proxy: false,
         tls: None,
         https_redirect: dice.roll(5) == 0,
@@ -73,7 +73,13 @@ fn change(dice: &mut Dice, state: &State) -> Change {
         }
         (3, Some(_)) => {
             let mut cluster = cluster_of_now;
-            cluster.frontends.reverse();
+            match cluster.protocol {
+                state::ClusterProtocol::Tcp => cluster.protocol = state::ClusterProtocol::Http,
+                state::ClusterProtocol::Http if dice.roll(3) == 0 => {
+                    cluster.protocol = state::ClusterProtocol::Tcp;
+                }
+                state::ClusterProtocol::Http => cluster.frontends.reverse(),
+            }
             Change::SetCluster { name, cluster }
         }
         (4, Some(_)) => Change::SetBackend {
@@ -120,8 +126,12 @@ fn a_patched_table_answers_as_one_compiled_whole() {
                 new.insert(name.clone(), Rc::new(Cluster::new(name, wanted, None).unwrap()));
             }
             let compiled = Site::compile(&next, &clusters, None);
-            let patches = Wanted::new(&state, &part, &changes, &HostPrints::of(&state))
-                .compile(&sites, &clusters, &new);
+            let prints = HostPrints::of(&state);
+            let wanted = Wanted::new(&state, &part, &changes, &prints);
+            let patches = wanted.compile(&sites, &clusters, &new).and_then(|patches| {
+                let Some(patches) = patches else { return Ok(None) };
+                Ok(Some((patches, wanted.entrances(&sites, &clusters, &new, None)?)))
+            });
             match (compiled, patches) {
                 (Err(_), Err(_)) => {
                     refused += 1;
@@ -133,8 +143,12 @@ fn a_patched_table_answers_as_one_compiled_whole() {
                 }
                 // What a whole table would refuse, a patch leaves to it.
                 (Err(_), Ok(None)) => continue,
-                (Ok((wanted, _)), Ok(Some(patches))) => {
+                (Ok((wanted, _)), Ok(Some((patches, entrances)))) => {
                     patched += 1;
+                    for (address, entrance) in entrances {
+                        let site = sites[&address].behind(entrance);
+                        sites.insert(address, site);
+                    }
                     patches.into_iter().for_each(|(address, patch)| sites[&address].patch(patch));
                     clusters.extend(new);
                     clusters.retain(|name, cluster| {

@@ -7,13 +7,14 @@ use std::{
     rc::Rc,
 };
 
-use kakehi_ctl::state::{self, ClusterProtocol, FrontendTls, State};
+use kakehi_ctl::state::{self, ClusterProtocol, State};
 
+use super::entrance::{Entrance, Forwards, Plan};
 use crate::{
     cluster::{Cluster, ClusterError},
     http::{HeadLimits, Reason, StrictTransport},
     route::{Outcome, RouteError, RouteTable, Rule},
-    tls::{Context, Contradiction, NameMap, Terminator, TlsError, demands_by_name},
+    tls::{Context, Contradiction, Terminator, TlsError},
 };
 
 /// What is done with a request that a rule matched.
@@ -105,34 +106,6 @@ fn strict_transport(hsts: &state::Hsts) -> Option<Rc<StrictTransport>> {
         let value = format!("max-age={max_age}{subdomains}{preload}");
         Rc::new(StrictTransport { value, replaces: *force_replace_backend })
     })
-}
-
-/// Where connections lead that are passed on as they are.
-pub(super) struct Forwards {
-    /// By the name that a TLS client asks for; `None`: it is terminated here, whatever there is for names of that kind.
-    pub(super) names: NameMap<Option<Rc<Cluster>>>,
-    /// All others.
-    pub(super) any: Option<Rc<Cluster>>,
-}
-
-impl Forwards {
-    /// Passes connections for `hostname`, or all others, on to `cluster`.
-    fn add(&mut self, hostname: &str, cluster: Rc<Cluster>) -> Result<(), Contradiction> {
-        let before = match hostname {
-            "*" => self.any.replace(Rc::clone(&cluster)),
-            name => self.names.insert(name, Some(Rc::clone(&cluster))).flatten(),
-        };
-        match before {
-            Some(before) if !Rc::ptr_eq(&before, &cluster) => {
-                Err(Contradiction::PassedOn { name: hostname.to_owned() })
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn none() -> Forwards {
-        Forwards { names: NameMap::new(), any: None }
-    }
 }
 
 /// The configuration of a listener, compiled.
@@ -287,8 +260,7 @@ impl Site {
     ) -> Result<(Sites, Clusters), SiteError> {
         let mut clusters = Clusters::new();
         let mut rules: BTreeMap<SocketAddr, (Vec<Rule>, Vec<Target>)> = BTreeMap::new();
-        let mut forwards: BTreeMap<SocketAddr, Forwards> = BTreeMap::new();
-        let mut own_tls: BTreeMap<SocketAddr, Vec<(&str, &FrontendTls)>> = BTreeMap::new();
+        let mut plans: BTreeMap<SocketAddr, Plan<'_>> = BTreeMap::new();
         for (name, configured) in &state.clusters {
             let cluster = match present.get(name) {
                 Some(present) => Rc::clone(present),
@@ -301,16 +273,10 @@ impl Site {
                 crate::route::check_hostname(&frontend.hostname)
                     .and_then(|()| crate::route::check_path(&frontend.path))
                     .map_err(|error| SiteError::Route { cluster: name.clone(), error })?;
+                let plan = plans.entry(frontend.address).or_default();
+                plan.add(configured.protocol, frontend, &cluster)?;
                 if configured.protocol == ClusterProtocol::Tcp {
-                    let forwards = forwards.entry(frontend.address).or_insert_with(Forwards::none);
-                    let (address, cluster) = (frontend.address, Rc::clone(&cluster));
-                    forwards
-                        .add(&frontend.hostname, cluster)
-                        .map_err(|error| SiteError::Names { address, error })?;
                     continue;
-                }
-                if let Some(own) = &frontend.tls {
-                    own_tls.entry(frontend.address).or_default().push((&frontend.hostname, own));
                 }
                 let (rules, targets) = rules.entry(frontend.address).or_default();
                 // One target per cluster and action: rules that repeat each other do not contradict each other.
@@ -329,33 +295,14 @@ impl Site {
         let mut sites = Sites::new();
         for (address, listener) in &state.listeners {
             let (rules, targets) = rules.remove(address).unwrap_or_default();
-            let mut forwards = forwards.remove(address).unwrap_or_else(Forwards::none);
-            if !forwards.names.is_empty() {
-                // What is terminated under its own name is not passed on with all others of its kind.
-                for rule in &rules {
-                    if let Some(Some(_)) = forwards.names.insert(&rule.hostname, None) {
-                        let error = Contradiction::PassedOn { name: rule.hostname.clone() };
-                        return Err(SiteError::Names { address: *address, error });
-                    }
-                }
-            }
-            let own = own_tls.remove(address).unwrap_or_default();
-            let terminator = match &listener.tls {
-                Some(configured) => {
-                    let demands = demands_by_name(configured, own)
-                        .map_err(|error| SiteError::Names { address: *address, error })?;
-                    tls.map(|context| Terminator::compile(context, *address, configured, demands))
-                        .transpose()
-                        .map_err(|error| SiteError::Tls { address: *address, error })?
-                }
-                None => None,
-            };
+            let plan = plans.remove(address).unwrap_or_default();
+            let hosts = rules.iter().map(|rule: &Rule| rule.hostname.as_str());
+            let entrance = plan.compile(listener, hosts, tls)?;
             let table =
                 RouteTable::compile(rules).map_err(|error| SiteError::Routes { address: *address, error })?;
             let targets = targets.into_iter().map(Some).collect();
             let routes = Rc::new(RefCell::new(Routes { table, targets }));
-            let (terminator, forwards) = (terminator.map(Rc::new), Rc::new(forwards));
-            sites.insert(*address, Rc::new(Site::new(listener, routes, terminator, forwards)));
+            sites.insert(*address, Rc::new(Site::new(listener, routes, entrance)));
         }
         Ok((sites, clusters))
     }
@@ -374,7 +321,12 @@ impl Site {
     /// The same routes with other settings.
     pub fn with_settings(&self, listener: &state::Listener) -> Rc<Site> {
         let (tls, forwards) = (self.tls.as_ref().map(Rc::clone), Rc::clone(&self.forwards));
-        Rc::new(Site::new(listener, Rc::clone(&self.routes), tls, forwards))
+        Rc::new(Site::new(listener, Rc::clone(&self.routes), Entrance { tls, forwards }))
+    }
+
+    /// The same routes and settings behind another entrance.
+    pub fn behind(&self, entrance: Entrance) -> Rc<Site> {
+        Rc::new(Site::new(&self.settings, Rc::clone(&self.routes), entrance))
     }
 
     /// A listener that no frontend names yet.
@@ -385,14 +337,13 @@ impl Site {
         let table = RouteTable::compile([])
             .map_err(|error| SiteError::Routes { address: listener.address, error })?;
         let routes = Routes { table, targets: Vec::new() };
-        Ok(Rc::new(Site::new(listener, Rc::new(RefCell::new(routes)), None, Rc::new(Forwards::none()))))
+        Ok(Rc::new(Site::new(listener, Rc::new(RefCell::new(routes)), Entrance::open())))
     }
 
     fn new(
         listener: &state::Listener,
         routes: Rc<RefCell<Routes>>,
-        tls: Option<Rc<Terminator>>,
-        forwards: Rc<Forwards>,
+        Entrance { tls, forwards }: Entrance,
     ) -> Site {
         let sizes = &listener.sizes;
         let hsts = listener.tls.as_ref().and_then(|tls| tls.hsts.as_ref());

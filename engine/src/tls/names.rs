@@ -9,9 +9,15 @@ pub(crate) struct NameMap<T> {
     entries: HashMap<Box<str>, T>,
 }
 
+impl<T> Default for NameMap<T> {
+    fn default() -> NameMap<T> {
+        NameMap { entries: HashMap::new() }
+    }
+}
+
 impl<T> NameMap<T> {
     pub(crate) fn new() -> NameMap<T> {
-        NameMap { entries: HashMap::new() }
+        NameMap::default()
     }
 
     pub(crate) fn is_empty(&self) -> bool {

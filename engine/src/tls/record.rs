@@ -148,6 +148,18 @@ mod tests {
     }
 
     #[test]
+    fn of_a_long_model_its_end_counts() {
+        let model = noise(200_000);
+        for (from, becomes_short) in [(199_000, true), (0, false)] {
+            let leaf = &model[from..from + 1_000];
+            let stored = Stored { chain: vec![leaf.to_vec().into()], key: key() };
+            let bytes = stored.record(&[Place { offset: 1, length: 200_000 }], &model);
+            assert_eq!(bytes.len() < 100, becomes_short, "{}", bytes.len());
+            assert_eq!(*Record::of(&bytes).unwrap().unpack(&model).unwrap().0, *leaf);
+        }
+    }
+
+    #[test]
     fn any_bytes_are_a_record_or_none() {
         let model = noise(300);
         let bytes = Stored { chain: vec![noise(310).into()], key: key() };

@@ -226,6 +226,12 @@ impl Terminator {
 }
 
 impl Policy {
+    /// What it asks for, for tests.
+    #[cfg(test)]
+    pub(crate) fn describe(&self) -> String {
+        format!("{:?} {:?}", self.versions, String::from_utf8_lossy(&self.clients))
+    }
+
     fn compile(
         context: &Context,
         certificates: &Arc<Certificates>,

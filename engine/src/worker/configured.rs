@@ -16,7 +16,7 @@ use std::{
 use kakehi_ctl::{
     change::{Change, ChangeError},
     order::ListenerSocket,
-    state::{self, ClusterProtocol, Fingerprint, ListenerProtocol, Revision, Settings, State},
+    state::{self, Fingerprint, Revision, Settings, State},
 };
 
 use super::{Belonging, DescriptorChannel, Error};
@@ -244,9 +244,8 @@ impl Configured {
         self.try_certificates(&changes)?;
         let routing = if !changes.iter().any(Change::concerns_routes) {
             Routing::Stays
-        } else if !self.concerns_tls(&state, &part, &changes)
-            && let Some(parts) =
-                self.compile_parts(&Wanted::new(&state, &part, &changes, &self.prints.borrow()), &new)?
+        } else if let Some(parts) =
+            self.compile_parts(&Wanted::new(&state, &part, &changes, &self.prints.borrow()), &new)?
         {
             Routing::Parts(parts)
         } else {
@@ -257,24 +256,6 @@ impl Configured {
         };
         self.prepared.replace(Some(Prepared { changes, revision, routing, members, listeners }));
         Ok(())
-    }
-
-    /// Whether the changes, which make `part` of what they name in `present`, concern what is decided in handshakes, or which
-    /// connections are passed on as they are. Such are compiled whole.
-    fn concerns_tls(&self, present: &State, part: &State, changes: &[Change]) -> bool {
-        let concerned = |cluster: &state::Cluster| {
-            cluster.protocol == ClusterProtocol::Tcp
-                || cluster.frontends.iter().any(|frontend| frontend.tls.is_some())
-        };
-        let clusters = named_clusters(changes).into_iter().any(|name| {
-            [present, part].into_iter().filter_map(|state| state.clusters.get(name)).any(concerned)
-        });
-        let listeners = part.listeners.iter().any(|(address, listener)| {
-            let before = present.listeners.get(address);
-            listener.protocol != before.map_or(ListenerProtocol::Http, |before| before.protocol)
-                || listener.tls.as_ref() != before.and_then(|before| before.tls.as_ref())
-        });
-        clusters || listeners || self.sites.borrow().values().any(|site| site.passes_on_by_name())
     }
 
     /// Whether certificates that come can be used; of many, those that are wrong are found when they are first needed.
@@ -326,8 +307,14 @@ impl Configured {
             changed.insert(*address, Rc::clone(&site));
             sites.insert(*address, site);
         }
-        let patches = wanted.compile(&sites, &self.clusters.borrow(), new)?;
-        Ok(patches.map(|patches| Parts { sites: changed, patches, clusters: new.clone() }))
+        let clusters = self.clusters.borrow();
+        let Some(patches) = wanted.compile(&sites, &clusters, new)? else { return Ok(None) };
+        for (address, entrance) in wanted.entrances(&sites, &clusters, new, Some(&self.tls))? {
+            if let Some(site) = sites.get(&address) {
+                changed.insert(address, site.behind(entrance));
+            }
+        }
+        Ok(Some(Parts { sites: changed, patches, clusters: new.clone() }))
     }
 
     fn new_listeners(

@@ -34,6 +34,8 @@ use super::{
 const FEW: usize = 1_000;
 /// What nobody uses any more is erased so long after: handshakes that are under way may still need it.
 const GRACE: Duration = Duration::from_secs(15);
+/// The longest certificate that others are written like (bytes): it is read for each of them.
+const LARGEST_MODEL: usize = 8 << 10;
 /// Files of one thread; for fewer it is not worth it to start another.
 const PER_THREAD: usize = 64;
 /// What was read and waits to be put into the vault.
@@ -351,7 +353,9 @@ impl Keeper {
                     Some(model) => *model,
                     None => self.put_der(leaf)?,
                 };
-                self.models.insert(*kin, model);
+                if leaf.len() <= LARGEST_MODEL {
+                    self.models.insert(*kin, model);
+                }
                 let mut places = vec![model];
                 // Many certificates are sent with the same ones, which lie there once.
                 for der in issuers {
