@@ -66,6 +66,13 @@ impl Context {
         Ok(Context { keys, tickets, certificates, roots })
     }
 
+    /// Has AWS-LC gather its random numbers now, which takes 20 ms: otherwise the first handshake would, and all other
+    /// connections with it.
+    pub(crate) fn warm_up(&self) {
+        // Without random numbers handshakes fail, and say so.
+        let _ = self.keys.provider.secure_random.fill(&mut [0]);
+    }
+
     /// The ticket keys in the vault are others now.
     ///
     /// # Errors

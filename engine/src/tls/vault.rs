@@ -14,9 +14,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use aws_lc_rs::rand;
 use kakehi_ctl::state::Place;
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use rustix::rand::GetRandomFlags;
 
 use super::record::{MAX_RECORD, Record, Stored};
 
@@ -48,7 +48,9 @@ impl TicketKeys {
     /// When the system gives no random numbers.
     pub fn renewed(&self) -> io::Result<TicketKeys> {
         let mut key = [0; KEY];
-        rand::fill(&mut key).map_err(|_| io::Error::other("no random numbers can be had"))?;
+        // Of the kernel: AWS-LC first takes 20 ms to gather some of its own, which no start without TLS should wait for. So few
+        // bytes come whole.
+        rustix::rand::getrandom(&mut key, GetRandomFlags::empty())?;
         let mut keys = vec![key];
         keys.extend(self.0.iter().take(TICKET_KEYS - 1));
         Ok(TicketKeys(keys))

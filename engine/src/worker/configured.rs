@@ -130,6 +130,11 @@ impl Configured {
         for (address, certificates) in &state.certificates {
             tls.certificates(*address).begin(certificates.values());
         }
+        if state.listeners.values().any(|it| it.tls.is_some())
+            || state.clusters.values().any(|it| it.tls.is_some())
+        {
+            tls.warm_up();
+        }
         let (sites, clusters) = Site::compile(&state, &Clusters::new(), Some(&tls))?;
         let accepting = sites.iter().filter(|(address, _)| state.accepts(address));
         let fronts = accepting.map(|(address, site)| (*address, Front::new(Rc::clone(site))));
