@@ -25,7 +25,7 @@ use kakehi_benches::generator::HOST;
 use kakehi_benches::generator::tls::{Tickets, Tls};
 use kakehi_benches::identity::Identity;
 use kakehi_benches::process::{Process, Program, free_address, pause};
-use kakehi_benches::{Attempt, BenchError};
+use kakehi_benches::{Attempt, BenchError, benchmark};
 use rcgen::{
     BasicConstraints, CertificateParams, CrlDistributionPoint, CustomExtension, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P384_SHA384,
@@ -69,18 +69,7 @@ impl Cost {
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    if !options.bench && !options.quick {
-        println!("this is a benchmark: run it with cargo bench, or with --quick");
-        return ExitCode::SUCCESS;
-    }
-    match run(&options) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    benchmark(options.bench || options.quick, || run(&options))
 }
 
 fn run(options: &Options) -> Result<bool, BenchError> {

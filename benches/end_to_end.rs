@@ -20,7 +20,7 @@ use kakehi_benches::identity::Identity;
 use kakehi_benches::measure::{Bench, CASES, Case, Transport};
 use kakehi_benches::peers::{Kind, Peer};
 use kakehi_benches::report::{Environment, Record, Report, Traced};
-use kakehi_benches::{Attempt, BenchError};
+use kakehi_benches::{Attempt, BenchError, benchmark};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Compares kakehi with other proxies on this machine.
@@ -69,18 +69,7 @@ const OPEN_FILES: u64 = 20_000;
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    if !options.bench && !options.quick && !options.configs {
-        println!("this is a benchmark: run it with cargo bench, or with --quick");
-        return ExitCode::SUCCESS;
-    }
-    match run(&options) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    benchmark(options.bench || options.quick || options.configs, || run(&options))
 }
 
 /// True if every proxy ran and no request failed.

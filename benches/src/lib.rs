@@ -25,3 +25,22 @@ pub mod ring_figures;
 pub mod strace;
 
 pub use error::{Attempt, BenchError};
+
+use std::process::ExitCode;
+
+/// The whole of a benchmark's `main`: `run` says whether all was as it should be. `asked` is false where a test runner
+/// starts it, which wants no benchmark.
+pub fn benchmark(asked: bool, run: impl FnOnce() -> Result<bool, BenchError>) -> ExitCode {
+    if !asked {
+        println!("this is a benchmark: run it with cargo bench, or with --quick");
+        return ExitCode::SUCCESS;
+    }
+    match run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

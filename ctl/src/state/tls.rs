@@ -295,6 +295,11 @@ pub struct Certificate {
 }
 
 impl Certificate {
+    /// The names that were said for it; none where those in it count.
+    pub fn said_names(&self) -> Vec<String> {
+        if self.named { self.names.to_vec() } else { Vec::new() }
+    }
+
     /// Whether it is for this host, which is in lower case.
     pub fn covers(&self, host: &str) -> bool {
         let parent = host.split_once('.').filter(|(label, _)| !label.is_empty()).map(|(_, parent)| parent);

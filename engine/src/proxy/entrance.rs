@@ -11,11 +11,10 @@ use kakehi_ctl::state::{self, ClusterProtocol, Frontend, FrontendTls, ListenerPr
 
 use super::{
     patch::Wanted,
-    site::{Clusters, SiteError, Sites},
+    site::{Clusters, SiteError, Sites, check},
 };
 use crate::{
     cluster::Cluster,
-    route::{check_hostname, check_path},
     tls::{Context, Contradiction, NameMap, Terminator, demands_by_name},
 };
 
@@ -87,9 +86,6 @@ impl<'a> Plan<'a> {
         cluster: &Rc<Cluster>,
     ) -> Result<(), SiteError> {
         let Some((protocol, address, hostname, own)) = said(protocol, frontend) else { return Ok(()) };
-        check_hostname(hostname)
-            .and_then(|()| check_path(&frontend.path))
-            .map_err(|error| SiteError::Route { cluster: cluster.name.clone(), error })?;
         if protocol == ClusterProtocol::Tcp {
             let added = self.forwards.add(hostname, Rc::clone(cluster));
             return added.map_err(|error| SiteError::Names { address, error });
@@ -156,6 +152,9 @@ impl<'a> Wanted<'a> {
             let Some(made) = new.get(name).or_else(|| clusters.get(name)) else { continue };
             for frontend in &cluster.frontends {
                 if let Some(plan) = plans.get_mut(&frontend.address) {
+                    if self.named.contains(name) {
+                        check(name, frontend)?;
+                    }
                     plan.add(cluster.protocol, frontend, made)?;
                 }
             }

@@ -17,10 +17,10 @@ use kakehi_ctl::{
 };
 use rustc_hash::{FxHashSet, FxHasher};
 
-use super::site::{Clusters, Routes, Site, SiteError, Target, rule};
+use super::site::{Clusters, Routes, Site, SiteError, Target, check, rule};
 use crate::{
     cluster::Cluster,
-    route::{HostPatch, check_hostname, check_path, is_same_host},
+    route::{HostPatch, is_same_host},
 };
 
 /// With more hosts than this a new table is made.
@@ -201,9 +201,7 @@ impl Compiling<'_> {
     ) -> Result<Option<HostPatch>, SiteError> {
         let mut compiled = Vec::with_capacity(rules.len());
         for RuleOf { name, cluster, frontend } in rules {
-            check_hostname(&frontend.hostname)
-                .and_then(|()| check_path(&frontend.path))
-                .map_err(|error| SiteError::Route { cluster: name.to_owned(), error })?;
+            check(name, frontend)?;
             // Every cluster of the state has been made.
             let Some(made) = find(name) else { continue };
             compiled.push(rule(frontend, self.target(made, frontend, cluster)));

@@ -13,7 +13,7 @@ use super::entrance::{Entrance, Forwards, Plan};
 use crate::{
     cluster::{Cluster, ClusterError},
     http::{HeadLimits, Reason, StrictTransport},
-    route::{Outcome, RouteError, RouteTable, Rule},
+    route::{Outcome, RouteError, RouteTable, Rule, check_hostname, check_path},
     tls::{Context, Contradiction, Terminator, TlsError},
 };
 
@@ -38,6 +38,15 @@ impl Action {
             Action::Forward
         }
     }
+}
+
+/// Whether what a frontend of `cluster` names can be looked for.
+///
+/// # Errors
+/// `Route`.
+pub(super) fn check(cluster: &str, frontend: &state::Frontend) -> Result<(), SiteError> {
+    let checked = check_hostname(&frontend.hostname).and_then(|()| check_path(&frontend.path));
+    checked.map_err(|error| SiteError::Route { cluster: cluster.to_owned(), error })
 }
 
 pub(super) fn rule(frontend: &state::Frontend, target: u32) -> Rule {
@@ -270,9 +279,7 @@ impl Site {
                 }
             };
             for frontend in &configured.frontends {
-                crate::route::check_hostname(&frontend.hostname)
-                    .and_then(|()| crate::route::check_path(&frontend.path))
-                    .map_err(|error| SiteError::Route { cluster: name.clone(), error })?;
+                check(name, frontend)?;
                 let plan = plans.entry(frontend.address).or_default();
                 plan.add(configured.protocol, frontend, &cluster)?;
                 if configured.protocol == ClusterProtocol::Tcp {

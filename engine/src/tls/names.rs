@@ -16,10 +16,6 @@ impl<T> Default for NameMap<T> {
 }
 
 impl<T> NameMap<T> {
-    pub(crate) fn new() -> NameMap<T> {
-        NameMap::default()
-    }
-
     pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
@@ -50,7 +46,7 @@ mod tests {
 
     #[test]
     fn an_exact_name_goes_first_and_a_star_is_one_label() {
-        let mut names = NameMap::new();
+        let mut names = NameMap::default();
         names.insert("*.Example.org", 1);
         names.insert("a.example.org", 2);
         assert_eq!(names.find("a.example.org"), Some(&2));

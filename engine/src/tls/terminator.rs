@@ -176,7 +176,7 @@ impl Terminator {
             |demands: Demands<'_>| Policy::compile(context, &certificates, tls, demands).map(Rc::new);
         let of_listener = Demands { versions: &tls.versions, client_auth: tls.client_auth.as_ref() };
         let default = policy(of_listener)?;
-        let mut named = NameMap::new();
+        let mut named = NameMap::default();
         let mut compiled: Vec<(Demands<'_>, Rc<Policy>)> = vec![(of_listener, Rc::clone(&default))];
         for (name, demands) in demands {
             let known = compiled.iter().find(|(known, _)| *known == demands);

@@ -133,7 +133,7 @@ impl State {
                 wanted.push(WantedCertificate {
                     address: *address,
                     files: files.unpack(),
-                    names: if certificate.named { certificate.names.to_vec() } else { Vec::new() },
+                    names: certificate.said_names(),
                     default: certificate.default && !has_default,
                 });
                 has_default |= certificate.default;

@@ -199,17 +199,19 @@ impl Keeper {
     /// Whoever sends a change may name any place. Only one counts where this keeper has put the whole certificate: other bytes,
     /// those of a material or inside a record, can be made to look like a record that has the key of another.
     fn check_sent(&self, fingerprint: Fingerprint, certificate: &Certificate) -> Result<(), Error> {
-        let Certificate { place, named, default, .. } = *certificate;
+        let Certificate { place, default, .. } = *certificate;
         let stored = self.vault.certificate(place).map_err(|_| Error::Elsewhere(fingerprint))?;
         let known = self.contents.get(&beginning(&files::digest_of(&stored)));
         let facts = content::facts(&stored.chain).map_err(Error::Sent)?;
         if known != Some(&place) || facts.fingerprint != fingerprint {
             return Err(Error::Elsewhere(fingerprint));
         }
-        let said = if named { certificate.names.to_vec() } else { Vec::new() };
         let files = certificate.files.clone();
-        let expected =
-            Certificate { place, files, ..facts.certificate(&said, default).map_err(Error::Sent)? };
+        let expected = Certificate {
+            place,
+            files,
+            ..facts.certificate(&certificate.said_names(), default).map_err(Error::Sent)?
+        };
         if expected == *certificate { Ok(()) } else { Err(Error::Otherwise(fingerprint)) }
     }
 

@@ -33,7 +33,7 @@ impl Keeper {
             for (fingerprint, certificate) in certificates {
                 // What else is said of it counts for nothing: it is taken from the certificate.
                 let default = certificate.default;
-                let names = if certificate.named { certificate.names.to_vec() } else { Vec::new() };
+                let names = certificate.said_names();
                 if let Some(files) = certificate.files.as_ref().map(PackedFiles::unpack) {
                     wanted.push(WantedCertificate { address, files, names, default });
                     continue;

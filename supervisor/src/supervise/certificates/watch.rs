@@ -275,8 +275,7 @@ fn renewals(
     let files = Some(PackedFiles::from(files));
     for (address, certificates) in &state.certificates {
         for (fingerprint, present) in certificates.iter().filter(|(_, it)| it.files == files) {
-            let said = if present.named { present.names.to_vec() } else { Vec::new() };
-            let mut renewed = facts.clone().certificate(&said, present.default)?;
+            let mut renewed = facts.clone().certificate(&present.said_names(), present.default)?;
             renewed.place = kept.places[0];
             renewed.files.clone_from(&files);
             changes.extend(replacement(*address, (*fingerprint, present), (facts.fingerprint, renewed)));
