@@ -8,10 +8,11 @@ use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use kakehi_ctl::state::Forwarding;
-use kakehi_engine::http::{
-    ChunkedBody, Emit, ForwardedBy, HeadLimits, HeadProgress, Method, RequestHead, ResponseHead,
-    ResponsePlan, Scratch, Version, chunk_prefix,
+use kakehi_engine::h1::{
+    ChunkedBody, Emit, ForwardedBy, HeadLimits, HeadProgress, RequestHead, ResponseHead, ResponsePlan,
+    chunk_prefix,
 };
+use kakehi_engine::http::{Method, Scratch, Version};
 use kakehi_engine::limits;
 
 /// The request of the load generator.

@@ -10,7 +10,7 @@ use std::{
     os::fd::{AsFd, AsRawFd as _, OwnedFd, RawFd},
 };
 
-use kakehi_engine::worker::Belonging;
+use kakehi_engine::worker::DescriptorKind;
 use nix::{
     errno::Errno,
     sys::socket::{
@@ -45,7 +45,7 @@ struct Batch {
     /// Descriptors that later messages bring.
     remaining: usize,
     /// One per descriptor of this message.
-    labels: Vec<Belonging>,
+    labels: Vec<DescriptorKind>,
 }
 
 /// A pair of sockets for [`send`] and [`receive`], both close-on-exec.
@@ -57,7 +57,7 @@ pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 ///
 /// # Errors
 /// [`Error::Io`] when the other side is gone, or does not read within the send timeout of `channel`.
-pub(crate) fn send<F: AsFd>(channel: &impl AsFd, descriptors: &[(Belonging, F)]) -> Result<(), Error> {
+pub(crate) fn send<F: AsFd>(channel: &impl AsFd, descriptors: &[(DescriptorKind, F)]) -> Result<(), Error> {
     let mut remaining = descriptors;
     loop {
         let (batch, rest) = remaining.split_at(remaining.len().min(BATCH));
@@ -69,7 +69,11 @@ pub(crate) fn send<F: AsFd>(channel: &impl AsFd, descriptors: &[(Belonging, F)])
     }
 }
 
-fn send_batch<F: AsFd>(channel: &impl AsFd, batch: &[(Belonging, F)], remaining: usize) -> Result<(), Error> {
+fn send_batch<F: AsFd>(
+    channel: &impl AsFd,
+    batch: &[(DescriptorKind, F)],
+    remaining: usize,
+) -> Result<(), Error> {
     let text = Batch { remaining, labels: batch.iter().map(|(label, _)| *label).collect() };
     let text = serde_json::to_vec(&text).map_err(io::Error::from)?;
     let descriptors: Vec<RawFd> =
@@ -96,7 +100,7 @@ fn send_batch<F: AsFd>(channel: &impl AsFd, batch: &[(Belonging, F)], remaining:
 ///
 /// # Errors
 /// See [`Error`]; what had arrived is closed.
-pub(crate) fn receive(channel: &impl AsFd) -> Result<Vec<(Belonging, OwnedFd)>, Error> {
+pub(crate) fn receive(channel: &impl AsFd) -> Result<Vec<(DescriptorKind, OwnedFd)>, Error> {
     let mut received = Vec::new();
     loop {
         let (text, descriptors) = receive_message(channel)?;
@@ -153,12 +157,12 @@ mod tests {
 
     use super::*;
 
-    fn numbered(n: u16) -> Belonging {
-        Belonging::Listener(ListenerSocket { address: SocketAddr::from(([127, 0, 0, 1], n)), rank: 0 })
+    fn numbered(n: u16) -> DescriptorKind {
+        DescriptorKind::Listener(ListenerSocket { address: SocketAddr::from(([127, 0, 0, 1], n)), rank: 0 })
     }
 
     /// `count` pipes' read ends; pipe `n` holds the number `n`.
-    fn numbered_pipes(count: u16) -> Vec<(Belonging, OwnedFd)> {
+    fn numbered_pipes(count: u16) -> Vec<(DescriptorKind, OwnedFd)> {
         (0..count)
             .map(|n| {
                 let (read, write) = nix::unistd::pipe().unwrap();
@@ -216,7 +220,7 @@ mod tests {
         };
         let text = serde_json::to_vec(&Batch {
             remaining: usize::MAX,
-            labels: vec![Belonging::Listener(widest); BATCH],
+            labels: vec![DescriptorKind::Listener(widest); BATCH],
         })
         .unwrap();
         assert!(text.len() <= TEXT_SIZE, "{}", text.len());

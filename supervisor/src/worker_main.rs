@@ -24,7 +24,7 @@ use kakehi_ctl::{
 use kakehi_engine::{
     observe::Counters,
     tls::Vault,
-    worker::{self, Belonging, DescriptorChannel, End, Identity, Setup},
+    worker::{self, DescriptorChannel, DescriptorKind, End, Identity, Setup},
 };
 use nix::unistd::{Group, User, getegid, geteuid};
 
@@ -138,11 +138,10 @@ fn receive(place: Place, orders: &UnixStream) -> Result<Setup, Error> {
         tracing::warn!(worker = id, "SIGHUP cannot be ignored: {error}");
     }
     let descriptors = take(DESCRIPTORS)?;
-    let listeners =
-        scm::receive(&descriptors)?.into_iter().filter_map(|(belonging, socket)| match belonging {
-            Belonging::Listener(which) => Some((which, socket)),
-            _ => None,
-        });
+    let listeners = scm::receive(&descriptors)?.into_iter().filter_map(|(kind, socket)| match kind {
+        DescriptorKind::Listener(which) => Some((which, socket)),
+        _ => None,
+    });
     let listeners = listeners.collect();
     let channel = Rc::new(Channel { socket: RefCell::new(patient(descriptors).map_err(Error::Patience)?) });
     let orders = orders.try_clone().map_err(Error::Orders)?.into();
@@ -205,12 +204,12 @@ struct Channel {
 }
 
 impl DescriptorChannel for Channel {
-    fn receive(&self) -> io::Result<Vec<(Belonging, OwnedFd)>> {
+    fn receive(&self) -> io::Result<Vec<(DescriptorKind, OwnedFd)>> {
         scm::receive(&*self.socket.borrow()).map_err(io::Error::other)
     }
 
-    fn send(&self, belongings: &[(Belonging, BorrowedFd<'_>)]) -> io::Result<()> {
-        scm::send(&*self.socket.borrow(), belongings).map_err(io::Error::other)
+    fn send(&self, descriptors: &[(DescriptorKind, BorrowedFd<'_>)]) -> io::Result<()> {
+        scm::send(&*self.socket.borrow(), descriptors).map_err(io::Error::other)
     }
 
     fn replace(&self, channel: OwnedFd) {

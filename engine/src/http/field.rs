@@ -15,9 +15,9 @@ const MAX_CONNECTION_OPTIONS: u16 = 64;
 /// Reusable memory of the head parsers: one per worker, lent to one head at a time.
 #[derive(Debug)]
 pub struct Scratch {
-    pub(super) fields: Vec<Field>,
+    pub(crate) fields: Vec<Field>,
     /// The rare target that does not stand in the input as it is passed on.
-    pub(super) target: String,
+    pub(crate) target: String,
 }
 
 impl Scratch {
@@ -39,7 +39,7 @@ impl Default for Scratch {
 /// What a proxy does with a field of this name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// Passed on as it is, unless `Connection` names it.
     Other,
     /// Passed on as it is, whatever `Connection` names: `X-Forwarded-*` without a meaning of its own here.
@@ -69,39 +69,39 @@ pub(super) enum Kind {
 
 /// Which kinds occur in a head.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Kinds(u32);
+pub(crate) struct Kinds(u32);
 
 impl Kinds {
-    pub(super) fn insert(&mut self, kind: Kind) {
+    pub(crate) fn insert(&mut self, kind: Kind) {
         self.0 |= 1 << kind as u8;
     }
 
-    pub(super) fn has(self, kind: Kind) -> bool {
+    pub(crate) fn has(self, kind: Kind) -> bool {
         self.0 & (1 << kind as u8) != 0
     }
 }
 
 /// One field line; all numbers are offsets into the head's input.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Field {
+pub(crate) struct Field {
     start: u32,
     name_len: u32,
     value: u32,
     value_len: u32,
-    pub(super) kind: Kind,
+    pub(crate) kind: Kind,
 }
 
 impl Field {
-    pub(super) fn name<'b>(&self, input: &'b [u8]) -> &'b [u8] {
+    pub(crate) fn name<'b>(&self, input: &'b [u8]) -> &'b [u8] {
         &input[self.start as usize..][..self.name_len as usize]
     }
 
-    pub(super) fn value<'b>(&self, input: &'b [u8]) -> &'b [u8] {
+    pub(crate) fn value<'b>(&self, input: &'b [u8]) -> &'b [u8] {
         &input[self.value as usize..][..self.value_len as usize]
     }
 
     /// Name and value as the public iterators show them; a name is a token, so it is text.
-    pub(super) fn pair<'b>(&self, input: &'b [u8]) -> (&'b str, &'b [u8]) {
+    pub(crate) fn pair<'b>(&self, input: &'b [u8]) -> (&'b str, &'b [u8]) {
         (std::str::from_utf8(self.name(input)).unwrap_or_default(), self.value(input))
     }
 }
@@ -112,7 +112,7 @@ impl Field {
 /// there is a CR two bytes before the next line: RFC 9112 section 2.2 lets a recipient accept the bare LF,
 /// and two parties that disagree about it disagree about where a head ends.
 #[inline]
-pub(super) fn fill(
+pub(crate) fn fill(
     table: &mut Vec<Field>,
     input: &[u8],
     end: usize,
@@ -144,7 +144,7 @@ pub(super) fn fill(
 
 /// The kind of a field of this name (case-insensitive, RFC 9110 section 5.1).
 #[inline]
-pub(super) fn classify(name: &[u8]) -> Kind {
+pub(crate) fn classify(name: &[u8]) -> Kind {
     let Some(first) = name.first() else { return Kind::Other };
     let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
     match (name.len(), first | 0x20) {
@@ -208,12 +208,12 @@ fn classify_x_exact(name: &[u8]) -> Kind {
 }
 
 /// Elements of a comma-separated list, without the white space around them (RFC 9110 section 5.6.1).
-pub(super) fn elements(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(crate) fn elements(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|b| *b == b',').map(trim)
 }
 
 /// `value` without optional white space at its ends (RFC 9110 section 5.6.3).
-pub(super) fn trim(mut value: &[u8]) -> &[u8] {
+pub(crate) fn trim(mut value: &[u8]) -> &[u8] {
     while let [b' ' | b'\t', rest @ ..] = value {
         value = rest;
     }
@@ -225,20 +225,20 @@ pub(super) fn trim(mut value: &[u8]) -> &[u8] {
 
 /// What the `Connection` fields of a head say (RFC 9110 section 7.6.1).
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct ConnectionOptions {
-    pub(super) close: bool,
-    pub(super) keep_alive: bool,
-    pub(super) upgrade: bool,
-    pub(super) te: bool,
+pub(crate) struct ConnectionOptions {
+    pub(crate) close: bool,
+    pub(crate) keep_alive: bool,
+    pub(crate) upgrade: bool,
+    pub(crate) te: bool,
     /// Whether other fields may be named.
-    pub(super) names_others: bool,
+    pub(crate) names_others: bool,
     count: u16,
 }
 
 impl ConnectionOptions {
     /// Adds one `Connection` field.
     #[inline]
-    pub(super) fn read(&mut self, value: &[u8]) -> Result<(), Reason> {
+    pub(crate) fn read(&mut self, value: &[u8]) -> Result<(), Reason> {
         // What nearly every client says, if it says anything.
         if value.eq_ignore_ascii_case(b"keep-alive") {
             self.keep_alive = true;
@@ -268,7 +268,7 @@ impl ConnectionOptions {
 }
 
 /// Whether a `Connection` field among `fields` names the field `name`.
-pub(super) fn is_named(fields: &[Field], input: &[u8], name: &[u8]) -> bool {
+pub(crate) fn is_named(fields: &[Field], input: &[u8], name: &[u8]) -> bool {
     fields
         .iter()
         .filter(|field| field.kind == Kind::Connection)
@@ -277,7 +277,7 @@ pub(super) fn is_named(fields: &[Field], input: &[u8], name: &[u8]) -> bool {
 
 /// Appends `input[from..to]` without the lines that `keep` refuses; each run that stays is one copy.
 #[inline]
-pub(super) fn copy_kept(
+pub(crate) fn copy_kept(
     input: &[u8],
     from: usize,
     to: usize,
@@ -297,19 +297,19 @@ pub(super) fn copy_kept(
 }
 
 /// Where the first field line starts; `end` if there is none.
-pub(super) fn first_line(fields: &[Field], end: usize) -> usize {
+pub(crate) fn first_line(fields: &[Field], end: usize) -> usize {
     fields.first().map_or(end, |field| field.start as usize)
 }
 
 /// Whether `byte` may stand in a token (RFC 9110 section 5.6.2).
-pub(super) fn is_token_byte(byte: u8) -> bool {
+pub(crate) fn is_token_byte(byte: u8) -> bool {
     matches!(byte,
         b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
         | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z')
 }
 
 /// Whether `byte` may stand in a field value: HTAB, SP, visible or obs-text (RFC 9110 section 5.5).
-pub(super) fn is_value_byte(byte: u8) -> bool {
+pub(crate) fn is_value_byte(byte: u8) -> bool {
     byte == b'\t' || (byte >= b' ' && byte != 0x7f)
 }
 

@@ -1,47 +1,20 @@
-//! HTTP/1.1 without I/O: bytes in, decisions and bytes out.
+//! Version-neutral parts of HTTP messages: methods, targets, fields, and the reasons for local replies.
 //!
-//! For: reading request and response heads, deciding where a message ends, and writing what is passed on.
-//! Relies on: `httparse` for the grammar of a head, the limits of the caller, and buffers that the caller owns.
-//! Promises: no socket, no clock, no panic on any input, and no allocation besides the growth of the caller's
-//! `Vec<u8>` (and of a trailer section, which is bounded, and of one rare form of target). What is ambiguous about the end of a message is
-//! refused; what is accepted is passed on byte for byte, inside framing that kakehi writes itself.
+//! For: what HTTP/1 and HTTP/2 have in common. Relies on nothing of the engine.
+//! Promises: no socket, no clock, no panic on any input.
 //!
 //! | module | what it knows |
 //! |---|---|
 //! | [`reason`](Reason) | why kakehi answers by itself, with status and stable code |
-//! | `head` | limits of a head, and how an incomplete one is looked at again |
-//! | `field` | the field table, the names that mean something to a proxy, `Connection` |
-//! | `framing` | `Content-Length` and `Transfer-Encoding` |
+//! | `method` | methods and versions that a proxy treats differently |
 //! | `target` | request targets and authorities |
-//! | `request`, `forward` | a valid request head, and how a backend gets it |
-//! | `response`, `plan` | a valid response head, and how a client gets it |
-//! | `chunked`, `trailer` | bodies in chunks, both ways |
-//! | `answer` | the answers that kakehi makes itself |
+//! | `field` | the field table, the names that mean something to a proxy, `Connection` |
 
-mod answer;
-mod chunked;
-mod field;
-mod forward;
-mod framing;
-mod head;
+pub(crate) mod field;
 mod method;
-#[cfg(test)]
-mod mutation;
-mod plan;
 mod reason;
-mod request;
-mod response;
-mod target;
-mod trailer;
+pub(crate) mod target;
 
-pub use answer::write_answer;
-pub use chunked::{Advance, CHUNK_SUFFIX, ChunkPrefix, ChunkedBody, Emit, LAST_CHUNK, chunk_prefix};
 pub use field::Scratch;
-pub use forward::{ClientCertificate, ForwardedBy};
-pub use framing::{RequestBody, ResponseBody};
-pub use head::{HeadLimits, HeadProgress};
 pub use method::{Method, Version};
-pub use plan::{OutConnection, OutFraming, ResponsePlan};
 pub use reason::Reason;
-pub use request::RequestHead;
-pub use response::{ResponseHead, StrictTransport};

@@ -9,11 +9,11 @@ use super::{Method, Reason};
 
 /// `host[:port]`, checked.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Authority<'b> {
+pub(crate) struct Authority<'b> {
     /// As sent.
-    pub(super) text: &'b str,
+    pub(crate) text: &'b str,
     /// Length of the host in it, brackets included.
-    pub(super) name_len: usize,
+    pub(crate) name_len: usize,
 }
 
 impl<'b> Authority<'b> {
@@ -22,7 +22,7 @@ impl<'b> Authority<'b> {
     /// The bytes of a host are those of a registered name (RFC 3986 section 3.2.2) less the comma, which
     /// would make a list of it, and less what must be quoted in other fields; or an IPv6 literal.
     #[inline]
-    pub(super) fn read(value: &'b [u8]) -> Result<Authority<'b>, Reason> {
+    pub(crate) fn read(value: &'b [u8]) -> Result<Authority<'b>, Reason> {
         let name_len = match value {
             [b'[', ..] => bracketed(value)?,
             _ => value.iter().position(|byte| !HOST_BYTES[usize::from(*byte)]).unwrap_or(value.len()),
@@ -69,19 +69,19 @@ fn is_port(text: &[u8]) -> bool {
 
 /// A request target as it is passed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Target<'b> {
+pub(crate) struct Target<'b> {
     /// In origin-form, or `*`.
-    pub(super) text: &'b str,
+    pub(crate) text: &'b str,
     /// Length of the path in it.
-    pub(super) path_len: usize,
+    pub(crate) path_len: usize,
     /// The authority of an absolute-form.
-    pub(super) authority: Option<Authority<'b>>,
+    pub(crate) authority: Option<Authority<'b>>,
 }
 
 /// Reads the target `raw` of a request. `spare` takes the one target that does not stand in the input as
 /// it is passed on: an absolute-form with a query and without a path.
 #[inline]
-pub(super) fn read<'b>(method: Method, raw: &'b str, spare: &'b mut String) -> Result<Target<'b>, Reason> {
+pub(crate) fn read<'b>(method: Method, raw: &'b str, spare: &'b mut String) -> Result<Target<'b>, Reason> {
     // RFC 9112 section 3.2.3: authority-form is for CONNECT, which only a forward proxy answers.
     if method == Method::Connect {
         return Err(Reason::ConnectRefused);

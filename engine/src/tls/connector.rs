@@ -11,10 +11,10 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject
 
 use super::{
     handshake::{self, Failure},
+    session::Session,
     terminator::{Context, TlsError},
-    wire::Wire,
 };
-use crate::ring::{Ring, Stream};
+use crate::ring::Stream;
 
 /// Sessions that are remembered for each cluster, to be resumed.
 const SESSIONS: usize = 256;
@@ -65,19 +65,11 @@ impl Connector {
     ///
     /// # Errors
     /// See [`Failure`].
-    pub(crate) async fn connect(
-        &self,
-        ring: &Ring,
-        stream: Stream,
-        address: Option<IpAddr>,
-    ) -> Result<Wire, Failure> {
+    pub(crate) async fn connect(&self, stream: &Stream, address: Option<IpAddr>) -> Result<Session, Failure> {
         let name = self.name.clone().or_else(|| Some(ServerName::from(address?)));
         // A unix socket has no name that a certificate could have.
         let name = name.unwrap_or_else(|| ServerName::from(IpAddr::from([0, 0, 0, 0])));
         let connection = UnbufferedClientConnection::new(Arc::clone(&self.config), name)?;
-        let session = handshake::connect(&stream, connection).await?;
-        let mut wire = Wire::from(stream);
-        wire.secure(ring, session);
-        Ok(wire)
+        handshake::connect(stream, connection).await
     }
 }

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// What is known of a client after its handshake.
-pub(crate) struct Secured {
+pub(crate) struct TlsInfo {
     /// The certificate that it got.
     pub(crate) served: Arc<Certificate>,
     /// The name that it asked for, in lower case.
@@ -157,9 +157,9 @@ fn alert(description: AlertDescription) -> Vec<u8> {
 }
 
 /// A handshake that is done, and what came behind it.
-pub(crate) struct Shaken {
+pub(crate) struct HandshakeResult {
     pub(crate) session: Session,
-    pub(crate) secured: Secured,
+    pub(crate) secured: TlsInfo,
     pub(crate) data: Option<Buf>,
 }
 
@@ -172,7 +172,7 @@ pub(crate) async fn accept(
     terminator: &Terminator,
     name: Option<&str>,
     first: Input,
-) -> Result<Shaken, Failure> {
+) -> Result<HandshakeResult, Failure> {
     let policy = Rc::clone(terminator.policy(name));
     let mut session = Session::server(UnbufferedServerConnection::new(Arc::clone(&policy.config))?);
     let mut served = None;
@@ -209,8 +209,8 @@ pub(crate) async fn accept(
     };
     let for_name = served.name.as_deref().is_some_and(|name| served.certificate.covers(name));
     let (served, name) = (served.certificate, served.name);
-    let secured = Secured { served, name, policy, client, resumed, version, for_name };
-    Ok(Shaken { session, secured, data })
+    let secured = TlsInfo { served, name, policy, client, resumed, version, for_name };
+    Ok(HandshakeResult { session, secured, data })
 }
 
 /// Does the handshake with a backend.

@@ -2,7 +2,6 @@
 //!
 //! | file | idea |
 //! |---|---|
-//! | `wire` | a stream in clear text or over TLS, the same for protocol code |
 //! | `session` | records in, plaintext out, and the other way round; no sockets |
 //! | `handshake` | of clients with us, and ours with backends |
 //! | `terminator` | how a listener terminates TLS, by name |
@@ -29,15 +28,16 @@ mod session;
 mod terminator;
 mod tickets;
 mod vault;
-mod wire;
 
 pub(crate) use self::{
     connector::Connector,
     demands::by_name as demands_by_name,
     handshake::{
-        Failure, FailureKind, Hello, Input, Secured, Shaken, accept, read_hello, too_large, unrecognized_name,
+        Failure, FailureKind, HandshakeResult, Hello, Input, TlsInfo, accept, read_hello, too_large,
+        unrecognized_name,
     },
     names::NameMap,
+    session::{RECORD_CONTENT, Session},
     terminator::Terminator,
 };
 pub use self::{
@@ -46,5 +46,4 @@ pub use self::{
     record::Stored,
     terminator::{Context, TlsError},
     vault::{TICKET_KEYS, TicketKeys, Vault},
-    wire::Wire,
 };

@@ -21,7 +21,7 @@ use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, pem::PemObj
 use super::{
     certificates::{Certificates, KeyStore, Resolver},
     demands::Demands,
-    handshake::Secured,
+    handshake::TlsInfo,
     names::{NameMap, normal},
     tickets::{TicketStore, Ticketer},
     vault::Vault,
@@ -217,7 +217,7 @@ impl Terminator {
 
     /// Whether a request for `host` must not come over the connection that it came over: the certificate is not for that
     /// host, or clients have to show others for it (RFC 9110 section 15.5.20).
-    pub(crate) fn misdirects(&self, host: &str, secured: &Secured) -> bool {
+    pub(crate) fn misdirects(&self, host: &str, secured: &TlsInfo) -> bool {
         let asked_for = secured.name.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(host));
         if asked_for && Rc::ptr_eq(self.policy(secured.name.as_deref()), &secured.policy) && secured.for_name
         {

@@ -28,7 +28,7 @@ const ACCEPT_PAUSE_MS: u64 = 100;
 /// What a supervisor sends first over a worker's adoption socket, with the worker's ends of the order channel, the
 /// descriptor channel and the successor's channel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Welcome {
+pub struct AdoptRequest {
     /// Version of the vocabulary that it speaks.
     pub protocol: u32,
 }
@@ -36,7 +36,7 @@ pub struct Welcome {
 /// A descriptor that goes between supervisor and worker, and what it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Belonging {
+pub enum DescriptorKind {
     /// A listening socket.
     Listener(ListenerSocket),
     /// The memory of the counters that the process writes.
@@ -62,20 +62,20 @@ pub trait DescriptorChannel {
     ///
     /// # Errors
     /// When the supervisor is gone, or sends nonsense.
-    fn receive(&self) -> io::Result<Vec<(Belonging, OwnedFd)>>;
+    fn receive(&self) -> io::Result<Vec<(DescriptorKind, OwnedFd)>>;
 
     /// Sends duplicates.
     ///
     /// # Errors
     /// When the supervisor is gone, or does not take them.
-    fn send(&self, belongings: &[(Belonging, BorrowedFd<'_>)]) -> io::Result<()>;
+    fn send(&self, descriptors: &[(DescriptorKind, BorrowedFd<'_>)]) -> io::Result<()>;
 
     /// Goes on with another channel.
     fn replace(&self, channel: OwnedFd);
 }
 
 /// What a worker keeps for the supervisor that may take it over.
-pub(super) struct Keepsakes {
+pub(super) struct AdoptionState {
     /// Listens, and does not block.
     pub(super) adoption: socket2::Socket,
     /// Where the processes before it counted.
@@ -92,7 +92,8 @@ impl Worker {
     /// Waits until a supervisor takes this worker over; its order channel. `None` when that cannot come any more.
     pub(super) async fn adopted(self: &Rc<Self>) -> Option<Stream> {
         let ring = &self.shared.ring;
-        let socket = self.keepsakes.adoption.try_clone().and_then(|copy| Stream::adopt(ring, copy.into()));
+        let socket =
+            self.adoption_state.adoption.try_clone().and_then(|copy| Stream::adopt(ring, copy.into()));
         let socket = match socket {
             Ok(socket) => socket,
             Err(error) => {
@@ -102,8 +103,8 @@ impl Worker {
         };
         loop {
             socket.readable().await.ok()?;
-            match self.keepsakes.adoption.accept() {
-                Ok((connection, _)) => match self.welcome(connection.into()).await {
+            match self.adoption_state.adoption.accept() {
+                Ok((connection, _)) => match self.request(connection.into()).await {
                     Ok(orders) => return Some(orders),
                     Err(error) => tracing::warn!(%error, "was not taken over by whoever tried"),
                 },
@@ -118,7 +119,7 @@ impl Worker {
         }
     }
 
-    async fn welcome(self: &Rc<Self>, connection: OwnedFd) -> io::Result<Stream> {
+    async fn request(self: &Rc<Self>, connection: OwnedFd) -> io::Result<Stream> {
         let peer = getsockopt(&connection, PeerCredentials)?;
         if peer.uid() != 0 && peer.uid() != nix::unistd::geteuid().as_raw() {
             return Err(io::Error::other(format!("uid {} may not take a worker over", peer.uid())));
@@ -130,7 +131,7 @@ impl Worker {
         timer.limit(readiness.readable()).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         let (text, channels) =
             receive_descriptors(&connection)?.ok_or_else(|| io::Error::other("it left without a word"))?;
-        let Welcome { protocol } = serde_json::from_str(&text)?;
+        let AdoptRequest { protocol } = serde_json::from_str(&text)?;
         if protocol != PROTOCOL_VERSION {
             return Err(io::Error::other(format!(
                 "it speaks version {protocol}, this worker version {PROTOCOL_VERSION}"
@@ -138,10 +139,10 @@ impl Worker {
         }
         let [orders, descriptors, successor] = <[OwnedFd; 3]>::try_from(channels)
             .map_err(|_| io::Error::other("it did not send three channels"))?;
-        self.keepsakes.last_words.set(Some(orders.try_clone()?));
+        self.adoption_state.last_words.set(Some(orders.try_clone()?));
         let orders = Stream::adopt(ring, orders)?;
         self.channel.replace(descriptors);
-        self.surrender()?;
+        self.export()?;
         report(ring, &orders, 0, Report::Adopted(Box::new(self.describe()?)))
             .await
             .map_err(io::Error::other)?;
@@ -153,16 +154,16 @@ impl Worker {
     }
 
     /// Sends the supervisor all that it has to hold for this worker.
-    fn surrender(&self) -> io::Result<()> {
+    fn export(&self) -> io::Result<()> {
         let process = pidfd_open(getpid(), PidfdFlags::empty())?;
         let sockets = self.configured.sockets();
         let listeners =
-            sockets.iter().map(|(which, taken)| (Belonging::Listener(*which), taken.copy.as_fd()));
+            sockets.iter().map(|(which, taken)| (DescriptorKind::Listener(*which), taken.copy.as_fd()));
         let rest = [
-            (Belonging::Counters, self.keepsakes.counters.as_fd()),
-            (Belonging::Ended, self.keepsakes.ended.as_fd()),
-            (Belonging::Vault, self.configured.vault().as_fd()),
-            (Belonging::Process, process.as_fd()),
+            (DescriptorKind::Counters, self.adoption_state.counters.as_fd()),
+            (DescriptorKind::Ended, self.adoption_state.ended.as_fd()),
+            (DescriptorKind::Vault, self.configured.vault().as_fd()),
+            (DescriptorKind::Process, process.as_fd()),
         ];
         self.channel.send(&listeners.chain(rest).collect::<Vec<_>>())
     }
@@ -173,7 +174,7 @@ impl Worker {
         let memory = memfd_create(c"kakehi-state", MFdFlags::MFD_CLOEXEC)?;
         let mut file = std::fs::File::from(memory);
         file.write_all(&text)?;
-        self.channel.send(&[(Belonging::State, file.as_fd())])
+        self.channel.send(&[(DescriptorKind::State, file.as_fd())])
     }
 
     fn describe(&self) -> io::Result<Adopted> {
@@ -181,13 +182,13 @@ impl Worker {
         let (revision, settings) = self.configured.revision_and_settings();
         Ok(Adopted {
             id: self.id,
-            launch: self.keepsakes.launch,
+            launch: self.adoption_state.launch,
             pid: std::process::id(),
             core: self.core.and_then(|core| u32::try_from(core).ok()),
             leaving: self.shared.is_draining() || self.shared.is_handing_over(),
             revision,
             settings,
-            program: self.keepsakes.program.clone(),
+            program: self.adoption_state.program.clone(),
             io_uring_level: features.level().number(),
             io_uring_features: features.names().into_iter().map(str::to_owned).collect(),
         })

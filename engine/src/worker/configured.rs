@@ -19,12 +19,14 @@ use kakehi_ctl::{
     state::{self, Fingerprint, Revision, Settings, State},
 };
 
-use super::{Belonging, DescriptorChannel, Error};
+use super::{DescriptorChannel, DescriptorKind, Error};
 use crate::{
-    cluster::{Cluster, Members, Pooling},
-    proxy::{self, Clusters, Front, HostPrints, RoutesPatch, Shared, Site, SiteError, Sites, Wanted},
+    config::{Clusters, CompileError, ConfigDelta, HostPrints, ListenerConfigs, RoutesPatch},
+    downstream,
+    exchange::{ListenerConfig, ListenerHandle, Shared},
     ring::Listener,
     tls::{Context, Vault},
+    upstream::{Cluster, Endpoints, Pooling},
 };
 
 /// So many certificates of a change are read before it is made.
@@ -38,7 +40,7 @@ pub(super) enum Refusal {
     Change(#[from] ChangeError),
     /// What it leads to cannot be compiled.
     #[error(transparent)]
-    Site(#[from] SiteError),
+    ListenerConfig(#[from] CompileError),
     /// The socket of a new listener did not come.
     #[error("the listening sockets did not come: {0}")]
     Sockets(io::Error),
@@ -63,10 +65,10 @@ pub(super) struct Configured {
     state: RefCell<State>,
     clusters: RefCell<Clusters>,
     /// By address, whether connections are accepted there or not.
-    sites: RefCell<Sites>,
+    configs: RefCell<ListenerConfigs>,
     /// Which hosts each cluster is for.
     prints: RefCell<HostPrints>,
-    fronts: RefCell<BTreeMap<SocketAddr, Rc<Front>>>,
+    handles: RefCell<BTreeMap<SocketAddr, Rc<ListenerHandle>>>,
     prepared: RefCell<Option<Prepared>>,
     channel: Rc<dyn DescriptorChannel>,
     /// The listening sockets that accept.
@@ -80,7 +82,7 @@ struct Prepared {
     revision: Revision,
     routing: Routing,
     /// What clusters that stay will consist of.
-    members: Vec<(Rc<Cluster>, Members)>,
+    members: Vec<(Rc<Cluster>, Endpoints)>,
     /// Listeners that come.
     listeners: Vec<NewListener>,
 }
@@ -90,7 +92,7 @@ enum Routing {
     /// Nothing.
     Stays,
     /// New tables for everything.
-    Whole(Sites, Clusters),
+    Whole(ListenerConfigs, Clusters),
     /// New rules for some hosts.
     Parts(Parts),
 }
@@ -98,7 +100,7 @@ enum Routing {
 #[derive(Default)]
 struct Parts {
     /// Listeners that come or have other settings, with the routes that they have or none.
-    sites: Sites,
+    configs: ListenerConfigs,
     patches: Vec<(SocketAddr, RoutesPatch)>,
     /// Clusters that come.
     clusters: Clusters,
@@ -135,16 +137,16 @@ impl Configured {
         {
             tls.warm_up();
         }
-        let (sites, clusters) = Site::compile(&state, &Clusters::new(), Some(&tls))?;
-        let accepting = sites.iter().filter(|(address, _)| state.accepts(address));
-        let fronts = accepting.map(|(address, site)| (*address, Front::new(Rc::clone(site))));
-        let fronts = RefCell::new(fronts.collect());
+        let (configs, clusters) = ListenerConfig::compile(&state, &Clusters::new(), Some(&tls))?;
+        let accepting = configs.iter().filter(|(address, _)| state.accepts(address));
+        let handles = accepting.map(|(address, config)| (*address, ListenerHandle::new(Rc::clone(config))));
+        let handles = RefCell::new(handles.collect());
         let configured = Configured {
             prints: RefCell::new(HostPrints::of(&state)),
             state: RefCell::new(state),
             clusters: RefCell::new(clusters),
-            fronts,
-            sites: RefCell::new(sites),
+            handles,
+            configs: RefCell::new(configs),
             prepared: RefCell::default(),
             channel,
             sockets: RefCell::default(),
@@ -153,7 +155,7 @@ impl Configured {
         for (which, socket) in sockets {
             configured.take_socket(shared, which, socket)?;
         }
-        for address in configured.fronts.borrow().keys() {
+        for address in configured.handles.borrow().keys() {
             if !configured.sockets.borrow().keys().any(|which| which.address == *address) {
                 return Err(Error::Listener(*address));
             }
@@ -163,10 +165,10 @@ impl Configured {
 
     /// Accepts on a socket. One without a listener in the state is simply not served.
     fn take_socket(&self, shared: &Rc<Shared>, which: ListenerSocket, socket: OwnedFd) -> io::Result<()> {
-        if let Some(front) = self.front(which.address) {
+        if let Some(handle) = self.listener(which.address) {
             let copy = socket.try_clone()?;
             let listener = Listener::adopt(&shared.ring, socket)?;
-            self.accept(shared, which, listener, copy, &front);
+            self.accept(shared, which, listener, copy, &handle);
         }
         Ok(())
     }
@@ -177,10 +179,10 @@ impl Configured {
         which: ListenerSocket,
         listener: Listener,
         copy: OwnedFd,
-        front: &Rc<Front>,
+        handle: &Rc<ListenerHandle>,
     ) {
         let yielded = Rc::new(Cell::new(false));
-        let task = proxy::accept(Rc::clone(shared), listener, Rc::clone(front), Rc::clone(&yielded));
+        let task = downstream::accept(Rc::clone(shared), listener, Rc::clone(handle), Rc::clone(&yielded));
         shared.ring.spawn(task);
         self.sockets.borrow_mut().insert(which, Taken { copy, yielded });
     }
@@ -194,8 +196,8 @@ impl Configured {
         let mut predecessors = Vec::new();
         for (belonging, descriptor) in self.channel.receive()? {
             match belonging {
-                Belonging::Listener(which) => self.take_socket(shared, which, descriptor)?,
-                Belonging::Predecessor => predecessors.push(descriptor),
+                DescriptorKind::Listener(which) => self.take_socket(shared, which, descriptor)?,
+                DescriptorKind::Predecessor => predecessors.push(descriptor),
                 _ => {}
             }
         }
@@ -207,16 +209,16 @@ impl Configured {
         let given_up: Vec<Taken> =
             sockets.iter().filter_map(|which| self.sockets.borrow_mut().remove(which)).collect();
         given_up.iter().for_each(|taken| taken.yielded.set(true));
-        shared.front_closed();
+        shared.listeners_changed();
         while given_up.iter().any(|taken| Rc::strong_count(&taken.yielded) > 1) {
             shared.connection_closed().await;
         }
     }
 
     /// Looks into the queue of every listening socket.
-    pub(super) fn stir(&self, shared: &Shared) {
-        self.fronts.borrow().values().for_each(|front| front.stir());
-        shared.front_closed();
+    pub(super) fn rearm(&self, shared: &Shared) {
+        self.handles.borrow().values().for_each(|handle| handle.rearm());
+        shared.listeners_changed();
     }
 
     /// Does everything of `changes` that can fail.
@@ -250,14 +252,14 @@ impl Configured {
         let routing = if !changes.iter().any(Change::concerns_routes) {
             Routing::Stays
         } else if let Some(parts) =
-            self.compile_parts(&Wanted::new(&state, &part, &changes, &self.prints.borrow()), &new)?
+            self.compile_parts(&ConfigDelta::new(&state, &part, &changes, &self.prints.borrow()), &new)?
         {
             Routing::Parts(parts)
         } else {
             let mut state = state.clone();
             changes.iter().try_for_each(|change| state.apply(change))?;
-            let (sites, clusters) = Site::compile(&state, &clusters, Some(&self.tls))?;
-            Routing::Whole(sites, clusters)
+            let (configs, clusters) = ListenerConfig::compile(&state, &clusters, Some(&self.tls))?;
+            Routing::Whole(configs, clusters)
         };
         self.prepared.replace(Some(Prepared { changes, revision, routing, members, listeners }));
         Ok(())
@@ -276,14 +278,19 @@ impl Configured {
         Ok(())
     }
 
-    fn created(&self, name: &str, wanted: &state::Cluster) -> Result<Rc<Cluster>, SiteError> {
+    fn created(&self, name: &str, wanted: &state::Cluster) -> Result<Rc<Cluster>, CompileError> {
         let created = Cluster::new(name, wanted, Some(&self.tls));
-        Ok(Rc::new(created.map_err(|error| SiteError::Backend { cluster: name.to_owned(), error })?))
+        Ok(Rc::new(created.map_err(|error| CompileError::Backend { cluster: name.to_owned(), error })?))
     }
 
-    fn renewed(&self, name: &str, wanted: &state::Cluster, cluster: &Cluster) -> Result<Members, SiteError> {
-        Members::new(wanted, Some(cluster), Some(&self.tls))
-            .map_err(|error| SiteError::Backend { cluster: name.to_owned(), error })
+    fn renewed(
+        &self,
+        name: &str,
+        wanted: &state::Cluster,
+        cluster: &Cluster,
+    ) -> Result<Endpoints, CompileError> {
+        Endpoints::new(wanted, Some(cluster), Some(&self.tls))
+            .map_err(|error| CompileError::Backend { cluster: name.to_owned(), error })
     }
 
     /// The ticket keys in the vault are others now.
@@ -300,26 +307,26 @@ impl Configured {
     }
 
     /// `None` when it has to be the whole.
-    fn compile_parts(&self, wanted: &Wanted<'_>, new: &Clusters) -> Result<Option<Parts>, SiteError> {
-        let mut sites = self.sites.borrow().clone();
-        let mut changed = Sites::new();
+    fn compile_parts(&self, wanted: &ConfigDelta<'_>, new: &Clusters) -> Result<Option<Parts>, CompileError> {
+        let mut configs = self.configs.borrow().clone();
+        let mut changed = ListenerConfigs::new();
         for (address, listener) in &wanted.part.listeners {
-            let site = match (sites.get(address), wanted.present.listeners.get(address)) {
+            let config = match (configs.get(address), wanted.present.listeners.get(address)) {
                 (Some(_), Some(present)) if present == listener => continue,
-                (Some(site), _) => site.with_settings(listener),
-                (None, _) => Site::without_routes(listener)?,
+                (Some(config), _) => config.with_settings(listener),
+                (None, _) => ListenerConfig::without_routes(listener)?,
             };
-            changed.insert(*address, Rc::clone(&site));
-            sites.insert(*address, site);
+            changed.insert(*address, Rc::clone(&config));
+            configs.insert(*address, config);
         }
         let clusters = self.clusters.borrow();
-        let Some(patches) = wanted.compile(&sites, &clusters, new)? else { return Ok(None) };
-        for (address, entrance) in wanted.entrances(&sites, &clusters, new, Some(&self.tls))? {
-            if let Some(site) = sites.get(&address) {
-                changed.insert(address, site.behind(entrance));
+        let Some(patches) = wanted.compile(&configs, &clusters, new)? else { return Ok(None) };
+        for (address, ingress) in wanted.ingresses(&configs, &clusters, new, Some(&self.tls))? {
+            if let Some(config) = configs.get(&address) {
+                changed.insert(address, config.behind(ingress));
             }
         }
-        Ok(Some(Parts { sites: changed, patches, clusters: new.clone() }))
+        Ok(Some(Parts { configs: changed, patches, clusters: new.clone() }))
     }
 
     fn new_listeners(
@@ -327,7 +334,7 @@ impl Configured {
         ring: &crate::ring::Ring,
         changes: &[Change],
     ) -> Result<Vec<NewListener>, Refusal> {
-        let fronts = self.fronts.borrow();
+        let handles = self.handles.borrow();
         let mut wanted = BTreeSet::new();
         for change in changes {
             match change {
@@ -337,14 +344,14 @@ impl Configured {
                 _ => continue,
             };
         }
-        wanted.retain(|address| !fronts.contains_key(address));
+        wanted.retain(|address| !handles.contains_key(address));
         if wanted.is_empty() {
             return Ok(Vec::new());
         }
         let mut listeners = Vec::new();
         let adopt = |socket: OwnedFd| io::Result::Ok((socket.try_clone()?, Listener::adopt(ring, socket)?));
         for (belonging, socket) in self.channel.receive().map_err(Refusal::Sockets)? {
-            if let Belonging::Listener(which) = belonging {
+            if let DescriptorKind::Listener(which) = belonging {
                 let (copy, listener) = adopt(socket).map_err(Refusal::Sockets)?;
                 listeners.push((which, listener, copy));
             }
@@ -391,22 +398,22 @@ impl Configured {
         for (cluster, members) in members {
             cluster.replace(members, &shared.pooling);
         }
-        let sites = &mut *self.sites.borrow_mut();
+        let configs = &mut *self.configs.borrow_mut();
         match routing {
             Routing::Stays => {}
             Routing::Whole(whole, clusters) => {
-                *sites = whole;
+                *configs = whole;
                 let before = self.clusters.replace(clusters);
                 let now = self.clusters.borrow();
                 let gone = before.into_iter().filter(|(name, _)| !now.contains_key(name));
                 gone.for_each(|(_, cluster)| cluster.retire(&shared.pooling));
             }
             Routing::Parts(parts) => {
-                sites.extend(parts.sites);
-                sites.retain(|address, _| state.listeners.contains_key(address));
+                configs.extend(parts.configs);
+                configs.retain(|address, _| state.listeners.contains_key(address));
                 for (address, patch) in parts.patches {
-                    if let Some(site) = sites.get(&address) {
-                        site.patch(patch);
+                    if let Some(config) = configs.get(&address) {
+                        config.patch(patch);
                     }
                 }
                 let clusters = &mut *self.clusters.borrow_mut();
@@ -415,43 +422,49 @@ impl Configured {
                     if !state.clusters.contains_key(name)
                         && let Some(cluster) = clusters.remove(name)
                     {
-                        sites.values().for_each(|site| site.forget(&cluster));
+                        configs.values().for_each(|config| config.forget(&cluster));
                         cluster.retire(&shared.pooling);
                     }
                 }
             }
         }
-        self.change_fronts(shared, sites, state, listeners);
+        self.change_handles(shared, configs, state, listeners);
         // Tunnels whose backend or listener has gone learn of it.
-        shared.front_closed();
+        shared.listeners_changed();
         Ok(())
     }
 
-    fn change_fronts(&self, shared: &Rc<Shared>, sites: &Sites, state: &State, listeners: Vec<NewListener>) {
-        let mut fronts = self.fronts.borrow_mut();
-        fronts.retain(|address, front| match sites.get(address) {
-            Some(site) if state.accepts(address) => {
-                front.replace(Rc::clone(site));
+    fn change_handles(
+        &self,
+        shared: &Rc<Shared>,
+        configs: &ListenerConfigs,
+        state: &State,
+        listeners: Vec<NewListener>,
+    ) {
+        let mut handles = self.handles.borrow_mut();
+        handles.retain(|address, handle| match configs.get(address) {
+            Some(config) if state.accepts(address) => {
+                handle.replace(Rc::clone(config));
                 true
             }
             _ => {
-                front.close();
+                handle.close();
                 self.sockets.borrow_mut().retain(|which, _| which.address != *address);
                 false
             }
         });
         for (which, listener, copy) in listeners {
-            if let Some(site) = sites.get(&which.address) {
-                let front = Front::new(Rc::clone(site));
-                self.accept(shared, which, listener, copy, &front);
-                fronts.insert(which.address, front);
+            if let Some(config) = configs.get(&which.address) {
+                let handle = ListenerHandle::new(Rc::clone(config));
+                self.accept(shared, which, listener, copy, &handle);
+                handles.insert(which.address, handle);
             }
         }
     }
 
     /// The listener at an address.
-    pub(super) fn front(&self, address: SocketAddr) -> Option<Rc<Front>> {
-        self.fronts.borrow().get(&address).map(Rc::clone)
+    pub(super) fn listener(&self, address: SocketAddr) -> Option<Rc<ListenerHandle>> {
+        self.handles.borrow().get(&address).map(Rc::clone)
     }
 
     /// The listening sockets that accept.

@@ -22,7 +22,7 @@ use kakehi_ctl::{
 };
 use kakehi_engine::{
     ring,
-    worker::{Belonging, Welcome},
+    worker::{AdoptRequest, DescriptorKind},
 };
 use nix::sys::{
     socket::{getsockopt, sockopt::PeerCredentials},
@@ -150,9 +150,9 @@ fn take_over(path: &Path) -> io::Result<Option<Orphan>> {
     let (orders, their_orders) = UnixStream::pair()?;
     let (descriptors, their_descriptors) = scm::pair()?;
     let (inheritance, successor) = scm::pair()?;
-    let welcome = serde_json::to_string(&Welcome { protocol: PROTOCOL_VERSION })?;
+    let request = serde_json::to_string(&AdoptRequest { protocol: PROTOCOL_VERSION })?;
     let channels = [their_orders.into(), their_descriptors, successor];
-    ring::send_descriptors(&connection, &welcome, &channels)?;
+    ring::send_descriptors(&connection, &request, &channels)?;
     drop(channels);
 
     orders.set_read_timeout(Some(ANSWER_TIMEOUT))?;
@@ -161,18 +161,17 @@ fn take_over(path: &Path) -> io::Result<Option<Orphan>> {
     channel.set_write_timeout(Some(launch::PASS_TIMEOUT))?;
     let mut sockets = Sockets::new();
     let mut others = BTreeMap::new();
-    for (belonging, descriptor) in scm::receive(&descriptors).map_err(io::Error::other)? {
-        match belonging {
-            Belonging::Listener(which) => sockets.push((which, descriptor)),
+    for (kind, descriptor) in scm::receive(&descriptors).map_err(io::Error::other)? {
+        match kind {
+            DescriptorKind::Listener(which) => sockets.push((which, descriptor)),
             other => drop(others.insert(other, descriptor)),
         }
     }
-    let vault = others.remove(&Belonging::Vault);
-    let mut other = |belonging| {
-        others.remove(&belonging).ok_or_else(|| io::Error::other(format!("it did not send {belonging:?}")))
-    };
-    let (counters, ended) = (other(Belonging::Counters)?, other(Belonging::Ended)?);
-    let handle = Handle::new(other(Belonging::Process)?)?;
+    let vault = others.remove(&DescriptorKind::Vault);
+    let mut other =
+        |kind| others.remove(&kind).ok_or_else(|| io::Error::other(format!("it did not send {kind:?}")));
+    let (counters, ended) = (other(DescriptorKind::Counters)?, other(DescriptorKind::Ended)?);
+    let handle = Handle::new(other(DescriptorKind::Process)?)?;
     let Some(Report::Adopted(about)) = answer(&orders)? else {
         return Err(io::Error::other("it did not say what it is"));
     };
@@ -192,7 +191,9 @@ impl Orphan {
             .map_err(io::Error::other)?;
         let received = scm::receive(&self.launched.descriptors).map_err(io::Error::other)?;
         match (answer(&self.launched.orders)?, received.into_iter().next()) {
-            (Some(Report::Done), Some((Belonging::State, memory))) => crate::worker_main::read_state(memory),
+            (Some(Report::Done), Some((DescriptorKind::State, memory))) => {
+                crate::worker_main::read_state(memory)
+            }
             _ => Err(io::Error::other("it did not send its state")),
         }
     }

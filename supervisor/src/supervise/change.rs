@@ -14,7 +14,7 @@ use kakehi_ctl::{
     order::{Changed, KeyPair, Order, WorkerOutcome},
     state::{Fingerprint, Revision, STATE_VERSION, Settings, State},
 };
-use kakehi_engine::proxy::SiteError;
+use kakehi_engine::config::CompileError;
 use tokio::time::{Instant, timeout_at};
 
 use super::{
@@ -40,7 +40,7 @@ pub(super) enum Refused {
     Change(#[from] ChangeError),
     /// What it leads to cannot be served.
     #[error("{0}; nothing was changed")]
-    State(#[from] SiteError),
+    State(#[from] CompileError),
     /// A certificate, or another file that TLS needs, cannot be used.
     #[error("{0}; nothing was changed")]
     Certificate(#[from] certificates::Error),

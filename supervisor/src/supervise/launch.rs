@@ -21,7 +21,7 @@ use std::{
 };
 
 use command_fds::{CommandFdExt as _, FdMapping};
-use kakehi_engine::{tls::Vault, worker::Belonging};
+use kakehi_engine::{tls::Vault, worker::DescriptorKind};
 use nix::{
     fcntl::{FcntlArg, SealFlag, fcntl},
     sys::memfd::{MFdFlags, memfd_create},
@@ -142,8 +142,8 @@ pub(super) fn launch(
 }
 
 /// The sockets as [`scm`] sends them.
-pub(super) fn labelled(sockets: &Sockets) -> Vec<(Belonging, &OwnedFd)> {
-    sockets.iter().map(|(which, socket)| (Belonging::Listener(*which), socket)).collect()
+pub(super) fn labelled(sockets: &Sockets) -> Vec<(DescriptorKind, &OwnedFd)> {
+    sockets.iter().map(|(which, socket)| (DescriptorKind::Listener(*which), socket)).collect()
 }
 
 /// glibc's settings for a worker: those that the operator gave, and a cache for as much memory as a batch of requests

@@ -84,7 +84,7 @@ pub(crate) enum Error {
     Resources(#[from] resources::Error),
     /// A rule or an address of the configuration cannot be used.
     #[error(transparent)]
-    State(#[from] kakehi_engine::proxy::SiteError),
+    State(#[from] kakehi_engine::config::CompileError),
     /// A certificate, or another file that TLS needs, cannot be used.
     #[error(transparent)]
     Certificate(#[from] certificates::Error),

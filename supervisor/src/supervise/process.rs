@@ -13,7 +13,7 @@ use kakehi_ctl::{
     order::{Adopted, Envelope, Order},
     wire,
 };
-use kakehi_engine::{observe::Counters, worker::Belonging};
+use kakehi_engine::{observe::Counters, worker::DescriptorKind};
 use nix::sys::signal::Signal;
 use tokio::{
     sync::mpsc::{Sender, channel},
@@ -158,8 +158,8 @@ impl Process {
     ///
     /// # Errors
     /// When it does not take them.
-    pub(super) fn pass(&self, belongings: &[(Belonging, &OwnedFd)]) -> Result<(), scm::Error> {
-        scm::send(&self.descriptors, belongings)
+    pub(super) fn pass(&self, descriptors: &[(DescriptorKind, &OwnedFd)]) -> Result<(), scm::Error> {
+        scm::send(&self.descriptors, descriptors)
     }
 
     /// A copy of the end where the connections come out that it gives away.

@@ -6,7 +6,7 @@
 use std::{cmp::Ordering, time::Duration};
 
 use kakehi_ctl::order::{Order, WorkerOutcome, WorkerState};
-use kakehi_engine::worker::Belonging;
+use kakehi_engine::worker::DescriptorKind;
 use tokio::time::Instant;
 
 use super::{Supervisor, worker::Worker};
@@ -78,12 +78,12 @@ impl Supervisor {
     async fn carry_out(&mut self, it: &Move, by: &str) -> Result<(), Refused> {
         let failed = |id: u32, reason: String| Refused::Worker { id, reason };
         let (ours, theirs) = scm::pair().map_err(|error| failed(it.to, error.to_string()))?;
-        for (id, belonging, channel, order) in [
-            (it.to, Belonging::Predecessor, &ours, Order::Take),
-            (it.from, Belonging::Successor, &theirs, Order::Share { connections: it.connections }),
+        for (id, kind, channel, order) in [
+            (it.to, DescriptorKind::Predecessor, &ours, Order::Take),
+            (it.from, DescriptorKind::Successor, &theirs, Order::Share { connections: it.connections }),
         ] {
             let worker = self.worker(id).ok_or_else(|| failed(id, "it is gone".to_owned()))?;
-            worker.pass_belongings(&[(belonging, channel)]).map_err(|error| failed(id, error.to_string()))?;
+            worker.pass_descriptors(&[(kind, channel)]).map_err(|error| failed(id, error.to_string()))?;
             self.order_worker(id, order).await.map_err(|reason| failed(id, reason))?;
         }
         tracing::info!(

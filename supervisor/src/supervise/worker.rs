@@ -19,7 +19,7 @@ use kakehi_ctl::{
 };
 use kakehi_engine::{
     observe::{Counter, Counters},
-    worker::Belonging,
+    worker::DescriptorKind,
 };
 use nix::sys::signal::Signal;
 use tokio::{sync::mpsc::Sender, time::Instant};
@@ -555,18 +555,21 @@ impl Worker {
         sockets: &Sockets,
         predecessor: Option<&OwnedFd>,
     ) -> Result<(), scm::Error> {
-        let mut belongings = launch::labelled(sockets);
-        belongings.extend(predecessor.map(|channel| (Belonging::Predecessor, channel)));
-        self.pass_belongings(&belongings)
+        let mut descriptors = launch::labelled(sockets);
+        descriptors.extend(predecessor.map(|channel| (DescriptorKind::Predecessor, channel)));
+        self.pass_descriptors(&descriptors)
     }
 
     /// Sends descriptors, for the order that follows.
     ///
     /// # Errors
     /// When it does not take them.
-    pub(super) fn pass_belongings(&self, belongings: &[(Belonging, &OwnedFd)]) -> Result<(), scm::Error> {
+    pub(super) fn pass_descriptors(
+        &self,
+        descriptors: &[(DescriptorKind, &OwnedFd)],
+    ) -> Result<(), scm::Error> {
         match &self.process {
-            Some(process) => process.pass(belongings),
+            Some(process) => process.pass(descriptors),
             None => Err(io::Error::from(io::ErrorKind::NotConnected).into()),
         }
     }

@@ -1,0 +1,230 @@
+//! A state compiled for traffic: a [`ListenerConfig`] for each listener, and the clusters.
+
+use std::{cell::RefCell, collections::BTreeMap, net::SocketAddr, rc::Rc};
+
+use kakehi_ctl::state::{self, ClusterProtocol, State};
+
+use super::tls_ingress::{IngressPlan, TlsIngress};
+use crate::{
+    exchange::{Action, HstsPolicy, ListenerConfig, Routes, Target},
+    h1::{HeadLimits, StrictTransport},
+    route::{RouteError, RouteTable, Rule, check_hostname, check_path},
+    tls::{Context, Contradiction, TlsError},
+    upstream::{Cluster, ClusterError},
+};
+
+/// The configs of a state, by the address of their listener.
+pub type ListenerConfigs = BTreeMap<SocketAddr, Rc<ListenerConfig>>;
+
+/// The clusters of a state, by name.
+pub type Clusters = BTreeMap<String, Rc<Cluster>>;
+
+/// Whether what a frontend of `cluster` names can be looked for.
+///
+/// # Errors
+/// `Route`.
+pub(super) fn check(cluster: &str, frontend: &state::Frontend) -> Result<(), CompileError> {
+    let checked = check_hostname(&frontend.hostname).and_then(|()| check_path(&frontend.path));
+    checked.map_err(|error| CompileError::Route { cluster: cluster.to_owned(), error })
+}
+
+pub(super) fn rule(frontend: &state::Frontend, target: u32) -> Rule {
+    Rule {
+        hostname: frontend.hostname.clone(),
+        path: frontend.path.clone(),
+        method: frontend.method.clone(),
+        target,
+    }
+}
+
+impl Action {
+    fn of(frontend: &state::Frontend, cluster: &state::Cluster) -> Action {
+        if frontend.deny {
+            Action::Deny
+        } else if cluster.https_redirect {
+            Action::RedirectHttps(cluster.https_redirect_port)
+        } else {
+            Action::Forward
+        }
+    }
+}
+
+impl Target {
+    /// Where `frontend` of `configured` leads.
+    pub(super) fn of(
+        cluster: &Rc<Cluster>,
+        frontend: &state::Frontend,
+        configured: &state::Cluster,
+    ) -> Target {
+        Target {
+            cluster: Rc::clone(cluster),
+            action: Action::of(frontend, configured),
+            transport: HstsPolicy::of(frontend),
+        }
+    }
+}
+
+impl HstsPolicy {
+    fn of(frontend: &state::Frontend) -> HstsPolicy {
+        match frontend.tls.as_ref().and_then(|tls| tls.hsts.as_ref()) {
+            None => HstsPolicy::Inherited,
+            Some(hsts) => HstsPolicy::Own(strict_transport(hsts)),
+        }
+    }
+}
+
+/// RFC 6797 section 6.1.
+fn strict_transport(hsts: &state::Hsts) -> Option<Rc<StrictTransport>> {
+    let state::Hsts { enabled, max_age, include_subdomains, preload, force_replace_backend } = hsts;
+    enabled.then(|| {
+        let subdomains = if *include_subdomains { "; includeSubDomains" } else { "" };
+        let preload = if *preload { "; preload" } else { "" };
+        let value = format!("max-age={max_age}{subdomains}{preload}");
+        Rc::new(StrictTransport { value, replaces: *force_replace_backend })
+    })
+}
+
+/// Why a state cannot be compiled.
+#[derive(Debug, thiserror::Error)]
+pub enum CompileError {
+    /// A rule is wrong.
+    #[error("cluster `{cluster}`: {error}")]
+    Route {
+        /// The cluster whose frontend it is.
+        cluster: String,
+        /// What is wrong.
+        error: RouteError,
+    },
+    /// Rules of different clusters contradict each other.
+    #[error("listener {address}: {error}")]
+    Routes {
+        /// The listener.
+        address: SocketAddr,
+        /// What is wrong.
+        error: RouteError,
+    },
+    /// A backend's address cannot be used.
+    #[error("cluster `{cluster}`: {error}")]
+    Backend {
+        /// The cluster.
+        cluster: String,
+        /// What is wrong.
+        error: ClusterError,
+    },
+    /// What frontends say of names contradicts each other.
+    #[error("listener {address}: {error}")]
+    Names {
+        /// The listener.
+        address: SocketAddr,
+        /// What is wrong.
+        error: Contradiction,
+    },
+    /// TLS cannot be terminated as it is configured.
+    #[error("listener {address}: {error}")]
+    Tls {
+        /// The listener.
+        address: SocketAddr,
+        /// What is wrong.
+        error: TlsError,
+    },
+}
+
+impl ListenerConfig {
+    /// Compiles the whole state: a config for each listener, and the clusters. Those that are `present` already stay
+    /// the same, with the backends that they have. Without `tls` everything is checked that can be without the vault.
+    ///
+    /// # Errors
+    /// See [`CompileError`].
+    pub fn compile(
+        state: &State,
+        present: &Clusters,
+        tls: Option<&Context>,
+    ) -> Result<(ListenerConfigs, Clusters), CompileError> {
+        let mut clusters = Clusters::new();
+        let mut rules: BTreeMap<SocketAddr, (Vec<Rule>, Vec<Target>)> = BTreeMap::new();
+        let mut plans: BTreeMap<SocketAddr, IngressPlan<'_>> = BTreeMap::new();
+        for (name, configured) in &state.clusters {
+            let cluster = match present.get(name) {
+                Some(present) => Rc::clone(present),
+                None => {
+                    let cluster = Cluster::new(name, configured, tls);
+                    Rc::new(cluster.map_err(|error| CompileError::Backend { cluster: name.clone(), error })?)
+                }
+            };
+            for frontend in &configured.frontends {
+                check(name, frontend)?;
+                let plan = plans.entry(frontend.address).or_default();
+                plan.add(configured.protocol, frontend, &cluster)?;
+                if configured.protocol == ClusterProtocol::Tcp {
+                    continue;
+                }
+                let (rules, targets) = rules.entry(frontend.address).or_default();
+                // One target per cluster and action: rules that repeat each other do not contradict each other.
+                let wanted = Target::of(&cluster, frontend, configured);
+                let same = |target: &Target| target.is_same(&wanted);
+                let index = targets.iter().rev().take(2).position(same).map(|back| targets.len() - 1 - back);
+                let index = index.unwrap_or_else(|| {
+                    targets.push(wanted);
+                    targets.len() - 1
+                });
+                // Bounded by the size of the control frames.
+                rules.push(rule(frontend, index as u32));
+            }
+            clusters.insert(name.clone(), cluster);
+        }
+        let mut configs = ListenerConfigs::new();
+        for (address, listener) in &state.listeners {
+            let (rules, targets) = rules.remove(address).unwrap_or_default();
+            let plan = plans.remove(address).unwrap_or_default();
+            let hosts = rules.iter().map(|rule: &Rule| rule.hostname.as_str());
+            let ingress = plan.compile(listener, hosts, tls)?;
+            let table = RouteTable::compile(rules)
+                .map_err(|error| CompileError::Routes { address: *address, error })?;
+            let targets = targets.into_iter().map(Some).collect();
+            let routes = Rc::new(RefCell::new(Routes { table, targets }));
+            configs.insert(*address, Rc::new(ListenerConfig::new(listener, routes, ingress)));
+        }
+        Ok((configs, clusters))
+    }
+
+    /// The same routes with other settings.
+    pub fn with_settings(&self, listener: &state::Listener) -> Rc<ListenerConfig> {
+        let (tls, passthrough) = (self.tls.as_ref().map(Rc::clone), Rc::clone(&self.passthrough));
+        Rc::new(ListenerConfig::new(listener, Rc::clone(&self.routes), TlsIngress { tls, passthrough }))
+    }
+
+    /// The same routes and settings behind another ingress.
+    pub fn behind(&self, ingress: TlsIngress) -> Rc<ListenerConfig> {
+        Rc::new(ListenerConfig::new(&self.settings, Rc::clone(&self.routes), ingress))
+    }
+
+    /// A listener that no frontend names yet.
+    ///
+    /// # Errors
+    /// Never: there is nothing that could be wrong.
+    pub fn without_routes(listener: &state::Listener) -> Result<Rc<ListenerConfig>, CompileError> {
+        let table = RouteTable::compile([])
+            .map_err(|error| CompileError::Routes { address: listener.address, error })?;
+        let routes = Routes { table, targets: Vec::new() };
+        Ok(Rc::new(ListenerConfig::new(listener, Rc::new(RefCell::new(routes)), TlsIngress::open())))
+    }
+
+    fn new(
+        listener: &state::Listener,
+        routes: Rc<RefCell<Routes>>,
+        TlsIngress { tls, passthrough }: TlsIngress,
+    ) -> ListenerConfig {
+        let sizes = &listener.sizes;
+        let hsts = listener.tls.as_ref().and_then(|tls| tls.hsts.as_ref());
+        ListenerConfig {
+            tls,
+            passthrough,
+            transport: hsts.and_then(strict_transport),
+            routes,
+            request_limits: HeadLimits { bytes: sizes.head, fields: sizes.fields, target: sizes.target },
+            response_limits: HeadLimits { bytes: sizes.response_head, fields: sizes.fields, target: 0 },
+            local_port: listener.public_address.unwrap_or(listener.address).port().to_string(),
+            settings: listener.clone(),
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! A state compiled for traffic, whole or in part.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `compile` | the whole state: a [`ListenerConfig`](crate::exchange::ListenerConfig) for each listener, and the clusters |
+//! | `delta` | new rules for a few hosts of a table that is in use |
+//! | `tls_ingress` | what is decided before the first request: passthrough, and how TLS is terminated |
+//!
+//! Relies on `route`, `upstream` and `tls` for what they compile, and on the data types that `exchange` reads. Promises:
+//! what is wrong is found before anything changes; what is compiled in part decides as what is compiled whole.
+
+mod compile;
+mod delta;
+mod tls_ingress;
+
+pub use self::{
+    compile::{Clusters, CompileError, ListenerConfigs},
+    delta::{ConfigDelta, HostPrints, RoutesPatch},
+    tls_ingress::TlsIngress,
+};

@@ -1,0 +1,219 @@
+//! A client connection waits for a request, is served, waits again; at last it lingers and closes.
+//!
+//! Most connections are idle most of the time, so what a waiting connection keeps is small: everything that a
+//! request needs is boxed in `exchange` and gone when it ends.
+
+use std::{
+    future::{Future, poll_fn},
+    rc::Rc,
+    task::Poll,
+};
+
+use super::preamble;
+use crate::{
+    exchange::{
+        Age, ClientConnection, ConnectionOrigin, Disposition, HandoverMessage, ListenerHandle, Shared,
+        exchange, tunnel,
+    },
+    limits,
+    observe::Counter,
+    ring::{Received, Stream},
+    transfer::{ReadBuffer, flush},
+    upstream::Upstream,
+};
+
+/// What waiting for a request has brought.
+enum Waited {
+    /// Its first bytes.
+    Bytes,
+    /// There will be none.
+    Nothing,
+    /// None yet, and there is a process that goes on from here.
+    Successor,
+}
+
+impl ClientConnection {
+    /// Waits for the first bytes of a request, unless there will be none.
+    async fn wait(&mut self) -> Waited {
+        if let Some(buffer) = self.client.try_receive() {
+            self.read_buffer.push(buffer);
+            return Waited::Bytes;
+        }
+        match self.head_due {
+            0 => self.timer.set(self.listener.timeouts(|timeouts| timeouts.front_ms)),
+            due => self.timer.set_at(due),
+        }
+        poll_fn(|context| match self.client.poll_receive(context) {
+            Poll::Ready(Ok(Received::Data(buffer))) => {
+                self.read_buffer.push(buffer);
+                Poll::Ready(Waited::Bytes)
+            }
+            Poll::Ready(Ok(Received::Finished) | Err(_)) => Poll::Ready(Waited::Nothing),
+            Poll::Pending if self.is_draining() => Poll::Ready(Waited::Nothing),
+            Poll::Pending if self.shared.connections_move() && !self.client.is_tls() => {
+                Poll::Ready(Waited::Successor)
+            }
+            Poll::Pending => self.timer.poll_elapsed(context).map(|_| {
+                self.shared.counters.count(Counter::IdleTimeouts);
+                Waited::Nothing
+            }),
+        })
+        .await
+    }
+
+    /// Sees to it that nothing is in flight, and gives the connection to the process that goes on with it. Whatever comes
+    /// from the client meanwhile is served here first; what comes later stays in the kernel.
+    async fn move_away(&mut self) -> Disposition {
+        let Some(successor) = self.shared.place_elsewhere() else { return Disposition::Request };
+        self.client.pause_receive().await;
+        if let Some(buffer) = self.client.try_receive() {
+            self.read_buffer.push(buffer);
+            return Disposition::Request;
+        }
+        let front_ms = self.listener.timeouts(|timeouts| timeouts.front_ms);
+        let flushed = flush(&self.client, &self.timer, front_ms).await;
+        if flushed.is_err() || !self.client.is_quiet() {
+            return Disposition::Abort { reset: false };
+        }
+        let Some(client) = self.client.detach() else { return Disposition::Abort { reset: false } };
+        let age = if self.head_due == 0 { Age::Used } else { Age::New };
+        // One that is handed over waits for a request: whatever comes before has come.
+        let ends = self.info.as_ref().and_then(|info| info.ends);
+        let message = HandoverMessage::Idle {
+            listener: self.listener.config().settings.address,
+            age,
+            begun: true,
+            ends,
+        };
+        successor.give(&self.shared, message, vec![client]);
+        Disposition::Gone
+    }
+
+    /// AddressPair the connection as `next` says.
+    async fn end(&self) {
+        match self.next {
+            Disposition::Abort { reset: true } => self.client.reset_on_close(),
+            Disposition::Close | Disposition::Finish => self.finish().await,
+            Disposition::Abort { reset: false } | Disposition::Gone | Disposition::Request => {}
+        }
+    }
+
+    /// Everything has been said: lets the client have it all before the connection closes.
+    async fn finish(&self) {
+        let front_ms = self.listener.timeouts(|timeouts| timeouts.front_ms);
+        if flush(&self.client, &self.timer, front_ms).await.is_err() {
+            return;
+        }
+        // RFC 9112 section 9.6 asks for a close in stages because of what a client may still send; one that has said
+        // that it sends no more must not (same section).
+        if self.next == Disposition::Finish && self.read_buffer.is_empty() {
+            if self.client.is_tls() {
+                self.timer.set(limits::LINGER_TIMEOUT_MS);
+                let _ = self.timer.limit(self.client.shutdown_write()).await;
+            }
+            return;
+        }
+        // Closing with unread bytes would reset the connection, and the client might lose the answer.
+        self.timer.set(limits::LINGER_TIMEOUT_MS);
+        let goodbye = async {
+            self.client.shutdown_write().await;
+            self.client.discard().await;
+        };
+        let _ = self.timer.limit(goodbye).await;
+    }
+}
+
+/// Serves a connection until it ends.
+pub(super) fn serve(
+    shared: Rc<Shared>,
+    listener: Rc<ListenerHandle>,
+    client: Stream,
+    origin: ConnectionOrigin,
+) -> impl Future<Output = ()> {
+    let mut connection = ClientConnection::new(shared, listener, client, origin);
+    // A block, not a function: its arguments would stay in the future beside the connection made from them.
+    let begins = !origin.begun && connection.listener.config().has_preamble();
+    async move {
+        if begins {
+            connection.next = Box::pin(preamble::begin(&mut connection)).await;
+        }
+        while connection.next == Disposition::Request {
+            let waited =
+                if connection.read_buffer.is_empty() { connection.wait().await } else { Waited::Bytes };
+            connection.next = match waited {
+                Waited::Bytes => {
+                    let next = Box::pin(exchange(&mut connection)).await;
+                    // From now on it is idle between requests.
+                    connection.head_due = 0;
+                    next
+                }
+                // Idle, and nothing on its way out that a close could cut, unless the last answer still is.
+                Waited::Nothing if connection.client.is_sending() => Disposition::Close,
+                // Over TLS it ends with a word; and a client that was not asked may just be saying something.
+                Waited::Nothing if connection.client.is_tls() && connection.is_draining() => {
+                    Disposition::Close
+                }
+                Waited::Nothing if connection.client.is_tls() => Disposition::Finish,
+                Waited::Nothing => Disposition::Abort { reset: false },
+                Waited::Successor => Box::pin(connection.move_away()).await,
+            };
+        }
+        match connection.next {
+            Disposition::Abort { reset: true } | Disposition::Close | Disposition::Finish => {
+                Box::pin(connection.end()).await
+            }
+            Disposition::Abort { reset: false } | Disposition::Gone | Disposition::Request => {}
+        }
+        let shared = Rc::clone(&connection.shared);
+        // The descriptor is given up before the count goes down: who waits for it can have it.
+        drop(connection);
+        shared.note_closed();
+    }
+}
+
+/// Goes on with a tunnel that another process began.
+pub(super) fn resume_tunnel(
+    shared: Rc<Shared>,
+    listener: Rc<ListenerHandle>,
+    client: Stream,
+    cluster: String,
+    upstream: Upstream,
+) -> impl Future<Output = ()> {
+    let mut connection = ClientConnection::new(shared, listener, client, ConnectionOrigin::USED);
+    async move {
+        let idle_ms = connection.listener.timeouts(|timeouts| timeouts.tunnel_ms);
+        let tunnel = tunnel::run(&mut connection, &cluster, idle_ms, upstream, ReadBuffer::default());
+        connection.next = Box::pin(tunnel).await;
+        connection.end().await;
+        let shared = Rc::clone(&connection.shared);
+        drop(connection);
+        shared.note_closed();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sizes of the futures that a function of one or of four arguments returns.
+    fn size_of_one<'a, F>(_: impl FnOnce(&'a mut ClientConnection) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    fn size_of_four<A, B, C, D, F>(_: impl FnOnce(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_connection_that_waits_takes_little_memory() {
+        let size = size_of_four(serve);
+        assert!(size <= 160, "{size} bytes");
+    }
+
+    #[test]
+    fn what_a_request_takes_fits_the_allocators_fast_path() {
+        // The largest that glibc keeps in its per-thread cache is 1,032 bytes.
+        let size = size_of_one(exchange);
+        assert!(size <= 1_032, "{size} bytes");
+    }
+}

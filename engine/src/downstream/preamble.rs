@@ -1,0 +1,317 @@
+//! What comes before the first request of a connection, on listeners where something does: a header of the PROXY
+//! protocol, a TLS handshake. Connections of TCP listeners, and of names that are not terminated here, are passed on as
+//! they are from then on.
+
+use std::rc::Rc;
+
+use kakehi_ctl::state::ListenerProtocol;
+
+use crate::{
+    exchange::{ClientConnection, Disposition, ListenerConfig, tunnel},
+    h1::write_answer,
+    http::Reason,
+    observe::Counter,
+    ring::{Outgoing, Received, Stream},
+    tls::{self, Failure, FailureKind, HandshakeResult, Hello, Input, Terminator},
+    transfer::ReadBuffer,
+    transport::proxy_header,
+    upstream::{AttemptedEndpoints, Cluster, ConnectOptions},
+};
+
+/// How long tickets wait for the first response to be sent with it (ms): longer than a client needs to ask for something.
+const TICKET_DELAY_MS: u64 = 10;
+/// Longest header of the PROXY protocol, with whatever came behind it in one go.
+const MAX_HEADER: usize = 32 * 1024;
+
+/// Does what has to be done before the first request. `Disposition::Request`: requests follow.
+pub(super) async fn begin(connection: &mut ClientConnection) -> Disposition {
+    let config = connection.config();
+    let handshake_ms = config.tls.as_ref().map(|terminator| terminator.handshake_ms);
+    let due = connection.shared.ring.now() + handshake_ms.unwrap_or(config.settings.timeouts.request_ms);
+    connection.timer.set_at(due);
+    if config.settings.expect_proxy {
+        let header = read_header(&mut *connection, &config).await;
+        if let Err(next) = header {
+            return next;
+        }
+    }
+    match (config.settings.protocol, &config.tls) {
+        (ListenerProtocol::Http, _) => {
+            connection.begin_requests();
+            Disposition::Request
+        }
+        (ListenerProtocol::Https, Some(terminator)) => {
+            let next = secure(connection, &config, terminator).await;
+            if next == Disposition::Request {
+                connection.begin_requests();
+            }
+            next
+        }
+        // Without the vault nothing is served, and the vault is always there.
+        (ListenerProtocol::Https, None) => Disposition::Abort { reset: true },
+        (ListenerProtocol::Tcp, _) => pass_on(connection, &config).await,
+    }
+}
+
+/// Reads more into the read_buffer, within the deadline that the timer has. Who is `late`, or `gone`, is counted so.
+async fn read_more(
+    connection: &mut ClientConnection,
+    late: Counter,
+    gone: Option<Counter>,
+) -> Result<(), Disposition> {
+    let counters = &connection.shared.counters;
+    match connection.timer.limit(connection.client.receive()).await {
+        Ok(Ok(Received::Data(buffer))) => {
+            connection.read_buffer.push(buffer);
+            Ok(())
+        }
+        Ok(Ok(Received::Finished) | Err(_)) => {
+            gone.into_iter().for_each(|gone| counters.count(gone));
+            Err(Disposition::Abort { reset: false })
+        }
+        Err(_) => {
+            counters.count(late);
+            Err(Disposition::Abort { reset: false })
+        }
+    }
+}
+
+async fn read_header(connection: &mut ClientConnection, config: &ListenerConfig) -> Result<(), Disposition> {
+    let peer = connection.client.peer_address().map(|address| address.ip().to_canonical());
+    let trusted = peer.is_some_and(|peer| config.settings.proxy_peers.iter().any(|net| net.contains(&peer)));
+    if !trusted {
+        connection.shared.counters.count(Counter::ProxyPeersRefused);
+        return Err(Disposition::Abort { reset: true });
+    }
+    loop {
+        match proxy_header::parse(connection.read_buffer.bytes()) {
+            Ok(Some(header)) => {
+                connection.read_buffer.consume(header.length);
+                connection.info().ends = header.ends;
+                return Ok(());
+            }
+            Ok(None) if connection.read_buffer.bytes().len() < MAX_HEADER => {}
+            Ok(None) | Err(_) => {
+                connection.shared.counters.count(Counter::ProxyHeaderErrors);
+                return Err(Disposition::Abort { reset: false });
+            }
+        }
+        connection.read_buffer.copy_out_of_pool();
+        read_more(connection, Counter::IdleTimeouts, None).await?;
+    }
+}
+
+/// Does the handshake, or passes the connection on, as the name says that the client asks for.
+async fn secure(
+    connection: &mut ClientConnection,
+    config: &Rc<ListenerConfig>,
+    terminator: &Rc<Terminator>,
+) -> Disposition {
+    if connection.read_buffer.is_empty()
+        && let Err(next) = read_more(connection, Counter::TlsTimeout, Some(Counter::TlsGone)).await
+    {
+        return next;
+    }
+    // What begins like a method of HTTP is no record of TLS.
+    if connection.read_buffer.bytes().first().is_some_and(u8::is_ascii_uppercase) {
+        return refuse_clear_text(connection);
+    }
+    let first = connection.read_buffer.take();
+    let shaken = {
+        let ClientConnection { client, timer, .. } = &*connection;
+        // It is in clear text as long as there is no handshake.
+        let Some(stream) = client.as_plain() else { return Disposition::Abort { reset: true } };
+        timer
+            .limit(async {
+                if !terminator.depends_on_name() && config.passthrough.names.is_empty() {
+                    return tls::accept(stream, terminator, None, first).await.map(Outcome::shaken);
+                }
+                let Hello { name, bytes } = match tls::read_hello(stream, first).await {
+                    Ok(hello) => hello,
+                    Err((failure, bytes)) => return tell(stream, terminator, failure, bytes).await,
+                };
+                let name = name.as_deref();
+                if let Some(Some(cluster)) = name.and_then(|name| config.passthrough.names.find(name)) {
+                    return Ok(Outcome::PassOn(Rc::clone(cluster), bytes));
+                }
+                if terminator.refuses(name) {
+                    stream.send(tls::unrecognized_name().into()).await?;
+                    return Err(Failure::UnknownName);
+                }
+                tls::accept(stream, terminator, name, Input::Own(bytes)).await.map(Outcome::shaken)
+            })
+            .await
+    };
+    match shaken {
+        Ok(Ok(Outcome::HandshakeResult(shaken))) => {
+            let HandshakeResult { session, secured, data } = *shaken;
+            let counters = &connection.shared.counters;
+            counters.count(Counter::TlsHandshakes);
+            if secured.resumed {
+                counters.count(Counter::TlsResumed);
+            }
+            connection.client.secure(&connection.shared.ring, session);
+            connection.info().secured = Some(secured);
+            if let Some(data) = data {
+                connection.read_buffer.push(data);
+            }
+            give_tickets(connection).await
+        }
+        Ok(Ok(Outcome::PassOn(cluster, bytes))) => {
+            connection.read_buffer.push_copy(&bytes);
+            forward(connection, config, &cluster).await
+        }
+        Ok(Err(failure)) => fail(connection, &failure),
+        Err(_) => {
+            connection.shared.counters.count(Counter::TlsTimeout);
+            Disposition::Abort { reset: false }
+        }
+    }
+}
+
+enum Outcome {
+    HandshakeResult(Box<HandshakeResult>),
+    PassOn(Rc<Cluster>, Vec<u8>),
+}
+
+impl Outcome {
+    fn shaken(shaken: HandshakeResult) -> Outcome {
+        Outcome::HandshakeResult(Box::new(shaken))
+    }
+}
+
+/// Has rustls say what is wrong with a first message that could not be read.
+async fn tell(
+    stream: &Stream,
+    terminator: &Terminator,
+    failure: Failure,
+    bytes: Vec<u8>,
+) -> Result<Outcome, Failure> {
+    match failure {
+        Failure::Tls(_) => {
+            tls::accept(stream, terminator, None, Input::Own(bytes)).await.map(Outcome::shaken)
+        }
+        Failure::HelloTooLarge => {
+            stream.send(tls::too_large().into()).await?;
+            Err(Failure::HelloTooLarge)
+        }
+        other => Err(other),
+    }
+}
+
+fn fail(connection: &ClientConnection, failure: &Failure) -> Disposition {
+    tracing::debug!("no TLS connection: {failure}");
+    connection.shared.counters.count(match failure.kind() {
+        FailureKind::Gone => Counter::TlsGone,
+        FailureKind::NoCommonParameters => Counter::TlsNoCommonParameters,
+        FailureKind::NoCommonProtocol => Counter::TlsNoCommonProtocol,
+        FailureKind::UnknownName => Counter::TlsUnknownName,
+        FailureKind::Certificate => Counter::TlsClientCertificate,
+        FailureKind::AlertReceived => Counter::TlsAlertReceived,
+        FailureKind::Malformed => Counter::TlsMalformed,
+    });
+    match failure.kind() {
+        FailureKind::Gone => Disposition::Abort { reset: false },
+        // The alert has been sent; closing in stages lets the client have it.
+        _ => Disposition::Close,
+    }
+}
+
+fn refuse_clear_text(connection: &ClientConnection) -> Disposition {
+    let counters = &connection.shared.counters;
+    counters.count(Counter::TlsMalformed);
+    counters.count_answer(Reason::ClearTextOnTls);
+    let mut out = connection.shared.ring.head_buffer();
+    write_answer(Reason::ClearTextOnTls, true, false, &[], &mut out);
+    connection.client.start_send(Outgoing::from(out));
+    Disposition::Close
+}
+
+/// Tickets go with the first response, if it is asked for soon: one packet less for each handshake.
+async fn give_tickets(connection: &mut ClientConnection) -> Disposition {
+    if !connection.client.has_pending() || !connection.read_buffer.is_empty() {
+        return Disposition::Request;
+    }
+    connection.timer.set(TICKET_DELAY_MS);
+    match connection.timer.limit(connection.client.receive()).await {
+        Ok(Ok(Received::Data(buffer))) => {
+            connection.read_buffer.push(buffer);
+            Disposition::Request
+        }
+        Ok(Ok(Received::Finished) | Err(_)) => Disposition::Finish,
+        Err(_) => {
+            connection.client.send_pending();
+            Disposition::Request
+        }
+    }
+}
+
+/// Passes a connection of a TCP listener on.
+async fn pass_on(connection: &mut ClientConnection, config: &Rc<ListenerConfig>) -> Disposition {
+    if config.passthrough.names.is_empty() {
+        return match &config.passthrough.any {
+            Some(cluster) => forward(connection, config, cluster).await,
+            None => Disposition::Abort { reset: true },
+        };
+    }
+    if connection.read_buffer.is_empty()
+        && let Err(next) = read_more(connection, Counter::IdleTimeouts, None).await
+    {
+        return next;
+    }
+    let first = connection.read_buffer.take();
+    let hello = {
+        let Some(stream) = connection.client.as_plain() else { return Disposition::Abort { reset: true } };
+        connection.timer.limit(tls::read_hello(stream, first)).await
+    };
+    let (name, bytes) = match hello {
+        Ok(Ok(Hello { name, bytes })) => (name, bytes),
+        // Not TLS, or nothing that we understand: it is for whoever takes all that has no name.
+        Ok(Err((_, bytes))) => (None, bytes),
+        Err(_) => {
+            connection.shared.counters.count(Counter::TlsTimeout);
+            return Disposition::Abort { reset: false };
+        }
+    };
+    let named = name.as_deref().and_then(|name| config.passthrough.names.find(name)).and_then(Option::as_ref);
+    match named.or(config.passthrough.any.as_ref()) {
+        Some(cluster) => {
+            connection.read_buffer.push_copy(&bytes);
+            forward(connection, config, cluster).await
+        }
+        None => {
+            connection.shared.counters.count(Counter::TlsUnknownName);
+            connection.client.start_send(tls::unrecognized_name().into());
+            Disposition::Close
+        }
+    }
+}
+
+/// Passthrough the connection, with what is in the read_buffer, as it is.
+async fn forward(
+    connection: &mut ClientConnection,
+    config: &Rc<ListenerConfig>,
+    cluster: &Rc<Cluster>,
+) -> Disposition {
+    let shared = Rc::clone(&connection.shared);
+    let timeouts = &config.settings.timeouts;
+    let upstream = {
+        let options = ConnectOptions {
+            fresh: true,
+            connect_ms: timeouts.connect_ms,
+            timer: &connection.timer,
+            addresses: &|| connection.addresses(),
+        };
+        cluster.connect(&shared.pooling, &mut AttemptedEndpoints::default(), options).await
+    };
+    let upstream = match upstream {
+        Ok(upstream) => upstream,
+        Err(reason) => {
+            shared.counters.count_answer(reason);
+            // Nothing can be said, but that it is not the end of something.
+            return Disposition::Abort { reset: true };
+        }
+    };
+    shared.counters.count(Counter::TcpForwarded);
+    tunnel::run(connection, &cluster.name, timeouts.tunnel_ms, upstream, ReadBuffer::default()).await
+}

@@ -1,0 +1,167 @@
+//! The configuration of a listener, compiled: immutable, and swapped whole.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+};
+
+use kakehi_ctl::state;
+
+use crate::{
+    h1::{HeadLimits, StrictTransport},
+    http::Reason,
+    route::{Outcome, RouteTable},
+    tls::{NameMap, Terminator},
+    upstream::Cluster,
+};
+
+/// What is done with a request that a rule matched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Forward it to the cluster.
+    Forward,
+    /// 401.
+    Deny,
+    /// 301 to `https`, at this port, unless it came that way.
+    RedirectHttps(Option<u16>),
+}
+
+/// Where a rule leads.
+pub(crate) struct Target {
+    pub(crate) cluster: Rc<Cluster>,
+    pub(crate) action: Action,
+    /// What its frontends say of `Strict-Transport-Security`.
+    pub(crate) transport: HstsPolicy,
+}
+
+/// Which `Strict-Transport-Security` responses get.
+#[derive(Clone, Default, PartialEq)]
+pub(crate) enum HstsPolicy {
+    /// That of the listener.
+    #[default]
+    Inherited,
+    /// This one, or none.
+    Own(Option<Rc<StrictTransport>>),
+}
+
+impl Target {
+    pub(crate) fn is_same(&self, other: &Target) -> bool {
+        Rc::ptr_eq(&self.cluster, &other.cluster)
+            && self.action == other.action
+            && self.transport == other.transport
+    }
+}
+
+/// The configuration of a listener, compiled.
+pub struct ListenerConfig {
+    pub(crate) settings: state::Listener,
+    pub(crate) routes: Rc<RefCell<Routes>>,
+    pub(crate) request_limits: HeadLimits,
+    pub(crate) response_limits: HeadLimits,
+    /// The port that clients connect to, as text.
+    pub(crate) local_port: String,
+    /// How TLS is terminated, if it is.
+    pub(crate) tls: Option<Rc<Terminator>>,
+    pub(crate) passthrough: Rc<Passthrough>,
+    /// `Strict-Transport-Security` of frontends that say nothing of it.
+    pub(crate) transport: Option<Rc<StrictTransport>>,
+}
+
+/// Which rule takes a request, and where it leads. A change of some hosts is put in between two requests; who looked
+/// something up keeps what it found.
+pub(crate) struct Routes {
+    pub(crate) table: RouteTable,
+    /// By their place; `None` where one was whose cluster is gone.
+    pub(crate) targets: Vec<Option<Target>>,
+}
+
+impl Routes {
+    /// Where a request leads.
+    ///
+    /// # Errors
+    /// Why it leads nowhere.
+    pub(crate) fn find(&self, host: &str, path: &str, method: &str) -> Result<&Target, Reason> {
+        match self.table.lookup(host, path, method) {
+            // No rule leads to a target that is gone.
+            Outcome::Target(target) => self.targets[target as usize].as_ref().ok_or(Reason::NoRoute),
+            Outcome::AmbiguousPath => Err(Reason::AmbiguousPath),
+            Outcome::NoRoute => Err(Reason::NoRoute),
+        }
+    }
+}
+
+/// What a listener and its connections share: the config of the moment, and whether the listener still is.
+pub struct ListenerHandle {
+    config: RefCell<Rc<ListenerConfig>>,
+    closed: Cell<bool>,
+    /// How often its queue has to be looked into again.
+    rearmed: Cell<u32>,
+}
+
+impl ListenerHandle {
+    /// A listener that accepts.
+    pub fn new(config: Rc<ListenerConfig>) -> Rc<ListenerHandle> {
+        Rc::new(ListenerHandle {
+            config: RefCell::new(config),
+            closed: Cell::new(false),
+            rearmed: Cell::new(0),
+        })
+    }
+
+    /// The configuration of the moment. An exchange keeps the one that it began with.
+    pub(crate) fn config(&self) -> Rc<ListenerConfig> {
+        Rc::clone(&self.config.borrow())
+    }
+
+    /// The deadlines of the moment.
+    pub(crate) fn timeouts<T>(&self, of: impl FnOnce(&state::Timeouts) -> T) -> T {
+        of(&self.config.borrow().settings.timeouts)
+    }
+
+    /// The next request meets `config`.
+    pub fn replace(&self, config: Rc<ListenerConfig>) {
+        self.config.replace(config);
+    }
+
+    /// The listener is configured no more: what it has accepted ends with the exchange that it is in. Wake all then.
+    pub fn close(&self) {
+        self.closed.set(true);
+    }
+
+    /// Another process has stopped to accept here. Of two that wait for connections the kernel wakes one, which may have
+    /// been that one: what it left in the queue is taken when accepting begins anew. Wake all then.
+    pub fn rearm(&self) {
+        self.rearmed.set(self.rearmed.get().wrapping_add(1));
+    }
+
+    /// How often [`ListenerHandle::rearm`] was called.
+    pub(crate) fn rearmed(&self) -> u32 {
+        self.rearmed.get()
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.get()
+    }
+}
+
+impl ListenerConfig {
+    /// Whether some connections are passed on as they are, by the name that they ask for: then frontends of other clusters
+    /// make a difference there too.
+    pub fn passes_on_by_name(&self) -> bool {
+        !self.passthrough.names.is_empty()
+    }
+
+    /// Whether something comes before the first request.
+    pub(crate) fn has_preamble(&self) -> bool {
+        self.settings.expect_proxy || self.settings.protocol != state::ListenerProtocol::Http
+    }
+}
+
+/// Where connections lead that are passed on as they are.
+#[derive(Default)]
+pub(crate) struct Passthrough {
+    /// By the name that a TLS client asks for; `None`: it is terminated here, whatever there is for names of that kind.
+    pub(crate) names: NameMap<Option<Rc<Cluster>>>,
+    /// All others.
+    pub(crate) any: Option<Rc<Cluster>>,
+}

@@ -1,0 +1,137 @@
+//! The process that takes this one's place, and what it is given: sockets, each with what has to be known of it.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    io,
+    net::SocketAddr,
+    os::fd::OwnedFd,
+    rc::Rc,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::Shared;
+use crate::{
+    observe::Counter,
+    ring::{Ring, Stream, send_descriptors},
+    transport::AddressPair,
+};
+
+/// Whether a connection has had a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Age {
+    /// It waits for its first.
+    New,
+    /// It is idle between two.
+    Used,
+}
+
+/// What has been on a connection before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ConnectionOrigin {
+    pub(crate) age: Age,
+    /// A header of the PROXY protocol has come, where one has to.
+    pub(crate) begun: bool,
+    /// Whom it has named.
+    pub(crate) ends: Option<AddressPair>,
+}
+
+impl ConnectionOrigin {
+    /// Nothing.
+    pub(crate) const NONE: ConnectionOrigin = ConnectionOrigin { age: Age::New, begun: false, ends: None };
+    /// A request at least.
+    pub(crate) const USED: ConnectionOrigin = ConnectionOrigin { age: Age::Used, begun: true, ends: None };
+}
+
+/// What moves with the sockets, as JSON.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum HandoverMessage {
+    /// A connection without a request: one socket.
+    Idle {
+        /// Of its listener.
+        listener: SocketAddr,
+        age: Age,
+        // Programs before these do not know them, and have no need to.
+        #[serde(default)]
+        begun: bool,
+        #[serde(default)]
+        ends: Option<AddressPair>,
+    },
+    /// The process before accepts no more: one listening socket.
+    Queue {
+        /// Of which listener.
+        listener: SocketAddr,
+    },
+    /// A tunnel at rest: the client's socket, then the backend's.
+    Tunnel { listener: SocketAddr, cluster: String, backend: String },
+}
+
+/// The process that takes this one's place.
+pub struct Successor {
+    channel: OwnedFd,
+    /// The same channel, to wait until it takes more.
+    readiness: Stream,
+    waiting: RefCell<VecDeque<(HandoverMessage, Vec<OwnedFd>)>>,
+    sending: Cell<bool>,
+}
+
+impl Successor {
+    /// The process at the other end of `channel`, a `SOCK_SEQPACKET` socket.
+    ///
+    /// # Errors
+    /// When there is no descriptor or no slot left.
+    pub fn new(ring: &Ring, channel: OwnedFd) -> io::Result<Successor> {
+        let readiness = Stream::adopt(ring, channel.try_clone()?)?;
+        Ok(Successor { channel, readiness, waiting: RefCell::default(), sending: Cell::new(false) })
+    }
+
+    /// Whether everything has been sent.
+    pub(crate) fn has_everything(&self) -> bool {
+        self.waiting.borrow().is_empty()
+    }
+
+    /// Gives it the sockets of `message`.
+    pub(crate) fn give(self: Rc<Self>, shared: &Rc<Shared>, message: HandoverMessage, sockets: Vec<OwnedFd>) {
+        self.waiting.borrow_mut().push_back((message, sockets));
+        if !self.sending.replace(true) {
+            shared.ring.spawn(self.send(Rc::clone(shared)));
+        }
+    }
+
+    async fn send(self: Rc<Self>, shared: Rc<Shared>) {
+        while let Err(error) = self.send_waiting(&shared) {
+            let gone = match error.kind() {
+                io::ErrorKind::WouldBlock => self.readiness.writable().await.err(),
+                _ => Some(error),
+            };
+            if let Some(error) = gone {
+                let lost = std::mem::take(&mut *self.waiting.borrow_mut()).len();
+                tracing::warn!(%error, connections = lost, "the successor takes no connections: they are closed");
+                break;
+            }
+        }
+        self.sending.set(false);
+        shared.wake_waiting();
+    }
+
+    fn send_waiting(&self, shared: &Shared) -> io::Result<()> {
+        let mut waiting = self.waiting.borrow_mut();
+        while let Some((message, sockets)) = waiting.front() {
+            let text = serde_json::to_string(message)?;
+            match send_descriptors(&self.channel, &text, sockets) {
+                Ok(()) if matches!(message, HandoverMessage::Queue { .. }) => {}
+                Ok(()) => shared.counters.count(Counter::HandedOver),
+                // A name of a cluster that is longer than a message.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                    tracing::warn!(?message, "a tunnel cannot be handed over, and is closed");
+                }
+                Err(error) => return Err(error),
+            }
+            waiting.pop_front();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,510 @@
+//! Puts one worker together and obeys the supervisor's orders.
+
+mod adoption;
+mod configured;
+
+use std::{cell::Cell, io, net::SocketAddr, os::fd::OwnedFd, rc::Rc};
+
+use kakehi_ctl::{
+    order::{Envelope, ListenerSocket, Order, Program, Report},
+    state::State,
+    wire::{self, Decoder, WireError},
+};
+use nix::{
+    sys::{
+        prctl::set_no_new_privs,
+        signal::{SigSet, Signal},
+        signalfd::{SfdFlags, SignalFd},
+    },
+    unistd::{Gid, Uid, setgid, setgroups, setuid},
+};
+
+pub use self::adoption::{AdoptRequest, DescriptorChannel, DescriptorKind};
+use self::{adoption::AdoptionState, configured::Configured};
+use crate::{
+    config::{Clusters, CompileError},
+    downstream::{self, HandoverRegistry},
+    exchange::{ListenerConfig, ListenerHandle, Shared, Successor},
+    limits,
+    observe::{Counter, Counters},
+    ring::{Level, Received, Ring, Settings, SetupError, Stats, Stream, Timer},
+    tls::{Context, Vault},
+    upstream::{Cluster, Pooling},
+};
+
+/// How often idle upstream connections are looked through, and the ring's figures are published (ms).
+const HOUSEKEEPING_MS: u64 = 1_000;
+
+/// What a worker starts from.
+pub struct Setup {
+    /// Its place in the row of workers, from 0.
+    pub id: u32,
+    /// The core to run on; `None` = wherever the scheduler puts it.
+    pub core: Option<usize>,
+    /// What to serve.
+    pub state: State,
+    /// Its own listening sockets, one per address of `state.listeners`.
+    pub listeners: Vec<(ListenerSocket, OwnedFd)>,
+    /// The order channel: a stream socket that carries `Envelope<Order>` in and `Envelope<Report>` out.
+    pub orders: OwnedFd,
+    /// Its counters, in memory of the supervisor.
+    pub counters: Counters,
+    /// Where idle connections go when it is info to hand over.
+    pub successor: OwnedFd,
+    /// Where the connections of the process before come from, if there is one.
+    pub predecessor: Option<OwnedFd>,
+    /// Whom the process becomes before it serves.
+    pub identity: Option<Identity>,
+    /// Over which descriptors come that an order speaks of.
+    pub channel: Rc<dyn DescriptorChannel>,
+    /// A unix socket that listens, does not block, and keeps message boundaries: over it another supervisor takes the
+    /// worker over when this one has died.
+    pub adoption: OwnedFd,
+    /// The memory behind `counters`.
+    pub counters_memory: OwnedFd,
+    /// The memory of what processes before this one counted, kept for a supervisor to come.
+    pub ended_memory: OwnedFd,
+    /// Where certificates, keys and ticket keys lie.
+    pub vault: Vault,
+    /// Which of the worker's processes this is, counted from 1.
+    pub launch: u64,
+    /// Which program this is.
+    pub program: Program,
+}
+
+/// A user and a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// User.
+    pub user: Uid,
+    /// Group.
+    pub group: Gid,
+}
+
+/// Why a worker could not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The ring could not be made.
+    #[error(transparent)]
+    Ring(#[from] SetupError),
+    /// The executor around it could not be made.
+    #[error("the executor cannot start: {0}")]
+    Executor(String),
+    /// The state cannot be compiled.
+    #[error(transparent)]
+    ListenerConfig(#[from] CompileError),
+    /// A listening socket is missing.
+    #[error("no listening socket was handed over for {0}")]
+    Listener(SocketAddr),
+    /// The worker cannot be pinned.
+    #[error("cannot run on core {core}: {error}")]
+    Pin {
+        /// The core.
+        core: usize,
+        /// What the kernel said.
+        error: io::Error,
+    },
+    /// The worker cannot become what it should be.
+    #[error("cannot become uid {uid}, gid {gid}: {error}; only root can (`user` and `group`)", uid = .identity.user, gid = .identity.group)]
+    Identity {
+        /// Whom.
+        identity: Identity,
+        /// What the kernel said.
+        error: io::Error,
+    },
+    /// A system call failed.
+    #[error("{0}")]
+    System(#[from] io::Error),
+    /// The order channel failed.
+    #[error("the order channel failed: {0}")]
+    Orders(#[from] WireError),
+}
+
+/// How a worker that was info to stop has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// All that it served had come to its end.
+    Drained,
+    /// The deadline came first: connections were cut.
+    Cut,
+}
+
+/// Checks everything about a state that only the engine knows: hostnames, paths, expressions.
+///
+/// # Errors
+/// See [`CompileError`].
+pub fn check(state: &State) -> Result<(), CompileError> {
+    ListenerConfig::compile(state, &Clusters::new(), None).map(drop)
+}
+
+/// Serves until it is ordered to stop; says how that went. Sends `Report::Ready` when the listeners accept; when it cannot
+/// get that far it sends `Report::Failed` and returns the error. When the order channel ends (the
+/// supervisor died) it goes on serving; SIGTERM then makes it drain and end.
+///
+/// # Errors
+/// See [`Error`].
+pub fn run(setup: Setup) -> Result<End, Error> {
+    let last_words = Rc::new(Cell::new(Some(setup.orders.try_clone()?)));
+    let outcome = start(setup, Rc::clone(&last_words));
+    let report = match &outcome {
+        Ok(end) => Report::Finished { drained: *end == End::Drained },
+        Err(error) => Report::Failed { reason: error.to_string() },
+    };
+    if let Some(orders) = last_words.take() {
+        // The last words of this process, so they may block. If nobody listens, there is nobody to tell.
+        let mut orders = std::os::unix::net::UnixStream::from(orders);
+        let _ = wire::write_message(&mut orders, &Envelope::new(0, report), limits::MAX_FRAME);
+    }
+    outcome
+}
+
+fn start(setup: Setup, last_words: Rc<Cell<Option<OwnedFd>>>) -> Result<End, Error> {
+    if let Some(core) = setup.core {
+        pin(core)?;
+    }
+    // Before the executor, whose threads would otherwise take the signal.
+    let signals = block_signals()?;
+    // Before the executor too: its complaints about a missing io_uring do not say what to do.
+    let level = setup.state.settings.io_uring_level.and_then(Level::new).unwrap_or(Level::HIGHEST);
+    let ring = Ring::new(&Settings {
+        level,
+        buffer_count: setup.state.settings.buffer_count,
+        buffer_size: limits::BUFFER_SIZE,
+    })?;
+    let executor = glommio::LocalExecutorBuilder::new(glommio::Placement::Unbound)
+        .name("kakehi")
+        // Its own I/O is not used; the rest of its rings' memory counts against RLIMIT_MEMLOCK.
+        .io_memory(1 << 16)
+        .make()
+        .map_err(|error| Error::Executor(error.to_string()))?;
+    // After the rings, whose memory would count against the user's limit of locked memory on kernels before 5.12.
+    drop_privileges(setup.identity)?;
+    executor.run(serve(setup, ring, signals, last_words))
+}
+
+/// Ties this process to one core.
+fn pin(core: usize) -> Result<(), Error> {
+    let pinned = || {
+        let mut cores = nix::sched::CpuSet::new();
+        cores.set(core)?;
+        nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &cores)
+    };
+    pinned().map_err(|error| Error::Pin { core, error: error.into() })
+}
+
+/// Gives up whatever is not needed to serve.
+fn drop_privileges(identity: Option<Identity>) -> Result<(), Error> {
+    if let Some(identity) = identity {
+        let Identity { user, group } = identity;
+        setgroups(&[group])
+            .and_then(|()| setgid(group))
+            .and_then(|()| setuid(user))
+            .map_err(|error| Error::Identity { identity, error: error.into() })?;
+    }
+    // It executes nothing; whoever makes it do so gains nothing by it.
+    Ok(set_no_new_privs().map_err(io::Error::from)?)
+}
+
+/// SIGTERM comes through a descriptor that the ring reads; what a terminal sends is for the supervisor.
+fn block_signals() -> io::Result<SignalFd> {
+    let mut ignored = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGHUP, Signal::SIGPIPE] {
+        ignored.add(signal);
+    }
+    ignored.thread_block()?;
+    let mut handled = SigSet::empty();
+    handled.add(Signal::SIGTERM);
+    handled.thread_block()?;
+    Ok(SignalFd::with_flags(&handled, SfdFlags::SFD_CLOEXEC)?)
+}
+
+/// One worker at work.
+struct Worker {
+    id: u32,
+    core: Option<usize>,
+    channel: Rc<dyn DescriptorChannel>,
+    adoption_state: AdoptionState,
+    shared: Rc<Shared>,
+    configured: Configured,
+    graceful_timeout_ms: u64,
+    orphan_timeout_ms: Option<u64>,
+    /// The channel to the process that may take this one's place, until it does.
+    successor: Cell<Option<OwnedFd>>,
+    /// Set when the worker is drained or out of deadline: the loop ends.
+    end: Cell<Option<End>>,
+    /// The ring's figures when they were last added to the counters.
+    published: Cell<Stats>,
+}
+
+async fn serve(
+    setup: Setup,
+    ring: Ring,
+    signals: SignalFd,
+    last_words: Rc<Cell<Option<OwnedFd>>>,
+) -> Result<End, Error> {
+    let settings = &setup.state.settings;
+    setup.counters.reset_gauges();
+    let (graceful_timeout_ms, drain_timeout_ms) = (settings.graceful_timeout_ms, settings.drain_timeout_ms);
+    let orphan_timeout_ms = settings.orphan_timeout_ms;
+    let pooling = Pooling {
+        ring: ring.clone(),
+        counters: setup.counters.clone(),
+        max_idle: settings.upstream_max_idle as usize,
+        idle_timeout_ms: settings.upstream_idle_timeout_ms,
+    };
+    let tls = Context::new(setup.vault, settings.ticket_key_rotation_ms)?;
+    let shared = Shared::new(pooling, settings.max_connections, drain_timeout_ms);
+    let configured = Configured::new(&shared, setup.state, setup.listeners, Rc::clone(&setup.channel), tls)?;
+    let adoption_state = AdoptionState {
+        adoption: setup.adoption.into(),
+        ended: setup.ended_memory,
+        counters: setup.counters_memory,
+        launch: setup.launch,
+        program: setup.program,
+        last_words,
+    };
+    let worker = Rc::new(Worker {
+        id: setup.id,
+        core: setup.core,
+        channel: setup.channel,
+        adoption_state,
+        shared,
+        configured,
+        graceful_timeout_ms,
+        orphan_timeout_ms,
+        successor: Cell::new(Some(setup.successor)),
+        end: Cell::new(None),
+        published: Cell::default(),
+    });
+    if let Some(predecessor) = setup.predecessor {
+        downstream::inherit(Rc::clone(&worker.shared), predecessor, Rc::clone(&worker))?;
+    }
+    let orders = Stream::adopt(&ring, setup.orders)?;
+    let ready = Report::Ready {
+        io_uring_level: ring.features().level().number(),
+        io_uring_features: ring.features().names().into_iter().map(str::to_owned).collect(),
+    };
+    report(&ring, &orders, 0, ready).await?;
+    ring.spawn(Rc::clone(&worker).run_orders(orders));
+    ring.spawn(Rc::clone(&worker).watch_sigterm(Stream::adopt(&ring, signals.into())?));
+    ring.spawn(Rc::clone(&worker).housekeeping());
+    ring.drive(|| worker.end.get().is_some()).await?;
+    worker.publish_ring_figures();
+    // The loop ends for no other reason than that it is set.
+    Ok(worker.end.get().unwrap_or(End::Drained))
+}
+
+async fn report(ring: &Ring, orders: &Stream, id: u64, report: Report) -> Result<(), WireError> {
+    let frame = wire::encode_into(ring.head_buffer(), &Envelope::new(id, report), limits::MAX_FRAME)?;
+    Ok(orders.send(frame.into()).await?)
+}
+
+impl HandoverRegistry for Rc<Worker> {
+    fn listener(&self, address: SocketAddr) -> Option<Rc<ListenerHandle>> {
+        self.configured.listener(address)
+    }
+
+    fn cluster(&self, name: &str) -> Option<Rc<Cluster>> {
+        self.configured.cluster(name)
+    }
+}
+
+impl Worker {
+    /// Carries out orders until the channel ends, which is no reason to stop serving; then those of the supervisor that
+    /// takes this worker over.
+    async fn run_orders(self: Rc<Self>, mut orders: Stream) {
+        loop {
+            if let Err(error) = self.orders(&orders).await {
+                tracing::warn!(%error, "the order channel is broken; serving goes on");
+            }
+            tracing::info!("the supervisor is gone; serving goes on");
+            let timer = Timer::new(&self.shared.ring);
+            if let Some(orphan_timeout_ms) = self.orphan_timeout_ms {
+                timer.set(orphan_timeout_ms);
+            }
+            let adopted = match timer.limit(self.adopted()).await {
+                Ok(adopted) => adopted,
+                Err(_) => {
+                    tracing::warn!("`orphan_timeout` is over and no supervisor has come: stopping");
+                    self.stop(self.graceful_timeout_ms);
+                    self.adopted().await
+                }
+            };
+            match adopted {
+                Some(adopted) => orders = adopted,
+                None => return,
+            }
+        }
+    }
+
+    async fn orders(self: &Rc<Self>, orders: &Stream) -> Result<(), WireError> {
+        let mut decoder = Decoder::new(limits::MAX_FRAME);
+        while let Received::Data(buffer) = orders.receive().await? {
+            decoder.extend(&buffer);
+            loop {
+                match decoder.next::<Order>() {
+                    Ok(None) => break,
+                    Ok(Some(Envelope { id, body, .. })) => {
+                        let outcome = match body {
+                            Order::Ping => Ok(()),
+                            Order::Prepare { changes, revision } => self
+                                .configured
+                                .prepare(&self.shared.ring, changes, revision)
+                                .map_err(|error| error.to_string()),
+                            Order::Commit => self.configured.commit(&self.shared).map_err(|e| e.to_string()),
+                            Order::Abort => {
+                                self.configured.abort();
+                                Ok(())
+                            }
+                            Order::Take => self.take().map_err(|error| error.to_string()),
+                            Order::Yield { sockets } => {
+                                self.configured.give_up(&self.shared, &sockets).await;
+                                Ok(())
+                            }
+                            Order::Stir => {
+                                self.configured.rearm(&self.shared);
+                                Ok(())
+                            }
+                            Order::Share { connections } => {
+                                self.share(connections).map_err(|error| error.to_string())
+                            }
+                            Order::RenewTicketKeys => {
+                                self.configured.renew_ticket_keys().map_err(|error| error.to_string())
+                            }
+                            Order::TellState => self.tell_state().map_err(|error| error.to_string()),
+                            Order::HandOver { deadline_ms } => self.hand_over(deadline_ms),
+                            Order::Stop { deadline_ms } => {
+                                self.stop(deadline_ms);
+                                Ok(())
+                            }
+                        };
+                        let answer = match outcome {
+                            Ok(()) => Report::Done,
+                            Err(reason) => Report::Refused { reason },
+                        };
+                        report(&self.shared.ring, orders, id, answer).await?;
+                    }
+                    Err(error @ (WireError::Malformed { .. } | WireError::Version { .. })) => {
+                        report(&self.shared.ring, orders, 0, Report::Refused { reason: error.to_string() })
+                            .await?;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// SIGTERM: what a worker without a supervisor can be info.
+    async fn watch_sigterm(self: Rc<Self>, signals: Stream) {
+        if signals.readable().await.is_ok() {
+            self.stop(self.graceful_timeout_ms);
+        }
+    }
+
+    /// Accepts no more, and ends when what is in flight has ended, or at the deadline.
+    fn stop(self: &Rc<Self>, deadline_ms: u64) {
+        if self.shared.is_draining() {
+            return;
+        }
+        self.shared.drain();
+        self.configured.release_sockets();
+        self.end_when_drained(deadline_ms);
+    }
+
+    /// Accepts no more, gives idle connections to the successor, and ends when all have gone, or at the deadline.
+    fn hand_over(self: &Rc<Self>, deadline_ms: u64) -> Result<(), String> {
+        let channel = self.successor.take().ok_or("it is handing over already")?;
+        let successor = Successor::new(&self.shared.ring, channel).map_err(|error| error.to_string())?;
+        self.shared.hand_over(Rc::new(successor));
+        self.end_when_drained(deadline_ms);
+        Ok(())
+    }
+
+    /// Takes the listening sockets and connections of another worker.
+    fn take(self: &Rc<Self>) -> io::Result<()> {
+        for predecessor in self.configured.take(&self.shared)? {
+            downstream::inherit(Rc::clone(&self.shared), predecessor, Rc::clone(self))?;
+        }
+        Ok(())
+    }
+
+    /// Gives some connections to another worker.
+    fn share(&self, connections: u32) -> io::Result<()> {
+        for (belonging, channel) in self.channel.receive()? {
+            if belonging == DescriptorKind::Successor {
+                let successor = Successor::new(&self.shared.ring, channel)?;
+                self.shared.share(Rc::new(successor), connections);
+            }
+        }
+        Ok(())
+    }
+
+    fn end_when_drained(self: &Rc<Self>, deadline_ms: u64) {
+        let worker = Rc::clone(self);
+        self.shared.ring.spawn(async move {
+            let timer = Timer::new(&worker.shared.ring);
+            timer.set(deadline_ms);
+            let drained = async {
+                while !worker.shared.is_drained() {
+                    worker.shared.connection_closed().await;
+                }
+            };
+            let in_time = timer.limit(drained).await.is_ok() || worker.close_idle(&timer).await;
+            let end = if in_time {
+                End::Drained
+            } else {
+                let cut = worker.shared.counters.get(Counter::Connections);
+                tracing::warn!(
+                    connections = cut,
+                    "the time to finish has passed: cutting what is still in flight"
+                );
+                End::Cut
+            };
+            worker.end.set(Some(end));
+            worker.shared.ring.note_local_work();
+        });
+    }
+
+    /// Closes what is idle and could not be handed over. Whether nothing is left then.
+    async fn close_idle(&self, timer: &Timer) -> bool {
+        if !self.shared.is_handing_over() {
+            return false;
+        }
+        self.shared.drain();
+        // Each lingers for so long by itself.
+        timer.set(2 * limits::LINGER_TIMEOUT_MS);
+        let closed = async {
+            while !self.shared.is_drained() {
+                self.shared.connection_closed().await;
+            }
+        };
+        timer.limit(closed).await.is_ok()
+    }
+
+    async fn housekeeping(self: Rc<Self>) {
+        let timer = Timer::new(&self.shared.ring);
+        loop {
+            timer.set(HOUSEKEEPING_MS);
+            timer.elapsed().await;
+            self.configured.trim(&self.shared.pooling);
+            self.publish_ring_figures();
+        }
+    }
+
+    fn publish_ring_figures(&self) {
+        let stats = self.shared.ring.stats();
+        // What is new since the last time: the counters go on from those of the predecessors.
+        let before = self.published.replace(stats);
+        for (counter, value, before) in [
+            (Counter::RingEnters, stats.enters, before.enters),
+            (Counter::RingSqes, stats.sqes, before.sqes),
+            (Counter::RingCqes, stats.cqes, before.cqes),
+            (Counter::RingNoBuffers, stats.no_buffers, before.no_buffers),
+            (Counter::RingOverflows, stats.overflows, before.overflows),
+            (Counter::RingBulk, stats.bulk, before.bulk),
+        ] {
+            self.shared.counters.add(counter, value.saturating_sub(before));
+        }
+    }
+}
