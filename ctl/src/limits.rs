@@ -95,6 +95,8 @@ pub const MAX_FRAME: usize = 64 << 20;
 pub const MAX_REQUEST_FRAME: usize = 64 << 20;
 /// A worker that is not ready this long after its start is stopped, and the start fails.
 pub const WORKER_READY_TIMEOUT_MS: u64 = 10_000;
+/// A worker that answers no ping for so long is killed and replaced (`worker_liveness`; 0 = never).
+pub const WORKER_LIVENESS_MS: u64 = 10_000;
 /// A worker that has not answered an order this long after it was given counts as one that refused.
 pub const ORDER_TIMEOUT_MS: u64 = 10_000;
 /// First delay before a worker that died again is replaced (the first time it is replaced at once); doubles.

@@ -90,6 +90,9 @@ pub struct Settings {
     pub drain_timeout_ms: u64,
     /// How long a worker goes on whose supervisor has died, if no other takes it over (ms); `None` = for ever.
     pub orphan_timeout_ms: Option<u64>,
+    /// A worker that answers no ping for so long is killed and replaced (ms); 0 = never.
+    #[serde(default = "worker_liveness")]
+    pub worker_liveness_ms: u64,
     /// Users that may use the command socket, besides root and our own.
     pub command_allowed_uids: Vec<u32>,
     /// Where the state is saved.
@@ -148,6 +151,7 @@ impl Default for Settings {
             graceful_timeout_ms: limits::GRACEFUL_TIMEOUT_MS,
             drain_timeout_ms: limits::DRAIN_TIMEOUT_MS,
             orphan_timeout_ms: None,
+            worker_liveness_ms: limits::WORKER_LIVENESS_MS,
             user: None,
             group: None,
             command_allowed_uids: Vec::new(),
@@ -333,6 +337,10 @@ fn yes() -> bool {
 
 fn certificate_watch_interval() -> u64 {
     limits::CERTIFICATE_WATCH_INTERVAL_MS
+}
+
+fn worker_liveness() -> u64 {
+    limits::WORKER_LIVENESS_MS
 }
 
 fn ticket_key_rotation() -> u64 {

@@ -127,6 +127,7 @@ fn settings(root: &Section, folder: &Path, findings: &mut Findings<'_>) -> Setti
     set(&mut settings.graceful_timeout_ms, root.millis("graceful_timeout"));
     set(&mut settings.drain_timeout_ms, root.millis("drain_timeout"));
     settings.orphan_timeout_ms = root.millis("orphan_timeout");
+    set(&mut settings.worker_liveness_ms, root.millis("worker_liveness"));
     settings.command_allowed_uids =
         root.integers("command_allowed_uids").into_iter().map(|uid| uid as u32).collect();
     settings.saved_state = root.text("saved_state").map(|path| in_folder(Path::new(path)));

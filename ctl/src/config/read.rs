@@ -104,7 +104,8 @@ fn read(
             count if count.is_power_of_two() => Ok(Value::Integer(count)),
             other => Err(bad(&other.to_string())),
         },
-        Kind::Seconds => millis(value).map(Value::Millis).map_err(Some),
+        Kind::Seconds => millis(value, Least::Millisecond).map(Value::Millis).map_err(Some),
+        Kind::SecondsOrZero => millis(value, Least::Zero).map(Value::Millis).map_err(Some),
         Kind::Table(level) => {
             let table = value.as_table().ok_or_else(wrong_type)?;
             Ok(Value::Tables(vec![section(level, table, span.start, findings)]))
@@ -239,8 +240,17 @@ fn integer(value: &DeValue<'_>, min: u64, max: u64) -> Result<u64, String> {
     number.filter(|number| (min..=max).contains(number)).ok_or_else(|| Quoted(written.as_str()).to_string())
 }
 
-/// Milliseconds of a duration that is written in seconds, or what was found.
-fn millis(value: &DeValue<'_>) -> Result<u64, String> {
+/// The shortest duration that a key takes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Least {
+    /// None at all: the key switches something off.
+    Zero,
+    /// More than none.
+    Millisecond,
+}
+
+/// Milliseconds of a duration that is written in seconds, or what was found. Zero only where `least` is.
+fn millis(value: &DeValue<'_>, least: Least) -> Result<u64, String> {
     let (written, seconds) = match value {
         DeValue::Integer(number) => (
             number.as_str(),
@@ -249,6 +259,9 @@ fn millis(value: &DeValue<'_>) -> Result<u64, String> {
         DeValue::Float(number) => (number.as_str(), number.as_str().parse().ok()),
         other => return Err(type_name(other).to_owned()),
     };
+    if least == Least::Zero && seconds == Some(0.0) {
+        return Ok(0);
+    }
     seconds
         .filter(|seconds: &f64| *seconds > 0.0 && *seconds <= MAX_SECONDS as f64)
         // The range was checked, so that the conversion is exact; less than a millisecond counts as one.

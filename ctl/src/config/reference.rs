@@ -62,6 +62,7 @@ fn markdown(level: &'static Level) -> String {
         };
         let takes = match key.kind {
             Kind::Seconds => "seconds".to_owned(),
+            Kind::SecondsOrZero => "seconds, or 0".to_owned(),
             Kind::Path => "a file's path".to_owned(),
             other => other.allowed(),
         };
@@ -198,6 +199,7 @@ pub(super) fn sample(key: &Key) -> String {
         Kind::Integers => "[1000]".to_owned(),
         Kind::PowerOfTwo(min, _) => min.to_string(),
         Kind::Seconds => "10".to_owned(),
+        Kind::SecondsOrZero => "4".to_owned(),
         Kind::Address | Kind::BackendAddress => "\"192.0.2.1:80\"".to_owned(),
         Kind::Networks => "[\"192.0.2.0/24\"]".to_owned(),
         Kind::Method => "\"GET\"".to_owned(),

@@ -231,6 +231,7 @@ fn settings(now: &Settings) -> Table {
     table.millis("graceful_timeout", now.graceful_timeout_ms, usual.graceful_timeout_ms);
     table.millis("drain_timeout", now.drain_timeout_ms, usual.drain_timeout_ms);
     table.if_some("orphan_timeout", now.orphan_timeout_ms.map(seconds));
+    table.millis("worker_liveness", now.worker_liveness_ms, usual.worker_liveness_ms);
     let uids: Vec<Value> = now.command_allowed_uids.iter().map(|uid| i64::from(*uid).into()).collect();
     table.unless(Vec::new(), "command_allowed_uids", uids);
     table.if_some("saved_state", now.saved_state.as_deref().map(text));

@@ -127,6 +127,8 @@ counters! {
     ProxyPeersRefused = "proxy_protocol.refused", counter;
     /// Connections forwarded as they are, over TCP.
     TcpForwarded = "tcp.forwarded", counter;
+    /// Processes of the worker that answered no ping for `worker_liveness`, and were killed.
+    Unresponsive = "worker.unresponsive", counter;
 }
 
 /// Where the answers by reason start in the block.

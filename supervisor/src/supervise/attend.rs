@@ -1,4 +1,5 @@
-//! The task that stands beside one worker process: passes on what it reports and that it ended.
+//! The task that stands beside one worker process: passes on what it reports and that it ended, pings it, and says when it
+//! stands still. It does so whatever else the supervisor is waiting for.
 //!
 //! Promises: everything that the worker reported comes before the event of its end.
 
@@ -6,20 +7,54 @@ use std::{os::unix::net::UnixStream as StdUnixStream, process::ExitStatus, sync:
 
 use kakehi_ctl::{
     limits,
-    order::{Envelope, Report},
-    wire::{Decoder, WireError},
+    order::{Envelope, Order, Report},
+    wire::{self, Decoder, WireError},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
-    sync::mpsc::{Receiver, Sender},
+    sync::{
+        mpsc::{Receiver, Sender},
+        watch,
+    },
+    time::Instant,
 };
 
-use super::{adoption::AdoptionFile, handle::Handle};
+use super::{
+    adoption::AdoptionFile,
+    handle::Handle,
+    liveness::{self, Look, Pulse},
+    sleep_until,
+};
 
 /// After its end, a worker's last reports must be there within this time: the kernel closes the sockets of a
 /// process with a ring a little after it.
 const LAST_WORDS: Duration = Duration::from_millis(100);
+
+/// The number of the pings, which are nobody's but this task's; orders are numbered from 1 upwards.
+const PING: u64 = u64::MAX;
+
+/// What the tasks beside all processes share.
+#[derive(Clone)]
+pub(super) struct Attendance {
+    /// Where events go.
+    pub(super) events: Sender<Event>,
+    /// How long a process may leave pings unanswered; zero: for ever.
+    liveness: Arc<watch::Sender<Duration>>,
+}
+
+impl Attendance {
+    /// Events go to `events`.
+    pub(super) fn new(events: Sender<Event>, liveness_ms: u64) -> Attendance {
+        let (liveness, _) = watch::channel(Duration::from_millis(liveness_ms));
+        Attendance { events, liveness: Arc::new(liveness) }
+    }
+
+    /// Pings may stay unanswered for so long from now on; 0: for ever, and there are none any more.
+    pub(super) fn set_liveness(&self, liveness_ms: u64) {
+        self.liveness.send_replace(Duration::from_millis(liveness_ms));
+    }
+}
 
 /// Something that happened to a process.
 #[derive(Debug)]
@@ -37,36 +72,66 @@ pub(super) struct Event {
 pub(super) enum What {
     /// It reported something, in answer to the order of this number (0: to none).
     Reported(u64, Report),
+    /// It answered no ping for too long; with where it stood.
+    Mute(String),
     /// Its order channel ended or makes no sense; it may still serve.
     Deaf(String),
     /// It ended; with its status, where it was a child of ours, which is reaped now.
     Ended(std::io::Result<ExitStatus>),
 }
 
+/// A process, and how it is reached.
+pub(super) struct Attended {
+    /// Which worker.
+    pub(super) worker: u32,
+    /// Which of its processes, counted from 1.
+    pub(super) launch: u64,
+    pub(super) pid: u32,
+    pub(super) handle: Arc<Handle>,
+    /// Its order channel, to be read from.
+    pub(super) reports: StdUnixStream,
+    /// Frames on their way to it.
+    pub(super) orders: Sender<Vec<u8>>,
+    pub(super) adoption: AdoptionFile,
+    /// It takes orders already; otherwise only once it has said that it is ready.
+    pub(super) ready: bool,
+}
+
 /// Stands beside the process until it has ended, and removes its adoption socket then.
-pub(super) async fn attend(
-    (worker, launch): (u32, u64),
-    process: Arc<Handle>,
-    (orders, adoption): (StdUnixStream, AdoptionFile),
-    events: Sender<Event>,
-) {
+pub(super) async fn attend(process: Attended, attendance: Attendance) {
+    let Attended { worker, launch, pid, handle, reports, orders, adoption, ready } = process;
     let tell = async |what| {
         // The receiver is gone only when the supervisor ends.
-        let _ = events.send(Event { worker, launch, what }).await;
+        let _ = attendance.events.send(Event { worker, launch, what }).await;
     };
-    let mut reports = match Reports::new(orders) {
+    let mut reports = match Reports::new(reports) {
         Ok(reports) => Some(reports),
         Err(error) => {
             tell(What::Deaf(error.to_string())).await;
             None
         }
     };
+    let mut wanted = attendance.liveness.subscribe();
+    let mut pulse = Pulse::new(*wanted.borrow_and_update());
+    if ready {
+        pulse.begin(Instant::now());
+    }
     let ended = loop {
+        let look_due = pulse.due();
         tokio::select! {
-            // Reports first, in the order in which they were sent.
+            // Reports first, in the order in which they were sent: also before anybody is found mute.
             biased;
             report = next_report(&mut reports) => match report {
-                Ok(Some(Envelope { id, body, .. })) => tell(What::Reported(id, body)).await,
+                Ok(Some(Envelope { id, body, .. })) => {
+                    pulse.heard();
+                    if matches!(body, Report::Ready { .. }) {
+                        pulse.begin(Instant::now());
+                    }
+                    if id != PING {
+                        tell(What::Reported(id, body)).await;
+                    }
+                }
+                // From now on it is mute: a process that does not end either is of no use.
                 Ok(None) => {
                     reports = None;
                     tell(What::Deaf("it closed its order channel".to_owned())).await;
@@ -76,7 +141,18 @@ pub(super) async fn attend(
                     tell(What::Deaf(error.to_string())).await;
                 }
             },
-            ended = process.ended() => break ended,
+            ended = handle.ended() => break ended,
+            Ok(()) = wanted.changed() => pulse.set_liveness(*wanted.borrow_and_update(), Instant::now()),
+            () = sleep_until(look_due) => match pulse.look(Instant::now()) {
+                // One that finds no place among the orders is as good as one that is not read.
+                Look::Ping => drop(ping().map(|frame| orders.try_send(frame))),
+                Look::Wait => {}
+                Look::Mute => {
+                    let position = liveness::position(pid).await;
+                    pulse.end();
+                    tell(What::Mute(position)).await;
+                }
+            },
         }
     };
     if let Some(reports) = &mut reports {
@@ -86,6 +162,10 @@ pub(super) async fn attend(
     }
     adoption.remove();
     tell(What::Ended(ended)).await;
+}
+
+fn ping() -> Result<Vec<u8>, WireError> {
+    wire::encode(&Envelope::new(PING, Order::Ping), limits::MAX_FRAME)
 }
 
 /// Waits for ever when there is no channel to read from any more.

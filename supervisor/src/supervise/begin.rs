@@ -250,14 +250,14 @@ impl Supervisor {
                 older.push(orphan);
                 continue;
             }
-            let worker = Worker::adopt(orphan, &settings, &self.event_sender).map_err(Error::Runtime)?;
+            let worker = Worker::adopt(orphan, &settings, &self.attendance).map_err(Error::Runtime)?;
             tracing::info!(worker = id, pid, "goes on under this supervisor");
             workers.insert(id, worker);
         }
         for orphan in older {
             let id = orphan.about.id;
             if let Some(worker) = workers.get_mut(&id) {
-                worker.adopt_leaving(orphan, &self.event_sender).map_err(Error::Runtime)?;
+                worker.adopt_leaving(orphan, &self.attendance).map_err(Error::Runtime)?;
             }
         }
         self.workers = workers.into_values().collect();
@@ -304,7 +304,7 @@ impl Supervisor {
         let fresh: BTreeSet<u32> =
             self.workers.iter().filter(|worker| !worker.has_future()).map(Worker::id).collect();
         for worker in self.workers.iter_mut().filter(|worker| fresh.contains(&worker.id())) {
-            if let Err(error) = worker.launch(&provisions, &self.event_sender) {
+            if let Err(error) = worker.launch(&provisions, &self.attendance) {
                 let failed = Error::FirstStart { id: worker.id(), reason: error.to_string() };
                 self.kill(&fresh).await;
                 return Err(failed);

@@ -127,6 +127,7 @@ impl Supervisor {
         for settings in [&mut self.state.settings, &mut self.source.settings] {
             settings.take_live(&wanted);
         }
+        self.attendance.set_liveness(wanted.worker_liveness_ms);
         let mut warnings = Vec::new();
         if before.worker_cores != wanted.worker_cores {
             self.state.settings.worker_cores.clone_from(&wanted.worker_cores);

@@ -10,6 +10,7 @@
 //! | [`listeners`] | the listening sockets |
 //! | [`begin`] | from nothing, or from what another supervisor left, to a supervisor that serves |
 //! | [`worker`], [`process`], [`launch`], [`handle`], [`attend`], [`backoff`] | one worker's life |
+//! | [`liveness`] | whether a worker still answers, and where it stands if not |
 //! | [`adoption`] | workers that another supervisor left |
 //! | [`command`] | the command socket |
 //! | [`change`], [`save`] | reloads and other changes: all workers or none; the state on disk |
@@ -30,6 +31,7 @@ mod handle;
 mod init_system;
 mod launch;
 mod listeners;
+mod liveness;
 mod pid_file;
 mod placement;
 mod process;
@@ -50,12 +52,12 @@ use kakehi_ctl::{
     state::{Settings, State},
 };
 use tokio::{
-    sync::mpsc::{Receiver, Sender, channel},
+    sync::mpsc::{Receiver, channel},
     time::Instant,
 };
 
 use self::{
-    attend::Event,
+    attend::{Attendance, Event},
     certificates::Keeper,
     command::Question,
     launch::Provisions,
@@ -147,7 +149,7 @@ struct Supervisor {
     asked: Receiver<Question>,
     events: Receiver<Event>,
     /// For the tasks beside processes to come.
-    event_sender: Sender<Event>,
+    attendance: Attendance,
     started: Instant,
     /// Orders are numbered from 1.
     orders_given: u64,
@@ -190,6 +192,7 @@ impl Supervisor {
         asked: Receiver<Question>,
     ) -> Self {
         let (event_sender, events) = channel(QUEUE);
+        let attendance = Attendance::new(event_sender, state.settings.worker_liveness_ms);
         let mut supervisor = Supervisor {
             state,
             source,
@@ -198,7 +201,7 @@ impl Supervisor {
             signals,
             asked,
             events,
-            event_sender,
+            attendance,
             started: Instant::now(),
             orders_given: 0,
             watch: Watch::new(),
@@ -392,7 +395,7 @@ impl Supervisor {
                 continue;
             }
             let launched = match &provisions {
-                Ok(provisions) => worker.relaunch(provisions, &self.event_sender),
+                Ok(provisions) => worker.relaunch(provisions, &self.attendance),
                 Err(error) => Err(io::Error::other(error.to_string())),
             };
             match launched {

@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use super::{
-    attend::{Event, attend, write_orders},
+    attend::{Attendance, Attended, attend, write_orders},
     handle::Handle,
     launch::{self, Launched, Start},
 };
@@ -56,6 +56,14 @@ impl Block {
     }
 }
 
+/// Which process, and how far it is.
+struct Place {
+    worker: u32,
+    launch: u64,
+    /// It takes orders already.
+    ready: bool,
+}
+
 /// One process of a worker.
 pub(super) struct Process {
     /// Which of the worker's processes, counted from 1.
@@ -80,7 +88,7 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Starts process number `launch` of worker `id`; what happens to it comes to `events`.
+    /// Starts process number `launch` of worker `id`; what happens to it comes to the events of `attendance`.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -89,33 +97,43 @@ impl Process {
         launch: u64,
         block: &Block,
         predecessor: Option<&Process>,
-        events: &Sender<Event>,
+        attendance: &Attendance,
     ) -> io::Result<Process> {
         let inheritance = predecessor.map(|process| &process.inheritance);
         let launched = launch::launch(start, launch, block, inheritance)?;
-        Process::attended(start.id, launch, launched, events)
+        Process::attended(Place { worker: start.id, launch, ready: false }, launched, attendance)
     }
 
     /// The process that another supervisor left.
     ///
     /// # Errors
     /// When the kernel refuses a descriptor.
-    pub(super) fn adopt(about: Adopted, launched: Launched, events: &Sender<Event>) -> io::Result<Process> {
+    pub(super) fn adopt(about: Adopted, launched: Launched, attendance: &Attendance) -> io::Result<Process> {
         launched.orders.set_nonblocking(true)?;
-        let mut process = Process::attended(about.id, about.launch, launched, events)?;
+        let place = Place { worker: about.id, launch: about.launch, ready: true };
+        let mut process = Process::attended(place, launched, attendance)?;
         process.io_uring_level = about.io_uring_level;
         process.io_uring_features.clone_from(&about.io_uring_features);
         process.taken_over = Some(about);
         Ok(process)
     }
 
-    fn attended(id: u32, launch: u64, launched: Launched, events: &Sender<Event>) -> io::Result<Process> {
+    fn attended(place: Place, launched: Launched, attendance: &Attendance) -> io::Result<Process> {
         let (orders, frames) = channel(ORDERS_ON_THEIR_WAY);
         tokio::spawn(write_orders(launched.orders.try_clone()?, frames));
         let handle = Arc::new(launched.handle);
-        let beside =
-            attend((id, launch), Arc::clone(&handle), (launched.orders, launched.adoption), events.clone());
-        tokio::spawn(beside);
+        let Place { worker, launch, ready } = place;
+        let attended = Attended {
+            worker,
+            launch,
+            pid: launched.pid,
+            handle: Arc::clone(&handle),
+            reports: launched.orders,
+            orders: orders.clone(),
+            adoption: launched.adoption,
+            ready,
+        };
+        tokio::spawn(attend(attended, attendance.clone()));
         Ok(Process {
             launch,
             pid: launched.pid,

@@ -270,7 +270,10 @@ impl Supervisor {
     pub(super) async fn replace(&mut self, asker: &Asker, by: &str) -> Refused {
         match self.try_to_replace(asker, by).await {
             Ok(never) => match never {},
-            Err(refused) => refused,
+            Err(refused) => {
+                self.attendance.set_liveness(self.state.settings.worker_liveness_ms);
+                refused
+            }
         }
     }
 
@@ -285,7 +288,8 @@ impl Supervisor {
         }
         self.try_check(&program).await?;
         self.try_worker(&program).await?;
-        // Nothing is on its way from a worker any more.
+        // Nothing is on its way from a worker any more, nor will be.
+        self.attendance.set_liveness(0);
         self.ping_all().await;
         let mut sockets = Vec::new();
         for worker in &self.workers {
@@ -358,7 +362,7 @@ impl Supervisor {
             program: Some(program),
         };
         let refused = |reason: String| Refused::Worker { program: program.to_owned(), reason };
-        let mut process = Process::start(&start, 1, &counters, None, &self.event_sender)
+        let mut process = Process::start(&start, 1, &counters, None, &self.attendance)
             .map_err(|error| refused(error.to_string()))?;
         let patience = Duration::from_millis(limits::WORKER_READY_TIMEOUT_MS);
         let mut outcome = Err(refused(format!("it was not ready within {} s", patience.as_secs())));
@@ -380,7 +384,7 @@ impl Supervisor {
                 What::Reported(_, Report::Failed { reason }) => process.last_words = Some(reason),
                 What::Ended(_) if outcome.is_ok() => return outcome,
                 What::Ended(status) => return Err(refused(reason_of_end(process.last_words, status))),
-                What::Reported(..) | What::Deaf(_) => {}
+                What::Reported(..) | What::Deaf(_) | What::Mute(_) => {}
             }
         }
     }

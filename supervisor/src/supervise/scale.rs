@@ -192,7 +192,7 @@ impl Supervisor {
     async fn launch_and_wait(&mut self, id: u32) -> Result<(), String> {
         let provisions = self.provisions().map_err(|error| error.to_string())?;
         let worker = self.workers.get_mut(id as usize).ok_or("it is gone")?;
-        worker.launch(&provisions, &self.event_sender).map_err(|error| error.to_string())?;
+        worker.launch(&provisions, &self.attendance).map_err(|error| error.to_string())?;
         let deadline = Instant::now() + Duration::from_millis(limits::WORKER_READY_TIMEOUT_MS);
         loop {
             let Ok(Some(event)) = timeout_at(deadline, self.events.recv()).await else {

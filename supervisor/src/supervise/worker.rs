@@ -22,11 +22,11 @@ use kakehi_engine::{
     worker::DescriptorKind,
 };
 use nix::sys::signal::Signal;
-use tokio::{sync::mpsc::Sender, time::Instant};
+use tokio::time::Instant;
 
 use super::{
     adoption::Orphan,
-    attend::{Event, What},
+    attend::{Attendance, Event, What},
     backoff::Backoff,
     cores,
     launch::{self, Provisions, Start},
@@ -131,7 +131,7 @@ impl Worker {
     ///
     /// # Errors
     /// When the kernel refuses a descriptor or memory.
-    pub(super) fn adopt(orphan: Orphan, settings: &Settings, events: &Sender<Event>) -> io::Result<Self> {
+    pub(super) fn adopt(orphan: Orphan, settings: &Settings, attendance: &Attendance) -> io::Result<Self> {
         let Orphan { about, sockets, counters, ended, launched, .. } = orphan;
         // Where it runs now, which may have been changed since its start.
         let core = cores::only_core(about.pid);
@@ -141,7 +141,7 @@ impl Worker {
             launches: about.launch,
             ..Worker::new(about.id, core, sockets, settings)?
         };
-        worker.process = Some(Process::adopt(about, launched, events)?);
+        worker.process = Some(Process::adopt(about, launched, attendance)?);
         worker.state = WorkerState::Running;
         Ok(worker)
     }
@@ -150,12 +150,12 @@ impl Worker {
     ///
     /// # Errors
     /// When the kernel refuses a descriptor or memory.
-    pub(super) fn adopt_leaving(&mut self, orphan: Orphan, events: &Sender<Event>) -> io::Result<()> {
+    pub(super) fn adopt_leaving(&mut self, orphan: Orphan, attendance: &Attendance) -> io::Result<()> {
         let Orphan { about, counters, launched, .. } = orphan;
         self.launches = self.launches.max(about.launch);
         let deadline_ms = self.settings.drain_timeout_ms;
         let must_be_told = !about.leaving;
-        let process = Process::adopt(about, launched, events)?;
+        let process = Process::adopt(about, launched, attendance)?;
         if must_be_told {
             process.order(STOP, Order::Stop { deadline_ms }).map_err(io::Error::other)?;
         }
@@ -188,10 +188,10 @@ impl Worker {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub(super) fn launch(&mut self, provisions: &Provisions, events: &Sender<Event>) -> io::Result<()> {
+    pub(super) fn launch(&mut self, provisions: &Provisions, attendance: &Attendance) -> io::Result<()> {
         let number = self.launches + 1;
         let start = self.start(provisions);
-        self.process = Some(Process::start(&start, number, &self.block, None, events)?);
+        self.process = Some(Process::start(&start, number, &self.block, None, attendance)?);
         self.launches += 1;
         self.state = WorkerState::Starting;
         self.due = Some(Instant::now() + Duration::from_millis(limits::WORKER_READY_TIMEOUT_MS));
@@ -202,8 +202,8 @@ impl Worker {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub(super) fn relaunch(&mut self, provisions: &Provisions, events: &Sender<Event>) -> io::Result<()> {
-        self.launch(provisions, events)?;
+    pub(super) fn relaunch(&mut self, provisions: &Provisions, attendance: &Attendance) -> io::Result<()> {
+        self.launch(provisions, attendance)?;
         self.ended.counters.count(Counter::Restarts);
         Ok(())
     }
@@ -283,7 +283,7 @@ impl Worker {
     pub(super) fn begin_upgrade(
         &mut self,
         provisions: &Provisions,
-        events: &Sender<Event>,
+        attendance: &Attendance,
     ) -> io::Result<()> {
         let present = match &self.process {
             Some(process) if self.state == WorkerState::Running && self.coming.is_none() => process,
@@ -291,7 +291,7 @@ impl Worker {
         };
         let block = Block::new(self.id)?;
         let number = self.launches + 1;
-        let process = Process::start(&self.start(provisions), number, &block, Some(present), events)?;
+        let process = Process::start(&self.start(provisions), number, &block, Some(present), attendance)?;
         self.coming = Some((process, block));
         self.launches += 1;
         Ok(())
@@ -350,6 +350,11 @@ impl Worker {
             }
             What::Reported(_, Report::Adopted(_)) => Outcome::Nothing,
             What::Reported(order, Report::Done) => Outcome::Answered { order, refused: None },
+            What::Mute(position) => {
+                let reason = self.unresponsive(&position);
+                self.condemn(&reason);
+                Outcome::Nothing
+            }
             What::Deaf(why) => {
                 // Before its end every worker closes the channel, so this alone is no news.
                 tracing::debug!(worker = self.id, "{why}");
@@ -438,8 +443,20 @@ impl Worker {
                 tracing::warn!(worker = self.id, "refused to hand over: {reason}");
                 self.leaving[place].process.send(Signal::SIGTERM);
             }
+            What::Mute(position) => {
+                let reason = self.unresponsive(&position);
+                let process = &mut self.leaving[place].process;
+                process.last_words = Some(reason);
+                process.kill();
+            }
             What::Reported(..) | What::Deaf(_) => {}
         }
+    }
+
+    /// Counts a process that stands still; why it is ended, in words.
+    fn unresponsive(&self, position: &str) -> String {
+        self.ended.counters.count(Counter::Unresponsive);
+        format!("answered nothing for `worker_liveness` and is killed; it stood still: {position}")
     }
 
     /// When a process that leaves must have ended.

@@ -17,6 +17,7 @@ mod init_system;
 mod interim;
 mod life;
 mod limits;
+mod liveness;
 mod proxy_protocol;
 mod reload;
 mod routing;

@@ -98,6 +98,8 @@ pub(super) enum Kind {
     PowerOfTwo(u64, u64),
     /// Seconds, whole or with a fraction, above 0, up to [`MAX_SECONDS`].
     Seconds,
+    /// As [`Kind::Seconds`], or 0, which switches off what the key is about.
+    SecondsOrZero,
     /// `ip:port`, with a port.
     Address,
     /// `ip:port` or `unix:/path`.
@@ -136,6 +138,7 @@ impl Kind {
             Kind::Integers => "an array of integers from 0 to 4294967295".to_owned(),
             Kind::PowerOfTwo(min, max) => format!("a power of two from {min} to {max}"),
             Kind::Seconds => format!("a number of seconds above 0 and up to {MAX_SECONDS}"),
+            Kind::SecondsOrZero => format!("a number of seconds from 0 to {MAX_SECONDS}"),
             Kind::Address => "`ip:port` or `[ipv6]:port` (names are not resolved)".to_owned(),
             Kind::BackendAddress => {
                 "`ip:port`, `[ipv6]:port` or `unix:/path` of 107 bytes at most (names are not resolved)"

@@ -3,8 +3,8 @@
 use super::{
     Key,
     Kind::{
-        AnyText, Bool, Choice, Integer, Integers, NamedTables, Path, PowerOfTwo, Seconds, Socket, Table,
-        Tables, Text,
+        AnyText, Bool, Choice, Integer, Integers, NamedTables, Path, PowerOfTwo, Seconds, SecondsOrZero,
+        Socket, Table, Tables, Text,
     },
     Level,
     Support::{NoUse, NotYet, Own, Yes},
@@ -137,6 +137,13 @@ const PROCESS: &[Key] = &[
         "",
         Own,
         "How long a worker goes on serving whose supervisor has died, if no `kakehi start` takes it over, in seconds; then it stops gracefully. Without it: for ever.",
+    ),
+    key(
+        "worker_liveness",
+        SecondsOrZero,
+        "10",
+        Own,
+        "How long a worker may leave the supervisor's pings unanswered before it is killed and replaced, in seconds; 0 = for ever.",
     ),
     key(
         "io_uring_level",
