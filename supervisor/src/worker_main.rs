@@ -17,8 +17,7 @@ use std::{
 
 use command_fds::inherited::take_fd_ownership;
 use kakehi_ctl::{
-    limits,
-    order::{Envelope, Program, Report},
+    order::{Program, Report},
     state::{STATE_VERSION, Settings, State},
 };
 use kakehi_engine::{
@@ -251,9 +250,8 @@ fn parse_state(memory: OwnedFd) -> Result<State, Error> {
     Ok(state)
 }
 
-fn report_failure(mut orders: &UnixStream, error: &Error) {
-    let report = Envelope::new(0, Report::Failed { reason: error.to_string() });
-    if kakehi_ctl::wire::write_message(&mut orders, &report, limits::MAX_FRAME).is_err() {
+fn report_failure(orders: &UnixStream, error: &Error) {
+    if worker::say_last(orders, Report::Failed { reason: error.to_string() }).is_err() {
         logging::complain(error);
     }
 }

@@ -54,8 +54,9 @@ pub async fn accept(
                 let _ = timer.limit(shared.connection_closed()).await;
             }
             Some(Err(AcceptError::Broken(error))) => {
-                tracing::error!(%error, "a listening socket failed; the worker stops to be replaced");
-                shared.drain();
+                let address = listener.config().settings.address;
+                tracing::error!(%error, %address, "the worker accepts no more, and ends to be replaced");
+                shared.fail(format!("cannot accept connections on {address} any more: {error}"));
             }
             None => {}
         }
@@ -68,7 +69,7 @@ pub async fn accept(
     if shared.is_handing_over() {
         match copy {
             Ok(copy) => shared.leave_queue(&listener, copy),
-            Err(error) => tracing::warn!(%error, "the successor is not info that a queue is its own now"),
+            Err(error) => tracing::warn!(%error, "the successor is not told that a queue is its own now"),
         }
     }
     shared.listening.set(shared.listening.get() - 1);

@@ -38,6 +38,10 @@ pub struct Shared {
     closed: RefCell<Vec<std::task::Waker>>,
     /// Listeners that still accept.
     pub(crate) listening: Cell<u32>,
+    /// Why the worker cannot go on, if it cannot.
+    failure: RefCell<Option<String>>,
+    /// Waker of the task that ends the worker then.
+    failing: Cell<Option<std::task::Waker>>,
     pub(crate) scratch: RefCell<Scratch>,
     pub(crate) request_ids: RefCell<RequestIds>,
 }
@@ -59,6 +63,8 @@ impl Shared {
             open: Cell::new(0),
             closed: RefCell::default(),
             listening: Cell::new(0),
+            failure: RefCell::default(),
+            failing: Cell::default(),
             scratch: RefCell::new(Scratch::new()),
         })
     }
@@ -67,6 +73,32 @@ impl Shared {
     pub fn drain(&self) {
         self.draining.set(true);
         self.ring.wake_all();
+    }
+
+    /// The worker cannot go on: it drains, and ends with this reason. The first one counts.
+    pub fn fail(&self, reason: String) {
+        self.failure.borrow_mut().get_or_insert(reason);
+        self.drain();
+        if let Some(waker) = self.failing.take() {
+            waker.wake();
+        }
+    }
+
+    /// Waits until the worker cannot go on; for one task alone.
+    pub async fn failed(&self) {
+        std::future::poll_fn(|context| {
+            if self.failure.borrow().is_some() {
+                return std::task::Poll::Ready(());
+            }
+            self.failing.set(Some(context.waker().clone()));
+            std::task::Poll::Pending
+        })
+        .await;
+    }
+
+    /// Why the worker cannot go on, if it cannot. Tasks that wait on a socket are woken when that changes.
+    pub fn failure(&self) -> Option<String> {
+        self.failure.borrow().clone()
     }
 
     /// Gives every connection to `successor` as soon as it is idle, and accepts no more; what waits in the queues of the
@@ -164,7 +196,8 @@ impl Shared {
         self.wake_waiting();
     }
 
-    pub(crate) fn wake_waiting(&self) {
+    /// Wakes whoever waits for a connection to close, to look at something else that has changed.
+    pub fn wake_waiting(&self) {
         let mut waiting = self.closed.borrow_mut();
         if !waiting.is_empty() {
             waiting.drain(..).for_each(|waker| waker.wake());

@@ -3,7 +3,16 @@
 mod adoption;
 mod configured;
 
-use std::{cell::Cell, io, net::SocketAddr, os::fd::OwnedFd, rc::Rc};
+use std::{
+    cell::Cell,
+    future::poll_fn,
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd, AsRawFd as _, OwnedFd},
+    rc::Rc,
+    task::Poll,
+    time::{Duration, Instant},
+};
 
 use kakehi_ctl::{
     order::{Envelope, ListenerSocket, Order, Program, Report},
@@ -11,10 +20,13 @@ use kakehi_ctl::{
     wire::{self, Decoder, WireError},
 };
 use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         prctl::set_no_new_privs,
         signal::{SigSet, Signal},
         signalfd::{SfdFlags, SignalFd},
+        socket::{MsgFlags, send},
     },
     unistd::{Gid, Uid, setgid, setgroups, setuid},
 };
@@ -34,6 +46,9 @@ use crate::{
 
 /// How often idle upstream connections are looked through, and the ring's figures are published (ms).
 const HOUSEKEEPING_MS: u64 = 1_000;
+
+/// How long the last words of a worker may take: a supervisor that does not read them keeps nobody from ending.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a worker starts from.
 pub struct Setup {
@@ -118,9 +133,12 @@ pub enum Error {
     /// The order channel failed.
     #[error("the order channel failed: {0}")]
     Orders(#[from] WireError),
+    /// The worker cannot go on, and has finished what it could.
+    #[error("{0}")]
+    Failed(String),
 }
 
-/// How a worker that was info to stop has ended.
+/// How a worker that was told to stop has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
     /// All that it served had come to its end.
@@ -151,11 +169,37 @@ pub fn run(setup: Setup) -> Result<End, Error> {
         Err(error) => Report::Failed { reason: error.to_string() },
     };
     if let Some(orders) = last_words.take() {
-        // The last words of this process, so they may block. If nobody listens, there is nobody to tell.
-        let mut orders = std::os::unix::net::UnixStream::from(orders);
-        let _ = wire::write_message(&mut orders, &Envelope::new(0, report), limits::MAX_FRAME);
+        // If nobody listens, there is nobody to tell.
+        let _ = say_last(&orders, report);
     }
     outcome
+}
+
+/// Sends the last report of this process over its order channel, which may or may not block.
+///
+/// # Errors
+/// Those of `send(2)`; `TimedOut` when the supervisor does not read in time.
+pub fn say_last(orders: &impl AsFd, report: Report) -> Result<(), WireError> {
+    let frame = wire::encode(&Envelope::new(0, report), limits::MAX_FRAME)?;
+    let deadline = Instant::now() + LAST_WORDS_TIMEOUT;
+    let mut rest = &frame[..];
+    while !rest.is_empty() {
+        match send(orders.as_fd().as_raw_fd(), rest, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
+            Ok(sent) => rest = &rest[sent..],
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Err(io::Error::from(io::ErrorKind::TimedOut).into());
+                }
+                let mut writable = [PollFd::new(orders.as_fd(), PollFlags::POLLOUT)];
+                // Whatever it says, the next attempt tells.
+                let _ = poll(&mut writable, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
+            }
+            Err(error) => return Err(io::Error::from(error).into()),
+        }
+    }
+    Ok(())
 }
 
 fn start(setup: Setup, last_words: Rc<Cell<Option<OwnedFd>>>) -> Result<End, Error> {
@@ -230,8 +274,12 @@ struct Worker {
     orphan_timeout_ms: Option<u64>,
     /// The channel to the process that may take this one's place, until it does.
     successor: Cell<Option<OwnedFd>>,
-    /// Set when the worker is drained or out of deadline: the loop ends.
+    /// When what is left is cut (ms on the ring's clock), once the worker is to end.
+    end_due: Cell<Option<u64>>,
+    /// Set when the worker is drained or past its deadline: the loop ends.
     end: Cell<Option<End>>,
+    /// The supervisor was told that the worker cannot go on.
+    failure_told: Cell<bool>,
     /// The ring's figures when they were last added to the counters.
     published: Cell<Stats>,
 }
@@ -273,7 +321,9 @@ async fn serve(
         graceful_timeout_ms,
         orphan_timeout_ms,
         successor: Cell::new(Some(setup.successor)),
+        end_due: Cell::new(None),
         end: Cell::new(None),
+        failure_told: Cell::new(false),
         published: Cell::default(),
     });
     if let Some(predecessor) = setup.predecessor {
@@ -287,9 +337,13 @@ async fn serve(
     report(&ring, &orders, 0, ready).await?;
     ring.spawn(Rc::clone(&worker).run_orders(orders));
     ring.spawn(Rc::clone(&worker).watch_sigterm(Stream::adopt(&ring, signals.into())?));
+    ring.spawn(Rc::clone(&worker).end_on_failure());
     ring.spawn(Rc::clone(&worker).housekeeping());
     ring.drive(|| worker.end.get().is_some()).await?;
     worker.publish_ring_figures();
+    if let Some(reason) = worker.shared.failure() {
+        return Err(Error::Failed(reason));
+    }
     // The loop ends for no other reason than that it is set.
     Ok(worker.end.get().unwrap_or(End::Drained))
 }
@@ -297,6 +351,14 @@ async fn serve(
 async fn report(ring: &Ring, orders: &Stream, id: u64, report: Report) -> Result<(), WireError> {
     let frame = wire::encode_into(ring.head_buffer(), &Envelope::new(id, report), limits::MAX_FRAME)?;
     Ok(orders.send(frame.into()).await?)
+}
+
+/// What the task of the orders waits for.
+enum Heard {
+    /// The supervisor has said something, or is gone.
+    Orders(io::Result<Received>),
+    /// The worker cannot go on.
+    Failure(String),
 }
 
 impl HandoverRegistry for Rc<Worker> {
@@ -339,7 +401,17 @@ impl Worker {
 
     async fn orders(self: &Rc<Self>, orders: &Stream) -> Result<(), WireError> {
         let mut decoder = Decoder::new(limits::MAX_FRAME);
-        while let Received::Data(buffer) = orders.receive().await? {
+        loop {
+            let buffer = match self.next_orders(orders).await {
+                Heard::Orders(received) => match received? {
+                    Received::Data(buffer) => buffer,
+                    Received::Finished => return Ok(()),
+                },
+                Heard::Failure(reason) => {
+                    report(&self.shared.ring, orders, 0, Report::Failed { reason }).await?;
+                    continue;
+                }
+            };
             decoder.extend(&buffer);
             loop {
                 match decoder.next::<Order>() {
@@ -392,22 +464,40 @@ impl Worker {
                 }
             }
         }
-        Ok(())
     }
 
-    /// SIGTERM: what a worker without a supervisor can be info.
+    /// Waits for what the supervisor says next, or for what is to be said to it: once, that the worker cannot go on.
+    async fn next_orders(&self, orders: &Stream) -> Heard {
+        poll_fn(|context| {
+            if let Some(reason) = self.shared.failure()
+                && !self.failure_told.replace(true)
+            {
+                return Poll::Ready(Heard::Failure(reason));
+            }
+            orders.poll_receive(context).map(Heard::Orders)
+        })
+        .await
+    }
+
+    /// SIGTERM: what a worker without a supervisor can be told.
     async fn watch_sigterm(self: Rc<Self>, signals: Stream) {
         if signals.readable().await.is_ok() {
             self.stop(self.graceful_timeout_ms);
         }
     }
 
-    /// Accepts no more, and ends when what is in flight has ended, or at the deadline.
+    /// A worker that cannot go on finishes what it has and ends. By then its supervisor has another one in its place.
+    async fn end_on_failure(self: Rc<Self>) {
+        self.shared.failed().await;
+        self.stop(self.shared.drain_timeout_ms);
+    }
+
+    /// Accepts no more, and ends when what is in flight has ended, or at the deadline: that of an earlier stop, if that
+    /// comes first.
     fn stop(self: &Rc<Self>, deadline_ms: u64) {
-        if self.shared.is_draining() {
-            return;
+        if !self.shared.is_draining() {
+            self.shared.drain();
         }
-        self.shared.drain();
         self.configured.release_sockets();
         self.end_when_drained(deadline_ms);
     }
@@ -441,16 +531,18 @@ impl Worker {
     }
 
     fn end_when_drained(self: &Rc<Self>, deadline_ms: u64) {
+        let due = self.shared.ring.now().saturating_add(deadline_ms);
+        let planned = self.end_due.get();
+        self.end_due.set(Some(planned.map_or(due, |planned| planned.min(due))));
+        if planned.is_some() {
+            // Its task looks at the deadline again.
+            self.shared.wake_waiting();
+            return;
+        }
         let worker = Rc::clone(self);
         self.shared.ring.spawn(async move {
             let timer = Timer::new(&worker.shared.ring);
-            timer.set(deadline_ms);
-            let drained = async {
-                while !worker.shared.is_drained() {
-                    worker.shared.connection_closed().await;
-                }
-            };
-            let in_time = timer.limit(drained).await.is_ok() || worker.close_idle(&timer).await;
+            let in_time = worker.drained(&timer).await || worker.close_idle(&timer).await;
             let end = if in_time {
                 End::Drained
             } else {
@@ -464,6 +556,19 @@ impl Worker {
             worker.end.set(Some(end));
             worker.shared.ring.note_local_work();
         });
+    }
+
+    /// Waits until nothing is left, or until the end is due. Whether nothing is left.
+    async fn drained(&self, timer: &Timer) -> bool {
+        while !self.shared.is_drained() {
+            let due = self.end_due.get().unwrap_or_default();
+            timer.set_at(due);
+            if timer.limit(self.shared.connection_closed()).await.is_err() && self.end_due.get() == Some(due)
+            {
+                return self.shared.is_drained();
+            }
+        }
+        true
     }
 
     /// Closes what is idle and could not be handed over. Whether nothing is left then.

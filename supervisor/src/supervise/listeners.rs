@@ -121,6 +121,15 @@ pub(super) fn open_more(
         .collect()
 }
 
+/// Has each socket listen that does not any more. Who listens already, goes on, with all that is in its queue.
+pub(super) fn listen_again(sockets: &Sockets) {
+    for (which, socket) in sockets {
+        if let Err(error) = socket2::SockRef::from(socket).listen(BACKLOG) {
+            tracing::error!("the socket of {} does not listen: {error}", which.address);
+        }
+    }
+}
+
 async fn check_free(address: SocketAddr) -> Result<(), Error> {
     let give_up = Instant::now() + RELEASE_PATIENCE;
     loop {

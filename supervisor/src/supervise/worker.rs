@@ -30,7 +30,7 @@ use super::{
     backoff::Backoff,
     cores,
     launch::{self, Provisions, Start},
-    listeners::Sockets,
+    listeners::{self, Sockets},
     process::{Block, Process, reason_of_end},
 };
 use crate::scm;
@@ -203,6 +203,7 @@ impl Worker {
     /// # Errors
     /// When the kernel refuses.
     pub(super) fn relaunch(&mut self, provisions: &Provisions, attendance: &Attendance) -> io::Result<()> {
+        listeners::listen_again(&self.sockets);
         self.launch(provisions, attendance)?;
         self.ended.counters.count(Counter::Restarts);
         Ok(())
@@ -338,8 +339,8 @@ impl Worker {
                 Outcome::Ready
             }
             What::Reported(_, Report::Failed { reason }) => {
-                process.last_words = Some(reason);
-                Outcome::Nothing
+                process.last_words = Some(reason.clone());
+                if self.state == WorkerState::Running { self.on_failure(reason) } else { Outcome::Nothing }
             }
             What::Reported(order, Report::Refused { reason }) => {
                 Outcome::Answered { order, refused: Some(reason) }
@@ -451,6 +452,19 @@ impl Worker {
             }
             What::Reported(..) | What::Deaf(_) => {}
         }
+    }
+
+    /// The present process serves no new connections any more. It finishes what it has, beside the one that takes its place.
+    fn on_failure(&mut self, reason: String) -> Outcome {
+        // Without memory for counters, it is replaced when it has ended.
+        let Ok(block) = Block::new(self.id) else { return Outcome::Nothing };
+        let Some(process) = self.process.take() else { return Outcome::Nothing };
+        let counters = std::mem::replace(&mut self.block, block).counters;
+        let kill_at = Instant::now() + Duration::from_millis(self.settings.drain_timeout_ms) + LEAVE_SLACK;
+        self.leaving.push(Leaving { process, counters, kill_at });
+        self.state = WorkerState::Dead;
+        self.due = None;
+        Outcome::Died(Death { reason, drained: false })
     }
 
     /// Counts a process that stands still; why it is ended, in words.

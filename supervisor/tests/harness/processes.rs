@@ -1,11 +1,20 @@
 //! What `/proc` says about a process: enough to find, watch and end the processes of one proxy.
 
-use std::{fs, os::unix::ffi::OsStrExt, path::Path, time::Duration};
+use std::{
+    fs,
+    net::{Shutdown, SocketAddr, TcpStream},
+    os::unix::ffi::OsStrExt,
+    path::Path,
+    time::Duration,
+};
 
 use nix::{
     sys::signal::{Signal, kill},
     unistd::{Pid, SysconfVar, sysconf},
 };
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd};
+
+use super::sys;
 
 /// A process, by its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -53,6 +62,26 @@ impl Process {
             .filter_map(|entry| fs::read_link(entry.path()).ok())
             .map(|target| target.display().to_string())
             .collect()
+    }
+
+    /// Breaks its listening socket at this address (IPv4), which is then one that does not listen.
+    #[track_caller]
+    pub(crate) fn break_listener(self, address: SocketAddr) {
+        let inode = sys::listening_socket(address).expect("a listening socket");
+        let link = format!("socket:[{inode}]");
+        let number = fs::read_dir(format!("/proc/{}/fd", self.0))
+            .expect("its descriptors")
+            .flatten()
+            .find_map(|entry| {
+                let is_it =
+                    fs::read_link(entry.path()).is_ok_and(|target| target.as_os_str() == link.as_str());
+                if is_it { entry.file_name().to_str()?.parse().ok() } else { None }
+            });
+        let pid = rustix::process::Pid::from_raw(self.0 as i32).expect("a number above 0");
+        let process = rustix::process::pidfd_open(pid, PidfdFlags::empty()).expect("pidfd_open");
+        let number = number.expect("it has the socket");
+        let socket = pidfd_getfd(&process, number, PidfdGetfdFlags::empty()).expect("pidfd_getfd");
+        TcpStream::from(socket).shutdown(Shutdown::Both).expect("shutdown");
     }
 
     /// Field of `stat`, counted from the state, which is 0.

@@ -5,10 +5,16 @@ use std::{fs, io, net::SocketAddr, os::unix::process::CommandExt, process::Comma
 
 /// Whether somebody listens on this port of IPv4, found out without a connection.
 pub(super) fn listens(address: SocketAddr) -> bool {
+    listening_socket(address).is_some()
+}
+
+/// The inode of a socket that listens on this port of IPv4.
+pub(super) fn listening_socket(address: SocketAddr) -> Option<String> {
     let port = format!(":{:04X}", address.port());
-    fs::read_to_string("/proc/net/tcp").unwrap_or_default().lines().any(|line| {
+    fs::read_to_string("/proc/net/tcp").ok()?.lines().find_map(|line| {
         let words: Vec<&str> = line.split_ascii_whitespace().collect();
-        words.get(1).is_some_and(|local| local.ends_with(&port)) && words.get(3) == Some(&"0A")
+        let listens = words.get(1)?.ends_with(&port) && *words.get(3)? == "0A";
+        if listens { words.get(9).map(|inode| (*inode).to_owned()) } else { None }
     })
 }
 

@@ -1,10 +1,11 @@
-//! A worker that stands still is replaced as if it had died; one that is only slow, or waits for its supervisor, is not.
+//! A worker that stands still, or cannot go on, is replaced as if it had died; one that is only slow, or waits for its
+//! supervisor, is not.
 
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{Backend, Config, GET, Load, OK, Process, Proxy, ask, send_signal, wait};
+use crate::harness::{Backend, Client, Config, GET, Load, OK, Process, Proxy, ask, send_signal, wait};
 
 /// A short `worker_liveness`, and what is much longer.
 const SHORT: &str = "worker_liveness = 0.5";
@@ -189,4 +190,46 @@ fn a_worker_that_stands_still_delays_no_stop() {
     send_signal(Process(pids(&proxy)[0]), Signal::SIGSTOP);
     proxy.terminate();
     assert_eq!(proxy.wait(Duration::from_secs(10)).code(), Some(3), "what it served was cut");
+}
+
+#[test]
+fn a_worker_whose_listener_breaks_is_replaced_at_once_and_finishes_what_it_has() {
+    let (backend, go) = Backend::slow();
+    let proxy = Proxy::to(&backend);
+    let mut slow = proxy.client();
+    slow.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n");
+    backend.wait_for_requests(1);
+    let old = proxy.worker();
+    old.break_listener(proxy.address());
+    wait::until("another in its place", || pids(&proxy).iter().all(|pid| *pid != old.0 && *pid != 0));
+    wait::until("a new connection", || {
+        Client::try_connect(proxy.address()).is_ok_and(|mut client| {
+            client.send(GET);
+            client.try_response().is_ok()
+        })
+    });
+    assert!(old.runs(), "it has a request in flight");
+    assert_eq!(proxy.ctl_json("status")["restarts"], 1);
+    go.send(()).unwrap();
+    slow.response().expect(200, "ok");
+    slow.expect_closed();
+    wait::until("its end", || !old.runs());
+    let log = proxy.log();
+    assert!(log.contains("cannot accept connections on"), "{log}");
+}
+
+#[test]
+fn a_worker_that_drains_already_is_ended_by_sigterm() {
+    let (backend, _go) = Backend::slow();
+    let proxy = Config::to(&backend).root("graceful_timeout = 0.3").root("drain_timeout = 300").start();
+    let mut stuck = proxy.client();
+    stuck.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n");
+    backend.wait_for_requests(1);
+    let old = proxy.worker();
+    old.break_listener(proxy.address());
+    wait::until("another in its place", || pids(&proxy).iter().all(|pid| *pid != old.0 && *pid != 0));
+    assert!(old.runs(), "it has a request in flight");
+    send_signal(old, Signal::SIGTERM);
+    wait::until("its end", || !old.runs());
+    stuck.expect_closed();
 }
