@@ -34,7 +34,7 @@ mod kakehi {
     use std::net::{SocketAddr, TcpListener};
     use std::rc::Rc;
 
-    use kakehi_engine::ring::{Level, Listener, Outgoing, Received, Ring, Settings, Stream};
+    use kakehi_engine::ring::{Level, Listener, Recv, Ring, SendBuf, Settings, Stream};
 
     use super::{CONNECTIONS, Outcome};
 
@@ -43,8 +43,12 @@ mod kakehi {
         bound(listener.local_addr()?);
         let executor = super::glommio_sockets::executor()?;
         executor.run(async move {
-            let ring =
-                Ring::new(&Settings { level: Level::HIGHEST, buffer_count: 2048, buffer_size: 16384 })?;
+            let ring = Ring::new(&Settings {
+                level: Level::HIGHEST,
+                buffer_count: 2048,
+                buffer_size: 16384,
+                body_memory: 0,
+            })?;
             let listener = Listener::adopt(&ring, listener.into())?;
             let left = Rc::new(Cell::new(CONNECTIONS));
             ring.spawn(accept(ring.clone(), listener, Rc::clone(&left)));
@@ -65,8 +69,8 @@ mod kakehi {
     }
 
     async fn echo(stream: Stream) {
-        while let Ok(Received::Data(bytes)) = stream.receive().await {
-            if stream.send(Outgoing::Received(bytes)).await.is_err() {
+        while let Ok(Recv::Data(bytes)) = stream.receive().await {
+            if stream.send(SendBuf::Received(bytes)).await.is_err() {
                 return;
             }
         }

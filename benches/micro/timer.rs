@@ -21,7 +21,7 @@ const EVER_EARLIER: [u64; 8] = [80_000_000, 20_000_000, 3_600_000, 600_000, 60_0
 
 #[expect(clippy::expect_used, reason = "without io_uring there is nothing to measure")]
 fn ring() -> Ring {
-    let settings = Settings { level: Level::HIGHEST, buffer_count: 16, buffer_size: 4096 };
+    let settings = Settings { level: Level::HIGHEST, buffer_count: 16, buffer_size: 4096, body_memory: 0 };
     Ring::new(&settings).expect("a kernel with io_uring")
 }
 

@@ -18,6 +18,11 @@ pub const CONNECT_TIMEOUT_MS: u64 = 3_000;
 pub const BODY_TIMEOUT_MS: u64 = 30_000;
 /// Slowest body that is put up with, in bytes per second, after `body_timeout` of slack (`body_min_rate`; 0 = any).
 pub const BODY_MIN_RATE: u32 = 240;
+/// Slowest response, in bytes per second, after `back_timeout` of slack for the backend and `front_timeout` for the client
+/// (`response_min_rate`; 0 = any).
+pub const RESPONSE_MIN_RATE: u32 = 0;
+/// Deadline of a whole response, from the end of the request head (`max_response_time`; 0 = none).
+pub const MAX_RESPONSE_TIME_MS: u64 = 0;
 /// How long a tunnel (an accepted `Upgrade`) may stay silent in both directions (`tunnel_timeout`).
 pub const TUNNEL_TIMEOUT_MS: u64 = 3_600_000;
 /// How long kakehi waits for the backend's `100 Continue` before it answers itself (`continue_timeout`).
@@ -29,6 +34,11 @@ pub const UPSTREAM_MAX_IDLE: u32 = 1_024;
 /// How long a closing connection is read and thrown away so that the peer gets the last answer whole.
 /// Not a key: it bounds a courtesy, not a service.
 pub const LINGER_TIMEOUT_MS: u64 = 2_000;
+/// How long a request body that is still coming when its request was answered is read and thrown away
+/// (`lingering_time`).
+pub const LINGERING_TIME_MS: u64 = 30_000;
+/// How long such a body may stand still (`lingering_timeout`).
+pub const LINGERING_TIMEOUT_MS: u64 = 5_000;
 /// How long a tunnel goes on whose listener or backend was removed, and a worker's old process after an upgrade
 /// (`drain_timeout`).
 pub const DRAIN_TIMEOUT_MS: u64 = 30_000;
@@ -88,6 +98,9 @@ pub const MAX_REGEX_SIZE: usize = 1 << 20;
 pub const BUFFER_COUNT: u16 = 2_048;
 /// Size of one arena buffer (bytes). Not a key: it is the unit of the ring's provided buffers.
 pub const BUFFER_SIZE: u32 = 16_384;
+
+/// Private memory that bodies may take in one worker (`body_memory`): beyond it large bodies move in arena buffers.
+pub const BODY_MEMORY: u64 = 64 << 20;
 
 /// Largest control frame, either way.
 pub const MAX_FRAME: usize = 64 << 20;

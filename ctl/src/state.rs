@@ -107,6 +107,9 @@ pub struct Settings {
     pub io_uring_level: Option<u8>,
     /// Buffers in a worker's arena.
     pub buffer_count: u16,
+    /// Private memory that bodies may take in one worker (bytes).
+    #[serde(default = "body_memory")]
+    pub body_memory: u64,
     /// Idle upstream connections that one worker keeps per backend.
     pub upstream_max_idle: u32,
     /// How long an idle upstream connection is kept (ms).
@@ -159,6 +162,7 @@ impl Default for Settings {
             automatic_state_save: false,
             io_uring_level: None,
             buffer_count: limits::BUFFER_COUNT,
+            body_memory: limits::BODY_MEMORY,
             upstream_max_idle: limits::UPSTREAM_MAX_IDLE,
             upstream_idle_timeout_ms: limits::UPSTREAM_IDLE_TIMEOUT_MS,
             certificate_watch: true,
@@ -215,6 +219,9 @@ pub struct Listener {
     /// Connections begin with a header of the PROXY protocol.
     #[serde(default)]
     pub expect_proxy: bool,
+    /// A client that says that it sends no more is gone.
+    #[serde(default)]
+    pub abort_on_close: bool,
     /// Networks whose peers may send that header.
     #[serde(default)]
     pub proxy_peers: Vec<IpNet>,
@@ -225,6 +232,7 @@ pub struct Listener {
 
 /// Deadlines (ms). All are absolute: bytes that trickle do not extend them, except where a rate is named.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Timeouts {
     /// Complete request head.
     pub request_ms: u64,
@@ -238,6 +246,14 @@ pub struct Timeouts {
     pub body_ms: u64,
     /// Slowest body after the slack, bytes per second; 0 = any.
     pub body_min_rate: u32,
+    /// Slowest response after the slack, bytes per second; 0 = any.
+    pub response_min_rate: u32,
+    /// A whole response; 0 = any.
+    pub response_ms: u64,
+    /// A request body that is still coming when its request was answered.
+    pub lingering_ms: u64,
+    /// Such a body standing still.
+    pub lingering_idle_ms: u64,
     /// Silent tunnel.
     pub tunnel_ms: u64,
     /// Wait for the backend's `100 Continue`.
@@ -253,6 +269,10 @@ impl Default for Timeouts {
             connect_ms: limits::CONNECT_TIMEOUT_MS,
             body_ms: limits::BODY_TIMEOUT_MS,
             body_min_rate: limits::BODY_MIN_RATE,
+            response_min_rate: limits::RESPONSE_MIN_RATE,
+            response_ms: limits::MAX_RESPONSE_TIME_MS,
+            lingering_ms: limits::LINGERING_TIME_MS,
+            lingering_idle_ms: limits::LINGERING_TIMEOUT_MS,
             tunnel_ms: limits::TUNNEL_TIMEOUT_MS,
             continue_ms: limits::CONTINUE_TIMEOUT_MS,
         }
@@ -335,6 +355,10 @@ fn yes() -> bool {
     true
 }
 
+fn body_memory() -> u64 {
+    limits::BODY_MEMORY
+}
+
 fn certificate_watch_interval() -> u64 {
     limits::CERTIFICATE_WATCH_INTERVAL_MS
 }
@@ -387,6 +411,7 @@ impl Listener {
             sizes: Sizes::default(),
             forwarding: Forwarding::default(),
             expect_proxy: false,
+            abort_on_close: false,
             proxy_peers: proxy_peers(),
             tls: None,
         }

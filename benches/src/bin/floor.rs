@@ -14,7 +14,7 @@ use std::{
     task::Poll,
 };
 
-use kakehi_engine::ring::{Level, Listener, Outgoing, Received, Ring, Settings, Stream};
+use kakehi_engine::ring::{Level, Listener, Recv, Ring, SendBuf, Settings, Share, Stream};
 use socket2::{Domain, Socket, Type};
 
 fn main() -> ExitCode {
@@ -53,7 +53,7 @@ fn run(listen: &str, backend: &str, core: Option<&String>) -> Result<(), Box<dyn
     let executor =
         glommio::LocalExecutorBuilder::new(glommio::Placement::Unbound).io_memory(1 << 16).make()?;
     executor.run(async move {
-        let ring = Ring::new(&Settings { level, buffer_count: 2048, buffer_size: 16384 })?;
+        let ring = Ring::new(&Settings { level, buffer_count: 2048, buffer_size: 16384, body_memory: 0 })?;
         let listener = Listener::adopt(&ring, OwnedFd::from(socket))?;
         ring.spawn(accept(ring.clone(), listener, backend));
         ring.drive(|| false).await?;
@@ -73,7 +73,7 @@ async fn accept(ring: Ring, listener: Listener, backend: SocketAddr) {
 
 /// Both ways at once, until both sides have finished.
 async fn relay(ring: Ring, client: Stream, backend: SocketAddr) -> io::Result<()> {
-    let upstream = Stream::connect(&ring, backend.into()).await?;
+    let upstream = Stream::connect(&ring, backend.into(), Share::of("floor")).await?;
     let mut up = pin!(pass(&client, &upstream));
     let mut down = pin!(pass(&upstream, &client));
     let (mut up_done, mut down_done) = (false, false);
@@ -92,8 +92,8 @@ async fn relay(ring: Ring, client: Stream, backend: SocketAddr) -> io::Result<()
 }
 
 async fn pass(from: &Stream, to: &Stream) -> io::Result<()> {
-    while let Received::Data(bytes) = from.receive().await? {
-        to.send(Outgoing::Received(bytes)).await?;
+    while let Recv::Data(bytes) = from.receive().await? {
+        to.send(SendBuf::Received(bytes)).await?;
     }
     to.flush().await?;
     to.shutdown_write();

@@ -180,6 +180,7 @@ impl Settings {
             ("orphan_timeout", self.orphan_timeout_ms != wanted.orphan_timeout_ms),
             ("io_uring_level", self.io_uring_level != wanted.io_uring_level),
             ("buffer_count", self.buffer_count != wanted.buffer_count),
+            ("body_memory", self.body_memory != wanted.body_memory),
             ("upstream_max_idle", self.upstream_max_idle != wanted.upstream_max_idle),
             ("upstream_idle_timeout", self.upstream_idle_timeout_ms != wanted.upstream_idle_timeout_ms),
             ("log_level", self.log_level != wanted.log_level),

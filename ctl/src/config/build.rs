@@ -140,6 +140,7 @@ fn settings(root: &Section, folder: &Path, findings: &mut Findings<'_>) -> Setti
     settings.group = root.text("group").map(str::to_owned);
     settings.io_uring_level = root.integer("io_uring_level");
     set(&mut settings.buffer_count, root.integer("buffer_count"));
+    set(&mut settings.body_memory, root.integer("body_memory"));
     set(&mut settings.upstream_max_idle, root.integer("upstream_max_idle"));
     set(&mut settings.upstream_idle_timeout_ms, root.millis("upstream_idle_timeout"));
     set(&mut settings.certificate_watch, root.bool("certificate_watch"));

@@ -85,6 +85,7 @@ pub fn listener(listener: &Listener) -> Table {
     );
     table.unless(true, "active", listener.active);
     table.unless(false, "expect_proxy", listener.expect_proxy);
+    table.unless(false, "abort_on_close", listener.abort_on_close);
     if listener.proxy_peers != state::proxy_peers() {
         let peers: Vec<Value> = listener.proxy_peers.iter().map(|it| it.to_string().into()).collect();
         table.always("proxy_protocol_from", peers);
@@ -97,6 +98,10 @@ pub fn listener(listener: &Listener) -> Table {
     table.millis("connect_timeout", now.connect_ms, usual.connect_ms);
     table.millis("body_timeout", now.body_ms, usual.body_ms);
     table.unless(usual.body_min_rate, "body_min_rate", now.body_min_rate);
+    table.unless(usual.response_min_rate, "response_min_rate", now.response_min_rate);
+    table.millis("max_response_time", now.response_ms, usual.response_ms);
+    table.millis("lingering_time", now.lingering_ms, usual.lingering_ms);
+    table.millis("lingering_timeout", now.lingering_idle_ms, usual.lingering_idle_ms);
     table.millis("tunnel_timeout", now.tunnel_ms, usual.tunnel_ms);
     table.millis("continue_timeout", now.continue_ms, usual.continue_ms);
     let (now, usual) = (&listener.sizes, Sizes::default());
@@ -240,6 +245,7 @@ fn settings(now: &Settings) -> Table {
     table.if_some("group", now.group.clone());
     table.if_some("io_uring_level", now.io_uring_level.map(u32::from));
     table.unless(u32::from(usual.buffer_count), "buffer_count", u32::from(now.buffer_count));
+    table.unless(whole(usual.body_memory), "body_memory", whole(now.body_memory));
     table.unless(usual.upstream_max_idle, "upstream_max_idle", now.upstream_max_idle);
     table.millis("upstream_idle_timeout", now.upstream_idle_timeout_ms, usual.upstream_idle_timeout_ms);
     table.unless(usual.certificate_watch, "certificate_watch", now.certificate_watch);

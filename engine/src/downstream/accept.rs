@@ -53,6 +53,12 @@ pub async fn accept(
                 timer.set(EXHAUSTED_PAUSE_MS);
                 let _ = timer.limit(shared.connection_closed()).await;
             }
+            Some(Err(AcceptError::Transient(error))) => {
+                tracing::debug!(%error, "cannot accept a connection now");
+                shared.counters.count(Counter::AcceptErrors);
+                timer.set(EXHAUSTED_PAUSE_MS);
+                timer.elapsed().await;
+            }
             Some(Err(AcceptError::Broken(error))) => {
                 let address = listener.config().settings.address;
                 tracing::error!(%error, %address, "the worker accepts no more, and ends to be replaced");

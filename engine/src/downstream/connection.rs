@@ -17,7 +17,7 @@ use crate::{
     },
     limits,
     observe::Counter,
-    ring::{Received, Stream},
+    ring::{Recv, Stream},
     transfer::{ReadBuffer, flush},
     upstream::Upstream,
 };
@@ -44,11 +44,11 @@ impl ClientConnection {
             due => self.timer.set_at(due),
         }
         poll_fn(|context| match self.client.poll_receive(context) {
-            Poll::Ready(Ok(Received::Data(buffer))) => {
+            Poll::Ready(Ok(Recv::Data(buffer))) => {
                 self.read_buffer.push(buffer);
                 Poll::Ready(Waited::Bytes)
             }
-            Poll::Ready(Ok(Received::Finished) | Err(_)) => Poll::Ready(Waited::Nothing),
+            Poll::Ready(Ok(Recv::Finished) | Err(_)) => Poll::Ready(Waited::Nothing),
             Poll::Pending if self.is_draining() => Poll::Ready(Waited::Nothing),
             Poll::Pending if self.shared.connections_move() && !self.client.is_tls() => {
                 Poll::Ready(Waited::Successor)
@@ -66,6 +66,7 @@ impl ClientConnection {
     async fn move_away(&mut self) -> Disposition {
         let Some(successor) = self.shared.place_elsewhere() else { return Disposition::Request };
         self.client.pause_receive().await;
+        self.client.stop_polls().await;
         if let Some(buffer) = self.client.try_receive() {
             self.read_buffer.push(buffer);
             return Disposition::Request;

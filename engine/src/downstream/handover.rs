@@ -11,7 +11,7 @@ use super::connection;
 use crate::{
     exchange::{Age, ConnectionOrigin, HandoverMessage, ListenerHandle, Shared},
     observe::Counter,
-    ring::{Stream, receive_descriptors},
+    ring::{Role, Share, Stream, receive_descriptors},
     upstream::{Cluster, Upstream},
 };
 
@@ -32,7 +32,7 @@ pub fn inherit(
     channel: OwnedFd,
     registry: impl HandoverRegistry + 'static,
 ) -> io::Result<()> {
-    let readiness = Stream::adopt(&shared.ring, channel.try_clone()?)?;
+    let readiness = Stream::adopt(&shared.ring, channel.try_clone()?, Role::Control)?;
     let ring = shared.ring.clone();
     ring.spawn(async move {
         loop {
@@ -66,18 +66,27 @@ fn resume(
 ) -> Result<u64, String> {
     let message: HandoverMessage = serde_json::from_str(text).map_err(|error| error.to_string())?;
     let find = |address| registry.listener(address).ok_or("its listener is gone");
-    let adopt = |socket| Stream::adopt(&shared.ring, socket).map_err(|error| error.to_string());
+    let adopt = |socket, role| Stream::adopt(&shared.ring, socket, role).map_err(|error| error.to_string());
     let mut sockets = sockets.into_iter();
     match (message, sockets.next(), sockets.next()) {
         (HandoverMessage::Idle { listener, age, begun, ends }, Some(client), None) => {
             let origin = ConnectionOrigin { age, begun: begun || age == Age::Used, ends };
-            let serve = connection::serve(Rc::clone(shared), find(listener)?, adopt(client)?, origin);
+            let serve = connection::serve(
+                Rc::clone(shared),
+                find(listener)?,
+                adopt(client, Role::Downstream)?,
+                origin,
+            );
             shared.ring.spawn(serve);
         }
         (HandoverMessage::Tunnel { listener, cluster, backend }, Some(client), Some(upstream)) => {
             let found = registry.cluster(&cluster).and_then(|cluster| cluster.endpoint(&backend));
-            let upstream = Upstream::new(adopt(upstream)?.into(), found.ok_or("its backend is gone")?, true);
-            let (listener, client) = (find(listener)?, adopt(client)?);
+            let upstream = Upstream::new(
+                adopt(upstream, Role::Upstream(Share::of(&cluster)))?.into(),
+                found.ok_or("its backend is gone")?,
+                true,
+            );
+            let (listener, client) = (find(listener)?, adopt(client, Role::Downstream)?);
             shared.ring.spawn(connection::resume_tunnel(
                 Rc::clone(shared),
                 listener,

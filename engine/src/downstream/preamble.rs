@@ -11,7 +11,7 @@ use crate::{
     h1::write_answer,
     http::Reason,
     observe::Counter,
-    ring::{Outgoing, Received, Stream},
+    ring::{Recv, SendBuf, Stream},
     tls::{self, Failure, FailureKind, HandshakeResult, Hello, Input, Terminator},
     transfer::ReadBuffer,
     transport::proxy_header,
@@ -61,11 +61,11 @@ async fn read_more(
 ) -> Result<(), Disposition> {
     let counters = &connection.shared.counters;
     match connection.timer.limit(connection.client.receive()).await {
-        Ok(Ok(Received::Data(buffer))) => {
+        Ok(Ok(Recv::Data(buffer))) => {
             connection.read_buffer.push(buffer);
             Ok(())
         }
-        Ok(Ok(Received::Finished) | Err(_)) => {
+        Ok(Ok(Recv::Finished) | Err(_)) => {
             gone.into_iter().for_each(|gone| counters.count(gone));
             Err(Disposition::Abort { reset: false })
         }
@@ -223,7 +223,7 @@ fn refuse_clear_text(connection: &ClientConnection) -> Disposition {
     counters.count_answer(Reason::ClearTextOnTls);
     let mut out = connection.shared.ring.head_buffer();
     write_answer(Reason::ClearTextOnTls, true, false, &[], &mut out);
-    connection.client.start_send(Outgoing::from(out));
+    connection.client.start_send(SendBuf::from(out));
     Disposition::Close
 }
 
@@ -234,11 +234,11 @@ async fn give_tickets(connection: &mut ClientConnection) -> Disposition {
     }
     connection.timer.set(TICKET_DELAY_MS);
     match connection.timer.limit(connection.client.receive()).await {
-        Ok(Ok(Received::Data(buffer))) => {
+        Ok(Ok(Recv::Data(buffer))) => {
             connection.read_buffer.push(buffer);
             Disposition::Request
         }
-        Ok(Ok(Received::Finished) | Err(_)) => Disposition::Finish,
+        Ok(Ok(Recv::Finished) | Err(_)) => Disposition::Finish,
         Err(_) => {
             connection.client.send_pending();
             Disposition::Request

@@ -16,8 +16,8 @@ use crate::{
     },
     http::{Method, Reason, Version},
     observe::Counter,
-    ring::{Outgoing, Received},
-    transfer::{Decoder, flush},
+    ring::{Recv, SendBuf},
+    transfer::{Decoder, Watch, flush},
     upstream::{AttemptedEndpoints, Cluster, ConnectOptions, Upstream},
 };
 
@@ -41,6 +41,11 @@ impl Request {
     /// The cluster that it goes to.
     pub(crate) fn cluster_name(&self) -> &str {
         self.cluster.as_ref().map_or("", |cluster| &cluster.name)
+    }
+
+    /// Whether the client is watched while the backend is waited for.
+    pub(super) fn watch(&self) -> Watch {
+        if self.config.settings.abort_on_close { Watch::ResetOrEnd } else { Watch::Reset }
     }
 
     /// How the connection goes on when all of the request was read and answered.
@@ -133,8 +138,8 @@ async fn read_head(connection: &mut ClientConnection) -> Result<Option<RoutedReq
         let due = *due.get_or_insert_with(|| connection.head_due(&config));
         connection.timer.set_at(due);
         match connection.timer.limit(connection.client.receive()).await {
-            Ok(Ok(Received::Data(buffer))) => connection.read_buffer.push(buffer),
-            Ok(Ok(Received::Finished) | Err(_)) => return Ok(None),
+            Ok(Ok(Recv::Data(buffer))) => connection.read_buffer.push(buffer),
+            Ok(Ok(Recv::Finished) | Err(_)) => return Ok(None),
             Err(_) => return Err(LocalReply::broken(Reason::RequestTimeout)),
         }
     }
@@ -231,7 +236,6 @@ fn plan(connection: &mut ClientConnection, config: &Rc<ListenerConfig>, progress
         },
         &mut out,
     );
-    shared.counters.add(Counter::BytesIn, length as u64);
     read_buffer.consume(length);
     Head::Forward(RoutedRequest { request, head: out, body })
 }
@@ -316,7 +320,7 @@ async fn forward(
             Err(_) if upstream.reused => continue,
             Err(_) => return Err(refuse(Reason::BackendClosed)),
         }
-        upstream.stream.start_send_kept(head);
+        upstream.stream.start_send_replayable(head);
         let outcome = if whole {
             let context = ResponseContext {
                 shared: &shared,
@@ -350,7 +354,7 @@ async fn forward(
             }
             // It may never have read the request: RFC 9110 section 9.2.2 lets us repeat it, once.
             Err(Failure::Unanswered) if upstream.reused && !repeated && request.method.is_idempotent() => {
-                match upstream.stream.take_kept() {
+                match upstream.stream.take_replay() {
                     Some(again) => head = again,
                     None => return Err(refuse(Reason::BackendClosed)),
                 }
@@ -439,10 +443,9 @@ async fn answer(connection: &mut ClientConnection, refused: LocalReply) -> Dispo
     .flatten()
     .collect();
     write_answer(refused.reason, !keep_alive, refused.head_only, &extra, &mut out);
-    shared.counters.add(Counter::BytesOut, out.len() as u64);
     let front_ms = connection.config().settings.timeouts.front_ms;
     match flush(&connection.client, &connection.timer, front_ms).await {
-        Ok(()) => connection.client.start_send(Outgoing::from(out)),
+        Ok(()) => connection.client.start_send(SendBuf::from(out)),
         Err(_) => return Disposition::Abort { reset: false },
     }
     if keep_alive { Disposition::Request } else { Disposition::Close }

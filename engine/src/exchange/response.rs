@@ -10,8 +10,8 @@ use crate::{
     h1::{Emit, HeadProgress, OutConnection, OutFraming, ResponseBody, ResponseHead, ResponsePlan},
     http::{Reason, Version},
     observe::Counter,
-    ring::{Received, Timer},
-    transfer::{Decoder, ReadBuffer, ReadDeadline, Relay, RelayError, flush},
+    ring::{Recv, Timer},
+    transfer::{Decoder, MinRate, ReadBuffer, Relay, RelayError, flush, receive_watching},
     transport::TransportStream,
 };
 
@@ -85,6 +85,7 @@ pub(super) struct ResponseContext<'a> {
 pub(super) async fn forward(context: ResponseContext<'_>) -> Result<Answered, Failure> {
     let timeouts = &context.request.config.settings.timeouts;
     let mut read_buffer = ReadBuffer::default();
+    let began = context.shared.ring.now();
     let Final { mut head, mut decoder, framing, keep_alive, reusable, upgraded } =
         await_head(&context, &mut read_buffer).await?;
     if let Some(beside) = context.beside {
@@ -95,12 +96,13 @@ pub(super) async fn forward(context: ResponseContext<'_>) -> Result<Answered, Fa
         return Ok(Answered { keep_alive: false, reusable: false, upgraded, early_tunnel_data: read_buffer });
     }
     let mut moved = 0;
-    // The head has not gone out yet: what is wrong with the body's beginning can still be info.
+    // The head has not gone out yet: what is wrong with the body's beginning can still be told.
     let whole = decoder
         .coalesce(&mut read_buffer, &mut head, &mut moved)
         .map_err(|_| Failure::Silent(Reason::BackendBadResponse))?;
     send(&context, head).await?;
     if !whole {
+        let now = context.shared.ring.now();
         let mut relay = Relay {
             ring: &context.shared.ring,
             from: context.upstream,
@@ -108,13 +110,14 @@ pub(super) async fn forward(context: ResponseContext<'_>) -> Result<Answered, Fa
             to: context.client,
             decoder,
             timer: context.timer,
-            deadline: ReadDeadline::Each(timeouts.back_ms),
-            stall_ms: timeouts.front_ms,
+            source: MinRate::new(timeouts.back_ms, timeouts.response_min_rate, now),
+            sink: MinRate::new(timeouts.front_ms, timeouts.response_min_rate, now),
+            due: (timeouts.response_ms != 0).then(|| began + timeouts.response_ms),
+            watch: context.request.watch(),
             limit: 0,
             moved,
         };
         let outcome = Box::pin(relay.run()).await;
-        context.shared.counters.add(Counter::BytesOut, relay.moved);
         outcome.map_err(|error| cut(error, framing))?;
     }
     // Bytes behind the response belong to nobody: they must not reach the next client.
@@ -150,25 +153,32 @@ async fn await_head(context: &ResponseContext<'_>, read_buffer: &mut ReadBuffer)
                 Head::Incomplete => read_buffer.copy_out_of_pool(),
             }
         }
-        timer.set_at(due);
-        match timer.limit(upstream.receive()).await {
-            Ok(Ok(Received::Data(buffer))) => read_buffer.push(buffer),
+        let received = receive_watching(
+            upstream.receive(),
+            (context.client, request.watch()),
+            timer,
+            (shared.ring.now(), due),
+        );
+        match received.await.map_err(|_| Failure::ClientGone)? {
+            Some(Ok(Recv::Data(buffer))) => read_buffer.push(buffer),
             // With TLS 1.3 a backend says only now that it does not accept our certificate.
-            Ok(Err(error)) if read_buffer.is_empty() && error.kind() == io::ErrorKind::InvalidData => {
+            Some(Err(error)) if read_buffer.is_empty() && error.kind() == io::ErrorKind::InvalidData => {
                 shared.counters.count(Counter::UpstreamTlsErrors);
                 return Err(Failure::Silent(Reason::BackendTlsFailed));
             }
-            Ok(Ok(Received::Finished) | Err(_)) if read_buffer.is_empty() => {
+            Some(Ok(Recv::Finished) | Err(_)) if read_buffer.is_empty() => {
                 return Err(match interim {
                     0 => Failure::Unanswered,
                     _ => Failure::Silent(Reason::BackendClosed),
                 });
             }
-            Ok(Ok(Received::Finished) | Err(_)) => return Err(Failure::Silent(Reason::BackendBadResponse)),
-            Err(_) if context.beside.is_some_and(|beside| beside.uploading.get()) => {
+            Some(Ok(Recv::Finished) | Err(_)) => {
+                return Err(Failure::Silent(Reason::BackendBadResponse));
+            }
+            None if context.beside.is_some_and(|beside| beside.uploading.get()) => {
                 due = shared.ring.now() + back_ms;
             }
-            Err(_) => return Err(Failure::Silent(Reason::BackendTimeout)),
+            None => return Err(Failure::Silent(Reason::BackendTimeout)),
         }
     }
 }
@@ -199,7 +209,6 @@ async fn send(context: &ResponseContext<'_>, out: Vec<u8>) -> Result<(), Failure
     let front_ms = context.request.config.settings.timeouts.front_ms;
     match flush(context.client, context.timer, front_ms).await {
         Ok(()) => {
-            context.shared.counters.add(Counter::BytesOut, out.len() as u64);
             context.client.start_send(out.into());
             Ok(())
         }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::Shared;
 use crate::{
     observe::Counter,
-    ring::{Ring, Stream, send_descriptors},
+    ring::{Ring, Role, Stream, send_descriptors},
     transport::AddressPair,
 };
 
@@ -84,7 +84,7 @@ impl Successor {
     /// # Errors
     /// When there is no descriptor or no slot left.
     pub fn new(ring: &Ring, channel: OwnedFd) -> io::Result<Successor> {
-        let readiness = Stream::adopt(ring, channel.try_clone()?)?;
+        let readiness = Stream::adopt(ring, channel.try_clone()?, Role::Control)?;
         Ok(Successor { channel, readiness, waiting: RefCell::default(), sending: Cell::new(false) })
     }
 

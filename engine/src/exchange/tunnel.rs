@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     observe::Counter,
-    ring::{Buf, Outgoing, Received},
+    ring::{Buf, BulkBuf, Recv, SendBuf},
     transfer::ReadBuffer,
     transport::TransportStream,
     upstream::Upstream,
@@ -111,8 +111,6 @@ pub(crate) async fn run(
         })
         .await
     };
-    counters.add(Counter::BytesIn, inbound.counted.get());
-    counters.add(Counter::BytesOut, outbound.counted.get());
     counters.uncount(Counter::TunnelsOpen);
     let next = match end {
         End::Over(next) => next,
@@ -146,11 +144,13 @@ enum End {
 /// Stops receiving on both sides, passes on what came before, and takes both sockets off the ring. What comes later,
 /// the end included, stays in the kernel. `None` when a side has broken.
 async fn come_to_rest(client: &mut TransportStream, upstream: &mut TransportStream) -> Option<Vec<OwnedFd>> {
-    client.pause_receive().await;
-    upstream.pause_receive().await;
+    for side in [&*client, &*upstream] {
+        side.pause_receive().await;
+        side.stop_polls().await;
+    }
     for (from, to) in [(&*client, &*upstream), (&*upstream, &*client)] {
         while let Some(buffer) = from.try_receive() {
-            to.send(Outgoing::Received(buffer)).await.ok()?;
+            to.send(SendBuf::Received(buffer)).await.ok()?;
         }
         to.flush().await.ok()?;
     }
@@ -164,7 +164,6 @@ struct Direction<'a> {
     to: &'a TransportStream,
     /// When something last moved, either way (ms).
     active: &'a Cell<u64>,
-    counted: Cell<u64>,
     /// The tunnel is to move, and this way has passed on all that came.
     at_rest: Cell<bool>,
     movable: bool,
@@ -178,7 +177,7 @@ impl<'a> Direction<'a> {
         active: &'a Cell<u64>,
         movable: bool,
     ) -> Direction<'a> {
-        Direction { shared, from, to, active, counted: Cell::new(0), at_rest: Cell::new(false), movable }
+        Direction { shared, from, to, active, at_rest: Cell::new(false), movable }
     }
 
     async fn run(&self, mut first: ReadBuffer) -> io::Result<()> {
@@ -189,15 +188,15 @@ impl<'a> Direction<'a> {
         let mut full = 0;
         loop {
             match self.receive().await? {
-                Received::Data(buffer) => {
+                Recv::Data(buffer) => {
                     full = if is_full(&buffer) { full + 1 } else { 0 };
-                    self.send(Outgoing::Received(buffer)).await?;
+                    self.send(SendBuf::Received(buffer)).await?;
                     if full >= FULL_BEFORE_BULK {
                         full = 0;
                         self.bulk().await?;
                     }
                 }
-                Received::Finished => {
+                Recv::Finished => {
                     self.to.flush().await?;
                     self.to.shutdown_write().await;
                     return Ok(());
@@ -208,7 +207,7 @@ impl<'a> Direction<'a> {
 
     /// Receives what comes next. When the tunnel is to move, notes whether the way is at rest: it then waits here, and may
     /// be dropped without loss.
-    fn receive(&self) -> impl Future<Output = io::Result<Received>> + '_ {
+    fn receive(&self) -> impl Future<Output = io::Result<Recv>> + '_ {
         poll_fn(move |context| {
             let received = self.from.poll_receive(context);
             let waits = received.is_pending() && self.moves();
@@ -221,7 +220,7 @@ impl<'a> Direction<'a> {
     async fn bulk(&self) -> io::Result<()> {
         self.from.pause_receive().await;
         while let Some(buffer) = self.from.try_receive() {
-            self.send(Outgoing::Received(buffer)).await?;
+            self.send(SendBuf::Received(buffer)).await?;
         }
         if !self.from.is_open() {
             // It has ended: the ordinary way finds out how.
@@ -229,27 +228,34 @@ impl<'a> Direction<'a> {
         }
         self.shared.ring.count_bulk();
         loop {
-            self.from.start_receive_bulk(self.shared.ring.bulk_buffer(), 0..self.to.bulk_size());
-            let (buffer, outcome) = self.receive_bulk().await;
-            let received = match outcome {
+            let wanted = self.to.bulk_size();
+            let Some(buffer) = self.shared.ring.bulk_buffer(wanted.max(self.from.least_bulk())) else {
+                return Ok(());
+            };
+            // One that takes little at a time is served from the arena; so is one for which there is no memory.
+            if wanted < self.from.least_bulk() / 2 || buffer.len() < self.from.least_bulk() {
+                return Ok(());
+            }
+            let size = wanted.min(buffer.len());
+            self.from.start_receive_bulk(buffer, 0..size);
+            let (buffer, received) = match self.receive_bulk().await {
                 Ok(received) => received,
                 // Given up so that the tunnel can move: the ordinary way waits on.
-                Err(error) if error.raw_os_error() == Some(libc::ECANCELED) => 0,
+                Err(error) if error.raw_os_error() == Some(libc::ECANCELED) => return Ok(()),
                 Err(error) => return Err(error),
             };
             if received == 0 {
-                self.shared.ring.recycle(buffer);
                 return Ok(());
             }
-            self.send(Outgoing::Owned(buffer, 0..received as u32)).await?;
-            if received < BULK_LEAST || self.moves() {
+            self.send(SendBuf::Bulk(buffer, 0..received as u32)).await?;
+            if received < BULK_LEAST.min(size) || self.moves() {
                 return Ok(());
             }
         }
     }
 
     /// Waits for the private buffer to be filled, unless the tunnel is to move and nothing comes.
-    fn receive_bulk(&self) -> impl Future<Output = (Vec<u8>, io::Result<usize>)> + '_ {
+    fn receive_bulk(&self) -> impl Future<Output = io::Result<(BulkBuf, usize)>> + '_ {
         let mut stopped = false;
         poll_fn(move |context| {
             if !stopped && self.moves() {
@@ -265,9 +271,8 @@ impl<'a> Direction<'a> {
         self.movable && self.shared.connections_move()
     }
 
-    async fn send(&self, data: Outgoing) -> io::Result<()> {
+    async fn send(&self, data: SendBuf) -> io::Result<()> {
         self.active.set(self.shared.ring.now());
-        self.counted.set(self.counted.get() + data.len() as u64);
         self.to.send(data).await?;
         self.active.set(self.shared.ring.now());
         Ok(())

@@ -16,9 +16,8 @@ use super::{
 };
 use crate::{
     http::{Reason, Version},
-    observe::Counter,
-    ring::{Outgoing, Received, Timer},
-    transfer::{Decoder, MinRate, ReadBuffer, ReadDeadline, Relay, RelayError, flush},
+    ring::{Recv, SendBuf, Timer},
+    transfer::{Decoder, MinRate, ReadBuffer, Relay, RelayError, Watch, flush},
     transport::TransportStream,
 };
 
@@ -51,8 +50,15 @@ pub(super) async fn run(
         to: upstream,
         decoder: body.decoder,
         timer: &own_timer,
-        deadline: ReadDeadline::MinRate(MinRate::new(timeouts, shared.ring.now())),
-        stall_ms: timeouts.back_ms,
+        // A file of sozu bounds a silent upload by `front_timeout`.
+        source: MinRate::new(
+            timeouts.body_ms.min(timeouts.front_ms),
+            timeouts.body_min_rate,
+            shared.ring.now(),
+        ),
+        sink: MinRate::new(timeouts.back_ms, 0, shared.ring.now()),
+        due: None,
+        watch: Watch::Nothing,
         limit: request.config.settings.sizes.body,
         moved: body.moved,
     };
@@ -83,7 +89,6 @@ pub(super) async fn run(
         })
         .await
     };
-    shared.counters.add(Counter::BytesIn, relay.moved);
     outcome.map(|answered| (answered, uploaded == Some(true)))
 }
 
@@ -112,16 +117,16 @@ async fn invite(
     let timeouts = &request.config.settings.timeouts;
     timer.set(timeouts.continue_ms);
     match timer.limit(client.receive()).await {
-        Ok(Ok(Received::Data(buffer))) => {
+        Ok(Ok(Recv::Data(buffer))) => {
             read_buffer.push(buffer);
             return Ok(());
         }
-        Ok(Ok(Received::Finished) | Err(_)) => return Err(RelayError::SourceEnded),
+        Ok(Ok(Recv::Finished) | Err(_)) => return Err(RelayError::SourceEnded),
         Err(_) => {}
     }
     flush(client, timer, timeouts.front_ms).await?;
     if !beside.answered.get() && request.version == Version::Http11 {
-        client.start_send(Outgoing::Static(CONTINUE));
+        client.start_send(SendBuf::Static(CONTINUE));
     }
     Ok(())
 }

@@ -129,6 +129,14 @@ counters! {
     TcpForwarded = "tcp.forwarded", counter;
     /// Processes of the worker that answered no ping for `worker_liveness`, and were killed.
     Unresponsive = "worker.unresponsive", counter;
+    /// Times that accepting paused since a connection could not be accepted, for a reason of the network.
+    AcceptErrors = "listener.accept_errors", counter;
+    /// Received buffers whose content was moved out of the arena: it was scarce, or the peer that waits for it is slow.
+    RingSpilled = "ring.buffers_spilled", counter;
+    /// Private memory that bodies take (bytes).
+    BodyMemory = "body_memory.in_use", gauge;
+    /// Private buffers that `body_memory` did not allow.
+    BodyMemoryRefused = "body_memory.refused", counter;
 }
 
 /// Where the answers by reason start in the block.

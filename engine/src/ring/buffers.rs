@@ -1,4 +1,5 @@
-//! The arena: memory that receives land in, in buffers of one size that are lent and come back.
+//! The memory that receives land in: an arena of small buffers that are lent and come back, and private buffers for large
+//! bodies.
 //!
 //! With provided buffers the kernel picks a free buffer when data arrives ([`BufferRing`]), so an idle
 //! connection holds none. Without them [`Pool::borrow_one`] lends one to each receive that is about to
@@ -6,10 +7,16 @@
 //!
 //! Free buffers are taken last in, first out, and only a window of them is published to the kernel: the
 //! kernel goes round its ring, and a ring of all buffers would touch, and so keep resident, all of them.
+//!
+//! Shares: the arena has two parts, one for clients and one for backends, so that neither can take the other's buffers;
+//! and of the backends' part each cluster may hold a quarter ([`Share`]). What a peer sends beyond that is copied out of
+//! the arena at once ([`Pool::is_scarce`]). Private buffers ([`BulkBuf`]) are lent within the worker's `body_memory`.
 
 use std::{
     cell::{Cell, RefCell},
-    fmt, io,
+    fmt,
+    hash::{Hash, Hasher},
+    io,
     ops::{Deref, DerefMut},
     ptr::NonNull,
     rc::Rc,
@@ -18,6 +25,64 @@ use std::{
 
 use io_uring::{IoUring, types::BufRingEntry};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+
+/// Size of a large private buffer (bytes).
+pub const BULK_SIZE: usize = 256 * 1024;
+/// Size of a small private buffer (bytes): what a slow peer may cost, once while it is sent and once while the next one is
+/// received.
+pub const BULK_SMALL: usize = 32 * 1024;
+/// Private buffers of either size that are kept for the next user.
+const KEPT_BULK: usize = 16;
+
+/// Whose a socket is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The supervisor's or another worker's.
+    Control,
+    /// A listening socket.
+    Listener,
+    /// A client's.
+    Downstream,
+    /// A backend's; its cluster has this share of the backends' buffers.
+    Upstream(Share),
+}
+
+impl Role {
+    /// The part of the arena that its receives land in.
+    pub(super) fn part(self) -> Part {
+        match self {
+            Role::Control | Role::Listener | Role::Downstream => Part::Downstream,
+            Role::Upstream(_) => Part::Upstream,
+        }
+    }
+}
+
+/// Whose share of the backends' buffers a buffer is taken from. There are 255: of more clusters some have one together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share(u8);
+
+impl Share {
+    /// The share of a cluster.
+    pub fn of(cluster: &str) -> Share {
+        let mut hasher = rustc_hash::FxHasher::default();
+        cluster.hash(&mut hasher);
+        Share((hasher.finish() % 255) as u8 + 1)
+    }
+}
+
+/// A part of the arena.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Part {
+    /// For what clients send, and for orders.
+    Downstream = 0,
+    /// For what backends send.
+    Upstream = 1,
+}
+
+impl Part {
+    pub(super) const ALL: [Part; 2] = [Part::Downstream, Part::Upstream];
+}
 
 /// An anonymous mapping: page-aligned, zeroed, resident only where touched.
 struct Mapping {
@@ -52,26 +117,37 @@ pub(super) struct Link {
     pub(super) length: u16,
 }
 
-/// The arena and its free list.
+/// The arena and its free lists.
 pub(super) struct Pool {
     memory: Mapping,
     size: u32,
-    free: RefCell<Vec<u16>>,
+    /// Of each part.
+    free: [RefCell<Vec<u16>>; 2],
     links: Box<[Cell<Link>]>,
+    /// The share that each lent buffer is taken from; 0 = none.
+    shares: Box<[Cell<u8>]>,
+    /// Buffers that each share has.
+    taken: Box<[Cell<u16>]>,
 }
 
 impl Pool {
-    /// `count` buffers of `size` bytes each (at most 65,535).
+    /// `count` buffers of `size` bytes each (at most 65,535); one half of them for each part.
     pub(super) fn new(count: u16, size: u32) -> io::Result<Pool> {
-        if count == 0 || size == 0 || size > u32::from(u16::MAX) {
+        if count < 2 || count % 2 != 0 || size == 0 || size > u32::from(u16::MAX) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
+        let half = count / 2;
         Ok(Pool {
             memory: Mapping::new(usize::from(count) * size as usize)?,
             size,
             // Popped from the back: the lowest numbers go first.
-            free: RefCell::new((0..count).rev().collect()),
+            free: [
+                (0..half).rev().collect::<Vec<_>>().into(),
+                (half..count).rev().collect::<Vec<_>>().into(),
+            ],
             links: vec![Cell::default(); usize::from(count)].into_boxed_slice(),
+            shares: vec![Cell::default(); usize::from(count)].into_boxed_slice(),
+            taken: vec![Cell::default(); 256].into_boxed_slice(),
         })
     }
 
@@ -79,23 +155,58 @@ impl Pool {
         self.size
     }
 
+    /// Buffers of a part.
     pub(super) fn count(&self) -> u16 {
         // The constructor took a u16.
-        self.links.len() as u16
+        (self.links.len() / 2) as u16
     }
 
-    pub(super) fn free_count(&self) -> usize {
-        self.free.borrow().len()
+    fn part_of(&self, id: u16) -> Part {
+        if id < self.count() { Part::Downstream } else { Part::Upstream }
+    }
+
+    fn free(&self, part: Part) -> &RefCell<Vec<u16>> {
+        &self.free[part as usize]
+    }
+
+    pub(super) fn free_count(&self, part: Part) -> usize {
+        self.free(part).borrow().len()
     }
 
     /// Takes a free buffer, to be lent to a receive; comes back by [`Pool::give_back`] or in a [`Buf`].
-    pub(super) fn borrow_one(&self) -> Option<u16> {
-        self.free.borrow_mut().pop()
+    pub(super) fn borrow_one(&self, part: Part) -> Option<u16> {
+        self.free(part).borrow_mut().pop()
+    }
+
+    /// Counts a buffer that was received into towards the share of whose it is.
+    pub(super) fn charge(&self, id: u16, role: Role) {
+        if let Role::Upstream(Share(share)) = role {
+            self.shares[usize::from(id)].set(share);
+            let taken = &self.taken[usize::from(share)];
+            taken.set(taken.get() + 1);
+        }
     }
 
     pub(super) fn give_back(&self, id: u16) {
-        debug_assert!(id < self.count() && self.free_count() < usize::from(self.count()));
-        self.free.borrow_mut().push(id);
+        let part = self.part_of(id);
+        debug_assert!(self.free_count(part) < usize::from(self.count()));
+        let share = self.shares[usize::from(id)].take();
+        if share != 0 {
+            let taken = &self.taken[usize::from(share)];
+            taken.set(taken.get() - 1);
+        }
+        self.free(part).borrow_mut().push(id);
+    }
+
+    /// Whether what comes next for `role` must not stay in the arena: its part has `published` buffers with the kernel and
+    /// less than a quarter at hand, or its cluster has a quarter already.
+    pub(super) fn is_scarce(&self, role: Role, published: u16) -> bool {
+        let quarter = usize::from(self.count()) / 4;
+        let over_share = match role {
+            Role::Upstream(Share(share)) => usize::from(self.taken[usize::from(share)].get()) > quarter,
+            Role::Control | Role::Listener | Role::Downstream => false,
+        };
+        over_share || self.free_count(role.part()) + usize::from(published) < quarter
     }
 
     pub(super) fn link(&self, id: u16) -> Link {
@@ -108,8 +219,8 @@ impl Pool {
 
     /// The first byte of a buffer.
     pub(super) fn address(&self, id: u16) -> *mut u8 {
-        debug_assert!(id < self.count());
-        // SAFETY: the arena is `count * size` bytes and `id < count`.
+        assert!(usize::from(id) < self.links.len(), "the kernel gives back what it was given");
+        // SAFETY: the arena is `links.len() * size` bytes and `id` is below that length.
         unsafe { self.memory.base.as_ptr().add(usize::from(id) * self.size as usize) }
     }
 }
@@ -150,11 +261,22 @@ impl Buf {
     /// A buffer as if `bytes` had been received into it, of an arena of its own.
     #[cfg(test)]
     pub(crate) fn received(bytes: &[u8]) -> Buf {
-        let pool = Rc::new(Pool::new(1, u32::from(u16::MAX)).unwrap());
-        let id = pool.borrow_one().unwrap();
+        let pool = Rc::new(Pool::new(2, u32::from(u16::MAX)).unwrap());
+        let id = pool.borrow_one(Part::Downstream).unwrap();
         let mut buffer = Buf::take(&pool, id, u16::try_from(bytes.len()).unwrap());
         buffer.copy_from_slice(bytes);
         buffer
+    }
+
+    /// Whether it takes a buffer of the arena, which nobody may hold who waits for a peer.
+    pub fn is_lent(&self) -> bool {
+        matches!(self.memory, Memory::Lent { .. })
+    }
+
+    /// Moves the bytes out of the arena.
+    #[must_use]
+    pub fn into_owned(self) -> Buf {
+        if self.is_lent() { Buf::owned(self.to_vec()) } else { self }
     }
 
     /// Forgets the first `count` bytes.
@@ -215,9 +337,10 @@ impl fmt::Debug for Buf {
     }
 }
 
-/// The ring by which free buffers are published to the kernel (5.19).
+/// The ring by which the free buffers of a part are published to the kernel (5.19); the part is its group.
 pub(super) struct BufferRing {
     pool: Rc<Pool>,
+    part: Part,
     entries: Mapping,
     mask: u16,
     tail: u16,
@@ -229,16 +352,13 @@ pub(super) struct BufferRing {
 const FIRST_TARGET: u16 = 64;
 
 impl BufferRing {
-    /// The only group.
-    pub(super) const GROUP: u16 = 0;
-
-    /// Registers a ring over a pool of its own.
+    /// Registers a ring over the downstream part of a pool of its own, of twice `count` buffers; for the probe.
     pub(super) fn register(uring: &IoUring, count: u16, size: u32) -> io::Result<BufferRing> {
-        BufferRing::register_pool(uring, Rc::new(Pool::new(count, size)?))
+        BufferRing::register_part(uring, Rc::new(Pool::new(2 * count, size)?), Part::Downstream)
     }
 
-    /// Registers a ring over `pool`, whose count must be a power of two, at most 32,768. Nothing is published yet.
-    pub(super) fn register_pool(uring: &IoUring, pool: Rc<Pool>) -> io::Result<BufferRing> {
+    /// Registers a ring over a part of `pool`, whose count must be a power of two, at most 32,768. Nothing is published yet.
+    pub(super) fn register_part(uring: &IoUring, pool: Rc<Pool>, part: Part) -> io::Result<BufferRing> {
         let count = pool.count();
         if !count.is_power_of_two() || count > 1 << 15 {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -250,12 +370,13 @@ impl BufferRing {
             uring.submitter().register_buf_ring_with_flags(
                 entries.base.as_ptr() as u64,
                 count,
-                BufferRing::GROUP,
+                part as u16,
                 0,
             )
         }?;
         Ok(BufferRing {
             pool,
+            part,
             entries,
             mask: count - 1,
             tail: 0,
@@ -307,7 +428,7 @@ impl BufferRing {
             }
             let before = self.tail;
             while self.published < self.target {
-                let Some(id) = self.pool.borrow_one() else { break };
+                let Some(id) = self.pool.borrow_one(self.part) else { break };
                 self.publish(id);
             }
             if self.tail != before {
@@ -328,6 +449,114 @@ impl BufferRing {
     }
 }
 
+/// A private buffer for a large body, lent within the worker's `body_memory`; it comes back by itself.
+pub struct BulkBuf {
+    /// `None` only while it is dropped.
+    bulk: Option<Box<Bulk>>,
+    memory: Rc<BodyMemory>,
+}
+
+struct Bulk {
+    /// All of its bytes count as initialised; those of the one before are written over.
+    bytes: Vec<u8>,
+    size: usize,
+}
+
+/// What of the worker's memory large bodies, and what waits for slow peers, may take.
+pub(super) struct BodyMemory {
+    budget: usize,
+    in_use: Cell<usize>,
+    refused: Cell<u64>,
+    /// Small ones, large ones.
+    kept: [RefCell<Vec<Box<Bulk>>>; 2],
+}
+
+impl BodyMemory {
+    /// `budget` bytes.
+    pub(super) fn new(budget: usize) -> Rc<BodyMemory> {
+        Rc::new(BodyMemory { budget, in_use: Cell::new(0), refused: Cell::new(0), kept: Default::default() })
+    }
+
+    /// A buffer for `wanted` bytes or as many as it takes: [`BULK_SMALL`] or [`BULK_SIZE`]. `None` when the budget does not
+    /// allow it: the body then goes on in buffers of the arena.
+    pub(super) fn lend(self: &Rc<Self>, wanted: usize) -> Option<BulkBuf> {
+        let sizes: &[usize] = if wanted > BULK_SMALL { &[BULK_SIZE, BULK_SMALL] } else { &[BULK_SMALL] };
+        let Some(size) = sizes.iter().find(|size| self.in_use.get() + **size <= self.budget) else {
+            self.refused.set(self.refused.get() + 1);
+            return None;
+        };
+        self.take(*size);
+        let kept = self.kept(*size).borrow_mut().pop();
+        let bulk = kept.unwrap_or_else(|| Box::new(Bulk { bytes: vec![0; *size], size: *size }));
+        Some(BulkBuf { bulk: Some(bulk), memory: Rc::clone(self) })
+    }
+
+    fn kept(&self, size: usize) -> &RefCell<Vec<Box<Bulk>>> {
+        &self.kept[usize::from(size > BULK_SMALL)]
+    }
+
+    /// Counts memory that has to be had, whatever the budget says.
+    pub(super) fn take(&self, bytes: usize) {
+        self.in_use.set(self.in_use.get() + bytes);
+    }
+
+    /// The end of [`BodyMemory::take`].
+    pub(super) fn release(&self, bytes: usize) {
+        debug_assert!(bytes <= self.in_use.get(), "memory is released once");
+        self.in_use.set(self.in_use.get().saturating_sub(bytes));
+    }
+
+    /// Bytes in use.
+    pub(super) fn in_use(&self) -> usize {
+        self.in_use.get()
+    }
+
+    /// How often the budget did not allow a buffer.
+    pub(super) fn refused(&self) -> u64 {
+        self.refused.get()
+    }
+}
+
+impl BulkBuf {
+    /// As a vector, for what writes into one. It must not be made longer than it is, or it is not used again.
+    pub fn as_vec(&mut self) -> &mut Vec<u8> {
+        // Invariant: it is there until the drop.
+        #[expect(clippy::expect_used, reason = "only `drop` takes it")]
+        &mut self.bulk.as_mut().expect("only `drop` takes it").bytes
+    }
+}
+
+impl Deref for BulkBuf {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.bulk.as_ref().map_or(&[], |bulk| &bulk.bytes)
+    }
+}
+
+impl DerefMut for BulkBuf {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        self.bulk.as_mut().map_or(&mut [], |bulk| &mut bulk.bytes)
+    }
+}
+
+impl Drop for BulkBuf {
+    fn drop(&mut self) {
+        let Some(bulk) = self.bulk.take() else { return };
+        self.memory.release(bulk.size);
+        let mut kept = self.memory.kept(bulk.size).borrow_mut();
+        if kept.len() < KEPT_BULK && bulk.bytes.len() == bulk.size {
+            kept.push(bulk);
+        }
+    }
+}
+
+impl fmt::Debug for BulkBuf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BulkBuf").field("size", &self.len()).finish_non_exhaustive()
+    }
+}
+
 impl PartialEq<&[u8; 8]> for Buf {
     fn eq(&self, other: &&[u8; 8]) -> bool {
         **self == other[..]
@@ -340,9 +569,9 @@ mod tests {
 
     #[test]
     fn a_buffer_comes_back_when_its_bytes_are_dropped_and_is_lent_again_first() {
-        let pool = Rc::new(Pool::new(4, 64).unwrap());
-        let first = pool.borrow_one().unwrap();
-        let second = pool.borrow_one().unwrap();
+        let pool = Rc::new(Pool::new(8, 64).unwrap());
+        let first = pool.borrow_one(Part::Downstream).unwrap();
+        let second = pool.borrow_one(Part::Downstream).unwrap();
         assert_ne!(first, second);
         let mut bytes = Buf::take(&pool, first, 10);
         bytes.fill(7);
@@ -350,17 +579,61 @@ mod tests {
         bytes.truncate(5);
         assert_eq!(&*bytes, &[7; 5]);
         drop(bytes);
-        assert_eq!(pool.free_count(), 3);
-        assert_eq!(pool.borrow_one(), Some(first));
+        assert_eq!(pool.free_count(Part::Downstream), 3);
+        assert_eq!(pool.borrow_one(Part::Downstream), Some(first));
         pool.give_back(second);
     }
 
     #[test]
-    fn a_pool_lends_each_buffer_once_and_then_none() {
-        let pool = Pool::new(3, 64).unwrap();
-        let mut lent: Vec<_> = std::iter::from_fn(|| pool.borrow_one()).collect();
-        lent.sort_unstable();
-        assert_eq!(lent, [0, 1, 2]);
+    fn a_part_lends_each_of_its_buffers_once_and_then_none_and_never_those_of_the_other() {
+        let pool = Pool::new(6, 64).unwrap();
+        for (part, expected) in [(Part::Downstream, [0, 1, 2]), (Part::Upstream, [3, 4, 5])] {
+            let mut lent: Vec<_> = std::iter::from_fn(|| pool.borrow_one(part)).collect();
+            lent.sort_unstable();
+            assert_eq!(lent, expected);
+        }
+        pool.give_back(4);
+        assert_eq!((pool.borrow_one(Part::Downstream), pool.borrow_one(Part::Upstream)), (None, Some(4)));
+    }
+
+    #[test]
+    fn a_cluster_that_has_its_quarter_is_over_its_share_and_the_others_are_not() {
+        let pool = Pool::new(32, 64).unwrap();
+        let (greedy, modest) = (Role::Upstream(Share(1)), Role::Upstream(Share(2)));
+        let mut lent = Vec::new();
+        for _ in 0..5 {
+            assert!(!pool.is_scarce(greedy, 0));
+            let id = pool.borrow_one(Part::Upstream).unwrap();
+            pool.charge(id, greedy);
+            lent.push(id);
+        }
+        assert!(pool.is_scarce(greedy, 0));
+        assert!(!pool.is_scarce(modest, 0) && !pool.is_scarce(Role::Downstream, 0));
+        pool.give_back(lent[0]);
+        assert!(!pool.is_scarce(greedy, 0));
+    }
+
+    #[test]
+    fn where_less_than_a_quarter_of_a_part_is_at_hand_it_is_scarce_for_all_who_use_that_part() {
+        let pool = Pool::new(32, 64).unwrap();
+        let lent: Vec<_> = (0..13).filter_map(|_| pool.borrow_one(Part::Downstream)).collect();
+        assert_eq!(lent.len(), 13);
+        assert!(pool.is_scarce(Role::Downstream, 0) && !pool.is_scarce(Role::Downstream, 1));
+        assert!(!pool.is_scarce(Role::Upstream(Share(1)), 0));
+    }
+
+    #[test]
+    fn private_buffers_are_lent_within_the_budget_and_come_back_by_themselves() {
+        let memory = BodyMemory::new(BULK_SIZE + BULK_SMALL);
+        let large = memory.lend(BULK_SIZE).unwrap();
+        assert_eq!(large.len(), BULK_SIZE);
+        let small = memory.lend(BULK_SIZE).unwrap();
+        assert_eq!(small.len(), BULK_SMALL, "a smaller one where the larger is too much");
+        assert!(memory.lend(1).is_none());
+        assert_eq!((memory.refused(), memory.in_use()), (1, BULK_SIZE + BULK_SMALL));
+        drop((large, small));
+        assert_eq!(memory.in_use(), 0);
+        assert_eq!(memory.lend(BULK_SMALL).unwrap().len(), BULK_SMALL);
     }
 
     #[test]

@@ -12,7 +12,11 @@ use std::{
 
 use io_uring::{IoUring, cqueue, opcode, types};
 
-use super::{Unusable, buffers::BufferRing, uring::limit_per_turn};
+use super::{
+    Unusable,
+    buffers::{BufferRing, Part},
+    uring::limit_per_turn,
+};
 
 /// A rung of the ladder of kernel features.
 ///
@@ -69,6 +73,8 @@ macro_rules! features {
 features! {
     /// Timeout as an argument of the wait (5.11).
     ext_arg = "ext_arg", level 1;
+    /// An accept waits for a connection although the socket does not block (what 5.10 had at first did not).
+    accept_waits = "accept_waits", level 1;
     /// Successful completions of operations that nobody waits for can be left out (5.17).
     skip_cqe = "cqe_skip", level 2;
     /// A failed entry does not stop the batch (5.18).
@@ -162,8 +168,11 @@ impl Features {
                 && Features { recv_limit: true, ..found }.mask(level).recv_limit
                 && receive_works(&found, Probe::Limited).unwrap_or(false);
         }
-        found.multishot_accept = Features { multishot_accept: true, ..found }.mask(level).multishot_accept
-            && accept_works(&found).unwrap_or(false);
+        let try_accept = Features { accept_waits: true, multishot_accept: true, ..found }.mask(level);
+        found.accept_waits = try_accept.accept_waits && accept_works(&found, Probe::Once).unwrap_or(false);
+        found.multishot_accept = found.accept_waits
+            && try_accept.multishot_accept
+            && accept_works(&found, Probe::Multishot).unwrap_or(false);
         Ok(found)
     }
 }
@@ -198,7 +207,7 @@ pub(super) fn builder(features: &Features) -> io_uring::Builder {
     builder
 }
 
-/// A kind of receive into provided buffers.
+/// A kind of receive or accept.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Probe {
     Once,
@@ -216,11 +225,11 @@ fn receive_works(features: &Features, probe: Probe) -> io::Result<bool> {
     let fd = types::Fd(near.as_raw_fd());
     let entry = match probe {
         Probe::Once => opcode::Recv::new(fd, std::ptr::null_mut(), 0)
-            .buf_group(BufferRing::GROUP)
+            .buf_group(Part::Downstream as u16)
             .build()
             .flags(io_uring::squeue::Flags::BUFFER_SELECT),
-        Probe::Multishot => opcode::RecvMulti::new(fd, BufferRing::GROUP).build(),
-        Probe::Limited => limit_per_turn(opcode::RecvMulti::new(fd, BufferRing::GROUP).build(), 64),
+        Probe::Multishot => opcode::RecvMulti::new(fd, Part::Downstream as u16).build(),
+        Probe::Limited => limit_per_turn(opcode::RecvMulti::new(fd, Part::Downstream as u16).build(), 64),
     };
     // SAFETY: the entry points to no memory of ours but the registered buffers, which outlive the ring's use here.
     unsafe { uring.submission().push(&entry) }.map_err(|_| io::ErrorKind::OutOfMemory)?;
@@ -236,12 +245,18 @@ fn receive_works(features: &Features, probe: Probe) -> io::Result<bool> {
     Ok(right)
 }
 
-/// Accepts one connection with an accept that must stay armed.
-fn accept_works(features: &Features) -> io::Result<bool> {
-    let directory = std::net::TcpListener::bind(("127.0.0.1", 0))?;
-    let address = directory.local_addr()?;
+/// Accepts one connection, of a socket that does not block, with an accept that comes first; a multishot accept must stay
+/// armed.
+fn accept_works(features: &Features, probe: Probe) -> io::Result<bool> {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
+    listener.set_nonblocking(true)?;
+    let address = listener.local_addr()?;
     let mut uring = builder(features).build(PROBE_ENTRIES)?;
-    let entry = opcode::AcceptMulti::new(types::Fd(directory.as_raw_fd())).build();
+    let fd = types::Fd(listener.as_raw_fd());
+    let entry = match probe {
+        Probe::Once => opcode::Accept::new(fd, std::ptr::null_mut(), std::ptr::null_mut()).build(),
+        Probe::Multishot | Probe::Limited => opcode::AcceptMulti::new(fd).build(),
+    };
     // SAFETY: the entry points to no memory.
     unsafe { uring.submission().push(&entry) }.map_err(|_| io::ErrorKind::OutOfMemory)?;
     uring.submit()?;
@@ -252,7 +267,7 @@ fn accept_works(features: &Features) -> io::Result<bool> {
         return Ok(false);
     }
     super::sys::close(completion.result());
-    Ok(cqueue::more(completion.flags()))
+    Ok(cqueue::more(completion.flags()) == (probe != Probe::Once))
 }
 
 #[cfg(test)]

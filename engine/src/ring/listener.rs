@@ -3,17 +3,20 @@
 use std::{
     future::poll_fn,
     io,
-    os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd},
+    os::fd::{AsRawFd, IntoRawFd, OwnedFd},
     rc::Rc,
     task::{Context, Poll},
 };
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{SockFlag, accept4};
+use nix::{
+    errno::Errno,
+    sys::socket::{SockFlag, accept4},
+};
 
 use super::{
+    buffers::Role,
     core::{Core, Ring},
-    socket::{Mark, Operation},
+    socket::{Operation, Socket},
     stream::Stream,
     sys,
 };
@@ -25,25 +28,44 @@ pub struct Listener {
     slot: u32,
 }
 
-/// Why nothing was accepted.
+/// Why nothing was accepted, and what the caller must do.
 #[derive(Debug, thiserror::Error)]
 pub enum AcceptError {
-    /// The process or the host has no descriptor or memory left; try again when connections were closed.
+    /// The process or the host has no descriptor or memory left: try again when connections were closed.
     #[error("no file descriptor or memory left for another connection: {0}")]
     Exhausted(io::Error),
-    /// The listening socket itself is unusable.
+    /// This attempt failed, for a reason of the network or of a filter: pause, and try again.
+    #[error("a connection could not be accepted: {0}")]
+    Transient(io::Error),
+    /// The descriptor is no listening socket (any more): accepting is over.
     #[error("the listening socket is broken: {0}")]
     Broken(io::Error),
+}
+
+impl AcceptError {
+    fn from_errno(errno: i32) -> AcceptError {
+        let error = io::Error::from_raw_os_error(errno);
+        match errno {
+            libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => AcceptError::Exhausted(error),
+            libc::EBADF | libc::ENOTSOCK | libc::EINVAL | libc::EOPNOTSUPP | libc::EFAULT => {
+                AcceptError::Broken(error)
+            }
+            // accept(2): errors of the network that are pending on the new socket are given here, EPERM by a firewall.
+            _ => AcceptError::Transient(error),
+        }
+    }
 }
 
 impl Listener {
     /// Puts a listening socket on the ring. It accepts nothing until [`Listener::accept`] is called.
     ///
     /// # Errors
-    /// `OutOfMemory` when the table of sockets is full.
+    /// `OutOfMemory` when the table of sockets is full; those of making it non-blocking.
     pub fn adopt(ring: &Ring, socket: OwnedFd) -> io::Result<Listener> {
+        // Another program may have made it.
+        rustix::io::ioctl_fionbio(&socket, true)?;
         let core = Rc::clone(ring.core());
-        let slot = core.insert(socket.into_raw_fd())?;
+        let slot = core.insert(socket.into_raw_fd(), Role::Listener)?;
         Ok(Listener { ring: ring.clone(), core, slot })
     }
 
@@ -63,22 +85,18 @@ impl Listener {
         let fd = {
             let sockets = &mut *self.core.sockets.borrow_mut();
             let socket = sockets.get(self.slot);
-            let extra = socket.extra();
-            if let Some(fd) = extra.accepted.pop_front() {
+            let cold = socket.cold();
+            if let Some(fd) = cold.accepted.pop_front() {
                 fd
-            } else if let Some(error) = extra.accept_error.take() {
+            } else if let Some(errno) = cold.accept_error.take() {
                 socket.wants_receive = false;
-                let exhausted = matches!(error, libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM);
-                let error = io::Error::from_raw_os_error(error);
-                return Poll::Ready(Err(if exhausted {
-                    AcceptError::Exhausted(error)
-                } else {
-                    AcceptError::Broken(error)
-                }));
+                return Poll::Ready(Err(AcceptError::from_errno(errno)));
             } else {
                 socket.wants_receive = true;
-                socket.keep_waker(context.waker());
-                self.core.arm_accept(socket, self.slot);
+                socket.wait_for_receive(context.waker());
+                if !socket.pausing {
+                    self.core.arm_accept(socket, self.slot);
+                }
                 return Poll::Pending;
             }
         };
@@ -95,15 +113,14 @@ impl Listener {
         let sockets = &mut *self.core.sockets.borrow_mut();
         let socket = sockets.get(self.slot);
         socket.wants_receive = false;
-        if !socket.is_in_flight(Operation::Accept) {
+        let Some(operation) = armed(socket) else {
             socket.pausing = false;
             return Poll::Ready(());
-        }
-        socket.keep_waker(context.waker());
+        };
+        socket.wait_for_receive(context.waker());
         if !socket.pausing {
             socket.pausing = true;
-            let mark = Mark { operation: Operation::Accept, slot: self.slot, generation: socket.generation };
-            self.core.uring.borrow_mut().push_cancel(mark.pack());
+            self.core.cancel(socket, operation, self.slot);
         }
         Poll::Pending
     }
@@ -125,7 +142,7 @@ impl Listener {
     async fn take_accepted(&self) -> Vec<OwnedFd> {
         self.pause().await;
         let sockets = &mut *self.core.sockets.borrow_mut();
-        sockets.get(self.slot).extra().accepted.drain(..).map(sys::owned).collect()
+        sockets.get(self.slot).cold().accepted.drain(..).map(sys::owned).collect()
     }
 
     fn adopt_accepted(&self, fd: OwnedFd) -> Option<Stream> {
@@ -136,11 +153,11 @@ impl Listener {
     pub async fn finish(self) -> Vec<Stream> {
         let mut accepted = self.take_accepted().await;
         let fd = sys::borrow(self.core.sockets.borrow_mut().get(self.slot).fd);
-        // The socket is in blocking mode (the ring needs it so): ask before each accept.
-        let mut readiness = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
-        while poll(&mut readiness, PollTimeout::ZERO).is_ok_and(|ready| ready > 0) {
-            match accept4(fd.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
+        loop {
+            match accept4(fd.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) {
                 Ok(connection) => accepted.push(sys::owned(connection)),
+                Err(Errno::EINTR | Errno::ECONNABORTED) => {}
+                // The queue is empty, or nothing can be had from it.
                 Err(_) => break,
             }
         }
@@ -148,8 +165,32 @@ impl Listener {
     }
 }
 
+/// Which operation of a listener waits for connections.
+fn armed(socket: &Socket) -> Option<Operation> {
+    [Operation::Accept, Operation::Poll].into_iter().find(|operation| socket.is_in_flight(*operation))
+}
+
 impl Drop for Listener {
     fn drop(&mut self) {
         self.core.release(self.slot);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_broken_descriptor_ends_a_listener() {
+        for errno in [libc::EBADF, libc::ENOTSOCK, libc::EINVAL, libc::EOPNOTSUPP] {
+            assert!(matches!(AcceptError::from_errno(errno), AcceptError::Broken(_)), "{errno}");
+        }
+        for errno in [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM] {
+            assert!(matches!(AcceptError::from_errno(errno), AcceptError::Exhausted(_)), "{errno}");
+        }
+        for errno in [libc::EPERM, libc::EPROTO, libc::ENETDOWN, libc::EHOSTUNREACH, libc::ENONET, libc::EIO]
+        {
+            assert!(matches!(AcceptError::from_errno(errno), AcceptError::Transient(_)), "{errno}");
+        }
     }
 }

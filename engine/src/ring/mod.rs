@@ -38,14 +38,14 @@ mod timer;
 mod uring;
 
 pub use self::{
-    buffers::Buf,
-    core::{BULK_SIZE, Ring},
+    buffers::{BULK_SIZE, BULK_SMALL, Buf, BulkBuf, Role, Share},
+    core::Ring,
     features::{Features, Level},
     listener::{AcceptError, Listener},
     pass::{receive_descriptors, send_descriptors},
     setup::{LOCKED_MEMORY_PER_WORKER, LOCKED_MEMORY_REMEDY, Settings, SetupError, Unusable, check},
-    splice::Splice,
-    stream::{Outgoing, Received, Stream},
+    splice::{Splice, Spliced},
+    stream::{Recv, SendBuf, Stream},
     timeout::{Elapsed, Timer},
     uring::Stats,
 };

@@ -22,10 +22,12 @@ const _: () = assert!(LOCKED_MEMORY_PER_WORKER == 1 << 20, "LOCKED_MEMORY_REMEDY
 pub struct Settings {
     /// Highest rung of features to use.
     pub level: Level,
-    /// Buffers in the arena; a power of two up to 32,768.
+    /// Buffers in the arena, one half for clients and one for backends; a power of two, 2 to 32,768.
     pub buffer_count: u16,
     /// Size of each (bytes, up to 65,535).
     pub buffer_size: u32,
+    /// Private memory that large bodies may take (bytes).
+    pub body_memory: usize,
 }
 
 /// Why a ring could not be made.

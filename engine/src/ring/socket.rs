@@ -2,68 +2,90 @@
 //!
 //! A slot owns its descriptor and all memory that its operations point to, and is given back only when the last
 //! of them has completed. The slots live in a table of pages that never move.
+//!
+//! # Warning
+//! A socket may have several users at once: an upload receives from the client while a response is sent to it, and both
+//! may wait for readiness. Each kind of operation therefore has its own outcome and its own waiter, and there is at most
+//! one operation of a kind in flight; [`Socket::begin`] asserts that.
 
-use std::{collections::VecDeque, os::fd::RawFd, task::Waker};
+use std::{collections::VecDeque, num::NonZeroU16, os::fd::RawFd, task::Waker};
 
-use super::stream::Outgoing;
+use super::{
+    buffers::{BulkBuf, Role},
+    stream::SendBuf,
+};
 
-/// What an operation does; part of its mark.
+/// A kind of operation; part of its token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Operation {
     /// Receive, into the arena.
     Receive = 1,
-    /// Wait until readable, where a receive would pin a buffer.
+    /// Wait until readable, where a receive would pin a buffer, or where an accept would not wait.
     Poll = 2,
     /// Send.
     Send = 3,
-    /// Connect.
-    Connect = 4,
     /// Accept.
-    Accept = 5,
+    Accept = 4,
+    /// Connect.
+    Connect = 5,
     /// Receive, into a private buffer.
     ReceiveBulk = 6,
-    /// Wait until readable or writable, without receiving or sending.
-    Readiness = 7,
+    /// Wait until readable, without receiving.
+    ReadReady = 7,
+    /// Wait until writable, without sending.
+    WriteReady = 8,
+    /// Wait until the connection is broken.
+    Hangup = 9,
 }
 
 impl Operation {
-    pub(super) const ALL: [Operation; 7] = [
+    pub(super) const ALL: [Operation; 9] = [
         Operation::Receive,
         Operation::Poll,
         Operation::Send,
-        Operation::Connect,
         Operation::Accept,
+        Operation::Connect,
         Operation::ReceiveBulk,
-        Operation::Readiness,
+        Operation::ReadReady,
+        Operation::WriteReady,
+        Operation::Hangup,
     ];
+    /// The first of the kinds whose outcome and waiter are in [`ColdState`].
+    const FIRST_COLD: u8 = Operation::Connect as u8;
+    const COLD: usize = Operation::ALL.len() + 1 - Operation::FIRST_COLD as usize;
 
     fn from_number(number: u8) -> Option<Operation> {
         Operation::ALL.into_iter().find(|operation| *operation as u8 == number)
     }
 
     /// Its bit in [`Socket::in_flight`].
-    pub(super) fn bit(self) -> u8 {
+    pub(super) fn bit(self) -> u16 {
         1 << (self as u8 - 1)
+    }
+
+    /// Its place in [`ColdState::pending`]; `None` for the kinds that [`Socket`] itself keeps.
+    fn cold_index(self) -> Option<usize> {
+        (self as u8).checked_sub(Operation::FIRST_COLD).map(usize::from)
     }
 }
 
-/// The mark of an operation: what, on which slot, in which of the slot's lives.
+/// The token of an operation: what, on which slot, in which of the slot's lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Mark {
+pub(super) struct Token {
     pub(super) operation: Operation,
     pub(super) slot: u32,
     pub(super) generation: u32,
 }
 
-impl Mark {
+impl Token {
     /// `operation: 8 | slot: 24 | generation: 32`.
     pub(super) fn pack(self) -> u64 {
         (self.operation as u64) << 56 | u64::from(self.slot) << 32 | u64::from(self.generation)
     }
 
-    pub(super) fn unpack(user_data: u64) -> Option<Mark> {
-        Some(Mark {
+    pub(super) fn unpack(user_data: u64) -> Option<Token> {
+        Some(Token {
             operation: Operation::from_number((user_data >> 56) as u8)?,
             slot: (user_data >> 32) as u32 & Table::SLOT_MASK,
             generation: user_data as u32,
@@ -77,30 +99,65 @@ pub(super) enum End {
     /// The peer will send no more.
     Finished,
     /// The connection broke: an errno.
-    Broken(i32),
+    Broken(NonZeroU16),
+}
+
+impl End {
+    /// What a receive that completed with `result` says of the connection; `None` = it goes on.
+    pub(super) fn of(result: i32) -> Option<End> {
+        match result {
+            1.. => None,
+            0 => Some(End::Finished),
+            // The kernel's error numbers are below 4,096.
+            error => Some(
+                u16::try_from(error.unsigned_abs())
+                    .ok()
+                    .and_then(NonZeroU16::new)
+                    .map_or(End::Finished, End::Broken),
+            ),
+        }
+    }
 }
 
 /// A send. While it is in flight the kernel reads from `data[at..]`.
 pub(super) struct Sending {
-    pub(super) data: Outgoing,
+    pub(super) data: SendBuf,
     pub(super) at: u32,
     /// The data is not given up at the completion: it may have to be sent again elsewhere.
-    pub(super) kept: bool,
+    pub(super) replayable: bool,
+}
+
+/// Outcome and waiter of one kind of operation.
+#[derive(Default)]
+pub(super) struct Pending {
+    /// A count, a set of poll events, or a negative errno.
+    pub(super) outcome: Option<i32>,
+    waker: Option<Waker>,
 }
 
 /// What few sockets need, apart, so that the others stay small.
 #[derive(Default)]
-pub(super) struct Extra {
+pub(super) struct ColdState {
     /// The private buffer of a bulk receive: the kernel writes to it while `ReceiveBulk` is in flight.
-    pub(super) bulk: Option<Vec<u8>>,
-    /// What became of the bulk receive, the connect or the wait for writability: a count or a negative errno.
-    pub(super) outcome: Option<i32>,
+    pub(super) bulk: Option<BulkBuf>,
     /// The address that the kernel reads while `Connect` is in flight.
     pub(super) address: Option<socket2::SockAddr>,
     /// Accepted connections that nobody took yet.
     pub(super) accepted: VecDeque<RawFd>,
     /// Why accepting stopped: an errno.
     pub(super) accept_error: Option<i32>,
+    /// What was received and moved out of the arena, behind what of it still lies there.
+    pub(super) spilled: VecDeque<Vec<u8>>,
+    pending: [Pending; Operation::COLD],
+}
+
+impl ColdState {
+    /// Outcome and waiter of `operation`, one of the kinds that are kept here.
+    pub(super) fn pending(&mut self, operation: Operation) -> &mut Pending {
+        let index = operation.cold_index();
+        debug_assert!(index.is_some(), "{operation:?} is kept in the socket itself");
+        &mut self.pending[index.unwrap_or(0)]
+    }
 }
 
 /// One slot of the table.
@@ -109,17 +166,21 @@ pub(super) struct Socket {
     /// Life of the slot: goes up when it is given back, so that late completions find nobody.
     pub(super) generation: u32,
     /// Operations in flight, by [`Operation::bit`].
-    pub(super) in_flight: u8,
+    pub(super) in_flight: u16,
+    /// Whose it is: which buffers it receives into, and whose share of them that takes.
+    pub(super) role: Role,
     /// The handle is gone; the slot goes when nothing is in flight.
     pub(super) closing: bool,
-    /// The waker wants to know of: something received, a send completed.
+    /// The receive waiter wants to know of: something received, the end. The send waiter: a send completed.
     pub(super) wants_receive: bool,
     pub(super) wants_send: bool,
     /// Has received nothing yet, and may be gone after its first message: that one is received alone.
-    pub(super) untried: bool,
+    pub(super) first_receive_pending: bool,
+    /// Whoever takes what it receives is slow: one receive at a time.
+    pub(super) receives_singly: bool,
     /// Its send is expected to complete at once, and nobody waits for that.
     pub(super) expected: bool,
-    /// A cancel of the receive is under way.
+    /// A cancel of the receive, or of the accept, is under way.
     pub(super) pausing: bool,
     /// The window in which it last received something; see `batching`.
     pub(super) window: u8,
@@ -135,8 +196,9 @@ pub(super) struct Socket {
     /// Why sending is over: an errno; 0 = it is not.
     pub(super) send_error: i32,
     pub(super) sending: Option<Sending>,
-    pub(super) waker: Option<Waker>,
-    pub(super) extra: Option<Box<Extra>>,
+    receive_waker: Option<Waker>,
+    send_waker: Option<Waker>,
+    pub(super) cold: Option<Box<ColdState>>,
     next_free: u32,
 }
 
@@ -146,10 +208,12 @@ impl Socket {
             fd: -1,
             generation: 0,
             in_flight: 0,
+            role: Role::Control,
             closing: false,
             wants_receive: false,
             wants_send: false,
-            untried: false,
+            first_receive_pending: false,
+            receives_singly: false,
             expected: false,
             pausing: false,
             window: 0,
@@ -161,8 +225,9 @@ impl Socket {
             end: None,
             send_error: 0,
             sending: None,
-            waker: None,
-            extra: None,
+            receive_waker: None,
+            send_waker: None,
+            cold: None,
             next_free,
         }
     }
@@ -171,21 +236,105 @@ impl Socket {
         self.in_flight & operation.bit() != 0
     }
 
-    pub(super) fn extra(&mut self) -> &mut Extra {
-        self.extra.get_or_insert_default()
+    /// Notes that an operation of a kind is in flight, of which there may be only one at a time: a second one would
+    /// take over the memory that the kernel uses for the first.
+    pub(super) fn begin(&mut self, operation: Operation) {
+        assert!(!self.is_in_flight(operation), "one operation of a kind at a time: {operation:?}");
+        debug_assert!(!self.closing, "nothing begins on a socket that closes");
+        self.in_flight |= operation.bit();
     }
 
-    /// Keeps the waker of the task that waits; most of the time it is the same one again.
-    pub(super) fn keep_waker(&mut self, waker: &Waker) {
-        if !self.waker.as_ref().is_some_and(|present| present.will_wake(waker)) {
-            self.waker = Some(waker.clone());
+    pub(super) fn cold(&mut self) -> &mut ColdState {
+        self.cold.get_or_insert_default()
+    }
+
+    /// Received data that nobody took yet is there, or was moved out of the arena.
+    pub(super) fn has_unread(&self) -> bool {
+        self.queued > 0 || self.has_spilled()
+    }
+
+    /// Whether it is a listening socket: what makes it readable is a connection.
+    pub(super) fn is_listening(&self) -> bool {
+        self.role == Role::Listener
+    }
+
+    pub(super) fn has_spilled(&self) -> bool {
+        self.cold.as_ref().is_some_and(|cold| !cold.spilled.is_empty())
+    }
+
+    /// Keeps the waker of the task that waits for something received, for the end, or for a pause.
+    pub(super) fn wait_for_receive(&mut self, waker: &Waker) {
+        keep(&mut self.receive_waker, waker);
+    }
+
+    /// Keeps the waker of the task that waits for its send to complete.
+    pub(super) fn wait_for_send(&mut self, waker: &Waker) {
+        keep(&mut self.send_waker, waker);
+    }
+
+    /// Keeps the waker of the task that waits for the outcome of an operation.
+    pub(super) fn wait_for(&mut self, operation: Operation, waker: &Waker) {
+        keep(&mut self.cold().pending(operation).waker, waker);
+    }
+
+    pub(super) fn wake_receiver(&self) {
+        wake(&self.receive_waker);
+    }
+
+    pub(super) fn wake_sender(&self) {
+        wake(&self.send_waker);
+    }
+
+    /// An operation whose outcome is kept in [`ColdState`] has completed.
+    pub(super) fn conclude(&mut self, operation: Operation, outcome: i32) {
+        let pending = self.cold().pending(operation);
+        pending.outcome = Some(outcome);
+        wake(&pending.waker);
+    }
+
+    /// Wakes every task that waits on the socket, to look at something else that has changed.
+    pub(super) fn wake_all(&self) {
+        self.wake_receiver();
+        self.wake_sender();
+        if let Some(cold) = &self.cold {
+            cold.pending.iter().for_each(|pending| wake(&pending.waker));
         }
     }
 
-    pub(super) fn wake(&mut self) {
-        if let Some(waker) = &self.waker {
-            waker.wake_by_ref();
+    /// Forgets who waited, so that the socket can rest without keeping a task alive.
+    pub(super) fn forget_waiters(&mut self) {
+        self.receive_waker = None;
+        self.send_waker = None;
+        (self.wants_receive, self.wants_send) = (false, false);
+        if let Some(cold) = &mut self.cold {
+            cold.pending.iter_mut().for_each(|pending| pending.waker = None);
         }
+    }
+
+    /// Gives the cold state up, if nothing of it is needed: what rests stays small.
+    pub(super) fn shed_cold_state(&mut self) {
+        let cold_in_flight = Operation::ALL
+            .into_iter()
+            .any(|operation| operation.cold_index().is_some() && self.is_in_flight(operation));
+        let is_spare =
+            |cold: &ColdState| cold.spilled.is_empty() && cold.accepted.is_empty() && cold.bulk.is_none();
+        if !cold_in_flight && self.cold.as_deref().is_some_and(is_spare) {
+            self.cold = None;
+        }
+    }
+}
+
+/// Most of the time it is the same waker again. Another one may only come when the task before has let go.
+fn keep(place: &mut Option<Waker>, waker: &Waker) {
+    match place {
+        Some(present) if present.will_wake(waker) => {}
+        _ => *place = Some(waker.clone()),
+    }
+}
+
+fn wake(waker: &Option<Waker>) {
+    if let Some(waker) = waker {
+        waker.wake_by_ref();
     }
 }
 
@@ -210,11 +359,11 @@ impl Table {
         &mut self.pages[(slot >> PAGE_SHIFT) as usize][(slot & (PAGE - 1)) as usize]
     }
 
-    /// The slot that a mark is for, unless that life of it is over.
-    pub(super) fn find(&mut self, mark: Mark) -> Option<&mut Socket> {
-        let socket = self.pages.get_mut((mark.slot >> PAGE_SHIFT) as usize)?;
-        let socket = &mut socket[(mark.slot & (PAGE - 1)) as usize];
-        (socket.generation == mark.generation && socket.fd >= 0).then_some(socket)
+    /// The slot that a token is for, unless that life of it is over.
+    pub(super) fn find(&mut self, token: Token) -> Option<&mut Socket> {
+        let socket = self.pages.get_mut((token.slot >> PAGE_SHIFT) as usize)?;
+        let socket = &mut socket[(token.slot & (PAGE - 1)) as usize];
+        (socket.generation == token.generation && socket.fd >= 0).then_some(socket)
     }
 
     /// Calls `visit` on every slot in use.
@@ -225,14 +374,14 @@ impl Table {
     }
 
     /// A slot for `fd`; `None` when there are 2^24 already.
-    pub(super) fn insert(&mut self, fd: RawFd) -> Option<u32> {
+    pub(super) fn insert(&mut self, fd: RawFd, role: Role) -> Option<u32> {
         if self.first_free == NONE {
             self.grow()?;
         }
         let slot = self.first_free;
         let socket = self.get(slot);
         let (next_free, generation) = (socket.next_free, socket.generation);
-        *socket = Socket { fd, generation, ..Socket::free(NONE) };
+        *socket = Socket { fd, generation, role, ..Socket::free(NONE) };
         self.first_free = next_free;
         Some(slot)
     }
@@ -254,7 +403,8 @@ impl Table {
     pub(super) fn remove(&mut self, slot: u32) -> RawFd {
         let next_free = self.first_free;
         let socket = self.get(slot);
-        debug_assert!(socket.in_flight == 0 && socket.fd >= 0 && socket.queued == 0);
+        assert!(socket.in_flight == 0, "the kernel may still use what the slot owns");
+        debug_assert!(socket.fd >= 0 && socket.queued == 0);
         let fd = socket.fd;
         *socket = Socket { generation: socket.generation.wrapping_add(1), ..Socket::free(next_free) };
         self.first_free = slot;
@@ -267,38 +417,69 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mark_survives_packing() {
+    fn a_token_survives_packing() {
         for operation in Operation::ALL {
-            let mark = Mark { operation, slot: 0xabcdef, generation: 0xdeadbeef };
-            assert_eq!(Mark::unpack(mark.pack()), Some(mark));
+            let token = Token { operation, slot: 0xabcdef, generation: 0xdeadbeef };
+            assert_eq!(Token::unpack(token.pack()), Some(token));
         }
-        assert_eq!(Mark::unpack(super::super::uring::NOBODY), None);
-        assert_eq!(Mark::unpack(super::super::uring::TIMEOUT), None);
+        assert_eq!(Token::unpack(super::super::uring::NOBODY), None);
+        assert_eq!(Token::unpack(super::super::uring::TIMEOUT), None);
     }
 
     #[test]
     fn a_completion_of_an_earlier_life_finds_nobody() {
         let mut table = Table::new();
-        let slot = table.insert(7).unwrap();
-        let mark = Mark { operation: Operation::Send, slot, generation: table.get(slot).generation };
-        assert!(table.find(mark).is_some());
+        let slot = table.insert(7, Role::Downstream).unwrap();
+        let token = Token { operation: Operation::Send, slot, generation: table.get(slot).generation };
+        assert!(table.find(token).is_some());
         assert_eq!(table.remove(slot), 7);
-        assert!(table.find(mark).is_none());
-        assert_eq!(table.insert(8), Some(slot), "the slot is used again");
-        assert!(table.find(mark).is_none());
+        assert!(table.find(token).is_none());
+        assert_eq!(table.insert(8, Role::Downstream), Some(slot), "the slot is used again");
+        assert!(table.find(token).is_none());
     }
 
     #[test]
     fn a_socket_that_waits_takes_little_memory() {
-        assert!(size_of::<Socket>() <= 128, "{}", size_of::<Socket>());
+        assert!(size_of::<Socket>() <= 120, "{}", size_of::<Socket>());
     }
 
     #[test]
     fn slots_are_distinct_over_many_pages() {
         let mut table = Table::new();
-        let mut slots: Vec<_> = (0..1000).map(|fd| table.insert(fd).unwrap()).collect();
+        let mut slots: Vec<_> = (0..1000).map(|fd| table.insert(fd, Role::Downstream).unwrap()).collect();
         slots.sort_unstable();
         slots.dedup();
         assert_eq!(slots.len(), 1000);
+    }
+
+    #[test]
+    fn outcomes_of_two_kinds_on_one_socket_are_apart() {
+        let mut table = Table::new();
+        let slot = table.insert(7, Role::Downstream).unwrap();
+        let socket = table.get(slot);
+        socket.begin(Operation::ReadReady);
+        socket.begin(Operation::WriteReady);
+        socket.begin(Operation::ReceiveBulk);
+        socket.conclude(Operation::WriteReady, 4);
+        socket.conclude(Operation::ReceiveBulk, 114_744);
+        assert_eq!(socket.cold().pending(Operation::ReadReady).outcome, None);
+        assert_eq!(socket.cold().pending(Operation::WriteReady).outcome, Some(4));
+        assert_eq!(socket.cold().pending(Operation::ReceiveBulk).outcome, Some(114_744));
+    }
+
+    #[test]
+    #[should_panic(expected = "one operation of a kind at a time")]
+    fn a_second_operation_of_a_kind_is_refused() {
+        let mut table = Table::new();
+        let slot = table.insert(7, Role::Downstream).unwrap();
+        table.get(slot).begin(Operation::Send);
+        table.get(slot).begin(Operation::Send);
+    }
+
+    #[test]
+    fn errors_and_the_end_are_told_apart() {
+        assert_eq!(End::of(5), None);
+        assert_eq!(End::of(0), Some(End::Finished));
+        assert_eq!(End::of(-104), NonZeroU16::new(104).map(End::Broken));
     }
 }

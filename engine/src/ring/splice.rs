@@ -3,10 +3,15 @@
 //! `splice(2)` is called from the loop, on descriptors that do not block, and the ring only waits for readiness:
 //! `IORING_OP_SPLICE` would hand each call to a kernel thread. Moving 1 MiB between loopback sockets took 250 us
 //! of CPU so, and 500 us through a private buffer (a 2-core VM, Linux 6.18).
+//!
+//! A pipe takes two descriptors and holds pages of the kernel, so both are bounded: a worker has at most [`MAX_PIPES`], a
+//! transfer that waits with an empty pipe gives it up ([`Splice::rest`]), and takes what the receiver has room for.
 
 use std::{
+    cell::{Cell, RefCell},
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    rc::Rc,
 };
 
 use nix::{
@@ -15,15 +20,19 @@ use nix::{
     unistd::pipe2,
 };
 
-use super::{core::Ring, stream::Stream};
+use super::{
+    core::{Core, Ring},
+    stream::Stream,
+};
 
 /// Wanted size of a pipe (bytes); the highest that `fs.pipe-max-size` lets an ordinary user have by default.
 const PIPE_SIZE: i32 = 1 << 20;
+/// Most pipes of a worker; a transfer that finds none is copied.
+const MAX_PIPES: usize = 256;
 /// Pipes that are kept for the next transfer.
-pub(super) const KEPT_PIPES: usize = 32;
-
+const KEPT_PIPES: usize = 32;
 /// A pipe that bytes pass through on their way from one socket to another.
-pub(super) struct Pipe {
+struct Pipe {
     reader: OwnedFd,
     writer: OwnedFd,
 }
@@ -37,10 +46,52 @@ impl Pipe {
     }
 }
 
-/// A transfer from one stream to another. Both are in non-blocking mode, of no use to the ring but for
-/// readiness, until it is dropped.
+/// The pipes of a worker.
+#[derive(Default)]
+pub(super) struct Pipes {
+    open: Cell<usize>,
+    kept: RefCell<Vec<Pipe>>,
+}
+
+impl Pipes {
+    /// An empty pipe; `None` when there is none to be had.
+    fn take(&self) -> Option<Pipe> {
+        if let Some(pipe) = self.kept.borrow_mut().pop() {
+            return Some(pipe);
+        }
+        if self.open.get() >= MAX_PIPES {
+            return None;
+        }
+        let pipe = Pipe::new().ok()?;
+        self.open.set(self.open.get() + 1);
+        Some(pipe)
+    }
+
+    fn put(&self, pipe: Pipe, is_empty: bool) {
+        let mut kept = self.kept.borrow_mut();
+        // A pipe with something in it would give it to the next receiver.
+        if is_empty && kept.len() < KEPT_PIPES {
+            kept.push(pipe);
+        } else {
+            self.open.set(self.open.get() - 1);
+        }
+    }
+}
+
+/// What an attempt to move bytes came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spliced {
+    /// So many bytes were moved; 0 from the sender = it has ended.
+    Moved(usize),
+    /// Nothing can be moved now: wait for readiness.
+    WouldBlock,
+    /// There is no pipe to be had: move the bytes another way.
+    NoPipe,
+}
+
+/// A transfer from one stream to another. Others may use both meanwhile, each the other way.
 pub struct Splice<'a> {
-    ring: Ring,
+    core: Rc<Core>,
     from: &'a Stream,
     to: &'a Stream,
     pipe: Option<Pipe>,
@@ -50,38 +101,40 @@ pub struct Splice<'a> {
 
 impl<'a> Splice<'a> {
     /// Prepares a transfer. The receive of `from` must be paused and what it brought taken, `to` flushed.
-    ///
-    /// # Errors
-    /// When no pipe can be had.
-    pub fn new(ring: &Ring, from: &'a Stream, to: &'a Stream) -> io::Result<Splice<'a>> {
-        let pooled = ring.core().pipes.borrow_mut().pop();
-        let pipe = pooled.map_or_else(Pipe::new, Ok)?;
-        let splice = Splice { ring: ring.clone(), from, to, pipe: Some(pipe), held: 0 };
-        for stream in [from, to] {
-            fcntl(stream.descriptor(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        }
-        Ok(splice)
+    pub fn new(ring: &Ring, from: &'a Stream, to: &'a Stream) -> Splice<'a> {
+        debug_assert!(from.is_paused() && !to.is_sending(), "bytes must not overtake each other");
+        Splice { core: Rc::clone(ring.core()), from, to, pipe: None, held: 0 }
     }
 
-    /// Takes up to `most` bytes from the sender, without waiting; `None` = nothing has come, `Some(0)` = the end.
+    /// Takes up to `most` bytes from the sender, without waiting: no more than the receiver has room for, as the pages stay in
+    /// the pipe until it takes them.
     ///
     /// # Errors
     /// Those of `splice(2)`: the connection broke.
-    pub fn take(&mut self, most: usize) -> io::Result<Option<usize>> {
-        let Some(pipe) = &self.pipe else { return Ok(None) };
-        let taken = would_block(move_bytes(self.from.descriptor(), pipe.writer.as_fd(), most))?;
-        self.held += taken.unwrap_or(0);
+    pub fn take(&mut self, most: usize) -> io::Result<Spliced> {
+        if self.pipe.is_none() {
+            self.pipe = self.core.pipes.take();
+        }
+        let Some(pipe) = &self.pipe else { return Ok(Spliced::NoPipe) };
+        let taken = move_bytes(self.from.descriptor(), pipe.writer.as_fd(), most)?;
+        if let Spliced::Moved(count) = taken {
+            self.held += count;
+            self.from.count_spliced_in(count);
+        }
         Ok(taken)
     }
 
-    /// Gives the receiver what is held, without waiting; `None` = it takes nothing now.
+    /// Gives the receiver what is held, without waiting.
     ///
     /// # Errors
     /// Those of `splice(2)`: the connection broke.
-    pub fn give(&mut self) -> io::Result<Option<usize>> {
-        let Some(pipe) = &self.pipe else { return Ok(None) };
-        let given = would_block(move_bytes(pipe.reader.as_fd(), self.to.descriptor(), self.held))?;
-        self.held -= given.unwrap_or(0);
+    pub fn give(&mut self) -> io::Result<Spliced> {
+        let Some(pipe) = &self.pipe else { return Ok(Spliced::Moved(0)) };
+        let given = move_bytes(pipe.reader.as_fd(), self.to.descriptor(), self.held)?;
+        if let Spliced::Moved(count) = given {
+            self.held -= count;
+            self.to.count_spliced_out(count);
+        }
         Ok(given)
     }
 
@@ -89,34 +142,29 @@ impl<'a> Splice<'a> {
     pub fn held(&self) -> usize {
         self.held
     }
+
+    /// Gives the pipe up while nothing is held: who waits, maybe for long, must not hold what all share.
+    pub fn rest(&mut self) {
+        if self.held == 0
+            && let Some(pipe) = self.pipe.take()
+        {
+            self.core.pipes.put(pipe, true);
+        }
+    }
 }
 
-fn move_bytes(from: BorrowedFd<'_>, to: BorrowedFd<'_>, most: usize) -> nix::Result<usize> {
-    splice(from, None, to, None, most, SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE)
-}
-
-fn would_block(outcome: nix::Result<usize>) -> io::Result<Option<usize>> {
-    match outcome {
-        Ok(count) => Ok(Some(count)),
-        Err(Errno::EAGAIN | Errno::EINTR) => Ok(None),
+fn move_bytes(from: BorrowedFd<'_>, to: BorrowedFd<'_>, most: usize) -> io::Result<Spliced> {
+    match splice(from, None, to, None, most, SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE) {
+        Ok(count) => Ok(Spliced::Moved(count)),
+        Err(Errno::EAGAIN | Errno::EINTR) => Ok(Spliced::WouldBlock),
         Err(error) => Err(error.into()),
     }
 }
 
 impl Drop for Splice<'_> {
     fn drop(&mut self) {
-        for stream in [self.from, self.to] {
-            // The ring's operations need the blocking mode: without it they complete with EAGAIN at once.
-            let _ = fcntl(stream.descriptor(), FcntlArg::F_SETFL(OFlag::empty()));
-        }
-        // A pipe with something in it would give it to the next receiver.
-        if self.held == 0
-            && let Some(pipe) = self.pipe.take()
-        {
-            let mut kept = self.ring.core().pipes.borrow_mut();
-            if kept.len() < KEPT_PIPES {
-                kept.push(pipe);
-            }
+        if let Some(pipe) = self.pipe.take() {
+            self.core.pipes.put(pipe, self.held == 0);
         }
     }
 }

@@ -1,8 +1,9 @@
 //! A connected stream socket on the ring.
 //!
 //! One task owns a stream; it, and whoever it lends the stream to within the same task, may receive and send
-//! at the same time. Dropping a stream cancels what is in flight and closes the connection: to have everything
-//! delivered, [`Stream::flush`] first.
+//! at the same time, and wait for readiness both ways: each kind of operation has an outcome and a waiter of its own.
+//! Dropping a stream cancels what is in flight and closes the connection: to have everything delivered,
+//! [`Stream::flush`] first.
 
 use std::{
     future::{Future, poll_fn},
@@ -19,30 +20,42 @@ use io_uring::{opcode, types};
 use socket2::{Domain, SockAddr, SockRef, Socket as SystemSocket, Type};
 
 use super::{
-    buffers::Buf,
+    buffers::{Buf, BulkBuf, Role, Share},
     core::{Core, Ring},
-    socket::{End, Mark, Operation, Sending},
+    socket::{End, Operation, Sending, Token},
     sys,
 };
 
 /// Bytes to send; the ring owns them until the kernel has taken them all.
 #[derive(Debug)]
-pub enum Outgoing {
-    /// A range of a buffer from [`Ring::head_buffer`], [`Ring::bulk_buffer`] or anywhere.
+pub enum SendBuf {
+    /// A range of a buffer from [`Ring::head_buffer`] or anywhere.
     Owned(Vec<u8>, Range<u32>),
+    /// A range of a private buffer.
+    Bulk(BulkBuf, Range<u32>),
     /// What was received, passed on where it lies.
     Received(Buf),
     /// A constant.
     Static(&'static [u8]),
 }
 
-impl Outgoing {
+impl SendBuf {
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
         match self {
-            Outgoing::Owned(buffer, range) => &buffer[range.start as usize..range.end as usize],
-            Outgoing::Received(buffer) => buffer,
-            Outgoing::Static(bytes) => bytes,
+            SendBuf::Owned(buffer, range) => &buffer[range.start as usize..range.end as usize],
+            SendBuf::Bulk(buffer, range) => &buffer[range.start as usize..range.end as usize],
+            SendBuf::Received(buffer) => buffer,
+            SendBuf::Static(bytes) => bytes,
+        }
+    }
+
+    /// Moves the bytes out of the arena: nobody may hold a buffer of it who waits for a peer.
+    #[must_use]
+    pub fn out_of_arena(self) -> SendBuf {
+        match self {
+            SendBuf::Received(buffer) => SendBuf::Received(buffer.into_owned()),
+            other => other,
         }
     }
 
@@ -57,17 +70,17 @@ impl Outgoing {
     }
 }
 
-impl From<Vec<u8>> for Outgoing {
+impl From<Vec<u8>> for SendBuf {
     fn from(buffer: Vec<u8>) -> Self {
         // Nothing of 4 GiB is ever built in memory.
         let end = buffer.len() as u32;
-        Outgoing::Owned(buffer, 0..end)
+        SendBuf::Owned(buffer, 0..end)
     }
 }
 
 /// What a receive brought.
 #[derive(Debug)]
-pub enum Received {
+pub enum Recv {
     /// Some bytes, at least one.
     Data(Buf),
     /// The peer will send no more.
@@ -84,49 +97,64 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Puts a connected stream socket on the ring.
+    /// Puts a connected stream socket of somebody else on the ring.
     ///
     /// # Errors
-    /// `OutOfMemory` when the table of sockets is full (2^24).
-    pub fn adopt(ring: &Ring, socket: OwnedFd) -> io::Result<Stream> {
+    /// `OutOfMemory` when the table of sockets is full (2^24); those of making it non-blocking.
+    pub fn adopt(ring: &Ring, socket: OwnedFd, role: Role) -> io::Result<Stream> {
+        // Another program may have made it.
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        Stream::insert(ring, socket, role)
+    }
+
+    fn insert(ring: &Ring, socket: OwnedFd, role: Role) -> io::Result<Stream> {
         let core = Rc::clone(ring.core());
-        let slot = core.insert(socket.into_raw_fd())?;
+        let slot = core.insert(socket.into_raw_fd(), role)?;
         Ok(Stream { core, slot })
     }
 
-    /// As [`Stream::adopt`], for a client that has just connected: it may have a single message to send, so that
+    /// A client that has just connected: it may have a single message to send, so that
     /// the first receive is not a multishot one, which would have to be cancelled before the close.
     pub(super) fn adopt_accepted(ring: &Ring, socket: OwnedFd) -> io::Result<Stream> {
-        let stream = Stream::adopt(ring, socket)?;
-        stream.core.sockets.borrow_mut().get(stream.slot).untried = true;
+        let stream = Stream::insert(ring, socket, Role::Downstream)?;
+        stream.core.sockets.borrow_mut().get(stream.slot).first_receive_pending = true;
         Ok(stream)
     }
 
-    /// Connects to an address, TCP or Unix. Dropping the future gives the attempt up.
+    /// Connects to an address, TCP or Unix, of a backend whose cluster has this share. Dropping the future gives the attempt
+    /// up.
     ///
     /// # Errors
-    /// Those of `socket(2)` and `connect(2)`.
-    pub async fn connect(ring: &Ring, address: SockAddr) -> io::Result<Stream> {
-        let socket = SystemSocket::new(address.domain(), Type::STREAM, None)?;
-        if address.domain() != Domain::UNIX {
+    /// Those of `socket(2)` and `connect(2)`; `WouldBlock` when the backlog of a Unix socket is full.
+    pub async fn connect(ring: &Ring, address: SockAddr, share: Share) -> io::Result<Stream> {
+        let socket = SystemSocket::new(address.domain(), Type::STREAM.nonblocking(), None)?;
+        let is_unix = address.domain() == Domain::UNIX;
+        if is_unix {
+            // It never waits, and has connected when it returns. On the ring a full backlog would occupy a kernel thread.
+            socket.connect(&address)?;
+        } else {
             socket.set_tcp_nodelay(true)?;
         }
-        let stream = Stream::adopt(ring, socket.into())?;
+        let stream = Stream::insert(ring, socket.into(), Role::Upstream(share))?;
+        if is_unix {
+            return Ok(stream);
+        }
         {
             let sockets = &mut *stream.core.sockets.borrow_mut();
             let socket = sockets.get(stream.slot);
             let fd = types::Fd(socket.fd);
-            let mark =
-                Mark { operation: Operation::Connect, slot: stream.slot, generation: socket.generation };
-            let address = socket.extra().address.insert(address);
+            let token =
+                Token { operation: Operation::Connect, slot: stream.slot, generation: socket.generation };
+            let address = socket.cold().address.insert(address);
             let entry = opcode::Connect::new(fd, address.as_ptr().cast(), address.len()).build();
             // SAFETY: the address lies in the boxed part of the slot and stays there until the completion.
-            unsafe { stream.core.start(socket, mark, entry) };
+            unsafe { stream.core.start(socket, token, entry) };
         }
-        let outcome = poll_fn(|context| stream.poll_outcome(context)).await;
+        let outcome = poll_fn(|context| stream.poll_outcome(Operation::Connect, context)).await;
         if outcome < 0 {
             return Err(io::Error::from_raw_os_error(-outcome));
         }
+        stream.core.sockets.borrow_mut().get(stream.slot).shed_cold_state();
         Ok(stream)
     }
 
@@ -135,7 +163,7 @@ impl Stream {
     /// # Errors
     /// Those of `poll(2)`.
     pub async fn readable(&self) -> io::Result<()> {
-        self.ready(libc::POLLIN | libc::POLLRDHUP).await
+        self.ready(Operation::ReadReady, libc::POLLIN | libc::POLLRDHUP).await
     }
 
     /// Waits until the socket is writable, without sending.
@@ -143,58 +171,89 @@ impl Stream {
     /// # Errors
     /// Those of `poll(2)`.
     pub async fn writable(&self) -> io::Result<()> {
-        self.ready(libc::POLLOUT).await
+        self.ready(Operation::WriteReady, libc::POLLOUT).await
     }
 
-    async fn ready(&self, events: i16) -> io::Result<()> {
-        {
-            let sockets = &mut *self.core.sockets.borrow_mut();
-            let socket = sockets.get(self.slot);
-            let mark =
-                Mark { operation: Operation::Readiness, slot: self.slot, generation: socket.generation };
-            // One that an abandoned wait left behind will do: who waits for readiness tries, and waits again.
-            if !socket.is_in_flight(Operation::Readiness) {
-                let entry = opcode::PollAdd::new(types::Fd(socket.fd), events as u32).build();
-                // SAFETY: the entry points to no memory.
-                unsafe { self.core.start(socket, mark, entry) };
-            }
-        }
-        match poll_fn(|context| self.poll_outcome(context)).await {
+    async fn ready(&self, operation: Operation, events: i16) -> io::Result<()> {
+        self.start_poll(operation, events);
+        match poll_fn(|context| self.poll_outcome(operation, context)).await {
             error if error < 0 => Err(io::Error::from_raw_os_error(-error)),
             _ => Ok(()),
         }
     }
 
-    /// Waits for the outcome of a connect or a wait for readiness.
-    fn poll_outcome(&self, context: &Context<'_>) -> Poll<i32> {
+    fn start_poll(&self, operation: Operation, events: i16) {
         let sockets = &mut *self.core.sockets.borrow_mut();
         let socket = sockets.get(self.slot);
-        match socket.extra().outcome.take() {
+        // One that an abandoned wait left behind will do: who waits for readiness tries, and waits again.
+        if !socket.is_in_flight(operation) {
+            let entry = opcode::PollAdd::new(types::Fd(socket.fd), events as u32).build();
+            let token = Token { operation, slot: self.slot, generation: socket.generation };
+            // SAFETY: the entry points to no memory.
+            unsafe { self.core.start(socket, token, entry) };
+        }
+    }
+
+    /// Waits for the outcome of an operation whose waiter is kept apart.
+    fn poll_outcome(&self, operation: Operation, context: &Context<'_>) -> Poll<i32> {
+        let sockets = &mut *self.core.sockets.borrow_mut();
+        let socket = sockets.get(self.slot);
+        match socket.cold().pending(operation).outcome.take() {
             Some(outcome) => Poll::Ready(outcome),
             None => {
-                socket.keep_waker(context.waker());
+                socket.wait_for(operation, context.waker());
                 Poll::Pending
             }
         }
+    }
+
+    /// Ready when the connection is broken: reset by the peer, or timed out. A peer that only sends no more is still there,
+    /// unless `or_finished`. Nothing is received; costs an operation, so it is for whoever waits for long.
+    pub fn poll_hangup(&self, or_finished: bool, context: &Context<'_>) -> Poll<()> {
+        {
+            let sockets = &mut *self.core.sockets.borrow_mut();
+            let socket = sockets.get(self.slot);
+            let gone = match socket.end {
+                Some(End::Broken(_)) => true,
+                Some(End::Finished) => or_finished,
+                None => false,
+            };
+            if gone || socket.send_error != 0 {
+                return Poll::Ready(());
+            }
+            if let Some(outcome) = socket.cold().pending(Operation::Hangup).outcome.take() {
+                let error = i32::from(libc::POLLERR | libc::POLLHUP | libc::POLLNVAL);
+                let finished = or_finished && outcome & i32::from(libc::POLLRDHUP) != 0;
+                if outcome > 0 && (outcome & error != 0 || finished) {
+                    return Poll::Ready(());
+                }
+            }
+            socket.wait_for(Operation::Hangup, context.waker());
+        }
+        // Without events only errors and the end of both directions are told.
+        self.start_poll(Operation::Hangup, if or_finished { libc::POLLRDHUP } else { 0 });
+        Poll::Pending
     }
 
     /// Receives what comes next.
     ///
     /// # Errors
     /// Those of `recv(2)`, again at each call.
-    pub fn poll_receive(&self, context: &Context<'_>) -> Poll<io::Result<Received>> {
+    pub fn poll_receive(&self, context: &Context<'_>) -> Poll<io::Result<Recv>> {
         let sockets = &mut *self.core.sockets.borrow_mut();
         let socket = sockets.get(self.slot);
         if let Some(buffer) = self.core.pop_received(socket) {
-            return Poll::Ready(Ok(Received::Data(buffer)));
+            return Poll::Ready(Ok(Recv::Data(buffer)));
         }
         match socket.end {
-            Some(End::Finished) => return Poll::Ready(Ok(Received::Finished)),
-            Some(End::Broken(error)) => return Poll::Ready(Err(io::Error::from_raw_os_error(error))),
+            Some(End::Finished) => return Poll::Ready(Ok(Recv::Finished)),
+            Some(End::Broken(error)) => {
+                return Poll::Ready(Err(io::Error::from_raw_os_error(error.get().into())));
+            }
             None => {}
         }
         socket.wants_receive = true;
-        socket.keep_waker(context.waker());
+        socket.wait_for_receive(context.waker());
         if !socket.pausing {
             self.core.arm_receive(socket, self.slot);
         }
@@ -205,7 +264,7 @@ impl Stream {
     ///
     /// # Errors
     /// Those of `recv(2)`.
-    pub fn receive(&self) -> impl Future<Output = io::Result<Received>> + '_ {
+    pub fn receive(&self) -> impl Future<Output = io::Result<Recv>> + '_ {
         poll_fn(move |context| self.poll_receive(context))
     }
 
@@ -229,21 +288,48 @@ impl Stream {
         let socket = sockets.get(self.slot);
         // With the receive by readiness, a poll that came up is data or the end: its receive is in flight.
         let coming = !self.core.features.provided_buffers && socket.is_in_flight(Operation::Receive);
-        socket.queued == 0 && socket.end.is_none() && socket.send_error == 0 && !coming
+        !socket.has_unread() && socket.end.is_none() && socket.send_error == 0 && !coming
     }
 
     /// Forgets the task that waited last, and what it sent, so that the stream can rest without keeping either.
     pub fn forget_waker(&self) {
         let sockets = &mut *self.core.sockets.borrow_mut();
         let socket = sockets.get(self.slot);
-        socket.waker = None;
-        socket.wants_receive = false;
-        socket.wants_send = false;
+        socket.forget_waiters();
+        socket.shed_cold_state();
+        socket.receives_singly = false;
         if !socket.is_in_flight(Operation::Send)
             && let Some(sending) = socket.sending.take()
         {
             self.core.retire(sending.data);
         }
+    }
+
+    /// Whoever takes what is received is slow: moves what nobody took yet out of the arena, and from now on receives one
+    /// buffer at a time, and only when somebody asks.
+    pub fn slow_down(&self) {
+        let sockets = &mut *self.core.sockets.borrow_mut();
+        let socket = sockets.get(self.slot);
+        self.core.spill_unread(socket);
+        socket.wants_receive = false;
+        socket.receives_singly = true;
+        if socket.is_in_flight(Operation::Receive) && !socket.pausing {
+            socket.pausing = true;
+            self.core.cancel(socket, Operation::Receive, self.slot);
+        }
+    }
+
+    /// Receives may bring many buffers again.
+    pub fn speed_up(&self) {
+        self.core.sockets.borrow_mut().get(self.slot).receives_singly = false;
+    }
+
+    /// Whether no receive is armed and nothing received waits to be taken.
+    pub fn is_paused(&self) -> bool {
+        let sockets = &mut *self.core.sockets.borrow_mut();
+        let socket = sockets.get(self.slot);
+        let receiving = Operation::Receive.bit() | Operation::Poll.bit() | Operation::ReceiveBulk.bit();
+        !socket.has_unread() && socket.in_flight & receiving == 0
     }
 
     /// Ends the armed receive and waits until it is over. What arrived before is still to be received.
@@ -262,52 +348,50 @@ impl Stream {
         if !receiving && !polling {
             return Poll::Ready(());
         }
-        socket.keep_waker(context.waker());
+        socket.wait_for_receive(context.waker());
         if !socket.pausing {
             socket.pausing = true;
             let operation = if receiving { Operation::Receive } else { Operation::Poll };
-            let mark = Mark { operation, slot: self.slot, generation: socket.generation };
-            self.core.uring.borrow_mut().push_cancel(mark.pack());
+            self.core.cancel(socket, operation, self.slot);
         }
         Poll::Pending
     }
 
     /// Starts to receive into a range of `buffer`, a private buffer. The armed receive must be paused, and what
-    /// it brought taken. Finish with [`Stream::poll_receive_bulk`].
-    pub fn start_receive_bulk(&self, mut buffer: Vec<u8>, range: Range<usize>) {
+    /// it brought taken; who waits for the outcome calls [`Stream::poll_receive_bulk`].
+    pub fn start_receive_bulk(&self, mut buffer: BulkBuf, range: Range<usize>) {
+        assert!(self.is_paused(), "two receives at once would tear the bytes apart");
         let sockets = &mut *self.core.sockets.borrow_mut();
         let socket = sockets.get(self.slot);
-        debug_assert!(
-            socket.queued == 0 && socket.in_flight & (Operation::Receive.bit() | Operation::Poll.bit()) == 0
-        );
         let space = &mut buffer[range];
         let entry = opcode::Recv::new(types::Fd(socket.fd), space.as_mut_ptr(), space.len() as u32).build();
-        let mark = Mark { operation: Operation::ReceiveBulk, slot: self.slot, generation: socket.generation };
-        let extra = socket.extra();
-        extra.bulk = Some(buffer);
-        extra.outcome = None;
+        let token =
+            Token { operation: Operation::ReceiveBulk, slot: self.slot, generation: socket.generation };
+        let cold = socket.cold();
+        cold.bulk = Some(buffer);
+        cold.pending(Operation::ReceiveBulk).outcome = None;
         // SAFETY: the slot owns the buffer, whose heap block does not move, until the completion.
-        unsafe { self.core.start(socket, mark, entry) };
+        unsafe { self.core.start(socket, token, entry) };
     }
 
     /// Waits for what [`Stream::start_receive_bulk`] started: the buffer, and how many bytes came (0 = the end).
     ///
     /// # Errors
-    /// Those of `recv(2)`.
-    pub fn poll_receive_bulk(&self, context: &Context<'_>) -> Poll<(Vec<u8>, io::Result<usize>)> {
+    /// Those of `recv(2)`; `InvalidInput` when nothing was started.
+    pub fn poll_receive_bulk(&self, context: &Context<'_>) -> Poll<io::Result<(BulkBuf, usize)>> {
         let sockets = &mut *self.core.sockets.borrow_mut();
         let socket = sockets.get(self.slot);
         if socket.is_in_flight(Operation::ReceiveBulk) {
-            socket.keep_waker(context.waker());
+            socket.wait_for(Operation::ReceiveBulk, context.waker());
             return Poll::Pending;
         }
-        let extra = socket.extra();
-        let outcome = match extra.outcome.take() {
-            Some(count) if count >= 0 => Ok(count as usize),
-            Some(error) => Err(io::Error::from_raw_os_error(-error)),
-            None => Err(io::ErrorKind::InvalidInput.into()),
-        };
-        Poll::Ready((extra.bulk.take().unwrap_or_default(), outcome))
+        let cold = socket.cold();
+        let outcome = cold.pending(Operation::ReceiveBulk).outcome.take();
+        Poll::Ready(match (outcome, cold.bulk.take()) {
+            (Some(count), Some(buffer)) if count >= 0 => Ok((buffer, count as usize)),
+            (Some(error), _) if error < 0 => Err(io::Error::from_raw_os_error(-error)),
+            _ => Err(io::ErrorKind::InvalidInput.into()),
+        })
     }
 
     /// Gives up what [`Stream::start_receive_bulk`] started, if nothing has come yet: its outcome is then `ECANCELED`.
@@ -315,14 +399,12 @@ impl Stream {
         let sockets = &mut *self.core.sockets.borrow_mut();
         let socket = sockets.get(self.slot);
         if socket.is_in_flight(Operation::ReceiveBulk) {
-            let generation = socket.generation;
-            let mark = Mark { operation: Operation::ReceiveBulk, slot: self.slot, generation };
-            self.core.uring.borrow_mut().push_cancel(mark.pack());
+            self.core.cancel(socket, Operation::ReceiveBulk, self.slot);
         }
     }
 
     /// Waits for what [`Stream::start_receive_bulk`] started; see [`Stream::poll_receive_bulk`].
-    pub fn receive_bulk(&self) -> impl Future<Output = (Vec<u8>, io::Result<usize>)> + '_ {
+    pub fn receive_bulk(&self) -> impl Future<Output = io::Result<(BulkBuf, usize)>> + '_ {
         poll_fn(move |context| self.poll_receive_bulk(context))
     }
 
@@ -340,7 +422,7 @@ impl Stream {
             return Poll::Ready(Ok(()));
         }
         socket.wants_send = true;
-        socket.keep_waker(context.waker());
+        socket.wait_for_send(context.waker());
         if std::mem::take(&mut socket.expected) {
             self.core.uring.borrow_mut().expect_less();
         }
@@ -359,40 +441,40 @@ impl Stream {
     ///
     /// # Errors
     /// That of an earlier send; that of this one comes with the next call.
-    pub async fn send(&self, data: Outgoing) -> io::Result<()> {
+    pub async fn send(&self, data: SendBuf) -> io::Result<()> {
         self.flush().await?;
         self.start_send(data);
         Ok(())
     }
 
     /// Sends `data`; no send may be in flight. For use after [`Stream::poll_flush`].
-    pub fn start_send(&self, data: Outgoing) {
+    pub fn start_send(&self, data: SendBuf) {
         if data.is_empty() {
             return;
         }
         let sockets = &mut *self.core.sockets.borrow_mut();
         let socket = sockets.get(self.slot);
-        self.core.send(socket, self.slot, Sending { data, at: 0, kept: false });
+        self.core.send(socket, self.slot, Sending { data, at: 0, replayable: false });
     }
 
-    /// Like [`Stream::start_send`], but the data stays until the next send, for [`Stream::take_kept`].
-    pub fn start_send_kept(&self, data: Vec<u8>) {
+    /// Like [`Stream::start_send`], but the data stays until the next send, for [`Stream::take_replay`].
+    pub fn start_send_replayable(&self, data: Vec<u8>) {
         let sockets = &mut *self.core.sockets.borrow_mut();
         let socket = sockets.get(self.slot);
-        self.core.send(socket, self.slot, Sending { data: data.into(), at: 0, kept: true });
+        self.core.send(socket, self.slot, Sending { data: data.into(), at: 0, replayable: true });
     }
 
-    /// Takes back what [`Stream::start_send_kept`] sent, whole, however much of it went out. `None` when
+    /// Takes back what [`Stream::start_send_replayable`] sent, whole, however much of it went out. `None` when
     /// something was sent after it, or the send has not completed.
-    pub fn take_kept(&self) -> Option<Vec<u8>> {
+    pub fn take_replay(&self) -> Option<Vec<u8>> {
         let sockets = &mut *self.core.sockets.borrow_mut();
         let socket = sockets.get(self.slot);
         if socket.is_in_flight(Operation::Send) {
             return None;
         }
         match socket.sending.take()?.data {
-            Outgoing::Owned(buffer, _) => Some(buffer),
-            Outgoing::Received(_) | Outgoing::Static(_) => None,
+            SendBuf::Owned(buffer, _) => Some(buffer),
+            SendBuf::Received(_) | SendBuf::Bulk(..) | SendBuf::Static(_) => None,
         }
     }
 
@@ -438,12 +520,53 @@ impl Stream {
         self.with_socket(|socket| socket.local_addr()).ok().and_then(|address| address.as_socket())
     }
 
+    /// How much the send buffer has room for behind what is being sent, as far as the kernel says (bytes): what is sent
+    /// beyond that waits for the peer.
+    pub fn send_room(&self) -> usize {
+        let (descriptor, on_its_way) = {
+            let sockets = &mut *self.core.sockets.borrow_mut();
+            let socket = sockets.get(self.slot);
+            let sending = socket.sending.as_ref().filter(|_| socket.is_in_flight(Operation::Send));
+            (sys::borrow(socket.fd), sending.map_or(0, |it| it.data.len() - it.at as usize))
+        };
+        // Half of it: the kernel counts what it needs to keep the bytes, too.
+        sys::send_room(descriptor).map_or(usize::MAX, |room| (room / 2).saturating_sub(on_its_way))
+    }
+
+    pub(super) fn count_spliced_in(&self, count: usize) {
+        let sockets = &mut *self.core.sockets.borrow_mut();
+        self.core.count_received(sockets.get(self.slot), i32::try_from(count).unwrap_or(i32::MAX));
+    }
+
+    pub(super) fn count_spliced_out(&self, count: usize) {
+        let sockets = &mut *self.core.sockets.borrow_mut();
+        self.core.count_sent(sockets.get(self.slot), i32::try_from(count).unwrap_or(i32::MAX));
+    }
+
+    /// Ends the waits for readiness and for a hang-up that nobody waits for any more, so that the stream can be detached.
+    pub async fn stop_polls(&self) {
+        for operation in [Operation::ReadReady, Operation::WriteReady, Operation::Hangup] {
+            let in_flight = {
+                let sockets = &mut *self.core.sockets.borrow_mut();
+                let socket = sockets.get(self.slot);
+                let in_flight = socket.is_in_flight(operation);
+                if in_flight {
+                    self.core.cancel(socket, operation, self.slot);
+                }
+                in_flight
+            };
+            if in_flight {
+                poll_fn(|context| self.poll_outcome(operation, context)).await;
+            }
+        }
+    }
+
     /// Takes the socket off the ring, open as it is; nothing can be done with the stream then but to drop it. `None` when
-    /// something is in flight or was received and not taken: flush and pause first.
+    /// something is in flight or was received and not taken: flush, pause and [`Stream::stop_polls`] first.
     pub fn detach(&mut self) -> Option<OwnedFd> {
         let sockets = &mut *self.core.sockets.borrow_mut();
         let socket = sockets.get(self.slot);
-        if socket.in_flight != 0 || socket.queued != 0 {
+        if socket.in_flight != 0 || socket.has_unread() {
             return None;
         }
         if let Some(sent) = socket.sending.take() {

@@ -1,6 +1,9 @@
 //! System calls on raw descriptors that neither the standard library nor `nix` offers in a safe form.
 
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::{
+    io,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+};
 
 /// Closes a descriptor that the kernel handed us by number.
 pub(super) fn close(fd: RawFd) {
@@ -20,4 +23,34 @@ pub(super) fn borrow(fd: RawFd) -> BorrowedFd<'static> {
     // SAFETY: a slot's descriptor stays open as long as its handle lives, and the callers use the borrow
     // within one call on that handle.
     unsafe { BorrowedFd::borrow_raw(fd) }
+}
+
+/// Words that `SO_MEMINFO` fills (`SK_MEMINFO_VARS`), and those that are of interest here.
+const MEMINFO_WORDS: usize = 9;
+const WMEM_ALLOC: usize = 2;
+const SNDBUF: usize = 3;
+const WMEM_QUEUED: usize = 5;
+
+/// How much the send buffer of a socket has room for (bytes), as far as the kernel says (`SO_MEMINFO`, 4.12).
+///
+/// # Errors
+/// Those of `getsockopt(2)`.
+pub(super) fn send_room(socket: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut words = [0_u32; MEMINFO_WORDS];
+    let mut length = size_of_val(&words) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes, which is the size of `words`, and the new length.
+    let outcome = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            words.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if outcome < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let used = words[WMEM_ALLOC].max(words[WMEM_QUEUED]);
+    Ok(words[SNDBUF].saturating_sub(used) as usize)
 }

@@ -87,10 +87,16 @@ pub struct Stats {
     pub cqes: u64,
     /// Receives that found no buffer.
     pub no_buffers: u64,
-    /// Completions that did not fit the queue; the kernel kept them aside.
+    /// Turns that found completions which did not fit the queue, and which the kernel kept aside.
     pub overflows: u64,
     /// Transfers that went over to private buffers.
     pub bulk: u64,
+    /// Buffers whose content was moved out of the arena, since it was scarce or a peer was slow.
+    pub spilled: u64,
+    /// Private memory that bodies take now (bytes).
+    pub body_memory: u64,
+    /// Private buffers that `body_memory` did not allow.
+    pub body_memory_refused: u64,
 }
 
 /// The ring itself.
@@ -292,8 +298,9 @@ impl Uring {
     /// Copies completions out, up to a batch.
     pub(super) fn reap(&mut self, into: &mut Vec<Completion>) {
         into.clear();
+        let overflowed = self.ring.submission().cq_overflow();
+        self.stats.overflows += u64::from(overflowed);
         let mut queue = self.ring.completion();
-        let overflows = u64::from(queue.overflow());
         for entry in queue.by_ref().take(BATCH) {
             into.push(Completion {
                 user_data: entry.user_data(),
@@ -303,7 +310,6 @@ impl Uring {
         }
         drop(queue);
         self.stats.cqes += into.len() as u64;
-        self.stats.overflows = overflows;
     }
 }
 

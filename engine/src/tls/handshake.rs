@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     limits,
-    ring::{Buf, Received, Stream},
+    ring::{Buf, Recv, Stream},
 };
 
 /// What is known of a client after its handshake.
@@ -135,8 +135,8 @@ pub(crate) async fn read_hello(stream: &Stream, mut input: Input) -> Result<Hell
             return Err((Failure::HelloTooLarge, bytes));
         }
         input = match stream.receive().await {
-            Ok(Received::Data(buffer)) => Input::Received(buffer),
-            Ok(Received::Finished) | Err(_) => return Err((Failure::Gone, bytes)),
+            Ok(Recv::Data(buffer)) => Input::Received(buffer),
+            Ok(Recv::Finished) | Err(_) => return Err((Failure::Gone, bytes)),
         };
     }
 }
@@ -264,8 +264,8 @@ async fn shake(
             stream.send(pending.into()).await?;
         }
         received = match stream.receive().await? {
-            Received::Data(buffer) => Some(Input::Received(buffer)),
-            Received::Finished => return Err(Failure::Gone),
+            Recv::Data(buffer) => Some(Input::Received(buffer)),
+            Recv::Finished => return Err(Failure::Gone),
         };
     }
 }

@@ -1,10 +1,9 @@
 //! The deadline of a body that must keep moving.
 //!
-//! A body may stand still for `body_timeout`, and must on the whole come in at `body_min_rate` or faster: each byte
-//! moves the deadline by its share of a second, and never further than `body_timeout` from now. A trickle of single
+//! A body may stand still for a slack (`body_timeout` of an upload, `back_timeout` and `front_timeout` of a response), and
+//! must on the whole move at a least rate (`body_min_rate`, `response_min_rate`): each byte
+//! moves the deadline by its share of a second, and never further than the slack from now. A trickle of single
 //! bytes therefore ends when the slack is used up, however long each pause is.
-
-use kakehi_ctl::state::Timeouts;
 
 /// When the next byte is due.
 pub(crate) struct MinRate {
@@ -14,27 +13,27 @@ pub(crate) struct MinRate {
 }
 
 impl MinRate {
-    pub(crate) fn new(timeouts: &Timeouts, now: u64) -> MinRate {
-        MinRate {
-            due: now + timeouts.body_ms,
-            slack_ms: timeouts.body_ms,
-            rate: u64::from(timeouts.body_min_rate),
-        }
+    /// `rate`: bytes per second; 0 = any byte buys the slack anew.
+    pub(crate) fn new(slack_ms: u64, rate: u32, now: u64) -> MinRate {
+        MinRate { due: now + slack_ms, slack_ms, rate: u64::from(rate) }
     }
 
-    /// When deadline ends (ms, the ring's clock).
+    /// When the deadline ends (ms, the ring's clock).
     pub(crate) fn due(&self) -> u64 {
         self.due
     }
 
-    /// `count` bytes have come.
+    /// `count` bytes have moved.
     pub(crate) fn moved(&mut self, count: usize, now: u64) {
+        if count == 0 {
+            return;
+        }
         let latest = now + self.slack_ms;
         let share = (count as u64 * 1_000).checked_div(self.rate);
         self.due = share.map_or(latest, |milliseconds| (self.due + milliseconds).min(latest));
     }
 
-    /// Nothing could come for that long (ms), since the other side took nothing.
+    /// Nothing could move for that long (ms), and it was the other side's fault.
     pub(crate) fn excuse(&mut self, milliseconds: u64) {
         self.due += milliseconds;
     }
@@ -45,7 +44,7 @@ mod tests {
     use super::*;
 
     fn pace(rate: u32) -> MinRate {
-        MinRate::new(&Timeouts { body_ms: 30_000, body_min_rate: rate, ..Timeouts::default() }, 0)
+        MinRate::new(30_000, rate, 0)
     }
 
     #[test]

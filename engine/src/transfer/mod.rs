@@ -16,5 +16,5 @@ mod relay;
 pub(crate) use self::{
     min_rate::MinRate,
     read_buffer::ReadBuffer,
-    relay::{Decoder, ReadDeadline, Relay, RelayError, flush},
+    relay::{Decoder, Relay, RelayError, Watch, flush, receive_watching},
 };

@@ -1,7 +1,7 @@
 //! What arrived on a connection and was not read yet.
 
 use crate::{
-    ring::{Buf, Outgoing},
+    ring::{Buf, SendBuf},
     tls::Input,
 };
 
@@ -114,22 +114,22 @@ impl ReadBuffer {
     }
 
     /// Splits off the first `kept` bytes to be sent as they lie, and forgets the first `consumed` (at least as many).
-    pub(crate) fn split(&mut self, kept: usize, consumed: usize) -> Outgoing {
+    pub(crate) fn split(&mut self, kept: usize, consumed: usize) -> SendBuf {
         if consumed < self.bytes().len() {
             let outgoing = self.bytes()[..kept].to_vec();
             self.consume(consumed);
             return outgoing.into();
         }
         match std::mem::take(&mut self.held) {
-            Held::Nothing => Outgoing::Static(&[]),
+            Held::Nothing => SendBuf::Static(&[]),
             Held::Lent(mut buffer) => {
                 buffer.truncate(kept);
-                Outgoing::Received(buffer)
+                SendBuf::Received(buffer)
             }
             // Built from receives: far below 4 GiB.
             Held::Joined(joined) => {
                 let Joined { bytes, start } = *joined;
-                Outgoing::Owned(bytes, start as u32..(start + kept) as u32)
+                SendBuf::Owned(bytes, start as u32..(start + kept) as u32)
             }
         }
     }
@@ -205,10 +205,10 @@ mod tests {
         let mut read_buffer = lent("xabc");
         read_buffer.consume(1);
         let outgoing = read_buffer.split(2, 3);
-        assert!(matches!(&outgoing, Outgoing::Received(_)) && outgoing.bytes() == b"ab");
+        assert!(matches!(&outgoing, SendBuf::Received(_)) && outgoing.bytes() == b"ab");
         let mut read_buffer = joined("xabc");
         read_buffer.consume(1);
         let outgoing = read_buffer.split(2, 3);
-        assert!(matches!(&outgoing, Outgoing::Owned(..)) && outgoing.bytes() == b"ab");
+        assert!(matches!(&outgoing, SendBuf::Owned(..)) && outgoing.bytes() == b"ab");
     }
 }

@@ -4,11 +4,18 @@
 //! bodies travel in the arena buffers that they were received into; large ones in bulk: spliced from socket to
 //! socket where nothing needs to be looked at, else through private buffers that one receive fills as far as it can.
 
+use std::{
+    future::{Future, poll_fn},
+    io,
+    pin::pin,
+    task::Poll,
+};
+
 use super::{min_rate::MinRate, read_buffer::ReadBuffer};
 use crate::{
     h1::{Advance, CHUNK_SUFFIX, ChunkedBody, Emit, LAST_CHUNK, chunk_prefix},
     http::Reason,
-    ring::{BULK_SIZE, Outgoing, Received, Ring, Splice, Stream, Timer},
+    ring::{Recv, Ring, SendBuf, Splice, Spliced, Stream, Timer},
     transport::TransportStream,
 };
 
@@ -19,6 +26,14 @@ const ROOM_BEFORE: usize = 32;
 const ROOM_BEHIND: usize = 512;
 /// What is appended to a head instead of being sent by itself (bytes).
 const COALESCE: usize = 16 * 1024;
+/// Least room for which it is worth taking more from the sender, and what is taken at a time from then on (bytes).
+const LEAST_ROOM: usize = 32 * 1024;
+/// A receiver that takes nothing for this long is slow: what waits for it is moved out of the arena (ms).
+const SLOW_AFTER_MS: u64 = 5;
+/// A sender that sends nothing for this long is waited for with an eye on the receiver, which may be gone (ms).
+const WATCH_AFTER_MS: u64 = 10;
+/// Pieces that go through the arena before private buffers are asked for again.
+const PIECES_BEFORE_BULK: u32 = 16;
 
 /// How the end of a body is found, and what is left of it.
 pub(crate) enum Decoder {
@@ -50,12 +65,16 @@ pub(crate) enum RelayError {
     SinkStalled,
 }
 
-/// How long the sender of a body may be silent.
-pub(crate) enum ReadDeadline {
-    /// This long each time (ms).
-    Each(u64),
-    /// As long as the body keeps up its pace.
-    MinRate(MinRate),
+/// Whether the receiver of a body is watched while the sender is silent: a client that is gone ends the exchange, a
+/// backend that is shows that in its response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Watch {
+    /// It is not.
+    Nothing,
+    /// Until its connection is broken.
+    Reset,
+    /// Until its connection is broken, or it has said that it sends no more.
+    ResetOrEnd,
 }
 
 /// A body on its way.
@@ -66,9 +85,13 @@ pub(crate) struct Relay<'a> {
     pub(crate) to: &'a TransportStream,
     pub(crate) decoder: Decoder,
     pub(crate) timer: &'a Timer,
-    pub(crate) deadline: ReadDeadline,
-    /// How long the receiver may take nothing (ms).
-    pub(crate) stall_ms: u64,
+    /// When the sender is too slow.
+    pub(crate) source: MinRate,
+    /// When the receiver is too slow.
+    pub(crate) sink: MinRate,
+    /// When the body must be through, whoever is slow (ms, the ring's clock).
+    pub(crate) due: Option<u64>,
+    pub(crate) watch: Watch,
     /// Largest body (bytes); 0 = any.
     pub(crate) limit: u64,
     /// Bytes of the body so far.
@@ -94,6 +117,42 @@ async fn flush_slowly(to: &TransportStream, timer: &Timer, stall_ms: u64) -> Res
             Err(_) => return Err(RelayError::SinkStalled),
         }
     }
+}
+
+/// `receive`, which waits for a sender until `due` (ms, the ring's clock); and, if that takes long, with an eye on the
+/// receiver. `None` = the time is over.
+///
+/// # Errors
+/// `SinkBroken` when the receiver is gone.
+pub(crate) async fn receive_watching<T>(
+    receive: impl Future<Output = T>,
+    (to, watch): (&TransportStream, Watch),
+    timer: &Timer,
+    (now, due): (u64, u64),
+) -> Result<Option<T>, RelayError> {
+    let mut receive = pin!(receive);
+    let mut watching = watch == Watch::Nothing;
+    timer.set_at(if watching { due } else { due.min(now + WATCH_AFTER_MS) });
+    poll_fn(|context| {
+        if let Poll::Ready(received) = receive.as_mut().poll(context) {
+            return Poll::Ready(Ok(Some(received)));
+        }
+        while timer.poll_elapsed(context).is_ready() {
+            if watching || due <= now + WATCH_AFTER_MS {
+                return Poll::Ready(Ok(None));
+            }
+            watching = true;
+            timer.set_at(due);
+        }
+        if watching
+            && watch != Watch::Nothing
+            && to.poll_hangup(watch == Watch::ResetOrEnd, context).is_ready()
+        {
+            return Poll::Ready(Err(RelayError::SinkBroken));
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 /// One piece of a body, decoded.
@@ -164,24 +223,37 @@ impl Decoder {
     }
 }
 
+/// How a body goes on after a part of it was moved one way.
+enum Moved {
+    /// It is complete.
+    All,
+    /// It has to go on through the arena: there is no pipe, or no memory.
+    Part,
+}
+
 impl Relay<'_> {
     /// Moves the rest of the body.
     pub(crate) async fn run(&mut self) -> Result<(), RelayError> {
+        let mut pieces = PIECES_BEFORE_BULK;
         while !self.decoder.is_done() {
             let large = match &self.decoder {
                 Decoder::Length(left) => *left,
-                // A tenth of what has come may still come: nobody knows.
+                // A quarter of what has come may still come: nobody knows.
                 Decoder::Chunked(_) | Decoder::UntilClose { .. } => self.moved / 4,
             };
-            if large >= BULK_FROM {
-                return Box::pin(self.bulk()).await;
+            if large >= BULK_FROM && pieces >= PIECES_BEFORE_BULK {
+                match Box::pin(self.bulk()).await? {
+                    Moved::All => return Ok(()),
+                    Moved::Part => pieces = 0,
+                }
             }
             if self.read_buffer.is_empty() {
                 match self.receive().await? {
-                    Received::Data(buffer) => self.read_buffer.push(buffer),
-                    Received::Finished => return self.finished().await,
+                    Recv::Data(buffer) => self.read_buffer.push(buffer),
+                    Recv::Finished => return self.finished().await,
                 }
             }
+            pieces += 1;
             if self.pass_on().await? {
                 return Ok(());
             }
@@ -189,23 +261,27 @@ impl Relay<'_> {
         Ok(())
     }
 
-    /// Receives with the deadline that the sender has.
-    async fn receive(&mut self) -> Result<Received, RelayError> {
+    /// Receives with the patience that the sender has.
+    async fn receive(&mut self) -> Result<Recv, RelayError> {
         if let Some(buffer) = self.from.try_receive() {
-            return Ok(Received::Data(buffer));
+            return Ok(Recv::Data(buffer));
         }
-        self.set_patience();
-        match self.timer.limit(self.from.receive()).await {
-            Ok(Ok(received)) => Ok(received),
-            Ok(Err(_)) => Err(RelayError::SourceEnded),
-            Err(_) => Err(RelayError::SourceSlow),
-        }
+        let from = self.from;
+        self.wait_for_source(from.receive()).await
     }
 
-    fn set_patience(&self) {
-        match &self.deadline {
-            ReadDeadline::Each(milliseconds) => self.timer.set(*milliseconds),
-            ReadDeadline::MinRate(pace) => self.timer.set_at(pace.due()),
+    /// Waits for the sender. What it takes is not the receiver's fault.
+    async fn wait_for_source<T>(
+        &mut self,
+        receive: impl Future<Output = io::Result<T>>,
+    ) -> Result<T, RelayError> {
+        let before = self.ring.now();
+        let due = self.due.map_or(self.source.due(), |due| due.min(self.source.due()));
+        let received = receive_watching(receive, (self.to, self.watch), self.timer, (before, due)).await?;
+        self.sink.excuse(self.ring.now() - before);
+        match received {
+            Some(received) => received.map_err(|_| RelayError::SourceEnded),
+            None => Err(RelayError::SourceSlow),
         }
     }
 
@@ -214,25 +290,53 @@ impl Relay<'_> {
         if self.limit != 0 && self.moved > self.limit {
             return Err(RelayError::TooLarge);
         }
-        if let ReadDeadline::MinRate(pace) = &mut self.deadline {
-            pace.moved(received, self.ring.now());
-        }
+        self.source.moved(received, self.ring.now());
         Ok(())
     }
 
-    async fn send(&mut self, data: Outgoing) -> Result<(), RelayError> {
+    async fn send(&mut self, data: SendBuf) -> Result<(), RelayError> {
+        let data = if self.to.is_sending() { Box::pin(self.wait_for_sink(data)).await? } else { data };
         self.flush().await?;
+        self.sink.moved(data.len(), self.ring.now());
         self.to.start_send(data);
         Ok(())
     }
 
     async fn flush(&mut self) -> Result<(), RelayError> {
-        let before = self.ring.now();
-        flush(self.to, self.timer, self.stall_ms).await?;
-        if let ReadDeadline::MinRate(pace) = &mut self.deadline {
-            pace.excuse(self.ring.now() - before);
+        if self.to.is_sending() {
+            Box::pin(self.wait_for_sink(SendBuf::Static(&[]))).await?;
         }
-        Ok(())
+        self.to.flush().await.map_err(|_| RelayError::SinkBroken)
+    }
+
+    /// Waits until the receiver has taken what is being sent. Whatever waits with it, `data` and what the sender sends on,
+    /// leaves the arena if that takes long. What it takes is not the sender's fault.
+    async fn wait_for_sink(&mut self, mut data: SendBuf) -> Result<SendBuf, RelayError> {
+        let before = self.ring.now();
+        let mut progress = self.to.send_progress();
+        self.timer.set(SLOW_AFTER_MS);
+        let mut outcome = self.timer.limit(self.to.flush()).await;
+        if outcome.is_err() {
+            self.from.slow_down();
+            data = data.out_of_arena();
+        }
+        while outcome.is_err() {
+            let taken = self.to.send_progress();
+            self.sink.moved(taken.saturating_sub(progress) as usize, self.ring.now());
+            progress = taken;
+            let due = self.due.map_or(self.sink.due(), |due| due.min(self.sink.due()));
+            if due <= self.ring.now() {
+                return Err(RelayError::SinkStalled);
+            }
+            self.timer.set_at(due);
+            outcome = self.timer.limit(self.to.flush()).await;
+        }
+        self.source.excuse(self.ring.now() - before);
+        match outcome {
+            Ok(Ok(())) => Ok(data),
+            Ok(Err(_)) => Err(RelayError::SinkBroken),
+            Err(_) => Err(RelayError::SinkStalled),
+        }
     }
 
     /// Passes on what is in the read_buffer. `true`: the body is complete.
@@ -250,6 +354,8 @@ impl Relay<'_> {
             self.send(chunk.into()).await?;
         } else if kept > 0 || consumed > 0 {
             let piece = self.read_buffer.split(kept, consumed);
+            // What is left is the next message: it waits for this one, and must not hold a shared buffer meanwhile.
+            self.read_buffer.copy_out_of_pool();
             self.send(piece).await?;
         }
         if !tail.is_empty() {
@@ -261,50 +367,49 @@ impl Relay<'_> {
     /// The sender has finished: right for one body, too early for the others.
     async fn finished(&mut self) -> Result<(), RelayError> {
         match self.decoder {
-            Decoder::UntilClose { wrap: true } => self.send(Outgoing::Static(LAST_CHUNK)).await,
+            Decoder::UntilClose { wrap: true } => self.send(SendBuf::Static(LAST_CHUNK)).await,
             Decoder::UntilClose { wrap: false } => Ok(()),
             Decoder::Length(_) | Decoder::Chunked(_) => Err(RelayError::SourceEnded),
         }
     }
 
     /// Moves the rest of a large body whose bytes need not be looked at from socket to socket.
-    async fn splice(
-        &mut self,
-        (from, to): (&Stream, &Stream),
-        mut splice: Splice<'_>,
-    ) -> Result<(), RelayError> {
+    async fn splice(&mut self, (from, to): (&Stream, &Stream)) -> Result<Moved, RelayError> {
+        let mut splice = Splice::new(&self.ring, from, to);
         loop {
             let left = match &self.decoder {
                 Decoder::Length(left) => usize::try_from(*left).unwrap_or(usize::MAX),
                 Decoder::Chunked(_) | Decoder::UntilClose { .. } => usize::MAX,
             };
             if left == 0 {
-                return Ok(());
+                return Ok(Moved::All);
             }
-            match splice.take(left).map_err(|_| RelayError::SourceEnded)? {
-                Some(0) => return self.finished().await,
-                Some(taken) => {
+            let mut room = to.send_room();
+            if room < LEAST_ROOM {
+                // Nothing is taken for a receiver that would not have it, so that nothing waits here.
+                splice.rest();
+                self.wait_writable(to).await?;
+                room = LEAST_ROOM;
+            }
+            match splice.take(left.min(room)).map_err(|_| RelayError::SourceEnded)? {
+                Spliced::Moved(0) => return self.finished().await.map(|()| Moved::All),
+                Spliced::Moved(taken) => {
                     if let Decoder::Length(left) = &mut self.decoder {
                         *left -= taken as u64;
                     }
                     self.note_moved(taken, taken as u64)?;
                 }
-                None => {
-                    self.set_patience();
-                    let readable = self.timer.limit(from.readable()).await;
-                    readable.map_err(|_| RelayError::SourceSlow)?.map_err(|_| RelayError::SourceEnded)?;
+                Spliced::WouldBlock => {
+                    splice.rest();
+                    self.wait_for_source(from.readable()).await?;
                     continue;
                 }
+                Spliced::NoPipe => return Ok(Moved::Part),
             }
             while splice.held() > 0 {
-                if splice.give().map_err(|_| RelayError::SinkBroken)?.is_none() {
-                    let before = self.ring.now();
-                    self.timer.set(self.stall_ms);
-                    let writable = self.timer.limit(to.writable()).await;
-                    writable.map_err(|_| RelayError::SinkStalled)?.map_err(|_| RelayError::SinkBroken)?;
-                    if let ReadDeadline::MinRate(pace) = &mut self.deadline {
-                        pace.excuse(self.ring.now() - before);
-                    }
+                match splice.give().map_err(|_| RelayError::SinkBroken)? {
+                    Spliced::Moved(given) => self.sink.moved(given, self.ring.now()),
+                    Spliced::WouldBlock | Spliced::NoPipe => self.wait_writable(to).await?,
                 }
             }
             // Both sides may be fast for long: the others have their turn in between.
@@ -312,9 +417,18 @@ impl Relay<'_> {
         }
     }
 
-    /// Moves the rest of a large body.
-    async fn bulk(&mut self) -> Result<(), RelayError> {
-        self.ring.count_bulk();
+    /// Waits until the receiver takes more. What that takes is not the sender's fault.
+    async fn wait_writable(&mut self, to: &Stream) -> Result<(), RelayError> {
+        let before = self.ring.now();
+        self.timer.set_at(self.due.map_or(self.sink.due(), |due| due.min(self.sink.due())));
+        let writable = self.timer.limit(to.writable()).await;
+        writable.map_err(|_| RelayError::SinkStalled)?.map_err(|_| RelayError::SinkBroken)?;
+        self.source.excuse(self.ring.now() - before);
+        Ok(())
+    }
+
+    /// Moves the rest of a large body, as long as there is memory for that.
+    async fn bulk(&mut self) -> Result<Moved, RelayError> {
         self.from.pause_receive().await;
         // What arrived before the pause comes first.
         loop {
@@ -325,37 +439,53 @@ impl Relay<'_> {
                 break;
             }
             if self.pass_on().await? {
-                return Ok(());
+                return Ok(Moved::All);
             }
         }
         if matches!(self.decoder, Decoder::Length(_) | Decoder::UntilClose { wrap: false })
             && let (Some(from), Some(to)) = (self.from.as_plain(), self.to.as_plain())
         {
             self.flush().await?;
-            // Without a pipe it goes the long way round.
-            if let Ok(splice) = Splice::new(self.ring, from, to) {
-                return self.splice((from, to), splice).await;
+            if from.is_paused() {
+                self.ring.count_bulk();
+                if let Moved::All = self.splice((from, to)).await? {
+                    return Ok(Moved::All);
+                }
             }
         }
+        self.copy().await
+    }
+
+    /// Moves the rest through private buffers, as large as the receiver takes at once. `Part`: `body_memory` is used up, or
+    /// the receiver takes too little for that.
+    async fn copy(&mut self) -> Result<Moved, RelayError> {
         let mut tail = Vec::new();
+        let mut counted = false;
         loop {
-            let space = self.to.bulk_size() - ROOM_BEFORE - ROOM_BEHIND;
+            let wanted = self.to.bulk_size();
+            if wanted < self.from.least_bulk() / 2 || !self.from.is_paused() {
+                return Ok(Moved::Part);
+            }
+            let Some(buffer) = self.ring.bulk_buffer(wanted.max(self.from.least_bulk())) else {
+                return Ok(Moved::Part);
+            };
+            if buffer.len() < self.from.least_bulk() {
+                return Ok(Moved::Part);
+            }
+            if !std::mem::replace(&mut counted, true) {
+                self.ring.count_bulk();
+            }
+            let space = buffer.len().min(wanted) - ROOM_BEFORE - ROOM_BEHIND;
             let length = match &self.decoder {
                 Decoder::Length(left) => usize::try_from(*left).unwrap_or(space).min(space),
                 Decoder::Chunked(_) | Decoder::UntilClose { .. } => space,
             };
-            self.from.start_receive_bulk(self.ring.bulk_buffer(), ROOM_BEFORE..ROOM_BEFORE + length);
-            self.set_patience();
-            let (mut buffer, outcome) =
-                self.timer.limit(self.from.receive_bulk()).await.map_err(|_| RelayError::SourceSlow)?;
-            let received = match outcome {
-                Ok(0) => {
-                    self.ring.recycle(buffer);
-                    return self.finished().await;
-                }
-                Ok(received) => received,
-                Err(_) => return Err(RelayError::SourceEnded),
-            };
+            self.from.start_receive_bulk(buffer, ROOM_BEFORE..ROOM_BEFORE + length);
+            let from = self.from;
+            let (mut buffer, received) = self.wait_for_source(from.receive_bulk()).await?;
+            if received == 0 {
+                return self.finished().await.map(|()| Moved::All);
+            }
             let data = &mut buffer[ROOM_BEFORE..ROOM_BEFORE + received];
             let (Piece { kept, consumed, done }, data) =
                 self.decoder.advance(data, &mut tail).map_err(RelayError::Malformed)?;
@@ -372,17 +502,17 @@ impl Relay<'_> {
                 buffer[end..end + CHUNK_SUFFIX.len()].copy_from_slice(CHUNK_SUFFIX);
                 end += CHUNK_SUFFIX.len();
             }
-            if !tail.is_empty() && end + tail.len() <= BULK_SIZE {
+            if !tail.is_empty() && end + tail.len() <= buffer.len() {
                 buffer[end..end + tail.len()].copy_from_slice(&tail);
                 end += tail.len();
                 tail.clear();
             }
-            self.send(Outgoing::Owned(buffer, start as u32..end as u32)).await?;
+            self.send(SendBuf::Bulk(buffer, start as u32..end as u32)).await?;
             if !tail.is_empty() {
                 self.send(std::mem::take(&mut tail).into()).await?;
             }
             if done {
-                return Ok(());
+                return Ok(Moved::All);
             }
         }
     }

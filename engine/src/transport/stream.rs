@@ -15,12 +15,15 @@ use std::{
 };
 
 use crate::{
-    ring::{BULK_SIZE, Buf, Outgoing, Received, Ring, Stream},
+    ring::{BULK_SIZE, BULK_SMALL, Buf, BulkBuf, Recv, Ring, SendBuf, Stream},
     tls::{RECORD_CONTENT, Session},
 };
 
-/// What records of a whole bulk buffer add to its content, rounded up (bytes).
-const BULK_OVERHEAD: usize = (BULK_SIZE / RECORD_CONTENT + 1) * 64;
+/// What the records of `length` bytes add to them, rounded up (bytes).
+const fn overhead(length: usize) -> usize {
+    (length / RECORD_CONTENT + 1) * 64
+}
+
 /// Room in front of what is received in bulk: a record that is decrypted must not lie over its plaintext.
 const GAP: usize = RECORD_CONTENT + 512;
 
@@ -33,11 +36,11 @@ pub struct TransportStream {
 struct Tls {
     ring: Ring,
     session: RefCell<Session>,
-    /// What [`TransportStream::start_send_kept`] sent.
-    kept: RefCell<Option<Vec<u8>>>,
+    /// What [`TransportStream::start_send_replayable`] sent.
+    replay: RefCell<Option<Vec<u8>>>,
     bulk: Cell<Bulk>,
     /// The buffer of a bulk receive that was not begun: nothing more will come.
-    unused: RefCell<Option<Vec<u8>>>,
+    unused: RefCell<Option<BulkBuf>>,
 }
 
 impl Tls {
@@ -74,7 +77,7 @@ impl TransportStream {
         self.tls = Some(Box::new(Tls {
             ring: ring.clone(),
             session: RefCell::new(session),
-            kept: RefCell::default(),
+            replay: RefCell::default(),
             bulk: Cell::default(),
             unused: RefCell::default(),
         }));
@@ -90,9 +93,39 @@ impl TransportStream {
         self.tls.is_none().then_some(&self.stream)
     }
 
-    /// Most bytes that are worth sending at a time from a buffer of [`BULK_SIZE`].
+    /// Most bytes that are worth sending at a time: what the peer takes at once, and fits, with all that goes with it, a
+    /// private buffer; never less than fits a small one.
     pub fn bulk_size(&self) -> usize {
-        if self.tls.is_some() { BULK_SIZE - BULK_OVERHEAD } else { BULK_SIZE }
+        let size = match self.stream.send_room() {
+            ..BULK_SMALL => BULK_SMALL,
+            room => room.min(BULK_SIZE),
+        };
+        if self.tls.is_some() { size - overhead(size) } else { size }
+    }
+
+    /// The smallest private buffer that it can receive into: records are put together and decrypted in it.
+    pub fn least_bulk(&self) -> usize {
+        if self.tls.is_some() { BULK_SIZE } else { BULK_SMALL }
+    }
+
+    /// See [`Stream::poll_hangup`].
+    pub fn poll_hangup(&self, or_finished: bool, context: &Context<'_>) -> Poll<()> {
+        self.stream.poll_hangup(or_finished, context)
+    }
+
+    /// See [`Stream::is_paused`].
+    pub fn is_paused(&self) -> bool {
+        self.stream.is_paused()
+    }
+
+    /// See [`Stream::slow_down`].
+    pub fn slow_down(&self) {
+        self.stream.slow_down();
+    }
+
+    /// See [`Stream::stop_polls`].
+    pub async fn stop_polls(&self) {
+        self.stream.stop_polls().await;
     }
 
     /// Receives what comes next.
@@ -100,25 +133,25 @@ impl TransportStream {
     /// # Errors
     /// Those of `recv(2)`; `InvalidData` when what came is not TLS as it should be; `UnexpectedEof` when the connection
     /// ended without a word.
-    pub fn poll_receive(&self, context: &Context<'_>) -> Poll<io::Result<Received>> {
+    pub fn poll_receive(&self, context: &Context<'_>) -> Poll<io::Result<Recv>> {
         match &self.tls {
             None => self.stream.poll_receive(context),
             Some(tls) => self.poll_receive_tls(tls, context),
         }
     }
 
-    fn poll_receive_tls(&self, tls: &Tls, context: &Context<'_>) -> Poll<io::Result<Received>> {
+    fn poll_receive_tls(&self, tls: &Tls, context: &Context<'_>) -> Poll<io::Result<Recv>> {
         loop {
             if let Some(end) = tls.end() {
-                return Poll::Ready(end.map(|()| Received::Finished));
+                return Poll::Ready(end.map(|()| Recv::Finished));
             }
             match self.stream.poll_receive(context) {
-                Poll::Ready(Ok(Received::Data(buffer))) => {
+                Poll::Ready(Ok(Recv::Data(buffer))) => {
                     if let Some(data) = self.open(tls, buffer)? {
-                        return Poll::Ready(Ok(Received::Data(data)));
+                        return Poll::Ready(Ok(Recv::Data(data)));
                     }
                 }
-                Poll::Ready(Ok(Received::Finished)) => {
+                Poll::Ready(Ok(Recv::Finished)) => {
                     return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
@@ -155,14 +188,14 @@ impl TransportStream {
     ///
     /// # Errors
     /// See [`TransportStream::poll_receive`].
-    pub fn receive(&self) -> impl Future<Output = io::Result<Received>> + '_ {
+    pub fn receive(&self) -> impl Future<Output = io::Result<Recv>> + '_ {
         poll_fn(move |context| self.poll_receive(context))
     }
 
     /// Receives and throws away until the peer has said all. Over TLS too it need not make sense: a part of it may be
     /// lost already, with a bulk receive that was given up.
     pub async fn discard(&self) {
-        while let Ok(Received::Data(mut buffer)) = self.stream.receive().await {
+        while let Ok(Recv::Data(mut buffer)) = self.stream.receive().await {
             if let Some(tls) = &self.tls {
                 let mut session = tls.session.borrow_mut();
                 let _ = session.open(&mut buffer, &mut Vec::new());
@@ -212,7 +245,7 @@ impl TransportStream {
     /// See [`Stream::forget_waker`].
     pub fn forget_waker(&self) {
         if let Some(tls) = &self.tls {
-            tls.kept.take();
+            tls.replay.take();
         }
         self.stream.forget_waker();
     }
@@ -224,7 +257,7 @@ impl TransportStream {
 
     /// See [`Stream::start_receive_bulk`]; `buffer` is one of [`Ring::bulk_buffer`]. Over TLS more than the range may come,
     /// as far as the buffer has room.
-    pub fn start_receive_bulk(&self, mut buffer: Vec<u8>, range: Range<usize>) {
+    pub fn start_receive_bulk(&self, mut buffer: BulkBuf, range: Range<usize>) {
         let Some(tls) = &self.tls else { return self.stream.start_receive_bulk(buffer, range) };
         if tls.end().is_some() {
             tls.unused.replace(Some(buffer));
@@ -234,6 +267,7 @@ impl TransportStream {
         let session = tls.session.borrow();
         let records = range.start + GAP;
         let from = records + session.partial().len();
+        assert!(from < buffer.len(), "a buffer of `least_bulk` has room for a record and its plaintext");
         buffer[records..from].copy_from_slice(session.partial());
         let end = buffer.len();
         self.stream.start_receive_bulk(buffer, from..end);
@@ -244,33 +278,30 @@ impl TransportStream {
     ///
     /// # Errors
     /// See [`TransportStream::poll_receive`].
-    pub fn poll_receive_bulk(&self, context: &Context<'_>) -> Poll<(Vec<u8>, io::Result<usize>)> {
+    pub fn poll_receive_bulk(&self, context: &Context<'_>) -> Poll<io::Result<(BulkBuf, usize)>> {
         let Some(tls) = &self.tls else { return self.stream.poll_receive_bulk(context) };
         loop {
             if let Some(buffer) = tls.unused.take() {
-                return Poll::Ready((buffer, tls.end().unwrap_or(Ok(())).map(|()| 0)));
+                return Poll::Ready(tls.end().unwrap_or(Ok(())).map(|()| (buffer, 0)));
             }
-            let (mut buffer, outcome) = std::task::ready!(self.stream.poll_receive_bulk(context));
+            let (mut buffer, received) = std::task::ready!(self.stream.poll_receive_bulk(context))?;
             let Bulk { start, records, from } = tls.bulk.get();
             let mut session = tls.session.borrow_mut();
             if session.has_failed() {
-                return Poll::Ready((buffer, Err(io::ErrorKind::InvalidData.into())));
+                return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
             }
-            let received = outcome.as_ref().map_or(0, |received| *received);
             let opened =
                 session.open_in_place(&mut buffer[start..], records - start..from + received - start);
-            match (outcome, opened) {
-                (Err(error), _) => return Poll::Ready((buffer, Err(error))),
-                (_, Err(error)) => {
+            match opened {
+                Err(error) => {
                     drop(session);
                     self.send_pending();
-                    let error = io::Error::new(io::ErrorKind::InvalidData, error);
-                    return Poll::Ready((buffer, Err(error)));
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
                 }
-                (Ok(_), Ok(length)) if length > 0 => return Poll::Ready((buffer, Ok(length))),
-                (Ok(_), Ok(_)) if session.is_finished() => return Poll::Ready((buffer, Ok(0))),
-                (Ok(0), Ok(_)) => return Poll::Ready((buffer, Err(io::ErrorKind::UnexpectedEof.into()))),
-                (Ok(_), Ok(_)) => {
+                Ok(length) if length > 0 => return Poll::Ready(Ok((buffer, length))),
+                Ok(_) if session.is_finished() => return Poll::Ready(Ok((buffer, 0))),
+                Ok(_) if received == 0 => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+                Ok(_) => {
                     drop(session);
                     self.start_receive_bulk(buffer, start..start);
                 }
@@ -284,7 +315,7 @@ impl TransportStream {
     }
 
     /// See [`Stream::receive_bulk`].
-    pub fn receive_bulk(&self) -> impl Future<Output = (Vec<u8>, io::Result<usize>)> + '_ {
+    pub fn receive_bulk(&self) -> impl Future<Output = io::Result<(BulkBuf, usize)>> + '_ {
         poll_fn(move |context| self.poll_receive_bulk(context))
     }
 
@@ -308,52 +339,63 @@ impl TransportStream {
     ///
     /// # Errors
     /// That of an earlier send; that of this one comes with the next call.
-    pub async fn send(&self, data: Outgoing) -> io::Result<()> {
+    pub async fn send(&self, data: SendBuf) -> io::Result<()> {
         self.flush().await?;
         self.start_send(data);
         Ok(())
     }
 
     /// See [`Stream::start_send`].
-    pub fn start_send(&self, data: Outgoing) {
+    pub fn start_send(&self, data: SendBuf) {
         match &self.tls {
             None => self.stream.start_send(data),
             Some(tls) => {
                 if data.is_empty() {
                     return;
                 }
-                tls.kept.take();
+                tls.replay.take();
                 self.seal(tls, data.bytes());
-                if let Outgoing::Owned(buffer, _) = data {
+                if let SendBuf::Owned(buffer, _) = data {
                     tls.ring.recycle(buffer);
                 }
             }
         }
     }
 
-    /// See [`Stream::start_send_kept`].
-    pub fn start_send_kept(&self, data: Vec<u8>) {
+    /// See [`Stream::start_send_replayable`].
+    pub fn start_send_replayable(&self, data: Vec<u8>) {
         match &self.tls {
-            None => self.stream.start_send_kept(data),
+            None => self.stream.start_send_replayable(data),
             Some(tls) => {
                 self.seal(tls, &data);
-                tls.kept.replace(Some(data));
+                tls.replay.replace(Some(data));
             }
         }
     }
 
     /// Encrypts and sends; no send may be in flight.
     fn seal(&self, tls: &Tls, plain: &[u8]) {
-        let mut out = match plain.len() {
-            length if length > BULK_SIZE / 2 => tls.ring.bulk_buffer(),
+        let length = plain.len();
+        if length > RECORD_CONTENT
+            && let Some(mut out) = tls.ring.bulk_buffer(length + overhead(length))
+            && out.len() >= length + overhead(length)
+        {
+            let sealed = tls.session.borrow_mut().seal(plain, out.as_vec());
+            return self.send_sealed(sealed, |length| SendBuf::Bulk(out, 0..length));
+        }
+        let mut out = match length {
             // Not more than it needs: a client that is slow to take it holds it for long.
-            length if length > RECORD_CONTENT => Vec::with_capacity(length + BULK_OVERHEAD),
+            length if length > RECORD_CONTENT => Vec::with_capacity(length + overhead(length)),
             _ => tls.ring.head_buffer(),
         };
         let sealed = tls.session.borrow_mut().seal(plain, &mut out);
+        self.send_sealed(sealed, |length| SendBuf::Owned(out, 0..length));
+    }
+
+    fn send_sealed(&self, sealed: Result<usize, rustls::Error>, records: impl FnOnce(u32) -> SendBuf) {
         match sealed {
             // Far below 4 GiB.
-            Ok(length) => self.stream.start_send(Outgoing::Owned(out, 0..length as u32)),
+            Ok(length) => self.stream.start_send(records(length as u32)),
             Err(error) => {
                 // As with a socket that takes nothing more: what waits for the send finds out.
                 tracing::debug!(%error, "cannot encrypt");
@@ -362,12 +404,12 @@ impl TransportStream {
         }
     }
 
-    /// See [`Stream::take_kept`].
-    pub fn take_kept(&self) -> Option<Vec<u8>> {
+    /// See [`Stream::take_replay`].
+    pub fn take_replay(&self) -> Option<Vec<u8>> {
         match &self.tls {
-            None => self.stream.take_kept(),
+            None => self.stream.take_replay(),
             Some(_) if self.stream.is_sending() => None,
-            Some(tls) => tls.kept.take(),
+            Some(tls) => tls.replay.take(),
         }
     }
 
@@ -404,7 +446,7 @@ impl TransportStream {
             if let Ok(length) = closed
                 && !self.stream.is_sending()
             {
-                self.stream.start_send(Outgoing::Owned(out, 0..length as u32));
+                self.stream.start_send(SendBuf::Owned(out, 0..length as u32));
                 let _ = self.stream.flush().await;
             }
         }

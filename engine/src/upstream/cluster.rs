@@ -17,7 +17,7 @@ use super::{
 use crate::{
     http::Reason,
     observe::Counter,
-    ring::{Stream, Timer},
+    ring::{Share, Stream, Timer},
     tls::{Connector, Context, Failure, FailureKind, TlsError},
     transport::{AddressPair, TransportStream, proxy_header},
 };
@@ -88,6 +88,8 @@ pub struct ConnectOptions<'a> {
 pub struct Cluster {
     /// Its name in the configuration.
     pub name: String,
+    /// Of the buffers that backends send into.
+    share: Share,
     pub(super) members: RefCell<Rc<Endpoints>>,
 }
 
@@ -158,7 +160,7 @@ impl Cluster {
     /// See [`ClusterError`].
     pub fn new(name: &str, cluster: &state::Cluster, tls: Option<&Context>) -> Result<Cluster, ClusterError> {
         let members = RefCell::new(Rc::new(Endpoints::new(cluster, None, tls)?));
-        Ok(Cluster { name: name.to_owned(), members })
+        Ok(Cluster { name: name.to_owned(), share: Share::of(name), members })
     }
 
     /// From now on it consists of `members`. Backends that are not among them finish the requests that they have;
@@ -213,7 +215,7 @@ impl Cluster {
             }
             indices.push(index);
             // Boxed: rare beside the reuse of an idle connection, and large with the address in it.
-            match Box::pin(backend.open(pooling, &members.settings, &options)).await {
+            match Box::pin(backend.open(pooling, self.share, &members.settings, &options)).await {
                 Ok(stream) => {
                     // It did not fail: it may be asked again for this request.
                     indices.pop();
@@ -243,12 +245,13 @@ impl Endpoint {
     async fn open(
         &self,
         pooling: &Pooling,
+        share: Share,
         settings: &ConnectSettings,
         options: &ConnectOptions<'_>,
     ) -> Result<TransportStream, Reason> {
         let counters = &pooling.counters;
         options.timer.set(options.connect_ms);
-        let reason = match options.timer.limit(self.reach(pooling, settings, options)).await {
+        let reason = match options.timer.limit(self.reach(pooling, share, settings, options)).await {
             Ok(Ok(stream)) => {
                 self.health.connected();
                 counters.count(Counter::UpstreamConnects);
@@ -266,10 +269,11 @@ impl Endpoint {
     async fn reach(
         &self,
         pooling: &Pooling,
+        share: Share,
         settings: &ConnectSettings,
         options: &ConnectOptions<'_>,
     ) -> Result<TransportStream, Reason> {
-        let stream = Stream::connect(&pooling.ring, self.address.clone()).await.map_err(|error| {
+        let stream = Stream::connect(&pooling.ring, self.address.clone(), share).await.map_err(|error| {
             tracing::debug!(backend = %self.id, %error, "cannot connect");
             Reason::BackendConnectFailed
         })?;

@@ -18,7 +18,7 @@ use rustix::process::{PidfdFlags, getpid, pidfd_open};
 use serde::{Deserialize, Serialize};
 
 use super::{Worker, report};
-use crate::ring::{Stream, Timer, receive_descriptors};
+use crate::ring::{Role, Stream, Timer, receive_descriptors};
 
 /// How long whoever connects may take to say what it wants (ms).
 const WELCOME_TIMEOUT_MS: u64 = 2_000;
@@ -92,8 +92,11 @@ impl Worker {
     /// Waits until a supervisor takes this worker over; its order channel. `None` when that cannot come any more.
     pub(super) async fn adopted(self: &Rc<Self>) -> Option<Stream> {
         let ring = &self.shared.ring;
-        let socket =
-            self.adoption_state.adoption.try_clone().and_then(|copy| Stream::adopt(ring, copy.into()));
+        let socket = self
+            .adoption_state
+            .adoption
+            .try_clone()
+            .and_then(|copy| Stream::adopt(ring, copy.into(), Role::Control));
         let socket = match socket {
             Ok(socket) => socket,
             Err(error) => {
@@ -125,7 +128,7 @@ impl Worker {
             return Err(io::Error::other(format!("uid {} may not take a worker over", peer.uid())));
         }
         let ring = &self.shared.ring;
-        let readiness = Stream::adopt(ring, connection.try_clone()?)?;
+        let readiness = Stream::adopt(ring, connection.try_clone()?, Role::Control)?;
         let timer = Timer::new(ring);
         timer.set(WELCOME_TIMEOUT_MS);
         timer.limit(readiness.readable()).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
@@ -140,7 +143,7 @@ impl Worker {
         let [orders, descriptors, successor] = <[OwnedFd; 3]>::try_from(channels)
             .map_err(|_| io::Error::other("it did not send three channels"))?;
         self.adoption_state.last_words.set(Some(orders.try_clone()?));
-        let orders = Stream::adopt(ring, orders)?;
+        let orders = Stream::adopt(ring, orders, Role::Control)?;
         self.channel.replace(descriptors);
         self.export()?;
         report(ring, &orders, 0, Report::Adopted(Box::new(self.describe()?)))

@@ -39,7 +39,7 @@ use crate::{
     exchange::{ListenerConfig, ListenerHandle, Shared, Successor},
     limits,
     observe::{Counter, Counters},
-    ring::{Level, Received, Ring, Settings, SetupError, Stats, Stream, Timer},
+    ring::{Level, Recv, Ring, Role, Settings, SetupError, Stats, Stream, Timer},
     tls::{Context, Vault},
     upstream::{Cluster, Pooling},
 };
@@ -214,6 +214,7 @@ fn start(setup: Setup, last_words: Rc<Cell<Option<OwnedFd>>>) -> Result<End, Err
         level,
         buffer_count: setup.state.settings.buffer_count,
         buffer_size: limits::BUFFER_SIZE,
+        body_memory: usize::try_from(setup.state.settings.body_memory).unwrap_or(usize::MAX),
     })?;
     let executor = glommio::LocalExecutorBuilder::new(glommio::Placement::Unbound)
         .name("kakehi")
@@ -282,6 +283,8 @@ struct Worker {
     failure_told: Cell<bool>,
     /// The ring's figures when they were last added to the counters.
     published: Cell<Stats>,
+    /// Bytes of clients, in and out, when they were last added to the counters.
+    published_bytes: Cell<(u64, u64)>,
 }
 
 async fn serve(
@@ -325,21 +328,26 @@ async fn serve(
         end: Cell::new(None),
         failure_told: Cell::new(false),
         published: Cell::default(),
+        published_bytes: Cell::default(),
     });
     if let Some(predecessor) = setup.predecessor {
         downstream::inherit(Rc::clone(&worker.shared), predecessor, Rc::clone(&worker))?;
     }
-    let orders = Stream::adopt(&ring, setup.orders)?;
+    let orders = Stream::adopt(&ring, setup.orders, Role::Control)?;
     let ready = Report::Ready {
         io_uring_level: ring.features().level().number(),
         io_uring_features: ring.features().names().into_iter().map(str::to_owned).collect(),
     };
     report(&ring, &orders, 0, ready).await?;
     ring.spawn(Rc::clone(&worker).run_orders(orders));
-    ring.spawn(Rc::clone(&worker).watch_sigterm(Stream::adopt(&ring, signals.into())?));
+    ring.spawn(Rc::clone(&worker).watch_sigterm(Stream::adopt(&ring, signals.into(), Role::Control)?));
     ring.spawn(Rc::clone(&worker).end_on_failure());
     ring.spawn(Rc::clone(&worker).housekeeping());
-    ring.drive(|| worker.end.get().is_some()).await?;
+    ring.drive(|| {
+        worker.publish_bytes();
+        worker.end.get().is_some()
+    })
+    .await?;
     worker.publish_ring_figures();
     if let Some(reason) = worker.shared.failure() {
         return Err(Error::Failed(reason));
@@ -356,7 +364,7 @@ async fn report(ring: &Ring, orders: &Stream, id: u64, report: Report) -> Result
 /// What the task of the orders waits for.
 enum Heard {
     /// The supervisor has said something, or is gone.
-    Orders(io::Result<Received>),
+    Orders(io::Result<Recv>),
     /// The worker cannot go on.
     Failure(String),
 }
@@ -404,8 +412,8 @@ impl Worker {
         loop {
             let buffer = match self.next_orders(orders).await {
                 Heard::Orders(received) => match received? {
-                    Received::Data(buffer) => buffer,
-                    Received::Finished => return Ok(()),
+                    Recv::Data(buffer) => buffer,
+                    Recv::Finished => return Ok(()),
                 },
                 Heard::Failure(reason) => {
                     report(&self.shared.ring, orders, 0, Report::Failed { reason }).await?;
@@ -597,6 +605,19 @@ impl Worker {
         }
     }
 
+    /// What clients have sent and received is counted at the sockets, and shown without delay.
+    fn publish_bytes(&self) {
+        let now = self.shared.ring.downstream_bytes();
+        let before = self.published_bytes.replace(now);
+        for (counter, now, before) in
+            [(Counter::BytesIn, now.0, before.0), (Counter::BytesOut, now.1, before.1)]
+        {
+            if now != before {
+                self.shared.counters.add(counter, now - before);
+            }
+        }
+    }
+
     fn publish_ring_figures(&self) {
         let stats = self.shared.ring.stats();
         // What is new since the last time: the counters go on from those of the predecessors.
@@ -608,8 +629,11 @@ impl Worker {
             (Counter::RingNoBuffers, stats.no_buffers, before.no_buffers),
             (Counter::RingOverflows, stats.overflows, before.overflows),
             (Counter::RingBulk, stats.bulk, before.bulk),
+            (Counter::RingSpilled, stats.spilled, before.spilled),
+            (Counter::BodyMemoryRefused, stats.body_memory_refused, before.body_memory_refused),
         ] {
             self.shared.counters.add(counter, value.saturating_sub(before));
         }
+        self.shared.counters.set(Counter::BodyMemory, stats.body_memory);
     }
 }

@@ -41,6 +41,7 @@ impl Builder<'_, '_> {
             sizes: sizes(keys),
             forwarding: forwarding(keys),
             expect_proxy: section.bool("expect_proxy").unwrap_or(false),
+            abort_on_close: keys.bool("abort_on_close").unwrap_or(false),
             proxy_peers: section.networks("proxy_protocol_from").unwrap_or_else(state::proxy_peers),
             tls,
         })
@@ -55,6 +56,10 @@ fn timeouts(keys: &impl Values) -> Timeouts {
     set(&mut timeouts.connect_ms, keys.millis("connect_timeout"));
     set(&mut timeouts.body_ms, keys.millis("body_timeout"));
     set(&mut timeouts.body_min_rate, keys.integer("body_min_rate"));
+    set(&mut timeouts.response_min_rate, keys.integer("response_min_rate"));
+    set(&mut timeouts.response_ms, keys.millis("max_response_time"));
+    set(&mut timeouts.lingering_ms, keys.millis("lingering_time"));
+    set(&mut timeouts.lingering_idle_ms, keys.millis("lingering_timeout"));
     set(&mut timeouts.tunnel_ms, keys.millis("tunnel_timeout"));
     set(&mut timeouts.continue_ms, keys.millis("continue_timeout"));
     timeouts

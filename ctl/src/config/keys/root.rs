@@ -160,6 +160,13 @@ const PROCESS: &[Key] = &[
         "Receive buffers of one worker, of 16 KiB each; a power of two.",
     ),
     key(
+        "body_memory",
+        Integer(0, 1 << 40),
+        "67108864",
+        Own,
+        "Memory that large bodies may take in one worker besides the arena (bytes); beyond it they move in arena buffers.",
+    ),
+    key(
         "upstream_max_idle",
         Integer(0, 1_000_000),
         "1024",

@@ -1,0 +1,328 @@
+//! The core of the ring: who a completion is for, and the turn of the loop.
+//!
+//! | file | the operations |
+//! |---|---|
+//! | `receive` | into the arena, shares of it, what waits for a slow reader |
+//! | `send` | one send at a time, short sends, what waits for a slow peer |
+//! | `accept` | connections of a listener |
+//! | `close` | slots, cancelling, closing |
+//!
+//! Connects, bulk receives and waits for readiness begin in `stream`; their outcome is kept by [`Socket::conclude`].
+
+mod accept;
+mod close;
+mod receive;
+mod send;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    future::Future,
+    io,
+    rc::Rc,
+    task::Poll,
+    time::Instant,
+};
+
+use io_uring::{cqueue, squeue};
+
+use super::{
+    batching::Batching,
+    buffers::{BodyMemory, BufferRing, BulkBuf, Part, Pool},
+    features::Features,
+    setup::{Settings, SetupError},
+    socket::{End, Operation, Socket, Table, Token},
+    splice::Pipes,
+    timer::Wheel,
+    uring::{Completion, NOBODY, Stats, TIMEOUT, Uring, Wait},
+};
+
+/// Heads are written into buffers that start at this size (bytes).
+const HEAD_SIZE: usize = 1024;
+/// Head buffers that are kept for the next user.
+const KEPT_HEADS: usize = 1024;
+
+/// A worker's ring. Clones are handles to the same one.
+#[derive(Clone)]
+pub struct Ring {
+    core: Rc<Core>,
+}
+
+/// What the handles share.
+pub(super) struct Core {
+    pub(super) features: Features,
+    // Order matters: the ring goes, and with it all operations, before the memory that they point to.
+    pub(super) uring: RefCell<Uring>,
+    pub(super) sockets: RefCell<Table>,
+    pub(super) wheel: RefCell<Wheel>,
+    pub(super) pool: Rc<Pool>,
+    /// Of each part of the pool.
+    provided: Option<[RefCell<BufferRing>; 2]>,
+    /// Sockets whose receive found no buffer, of each part.
+    starved: [RefCell<VecDeque<Token>>; 2],
+    began: Instant,
+    now: Cell<u64>,
+    /// Tasks were made ready by other tasks: the next turn must not sleep.
+    local_work: Cell<bool>,
+    batching: RefCell<Batching>,
+    heads: RefCell<Vec<Vec<u8>>>,
+    body_memory: Rc<BodyMemory>,
+    pub(super) pipes: Pipes,
+    /// Bytes received from clients, and sent to them.
+    pub(super) downstream_bytes: [Cell<u64>; 2],
+}
+
+impl Ring {
+    /// Makes the ring of this thread. Must be driven, and used, on it.
+    ///
+    /// # Errors
+    /// See [`SetupError`].
+    pub fn new(settings: &Settings) -> Result<Ring, SetupError> {
+        let features = Features::probe(settings.level)?;
+        let uring = Uring::new(&features)?;
+        let buffers_error =
+            |error| SetupError::Buffers { count: settings.buffer_count, size: settings.buffer_size, error };
+        let pool = Rc::new(Pool::new(settings.buffer_count, settings.buffer_size).map_err(buffers_error)?);
+        let provided = if features.provided_buffers {
+            let register = |part| {
+                let mut ring = BufferRing::register_part(uring.raw(), Rc::clone(&pool), part)?;
+                ring.refill();
+                Ok(RefCell::new(ring))
+            };
+            let [downstream, upstream] = Part::ALL.map(register);
+            Some([downstream.map_err(buffers_error)?, upstream.map_err(buffers_error)?])
+        } else {
+            None
+        };
+        uring.enable().map_err(SetupError::Enable)?;
+        Ok(Ring {
+            core: Rc::new(Core {
+                features,
+                uring: RefCell::new(uring),
+                sockets: RefCell::new(Table::new()),
+                wheel: RefCell::new(Wheel::new()),
+                pool,
+                provided,
+                starved: Default::default(),
+                began: Instant::now(),
+                now: Cell::new(0),
+                local_work: Cell::new(false),
+                batching: RefCell::default(),
+                heads: RefCell::default(),
+                body_memory: BodyMemory::new(settings.body_memory),
+                pipes: Pipes::default(),
+                downstream_bytes: Default::default(),
+            }),
+        })
+    }
+
+    pub(super) fn core(&self) -> &Rc<Core> {
+        &self.core
+    }
+
+    /// The features in use.
+    pub fn features(&self) -> Features {
+        self.core.features
+    }
+
+    /// What the ring did since it began.
+    pub fn stats(&self) -> Stats {
+        let Core { uring, body_memory, .. } = &*self.core;
+        Stats {
+            body_memory: body_memory.in_use() as u64,
+            body_memory_refused: body_memory.refused(),
+            ..uring.borrow().stats
+        }
+    }
+
+    /// Bytes received from clients, and sent to them, since the ring began: counted at the sockets, records of TLS included.
+    pub fn downstream_bytes(&self) -> (u64, u64) {
+        let [received, sent] = &self.core.downstream_bytes;
+        (received.get(), sent.get())
+    }
+
+    /// The clock of the loop: milliseconds since the ring began, read once a turn.
+    pub fn now(&self) -> u64 {
+        self.core.now.get()
+    }
+
+    /// Runs a task on this thread until it ends.
+    pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        glommio::spawn_local(task).detach();
+        self.note_local_work();
+    }
+
+    /// To be called by whoever wakes a task other than through the ring: the loop then does not go to sleep on it.
+    pub fn note_local_work(&self) {
+        self.core.local_work.set(true);
+    }
+
+    /// Wakes every task that waits on a socket, to look at something else that has changed.
+    pub fn wake_all(&self) {
+        self.core.sockets.borrow_mut().for_each(|socket| socket.wake_all());
+        self.note_local_work();
+    }
+
+    /// Lets everything else that is ready have its turn, and the ring be served, before this task goes on.
+    pub async fn yield_turn(&self) {
+        self.note_local_work();
+        yield_once().await;
+    }
+
+    /// Counts a transfer that went over to private buffers.
+    pub fn count_bulk(&self) {
+        self.core.uring.borrow_mut().stats.bulk += 1;
+    }
+
+    /// An empty buffer to write a message head into; it comes back by itself when it was sent.
+    pub fn head_buffer(&self) -> Vec<u8> {
+        self.core.heads.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(HEAD_SIZE))
+    }
+
+    /// A private buffer for a large transfer of `wanted` bytes at a time, or a smaller one; it comes back by itself. `None`
+    /// when `body_memory` does not allow one: the transfer then goes on in the buffers that it is received into.
+    pub fn bulk_buffer(&self, wanted: usize) -> Option<BulkBuf> {
+        self.core.body_memory.lend(wanted)
+    }
+
+    /// Gives a buffer of [`Ring::head_buffer`] back that was not sent.
+    pub fn recycle(&self, buffer: Vec<u8>) {
+        self.core.recycle(buffer);
+    }
+
+    /// The main future of the executor: turns the loop until `finished` says so.
+    ///
+    /// # Errors
+    /// When the ring itself fails, which leaves nothing to go on with.
+    pub async fn drive(&self, mut finished: impl FnMut() -> bool) -> io::Result<()> {
+        let mut completions = Vec::with_capacity(1024);
+        while !finished() {
+            self.core.turn(&mut completions)?;
+            yield_once().await;
+        }
+        Ok(())
+    }
+}
+
+/// Lets every task that is ready run before this one goes on.
+async fn yield_once() {
+    let mut yielded = false;
+    std::future::poll_fn(|context| {
+        if yielded {
+            return Poll::Ready(());
+        }
+        yielded = true;
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+impl Core {
+    pub(super) fn now(&self) -> u64 {
+        self.now.get()
+    }
+
+    fn turn(&self, completions: &mut Vec<Completion>) -> io::Result<()> {
+        // Before the wait: the tasks that have just run gave buffers back, and somebody may be starving for them.
+        self.feed();
+        let wait = if self.local_work.replace(false) {
+            Wait::No
+        } else {
+            match self.wheel.borrow().next_look() {
+                None => Wait::Forever,
+                Some(until) => Wait::Until { now: self.now.get(), until },
+            }
+        };
+        {
+            let mut uring = self.uring.borrow_mut();
+            uring.enter(wait, self.batching.borrow_mut().wanted(self.now.get()))?;
+            uring.reap(completions);
+        }
+        // From what `Instant` counts since the ring began: below 2^64 ms for half a billion years.
+        self.now.set(self.began.elapsed().as_millis() as u64);
+        for completion in &*completions {
+            self.complete(*completion);
+        }
+        self.wheel.borrow_mut().advance(self.now.get());
+        Ok(())
+    }
+
+    fn complete(&self, completion: Completion) {
+        match completion.user_data {
+            NOBODY => return,
+            TIMEOUT => return self.uring.borrow_mut().timeout_completed(completion.result),
+            _ => {}
+        }
+        // A buffer comes back, whoever it was for.
+        let buffer = cqueue::buffer_select(completion.flags);
+        if let Some(id) = buffer {
+            self.consumed(id);
+        }
+        let sockets = &mut *self.sockets.borrow_mut();
+        let token = Token::unpack(completion.user_data);
+        let Some((token, socket)) = token.and_then(|token| sockets.find(token).map(|socket| (token, socket)))
+        else {
+            if let Some(id) = buffer {
+                self.pool.give_back(id);
+            }
+            return;
+        };
+        let more = cqueue::more(completion.flags);
+        if !more {
+            socket.in_flight &= !token.operation.bit();
+        }
+        match token.operation {
+            Operation::Receive => self.received(socket, token, completion.result, buffer, more),
+            Operation::Poll => self.became_readable(socket, token, completion.result),
+            Operation::Send => self.sent(socket, token, completion.result),
+            Operation::Accept => self.accepted(socket, token, completion.result, more),
+            Operation::ReceiveBulk => {
+                // One that was given up says nothing of the connection.
+                if completion.result != -libc::ECANCELED {
+                    self.count_received(socket, completion.result);
+                    socket.end = End::of(completion.result);
+                }
+                socket.conclude(token.operation, completion.result);
+            }
+            Operation::Connect => {
+                socket.cold().address = None;
+                socket.conclude(token.operation, completion.result);
+            }
+            Operation::ReadReady | Operation::WriteReady | Operation::Hangup => {
+                socket.conclude(token.operation, completion.result);
+            }
+        }
+        if socket.closing && socket.in_flight == 0 {
+            self.close(sockets, token.slot);
+        }
+    }
+
+    /// Queues an operation of a slot and notes that it is in flight.
+    ///
+    /// # Safety
+    /// As for [`Uring::push`].
+    pub(super) unsafe fn start(&self, socket: &mut Socket, token: Token, entry: squeue::Entry) {
+        socket.begin(token.operation);
+        // SAFETY: the caller's promise.
+        unsafe { self.uring.borrow_mut().push(entry.user_data(token.pack())) };
+    }
+
+    /// Asks for the end of an operation that is in flight.
+    pub(super) fn cancel(&self, socket: &Socket, operation: Operation, slot: u32) {
+        debug_assert!(socket.is_in_flight(operation));
+        let token = Token { operation, slot, generation: socket.generation };
+        self.uring.borrow_mut().push_cancel(token.pack());
+    }
+
+    pub(super) fn recycle(&self, mut buffer: Vec<u8>) {
+        // Others were not made here: kept, they would be of no use to a head.
+        if (HEAD_SIZE..=4 * HEAD_SIZE).contains(&buffer.capacity()) {
+            buffer.clear();
+            let mut kept = self.heads.borrow_mut();
+            if kept.len() < KEPT_HEADS {
+                kept.push(buffer);
+            }
+        }
+    }
+}
