@@ -314,7 +314,7 @@ async fn forward(
             )
             .await
             .map_err(refuse)?;
-        match upstream.stream.flush().await {
+        match flush(&upstream.stream, &connection.timer, timeouts.back_ms).await {
             Ok(()) => {}
             // Died in the pool, with nothing of this request on it.
             Err(_) if upstream.reused => continue,

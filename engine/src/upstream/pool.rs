@@ -115,9 +115,11 @@ impl Upstream {
         self.backend.retired.get()
     }
 
-    /// The exchange is complete, both ways, and the backend keeps the connection open: keeps it for the next.
+    /// The exchange is complete, both ways, and the backend keeps the connection open: keeps it for the next, if nothing is in
+    /// flight. A backend that answered without reading all of the request may never read it.
     pub fn release(self, pooling: &Pooling) {
-        if !self.private && self.stream.is_quiet() && !self.backend.retired.get() {
+        let at_rest = self.stream.is_quiet() && !self.stream.is_sending();
+        if !self.private && at_rest && !self.backend.retired.get() {
             self.backend.idle.borrow_mut().put(self.stream, pooling);
         } else {
             pooling.counters.count(Counter::UpstreamDiscarded);

@@ -2,7 +2,7 @@
 
 use super::{
     Key,
-    Kind::{Address, Bool, Choice, Integer, Networks, Path, Seconds, Text, TextMap},
+    Kind::{Address, Bool, Choice, Integer, Networks, Path, Seconds, SecondsOrZero, Text, TextMap},
     Level,
     Support::{NotYet, Own, Partly, Yes},
     key,
@@ -93,7 +93,7 @@ pub(in crate::config) const LISTENER_DEFAULTS: &[Key] = &[
         Own,
         "Slowest response, in bytes per second, of a backend that was silent for `back_timeout` in all, or to a client that took nothing for `front_timeout` in all; 0 = any.",
     ),
-    key("max_response_time", Seconds, "0", Own, "Deadline of a whole response, in seconds; 0 = none."),
+    key("max_response_time", SecondsOrZero, "0", Own, "Deadline of a whole response, in seconds; 0 = none."),
     key(
         "lingering_time",
         Seconds,
