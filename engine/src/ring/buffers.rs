@@ -1,5 +1,4 @@
-//! The memory that receives land in: an arena of small buffers that are lent and come back, and private buffers for large
-//! bodies.
+//! The arena: memory that receives land in, in buffers of one size that are lent and come back.
 //!
 //! With provided buffers the kernel picks a free buffer when data arrives ([`BufferRing`]), so an idle
 //! connection holds none. Without them [`Pool::borrow_one`] lends one to each receive that is about to
@@ -10,7 +9,7 @@
 //!
 //! Shares: the arena has two parts, one for clients and one for backends, so that neither can take the other's buffers;
 //! and of the backends' part each cluster may hold a quarter ([`Share`]). What a peer sends beyond that is copied out of
-//! the arena at once ([`Pool::is_scarce`]). Private buffers ([`BulkBuf`]) are lent within the worker's `body_memory`.
+//! the arena at once ([`Pool::is_scarce`]).
 
 use std::{
     cell::{Cell, RefCell},
@@ -25,14 +24,6 @@ use std::{
 
 use io_uring::{IoUring, types::BufRingEntry};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
-
-/// Size of a large private buffer (bytes).
-pub const BULK_SIZE: usize = 256 * 1024;
-/// Size of a small private buffer (bytes): what a slow peer may cost, once while it is sent and once while the next one is
-/// received.
-pub const BULK_SMALL: usize = 32 * 1024;
-/// Private buffers of either size that are kept for the next user.
-const KEPT_BULK: usize = 16;
 
 /// Whose a socket is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -449,114 +440,6 @@ impl BufferRing {
     }
 }
 
-/// A private buffer for a large body, lent within the worker's `body_memory`; it comes back by itself.
-pub struct BulkBuf {
-    /// `None` only while it is dropped.
-    bulk: Option<Box<Bulk>>,
-    memory: Rc<BodyMemory>,
-}
-
-struct Bulk {
-    /// All of its bytes count as initialised; those of the one before are written over.
-    bytes: Vec<u8>,
-    size: usize,
-}
-
-/// What of the worker's memory large bodies, and what waits for slow peers, may take.
-pub(super) struct BodyMemory {
-    budget: usize,
-    in_use: Cell<usize>,
-    refused: Cell<u64>,
-    /// Small ones, large ones.
-    kept: [RefCell<Vec<Box<Bulk>>>; 2],
-}
-
-impl BodyMemory {
-    /// `budget` bytes.
-    pub(super) fn new(budget: usize) -> Rc<BodyMemory> {
-        Rc::new(BodyMemory { budget, in_use: Cell::new(0), refused: Cell::new(0), kept: Default::default() })
-    }
-
-    /// A buffer for `wanted` bytes or as many as it takes: [`BULK_SMALL`] or [`BULK_SIZE`]. `None` when the budget does not
-    /// allow it: the body then goes on in buffers of the arena.
-    pub(super) fn lend(self: &Rc<Self>, wanted: usize) -> Option<BulkBuf> {
-        let sizes: &[usize] = if wanted > BULK_SMALL { &[BULK_SIZE, BULK_SMALL] } else { &[BULK_SMALL] };
-        let Some(size) = sizes.iter().find(|size| self.in_use.get() + **size <= self.budget) else {
-            self.refused.set(self.refused.get() + 1);
-            return None;
-        };
-        self.take(*size);
-        let kept = self.kept(*size).borrow_mut().pop();
-        let bulk = kept.unwrap_or_else(|| Box::new(Bulk { bytes: vec![0; *size], size: *size }));
-        Some(BulkBuf { bulk: Some(bulk), memory: Rc::clone(self) })
-    }
-
-    fn kept(&self, size: usize) -> &RefCell<Vec<Box<Bulk>>> {
-        &self.kept[usize::from(size > BULK_SMALL)]
-    }
-
-    /// Counts memory that has to be had, whatever the budget says.
-    pub(super) fn take(&self, bytes: usize) {
-        self.in_use.set(self.in_use.get() + bytes);
-    }
-
-    /// The end of [`BodyMemory::take`].
-    pub(super) fn release(&self, bytes: usize) {
-        debug_assert!(bytes <= self.in_use.get(), "memory is released once");
-        self.in_use.set(self.in_use.get().saturating_sub(bytes));
-    }
-
-    /// Bytes in use.
-    pub(super) fn in_use(&self) -> usize {
-        self.in_use.get()
-    }
-
-    /// How often the budget did not allow a buffer.
-    pub(super) fn refused(&self) -> u64 {
-        self.refused.get()
-    }
-}
-
-impl BulkBuf {
-    /// As a vector, for what writes into one. It must not be made longer than it is, or it is not used again.
-    pub fn as_vec(&mut self) -> &mut Vec<u8> {
-        // Invariant: it is there until the drop.
-        #[expect(clippy::expect_used, reason = "only `drop` takes it")]
-        &mut self.bulk.as_mut().expect("only `drop` takes it").bytes
-    }
-}
-
-impl Deref for BulkBuf {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        self.bulk.as_ref().map_or(&[], |bulk| &bulk.bytes)
-    }
-}
-
-impl DerefMut for BulkBuf {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        self.bulk.as_mut().map_or(&mut [], |bulk| &mut bulk.bytes)
-    }
-}
-
-impl Drop for BulkBuf {
-    fn drop(&mut self) {
-        let Some(bulk) = self.bulk.take() else { return };
-        self.memory.release(bulk.size);
-        let mut kept = self.memory.kept(bulk.size).borrow_mut();
-        if kept.len() < KEPT_BULK && bulk.bytes.len() == bulk.size {
-            kept.push(bulk);
-        }
-    }
-}
-
-impl fmt::Debug for BulkBuf {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BulkBuf").field("size", &self.len()).finish_non_exhaustive()
-    }
-}
-
 impl PartialEq<&[u8; 8]> for Buf {
     fn eq(&self, other: &&[u8; 8]) -> bool {
         **self == other[..]
@@ -620,20 +503,6 @@ mod tests {
         assert_eq!(lent.len(), 13);
         assert!(pool.is_scarce(Role::Downstream, 0) && !pool.is_scarce(Role::Downstream, 1));
         assert!(!pool.is_scarce(Role::Upstream(Share(1)), 0));
-    }
-
-    #[test]
-    fn private_buffers_are_lent_within_the_budget_and_come_back_by_themselves() {
-        let memory = BodyMemory::new(BULK_SIZE + BULK_SMALL);
-        let large = memory.lend(BULK_SIZE).unwrap();
-        assert_eq!(large.len(), BULK_SIZE);
-        let small = memory.lend(BULK_SIZE).unwrap();
-        assert_eq!(small.len(), BULK_SMALL, "a smaller one where the larger is too much");
-        assert!(memory.lend(1).is_none());
-        assert_eq!((memory.refused(), memory.in_use()), (1, BULK_SIZE + BULK_SMALL));
-        drop((large, small));
-        assert_eq!(memory.in_use(), 0);
-        assert_eq!(memory.lend(BULK_SMALL).unwrap().len(), BULK_SMALL);
     }
 
     #[test]

@@ -23,6 +23,7 @@
 //! a descriptor is closed once, after its last completion; what a peer can make us hold is bounded.
 
 mod batching;
+mod body_memory;
 mod buffers;
 mod core;
 mod features;
@@ -38,7 +39,8 @@ mod timer;
 mod uring;
 
 pub use self::{
-    buffers::{BULK_SIZE, BULK_SMALL, Buf, BulkBuf, Role, Share},
+    body_memory::{BULK_SIZE, BULK_SMALL, BulkBuf},
+    buffers::{Buf, Role, Share},
     core::Ring,
     features::{Features, Level},
     listener::{AcceptError, Listener},

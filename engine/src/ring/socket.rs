@@ -10,10 +10,7 @@
 
 use std::{collections::VecDeque, num::NonZeroU16, os::fd::RawFd, task::Waker};
 
-use super::{
-    buffers::{BulkBuf, Role},
-    stream::SendBuf,
-};
+use super::{body_memory::BulkBuf, buffers::Role, stream::SendBuf};
 
 /// A kind of operation; part of its token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

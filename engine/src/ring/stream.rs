@@ -20,7 +20,8 @@ use io_uring::{opcode, types};
 use socket2::{Domain, SockAddr, SockRef, Socket as SystemSocket, Type};
 
 use super::{
-    buffers::{Buf, BulkBuf, Role, Share},
+    body_memory::BulkBuf,
+    buffers::{Buf, Role, Share},
     core::{Core, Ring},
     socket::{End, Operation, Sending, Token},
     sys,

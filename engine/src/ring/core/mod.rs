@@ -28,7 +28,8 @@ use io_uring::{cqueue, squeue};
 
 use super::{
     batching::Batching,
-    buffers::{BodyMemory, BufferRing, BulkBuf, Part, Pool},
+    body_memory::{BodyMemory, BulkBuf},
+    buffers::{BufferRing, Part, Pool},
     features::Features,
     setup::{Settings, SetupError},
     socket::{End, Operation, Socket, Table, Token},

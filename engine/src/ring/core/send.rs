@@ -6,7 +6,8 @@ use io_uring::{opcode, types};
 
 use super::Core;
 use crate::ring::{
-    buffers::{BULK_SMALL, BodyMemory, Role},
+    body_memory::{BULK_SMALL, BodyMemory},
+    buffers::Role,
     socket::{Operation, Sending, Socket, Token},
     stream::SendBuf,
 };
