@@ -28,6 +28,8 @@ mod buffers;
 mod core;
 mod features;
 mod listener;
+#[cfg(test)]
+mod nonblocking_tests;
 mod pass;
 mod setup;
 mod socket;
