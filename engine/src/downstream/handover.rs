@@ -64,7 +64,7 @@ fn resume(
     sockets: Vec<OwnedFd>,
     registry: &impl HandoverRegistry,
 ) -> Result<u64, String> {
-    let message: HandoverMessage = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let message = HandoverMessage::read(text, sockets.len())?;
     let find = |address| registry.listener(address).ok_or("its listener is gone");
     let adopt = |socket, role| Stream::adopt(&shared.ring, socket, role).map_err(|error| error.to_string());
     let mut sockets = sockets.into_iter();

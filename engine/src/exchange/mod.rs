@@ -34,10 +34,10 @@ pub(crate) use self::{
     client::{ClientConnection, Disposition},
     forward::exchange,
     listener::{Action, HstsPolicy, Passthrough, Routes, Target},
-    successor::{Age, ConnectionOrigin, HandoverMessage},
+    successor::ConnectionOrigin,
 };
 pub use self::{
     listener::{ListenerConfig, ListenerHandle},
     shared::Shared,
-    successor::Successor,
+    successor::{Age, HandoverMessage, Successor},
 };

@@ -21,7 +21,7 @@ use crate::{
 /// Whether a connection has had a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Age {
+pub enum Age {
     /// It waits for its first.
     New,
     /// It is idle between two.
@@ -48,15 +48,18 @@ impl ConnectionOrigin {
 /// What moves with the sockets, as JSON.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum HandoverMessage {
+pub enum HandoverMessage {
     /// A connection without a request: one socket.
     Idle {
         /// Of its listener.
         listener: SocketAddr,
+        /// Whether it has had a request.
         age: Age,
-        // Programs before these do not know them, and have no need to.
+        // Programs before these do not know the next two, and have no need to.
+        /// A header of the PROXY protocol has come, where one has to.
         #[serde(default)]
         begun: bool,
+        /// Whom it has named.
         #[serde(default)]
         ends: Option<AddressPair>,
     },
@@ -66,7 +69,41 @@ pub(crate) enum HandoverMessage {
         listener: SocketAddr,
     },
     /// A tunnel at rest: the client's socket, then the backend's.
-    Tunnel { listener: SocketAddr, cluster: String, backend: String },
+    Tunnel {
+        /// Of its listener.
+        listener: SocketAddr,
+        /// Where the backend belongs.
+        cluster: String,
+        /// Its name there.
+        backend: String,
+    },
+}
+
+impl HandoverMessage {
+    /// Reads the message `text`, which came with this many sockets.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn read(text: &str, sockets: usize) -> Result<HandoverMessage, String> {
+        let message: HandoverMessage = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        let wanted = match message {
+            HandoverMessage::Idle { .. } | HandoverMessage::Queue { .. } => 1,
+            HandoverMessage::Tunnel { .. } => 2,
+        };
+        if sockets == wanted {
+            Ok(message)
+        } else {
+            Err("it has not the sockets that it should have".to_owned())
+        }
+    }
+
+    /// Its text.
+    ///
+    /// # Errors
+    /// Never, as all that it holds can be written.
+    pub fn text(&self) -> serde_json::Result<String> {
+        serde_json::to_string(self)
+    }
 }
 
 /// The process that takes this one's place.
@@ -120,7 +157,7 @@ impl Successor {
     fn send_waiting(&self, shared: &Shared) -> io::Result<()> {
         let mut waiting = self.waiting.borrow_mut();
         while let Some((message, sockets)) = waiting.front() {
-            let text = serde_json::to_string(message)?;
+            let text = message.text()?;
             match send_descriptors(&self.channel, &text, sockets) {
                 Ok(()) if matches!(message, HandoverMessage::Queue { .. }) => {}
                 Ok(()) => shared.counters.count(Counter::HandedOver),

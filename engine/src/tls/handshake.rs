@@ -40,7 +40,7 @@ pub(crate) struct TlsInfo {
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Failure {
+pub enum Failure {
     /// The peer went away.
     #[error("the peer went away during the handshake")]
     Gone,
@@ -101,11 +101,43 @@ impl Failure {
 }
 
 /// The first message of a client.
-pub(crate) struct Hello {
+pub struct Hello {
     /// The name that it asks for, in lower case.
-    pub(crate) name: Option<Box<str>>,
+    pub name: Option<Box<str>>,
     /// Everything that came so far.
-    pub(crate) bytes: Vec<u8>,
+    pub bytes: Vec<u8>,
+}
+
+/// Reads the first message of a client as it arrives, without answering. No sockets here.
+#[derive(Default)]
+pub struct HelloReader {
+    acceptor: Acceptor,
+    bytes: Vec<u8>,
+}
+
+impl HelloReader {
+    /// Takes what arrived next; `None` = the message is not complete. What comes with it is kept with it.
+    ///
+    /// # Errors
+    /// Why it is no such message. Nothing more can be read then.
+    pub fn read(&mut self, input: &[u8]) -> Result<Option<Hello>, Failure> {
+        self.bytes.extend_from_slice(input);
+        let mut unread = input;
+        while !unread.is_empty() {
+            if !self.acceptor.read_tls(&mut unread).is_ok_and(|read| read > 0) {
+                return Err(Failure::HelloTooLarge);
+            }
+            match self.acceptor.accept() {
+                Ok(None) => {}
+                Ok(Some(accepted)) => {
+                    let name = accepted.client_hello().server_name().map(Box::from);
+                    return Ok(Some(Hello { name, bytes: std::mem::take(&mut self.bytes) }));
+                }
+                Err((error, _)) => return Err(Failure::Tls(error)),
+            }
+        }
+        if self.bytes.len() > limits::MAX_CLIENT_HELLO { Err(Failure::HelloTooLarge) } else { Ok(None) }
+    }
 }
 
 /// Reads the first message, which begins with `input`, and whatever comes with it, without answering.
@@ -113,30 +145,16 @@ pub(crate) struct Hello {
 /// # Errors
 /// What came, and why it is no such message.
 pub(crate) async fn read_hello(stream: &Stream, mut input: Input) -> Result<Hello, (Failure, Vec<u8>)> {
-    let mut bytes = Vec::new();
-    let mut acceptor = Acceptor::default();
+    let mut reader = HelloReader::default();
     loop {
-        bytes.extend_from_slice(input.bytes());
-        let mut unread: &[u8] = input.bytes();
-        while !unread.is_empty() {
-            if !acceptor.read_tls(&mut unread).is_ok_and(|read| read > 0) {
-                return Err((Failure::HelloTooLarge, bytes));
-            }
-            match acceptor.accept() {
-                Ok(None) => {}
-                Ok(Some(accepted)) => {
-                    let name = accepted.client_hello().server_name().map(Box::from);
-                    return Ok(Hello { name, bytes });
-                }
-                Err((error, _)) => return Err((Failure::Tls(error), bytes)),
-            }
-        }
-        if bytes.len() > limits::MAX_CLIENT_HELLO {
-            return Err((Failure::HelloTooLarge, bytes));
+        match reader.read(input.bytes()) {
+            Ok(Some(hello)) => return Ok(hello),
+            Ok(None) => {}
+            Err(failure) => return Err((failure, reader.bytes)),
         }
         input = match stream.receive().await {
             Ok(Recv::Data(buffer)) => Input::Received(buffer),
-            Ok(Recv::Finished) | Err(_) => return Err((Failure::Gone, bytes)),
+            Ok(Recv::Finished) | Err(_) => return Err((Failure::Gone, reader.bytes)),
         };
     }
 }

@@ -33,8 +33,7 @@ pub(crate) use self::{
     connector::Connector,
     demands::by_name as demands_by_name,
     handshake::{
-        Failure, FailureKind, HandshakeResult, Hello, Input, TlsInfo, accept, read_hello, too_large,
-        unrecognized_name,
+        FailureKind, HandshakeResult, Input, TlsInfo, accept, read_hello, too_large, unrecognized_name,
     },
     names::NameMap,
     session::{RECORD_CONTENT, Session},
@@ -42,6 +41,7 @@ pub(crate) use self::{
 };
 pub use self::{
     demands::Contradiction,
+    handshake::{Failure, Hello, HelloReader},
     identity::distinguished_name,
     record::Stored,
     terminator::{Context, TlsError},
