@@ -16,6 +16,12 @@ const MAX_V1: usize = 107;
 const MAX_V2: usize = 4_096;
 /// Signature, command, family and length.
 const FIXED: usize = 16;
+/// Bytes of addresses in version 2: TCP over IPv4, TCP over IPv6, a stream over a unix socket.
+const ADDRESSES_V4: usize = 12;
+const ADDRESSES_V6: usize = 36;
+const ADDRESSES_UNIX: usize = 216;
+/// The extension that holds a checksum of the whole header (`PP2_TYPE_CRC32C`).
+const TYPE_CRC32C: u8 = 0x03;
 
 /// The two ends of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -112,18 +118,62 @@ fn parse_v2(input: &[u8]) -> Result<Option<Header>, Malformed> {
         0x21 => false,
         _ => return Err(Malformed),
     };
-    let Some(addresses) = input.get(FIXED..length) else { return Ok(None) };
-    let ends = match family {
-        // TCP over IPv4, IPv6.
-        0x11 => Some(ends_v4(addresses)?),
-        0x21 => Some(ends_v6(addresses)?),
-        // Unspecified; over a unix socket, which has no address that anybody could use.
-        0x00 | 0x31 => None,
-        // Whoever says LOCAL may say anything there.
-        _ if local => None,
+    let Some(header) = input.get(..length) else { return Ok(None) };
+    let addresses = &header[FIXED..];
+    if local {
+        // Section 2.2: of LOCAL nothing counts but the length, whatever the family says. A checksum is looked at where
+        // it is beyond doubt where extensions begin.
+        let checked = if family == 0x00 { check_extensions(header, FIXED) } else { Ok(()) };
+        return match checked {
+            Err(Defect::Checksum) => Err(Malformed),
+            Err(Defect::Shape) | Ok(()) => Ok(Some(Header { ends: None, length })),
+        };
+    }
+    let (ends, addresses_len) = match family {
+        0x11 => (Some(ends_v4(addresses)?), ADDRESSES_V4),
+        0x21 => (Some(ends_v6(addresses)?), ADDRESSES_V6),
+        // Over a unix socket, which has no address that anybody could use.
+        0x31 if addresses.len() >= ADDRESSES_UNIX => (None, ADDRESSES_UNIX),
+        // Unspecified: whoever has no addresses may leave them out.
+        0x00 | 0x31 => (None, 0),
         _ => return Err(Malformed),
     };
-    Ok(Some(Header { ends: ends.filter(|_| !local), length }))
+    match check_extensions(header, FIXED + addresses_len) {
+        Ok(()) => Ok(Some(Header { ends, length })),
+        // Section 2.2: what follows an unspecified family is skipped.
+        Err(Defect::Shape) if ends.is_none() => Ok(Some(Header { ends, length })),
+        Err(_) => Err(Malformed),
+    }
+}
+
+/// What is wrong with the extensions of a header.
+enum Defect {
+    /// They are not type, length and value, one after the other.
+    Shape,
+    /// The checksum is that of another header.
+    Checksum,
+}
+
+/// Walks over the extensions (section 2.2.1, "TLV"), which begin at `from`, and verifies the checksum if there is one
+/// (section 2.2.3): CRC-32c of the header, with zeros in place of the checksum.
+fn check_extensions(header: &[u8], from: usize) -> Result<(), Defect> {
+    let mut at = from;
+    while at < header.len() {
+        let [kind, high, low] = *header[at..].first_chunk::<3>().ok_or(Defect::Shape)?;
+        let value_at = at + 3;
+        let end = value_at + usize::from(u16::from_be_bytes([high, low]));
+        let value = header.get(value_at..end).ok_or(Defect::Shape)?;
+        if kind == TYPE_CRC32C {
+            let said: [u8; 4] = value.try_into().map_err(|_| Defect::Checksum)?;
+            let sum = crc32c::crc32c(&header[..value_at]);
+            let sum = crc32c::crc32c_append(crc32c::crc32c_append(sum, &[0; 4]), &header[end..]);
+            if sum != u32::from_be_bytes(said) {
+                return Err(Defect::Checksum);
+            }
+        }
+        at = end;
+    }
+    Ok(())
 }
 
 fn ends_v4(bytes: &[u8]) -> Result<AddressPair, Malformed> {
@@ -230,6 +280,68 @@ mod tests {
             [(0x20, 0x11, &addresses[..]), (0x20, 0, &[][..]), (0x21, 0, &[][..]), (0x20, 0x99, &[1, 2][..])]
         {
             assert_eq!(parse(&v2(command, family, rest)).unwrap().unwrap().ends, None);
+        }
+    }
+
+    #[test]
+    fn local_is_accepted_with_any_family_whether_addresses_follow_or_not() {
+        for family in [0x00, 0x11, 0x12, 0x21, 0x22, 0x31, 0x32, 0xff] {
+            for rest in [&[][..], &[1, 2, 3], &[7; 12], &[7; 36], &[7; 216]] {
+                let header = parse(&v2(0x20, family, rest)).unwrap().unwrap();
+                assert_eq!((header.ends, header.length), (None, 16 + rest.len()), "{family:#x} {rest:?}");
+            }
+        }
+    }
+
+    /// Extensions with a checksum between two others, the checksum being right for a header that begins so.
+    fn checksummed(command: u8, family: u8, addresses: &[u8]) -> Vec<u8> {
+        let mut header =
+            v2(command, family, &[addresses, &[4, 0, 1, 9, 3, 0, 4, 0, 0, 0, 0, 4, 0, 0]].concat());
+        let at = header.len() - 7;
+        let sum = crc32c::crc32c(&header).to_be_bytes();
+        header[at..at + 4].copy_from_slice(&sum);
+        header
+    }
+
+    #[test]
+    fn a_checksum_is_that_of_the_specification() {
+        // RFC 3720 appendix B.4.
+        assert_eq!(crc32c::crc32c(&[0; 32]), 0x8a91_36aa);
+        assert_eq!(crc32c::crc32c(&[0xff; 32]), 0x62a8_ab43);
+    }
+
+    #[test]
+    fn a_header_with_a_wrong_checksum_is_refused_wherever_it_is_wrong() {
+        let families: [(u8, u8, &[u8]); 5] = [
+            (0x21, 0x11, &[1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 0, 2]),
+            (0x21, 0x21, &[1; 36]),
+            (0x21, 0x31, &[1; 216]),
+            (0x21, 0x00, &[]),
+            (0x20, 0x00, &[]),
+        ];
+        for (command, family, addresses) in families {
+            let header = checksummed(command, family, addresses);
+            assert_eq!(parse(&header).unwrap().unwrap().length, header.len(), "{command:#x} {family:#x}");
+            // Any bit of the addresses, of the checksum, and of the values of other extensions.
+            let sum_at = header.len() - 7;
+            for at in (FIXED..FIXED + addresses.len())
+                .chain([FIXED + addresses.len() + 3])
+                .chain(sum_at..sum_at + 4)
+            {
+                let mut wrong = header.clone();
+                wrong[at] ^= 0x10;
+                assert_eq!(parse(&wrong), Err(Malformed), "{command:#x} {family:#x}: byte {at}");
+            }
+        }
+        // A checksum of another size is none.
+        assert_eq!(parse(&v2(0x21, 0x00, &[3, 0, 3, 0, 0, 0])), Err(Malformed));
+    }
+
+    #[test]
+    fn extensions_behind_addresses_are_whole_or_the_header_is_refused() {
+        let addresses = [1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 0, 2];
+        for rest in [&[4][..], &[4, 0], &[4, 0, 2, 9], &[4, 0, 0, 5]] {
+            assert_eq!(parse(&v2(0x21, 0x11, &[&addresses[..], rest].concat())), Err(Malformed), "{rest:?}");
         }
     }
 

@@ -15,6 +15,17 @@ fn v2(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
 /// Addresses of IPv4: from 203.0.113.7:4711 to 198.51.100.1:443.
 const IPV4: [u8; 12] = [203, 0, 113, 7, 198, 51, 100, 1, 0x12, 0x67, 1, 0xbb];
 
+/// A header of version 2 with its checksum (CRC-32c, reflected polynomial 0x82f63b78), of which `flipped` bits are wrong.
+fn checksummed(command: u8, family: u8, addresses: &[u8], flipped: u32) -> Vec<u8> {
+    let mut header = v2(command, family, &[addresses, &[3, 0, 4, 0, 0, 0, 0]].concat());
+    let sum = !header.iter().fold(!0u32, |sum, byte| {
+        (0..8).fold(sum ^ u32::from(*byte), |sum, _| (sum >> 1) ^ (0x82f6_3b78 & (sum & 1).wrapping_neg()))
+    });
+    let at = header.len() - 4;
+    header[at..].copy_from_slice(&(sum ^ flipped).to_be_bytes());
+    header
+}
+
 /// Headers that say something, with the client's address as it is told; `None`: that of the connection.
 fn headers() -> Vec<(Vec<u8>, Option<&'static str>)> {
     let ipv6: Vec<u8> = [
@@ -32,6 +43,11 @@ fn headers() -> Vec<(Vec<u8>, Option<&'static str>)> {
         (v2(0x21, 0x21, &ipv6), Some("2001:db8::1")),
         (v2(0x20, 0x00, &[]), None),
         (v2(0x20, 0x11, &IPV4), None),
+        (v2(0x20, 0x11, &[]), None),
+        (v2(0x20, 0x21, &IPV4), None),
+        (v2(0x20, 0x32, &[]), None),
+        (checksummed(0x21, 0x11, &IPV4, 0), Some("203.0.113.7")),
+        (checksummed(0x20, 0x00, &[], 0), None),
     ]
 }
 
@@ -114,6 +130,8 @@ fn what_does_not_begin_with_a_header_is_closed_and_counted() {
             &v2(0x21, 0x12, &IPV4),
             &v2(0x21, 0x11, &IPV4[..11]),
             &v2(0x21, 0x11, &[0; 5_000]),
+            &checksummed(0x21, 0x11, &IPV4, 1),
+            &checksummed(0x20, 0x00, &[], 1 << 31),
         ] {
             let mut client = Client::connect(address);
             client.send(wrong);
