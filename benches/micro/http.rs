@@ -105,7 +105,7 @@ fn responses(criterion: &mut Criterion) {
         bencher.iter(|| {
             out.clear();
             let plan = ResponsePlan::new(black_box(&head), Method::Get, Version::Http11, true);
-            head.write_forwarded(&plan, None, &mut out);
+            head.write_forwarded(&plan, None, None, &mut out);
             out.len()
         });
     });

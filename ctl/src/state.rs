@@ -330,6 +330,9 @@ pub struct Forwarding {
     pub x_real_ip: bool,
     /// Drop an `X-Real-IP` that a client sent (`elide_x_real_ip`).
     pub elide_x_real_ip: bool,
+    /// Fields with `_` in their names are passed on (`underscores_in_headers`).
+    #[serde(default)]
+    pub underscores: bool,
     /// Networks whose peers may set these fields.
     pub trusted_peers: Vec<IpNet>,
 }
@@ -346,6 +349,7 @@ impl Default for Forwarding {
             x_request_id: true,
             x_real_ip: false,
             elide_x_real_ip: false,
+            underscores: false,
             trusted_peers: Vec::new(),
         }
     }

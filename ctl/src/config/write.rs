@@ -121,6 +121,7 @@ pub fn listener(listener: &Listener) -> Table {
         ("x_request_id", now.x_request_id, usual.x_request_id),
         ("send_x_real_ip", now.x_real_ip, usual.x_real_ip),
         ("elide_x_real_ip", now.elide_x_real_ip, usual.elide_x_real_ip),
+        ("underscores_in_headers", now.underscores, usual.underscores),
     ] {
         table.unless(usual, key, now);
     }

@@ -222,7 +222,7 @@ fn refuse_clear_text(connection: &ClientConnection) -> Disposition {
     counters.count(Counter::TlsMalformed);
     counters.count_answer(Reason::ClearTextOnTls);
     let mut out = connection.shared.ring.head_buffer();
-    write_answer(Reason::ClearTextOnTls, true, false, &[], &mut out);
+    write_answer(Reason::ClearTextOnTls, true, false, &[], &connection.shared.date(), &mut out);
     connection.client.start_send(SendBuf::from(out));
     Disposition::Close
 }

@@ -210,6 +210,11 @@ fn plan(connection: &mut ClientConnection, config: &Rc<ListenerConfig>, progress
             {
                 Some((Reason::BodyTooLarge, None))
             }
+            // RFC 9110 section 7.6.2: who receives 0 answers as the last recipient.
+            _ if head.max_forwards == Some(0) && head.method == Method::Trace => {
+                Some((Reason::TraceEnded, None))
+            }
+            _ if head.max_forwards == Some(0) => Some((Reason::OptionsEnded, None)),
             _ => None,
         },
     };
@@ -442,7 +447,7 @@ async fn answer(connection: &mut ClientConnection, refused: LocalReply) -> Dispo
     .into_iter()
     .flatten()
     .collect();
-    write_answer(refused.reason, !keep_alive, refused.head_only, &extra, &mut out);
+    write_answer(refused.reason, !keep_alive, refused.head_only, &extra, &shared.date(), &mut out);
     let front_ms = connection.config().settings.timeouts.front_ms;
     match flush(&connection.client, &connection.timer, front_ms).await {
         Ok(()) => connection.client.start_send(SendBuf::from(out)),

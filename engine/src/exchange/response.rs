@@ -235,7 +235,7 @@ fn read(
     let head = match parsed {
         Ok(Some(head)) => head,
         Ok(None) => return Ok(Head::Incomplete),
-        Err(reason) => return Err(Failure::Silent(reason)),
+        Err(defect) => return Err(Failure::Silent(defect.reason())),
     };
     let upgraded = head.status == 101;
     if upgraded && !request.upgrade {
@@ -250,14 +250,15 @@ fn read(
         // RFC 9110 section 15.2: a client of HTTP/1.0 does not know interim responses.
         let out = (request.version == Version::Http11).then(|| {
             let mut out = shared.ring.head_buffer();
-            head.write_forwarded(&plan, None, &mut out);
+            head.write_forwarded(&plan, None, None, &mut out);
             out
         });
         read_buffer.consume(length);
         return Ok(Head::Interim(out));
     }
     let mut out = shared.ring.head_buffer();
-    head.write_forwarded(&plan, request.transport.as_deref(), &mut out);
+    let date = (!head.dated).then(|| shared.date());
+    head.write_forwarded(&plan, request.transport.as_deref(), date.as_ref(), &mut out);
     let decoder = match head.body {
         ResponseBody::None => Decoder::Length(0),
         ResponseBody::Length(length) => Decoder::Length(length),

@@ -11,7 +11,12 @@ use super::{
     request_id::RequestIds,
     successor::{HandoverMessage, Successor},
 };
-use crate::{http::Scratch, observe::Counters, ring::Ring, upstream::Pooling};
+use crate::{
+    http::{DateCache, DateLine, Scratch},
+    observe::Counters,
+    ring::Ring,
+    upstream::Pooling,
+};
 
 /// What all connections of a worker share.
 pub struct Shared {
@@ -44,6 +49,7 @@ pub struct Shared {
     failing: Cell<Option<std::task::Waker>>,
     pub(crate) scratch: RefCell<Scratch>,
     pub(crate) request_ids: RefCell<RequestIds>,
+    date: DateCache,
 }
 
 impl Shared {
@@ -66,6 +72,16 @@ impl Shared {
             failure: RefCell::default(),
             failing: Cell::default(),
             scratch: RefCell::new(Scratch::new()),
+            date: DateCache::new(),
+        })
+    }
+
+    /// `Date` of the present second.
+    #[inline]
+    pub(crate) fn date(&self) -> DateLine {
+        self.date.line(self.ring.now(), || {
+            // A clock before 1970 is as good as none.
+            std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default()
         })
     }
 

@@ -1,16 +1,25 @@
 //! The answers that kakehi makes itself: short, plain text, with the reason's code in the body.
 
-use super::Reason;
+use super::{DateLine, Reason};
 
 /// Methods that kakehi passes on by name, for the `Allow` that a 405 must have (RFC 9110 section 15.5.6).
 const ALLOW: &[u8] = b"Allow: GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH, TRACE\r\n";
+/// Those that kakehi answers itself, or leads on, where it is the last recipient.
+const ALLOW_HERE: &[u8] = b"Allow: GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH\r\n";
 
 /// Appends a complete answer for `reason` to `out`.
 ///
 /// `close` announces that the connection ends with this answer; `head_only` leaves the body out (an answer
 /// to `HEAD`), its length stays. `extra` are more fields, whose names and values the caller vouches for:
-/// tokens, and no CR, LF or NUL. The body is `"<status> <phrase>: <code>\n"`.
-pub fn write_answer(reason: Reason, close: bool, head_only: bool, extra: &[(&str, &str)], out: &mut Vec<u8>) {
+/// tokens, and no CR, LF or NUL. `date` is the present one. The body is `"<status> <phrase>: <code>\n"`.
+pub fn write_answer(
+    reason: Reason,
+    close: bool,
+    head_only: bool,
+    extra: &[(&str, &str)],
+    date: &DateLine,
+    out: &mut Vec<u8>,
+) {
     let (code, phrase) = (reason.code(), reason.phrase());
     let mut digits = itoa::Buffer::new();
     let status = digits.format(reason.status());
@@ -20,8 +29,13 @@ pub fn write_answer(reason: Reason, close: bool, head_only: bool, extra: &[(&str
     put(out, &[b"HTTP/1.1 ", status.as_bytes(), b" ", phrase.as_bytes(), b"\r\n"]);
     put(out, &[b"Content-Type: text/plain\r\nContent-Length: "]);
     put(out, &[itoa::Buffer::new().format(length).as_bytes(), b"\r\n"]);
-    if reason.status() == 405 {
-        out.extend_from_slice(ALLOW);
+    // RFC 9110 section 6.6.1.
+    out.extend_from_slice(date.as_bytes());
+    match reason {
+        // RFC 9110 section 9.3.7: what a last recipient may say of itself.
+        Reason::OptionsEnded | Reason::TraceEnded => out.extend_from_slice(ALLOW_HERE),
+        _ if reason.status() == 405 => out.extend_from_slice(ALLOW),
+        _ => {}
     }
     if close {
         out.extend_from_slice(b"Connection: close\r\n");
@@ -51,7 +65,7 @@ mod tests {
 
     fn answer(reason: Reason, close: bool, head_only: bool, extra: &[(&str, &str)]) -> String {
         let mut out = Vec::new();
-        write_answer(reason, close, head_only, extra, &mut out);
+        write_answer(reason, close, head_only, extra, &DateLine::at(784_111_777), &mut out);
         String::from_utf8(out).unwrap()
     }
 
@@ -59,8 +73,8 @@ mod tests {
     fn an_answer_says_status_and_code_and_how_long_it_is() {
         assert_eq!(
             answer(Reason::NoRoute, false, false, &[]),
-            "HTTP/1.1 404 Not Found\r\nContent-Type: text/plain\r\nContent-Length: 24\r\n\r\n\
-             404 Not Found: no_route\n"
+            "HTTP/1.1 404 Not Found\r\nContent-Type: text/plain\r\nContent-Length: 24\r\n\
+             Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n\r\n404 Not Found: no_route\n"
         );
         for reason in Reason::ALL {
             let text = answer(*reason, true, false, &[]);
@@ -72,13 +86,21 @@ mod tests {
     #[test]
     fn an_answer_to_head_keeps_the_length_and_has_no_body() {
         let text = answer(Reason::NoRoute, true, true, &[]);
-        assert!(text.contains("Content-Length: 24\r\nConnection: close\r\n"));
+        assert!(
+            text.contains(
+                "Content-Length: 24\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nConnection: close\r\n"
+            )
+        );
         assert!(text.ends_with("\r\n\r\n"));
     }
 
     #[test]
     fn a_405_names_the_methods_and_extra_fields_are_written() {
         assert!(answer(Reason::ConnectRefused, true, false, &[]).contains("\r\nAllow: GET, "));
+        for here in [Reason::TraceEnded, Reason::OptionsEnded] {
+            let text = answer(here, false, false, &[]);
+            assert!(text.contains("\r\nAllow: GET, ") && !text.contains("TRACE"), "{text}");
+        }
         let redirect = answer(Reason::HttpsRedirect, false, false, &[("Location", "https://a.example/")]);
         assert!(redirect.contains("\r\nLocation: https://a.example/\r\n"));
     }

@@ -47,7 +47,7 @@ impl RequestHead<'_> {
     /// Appends the request as the backend gets it.
     ///
     /// Forwarding fields of a peer that is not trusted are dropped, switched on or off, and those spelt with
-    /// `_` with them. Of a trusted peer the lists (`X-Forwarded-For`, `Forwarded`, `Via`) are continued in
+    /// `_` with them; other fields with `_` in their names are passed on where the listener says so. Of a trusted peer the lists (`X-Forwarded-For`, `Forwarded`, `Via`) are continued in
     /// one line, and the others win over ours.
     pub fn write_forwarded(&self, by: &ForwardedBy<'_>, out: &mut Vec<u8>) {
         // Room for what is added besides the parts that are counted.
@@ -63,6 +63,11 @@ impl RequestHead<'_> {
             field::first_line(self.fields, self.len - 2)
         };
         field::copy_kept(self.input, from, self.len - 2, self.fields, out, |line| self.keeps(line, by));
+        if let Some(left) = self.max_forwards {
+            // RFC 9110 section 7.6.2. Whoever has 0 is answered, not forwarded.
+            let left = left.saturating_sub(1);
+            put!(out, "Max-Forwards: ", itoa::Buffer::new().format(left), "\r\n");
+        }
         self.write_framing(out);
         self.write_connection(out);
         self.write_origin(by, out);
@@ -73,12 +78,19 @@ impl RequestHead<'_> {
     #[inline]
     fn keeps(&self, line: &Field, by: &ForwardedBy<'_>) -> bool {
         let switches = by.switches;
+        let name = || line.name(self.input);
+        // CGI, WSGI and their like make `HTTP_A_B` of `A-B` and of `A_B`: whoever reads it cannot tell which it was.
+        let is_unmistakable = || switches.underscores || !name().contains(&b'_');
         match line.kind {
             // RFC 9110 section 7.6.1: what Connection names is for this connection only.
-            Kind::Other => {
-                !self.options.names_others || !field::is_named(self.fields, self.input, line.name(self.input))
+            Kind::Other | Kind::Date | Kind::Credentials | Kind::Challenge => {
+                is_unmistakable()
+                    && (!self.options.names_others || !field::is_named(self.fields, self.input, name()))
             }
-            Kind::Protected => true,
+            Kind::Protected => is_unmistakable(),
+            Kind::Proxy => false,
+            // RFC 9110 section 7.6.2: that of TRACE and OPTIONS is written anew.
+            Kind::MaxForwards => self.max_forwards.is_none(),
             Kind::Host => !self.replace_host,
             // RFC 9110 section 10.1.1: an expectation that was ignored must not come true further on.
             Kind::Expect => self.expect_continue,
@@ -93,13 +105,12 @@ impl RequestHead<'_> {
             Kind::Forwarded => by.trusted && !switches.forwarded,
             Kind::Via => by.trusted && !switches.via,
             Kind::XRealIp => by.trusted && !switches.elide_x_real_ip,
-            Kind::XForwardedProto
-            | Kind::XForwardedPort
-            | Kind::XForwardedHost
-            | Kind::XRequestId
-            | Kind::Lookalike => by.trusted,
+            Kind::XForwardedProto | Kind::XForwardedPort | Kind::XForwardedHost | Kind::XRequestId => {
+                by.trusted
+            }
+            Kind::Lookalike => by.trusted && switches.underscores,
             // What was verified here goes before what anybody says.
-            Kind::ClientCertificate => by.trusted && by.client.is_none(),
+            Kind::ClientCertificate => by.trusted && by.client.is_none() && is_unmistakable(),
         }
     }
 

@@ -165,9 +165,9 @@ fn a_peer_that_is_not_trusted_sets_no_forwarding_field() {
 
 #[test]
 fn a_trusted_peer_is_believed_and_its_lists_are_continued() {
-    let off = nothing();
+    let off = Forwarding { underscores: true, ..nothing() };
     assert_eq!(lines_of(CLAIMS, &by(&off, true)), CLAIMS);
-    let on = Forwarding { x_real_ip: true, ..Forwarding::default() };
+    let on = Forwarding { x_real_ip: true, underscores: true, ..Forwarding::default() };
     assert_eq!(
         lines_of(CLAIMS, &by(&on, true)),
         "X-Forwarded-Proto: https\r\nX-Forwarded-Port: 443\r\nX-Forwarded-Host: evil\r\nX-Request-Id: i\r\n\
@@ -177,6 +177,44 @@ fn a_trusted_peer_is_believed_and_its_lists_are_continued() {
     );
     let elide = Forwarding { elide_x_real_ip: true, ..nothing() };
     assert_eq!(lines_of("X-Real-IP: 9.9.9.9\r\n", &by(&elide, true)), "");
+}
+
+#[test]
+fn names_with_underscores_are_dropped_unless_the_listener_passes_them_on_and_proxy_always() {
+    let sent = "A_b: 1\r\nProxy: http://evil\r\n_: 2\r\nA-B: 3_\r\nContent_Length: 4\r\nX-Forwarded-A_B: 5\r\n\
+                X_Real_IP: 6\r\nClient_Cert: 7\r\nProxy_: 8\r\n";
+    let (drop, keep) = (nothing(), Forwarding { underscores: true, ..nothing() });
+    for trusted in [false, true] {
+        assert_eq!(lines_of(sent, &by(&drop, trusted)), "A-B: 3_\r\n");
+    }
+    let kept = "A_b: 1\r\n_: 2\r\nA-B: 3_\r\nContent_Length: 4\r\nX-Forwarded-A_B: 5\r\nProxy_: 8\r\n";
+    assert_eq!(lines_of(sent, &by(&keep, false)), kept);
+    let believed = kept.replace("Proxy_", "X_Real_IP: 6\r\nClient_Cert: 7\r\nProxy_");
+    assert_eq!(lines_of(sent, &by(&keep, true)), believed);
+}
+
+#[test]
+fn max_forwards_of_trace_and_options_counts_down_and_of_others_stays() {
+    for (method, sent, passed) in [
+        ("OPTIONS", "max-forwards: 10", "Max-Forwards: 9"),
+        ("TRACE", "Max-Forwards: 1", "Max-Forwards: 0"),
+        ("OPTIONS", "Max-Forwards: 0004", "Max-Forwards: 3"),
+        ("OPTIONS", "Max-Forwards: 99999999999999999999", "Max-Forwards: 4294967294"),
+        ("GET", "max-forwards: x", "max-forwards: x"),
+    ] {
+        let input = format!("{method} / HTTP/1.1\r\nHost: a\r\n{sent}\r\n\r\n");
+        assert_eq!(plain(&input), input.replace(sent, passed));
+    }
+}
+
+#[test]
+fn a_host_with_an_empty_port_goes_on_without_the_colon() {
+    for target in ["/a?b", "http://a:/a?b"] {
+        assert_eq!(
+            plain(&format!("GET {target} HTTP/1.1\r\nX: y\r\nHost: a:\r\n\r\n")),
+            "GET /a?b HTTP/1.1\r\nHost: a\r\nX: y\r\n\r\n"
+        );
+    }
 }
 
 #[test]

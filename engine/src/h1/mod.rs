@@ -34,6 +34,6 @@ pub use framing::{RequestBody, ResponseBody};
 pub use head::{HeadLimits, HeadProgress};
 pub use plan::{OutConnection, OutFraming, ResponsePlan};
 pub use request::RequestHead;
-pub use response::{ResponseHead, StrictTransport};
+pub use response::{ResponseDefect, ResponseHead, StrictTransport};
 
-use crate::http::{Method, Reason, Scratch, Version, field, target};
+use crate::http::{DateLine, Method, Reason, Scratch, Version, field, target};

@@ -36,6 +36,11 @@ pub struct RequestHead<'b> {
     pub expect_continue: bool,
     /// Whether the client asks for another protocol, `h2c` apart.
     pub upgrade: bool,
+    /// `Max-Forwards` of `TRACE` and `OPTIONS`: how many more proxies may forward the request (RFC 9110 section 7.6.2). 0:
+    /// this one must not, and answers as if it were the last.
+    pub max_forwards: Option<u32>,
+    /// True if `Authorization` is of a scheme that authenticates the connection: NTLM or Negotiate (RFC 4559).
+    pub authenticates_connection: bool,
     /// Bytes of the head in the input, leading empty lines included.
     pub len: usize,
 
@@ -115,7 +120,7 @@ impl<'b> RequestHead<'b> {
         // httparse takes exactly one space between the parts, so such a line is already what we would write.
         let line_as_sent = target.authority.is_none() && version == Version::Http11;
 
-        let said = Said::read(input, fields, version)?;
+        let said = Said::read(input, fields, version, method)?;
         let host = match (target.authority, said.host) {
             // RFC 9112 section 3.2.2: the authority of an absolute-form wins. `Host` has to be there all the same.
             (Some(authority), Some(_)) => authority,
@@ -131,6 +136,8 @@ impl<'b> RequestHead<'b> {
             (false, None) => RequestBody::None,
         };
         let options = said.options;
+        // RFC 3986 section 6.2.3: `Host: name:` goes on as `Host: name`.
+        let replace_host = target.authority.is_some() || said.host.is_none_or(|host| host.empty_port);
         let modern = version == Version::Http11;
         Ok(RequestHead {
             method,
@@ -147,14 +154,16 @@ impl<'b> RequestHead<'b> {
                 && !matches!(body, RequestBody::None | RequestBody::Length(0)),
             // RFC 9110 section 7.8: ignored in HTTP/1.0, and void unless Connection names it.
             upgrade: modern && options.upgrade && said.upgrade,
+            max_forwards: said.max_forwards,
+            authenticates_connection: said.authenticates_connection,
             len: input.len(),
             input,
             fields,
             kinds,
             options,
             start,
-            line_as_sent,
-            replace_host: target.authority.is_some() || said.host.is_none(),
+            line_as_sent: line_as_sent && !replace_host,
+            replace_host,
             path_len: target.path_len,
             host_name_len: host.name_len,
         })
@@ -187,11 +196,13 @@ struct Said<'b> {
     options: ConnectionOptions,
     /// Whether a protocol other than `h2c` is asked for.
     upgrade: bool,
+    max_forwards: Option<u32>,
+    authenticates_connection: bool,
 }
 
 impl<'b> Said<'b> {
     #[inline]
-    fn read(input: &'b [u8], fields: &[Field], version: Version) -> Result<Said<'b>, Reason> {
+    fn read(input: &'b [u8], fields: &[Field], version: Version, method: Method) -> Result<Said<'b>, Reason> {
         let mut said = Said::default();
         for field in fields {
             match field.kind {
@@ -206,11 +217,32 @@ impl<'b> Said<'b> {
                     return Err(Reason::BadExpect);
                 }
                 Kind::Upgrade => said.upgrade |= names_protocol(field.value(input))?,
+                // RFC 9110 section 7.6.2: in other methods it may be ignored, and is.
+                Kind::MaxForwards if matches!(method, Method::Trace | Method::Options) => {
+                    said.read_max_forwards(field.value(input))?;
+                }
+                Kind::Credentials => {
+                    said.authenticates_connection |= field::authenticates_connection(field.value(input));
+                }
                 _ => {}
             }
         }
         said.framing.check()?;
         Ok(said)
+    }
+
+    /// Reads `Max-Forwards`: `1*DIGIT`, once. What is malformed is refused: forwarded as it is, it would bound nothing.
+    #[cold]
+    fn read_max_forwards(&mut self, value: &[u8]) -> Result<(), Reason> {
+        if self.max_forwards.is_some() || value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+            return Err(Reason::BadMaxForwards);
+        }
+        // RFC 9110 section 7.6.2 lets a recipient put its own maximum in place of a larger number.
+        let number = value
+            .iter()
+            .fold(0u32, |number, digit| number.saturating_mul(10).saturating_add(u32::from(digit - b'0')));
+        self.max_forwards = Some(number);
+        Ok(())
     }
 }
 

@@ -280,6 +280,36 @@ fn an_upgrade_has_to_be_named_by_connection_and_h2c_is_none() {
 }
 
 #[test]
+fn max_forwards_is_a_number_and_counts_in_trace_and_options_only() {
+    for (method, lines, expected) in [
+        ("OPTIONS", "Max-Forwards: 0\r\n", Ok(Some(Some(0)))),
+        ("TRACE", "max-forwards: 007\r\n", Ok(Some(Some(7)))),
+        ("TRACE", "Max-Forwards: 18446744073709551616\r\n", Ok(Some(Some(u32::MAX)))),
+        ("TRACE", "", Ok(Some(None))),
+        ("GET", "Max-Forwards: x\r\nMax-Forwards: 0\r\n", Ok(Some(None))),
+        ("TRACE", "Max-Forwards:\r\n", Err(Reason::BadMaxForwards)),
+        ("TRACE", "Max-Forwards: +1\r\n", Err(Reason::BadMaxForwards)),
+        ("TRACE", "Max-Forwards: 1, 2\r\n", Err(Reason::BadMaxForwards)),
+        ("OPTIONS", "Max-Forwards: 1\r\nMax-Forwards: 1\r\n", Err(Reason::BadMaxForwards)),
+    ] {
+        let input = format!("{method} / HTTP/1.1\r\nHost: a\r\n{lines}\r\n");
+        assert_eq!(check(input.as_bytes(), &LIMITS, |head| head.max_forwards), expected, "{input:?}");
+    }
+}
+
+#[test]
+fn credentials_that_authenticate_the_connection_are_known() {
+    for (value, expected) in
+        [("NTLM TlRM", true), ("negotiate YII=", true), ("Basic TlRM", false), ("Bearer N", false)]
+    {
+        let read = check(with(&format!("authorization: {value}\r\n")).as_bytes(), &LIMITS, |head| {
+            head.authenticates_connection
+        });
+        assert_eq!(read, Ok(Some(expected)), "{value}");
+    }
+}
+
+#[test]
 fn limits_are_kept_to_the_byte() {
     let head = |padding| with(&format!("X: {}\r\n", "y".repeat(padding)));
     let fits = LIMITS.bytes as usize - head(0).len();

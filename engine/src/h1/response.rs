@@ -10,9 +10,57 @@ use crate::limits;
 use super::field::{self, ConnectionOptions, Field, Kind};
 use super::framing::Framing;
 use super::{
-    HeadLimits, HeadProgress, Method, OutConnection, OutFraming, Reason, ResponseBody, ResponsePlan, Scratch,
-    Version,
+    DateLine, HeadLimits, HeadProgress, Method, OutConnection, OutFraming, Reason, ResponseBody,
+    ResponsePlan, Scratch, Version, head,
 };
+
+/// Why a response is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ResponseDefect {
+    /// What came does not begin like a status line. On a connection that had carried a response before, it may be what was
+    /// left of that one: see that connection as dead.
+    #[error("it does not begin with `HTTP/`")]
+    NoStatusLine,
+    /// The first line is not `version SP status SP reason` (RFC 9112 section 4), or its version is another.
+    #[error("its status line is malformed, or not of HTTP/1.0 or HTTP/1.1")]
+    StatusLine,
+    /// The first digit of the status is not 1 to 5 (RFC 9110 section 15).
+    #[error("its status code is not between 100 and 599")]
+    Status,
+    /// A rule that requests have as well is broken.
+    #[error("its head is malformed: {0}")]
+    Head(Reason),
+    /// It is larger than `max_response_head_size`.
+    #[error("its head is larger than `max_response_head_size`")]
+    HeadTooLarge,
+    /// It has more fields than `max_head_fields`.
+    #[error("its head has more fields than `max_head_fields`")]
+    TooManyFields,
+    /// The connection ended in the middle of the head.
+    #[error("the connection ended inside of its head")]
+    HeadCut,
+    /// 101 in answer to a request without `Upgrade` (RFC 9110 section 15.2.2).
+    #[error("it switches protocols and nobody asked for it")]
+    UnaskedUpgrade,
+    /// More interim responses than are put up with.
+    #[error("more interim responses came than are put up with")]
+    TooManyInterim,
+    /// The framing of its body is broken.
+    #[error("its body is malformed: {0}")]
+    Body(Reason),
+}
+
+impl ResponseDefect {
+    /// What the client is told.
+    pub fn reason(self) -> Reason {
+        match self {
+            ResponseDefect::HeadTooLarge | ResponseDefect::TooManyFields => {
+                Reason::BackendResponseHeadTooLarge
+            }
+            _ => Reason::BackendBadResponse,
+        }
+    }
+}
 
 /// A response head, borrowed from the input and the scratch table. One that exists is valid.
 #[derive(Debug, Clone)]
@@ -23,8 +71,12 @@ pub struct ResponseHead<'b> {
     pub version: Version,
     /// How the body ends.
     pub body: ResponseBody,
-    /// Whether the backend's connection can be used again after the body.
+    /// Whether the backend's connection can be used again after the body. Of an interim response: after the final one.
     pub keep_alive: bool,
+    /// True if it has a `Date`.
+    pub dated: bool,
+    /// True if it is a 401 that asks for a scheme that authenticates the connection: NTLM or Negotiate (RFC 4559).
+    pub authenticates_connection: bool,
     /// Whether the response names other protocols (`Upgrade`, named by `Connection`).
     pub upgrade: bool,
     /// Bytes of the head in the input.
@@ -51,23 +103,22 @@ impl<'b> ResponseHead<'b> {
     /// it. `None` = incomplete: call again with the same bytes and more.
     ///
     /// # Errors
-    /// [`Reason::BackendBadResponse`] or [`Reason::BackendResponseHeadTooLarge`]; the connection cannot be
-    /// used any more.
+    /// See [`ResponseDefect`]; the connection cannot be used any more.
     pub fn parse(
         input: &'b [u8],
         request_method: Method,
         progress: &mut HeadProgress,
         limits: &HeadLimits,
         scratch: &'b mut Scratch,
-    ) -> Result<Option<ResponseHead<'b>>, Reason> {
+    ) -> Result<Option<ResponseHead<'b>>, ResponseDefect> {
         let limit = limits.bytes as usize;
         if !progress.is_worth_parsing(input, limit) {
             return Ok(None);
         }
         let window = &input[..input.len().min(limit)];
         // httparse skips empty lines, which only a request may have before it (RFC 9112 section 2.2).
-        if window.first().is_some_and(|byte| *byte != b'H') {
-            return Err(Reason::BackendBadResponse);
+        if !window.iter().zip(b"HTTP/").all(|(byte, expected)| byte == expected) {
+            return Err(ResponseDefect::NoStatusLine);
         }
         let mut table = [const { MaybeUninit::uninit() }; limits::MAX_HEAD_FIELDS_CEILING as usize];
         let slots = usize::from(limits.fields.min(limits::MAX_HEAD_FIELDS_CEILING));
@@ -76,19 +127,14 @@ impl<'b> ResponseHead<'b> {
         match config.parse_response_with_uninit_headers(&mut parsed, window, &mut table[..slots]) {
             Ok(httparse::Status::Complete(len)) => {
                 *progress = HeadProgress::default();
-                ResponseHead::validate(&window[..len], request_method, &parsed, scratch)
-                    .map(Some)
-                    .map_err(|_| Reason::BackendBadResponse)
+                ResponseHead::validate(&window[..len], request_method, &parsed, scratch).map(Some)
             }
-            Ok(httparse::Status::Partial) if window.len() >= limit => {
-                Err(Reason::BackendResponseHeadTooLarge)
-            }
+            Ok(httparse::Status::Partial) if window.len() >= limit => Err(ResponseDefect::HeadTooLarge),
             Ok(httparse::Status::Partial) => {
                 progress.note_incomplete(window);
                 Ok(None)
             }
-            Err(httparse::Error::TooManyHeaders) => Err(Reason::BackendResponseHeadTooLarge),
-            Err(_) => Err(Reason::BackendBadResponse),
+            Err(error) => Err(refuse(window, error)),
         }
     }
 
@@ -98,34 +144,44 @@ impl<'b> ResponseHead<'b> {
         request_method: Method,
         parsed: &httparse::Response<'_, 'b>,
         scratch: &'b mut Scratch,
-    ) -> Result<ResponseHead<'b>, Reason> {
-        let kinds = field::fill(&mut scratch.fields, input, input.len(), parsed.headers)?;
+    ) -> Result<ResponseHead<'b>, ResponseDefect> {
+        let kinds = field::fill(&mut scratch.fields, input, input.len(), parsed.headers)
+            .map_err(ResponseDefect::Head)?;
         let fields: &'b [Field] = &scratch.fields;
         let version = if parsed.version == Some(1) { Version::Http11 } else { Version::Http10 };
         // RFC 9110 section 15: the first digit is 1 to 5.
-        let status =
-            parsed.code.filter(|code| (100..=599).contains(code)).ok_or(Reason::BackendBadResponse)?;
+        let status = parsed.code.filter(|code| (100..=599).contains(code)).ok_or(ResponseDefect::Status)?;
 
         let mut framing = Framing::default();
         let mut options = ConnectionOptions::default();
-        for line in fields {
+        let mut authenticates_connection = false;
+        let mut read = |line: &Field| -> Result<(), Reason> {
             match line.kind {
                 Kind::ContentLength => framing.read_length(line.value(input))?,
                 Kind::TransferEncoding => framing.read_coding(line.value(input), version)?,
                 Kind::Connection => options.read(line.value(input))?,
+                Kind::Challenge if status == 401 => {
+                    authenticates_connection |= field::authenticates_connection(line.value(input));
+                }
                 _ => {}
             }
-        }
-        framing.check()?;
-        // RFC 9112 section 6.3, in its order.
-        let body = if request_method == Method::Head || status < 200 || status == 204 || status == 304 {
-            ResponseBody::None
-        } else if framing.chunked {
-            ResponseBody::Chunked
-        } else if let Some(length) = framing.length {
-            ResponseBody::Length(length)
-        } else {
-            ResponseBody::UntilClose
+            Ok(())
+        };
+        fields.iter().try_for_each(&mut read).map_err(ResponseDefect::Head)?;
+        framing.check().map_err(ResponseDefect::Head)?;
+        let announced = framing.chunked || framing.length.is_some_and(|length| length > 0);
+        // RFC 9112 section 6.3, in its order. Where a body is announced that must not be, nobody knows whether it comes: the
+        // connection is not used again.
+        let (body, is_certain) = match status {
+            // RFC 9110 section 8.6, RFC 9112 section 6.1: neither of the fields may be there.
+            ..200 | 204 => (ResponseBody::None, !announced),
+            _ if request_method == Method::Head => (ResponseBody::None, true),
+            // A length is that of the answer to GET; some backends that say `chunked` send chunks.
+            304 => (ResponseBody::None, !framing.chunked),
+            // RFC 9110 section 15.3.6: there is no content, whatever frames it.
+            205 => (ResponseBody::Length(0), framing.length == Some(0)),
+            _ if framing.chunked => (ResponseBody::Chunked, true),
+            _ => (framing.length.map_or(ResponseBody::UntilClose, ResponseBody::Length), true),
         };
         // RFC 9112 section 9.3.
         let persists = !options.close && (version == Version::Http11 || options.keep_alive);
@@ -133,7 +189,9 @@ impl<'b> ResponseHead<'b> {
             status,
             version,
             body,
-            keep_alive: persists && body != ResponseBody::UntilClose,
+            keep_alive: persists && is_certain && body != ResponseBody::UntilClose,
+            dated: kinds.has(Kind::Date),
+            authenticates_connection,
             upgrade: kinds.has(Kind::Upgrade) && options.upgrade,
             len: input.len(),
             framing,
@@ -159,11 +217,12 @@ impl<'b> ResponseHead<'b> {
     /// Appends the head as the client gets it: HTTP/1.1, the backend's reason phrase, every end-to-end field
     /// byte for byte and in its order, then framing and connection as `plan` has them.
     ///
-    /// `transport` is added, unless the backend says something of it that stands.
+    /// `transport` is added, unless the backend says something of it that stands; `date` to a final response that has none.
     pub fn write_forwarded(
         &self,
         plan: &ResponsePlan,
         transport: Option<&StrictTransport>,
+        date: Option<&DateLine>,
         out: &mut Vec<u8>,
     ) {
         out.reserve(self.len + 256);
@@ -195,6 +254,13 @@ impl<'b> ResponseHead<'b> {
             out.extend_from_slice(transport.value.as_bytes());
             out.extend_from_slice(b"\r\n");
         }
+        // RFC 9110 section 6.6.1: who receives a response without Date adds it. An interim one needs none.
+        if let Some(date) = date
+            && !self.dated
+            && self.status >= 200
+        {
+            out.extend_from_slice(date.as_bytes());
+        }
         self.write_framing(plan, out);
         out.extend_from_slice(match (plan.connection, upgrade) {
             (OutConnection::Close, true) => b"Connection: close, upgrade\r\n",
@@ -215,7 +281,7 @@ impl<'b> ResponseHead<'b> {
             }
             Kind::Upgrade => upgrade,
             // RFC 9110 section 7.6.1.
-            Kind::Other => {
+            Kind::Other | Kind::Proxy | Kind::MaxForwards | Kind::Credentials | Kind::Challenge => {
                 !self.options.names_others || !field::is_named(self.fields, self.input, line.name(self.input))
             }
             _ => true,
@@ -240,6 +306,16 @@ impl<'b> ResponseHead<'b> {
         } else if plan.framing == OutFraming::Chunked || plan.announce_chunked {
             out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
         }
+    }
+}
+
+/// What is wrong where `httparse` found an `error` in the head at the start of `input`.
+#[cold]
+fn refuse(input: &[u8], error: httparse::Error) -> ResponseDefect {
+    match error {
+        httparse::Error::TooManyHeaders => ResponseDefect::TooManyFields,
+        httparse::Error::Version | httparse::Error::Status => ResponseDefect::StatusLine,
+        _ => ResponseDefect::Head(head::refuse_field(input, error)),
     }
 }
 

@@ -5,7 +5,11 @@ use super::*;
 
 const LIMITS: HeadLimits = HeadLimits { bytes: 4096, fields: 32, target: 0 };
 
-fn check<T>(input: &[u8], method: Method, look: impl Fn(ResponseHead<'_>) -> T) -> Result<Option<T>, Reason> {
+fn check<T>(
+    input: &[u8],
+    method: Method,
+    look: impl Fn(ResponseHead<'_>) -> T,
+) -> Result<Option<T>, ResponseDefect> {
     let mut scratch = Scratch::new();
     ResponseHead::parse(input, method, &mut HeadProgress::default(), &LIMITS, &mut scratch)
         .map(|head| head.map(look))
@@ -15,7 +19,7 @@ fn check<T>(input: &[u8], method: Method, look: impl Fn(ResponseHead<'_>) -> T) 
 fn forward(input: &str, method: Method, version: Version, keep_alive: bool) -> String {
     let forwarded = check(input.as_bytes(), method, |head| {
         let mut out = Vec::new();
-        head.write_forwarded(&ResponsePlan::new(&head, method, version, keep_alive), None, &mut out);
+        head.write_forwarded(&ResponsePlan::new(&head, method, version, keep_alive), None, None, &mut out);
         String::from_utf8(out).unwrap()
     });
     forwarded.unwrap().unwrap()
@@ -38,6 +42,16 @@ fn the_end_of_a_body_follows_from_method_status_and_fields() {
         (Method::Get, 100, "", ResponseBody::None, true),
         (Method::Get, 101, "", ResponseBody::None, true),
         (Method::Get, 205, "Content-Length: 0\r\n", ResponseBody::Length(0), true),
+        // What must have no body and announces one: nobody knows whether it comes.
+        (Method::Get, 100, "Content-Length: 5\r\n", ResponseBody::None, false),
+        (Method::Get, 103, "Transfer-Encoding: chunked\r\n", ResponseBody::None, false),
+        (Method::Get, 204, "Content-Length: 5\r\n", ResponseBody::None, false),
+        (Method::Get, 204, "Content-Length: 0\r\n", ResponseBody::None, true),
+        (Method::Head, 204, "Transfer-Encoding: chunked\r\n", ResponseBody::None, false),
+        (Method::Get, 304, "Transfer-Encoding: chunked\r\n", ResponseBody::None, false),
+        (Method::Get, 205, "Content-Length: 5\r\n", ResponseBody::Length(0), false),
+        (Method::Get, 205, "Transfer-Encoding: chunked\r\n", ResponseBody::Length(0), false),
+        (Method::Get, 205, "", ResponseBody::Length(0), false),
         (Method::Get, 200, "Content-Length: 5\r\nConnection: close\r\n", ResponseBody::Length(5), false),
     ] {
         let input = format!("HTTP/1.1 {status} X\r\n{lines}\r\n");
@@ -87,7 +101,7 @@ fn a_malformed_or_ambiguous_response_is_refused() {
         "ICY 200 OK\r\n\r\n",
     ] {
         assert_eq!(
-            check(input.as_bytes(), Method::Get, |_| ()),
+            check(input.as_bytes(), Method::Get, |_| ()).map_err(ResponseDefect::reason),
             Err(Reason::BackendBadResponse),
             "{input:?}"
         );
@@ -98,7 +112,66 @@ fn a_malformed_or_ambiguous_response_is_refused() {
         format!("HTTP/1.1 200 OK\r\n{}\r\n", "X: y\r\n".repeat(33)),
     ] {
         let read = check(input.as_bytes(), Method::Get, |_| ());
-        assert_eq!(read, Err(Reason::BackendResponseHeadTooLarge));
+        assert_eq!(read.map_err(ResponseDefect::reason), Err(Reason::BackendResponseHeadTooLarge));
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_response_is_told_apart() {
+    for (input, defect) in [
+        ("0\r\n\r\nHTTP/1.1 200 OK\r\n\r\n", ResponseDefect::NoStatusLine),
+        ("HTTX", ResponseDefect::NoStatusLine),
+        ("\r\nHTTP/1.1 200 OK\r\n\r\n", ResponseDefect::NoStatusLine),
+        ("HTTP/2.0 200 OK\r\n\r\n", ResponseDefect::StatusLine),
+        ("HTTP/1.1 abc OK\r\n\r\n", ResponseDefect::StatusLine),
+        ("HTTP/1.1 600 OK\r\n\r\n", ResponseDefect::Status),
+        ("HTTP/1.1 200 OK\r\nX\r\n\r\n", ResponseDefect::Head(Reason::BadField)),
+        ("HTTP/1.1 200 OK\r\nX: y\r\n z\r\n\r\n", ResponseDefect::Head(Reason::ObsoleteFold)),
+        ("HTTP/1.1 200 OK\r\nX: y\n\r\n", ResponseDefect::Head(Reason::BareLineFeed)),
+        ("HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", ResponseDefect::Head(Reason::BadContentLength)),
+    ] {
+        assert_eq!(check(input.as_bytes(), Method::Get, |_| ()), Err(defect), "{input:?}");
+    }
+    // What may become a status line is waited for.
+    for begin in ["H", "HTTP", "HTTP/", "HTTP/1.1 2"] {
+        assert_eq!(check(begin.as_bytes(), Method::Get, |_| ()), Ok(None), "{begin:?}");
+    }
+}
+
+#[test]
+fn a_final_response_without_date_gets_one_and_no_other_does() {
+    let dated = |input: &str| {
+        check(input.as_bytes(), Method::Get, |head| {
+            let mut out = Vec::new();
+            let plan = ResponsePlan::new(&head, Method::Get, Version::Http11, true);
+            head.write_forwarded(&plan, None, Some(&DateLine::at(784_111_777)), &mut out);
+            String::from_utf8(out).unwrap().contains("Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n")
+        })
+    };
+    for (input, expected) in [
+        ("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n", true),
+        ("HTTP/1.1 304 N\r\n\r\n", true),
+        ("HTTP/1.1 500 N\r\n\r\n", true),
+        ("HTTP/1.1 200 OK\r\ndate: yesterday\r\nContent-Length: 1\r\n\r\n", false),
+        ("HTTP/1.1 103 E\r\n\r\n", false),
+        ("HTTP/1.1 101 S\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", false),
+    ] {
+        assert_eq!(dated(input), Ok(Some(expected)), "{input:?}");
+    }
+}
+
+#[test]
+fn a_401_that_authenticates_the_connection_is_known_however_it_says_so() {
+    for (head, expected) in [
+        ("401 U\r\nWWW-Authenticate: NTLM\r\n", true),
+        ("401 U\r\nWWW-Authenticate: Basic realm=x\r\nwww-authenticate: Digest a=b, negotiate\r\n", true),
+        ("401 U\r\nWWW-Authenticate: Basic realm=\"NTLM\"\r\n", false),
+        ("200 O\r\nWWW-Authenticate: NTLM\r\n", false),
+        ("401 U\r\nX: NTLM\r\n", false),
+    ] {
+        let input = format!("HTTP/1.1 {head}Content-Length: 0\r\n\r\n");
+        let read = check(input.as_bytes(), Method::Get, |head| head.authenticates_connection);
+        assert_eq!(read, Ok(Some(expected)), "{head}");
     }
 }
 
@@ -185,6 +258,8 @@ fn an_answer_without_body_keeps_the_fields_that_its_kind_may_have() {
         (Method::Get, Version::Http11, "304 N\r\nContent-Length: 5\r\n", "304 N\r\nContent-Length: 5\r\n"),
         (Method::Get, Version::Http11, "204 N\r\nContent-Length: 0\r\n", "204 N\r\n"),
         (Method::Get, Version::Http11, "204 N\r\nTransfer-Encoding: chunked\r\n", "204 N\r\n"),
+        (Method::Get, Version::Http11, "205 R\r\nContent-Length: 5\r\n", "205 R\r\nContent-Length: 0\r\n"),
+        (Method::Get, Version::Http11, "205 R\r\n", "205 R\r\nContent-Length: 0\r\n"),
         (Method::Get, Version::Http11, "103 E\r\nLink: x\r\nContent-Length: 5\r\n", "103 E\r\nLink: x\r\n"),
     ] {
         let forwarded = forward(&format!("HTTP/1.1 {sent}\r\n"), method, version, true);
@@ -228,7 +303,7 @@ fn whatever_is_accepted_is_read_alike_after_forwarding() {
         let forwarded = check(&input, Method::Get, |head| {
             let plan = ResponsePlan::new(&head, Method::Get, Version::Http11, true);
             let mut out = Vec::new();
-            head.write_forwarded(&plan, None, &mut out);
+            head.write_forwarded(&plan, None, None, &mut out);
             (out, head.status, plan.framing)
         });
         let Ok(Some((out, status, framing))) = forwarded else { continue };

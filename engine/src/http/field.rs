@@ -65,6 +65,14 @@ pub(crate) enum Kind {
     ClientCertificate,
     /// A forwarding field spelt with `_`: many backends cannot tell it from the real one.
     Lookalike,
+    Date,
+    MaxForwards,
+    /// `Proxy`, which CGI makes `HTTP_PROXY` of (httpoxy).
+    Proxy,
+    /// `Authorization`.
+    Credentials,
+    /// `WWW-Authenticate`.
+    Challenge,
 }
 
 /// Which kinds occur in a head.
@@ -162,6 +170,11 @@ pub(crate) fn classify(name: &[u8]) -> Kind {
         (18, b'p') if is("proxy-authenticate") => Kind::HopByHop,
         (14, b'h') if is("http2-settings") => Kind::HopByHop,
         (3, b'v') if is("via") => Kind::Via,
+        (4, b'd') if is("date") => Kind::Date,
+        (5, b'p') if is("proxy") => Kind::Proxy,
+        (12, b'm') if is("max-forwards") => Kind::MaxForwards,
+        (13, b'a') if is("authorization") => Kind::Credentials,
+        (16, b'w') if is("www-authenticate") => Kind::Challenge,
         (9, b'f') if is("forwarded") => Kind::Forwarded,
         (11, b'c') if is("client-cert") || is("client_cert") => Kind::ClientCertificate,
         (17, b'c')
@@ -267,6 +280,22 @@ impl ConnectionOptions {
     }
 }
 
+/// True if a challenge or credentials in `value` are of a scheme that authenticates the connection, not the request: NTLM
+/// and Negotiate (RFC 4559). Several challenges may stand in one field (RFC 9110 section 11.6.1).
+#[inline]
+pub(crate) fn authenticates_connection(value: &[u8]) -> bool {
+    // `Basic`, `Bearer` and most others end here.
+    memchr::memchr2(b'N', b'n', value).is_some() && elements(value).any(names_such_scheme)
+}
+
+/// An element of the list begins with a scheme, or goes on with the parameters of the scheme before.
+fn names_such_scheme(element: &[u8]) -> bool {
+    let end = element.iter().position(|byte| !is_token_byte(*byte)).unwrap_or(element.len());
+    let (scheme, rest) = element.split_at(end);
+    let alone = matches!(rest, [] | [b' ' | b'\t', ..]) && !trim(rest).starts_with(b"=");
+    alone && (scheme.eq_ignore_ascii_case(b"ntlm") || scheme.eq_ignore_ascii_case(b"negotiate"))
+}
+
 /// Whether a `Connection` field among `fields` names the field `name`.
 pub(crate) fn is_named(fields: &[Field], input: &[u8], name: &[u8]) -> bool {
     fields
@@ -332,9 +361,41 @@ mod tests {
             ("X_Forwarded_Prefix", Kind::Other),
             ("X-Powered_By", Kind::Other),
             ("TE", Kind::Te),
+            ("dATE", Kind::Date),
+            ("PROXY", Kind::Proxy),
+            ("Proxy-Status", Kind::Other),
+            ("max-Forwards", Kind::MaxForwards),
+            ("AUTHORIZATION", Kind::Credentials),
+            ("Authorisation", Kind::Other),
+            ("Www-authenticate", Kind::Challenge),
             ("", Kind::Other),
         ] {
             assert_eq!(classify(name.as_bytes()), kind, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_scheme_that_authenticates_the_connection_is_found_in_any_list() {
+        for value in [
+            "NTLM",
+            "ntlm TlRMTVNTUAAB",
+            "Negotiate",
+            "NEGOTIATE YIIB/=",
+            "Basic realm=\"a\", NTLM",
+            "Digest realm=x, nonce=y ,\tnegotiate",
+        ] {
+            assert!(authenticates_connection(value.as_bytes()), "{value}");
+        }
+        for value in [
+            "",
+            "Basic realm=\"NTLM\"",
+            "NTLMv2",
+            "Digest ntlm=1",
+            "Digest a=b, negotiate = c",
+            "Bearer ntlm",
+            "n",
+        ] {
+            assert!(!authenticates_connection(value.as_bytes()), "{value}");
         }
     }
 

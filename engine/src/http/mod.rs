@@ -9,12 +9,15 @@
 //! | `method` | methods and versions that a proxy treats differently |
 //! | `target` | request targets and authorities |
 //! | `field` | the field table, the names that mean something to a proxy, `Connection` |
+//! | `date` | `Date`, written once a second |
 
+mod date;
 pub(crate) mod field;
 mod method;
 mod reason;
 pub(crate) mod target;
 
+pub use date::{DateCache, DateLine};
 pub use field::Scratch;
 pub use method::{Method, Version};
 pub use reason::Reason;

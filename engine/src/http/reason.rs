@@ -15,7 +15,7 @@ macro_rules! reasons {
             /// Every reason, in the order of [`Reason::index`].
             pub const ALL: &[Reason] = &[$( Reason::$name, )*];
 
-            /// Status code of the answer, 300..=599.
+            /// Status code of the answer, 200..=599.
             pub fn status(self) -> u16 {
                 match self { $( Reason::$name => $status, )* }
             }
@@ -113,6 +113,12 @@ reasons! {
     BackendTlsFailed = 502 "backend_tls_failed",
     /// The certificate of the backend is not valid for it.
     BackendCertificate = 502 "backend_certificate",
+    /// `Max-Forwards` of `TRACE` or `OPTIONS` is no number, or stands there twice (RFC 9110 section 7.6.2).
+    BadMaxForwards = 400 "bad_max_forwards",
+    /// `OPTIONS` with `Max-Forwards: 0`: kakehi is the last recipient (RFC 9110 section 7.6.2).
+    OptionsEnded = 200 "max_forwards_reached",
+    /// `TRACE` with `Max-Forwards: 0`: kakehi reflects no requests, which may hold credentials.
+    TraceEnded = 405 "trace_not_reflected",
 }
 
 impl Reason {
@@ -125,6 +131,7 @@ impl Reason {
     /// Reason phrase of the status (RFC 9110 section 15).
     pub fn phrase(self) -> &'static str {
         match self.status() {
+            200 => "OK",
             301 => "Moved Permanently",
             400 => "Bad Request",
             401 => "Unauthorized",

@@ -10,14 +10,16 @@ use super::{Method, Reason};
 /// `host[:port]`, checked.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Authority<'b> {
-    /// As sent.
+    /// As sent, less the colon of an empty port.
     pub(crate) text: &'b str,
     /// Length of the host in it, brackets included.
     pub(crate) name_len: usize,
+    /// True if a colon stood behind the host, and no port behind the colon.
+    pub(crate) empty_port: bool,
 }
 
 impl<'b> Authority<'b> {
-    /// Checks `host[:port]`: no user information, a host that is not empty, a port of 1 to 65535.
+    /// Checks `host[:port]`: no user information, a host that is not empty, a port of 1 to 65535 or none.
     ///
     /// The bytes of a host are those of a registered name (RFC 3986 section 3.2.2) less the comma, which
     /// would make a list of it, and less what must be quoted in other fields; or an IPv6 literal.
@@ -27,14 +29,16 @@ impl<'b> Authority<'b> {
             [b'[', ..] => bracketed(value)?,
             _ => value.iter().position(|byte| !HOST_BYTES[usize::from(*byte)]).unwrap_or(value.len()),
         };
-        match &value[name_len..] {
+        let (value, empty_port) = match &value[name_len..] {
             _ if name_len == 0 => return Err(Reason::BadHost),
-            [] => {}
-            [b':', port @ ..] if is_port(port) => {}
+            [] => (value, false),
+            // RFC 3986 section 3.2.3: a port may be empty, and its colon should then be left out.
+            [b':'] => (&value[..name_len], true),
+            [b':', port @ ..] if is_port(port) => (value, false),
             _ => return Err(Reason::BadHost),
-        }
+        };
         let text = std::str::from_utf8(value).map_err(|_| Reason::BadHost)?;
-        Ok(Authority { text, name_len })
+        Ok(Authority { text, name_len, empty_port })
     }
 }
 
@@ -152,6 +156,15 @@ mod tests {
     }
 
     #[test]
+    fn a_host_with_an_empty_port_is_the_host() {
+        for (text, name) in [("a.example:", "a.example"), ("[::1]:", "[::1]"), ("127.0.0.1:", "127.0.0.1")] {
+            let authority = Authority::read(text.as_bytes()).unwrap();
+            assert_eq!(authority, Authority { text: name, name_len: name.len(), empty_port: true });
+        }
+        assert!(!Authority::read(b"a:80").unwrap().empty_port);
+    }
+
+    #[test]
     fn anything_else_is_no_authority() {
         for text in [
             "",
@@ -160,7 +173,8 @@ mod tests {
             "a:65536",
             "a:99999",
             "a:000080",
-            "a:",
+            ":",
+            "a::",
             "a:8o",
             "a:+80",
             "a:80:80",
@@ -205,6 +219,8 @@ mod tests {
             (Method::Get, "http://h.example:80/a?b", "/a?b", 2, Some("h.example:80")),
             (Method::Get, "HTTPS://h/", "/", 1, Some("h")),
             (Method::Get, "http://h", "/", 1, Some("h")),
+            (Method::Get, "http://h:", "/", 1, Some("h")),
+            (Method::Get, "http://h:/a", "/a", 2, Some("h")),
             (Method::Get, "http://h?q=1", "/?q=1", 1, Some("h")),
             (Method::Options, "*", "*", 1, None),
             (Method::Options, "http://h", "*", 1, Some("h")),

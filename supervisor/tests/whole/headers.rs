@@ -84,6 +84,29 @@ fn spellings_with_underscores_are_no_way_round() {
 }
 
 #[test]
+fn fields_with_underscores_are_dropped_unless_the_listener_passes_them_on_and_proxy_always() {
+    const SENT: &str = "GET / HTTP/1.1\r\nHost: a\r\nA_B: 1\r\nA-B: 2_3\r\nContent_Length: 4\r\nProxy: evil\r\nCookie: c_d=5\r\n\r\n";
+    for (lines, underscores) in [
+        (vec![], false),
+        (vec![r#"trusted_peers = ["127.0.0.0/8"]"#], false),
+        (vec!["underscores_in_headers = false"], false),
+        (vec!["underscores_in_headers = true"], true),
+    ] {
+        let (request, _) = seen(&lines, SENT);
+        let expected = |value| if underscores { vec![value] } else { vec![] };
+        assert_eq!(request.all("A_B"), expected("1"), "{lines:?}");
+        assert_eq!(request.all("Content_Length"), expected("4"), "{lines:?}");
+        assert_eq!(request.all("proxy"), [""; 0], "{lines:?}");
+        assert_eq!((request.all("a-b"), request.all("cookie")), (vec!["2_3"], vec!["c_d=5"]));
+    }
+    // What a backend says is its own matter.
+    let backend = Backend::respond("HTTP/1.1 200 OK\r\nA_B: 1\r\nProxy: x\r\nContent-Length: 2\r\n\r\nok");
+    let proxy = Config::to(&backend).start();
+    let response = exchange(&proxy, SENT);
+    assert_eq!((response.all("a_b"), response.all("proxy")), (vec!["1"], vec!["x"]));
+}
+
+#[test]
 fn connection_cannot_take_away_what_kakehi_says() {
     let (request, _) = seen(
         &[r#"trusted_peers = ["127.0.0.0/8"]"#],

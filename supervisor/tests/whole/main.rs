@@ -11,6 +11,7 @@ mod basics;
 mod bodies;
 mod certificates;
 mod framing;
+mod gateway;
 mod harness_itself;
 mod headers;
 mod init_system;

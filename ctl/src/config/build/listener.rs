@@ -86,6 +86,7 @@ fn forwarding(keys: &Inherited<'_>) -> Forwarding {
     set(&mut forwarding.x_request_id, keys.bool("x_request_id"));
     set(&mut forwarding.x_real_ip, keys.own.bool("send_x_real_ip"));
     set(&mut forwarding.elide_x_real_ip, keys.own.bool("elide_x_real_ip"));
+    set(&mut forwarding.underscores, keys.bool("underscores_in_headers"));
     set(&mut forwarding.trusted_peers, keys.networks("trusted_peers"));
     forwarding
 }

@@ -184,6 +184,13 @@ pub(in crate::config) const LISTENER_DEFAULTS: &[Key] = &[
         Own,
         "Networks whose peers may send these fields themselves; from all others they are dropped.",
     ),
+    key(
+        "underscores_in_headers",
+        Bool,
+        "false",
+        Own,
+        "Pass on request fields with `_` in their names. They are dropped otherwise, because many backends cannot tell `A_B` from `A-B`.",
+    ),
 ];
 
 pub(in crate::config) const ANSWERS: &[Key] = &[

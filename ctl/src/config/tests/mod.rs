@@ -54,7 +54,7 @@ fn durations_are_seconds_whole_or_with_a_fraction() {
 #[test]
 fn a_listener_takes_from_the_root_what_it_does_not_say() {
     let (state, warnings) = read(&file(
-        "front_timeout = 5\nback_timeout = 6\nvia = false\nmax_head_size = 1024\ntrusted_peers = [\"10.0.0.0/8\", \"::1\"]",
+        "front_timeout = 5\nback_timeout = 6\nvia = false\nunderscores_in_headers = true\nmax_head_size = 1024\ntrusted_peers = [\"10.0.0.0/8\", \"::1\"]",
         "back_timeout = 7\nvia = true\nforwarded = false\nsend_x_real_ip = true",
         "",
         "",
@@ -64,6 +64,7 @@ fn a_listener_takes_from_the_root_what_it_does_not_say() {
     assert_eq!((listener.timeouts.front_ms, listener.timeouts.back_ms), (5_000, 7_000));
     assert_eq!(listener.timeouts.connect_ms, limits::CONNECT_TIMEOUT_MS);
     assert_eq!(listener.sizes.head, 1024);
+    assert!(listener.forwarding.underscores);
     assert!(listener.forwarding.via && !listener.forwarding.forwarded && listener.forwarding.x_real_ip);
     assert_eq!(
         listener.forwarding.trusted_peers,
