@@ -88,6 +88,10 @@ pub const MAX_TRAILER_SIZE: usize = 8_192;
 pub const MAX_CHUNK_LINE: usize = 1_024;
 /// Empty lines that are skipped before a request line (RFC 9112 section 2.2).
 pub const MAX_LEADING_EMPTY_LINES: usize = 4;
+/// Longest request line that a line of the log shows (bytes). Not a key.
+pub const MAX_LOGGED_REQUEST_LINE: usize = 256;
+/// Between two lines of the log that say why responses of a backend were refused. Not a key.
+pub const LOG_INTERVAL_MS: u64 = 1_000;
 
 /// Longest `hostname` of a frontend. Not a key: longer names cannot exist (RFC 1035), regular expressions can.
 pub const MAX_HOSTNAME_RULE: usize = 4_096;

@@ -37,26 +37,35 @@ impl ClientConnection {
     async fn wait(&mut self) -> Waited {
         if let Some(buffer) = self.client.try_receive() {
             self.read_buffer.push(buffer);
-            return Waited::Bytes;
+            if !self.skip_line_end() {
+                return Waited::Bytes;
+            }
         }
         match self.head_due {
             0 => self.timer.set(self.listener.timeouts(|timeouts| timeouts.front_ms)),
             due => self.timer.set_at(due),
         }
-        poll_fn(|context| match self.client.poll_receive(context) {
-            Poll::Ready(Ok(Recv::Data(buffer))) => {
-                self.read_buffer.push(buffer);
-                Poll::Ready(Waited::Bytes)
+        poll_fn(|context| {
+            loop {
+                return match self.client.poll_receive(context) {
+                    Poll::Ready(Ok(Recv::Data(buffer))) => {
+                        self.read_buffer.push(buffer);
+                        if self.skip_line_end() {
+                            continue;
+                        }
+                        Poll::Ready(Waited::Bytes)
+                    }
+                    Poll::Ready(Ok(Recv::Finished) | Err(_)) => Poll::Ready(Waited::Nothing),
+                    Poll::Pending if self.is_draining() => Poll::Ready(Waited::Nothing),
+                    Poll::Pending if self.shared.connections_move() && !self.is_immovable() => {
+                        Poll::Ready(Waited::Successor)
+                    }
+                    Poll::Pending => self.timer.poll_elapsed(context).map(|_| {
+                        self.shared.counters.count(Counter::IdleTimeouts);
+                        Waited::Nothing
+                    }),
+                };
             }
-            Poll::Ready(Ok(Recv::Finished) | Err(_)) => Poll::Ready(Waited::Nothing),
-            Poll::Pending if self.is_draining() => Poll::Ready(Waited::Nothing),
-            Poll::Pending if self.shared.connections_move() && !self.client.is_tls() => {
-                Poll::Ready(Waited::Successor)
-            }
-            Poll::Pending => self.timer.poll_elapsed(context).map(|_| {
-                self.shared.counters.count(Counter::IdleTimeouts);
-                Waited::Nothing
-            }),
         })
         .await
     }
@@ -139,8 +148,7 @@ pub(super) fn serve(
             connection.next = Box::pin(preamble::begin(&mut connection)).await;
         }
         while connection.next == Disposition::Request {
-            let waited =
-                if connection.read_buffer.is_empty() { connection.wait().await } else { Waited::Bytes };
+            let waited = if connection.skip_line_end() { connection.wait().await } else { Waited::Bytes };
             connection.next = match waited {
                 Waited::Bytes => {
                     let next = Box::pin(exchange(&mut connection)).await;

@@ -8,10 +8,12 @@ use super::{
     successor::{Age, ConnectionOrigin},
 };
 use crate::{
+    observe::Counter,
     ring::{Stream, Timer},
     tls::TlsInfo,
     transfer::ReadBuffer,
     transport::{AddressPair, TransportStream},
+    upstream::{Cluster, Upstream},
 };
 
 /// A client connection.
@@ -29,6 +31,14 @@ pub(crate) struct ClientConnection {
     pub(crate) next: Disposition,
     /// What was said before the first request, on listeners where something is.
     pub(crate) info: Option<Box<ConnectionInfo>>,
+    /// The upstream connection that has authenticated this client (NTLM, Negotiate), between two requests.
+    bound: Option<Box<BoundUpstream>>,
+}
+
+/// An upstream connection that belongs to one client connection, and ends with it.
+struct BoundUpstream {
+    upstream: Upstream,
+    cluster: Rc<Cluster>,
 }
 
 /// What was said before the first request.
@@ -85,7 +95,41 @@ impl ClientConnection {
             head_due,
             next,
             info,
+            bound: None,
         }
+    }
+
+    /// Takes the upstream connection that is bound to this one for a request to `cluster`. One that leads elsewhere, or
+    /// has ended, is closed: a new connection is not authenticated, and the backend asks for it again.
+    pub(super) fn take_bound(&mut self, cluster: &Rc<Cluster>) -> Option<Upstream> {
+        let BoundUpstream { upstream, cluster: bound_to } = *self.bound.take()?;
+        let usable = Rc::ptr_eq(&bound_to, cluster) && !upstream.is_retired() && upstream.stream.is_quiet();
+        usable.then_some(upstream)
+    }
+
+    /// Keeps `upstream` for the next request of this client, and for nobody else.
+    pub(super) fn bind(&mut self, upstream: Upstream, cluster: &Rc<Cluster>) {
+        if !upstream.is_retired() && upstream.stream.is_quiet() {
+            if !upstream.is_bound() {
+                self.shared.counters.count(Counter::UpstreamBound);
+            }
+            let (upstream, cluster) = (upstream.bound(), Rc::clone(cluster));
+            self.bound = Some(Box::new(BoundUpstream { upstream, cluster }));
+        }
+    }
+
+    /// True if another process cannot go on with the connection.
+    pub(crate) fn is_immovable(&self) -> bool {
+        self.client.is_tls() || self.bound.is_some()
+    }
+
+    /// Drops a line end behind the last request (RFC 9112 section 2.2): no other request begins with it, so the connection
+    /// stays idle. True if nothing is left.
+    pub(crate) fn skip_line_end(&mut self) -> bool {
+        if self.head_due == 0 && self.read_buffer.bytes() == b"\r\n" {
+            self.read_buffer.consume(2);
+        }
+        self.read_buffer.is_empty()
     }
 
     pub(crate) fn config(&self) -> Rc<ListenerConfig> {
@@ -99,7 +143,7 @@ impl ClientConnection {
 
     /// Whether it ends with the exchange that it is in: also if it should move to another process and cannot.
     pub(crate) fn is_last(&self) -> bool {
-        self.is_draining() || (self.client.is_tls() && self.shared.is_handing_over())
+        self.is_draining() || (self.is_immovable() && self.shared.is_handing_over())
     }
 
     /// From now on deadlines are those of a connection that has just begun.

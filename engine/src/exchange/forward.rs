@@ -6,15 +6,16 @@ use super::{
     Shared,
     client::{ClientConnection, Disposition},
     listener::{Action, HstsPolicy, ListenerConfig},
-    response::{self, Failure, ResponseContext},
+    response::{self, Answered, Failure, ResponseContext},
     tunnel, upload,
 };
 use crate::{
     h1::{
         ClientCertificate, Emit, ForwardedBy, HeadProgress, OutConnection, OutFraming, RequestBody,
-        RequestHead, StrictTransport, write_answer,
+        RequestHead, ResponseDefect, StrictTransport, write_answer,
     },
     http::{Method, Reason, Version},
+    limits,
     observe::Counter,
     ring::{Recv, SendBuf},
     transfer::{Decoder, Watch, flush},
@@ -30,6 +31,8 @@ pub(crate) struct Request {
     last: bool,
     pub(crate) expect_continue: bool,
     pub(crate) upgrade: bool,
+    /// Its credentials are of NTLM or Negotiate.
+    authenticates_connection: bool,
     pub(crate) config: Rc<ListenerConfig>,
     /// The cluster that it goes to; `None` until it is known.
     cluster: Option<Rc<Cluster>>,
@@ -46,6 +49,12 @@ impl Request {
     /// Whether the client is watched while the backend is waited for.
     pub(super) fn watch(&self) -> Watch {
         if self.config.settings.abort_on_close { Watch::ResetOrEnd } else { Watch::Reset }
+    }
+
+    /// True if the upstream connection belongs to this client from now on: NTLM and Negotiate authenticate the connection
+    /// (RFC 4559), so that what comes next on it is answered as if this client asked. RFC 9110 section 3.3.
+    fn binds(&self, answered: &Answered) -> bool {
+        self.authenticates_connection || answered.authenticates_connection
     }
 
     /// How the connection goes on when all of the request was read and answered.
@@ -166,6 +175,7 @@ fn plan(connection: &mut ClientConnection, config: &Rc<ListenerConfig>, progress
         last: !head.keep_alive && body == RequestBody::None,
         expect_continue: head.expect_continue && !ended,
         upgrade: head.upgrade,
+        authenticates_connection: head.authenticates_connection,
         config: Rc::clone(config),
         cluster: None,
         transport: config.transport.as_ref().filter(|_| client.is_tls()).map(Rc::clone),
@@ -305,26 +315,33 @@ async fn forward(
     let mut repeated = false;
     // What is left is the next request: it waits, and must not hold a shared buffer meanwhile.
     connection.read_buffer.copy_out_of_pool();
+    let mut bound = connection.take_bound(cluster);
+    let was_bound = bound.is_some();
     loop {
-        let upstream = cluster
-            .connect(
-                &shared.pooling,
-                &mut attempted,
-                ConnectOptions {
-                    fresh: repeated,
-                    connect_ms: timeouts.connect_ms,
-                    timer: &connection.timer,
-                    addresses: &|| connection.addresses(),
-                },
-            )
-            .await
-            .map_err(refuse)?;
+        let upstream = match bound.take() {
+            Some(bound) => bound,
+            None => cluster
+                .connect(
+                    &shared.pooling,
+                    &mut attempted,
+                    ConnectOptions {
+                        fresh: repeated,
+                        connect_ms: timeouts.connect_ms,
+                        timer: &connection.timer,
+                        addresses: &|| connection.addresses(),
+                    },
+                )
+                .await
+                .map_err(refuse)?,
+        };
         match flush(&upstream.stream, &connection.timer, timeouts.back_ms).await {
             Ok(()) => {}
             // Died in the pool, with nothing of this request on it.
             Err(_) if upstream.reused => continue,
             Err(_) => return Err(refuse(Reason::BackendClosed)),
         }
+        // What is kept of the head is gone when more of the request is sent.
+        let request_line = if whole { Vec::new() } else { first_line(&head).to_vec() };
         upstream.stream.start_send_replayable(head);
         let outcome = if whole {
             let context = ResponseContext {
@@ -337,8 +354,8 @@ async fn forward(
             };
             response::forward(context).await
         } else {
-            let body = upload::Body { decoder, moved };
-            return Box::pin(with_upload(connection, &request, upstream, body)).await;
+            let body = upload::Body { decoder, moved, request_line };
+            return Box::pin(with_upload(connection, &request, upstream, body, was_bound)).await;
         };
         match outcome {
             Ok(answered) if answered.upgraded => {
@@ -353,12 +370,16 @@ async fn forward(
             Ok(answered) => {
                 shared.counters.count(Counter::Requests);
                 if answered.reusable {
-                    upstream.release(&shared.pooling);
+                    let binds = was_bound || request.binds(&answered);
+                    part_with(connection, upstream, binds.then_some(cluster), answered.keep_alive);
                 }
                 return Ok(request.next(answered.keep_alive));
             }
-            // It may never have read the request: RFC 9110 section 9.2.2 lets us repeat it, once.
-            Err(Failure::Unanswered) if upstream.reused && !repeated && request.method.is_idempotent() => {
+            // It may never have read the request: RFC 9110 section 9.2.2 lets us repeat it, once. What is no status line
+            // belongs to the response before (RFC 9112 section 9.2), and the connection is as good as dead.
+            Err(Failure::Unanswered | Failure::Refused(ResponseDefect::NoStatusLine))
+                if upstream.reused && !repeated && request.method.is_idempotent() =>
+            {
                 match upstream.stream.take_replay() {
                     Some(again) => head = again,
                     None => return Err(refuse(Reason::BackendClosed)),
@@ -366,9 +387,56 @@ async fn forward(
                 shared.counters.count(Counter::Retries);
                 repeated = true;
             }
-            Err(failure) => return fail(&shared, failure, refuse),
+            Err(failure) => {
+                if let Some(defect) = failure.defect() {
+                    let head = upstream.stream.take_replay().unwrap_or_default();
+                    tell_refused(&shared, cluster, &upstream, first_line(&head), defect);
+                }
+                return fail(&shared, failure, refuse);
+            }
         }
     }
+}
+
+/// Gives an upstream connection back that can carry another request: to the pool, or to the client connection that it is
+/// bound to, if that goes on.
+fn part_with(
+    connection: &mut ClientConnection,
+    upstream: Upstream,
+    binds_to: Option<&Rc<Cluster>>,
+    goes_on: bool,
+) {
+    match binds_to {
+        None => upstream.release(&connection.shared.pooling),
+        Some(cluster) if goes_on => connection.bind(upstream, cluster),
+        // It ends with the client's.
+        Some(_) => {}
+    }
+}
+
+/// The request line of a head, without its line end; what is longer than a line of the log should be is cut.
+fn first_line(head: &[u8]) -> &[u8] {
+    let end = memchr::memchr(b'\r', head).unwrap_or(head.len());
+    &head[..end.min(limits::MAX_LOGGED_REQUEST_LINE)]
+}
+
+/// Says in the log why a response was refused: one line a second for each backend.
+#[cold]
+fn tell_refused(
+    shared: &Shared,
+    cluster: &Cluster,
+    upstream: &Upstream,
+    request_line: &[u8],
+    defect: ResponseDefect,
+) {
+    let Some(left_out) = upstream.admit_complaint(shared.ring.now()) else { return };
+    tracing::warn!(
+        cluster = %cluster.name,
+        backend = upstream.backend_id(),
+        request = %request_line.escape_ascii(),
+        left_out,
+        "response refused: {defect}"
+    );
 }
 
 /// Goes on with a request whose body has yet to come.
@@ -376,9 +444,11 @@ async fn with_upload(
     connection: &mut ClientConnection,
     request: &Request,
     upstream: Upstream,
-    body: upload::Body,
+    mut body: upload::Body,
+    was_bound: bool,
 ) -> Result<Disposition, LocalReply> {
     let shared = Rc::clone(&connection.shared);
+    let request_line = std::mem::take(&mut body.request_line);
     let outcome = upload::run(connection, request, &upstream.stream, body).await;
     let refuse = |reason| LocalReply::whole(reason, request, false);
     match outcome {
@@ -395,12 +465,19 @@ async fn with_upload(
         Ok((answered, uploaded)) => {
             shared.counters.count(Counter::Requests);
             if answered.reusable && uploaded {
-                upstream.release(&shared.pooling);
+                let binds = was_bound || request.binds(&answered);
+                let cluster = request.cluster.as_ref().filter(|_| binds);
+                part_with(connection, upstream, cluster, answered.keep_alive);
             }
             // Answered before the body was all there: what is still to come of it is not a request.
             Ok(if answered.keep_alive && uploaded { Disposition::Request } else { Disposition::Close })
         }
-        Err(failure) => fail(&shared, failure, refuse),
+        Err(failure) => {
+            if let (Some(defect), Some(cluster)) = (failure.defect(), &request.cluster) {
+                tell_refused(&shared, cluster, &upstream, &request_line, defect);
+            }
+            fail(&shared, failure, refuse)
+        }
     }
 }
 
@@ -413,7 +490,8 @@ fn fail(
     match failure {
         Failure::Unanswered => Err(refuse(Reason::BackendClosed)),
         Failure::Silent(reason) => Err(refuse(reason)),
-        Failure::Cut { reset } => {
+        Failure::Refused(defect) => Err(refuse(defect.reason())),
+        Failure::Cut { reset, .. } => {
             shared.counters.count(Counter::Requests);
             shared.counters.count(Counter::BackendTruncations);
             Ok(Disposition::Abort { reset })

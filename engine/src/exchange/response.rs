@@ -7,7 +7,10 @@ use super::{
     forward::{Request, goes_on},
 };
 use crate::{
-    h1::{Emit, HeadProgress, OutConnection, OutFraming, ResponseBody, ResponseHead, ResponsePlan},
+    h1::{
+        Emit, HeadProgress, OutConnection, OutFraming, ResponseBody, ResponseDefect, ResponseHead,
+        ResponsePlan,
+    },
     http::{Reason, Version},
     observe::Counter,
     ring::{Recv, Timer},
@@ -26,6 +29,8 @@ pub(super) struct Answered {
     pub(super) reusable: bool,
     /// The backend accepted an upgrade: a tunnel follows.
     pub(super) upgraded: bool,
+    /// It was a 401 that authenticates the connection, not the request.
+    pub(super) authenticates_connection: bool,
     /// What the backend sent behind the head of an accepted upgrade.
     pub(super) early_tunnel_data: ReadBuffer,
 }
@@ -34,22 +39,35 @@ pub(super) struct Answered {
 pub(super) enum Failure {
     /// The backend closed without a byte of an answer: it may never have read the request.
     Unanswered,
-    /// The client has got no final answer yet: it can be info.
+    /// The client has got no final answer yet: it can be told.
     Silent(Reason),
-    /// The response is cut short; with `reset` nothing else would show that.
-    Cut { reset: bool },
+    /// So it is where the response is refused.
+    Refused(ResponseDefect),
+    /// The response is cut short; with `reset` nothing else would show that. `defect`: what was wrong with it, if it was.
+    Cut { reset: bool, defect: Option<ResponseDefect> },
     /// The client is gone.
     ClientGone,
     /// The client took nothing for too long.
     ClientStalled,
 }
 
+impl Failure {
+    /// What was wrong with the response, if anything was.
+    pub(super) fn defect(&self) -> Option<ResponseDefect> {
+        match self {
+            Failure::Refused(defect) => Some(*defect),
+            Failure::Cut { defect, .. } => *defect,
+            _ => None,
+        }
+    }
+}
+
 /// What a response tells the upload that runs beside it, and the other way round.
 #[derive(Default)]
 pub(super) struct DuplexState {
-    /// The request body is still on its context: the backend need not answer yet.
+    /// The request body is still on its way: the backend need not answer yet.
     pub(super) uploading: Cell<bool>,
-    /// The client was info to go on, or has been answered.
+    /// The client was told to go on, or has been answered.
     pub(super) answered: Cell<bool>,
 }
 
@@ -57,7 +75,10 @@ pub(super) struct DuplexState {
 enum Head {
     Incomplete,
     /// An interim response, to be passed on unless the client is of HTTP/1.0.
-    Interim(Option<Vec<u8>>),
+    Interim {
+        out: Option<Vec<u8>>,
+        reusable: bool,
+    },
     Final(Final),
 }
 
@@ -68,6 +89,7 @@ struct Final {
     keep_alive: bool,
     reusable: bool,
     upgraded: bool,
+    authenticates_connection: bool,
 }
 
 /// Where a response comes from and goes to.
@@ -86,20 +108,27 @@ pub(super) async fn forward(context: ResponseContext<'_>) -> Result<Answered, Fa
     let timeouts = &context.request.config.settings.timeouts;
     let mut read_buffer = ReadBuffer::default();
     let began = context.shared.ring.now();
-    let Final { mut head, mut decoder, framing, keep_alive, reusable, upgraded } =
+    let Final { mut head, mut decoder, framing, keep_alive, reusable, upgraded, authenticates_connection } =
         await_head(&context, &mut read_buffer).await?;
     if let Some(beside) = context.beside {
         beside.answered.set(true);
     }
     if upgraded {
         send(&context, head).await?;
-        return Ok(Answered { keep_alive: false, reusable: false, upgraded, early_tunnel_data: read_buffer });
+        let (keep_alive, reusable) = (false, false);
+        return Ok(Answered {
+            keep_alive,
+            reusable,
+            upgraded,
+            authenticates_connection,
+            early_tunnel_data: read_buffer,
+        });
     }
     let mut moved = 0;
     // The head has not gone out yet: what is wrong with the body's beginning can still be told.
     let whole = decoder
         .coalesce(&mut read_buffer, &mut head, &mut moved)
-        .map_err(|_| Failure::Silent(Reason::BackendBadResponse))?;
+        .map_err(|reason| Failure::Refused(ResponseDefect::Body(reason)))?;
     send(&context, head).await?;
     if !whole {
         let now = context.shared.ring.now();
@@ -121,10 +150,12 @@ pub(super) async fn forward(context: ResponseContext<'_>) -> Result<Answered, Fa
         outcome.map_err(|error| cut(error, framing))?;
     }
     // Bytes behind the response belong to nobody: they must not reach the next client.
+    let reusable = reusable && read_buffer.is_empty();
     Ok(Answered {
         keep_alive,
-        reusable: reusable && read_buffer.is_empty(),
+        reusable,
         upgraded,
+        authenticates_connection,
         early_tunnel_data: ReadBuffer::default(),
     })
 }
@@ -135,15 +166,22 @@ async fn await_head(context: &ResponseContext<'_>, read_buffer: &mut ReadBuffer)
     let back_ms = request.config.settings.timeouts.back_ms;
     let mut progress = HeadProgress::default();
     let mut interim = 0;
+    let mut reusable = true;
     let mut due = shared.ring.now() + back_ms;
     loop {
         if !read_buffer.is_empty() {
-            match read(context, read_buffer, &mut progress)? {
-                Head::Final(head) => return Ok(head),
-                Head::Interim(out) => {
+            let read = read(context, read_buffer, &mut progress).map_err(|defect| {
+                // Behind an interim response it is a malformed final one.
+                let begun = interim > 0 && defect == ResponseDefect::NoStatusLine;
+                Failure::Refused(if begun { ResponseDefect::StatusLine } else { defect })
+            })?;
+            match read {
+                Head::Final(head) => return Ok(Final { reusable: head.reusable && reusable, ..head }),
+                Head::Interim { out, reusable: so_far } => {
                     interim += 1;
+                    reusable &= so_far;
                     if interim > MAX_INTERIM {
-                        return Err(Failure::Silent(Reason::BackendBadResponse));
+                        return Err(Failure::Refused(ResponseDefect::TooManyInterim));
                     }
                     // Boxed: rare, and large beside what waits for an ordinary response.
                     Box::pin(pass_interim(context, out)).await?;
@@ -172,9 +210,7 @@ async fn await_head(context: &ResponseContext<'_>, read_buffer: &mut ReadBuffer)
                     _ => Failure::Silent(Reason::BackendClosed),
                 });
             }
-            Some(Ok(Recv::Finished) | Err(_)) => {
-                return Err(Failure::Silent(Reason::BackendBadResponse));
-            }
+            Some(Ok(Recv::Finished) | Err(_)) => return Err(Failure::Refused(ResponseDefect::HeadCut)),
             None if context.beside.is_some_and(|beside| beside.uploading.get()) => {
                 due = shared.ring.now() + back_ms;
             }
@@ -183,6 +219,7 @@ async fn await_head(context: &ResponseContext<'_>, read_buffer: &mut ReadBuffer)
     }
 }
 
+/// RFC 9110 section 15.2: interim responses are passed on.
 async fn pass_interim(context: &ResponseContext<'_>, out: Option<Vec<u8>>) -> Result<(), Failure> {
     if let Some(beside) = context.beside {
         beside.answered.set(true);
@@ -193,7 +230,12 @@ async fn pass_interim(context: &ResponseContext<'_>, out: Option<Vec<u8>>) -> Re
     }
 }
 
+/// RFC 9112 section 8: what is incomplete must not look complete.
 fn cut(error: RelayError, framing: OutFraming) -> Failure {
+    let defect = match &error {
+        RelayError::Malformed(reason) => Some(ResponseDefect::Body(*reason)),
+        _ => None,
+    };
     match error {
         RelayError::SinkBroken => Failure::ClientGone,
         RelayError::SinkStalled => Failure::ClientStalled,
@@ -201,7 +243,7 @@ fn cut(error: RelayError, framing: OutFraming) -> Failure {
         RelayError::SourceEnded
         | RelayError::SourceSlow
         | RelayError::Malformed(_)
-        | RelayError::TooLarge => Failure::Cut { reset: framing == OutFraming::UntilClose },
+        | RelayError::TooLarge => Failure::Cut { reset: framing == OutFraming::UntilClose, defect },
     }
 }
 
@@ -217,12 +259,13 @@ async fn send(context: &ResponseContext<'_>, out: Vec<u8>) -> Result<(), Failure
     }
 }
 
-/// Reads the head in the read_buffer, and writes it as the client gets it.
+/// Reads the head in the read buffer, and writes it as the client gets it. One that is refused becomes 502, and its
+/// connection is closed (RFC 9112 section 6.3).
 fn read(
     context: &ResponseContext<'_>,
     read_buffer: &mut ReadBuffer,
     progress: &mut HeadProgress,
-) -> Result<Head, Failure> {
+) -> Result<Head, ResponseDefect> {
     let ResponseContext { shared, request, .. } = context;
     let scratch = &mut *shared.scratch.borrow_mut();
     let parsed = ResponseHead::parse(
@@ -231,16 +274,12 @@ fn read(
         progress,
         &request.config.response_limits,
         scratch,
-    );
-    let head = match parsed {
-        Ok(Some(head)) => head,
-        Ok(None) => return Ok(Head::Incomplete),
-        Err(defect) => return Err(Failure::Silent(defect.reason())),
-    };
+    )?;
+    let Some(head) = parsed else { return Ok(Head::Incomplete) };
     let upgraded = head.status == 101;
     if upgraded && !request.upgrade {
         // RFC 9110 section 15.2.2: nobody asked for it.
-        return Err(Failure::Silent(Reason::BackendBadResponse));
+        return Err(ResponseDefect::UnaskedUpgrade);
     }
     let keep_alive =
         request.keep_alive && !shared.is_draining() && !(context.client.is_tls() && shared.is_handing_over());
@@ -253,8 +292,9 @@ fn read(
             head.write_forwarded(&plan, None, None, &mut out);
             out
         });
+        let reusable = head.keep_alive;
         read_buffer.consume(length);
-        return Ok(Head::Interim(out));
+        return Ok(Head::Interim { out, reusable });
     }
     let mut out = shared.ring.head_buffer();
     let date = (!head.dated).then(|| shared.date());
@@ -269,6 +309,7 @@ fn read(
         ResponseBody::UntilClose => Decoder::UntilClose { wrap: plan.framing == OutFraming::Chunked },
     };
     let reusable = head.keep_alive && !matches!(head.body, ResponseBody::UntilClose) && !upgraded;
+    let authenticates_connection = head.authenticates_connection;
     read_buffer.consume(length);
     Ok(Head::Final(Final {
         head: out,
@@ -279,5 +320,6 @@ fn read(
             && goes_on(plan.framing, plan.connection),
         reusable,
         upgraded,
+        authenticates_connection,
     }))
 }

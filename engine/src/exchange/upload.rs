@@ -28,6 +28,8 @@ const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 pub(super) struct Body {
     pub(super) decoder: Decoder,
     pub(super) moved: u64,
+    /// For the log.
+    pub(super) request_line: Vec<u8>,
 }
 
 /// Sends the body, receives the answer. The flag: the body was sent whole.
@@ -96,7 +98,7 @@ fn failure(error: RelayError, answered: bool) -> Failure {
     let reason = match error {
         RelayError::SourceEnded => return Failure::ClientGone,
         // What has begun cannot be taken back.
-        _ if answered => return Failure::Cut { reset: true },
+        _ if answered => return Failure::Cut { reset: true, defect: None },
         RelayError::SourceSlow => Reason::BodyTimeout,
         RelayError::Malformed(reason) => reason,
         RelayError::TooLarge => Reason::BodyTooLarge,
@@ -106,7 +108,7 @@ fn failure(error: RelayError, answered: bool) -> Failure {
     Failure::Silent(reason)
 }
 
-/// The client waits to be info to go on. The backend may do so; after a while we do.
+/// The client waits to be told to go on. The backend may do so; after a while we do.
 async fn invite(
     request: &Request,
     client: &TransportStream,

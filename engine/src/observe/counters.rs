@@ -137,6 +137,8 @@ counters! {
     BodyMemory = "body_memory.in_use", gauge;
     /// Private buffers that `body_memory` did not allow.
     BodyMemoryRefused = "body_memory.refused", counter;
+    /// Upstream connections that became those of one client, because NTLM or Negotiate authenticates the connection.
+    UpstreamBound = "upstream.bound", counter;
 }
 
 /// Where the answers by reason start in the block.

@@ -6,6 +6,8 @@
 //! reasons alone, by which own answers are counted.
 
 mod counters;
+mod log_limit;
 mod sys;
 
 pub use counters::{Counter, Counters};
+pub use log_limit::LogLimit;

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     http::Reason,
-    observe::Counter,
+    observe::{Counter, LogLimit},
     ring::{Share, Stream, Timer},
     tls::{Connector, Context, Failure, FailureKind, TlsError},
     transport::{AddressPair, TransportStream, proxy_header},
@@ -36,6 +36,8 @@ pub struct Endpoint {
     pub(super) retired: Cell<bool>,
     /// That a handshake with it has failed was said.
     tls_failed: Cell<bool>,
+    /// Lines of the log about its responses.
+    pub(super) complaints: LogLimit,
 }
 
 /// A backend's place in a cluster.
@@ -137,6 +139,7 @@ impl Endpoints {
                         idle: RefCell::default(),
                         retired: Cell::new(false),
                         tls_failed: Cell::new(false),
+                        complaints: LogLimit::default(),
                     }),
                 };
                 Ok(Member { backend, weight: configured.weight, backup: configured.backup })

@@ -91,12 +91,14 @@ pub struct Upstream {
     backend: Rc<Endpoint>,
     /// It began with the address of one client, and is for nobody else.
     private: bool,
+    /// It has authenticated one client.
+    bound: bool,
 }
 
 impl Upstream {
     /// A connection to `backend`.
     pub fn new(stream: TransportStream, backend: Rc<Endpoint>, reused: bool) -> Upstream {
-        Upstream { stream, reused, backend, private: false }
+        Upstream { stream, reused, backend, private: false, bound: false }
     }
 
     /// This one, for this client only.
@@ -105,9 +107,27 @@ impl Upstream {
         Upstream { private: true, ..self }
     }
 
+    /// This one between two requests of the client connection that it is bound to: it may die meanwhile.
+    #[must_use]
+    pub fn bound(self) -> Upstream {
+        self.stream.watch();
+        self.stream.forget_waker();
+        Upstream { private: true, bound: true, reused: true, ..self }
+    }
+
+    /// Whether it is bound to a client connection already.
+    pub fn is_bound(&self) -> bool {
+        self.bound
+    }
+
     /// The name of the backend.
     pub fn backend_id(&self) -> &str {
         &self.backend.id
+    }
+
+    /// True if the log may take a line about the backend; how many were left out since the last.
+    pub fn admit_complaint(&self, now: u64) -> Option<u32> {
+        self.backend.complaints.admit(now)
     }
 
     /// Whether the backend is configured no more.

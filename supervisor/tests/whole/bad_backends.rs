@@ -258,3 +258,139 @@ fn idle_backend_connections_are_closed_at_their_deadline() {
     get(&proxy, "a", "/").expect(200, "ok");
     assert_eq!(backend.connections(), 2);
 }
+
+#[test]
+fn a_connection_is_not_used_again_after_a_body_that_must_not_be() {
+    for (answer, again) in [
+        ("HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n", true),
+        ("HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", true),
+        ("HTTP/1.1 205 Reset Content\r\nContent-Length: 0\r\n\r\n", true),
+        ("HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n", false),
+        ("HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n", false),
+        ("HTTP/1.1 205 Reset Content\r\nContent-Length: 5\r\n\r\n", false),
+        ("HTTP/1.1 205 Reset Content\r\nTransfer-Encoding: chunked\r\n\r\n", false),
+        ("HTTP/1.1 205 Reset Content\r\n\r\n", false),
+        ("HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: chunked\r\n\r\n", false),
+        (
+            "HTTP/1.1 103 Early Hints\r\nContent-Length: 5\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+            false,
+        ),
+        ("HTTP/1.1 102 P\r\nTransfer-Encoding: chunked\r\n\r\nHTTP/1.1 204 No\r\n\r\n", false),
+    ] {
+        let backend = Backend::respond(answer);
+        let proxy = Proxy::to(&backend);
+        for _ in 0..2 {
+            let mut client = proxy.client();
+            client.send(GET);
+            let mut response = client.head();
+            if response.status() < 200 {
+                response = client.head();
+            }
+            // A client that takes the next bytes for a body, or for no body, gets none either way.
+            let framing = (response.field("content-length"), response.field("transfer-encoding"));
+            let expected = match response.status() {
+                204 => (None, None),
+                304 if again => (Some("5"), None),
+                304 => (None, None),
+                _ => (Some("0"), None),
+            };
+            assert_eq!(framing, expected, "{answer:?}");
+            client.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+            assert!(client.head().start.starts_with("HTTP/1.1 "), "{answer:?}");
+        }
+        let used = backend.connections();
+        assert_eq!(used, if again { 1 } else { 4 }, "{answer:?}");
+    }
+}
+
+#[test]
+fn what_is_no_status_line_on_a_kept_connection_counts_as_its_death() {
+    // The body of the response before comes when the next request does: nothing could have been seen before.
+    for late in [
+        "0\r\n\r\n",
+        "evil",
+        "\r\n",
+        "5\r\nhello\r\n0\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil",
+    ] {
+        let backend = Backend::script(move |conn| {
+            if conn.number == 0 {
+                conn.serve(|_| OK.to_vec());
+                conn.request();
+                conn.send(late);
+                conn.rest();
+                return;
+            }
+            while conn.serve(|_| OK.to_vec()) {}
+        });
+        let proxy = Proxy::to(&backend);
+        let mut client = proxy.client();
+        for _ in 0..3 {
+            client.send(GET);
+            client.response().expect(200, "ok");
+        }
+        assert_eq!((backend.connections(), proxy.counter("upstream.retries")), (2, 1), "{late:?}");
+        // What must not be sent twice is not.
+        let backend = Backend::script(move |conn| {
+            conn.serve(|_| OK.to_vec());
+            conn.serve(|_| late.as_bytes().to_vec());
+        });
+        let proxy = Proxy::to(&backend);
+        get(&proxy, "a", "/").expect(200, "ok");
+        let post = exchange(&proxy, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi");
+        assert_eq!((post.status(), backend.requests().len()), (502, 2), "{late:?}");
+    }
+}
+
+#[test]
+fn why_a_response_was_refused_is_told_once_a_second() {
+    const WRONG: [(&str, &str); 6] = [
+        ("HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", "bad_content_length"),
+        ("hello", "does not begin with `HTTP/`"),
+        ("HTTP/1.1 200 OK\r\nA: b\nC: d\r\n\r\n", "bare_line_feed"),
+        ("HTTP/1.1 999 OK\r\n\r\n", "status code"),
+        ("HTTP/1.1 101 S\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n", "nobody asked"),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "bad_chunk"),
+    ];
+    for (answer, why) in WRONG {
+        let backend = Backend::respond(answer);
+        let proxy = Config::new()
+            .frontend("web", r#"hostname = "*""#)
+            .backend_with("web", &backend, r#"backend_id = "one""#)
+            .start();
+        let request = "PUT /a?b=\u{e9} HTTP/1.1\r\nHost: a\r\nCookie: secret\r\nContent-Length: 3\r\n\r\nabc";
+        for _ in 0..12 {
+            let response = exchange(&proxy, request);
+            assert_eq!(response.status(), 502, "{answer:?}");
+        }
+        let lines = || -> Vec<String> {
+            let log = proxy.log();
+            log.lines().filter(|line| line.contains("response refused")).map(str::to_owned).collect()
+        };
+        wait::until("a line of the log", || !lines().is_empty());
+        let told = lines();
+        // Twelve took less than a second, or the machine was slow.
+        assert!(told.len() <= 3, "{told:?}");
+        for part in [why, "web", "one", "PUT /a?b=\\xc3\\xa9 HTTP/1.1", "WARN"] {
+            assert!(told[0].contains(part), "{part:?} in {}", told[0]);
+        }
+        assert!(!proxy.log().contains("secret"));
+    }
+    // A body that comes in parts, and a number of those that were left out.
+    let backend = Backend::respond("hello");
+    let proxy = Proxy::to(&backend);
+    let mut asked = 0;
+    wait::until("a line with a number", || {
+        let mut client = proxy.client();
+        client.send(format!("POST /{} HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\na", "x".repeat(1000)));
+        client.send("b");
+        asked += 1;
+        assert_eq!(client.response().status(), 502);
+        proxy.log().lines().any(|line| {
+            line.contains("response refused") && line.contains("left_out=") && !line.contains("left_out=0")
+        })
+    });
+    let log = proxy.log();
+    let longest = log.lines().filter(|line| line.contains("response refused")).map(str::len).max();
+    assert!(longest.is_some_and(|longest| longest < 600), "{log}");
+    assert!(asked > 1);
+}

@@ -3,7 +3,7 @@
 
 use std::time::SystemTime;
 
-use crate::harness::{Backend, Client, Config, GET, Message, OK, Proxy, contains, exchange, get};
+use crate::harness::{Backend, Client, Config, GET, Message, OK, Proxy, contains, exchange, get, wait};
 
 /// Seconds since 1970 of an IMF-fixdate; fails where it is none.
 #[track_caller]
@@ -57,7 +57,7 @@ fn a_final_response_without_date_gets_the_present_one() {
         // The worker's clock is that of its last turn.
         expect_present(&response, earliest.max(begin + 1) - 1);
         dates.insert(response.field("date").unwrap().to_owned());
-        crate::harness::wait::pace(std::time::Duration::from_millis(50));
+        wait::pace(std::time::Duration::from_millis(50));
     }
     client.send("GET /dated HTTP/1.1\r\nHost: a\r\n\r\n");
     assert_eq!(client.response().all("date"), ["long ago"]);
@@ -151,4 +151,57 @@ fn a_host_with_an_empty_port_is_not_misdirected() {
     client.response().expect(200, "ok");
     client.send("GET / HTTP/1.1\r\nHost: b.example:\r\n\r\n");
     client.response().expect_answer(421, "misdirected_request");
+}
+
+#[test]
+fn a_line_end_behind_a_request_leaves_an_idle_connection_idle() {
+    const POST: &str = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi";
+    let backend = Backend::respond(OK);
+    // Were it the beginning of a request, 408 would follow.
+    let proxy =
+        Config::to(&backend).listener("request_timeout = 0.2").listener("front_timeout = 1.5").start();
+    let begin = std::time::Instant::now();
+    let mut clients: Vec<Client> = (0..3).map(|_| proxy.client()).collect();
+    for (place, client) in clients.iter_mut().enumerate() {
+        match place {
+            // In one segment with the request, and behind its answer.
+            0 => client.send(format!("{POST}\r\n")),
+            _ => client.send(POST),
+        }
+        client.response().expect(200, "ok");
+        client.send("\r\n");
+    }
+    // One more, twice, must not extend the deadline of an idle connection.
+    wait::pace(std::time::Duration::from_millis(400));
+    clients[1].send("\r\n");
+    clients[2].send(format!("\r\n{GET}"));
+    clients[2].response().expect(200, "ok");
+    for client in &mut clients[..2] {
+        client.expect_closed();
+    }
+    let idle = begin.elapsed();
+    assert!(idle.as_secs_f64() > 1.4 && idle.as_secs_f64() < 5.0, "{idle:?}");
+    assert_eq!(proxy.counter("http.own_answers"), 0);
+}
+
+#[test]
+fn a_connection_that_is_idle_behind_a_line_end_moves_to_the_next_process_and_ends_at_a_stop() {
+    let backend = Backend::respond(OK);
+    let mut proxy = Proxy::to(&backend);
+    let mut client = proxy.client();
+    client.send(format!("{GET}\r\n"));
+    client.response().expect(200, "ok");
+    client.send("\r\n");
+    // It has come, as far as anybody can tell.
+    wait::pace(std::time::Duration::from_millis(100));
+    let upgraded = proxy.ctl(&["workers", "upgrade"]);
+    assert!(upgraded.status.success(), "{upgraded:?}");
+    client.send(GET);
+    client.response().expect(200, "ok");
+    assert!(proxy.counter("client.handed_over") >= 1);
+    client.send("\r\n");
+    wait::pace(std::time::Duration::from_millis(100));
+    proxy.terminate();
+    client.expect_closed();
+    assert!(proxy.wait(std::time::Duration::from_secs(5)).success());
 }

@@ -14,6 +14,7 @@ mod framing;
 mod gateway;
 mod harness_itself;
 mod headers;
+mod identity;
 mod init_system;
 mod interim;
 mod life;
