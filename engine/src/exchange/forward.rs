@@ -11,8 +11,8 @@ use super::{
 };
 use crate::{
     h1::{
-        ClientCertificate, Emit, ForwardedBy, HeadProgress, OutConnection, OutFraming, RequestBody,
-        RequestHead, ResponseDefect, StrictTransport, write_answer,
+        ClientCertificate, ForwardedBy, HeadProgress, OutConnection, OutFraming, RequestBody, RequestHead,
+        ResponseDefect, StrictTransport, write_answer,
     },
     http::{Method, Reason, Version},
     limits,
@@ -181,6 +181,7 @@ fn plan(connection: &mut ClientConnection, config: &Rc<ListenerConfig>, progress
         transport: config.transport.as_ref().filter(|_| client.is_tls()).map(Rc::clone),
     };
     let answer = |reason, request: &Request| Head::Answer(LocalReply::whole(reason, request, ended));
+    // RFC 9110 section 7.4.
     match (secured, &config.tls) {
         (Some(secured), Some(terminator)) if terminator.misdirects(head.host_name(), secured) => {
             read_buffer.consume(length);
@@ -300,7 +301,9 @@ async fn forward(
     let mut decoder = match body {
         RequestBody::None => Decoder::Length(0),
         RequestBody::Length(length) => Decoder::Length(length),
-        RequestBody::Chunked => Decoder::chunked(Emit::Chunked, sizes.fields),
+        RequestBody::Chunked => {
+            Decoder::request_chunks(sizes.fields, request.config.settings.forwarding.underscores)
+        }
     };
     let whole = decoder
         .coalesce(&mut connection.read_buffer, &mut head, &mut moved)
@@ -458,7 +461,7 @@ async fn with_upload(
                     Box::pin(tunnel::open(connection, request, upstream, answered.early_tunnel_data)).await
                 );
             }
-            // A switch of protocols in the middle of a body: nobody could say where the tunnel begins.
+            // RFC 9110 section 7.8. A switch of protocols in the middle of a body: nobody could say where the tunnel begins.
             shared.counters.count(Counter::BackendTruncations);
             Ok(Disposition::Abort { reset: true })
         }
@@ -469,7 +472,7 @@ async fn with_upload(
                 let cluster = request.cluster.as_ref().filter(|_| binds);
                 part_with(connection, upstream, cluster, answered.keep_alive);
             }
-            // Answered before the body was all there: what is still to come of it is not a request.
+            // Answered before the body was all there: what is still to come of it is not a request (RFC 9112 section 9.3).
             Ok(if answered.keep_alive && uploaded { Disposition::Request } else { Disposition::Close })
         }
         Err(failure) => {

@@ -110,6 +110,13 @@ impl ChunkedBody {
         }
     }
 
+    /// The same, of whose trailers those with `_` in their names are dropped, as in the head of a request.
+    #[must_use]
+    pub fn without_underscores(mut self) -> ChunkedBody {
+        self.trailers.drop_underscores();
+        self
+    }
+
     /// Reads on in `input`, which is what arrived since the bytes that the last call consumed.
     ///
     /// Afterwards `input[..kept]` holds what is to be sent, moved together in place: data in framing that is
@@ -177,6 +184,7 @@ impl ChunkedBody {
             }
             (State::BeforeExtension { size }, b';') => (State::Extension { size }, false),
             (State::Extension { size }, b'\r') => (State::SizeLineFeed { size }, size > 0),
+            // RFC 9112 section 7.1.1: an extension is not understood, and ignored.
             // A CR or LF is refused inside of quotes too: who reads them otherwise sees another line.
             (State::Extension { size }, _) if is_value_byte(byte) => {
                 self.count_line_byte()?;
@@ -194,7 +202,7 @@ impl ChunkedBody {
         Ok(next)
     }
 
-    /// Takes one byte where a digit of the size may stand: 1 to 16 hexadecimal digits.
+    /// Takes one byte where a digit of the size may stand: 1 to 16 hexadecimal digits (RFC 9112 section 7.1: no overflow).
     #[inline]
     fn step_in_size(&mut self, size: u64, digits: u8, byte: u8) -> Result<(State, bool), Reason> {
         let digit = match byte {

@@ -198,3 +198,17 @@ fn whatever_is_accepted_is_read_alike_in_any_pieces_and_once_more_after_forwardi
     }
     assert!(complete > 500, "{complete} complete");
 }
+
+#[test]
+fn trailers_with_underscores_are_dropped_where_fields_are() {
+    let input = b"0\r\nA_B: 1\r\nA-B: 2\r\n_: 3\r\n\r\n";
+    for (body, expected) in [
+        (ChunkedBody::new(Emit::Chunked, 8), &b"0\r\nA_B: 1\r\nA-B: 2\r\n_: 3\r\n\r\n"[..]),
+        (ChunkedBody::new(Emit::Chunked, 8).without_underscores(), b"0\r\nA-B: 2\r\n\r\n"),
+    ] {
+        let (mut body, mut input, mut tail) = (body, input.to_vec(), Vec::new());
+        let step = body.advance(&mut input, &mut tail).unwrap();
+        assert!(step.done);
+        assert_eq!([&input[..step.kept], &tail].concat(), expected);
+    }
+}

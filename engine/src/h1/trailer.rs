@@ -18,12 +18,19 @@ pub(super) struct Trailers {
     /// Bytes of the section so far, dropped lines included.
     total: usize,
     fields_left: u16,
+    /// Fields with `_` in their names are dropped, as in the head of a request.
+    drops_underscores: bool,
 }
 
 impl Trailers {
     /// An empty section; at most `max_fields` lines are put up with.
     pub(super) fn new(max_fields: u16) -> Trailers {
-        Trailers { bytes: Vec::new(), line: 0, total: 0, fields_left: max_fields }
+        Trailers { bytes: Vec::new(), line: 0, total: 0, fields_left: max_fields, drops_underscores: false }
+    }
+
+    /// From now on fields with `_` in their names are dropped.
+    pub(super) fn drop_underscores(&mut self) {
+        self.drops_underscores = true;
     }
 
     /// Reads on; says how many bytes belong to the section, and whether its empty line was among them.
@@ -73,7 +80,7 @@ impl Trailers {
         {
             return Err(Reason::BadTrailer);
         }
-        if is_allowed(name) {
+        if is_allowed(name) && !(self.drops_underscores && name.contains(&b'_')) {
             self.line = self.bytes.len();
         } else {
             self.bytes.truncate(self.line);

@@ -59,6 +59,12 @@ impl Decoder {
         Decoder::Chunked(Box::new(ChunkedBody::new(emit, max_fields)))
     }
 
+    /// The body of a request in chunks; trailers with `_` in their names are passed on or dropped as its fields are.
+    pub(crate) fn request_chunks(max_fields: u16, underscores: bool) -> Decoder {
+        let body = ChunkedBody::new(Emit::Chunked, max_fields);
+        Decoder::Chunked(Box::new(if underscores { body } else { body.without_underscores() }))
+    }
+
     /// Appends to `head` what of the body is in `read_buffer` already, if it is not too much. `true`: that was all of it.
     pub(crate) fn coalesce(
         &mut self,

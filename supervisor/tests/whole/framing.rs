@@ -273,7 +273,7 @@ fn trailers_that_would_change_the_request_are_dropped() {
     exchange(
         &proxy,
         "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nHost: evil\r\nContent-Length: 5\r\n\
-         Transfer-Encoding: gzip\r\nAuthorization: x\r\nX-Forwarded-For: 9.9.9.9\r\nConnection: close\r\nDigest: x\r\n\r\n",
+         Transfer-Encoding: gzip\r\nAuthorization: x\r\nX-Forwarded-For: 9.9.9.9\r\nConnection: close\r\nA_B: x\r\nProxy: x\r\nDigest: x\r\n\r\n",
     )
     .expect(200, "ok");
     assert_eq!(backend.request().trailers, [("Digest".to_owned(), "x".to_owned())]);
