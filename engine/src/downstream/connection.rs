@@ -99,7 +99,7 @@ impl ClientConnection {
         Disposition::Gone
     }
 
-    /// AddressPair the connection as `next` says.
+    /// Ends the connection as `next` says.
     async fn end(&self) {
         match self.next {
             Disposition::Abort { reset: true } => self.client.reset_on_close(),
@@ -117,6 +117,7 @@ impl ClientConnection {
         // RFC 9112 section 9.6 asks for a close in stages because of what a client may still send; one that has said
         // that it sends no more must not (same section).
         if self.next == Disposition::Finish && self.read_buffer.is_empty() {
+            // RFC 9112 section 9.8: closure is announced to TLS.
             if self.client.is_tls() {
                 self.timer.set(limits::LINGER_TIMEOUT_MS);
                 let _ = self.timer.limit(self.client.shutdown_write()).await;
@@ -147,6 +148,7 @@ pub(super) fn serve(
         if begins {
             connection.next = Box::pin(preamble::begin(&mut connection)).await;
         }
+        // RFC 9112 section 9.3.2: requests are served one after the other, so responses leave in their order.
         while connection.next == Disposition::Request {
             let waited = if connection.skip_line_end() { connection.wait().await } else { Waited::Bytes };
             connection.next = match waited {

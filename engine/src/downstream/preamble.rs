@@ -53,7 +53,7 @@ pub(super) async fn begin(connection: &mut ClientConnection) -> Disposition {
     }
 }
 
-/// Reads more into the read_buffer, within the deadline that the timer has. Who is `late`, or `gone`, is counted so.
+/// Reads more into the read buffer, within the deadline that the timer has. Who is `late`, or `gone`, is counted so.
 async fn read_more(
     connection: &mut ClientConnection,
     late: Counter,
@@ -287,7 +287,7 @@ async fn pass_on(connection: &mut ClientConnection, config: &Rc<ListenerConfig>)
     }
 }
 
-/// Passthrough the connection, with what is in the read_buffer, as it is.
+/// Passes the connection on, with what is in the read buffer, as it is.
 async fn forward(
     connection: &mut ClientConnection,
     config: &Rc<ListenerConfig>,

@@ -82,6 +82,7 @@ impl RequestHead<'_> {
         // CGI, WSGI and their like make `HTTP_A_B` of `A-B` and of `A_B`: whoever reads it cannot tell which it was.
         let is_unmistakable = || switches.underscores || !name().contains(&b'_');
         match line.kind {
+            // RFC 9110 section 5.1: a field of any name is passed on; section 11.6.2: credentials as they are.
             // RFC 9110 section 7.6.1: what Connection names is for this connection only.
             Kind::Other | Kind::Date | Kind::Credentials | Kind::Challenge => {
                 is_unmistakable()

@@ -90,7 +90,7 @@ fn refused_coding(value: &[u8], earlier: bool) -> Reason {
     }
 }
 
-/// A number of `1*DIGIT` that fits 64 bits. No sign, no space, no `0x`.
+/// A number of `1*DIGIT` that fits 64 bits (RFC 9110 section 8.6: no overflow). No sign, no space, no `0x`.
 fn decimal(text: &[u8]) -> Option<u64> {
     if text.is_empty() {
         return None;

@@ -64,6 +64,7 @@ pub(super) fn refuse_field(input: &[u8], error: httparse::Error) -> Reason {
     }
     let end = memchr::memmem::find(input, b"\r\n\r\n").unwrap_or(input.len());
     for at in memchr::memchr2_iter(b'\r', b'\n', &input[..end]) {
+        // RFC 9112 section 5.2 lets a server refuse an obsolete fold; a gateway answers 502 to one in a response.
         match (at.checked_sub(1).map(|before| input[before]), input[at], input.get(at + 1)) {
             (Some(b'\r'), b'\n', Some(b' ' | b'\t')) => return Reason::ObsoleteFold,
             (Some(b'\r'), b'\n', _) | (_, b'\r', None | Some(b'\n')) => {}

@@ -113,6 +113,7 @@ impl<'b> RequestHead<'b> {
         let method = Method::from_text(method_text);
         // httparse takes HTTP/1.0 and HTTP/1.1 only.
         let version = if parsed.version == Some(1) { Version::Http11 } else { Version::Http10 };
+        // RFC 9112 section 3: 414.
         if raw_target.len() > limits.target as usize {
             return Err(Reason::TargetTooLong);
         }
@@ -285,7 +286,7 @@ fn skip_empty_lines(input: &[u8]) -> Result<usize, Reason> {
     }
 }
 
-/// Whether an incomplete head is already over a limit.
+/// Whether an incomplete head is already over a limit (RFC 9110 section 5.4, RFC 9112 section 3).
 fn refuse_too_large(
     window: &[u8],
     start: usize,

@@ -175,6 +175,7 @@ impl<'b> ResponseHead<'b> {
         let (body, is_certain) = match status {
             // RFC 9110 section 8.6, RFC 9112 section 6.1: neither of the fields may be there.
             ..200 | 204 => (ResponseBody::None, !announced),
+            // RFC 9110 section 9.3.2.
             _ if request_method == Method::Head => (ResponseBody::None, true),
             // A length is that of the answer to GET; some backends that say `chunked` send chunks.
             304 => (ResponseBody::None, !framing.chunked),
@@ -280,7 +281,7 @@ impl<'b> ResponseHead<'b> {
                 false
             }
             Kind::Upgrade => upgrade,
-            // RFC 9110 section 7.6.1.
+            // RFC 9110 section 7.6.1. Section 11.6.1: challenges are passed on as they are; section 10.2.1: so is `Allow`.
             Kind::Other | Kind::Proxy | Kind::MaxForwards | Kind::Credentials | Kind::Challenge => {
                 !self.options.names_others || !field::is_named(self.fields, self.input, line.name(self.input))
             }

@@ -304,7 +304,8 @@ pub(crate) fn is_named(fields: &[Field], input: &[u8], name: &[u8]) -> bool {
         .any(|field| elements(field.value(input)).any(|option| option.eq_ignore_ascii_case(name)))
 }
 
-/// Appends `input[from..to]` without the lines that `keep` refuses; each run that stays is one copy.
+/// Appends `input[from..to]` without the lines that `keep` refuses; each run that stays is one copy. The order of lines stays
+/// (RFC 9110 section 5.3).
 #[inline]
 pub(crate) fn copy_kept(
     input: &[u8],

@@ -1,7 +1,7 @@
 //! Request targets and authorities (RFC 9112 section 3.2, RFC 3986).
 //!
-//! Relies on `httparse` having refused spaces and control bytes. Promises that bytes are passed on as sent:
-//! nothing is decoded, no dots are resolved.
+//! Relies on `httparse` having refused spaces and control bytes. Promises that bytes are passed on as sent
+//! (RFC 9110 section 7.7): nothing is decoded, no dots are resolved.
 
 use std::net::Ipv6Addr;
 
@@ -19,7 +19,7 @@ pub(crate) struct Authority<'b> {
 }
 
 impl<'b> Authority<'b> {
-    /// Checks `host[:port]`: no user information, a host that is not empty, a port of 1 to 65535 or none.
+    /// Checks `host[:port]`: no user information (RFC 9110 section 4.2.4), a host that is not empty, a port of 1 to 65535 or none.
     ///
     /// The bytes of a host are those of a registered name (RFC 3986 section 3.2.2) less the comma, which
     /// would make a list of it, and less what must be quoted in other fields; or an IPv6 literal.
@@ -30,6 +30,7 @@ impl<'b> Authority<'b> {
             _ => value.iter().position(|byte| !HOST_BYTES[usize::from(*byte)]).unwrap_or(value.len()),
         };
         let (value, empty_port) = match &value[name_len..] {
+            // RFC 9110 section 4.2.1: an `http` URI without a host is invalid.
             _ if name_len == 0 => return Err(Reason::BadHost),
             [] => (value, false),
             // RFC 3986 section 3.2.3: a port may be empty, and its colon should then be left out.

@@ -19,7 +19,7 @@ use crate::ring::Stream;
 /// Sessions that are remembered for each cluster, to be resumed.
 const SESSIONS: usize = 256;
 
-/// How backends of a cluster are reached by TLS.
+/// How backends of a cluster are reached by TLS: never without verifying whom (RFC 9110 section 4.3.4).
 pub(crate) struct Connector {
     config: Arc<ClientConfig>,
     name: Option<ServerName<'static>>,

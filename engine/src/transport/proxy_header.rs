@@ -196,7 +196,7 @@ fn ends_v6(bytes: &[u8]) -> Result<AddressPair, Malformed> {
     })
 }
 
-/// Appends a header of version 2. AddressPair of different families are both written as IPv6.
+/// Appends a header of version 2. Addresses of different families are both written as IPv6.
 pub fn write_v2(ends: Option<&AddressPair>, out: &mut Vec<u8>) {
     out.extend_from_slice(SIGNATURE);
     let Some(AddressPair { source, destination }) = ends else {

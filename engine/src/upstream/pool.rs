@@ -2,7 +2,7 @@
 //!
 //! Last in, first out: the connections in use stay few and warm, the others grow old and are trimmed. An idle
 //! connection has its receive armed, so that it reports its own death; one that says anything unasked is thrown
-//! away too, since what it says could be taken for the answer to somebody's request.
+//! away too, since what it says could be taken for the answer to somebody's request (RFC 9112 section 9.2).
 
 use std::rc::Rc;
 

@@ -31,7 +31,7 @@ fn a_post_with_a_length_arrives_with_that_length() {
 #[test]
 fn targets_and_field_values_pass_byte_for_byte() {
     let backend = Backend::respond(OK);
-    let proxy = Proxy::to(&backend);
+    let proxy = Config::to(&backend).listener("underscores_in_headers = true").start();
     let target = "/a%2Fb/./c/../d//e;f?x=%zz&y=[]{}|^`\"<>";
     let mut client = proxy.client();
     client.send(format!("GET {target} HTTP/1.1\r\nHost: a\r\nX-Odd: a  b\t\"c\", "));

@@ -160,6 +160,8 @@ fn a_line_end_behind_a_request_leaves_an_idle_connection_idle() {
     // Were it the beginning of a request, 408 would follow.
     let proxy =
         Config::to(&backend).listener("request_timeout = 0.2").listener("front_timeout = 1.5").start();
+    // The harness has asked for something to see that the proxy serves.
+    let own_answers = proxy.counter("http.own_answers");
     let begin = std::time::Instant::now();
     let mut clients: Vec<Client> = (0..3).map(|_| proxy.client()).collect();
     for (place, client) in clients.iter_mut().enumerate() {
@@ -181,13 +183,15 @@ fn a_line_end_behind_a_request_leaves_an_idle_connection_idle() {
     }
     let idle = begin.elapsed();
     assert!(idle.as_secs_f64() > 1.4 && idle.as_secs_f64() < 5.0, "{idle:?}");
-    assert_eq!(proxy.counter("http.own_answers"), 0);
+    assert_eq!(proxy.counter("http.own_answers"), own_answers);
 }
 
 #[test]
 fn a_connection_that_is_idle_behind_a_line_end_moves_to_the_next_process_and_ends_at_a_stop() {
     let backend = Backend::respond(OK);
     let mut proxy = Proxy::to(&backend);
+    // The first use of `kakehictl` may build it, for longer than a connection stays idle.
+    assert_eq!(proxy.counter("client.handed_over"), 0);
     let mut client = proxy.client();
     client.send(format!("{GET}\r\n"));
     client.response().expect(200, "ok");
