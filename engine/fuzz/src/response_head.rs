@@ -2,10 +2,10 @@
 
 use kakehi_engine::{
     h1::{
-        HeadLimits, HeadProgress, OutConnection, OutFraming, ResponseBody, ResponseHead, ResponsePlan,
-        StrictTransport,
+        HeadLimits, HeadProgress, OutConnection, OutFraming, ResponseBody, ResponseDefect, ResponseHead,
+        ResponsePlan, StrictTransport,
     },
-    http::{Method, Reason, Scratch, Version},
+    http::{Method, Scratch, Version},
 };
 
 use crate::pieces::Input;
@@ -49,7 +49,7 @@ fn parse<T>(
     progress: &mut HeadProgress,
     limits: &HeadLimits,
     look: impl FnOnce(&ResponseHead<'_>) -> T,
-) -> Result<Option<T>, Reason> {
+) -> Result<Option<T>, ResponseDefect> {
     let mut scratch = Scratch::new();
     Ok(ResponseHead::parse(bytes, method, progress, limits, &mut scratch)?.map(|head| look(&head)))
 }
@@ -64,7 +64,7 @@ fn check_forwarded(input: &Input<'_>, method: Method, bytes: &[u8]) {
     let Ok(Some((status, plan, out))) = parse(bytes, method, &mut HeadProgress::default(), &LIMITS, |head| {
         let plan = ResponsePlan::new(head, method, version, keep_alive);
         let mut out = Vec::new();
-        head.write_forwarded(&plan, transport.as_ref(), &mut out);
+        head.write_forwarded(&plan, transport.as_ref(), None, &mut out);
         (head.status, plan, out)
     }) else {
         panic!("a head is taken, and without what follows it is not");
