@@ -28,6 +28,7 @@ mod buffers;
 mod core;
 mod features;
 mod listener;
+mod message;
 #[cfg(test)]
 mod nonblocking_tests;
 mod pass;
@@ -46,10 +47,11 @@ pub use self::{
     core::Ring,
     features::{Features, Level},
     listener::{AcceptError, Listener},
+    message::{Recv, SendBuf},
     pass::{receive_descriptors, send_descriptors},
     setup::{LOCKED_MEMORY_PER_WORKER, LOCKED_MEMORY_REMEDY, Settings, SetupError, Unusable, check},
     splice::{Splice, Spliced},
-    stream::{Recv, SendBuf, Stream},
+    stream::Stream,
     timeout::{Elapsed, Timer},
     uring::Stats,
 };

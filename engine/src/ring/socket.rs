@@ -10,7 +10,7 @@
 
 use std::{collections::VecDeque, num::NonZeroU16, os::fd::RawFd, task::Waker};
 
-use super::{body_memory::BulkBuf, buffers::Role, stream::SendBuf};
+use super::{body_memory::BulkBuf, buffers::Role, message::SendBuf};
 
 /// A kind of operation; part of its token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,38 +90,32 @@ impl Token {
     }
 }
 
-/// How receiving ended.
+/// How receiving or sending ended: the peer has finished, or the connection broke. Two bytes, since every socket keeps it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum End {
-    /// The peer will send no more.
-    Finished,
-    /// The connection broke: an errno.
-    Broken(NonZeroU16),
-}
+pub(super) struct End(NonZeroU16);
 
 impl End {
+    /// The peer will send no more.
+    pub(super) const FINISHED: End = End(NonZeroU16::MAX);
+
     /// What a receive that completed with `result` says of the connection; `None` = it goes on.
     pub(super) fn of(result: i32) -> Option<End> {
         match result {
             1.. => None,
-            0 => Some(End::Finished),
-            // The kernel's error numbers are below 4,096.
-            error => Some(
-                u16::try_from(error.unsigned_abs())
-                    .ok()
-                    .and_then(NonZeroU16::new)
-                    .map_or(End::Finished, End::Broken),
-            ),
+            0 => Some(End::FINISHED),
+            error => Some(End::broken(-error)),
         }
     }
-}
 
-/// A send. While it is in flight the kernel reads from `data[at..]`.
-pub(super) struct Sending {
-    pub(super) data: SendBuf,
-    pub(super) at: u32,
-    /// The data is not given up at the completion: it may have to be sent again elsewhere.
-    pub(super) replayable: bool,
+    /// The connection broke with an errno, all of which are below 4,096.
+    pub(super) fn broken(errno: i32) -> End {
+        u16::try_from(errno).ok().and_then(NonZeroU16::new).map_or(End::FINISHED, End)
+    }
+
+    /// The errno of a connection that broke; `None` when the peer has finished.
+    pub(super) fn errno(self) -> Option<i32> {
+        (self != End::FINISHED).then_some(i32::from(self.0.get()))
+    }
 }
 
 /// Outcome and waiter of one kind of operation.
@@ -132,13 +126,20 @@ pub(super) struct Pending {
     waker: Option<Waker>,
 }
 
+impl Pending {
+    /// Nobody waits for the outcome any more.
+    pub(super) fn stop_waiting(&mut self) {
+        self.waker = None;
+    }
+}
+
 /// What few sockets need, apart, so that the others stay small.
 #[derive(Default)]
 pub(super) struct ColdState {
     /// The private buffer of a bulk receive: the kernel writes to it while `ReceiveBulk` is in flight.
     pub(super) bulk: Option<BulkBuf>,
     /// The address that the kernel reads while `Connect` is in flight.
-    pub(super) address: Option<socket2::SockAddr>,
+    pub(super) address: Option<Box<socket2::SockAddr>>,
     /// Accepted connections that nobody took yet.
     pub(super) accepted: VecDeque<RawFd>,
     /// Why accepting stopped: an errno.
@@ -190,9 +191,12 @@ pub(super) struct Socket {
     /// The buffer lent to a receive where the kernel does not pick one.
     pub(super) lent: u16,
     pub(super) end: Option<End>,
-    /// Why sending is over: an errno; 0 = it is not.
-    pub(super) send_error: i32,
-    pub(super) sending: Option<Sending>,
+    /// Why sending is over.
+    pub(super) send_end: Option<End>,
+    /// What is being sent: the kernel reads it while `Send` is in flight.
+    pub(super) sending: Option<SendBuf>,
+    /// It is not given up at the completion: it may have to be sent again elsewhere.
+    pub(super) replayable: bool,
     receive_waker: Option<Waker>,
     send_waker: Option<Waker>,
     pub(super) cold: Option<Box<ColdState>>,
@@ -220,8 +224,9 @@ impl Socket {
             last: 0,
             lent: 0,
             end: None,
-            send_error: 0,
+            send_end: None,
             sending: None,
+            replayable: false,
             receive_waker: None,
             send_waker: None,
             cold: None,
@@ -306,6 +311,19 @@ impl Socket {
         if let Some(cold) = &mut self.cold {
             cold.pending.iter_mut().for_each(|pending| pending.waker = None);
         }
+    }
+
+    /// Whether a task waits for the outcome of this kind of operation.
+    pub(super) fn is_awaited(&mut self, operation: Operation) -> bool {
+        self.cold().pending(operation).waker.is_some()
+    }
+
+    /// An operation of this kind was given up, and has ended: its outcome interests nobody.
+    pub(super) fn forget(&mut self, operation: Operation) {
+        if self.cold.is_some() {
+            *self.cold().pending(operation) = Pending::default();
+        }
+        self.shed_cold_state();
     }
 
     /// Gives the cold state up, if nothing of it is needed: what rests stays small.
@@ -437,7 +455,7 @@ mod tests {
 
     #[test]
     fn a_socket_that_waits_takes_little_memory() {
-        assert!(size_of::<Socket>() <= 120, "{}", size_of::<Socket>());
+        assert!(size_of::<Socket>() <= 112, "{}", size_of::<Socket>());
     }
 
     #[test]
@@ -476,7 +494,7 @@ mod tests {
     #[test]
     fn errors_and_the_end_are_told_apart() {
         assert_eq!(End::of(5), None);
-        assert_eq!(End::of(0), Some(End::Finished));
-        assert_eq!(End::of(-104), NonZeroU16::new(104).map(End::Broken));
+        assert_eq!(End::of(0).map(End::errno), Some(None));
+        assert_eq!(End::of(-104).map(End::errno), Some(Some(104)));
     }
 }

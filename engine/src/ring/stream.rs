@@ -23,70 +23,10 @@ use super::{
     body_memory::BulkBuf,
     buffers::{Buf, Role, Share},
     core::{Core, Ring},
-    socket::{End, Operation, Sending, Token},
+    message::{Recv, SendBuf},
+    socket::{End, Operation, Token},
     sys,
 };
-
-/// Bytes to send; the ring owns them until the kernel has taken them all.
-#[derive(Debug)]
-pub enum SendBuf {
-    /// A range of a buffer from [`Ring::head_buffer`] or anywhere.
-    Owned(Vec<u8>, Range<u32>),
-    /// A range of a private buffer.
-    Bulk(BulkBuf, Range<u32>),
-    /// What was received, passed on where it lies.
-    Received(Buf),
-    /// A constant.
-    Static(&'static [u8]),
-}
-
-impl SendBuf {
-    /// The bytes.
-    pub fn bytes(&self) -> &[u8] {
-        match self {
-            SendBuf::Owned(buffer, range) => &buffer[range.start as usize..range.end as usize],
-            SendBuf::Bulk(buffer, range) => &buffer[range.start as usize..range.end as usize],
-            SendBuf::Received(buffer) => buffer,
-            SendBuf::Static(bytes) => bytes,
-        }
-    }
-
-    /// Moves the bytes out of the arena: nobody may hold a buffer of it who waits for a peer.
-    #[must_use]
-    pub fn out_of_arena(self) -> SendBuf {
-        match self {
-            SendBuf::Received(buffer) => SendBuf::Received(buffer.into_owned()),
-            other => other,
-        }
-    }
-
-    /// How many.
-    pub fn len(&self) -> usize {
-        self.bytes().len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
-
-impl From<Vec<u8>> for SendBuf {
-    fn from(buffer: Vec<u8>) -> Self {
-        // Nothing of 4 GiB is ever built in memory.
-        let end = buffer.len() as u32;
-        SendBuf::Owned(buffer, 0..end)
-    }
-}
-
-/// What a receive brought.
-#[derive(Debug)]
-pub enum Recv {
-    /// Some bytes, at least one.
-    Data(Buf),
-    /// The peer will send no more.
-    Finished,
-}
 
 /// The slot of a stream that has given up its descriptor.
 const DETACHED: u32 = u32::MAX;
@@ -146,7 +86,7 @@ impl Stream {
             let fd = types::Fd(socket.fd);
             let token =
                 Token { operation: Operation::Connect, slot: stream.slot, generation: socket.generation };
-            let address = socket.cold().address.insert(address);
+            let address = socket.cold().address.insert(Box::new(address));
             let entry = opcode::Connect::new(fd, address.as_ptr().cast(), address.len()).build();
             // SAFETY: the address lies in the boxed part of the slot and stays there until the completion.
             unsafe { stream.core.start(socket, token, entry) };
@@ -155,7 +95,7 @@ impl Stream {
         if outcome < 0 {
             return Err(io::Error::from_raw_os_error(-outcome));
         }
-        stream.core.sockets.borrow_mut().get(stream.slot).shed_cold_state();
+        stream.core.sockets.borrow_mut().get(stream.slot).forget(Operation::Connect);
         Ok(stream)
     }
 
@@ -214,12 +154,8 @@ impl Stream {
         {
             let sockets = &mut *self.core.sockets.borrow_mut();
             let socket = sockets.get(self.slot);
-            let gone = match socket.end {
-                Some(End::Broken(_)) => true,
-                Some(End::Finished) => or_finished,
-                None => false,
-            };
-            if gone || socket.send_error != 0 {
+            let gone = socket.end.is_some_and(|end| or_finished || end.errno().is_some());
+            if gone || socket.send_end.is_some() {
                 return Poll::Ready(());
             }
             if let Some(outcome) = socket.cold().pending(Operation::Hangup).outcome.take() {
@@ -236,6 +172,18 @@ impl Stream {
         Poll::Pending
     }
 
+    /// Nobody waits for a hang-up any more: what [`Stream::poll_hangup`] began ends, and leaves nothing behind.
+    pub fn stop_watching(&self) {
+        let sockets = &mut *self.core.sockets.borrow_mut();
+        let socket = sockets.get(self.slot);
+        if socket.is_in_flight(Operation::Hangup) {
+            socket.cold().pending(Operation::Hangup).stop_waiting();
+            self.core.cancel(socket, Operation::Hangup, self.slot);
+        } else {
+            socket.forget(Operation::Hangup);
+        }
+    }
+
     /// Receives what comes next.
     ///
     /// # Errors
@@ -246,12 +194,11 @@ impl Stream {
         if let Some(buffer) = self.core.pop_received(socket) {
             return Poll::Ready(Ok(Recv::Data(buffer)));
         }
-        match socket.end {
-            Some(End::Finished) => return Poll::Ready(Ok(Recv::Finished)),
-            Some(End::Broken(error)) => {
-                return Poll::Ready(Err(io::Error::from_raw_os_error(error.get().into())));
-            }
-            None => {}
+        if let Some(end) = socket.end {
+            return Poll::Ready(match end.errno() {
+                None => Ok(Recv::Finished),
+                Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+            });
         }
         socket.wants_receive = true;
         socket.wait_for_receive(context.waker());
@@ -289,7 +236,7 @@ impl Stream {
         let socket = sockets.get(self.slot);
         // With the receive by readiness, a poll that came up is data or the end: its receive is in flight.
         let coming = !self.core.features.provided_buffers && socket.is_in_flight(Operation::Receive);
-        !socket.has_unread() && socket.end.is_none() && socket.send_error == 0 && !coming
+        !socket.has_unread() && socket.end.is_none() && socket.send_end.is_none() && !coming
     }
 
     /// Forgets the task that waited last, and what it sent, so that the stream can rest without keeping either.
@@ -300,9 +247,9 @@ impl Stream {
         socket.shed_cold_state();
         socket.receives_singly = false;
         if !socket.is_in_flight(Operation::Send)
-            && let Some(sending) = socket.sending.take()
+            && let Some(sent) = socket.sending.take()
         {
-            self.core.retire(sending.data);
+            self.core.retire(sent);
         }
     }
 
@@ -416,8 +363,8 @@ impl Stream {
     pub fn poll_flush(&self, context: &Context<'_>) -> Poll<io::Result<()>> {
         let sockets = &mut *self.core.sockets.borrow_mut();
         let socket = sockets.get(self.slot);
-        if socket.send_error != 0 {
-            return Poll::Ready(Err(io::Error::from_raw_os_error(socket.send_error)));
+        if let Some(errno) = socket.send_end.and_then(End::errno) {
+            return Poll::Ready(Err(io::Error::from_raw_os_error(errno)));
         }
         if !socket.is_in_flight(Operation::Send) {
             return Poll::Ready(Ok(()));
@@ -455,14 +402,14 @@ impl Stream {
         }
         let sockets = &mut *self.core.sockets.borrow_mut();
         let socket = sockets.get(self.slot);
-        self.core.send(socket, self.slot, Sending { data, at: 0, replayable: false });
+        self.core.send(socket, self.slot, data, false);
     }
 
     /// Like [`Stream::start_send`], but the data stays until the next send, for [`Stream::take_replay`].
     pub fn start_send_replayable(&self, data: Vec<u8>) {
         let sockets = &mut *self.core.sockets.borrow_mut();
         let socket = sockets.get(self.slot);
-        self.core.send(socket, self.slot, Sending { data: data.into(), at: 0, replayable: true });
+        self.core.send(socket, self.slot, data.into(), true);
     }
 
     /// Takes back what [`Stream::start_send_replayable`] sent, whole, however much of it went out. `None` when
@@ -473,7 +420,7 @@ impl Stream {
         if socket.is_in_flight(Operation::Send) {
             return None;
         }
-        match socket.sending.take()?.data {
+        match socket.sending.take()? {
             SendBuf::Owned(buffer, _) => Some(buffer),
             SendBuf::Received(_) | SendBuf::Bulk(..) | SendBuf::Static(_) => None,
         }
@@ -481,7 +428,7 @@ impl Stream {
 
     /// What is to be sent cannot be: from now on as after a send that has failed.
     pub fn break_sending(&self) {
-        self.core.sockets.borrow_mut().get(self.slot).send_error = libc::EPIPE;
+        self.core.sockets.borrow_mut().get(self.slot).send_end = Some(End::broken(libc::EPIPE));
     }
 
     /// Whether a send is in flight.
@@ -489,9 +436,9 @@ impl Stream {
         self.core.sockets.borrow_mut().get(self.slot).is_in_flight(Operation::Send)
     }
 
-    /// How much of the send in flight the kernel has taken (bytes): a measure of progress.
-    pub fn send_progress(&self) -> u32 {
-        self.core.sockets.borrow_mut().get(self.slot).sending.as_ref().map_or(0, |sending| sending.at)
+    /// How much of the send in flight the kernel has not taken yet (bytes): a measure of progress.
+    pub fn unsent(&self) -> usize {
+        self.core.sockets.borrow_mut().get(self.slot).sending.as_ref().map_or(0, SendBuf::len)
     }
 
     /// Tells the peer that nothing more will be sent; receiving goes on. Flush first.
@@ -528,7 +475,7 @@ impl Stream {
             let sockets = &mut *self.core.sockets.borrow_mut();
             let socket = sockets.get(self.slot);
             let sending = socket.sending.as_ref().filter(|_| socket.is_in_flight(Operation::Send));
-            (sys::borrow(socket.fd), sending.map_or(0, |it| it.data.len() - it.at as usize))
+            (sys::borrow(socket.fd), sending.map_or(0, SendBuf::len))
         };
         // Half of it: the kernel counts what it needs to keep the bytes, too.
         sys::send_room(descriptor).map_or(usize::MAX, |room| (room / 2).saturating_sub(on_its_way))
@@ -547,18 +494,21 @@ impl Stream {
     /// Ends the waits for readiness and for a hang-up that nobody waits for any more, so that the stream can be detached.
     pub async fn stop_polls(&self) {
         for operation in [Operation::ReadReady, Operation::WriteReady, Operation::Hangup] {
-            let in_flight = {
+            let mut asked = false;
+            poll_fn(|context| {
                 let sockets = &mut *self.core.sockets.borrow_mut();
                 let socket = sockets.get(self.slot);
-                let in_flight = socket.is_in_flight(operation);
-                if in_flight {
+                if !socket.is_in_flight(operation) {
+                    socket.forget(operation);
+                    return Poll::Ready(());
+                }
+                socket.wait_for(operation, context.waker());
+                if !std::mem::replace(&mut asked, true) {
                     self.core.cancel(socket, operation, self.slot);
                 }
-                in_flight
-            };
-            if in_flight {
-                poll_fn(|context| self.poll_outcome(operation, context)).await;
-            }
+                Poll::Pending
+            })
+            .await;
         }
     }
 
@@ -571,7 +521,7 @@ impl Stream {
             return None;
         }
         if let Some(sent) = socket.sending.take() {
-            self.core.retire(sent.data);
+            self.core.retire(sent);
         }
         let descriptor = sys::owned(sockets.remove(self.slot));
         self.slot = DETACHED;

@@ -97,12 +97,12 @@ pub(crate) async fn flush(to: &TransportStream, timer: &Timer, stall_ms: u64) ->
 }
 
 async fn flush_slowly(to: &TransportStream, timer: &Timer, stall_ms: u64) -> Result<(), RelayError> {
-    let mut progress = to.send_progress();
+    let mut unsent = to.unsent();
     loop {
         timer.set(stall_ms);
         match timer.limit(to.flush()).await {
             Ok(outcome) => return outcome.map_err(|_| RelayError::SinkBroken),
-            Err(_) if to.send_progress() != progress => progress = to.send_progress(),
+            Err(_) if to.unsent() != unsent => unsent = to.unsent(),
             Err(_) => return Err(RelayError::SinkStalled),
         }
     }
@@ -120,28 +120,29 @@ pub(crate) async fn receive_watching<T>(
     (now, due): (u64, u64),
 ) -> Result<Option<T>, RelayError> {
     let mut receive = pin!(receive);
-    let mut watching = watch == Watch::Nothing;
-    timer.set_at(if watching { due } else { due.min(now + WATCH_AFTER_MS) });
-    poll_fn(|context| {
+    let mut watching = false;
+    timer.set_at(if watch == Watch::Nothing { due } else { due.min(now + WATCH_AFTER_MS) });
+    let outcome = poll_fn(|context| {
         if let Poll::Ready(received) = receive.as_mut().poll(context) {
             return Poll::Ready(Ok(Some(received)));
         }
         while timer.poll_elapsed(context).is_ready() {
-            if watching || due <= now + WATCH_AFTER_MS {
+            if watching || watch == Watch::Nothing || due <= now + WATCH_AFTER_MS {
                 return Poll::Ready(Ok(None));
             }
             watching = true;
             timer.set_at(due);
         }
-        if watching
-            && watch != Watch::Nothing
-            && to.poll_hangup(watch == Watch::ResetOrEnd, context).is_ready()
-        {
+        if watching && to.poll_hangup(watch == Watch::ResetOrEnd, context).is_ready() {
             return Poll::Ready(Err(RelayError::SinkBroken));
         }
         Poll::Pending
     })
-    .await
+    .await;
+    if watching {
+        to.stop_watching();
+    }
+    outcome
 }
 
 /// How a body goes on after a part of it was moved one way.
@@ -216,9 +217,14 @@ impl Relay<'_> {
     }
 
     async fn send(&mut self, data: SendBuf) -> Result<(), RelayError> {
-        let data = if self.to.is_sending() { Box::pin(self.wait_for_sink(data)).await? } else { data };
-        self.flush().await?;
-        self.sink.moved(data.len(), self.ring.now());
+        let data = if self.to.is_sending() {
+            Box::pin(self.wait_for_sink(data)).await?
+        } else {
+            // What was sent before has been taken.
+            self.sink.moved(data.len(), self.ring.now());
+            data
+        };
+        self.to.flush().await.map_err(|_| RelayError::SinkBroken)?;
         self.to.start_send(data);
         Ok(())
     }
@@ -234,7 +240,7 @@ impl Relay<'_> {
     /// leaves the arena if that takes long. What it takes is not the sender's fault.
     async fn wait_for_sink(&mut self, mut data: SendBuf) -> Result<SendBuf, RelayError> {
         let before = self.ring.now();
-        let mut progress = self.to.send_progress();
+        let mut unsent = self.to.unsent();
         self.timer.set(SLOW_AFTER_MS);
         let mut outcome = self.timer.limit(self.to.flush()).await;
         if outcome.is_err() {
@@ -242,9 +248,9 @@ impl Relay<'_> {
             data = data.out_of_arena();
         }
         while outcome.is_err() {
-            let taken = self.to.send_progress();
-            self.sink.moved(taken.saturating_sub(progress) as usize, self.ring.now());
-            progress = taken;
+            let left = self.to.unsent();
+            self.sink.moved(unsent.saturating_sub(left), self.ring.now());
+            unsent = left;
             let due = self.due.map_or(self.sink.due(), |due| due.min(self.sink.due()));
             if due <= self.ring.now() {
                 return Err(RelayError::SinkStalled);
@@ -254,7 +260,10 @@ impl Relay<'_> {
         }
         self.source.excuse(self.ring.now() - before);
         match outcome {
-            Ok(Ok(())) => Ok(data),
+            Ok(Ok(())) => {
+                self.sink.moved(unsent, self.ring.now());
+                Ok(data)
+            }
             Ok(Err(_)) => Err(RelayError::SinkBroken),
             Err(_) => Err(RelayError::SinkStalled),
         }

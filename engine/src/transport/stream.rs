@@ -113,6 +113,11 @@ impl TransportStream {
         self.stream.poll_hangup(or_finished, context)
     }
 
+    /// See [`Stream::stop_watching`].
+    pub fn stop_watching(&self) {
+        self.stream.stop_watching();
+    }
+
     /// See [`Stream::is_paused`].
     pub fn is_paused(&self) -> bool {
         self.stream.is_paused()
@@ -418,9 +423,9 @@ impl TransportStream {
         self.stream.is_sending()
     }
 
-    /// See [`Stream::send_progress`].
-    pub fn send_progress(&self) -> u32 {
-        self.stream.send_progress()
+    /// See [`Stream::unsent`].
+    pub fn unsent(&self) -> usize {
+        self.stream.unsent()
     }
 
     /// Whether something should be sent although nobody asked for it: tickets.

@@ -43,7 +43,7 @@ impl Core {
     pub(super) fn close(&self, sockets: &mut Table, slot: u32) {
         let socket = sockets.get(slot);
         if let Some(sending) = socket.sending.take() {
-            self.retire(sending.data);
+            self.retire(sending);
         }
         if let Some(cold) = &mut socket.cold {
             cold.accepted.drain(..).for_each(sys::close);

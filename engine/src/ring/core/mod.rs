@@ -292,6 +292,9 @@ impl Core {
             }
             Operation::ReadReady | Operation::WriteReady | Operation::Hangup => {
                 socket.conclude(token.operation, completion.result);
+                if completion.result == -libc::ECANCELED && !socket.is_awaited(token.operation) {
+                    socket.forget(token.operation);
+                }
             }
         }
         if socket.closing && socket.in_flight == 0 {

@@ -8,8 +8,8 @@ use super::Core;
 use crate::ring::{
     body_memory::{BULK_SMALL, BodyMemory},
     buffers::Role,
-    socket::{Operation, Sending, Socket, Token},
-    stream::SendBuf,
+    message::SendBuf,
+    socket::{End, Operation, Socket, Token},
 };
 
 /// Sends up to this size (bytes) are left to the kernel until all of it has gone.
@@ -18,28 +18,35 @@ const SMALL_SEND: usize = 16 * 1024;
 impl Core {
     pub(super) fn sent(&self, socket: &mut Socket, token: Token, result: i32) {
         let Some(mut sending) = socket.sending.take() else { return };
+        let replayable = socket.replayable;
         self.count_sent(socket, result);
-        if result > 0 && !socket.closing {
-            sending.at += result as u32;
-            if (sending.at as usize) < sending.data.len() {
+        let again = match result {
+            1.. => {
+                sending.advance(result as usize);
                 // A short send: the rest follows.
-                return self.send(socket, token.slot, sending.settled(&self.body_memory));
+                !sending.is_empty()
             }
-        }
-        if result == 0 && socket.send_error == 0 {
             // Nothing was taken of something: the socket is of no use.
-            socket.send_error = libc::EPIPE;
-        }
-        if result < 0 && socket.send_error == 0 {
-            if (-result == libc::EINTR || -result == libc::EAGAIN) && !socket.closing {
-                return self.send(socket, token.slot, sending.settled(&self.body_memory));
+            0 => {
+                socket.send_end.get_or_insert(End::broken(libc::EPIPE));
+                false
             }
-            socket.send_error = -result;
+            _ => {
+                let again = matches!(-result, libc::EINTR | libc::EAGAIN);
+                if !again {
+                    socket.send_end.get_or_insert(End::broken(-result));
+                }
+                again
+            }
+        };
+        if again && !socket.closing && socket.send_end.is_none() {
+            let rest = settled(sending, &self.body_memory);
+            return self.send(socket, token.slot, rest, replayable);
         }
-        if sending.replayable {
+        if replayable {
             socket.sending = Some(sending);
         } else {
-            self.retire(sending.data);
+            self.retire(sending);
         }
         if socket.wants_send {
             socket.wants_send = false;
@@ -55,14 +62,14 @@ impl Core {
     }
 
     /// Starts a send; none may be in flight.
-    pub(in crate::ring) fn send(&self, socket: &mut Socket, slot: u32, sending: Sending) {
+    pub(in crate::ring) fn send(&self, socket: &mut Socket, slot: u32, data: SendBuf, replayable: bool) {
         assert!(!socket.is_in_flight(Operation::Send), "the kernel reads what is being sent");
         if let Some(sent) = socket.sending.take() {
-            self.retire(sent.data);
+            self.retire(sent);
         }
-        let bytes = &sending.data.bytes()[sending.at as usize..];
+        let bytes = data.bytes();
         let small = bytes.len() <= SMALL_SEND;
-        let wait = match &sending.data {
+        let wait = match &data {
             // What the peer does not take at once is moved out of the arena, and waits there.
             SendBuf::Received(buffer) if buffer.is_lent() => libc::MSG_DONTWAIT,
             // The kernel's own retrying of short sends (5.19) saves turns, but hides the progress of long ones.
@@ -74,7 +81,8 @@ impl Core {
             .build();
         let token = Token { operation: Operation::Send, slot, generation: socket.generation };
         // The data's heap block or arena buffer does not move with the handle to it.
-        socket.sending = Some(sending);
+        socket.sending = Some(data);
+        socket.replayable = replayable;
         socket.expected = small;
         // SAFETY: the slot owns the data until the completion.
         unsafe { self.start(socket, token, entry) };
@@ -90,22 +98,19 @@ impl Core {
     }
 }
 
-impl Sending {
-    /// What is left of it, in memory that waiting does no harm to: nobody may hold a buffer of the arena while a peer takes
-    /// its time, nor a large private one for a small rest.
-    fn settled(self, memory: &Rc<BodyMemory>) -> Sending {
-        let at = self.at as usize;
-        let rest = match &self.data {
-            SendBuf::Received(buffer) if buffer.is_lent() => SendBuf::from(buffer[at..].to_vec()),
-            SendBuf::Bulk(buffer, _) if buffer.len() > BULK_SMALL && self.data.len() - at <= BULK_SMALL => {
-                let Some(mut small) = memory.lend(BULK_SMALL) else { return self };
-                let rest = &self.data.bytes()[at..];
-                small[..rest.len()].copy_from_slice(rest);
-                // Not more than BULK_SMALL.
-                SendBuf::Bulk(small, 0..rest.len() as u32)
-            }
-            _ => return self,
-        };
-        Sending { data: rest, at: 0, ..self }
+/// What is left of a send, in memory that waiting does no harm to: nobody may hold a buffer of the arena while a peer takes
+/// its time, nor a large private one for a small rest.
+fn settled(rest: SendBuf, memory: &Rc<BodyMemory>) -> SendBuf {
+    match &rest {
+        SendBuf::Received(buffer) if buffer.is_lent() => SendBuf::from(buffer.to_vec()),
+        SendBuf::Bulk(buffer, _) if buffer.len() > BULK_SMALL && rest.len() <= BULK_SMALL => {
+            let Some(mut small) = memory.lend(BULK_SMALL) else { return rest };
+            let bytes = rest.bytes();
+            small[..bytes.len()].copy_from_slice(bytes);
+            // Not more than BULK_SMALL.
+            let end = bytes.len() as u32;
+            SendBuf::Bulk(small, 0..end)
+        }
+        _ => rest,
     }
 }
