@@ -19,6 +19,7 @@ use tokio::{
 };
 
 use crate::{
+    servers::PAGE,
     stream::{Resumed, Stream, Trust},
     tally::{Failure, Kind, Tally},
 };
@@ -33,8 +34,13 @@ const PART: usize = 4 << 10;
 const PAUSE: Duration = Duration::from_millis(40);
 /// Between two messages of a tunnel.
 const BEAT: Duration = Duration::from_millis(500);
-/// One request of so many is slow.
+/// Of so many requests one is of each slow or large kind.
 const SLOW_EVERY: u64 = 100;
+/// A large body.
+const LARGE: usize = 1 << 20;
+/// A slow reader takes so much at once, with this pause between.
+const SIP: usize = 16 << 10;
+const SIP_PAUSE: Duration = Duration::from_millis(20);
 
 /// Of so many groups of clients, one speaks TLS.
 const SECURE_EVERY: u64 = 4;
@@ -112,10 +118,16 @@ impl Clients {
             sleep_until(due).await;
             let kind = match n % SLOW_EVERY {
                 0 => Kind::Slow,
+                25 => Kind::Large,
+                50 => Kind::Sip,
+                75 => Kind::Reset,
                 n => [Kind::Long, Kind::Short, Kind::New, Kind::Long][n as usize % 4],
             };
             // A quarter of the clients is far away.
-            let target = usize::from(n / 4 % 4 == 0) + 2 * usize::from(n / 16 % SECURE_EVERY == 0);
+            let far = usize::from(n / 4 % 4 == 0);
+            // Both directions of a large exchange are spliced: that is what it is for.
+            let secure = kind != Kind::Large && n / 16 % SECURE_EVERY == 0;
+            let target = far + 2 * usize::from(secure);
             self.run(Rc::clone(&self).request(kind, target, due));
         }
     }
@@ -145,7 +157,12 @@ impl Clients {
                 }
                 drop(tally);
                 let idle = match kind {
-                    Kind::Long | Kind::Slow => &self.long[target],
+                    Kind::Reset => {
+                        // A connection that is gone already cannot be reset.
+                        let _ = connection.stream.reset();
+                        return;
+                    }
+                    Kind::Long | Kind::Slow | Kind::Large | Kind::Sip => &self.long[target],
                     Kind::Short if connection.requests < SHORT => &self.short[target],
                     _ => return,
                 };
@@ -170,7 +187,7 @@ impl Clients {
     /// An idle connection that has not been closed, or a new one; and which of the two it is.
     async fn connection(&self, kind: Kind, target: usize) -> io::Result<(Connection, bool)> {
         let idle = match kind {
-            Kind::Long | Kind::Slow => Some(&self.long[target]),
+            Kind::Long | Kind::Slow | Kind::Large | Kind::Sip | Kind::Reset => Some(&self.long[target]),
             Kind::Short => Some(&self.short[target]),
             Kind::New | Kind::Message => None,
         };
@@ -250,11 +267,13 @@ impl Clients {
 
 /// Sends a request and reads its answer; whether that ends the connection.
 async fn exchange(stream: &mut Stream, kind: Kind) -> io::Result<bool> {
+    let get = |target| format!("GET {target} HTTP/1.1\r\nHost: endurance.test\r\n\r\n");
+    let post = |target, length| {
+        format!("POST {target} HTTP/1.1\r\nHost: endurance.test\r\nContent-Length: {length}\r\n\r\n")
+    };
     match kind {
         Kind::Slow => {
-            let length = PARTS * PART;
-            let head = format!("POST / HTTP/1.1\r\nHost: endurance.test\r\nContent-Length: {length}\r\n\r\n");
-            stream.write_all(head.as_bytes()).await?;
+            stream.write_all(post("/", PARTS * PART).as_bytes()).await?;
             for _ in 0..PARTS {
                 sleep(PAUSE).await;
                 stream.write_all(&[b'x'; PART]).await?;
@@ -263,17 +282,63 @@ async fn exchange(stream: &mut Stream, kind: Kind) -> io::Result<bool> {
         Kind::New => {
             stream.write_all(b"GET / HTTP/1.1\r\nHost: endurance.test\r\nConnection: close\r\n\r\n").await?;
         }
-        _ => stream.write_all(b"GET / HTTP/1.1\r\nHost: endurance.test\r\n\r\n").await?,
+        Kind::Large => stream.write_all(post("/echo", LARGE).as_bytes()).await?,
+        Kind::Sip => stream.write_all(get("/chunked").as_bytes()).await?,
+        Kind::Reset => stream.write_all(get("/page").as_bytes()).await?,
+        Kind::Long | Kind::Short | Kind::Message => stream.write_all(get("/").as_bytes()).await?,
     }
     let head = stream.read_head().await?;
     if !head.starts_with("HTTP/1.1 200 ") {
         let line = head.lines().next().unwrap_or_default().to_owned();
         return Err(io::Error::other(line));
     }
-    let mut body = [0; 16];
-    stream.read_exact(&mut body).await?;
-    if &body != b"sixteen bytes ok" {
-        return Err(io::Error::other("another body than that of the backend"));
+    match kind {
+        Kind::Large => {
+            let (sent, mut got) = (pattern(LARGE), vec![0; LARGE]);
+            stream.converse(&sent, &mut got).await?;
+            if let Some(place) = got.iter().zip(&sent).position(|(a, b)| a != b) {
+                return Err(io::Error::other(format!("another byte at {place} than the one that was sent")));
+            }
+        }
+        Kind::Sip => read_slowly(stream).await?,
+        Kind::Reset => stream.read_exact(&mut [0; SIP]).await?,
+        _ => {
+            let mut body = [0; 16];
+            stream.read_exact(&mut body).await?;
+            if &body != b"sixteen bytes ok" {
+                return Err(io::Error::other("another body than that of the backend"));
+            }
+        }
     }
     Ok(head.to_ascii_lowercase().contains("\r\nconnection: close\r\n"))
+}
+
+/// Bytes that repeat at no distance that a buffer could have.
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|n| (n % 251) as u8).collect()
+}
+
+/// Reads a page in chunks, a sip at a time.
+async fn read_slowly(stream: &mut Stream) -> io::Result<()> {
+    let (mut total, mut sip) = (0, [0; SIP]);
+    loop {
+        let line = stream.read_line().await?;
+        let mut left = usize::from_str_radix(&line, 16).map_err(io::Error::other)?;
+        total += left;
+        while left > 0 {
+            let length = left.min(SIP);
+            stream.read_exact(&mut sip[..length]).await?;
+            if sip[..length].iter().any(|byte| *byte != b'p') {
+                return Err(io::Error::other("another byte in a page than those of the backend"));
+            }
+            left -= length;
+            sleep(SIP_PAUSE).await;
+        }
+        // What ends the chunk, or the body.
+        stream.read_line().await?;
+        if line == "0" {
+            break;
+        }
+    }
+    if total == PAGE { Ok(()) } else { Err(io::Error::other(format!("{total} bytes of a page of {PAGE}"))) }
 }

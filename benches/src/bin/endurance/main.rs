@@ -1,8 +1,8 @@
 //! Everything that an operator does to a running kakehi, again and again, under load; and what clients notice of it.
 //!
 //! Clients send requests at a fixed rate whatever becomes of those before: on long keep-alive connections, short ones, new
-//! ones, with slow bodies, and through tunnels that echo sequence numbers; a quarter of them is 20 ms away, and a quarter
-//! speaks TLS. Every failure is counted and explained. The report goes to standard output, and into `docs/specification.md` with `--write`.
+//! ones, with slow bodies, with large bodies both ways at once, as slow readers, with a reset in the middle of an answer, and
+//! through tunnels that echo sequence numbers; a quarter of them is 20 ms away, and a quarter speaks TLS. Every failure is counted and explained. The report goes to standard output, and into `docs/specification.md` with `--write`.
 
 mod authority;
 mod clients;

@@ -16,8 +16,13 @@ use tokio::{
 const DELAY: Duration = Duration::from_millis(10);
 /// Longest head of a request (bytes).
 const MAX_HEAD: usize = 16 << 10;
+/// Size of the answer to a request for `/page` or `/chunked`.
+pub(crate) const PAGE: usize = 240_000;
+/// Size of its chunks.
+const CHUNK: usize = 16_000;
 
-/// Serves requests on `listener`: an answer of 16 bytes after the whole request, or a tunnel that echoes.
+/// Serves requests on `listener`: an answer of 16 bytes after the whole request, a body as it comes (`/echo`), a page with a
+/// length or in chunks, or a tunnel that echoes.
 pub(crate) async fn backend(listener: TcpListener) {
     while let Ok((stream, _)) = listener.accept().await {
         tokio::spawn(async move {
@@ -55,6 +60,31 @@ async fn serve(mut stream: TcpStream) -> io::Result<()> {
             return to.shutdown().await;
         }
         let length = field("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+        match text.split(' ').nth(1).unwrap_or_default() {
+            "/echo" => {
+                bytes.drain(..head);
+                echo(&mut stream, std::mem::take(&mut bytes), length).await?;
+                continue;
+            }
+            "/page" => {
+                bytes.drain(..head);
+                let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {PAGE}\r\n\r\n");
+                stream.write_all(head.as_bytes()).await?;
+                stream.write_all(&vec![b'p'; PAGE]).await?;
+                continue;
+            }
+            "/chunked" => {
+                bytes.drain(..head);
+                stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await?;
+                let chunk = [format!("{CHUNK:x}\r\n").as_bytes(), &vec![b'p'; CHUNK], b"\r\n"].concat();
+                for _ in 0..PAGE / CHUNK {
+                    stream.write_all(&chunk).await?;
+                }
+                stream.write_all(b"0\r\n\r\n").await?;
+                continue;
+            }
+            _ => {}
+        }
         while bytes.len() < head + length {
             if stream.read_buf(&mut bytes).await? == 0 {
                 return Ok(());
@@ -63,6 +93,16 @@ async fn serve(mut stream: TcpStream) -> io::Result<()> {
         bytes.drain(..head + length);
         stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\nsixteen bytes ok").await?;
     }
+}
+
+/// Sends back a body of `length` bytes, of which `first` have come, while the rest of it comes.
+async fn echo(stream: &mut TcpStream, first: Vec<u8>, length: usize) -> io::Result<()> {
+    let (mut from, mut to) = stream.split();
+    to.write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n").as_bytes()).await?;
+    to.write_all(&first).await?;
+    let mut rest = (&mut from).take((length - first.len()) as u64);
+    tokio::io::copy(&mut rest, &mut to).await?;
+    Ok(())
 }
 
 /// Passes everything that comes to `listener` on to `target`, and back, each way later by [`DELAY`].

@@ -172,6 +172,34 @@ impl Stream {
         Ok(())
     }
 
+    /// Sends all of `bytes`, and reads as many as `into` takes at the same time. In clear text.
+    pub(crate) async fn converse(&mut self, bytes: &[u8], into: &mut [u8]) -> io::Result<()> {
+        if self.session.is_some() {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let known = self.unread.len().min(into.len());
+        into[..known].copy_from_slice(&self.unread[..known]);
+        self.unread.drain(..known);
+        let (mut from, mut to) = self.socket.split();
+        tokio::try_join!(to.write_all(bytes), from.read_exact(&mut into[known..])).map(drop)
+    }
+
+    /// A line, without its end.
+    pub(crate) async fn read_line(&mut self) -> io::Result<String> {
+        loop {
+            if let Some(end) = self.unread.windows(2).position(|it| it == b"\r\n") {
+                let line: Vec<u8> = self.unread.drain(..end + 2).take(end).collect();
+                return Ok(String::from_utf8_lossy(&line).into_owned());
+            }
+            self.fill().await?;
+        }
+    }
+
+    /// Ends the connection with a reset.
+    pub(crate) fn reset(self) -> io::Result<()> {
+        socket2::SockRef::from(&self.socket).set_linger(Some(std::time::Duration::ZERO))
+    }
+
     /// Up to the empty line.
     pub(crate) async fn read_head(&mut self) -> io::Result<String> {
         loop {

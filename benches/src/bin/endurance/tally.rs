@@ -22,6 +22,12 @@ pub(crate) enum Kind {
     New,
     /// With a body that comes slowly.
     Slow,
+    /// With a large body, and an answer as large that flows at the same time.
+    Large,
+    /// Whose answer is large and read slowly.
+    Sip,
+    /// Whose client resets its connection in the middle of the answer.
+    Reset,
     /// A message through a tunnel.
     Message,
 }
@@ -90,7 +96,10 @@ impl Tally {
 
     pub(crate) fn answer(&mut self, kind: Kind, latency: Duration) {
         *self.answered.entry(kind).or_default() += 1;
-        self.latency.saturating_record(latency.as_micros() as u64);
+        // Those that are slow by their own doing say nothing of the proxy's latency.
+        if !matches!(kind, Kind::Large | Kind::Sip | Kind::Reset) {
+            self.latency.saturating_record(latency.as_micros() as u64);
+        }
     }
 
     /// Requests that were answered, of all kinds.
