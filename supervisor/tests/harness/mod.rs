@@ -4,6 +4,8 @@
 //!   down when it is dropped.
 //! - [`Backend`] is a server whose every connection runs a script; it keeps all that it was sent.
 //! - [`Client`] sends bytes and reads answers without any opinion about them.
+//! - [`flow`] moves large bodies both ways at once and compares every byte.
+//! - [`Crowd`] is many clients that take more than their share, [`honest`] one that does not.
 //! - [`Load`] asks all the time while something happens.
 //! - [`wait`] waits for a condition; nothing here waits without a deadline.
 //!
@@ -12,7 +14,11 @@
 mod backend;
 mod client;
 mod config;
+mod crowd;
+mod dice;
+pub(crate) mod flow;
 mod forger;
+pub(crate) mod honest;
 mod kakehictl;
 mod load;
 mod message;
@@ -28,6 +34,8 @@ mod wire;
 pub(crate) use backend::{Backend, Conn};
 pub(crate) use client::Client;
 pub(crate) use config::Config;
+pub(crate) use crowd::{Crowd, Habit, Pages};
+pub(crate) use dice::{Dice, setting};
 pub(crate) use forger::Forger;
 pub(crate) use kakehictl::kakehictl;
 pub(crate) use load::Load;
@@ -36,7 +44,7 @@ pub(crate) use pki::{Issued, Pki};
 pub(crate) use processes::{Process, send_signal};
 pub(crate) use proxy::{Proxy, free_port, program};
 pub(crate) use tls::{Caller, Server};
-pub(crate) use wire::{Broken, End};
+pub(crate) use wire::{Broken, End, Stream};
 
 /// A test's threads may share a lock: nothing of the proxy runs here.
 #[allow(clippy::disallowed_types)]

@@ -187,11 +187,16 @@ impl Caller {
 
     /// Does the handshake on a connection that is there.
     pub(crate) fn over(&self, tcp: TcpStream) -> io::Result<Client> {
+        Ok(Client::over(self.stream(tcp)?))
+    }
+
+    /// Does the handshake on a connection that is there, which nothing is known of how it is used.
+    pub(crate) fn stream(&self, tcp: TcpStream) -> io::Result<Stream> {
         tcp.set_read_timeout(Some(SOON))?;
         tcp.set_write_timeout(Some(SOON))?;
         let mut socket = TlsSocket::new(tcp, self.connection().into(), None);
         socket.shake()?;
-        Ok(Client::over(Stream::Tls(Box::new(socket))))
+        Ok(Stream::Tls(Box::new(socket)))
     }
 
     /// Connects; fails the test where the handshake fails.
@@ -379,6 +384,11 @@ impl Server {
     /// Handshakes that were done, in their order.
     pub(crate) fn shaken(&self) -> Vec<Shaken> {
         self.shaken.lock().expect("handshakes").clone()
+    }
+
+    /// TLS over a connection that was accepted; the first read does the handshake.
+    pub(crate) fn stream(&self, tcp: TcpStream) -> Stream {
+        Stream::Tls(Box::new(self.accept(tcp)))
     }
 
     /// TLS over a connection that was accepted.

@@ -86,6 +86,27 @@ impl TlsSocket {
         Ok(())
     }
 
+    /// Reads what is there of a socket that does not wait, whether or not anything can be written.
+    pub(crate) fn read_now(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.connection.reader().read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                outcome => return outcome,
+            }
+            self.take_in()?;
+        }
+    }
+
+    /// Takes as many bytes as there is room for, and sends what can be sent without waiting.
+    pub(crate) fn write_now(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = self.connection.writer().write(bytes)?;
+        match self.flush() {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+            _ if taken == 0 => Err(io::ErrorKind::WouldBlock.into()),
+            _ => Ok(taken),
+        }
+    }
+
     /// Says that no more will be sent.
     pub(crate) fn close_notify(&mut self) {
         self.connection.send_close_notify();

@@ -214,3 +214,29 @@ fn a_client_that_closes_its_sending_side_still_gets_its_answer() {
     client.response().expect(200, "ok");
     client.expect_closed();
 }
+
+#[test]
+fn the_bytes_of_bodies_count() {
+    let backend = Backend::respond(OK);
+    let proxy = Proxy::to(&backend);
+    let before = [proxy.counter("bytes_in"), proxy.counter("bytes_out")];
+    let mut client = proxy.client();
+    for chunked in [false, true] {
+        let base = proxy.counter("bytes_in");
+        for _ in 0..10 {
+            if chunked {
+                client.send("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n");
+                client.send([chunks(&[b'x'; 10_000], 2_500), b"0\r\n\r\n".to_vec()].concat());
+            } else {
+                client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10000\r\n\r\n");
+                client.send([b'x'; 10_000]);
+            }
+            client.response().expect(200, "ok");
+        }
+        let counted = proxy.counter("bytes_in") - base;
+        assert!((100_000..110_000).contains(&counted), "10 bodies of 10,000 bytes count as {counted}");
+    }
+    let out = proxy.counter("bytes_out") - before[1];
+    assert!((20 * 40..20 * 400).contains(&out), "20 small answers count as {out}");
+    assert!(proxy.counter("bytes_in") - before[0] < 220_000);
+}

@@ -1,6 +1,15 @@
 //! The harness tells the truth: proved on its own client and backend, without a proxy between them.
 
-use crate::harness::{Backend, Client, Config, End, Framing, OK, chunks, noise};
+use std::{
+    io::{Read as _, Write as _},
+    time::Duration,
+};
+
+use crate::harness::{
+    Backend, Client, Config, Dice, End, Framing, OK, chunks,
+    flow::{self, Body, Fate, Mirror, Plan, Range},
+    noise,
+};
 
 #[test]
 fn a_backend_keeps_what_it_was_sent_byte_for_byte() {
@@ -88,4 +97,37 @@ backends = [
 ]
 "#
     );
+}
+
+#[test]
+fn both_sides_of_a_flow_see_all_of_each_other_without_a_proxy_between() {
+    let mirror = Mirror::tcp(None);
+    let mut dice = Dice::new(1);
+    for number in 0..20 {
+        let plan = Plan::random(&mut dice, Range { size: 2 << 20, pause: Duration::from_millis(10) });
+        mirror.expect(number, &plan);
+        let mut stream = flow::plain(mirror.address().parse().unwrap());
+        let client = flow::call(&mut stream, &plan, number);
+        assert_eq!((client.fate, client.sent), (Fate::Whole, true), "{plan:?}");
+        drop(stream);
+        let backend = mirror.seen(number);
+        assert_eq!((backend.fate, backend.sent), (Fate::Whole, true), "{plan:?}");
+    }
+}
+
+#[test]
+#[should_panic(expected = "byte 70000 of 100000 is wrong")]
+fn a_flow_fails_at_the_first_byte_that_is_wrong() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let plan = Plan { down: Body::of(100_000), ..Plan::default() };
+    std::thread::spawn(move || {
+        let mut stream = listener.accept().unwrap().0;
+        let mut body = noise(100_000);
+        body[70_000] ^= 1;
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n").unwrap();
+        stream.write_all(&body).unwrap();
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    flow::call(&mut flow::plain(address), &plan, 0);
 }
