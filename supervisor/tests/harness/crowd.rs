@@ -114,7 +114,7 @@ async fn live(address: SocketAddr, habit: &Habit, shared: &Shared, first: bool) 
     if first {
         shared.arrived.fetch_add(1, Ordering::SeqCst);
     }
-    let mut buffer = [0; 16_384];
+    let mut buffer = vec![0; 16_384];
     match habit {
         Habit::Mute => {
             let _ = stream.read(&mut buffer).await?;

@@ -30,7 +30,7 @@ pub(crate) fn ask_for(time: Duration, address: SocketAddr) -> Figures {
     let mut due = begin;
     while due < begin + time && failures.len() < 5 {
         wait::pace(due.saturating_duration_since(Instant::now()));
-        let keeps = latencies.len() % 2 == 0;
+        let keeps = latencies.len().is_multiple_of(2);
         let connection = if keeps {
             kept.take().map_or_else(|| Client::try_connect(address), Ok)
         } else {

@@ -23,7 +23,7 @@ const SHORT: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 enum Front {
     Clear,
-    Tls(Caller),
+    Tls(Box<Caller>),
 }
 
 impl Front {
@@ -75,7 +75,7 @@ impl Bench {
         let mut client = Front::Clear;
         if front == Side::Tls {
             config = config.https(&pki.issue(&["a"]));
-            client = Front::Tls(pki.caller());
+            client = Front::Tls(Box::new(pki.caller()));
         }
         if let Some(level) = level {
             config = config.environment("KAKEHI_IO_URING_LEVEL", &level.to_string());
