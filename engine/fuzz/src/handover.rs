@@ -1,6 +1,6 @@
 //! What a worker says of the sockets that it hands over.
 
-use kakehi_engine::exchange::HandoverMessage;
+use kakehi_engine::downstream::HandoverMessage;
 
 pub(crate) fn check(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };

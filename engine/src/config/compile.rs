@@ -13,7 +13,7 @@ use crate::{
     upstream::{Cluster, ClusterError},
 };
 
-/// The configs of a state, by the address of their listener.
+/// The listener configurations of a state, by the address of their listener.
 pub type ListenerConfigs = BTreeMap<SocketAddr, Rc<ListenerConfig>>;
 
 /// The clusters of a state, by name.
@@ -59,7 +59,7 @@ impl Target {
         Target {
             cluster: Rc::clone(cluster),
             action: Action::of(frontend, configured),
-            transport: HstsPolicy::of(frontend),
+            hsts: HstsPolicy::of(frontend),
         }
     }
 }
@@ -193,7 +193,7 @@ impl ListenerConfig {
         Rc::new(ListenerConfig::new(listener, Rc::clone(&self.routes), TlsIngress { tls, passthrough }))
     }
 
-    /// The same routes and settings behind another ingress.
+    /// The same routes and settings behind another TLS ingress.
     pub fn behind(&self, ingress: TlsIngress) -> Rc<ListenerConfig> {
         Rc::new(ListenerConfig::new(&self.settings, Rc::clone(&self.routes), ingress))
     }
@@ -219,7 +219,7 @@ impl ListenerConfig {
         ListenerConfig {
             tls,
             passthrough,
-            transport: hsts.and_then(strict_transport),
+            hsts: hsts.and_then(strict_transport),
             routes,
             request_limits: HeadLimits { bytes: sizes.head, fields: sizes.fields, target: sizes.target },
             response_limits: HeadLimits { bytes: sizes.response_head, fields: sizes.fields, target: 0 },

@@ -70,7 +70,7 @@ fn print(hostname: &str) -> u32 {
     if !hostname.starts_with('[') {
         hostname.trim_end_matches('.').bytes().for_each(|byte| hasher.write_u8(byte.to_ascii_lowercase()));
     }
-    // Those that differ are info apart when they are looked at.
+    // Those that differ are told apart when they are looked at.
     hasher.finish() as u32
 }
 

@@ -9,17 +9,20 @@ use std::{
     task::Poll,
 };
 
-use super::preamble;
+use super::{
+    Connections,
+    client::ClientConnection,
+    preamble,
+    successor::{Age, ConnectionOrigin, HandoverMessage},
+    tunnel,
+};
 use crate::{
-    exchange::{
-        Age, ClientConnection, ConnectionOrigin, Disposition, HandoverMessage, ListenerHandle, Shared,
-        exchange, tunnel,
-    },
+    exchange::{Disposition, Ended, Event, ListenerHandle, Upgrade, exchange},
     limits,
     observe::Counter,
     ring::{Recv, Stream},
     transfer::{ReadBuffer, flush},
-    upstream::Upstream,
+    upstream::Lease,
 };
 
 /// What waiting for a request has brought.
@@ -35,7 +38,7 @@ enum Waited {
 impl ClientConnection {
     /// Waits for the first bytes of a request, unless there will be none.
     async fn wait(&mut self) -> Waited {
-        if let Some(buffer) = self.client.try_receive() {
+        if let Some(buffer) = self.stream.try_receive() {
             self.read_buffer.push(buffer);
             if !self.skip_line_end() {
                 return Waited::Bytes;
@@ -47,7 +50,7 @@ impl ClientConnection {
         }
         poll_fn(|context| {
             loop {
-                return match self.client.poll_receive(context) {
+                return match self.stream.poll_receive(context) {
                     Poll::Ready(Ok(Recv::Data(buffer))) => {
                         self.read_buffer.push(buffer);
                         if self.skip_line_end() {
@@ -57,11 +60,11 @@ impl ClientConnection {
                     }
                     Poll::Ready(Ok(Recv::Finished) | Err(_)) => Poll::Ready(Waited::Nothing),
                     Poll::Pending if self.is_draining() => Poll::Ready(Waited::Nothing),
-                    Poll::Pending if self.shared.connections_move() && !self.is_immovable() => {
+                    Poll::Pending if self.connections.connections_move() && !self.is_immovable() => {
                         Poll::Ready(Waited::Successor)
                     }
                     Poll::Pending => self.timer.poll_elapsed(context).map(|_| {
-                        self.shared.counters.count(Counter::IdleTimeouts);
+                        self.connections.shared.counters.count(Counter::IdleTimeouts);
                         Waited::Nothing
                     }),
                 };
@@ -72,37 +75,32 @@ impl ClientConnection {
 
     /// Sees to it that nothing is in flight, and gives the connection to the process that goes on with it. Whatever comes
     /// from the client meanwhile is served here first; what comes later stays in the kernel.
-    async fn move_away(&mut self) -> Disposition {
-        let Some(successor) = self.shared.place_elsewhere() else { return Disposition::Request };
-        self.client.pause_receive().await;
-        self.client.stop_polls().await;
-        if let Some(buffer) = self.client.try_receive() {
+    async fn move_away(&mut self) -> Event {
+        let Some(successor) = self.connections.place_elsewhere() else { return Event::StaysHere };
+        self.stream.pause_receive().await;
+        self.stream.stop_polls().await;
+        if let Some(buffer) = self.stream.try_receive() {
             self.read_buffer.push(buffer);
-            return Disposition::Request;
+            return Event::StaysHere;
         }
         let front_ms = self.listener.timeouts(|timeouts| timeouts.front_ms);
-        let flushed = flush(&self.client, &self.timer, front_ms).await;
-        if flushed.is_err() || !self.client.is_quiet() {
-            return Disposition::Abort { reset: false };
+        let flushed = flush(&self.stream, &self.timer, front_ms).await;
+        if flushed.is_err() || !self.stream.is_quiet() {
+            return Event::PeerGone;
         }
-        let Some(client) = self.client.detach() else { return Disposition::Abort { reset: false } };
+        let Some(client) = self.stream.detach() else { return Event::PeerGone };
         let age = if self.head_due == 0 { Age::Used } else { Age::New };
         // One that is handed over waits for a request: whatever comes before has come.
-        let ends = self.info.as_ref().and_then(|info| info.ends);
-        let message = HandoverMessage::Idle {
-            listener: self.listener.config().settings.address,
-            age,
-            begun: true,
-            ends,
-        };
-        successor.give(&self.shared, message, vec![client]);
-        Disposition::Gone
+        let ends = self.info.as_ref().and_then(|info| info.addresses);
+        let message = HandoverMessage::Idle { listener: self.listener.address(), age, begun: true, ends };
+        successor.give(&self.connections, message, vec![client]);
+        Event::Moved
     }
 
     /// Ends the connection as `next` says.
     async fn end(&self) {
         match self.next {
-            Disposition::Abort { reset: true } => self.client.reset_on_close(),
+            Disposition::Abort { reset: true } => self.stream.reset_on_close(),
             Disposition::Close | Disposition::Finish => self.finish().await,
             Disposition::Abort { reset: false } | Disposition::Gone | Disposition::Request => {}
         }
@@ -111,24 +109,24 @@ impl ClientConnection {
     /// Everything has been said: lets the client have it all before the connection closes.
     async fn finish(&self) {
         let front_ms = self.listener.timeouts(|timeouts| timeouts.front_ms);
-        if flush(&self.client, &self.timer, front_ms).await.is_err() {
+        if flush(&self.stream, &self.timer, front_ms).await.is_err() {
             return;
         }
         // RFC 9112 section 9.6 asks for a close in stages because of what a client may still send; one that has said
         // that it sends no more must not (same section).
         if self.next == Disposition::Finish && self.read_buffer.is_empty() {
             // RFC 9112 section 9.8: closure is announced to TLS.
-            if self.client.is_tls() {
+            if self.stream.is_tls() {
                 self.timer.set(limits::LINGER_TIMEOUT_MS);
-                let _ = self.timer.limit(self.client.shutdown_write()).await;
+                let _ = self.timer.limit(self.stream.shutdown_write()).await;
             }
             return;
         }
         // Closing with unread bytes would reset the connection, and the client might lose the answer.
         self.timer.set(limits::LINGER_TIMEOUT_MS);
         let goodbye = async {
-            self.client.shutdown_write().await;
-            self.client.discard().await;
+            self.stream.shutdown_write().await;
+            self.stream.discard().await;
         };
         let _ = self.timer.limit(goodbye).await;
     }
@@ -136,70 +134,80 @@ impl ClientConnection {
 
 /// Serves a connection until it ends.
 pub(super) fn serve(
-    shared: Rc<Shared>,
+    connections: Rc<Connections>,
     listener: Rc<ListenerHandle>,
     client: Stream,
     origin: ConnectionOrigin,
 ) -> impl Future<Output = ()> {
-    let mut connection = ClientConnection::new(shared, listener, client, origin);
+    let mut connection = ClientConnection::new(connections, listener, client, origin);
     // A block, not a function: its arguments would stay in the future beside the connection made from them.
     let begins = !origin.begun && connection.listener.config().has_preamble();
     async move {
         if begins {
-            connection.next = Box::pin(preamble::begin(&mut connection)).await;
+            connection.next = Disposition::after(Box::pin(preamble::begin(&mut connection)).await);
         }
         // RFC 9112 section 9.3.2: requests are served one after the other, so responses leave in their order.
         while connection.next == Disposition::Request {
             let waited = if connection.skip_line_end() { connection.wait().await } else { Waited::Bytes };
             connection.next = match waited {
-                Waited::Bytes => {
-                    let next = Box::pin(exchange(&mut connection)).await;
-                    // From now on it is idle between requests.
-                    connection.head_due = 0;
-                    next
-                }
-                // Idle, and nothing on its way out that a close could cut, unless the last answer still is.
-                Waited::Nothing if connection.client.is_sending() => Disposition::Close,
-                // Over TLS it ends with a word; and a client that was not asked may just be saying something.
-                Waited::Nothing if connection.client.is_tls() && connection.is_draining() => {
-                    Disposition::Close
-                }
-                Waited::Nothing if connection.client.is_tls() => Disposition::Finish,
-                Waited::Nothing => Disposition::Abort { reset: false },
-                Waited::Successor => Box::pin(connection.move_away()).await,
+                Waited::Bytes => Box::pin(serve_request(&mut connection)).await,
+                Waited::Nothing => Disposition::after(Event::IdleEnd {
+                    sending: connection.stream.is_sending(),
+                    tls: connection.stream.is_tls(),
+                    draining: connection.is_draining(),
+                }),
+                Waited::Successor => Disposition::after(Box::pin(connection.move_away()).await),
             };
         }
         match connection.next {
             Disposition::Abort { reset: true } | Disposition::Close | Disposition::Finish => {
-                Box::pin(connection.end()).await
+                Box::pin(connection.end()).await;
             }
             Disposition::Abort { reset: false } | Disposition::Gone | Disposition::Request => {}
         }
-        let shared = Rc::clone(&connection.shared);
-        // The descriptor is given up before the count goes down: who waits for it can have it.
-        drop(connection);
-        shared.note_closed();
+        close(connection);
     }
+}
+
+/// Serves one request, and the tunnel that may follow it.
+async fn serve_request(connection: &mut ClientConnection) -> Disposition {
+    let ended = exchange(connection).await;
+    // From now on it is idle between requests.
+    connection.head_due = 0;
+    match ended {
+        Ended::Goes(disposition) => disposition,
+        Ended::Upgraded(upgrade) => Disposition::after(Box::pin(serve_tunnel(connection, upgrade)).await),
+    }
+}
+
+async fn serve_tunnel(connection: &mut ClientConnection, upgrade: Box<Upgrade>) -> Event {
+    let Upgrade { lease, cluster, idle_ms, early_tunnel_data } = *upgrade;
+    tunnel::run(connection, &cluster.name, idle_ms, lease, early_tunnel_data).await
 }
 
 /// Goes on with a tunnel that another process began.
 pub(super) fn resume_tunnel(
-    shared: Rc<Shared>,
+    connections: Rc<Connections>,
     listener: Rc<ListenerHandle>,
     client: Stream,
     cluster: String,
-    upstream: Upstream,
+    lease: Lease,
 ) -> impl Future<Output = ()> {
-    let mut connection = ClientConnection::new(shared, listener, client, ConnectionOrigin::USED);
+    let mut connection = ClientConnection::new(connections, listener, client, ConnectionOrigin::USED);
     async move {
         let idle_ms = connection.listener.timeouts(|timeouts| timeouts.tunnel_ms);
-        let tunnel = tunnel::run(&mut connection, &cluster, idle_ms, upstream, ReadBuffer::default());
-        connection.next = Box::pin(tunnel).await;
+        let tunnel = tunnel::run(&mut connection, &cluster, idle_ms, lease, ReadBuffer::default());
+        connection.next = Disposition::after(Box::pin(tunnel).await);
         connection.end().await;
-        let shared = Rc::clone(&connection.shared);
-        drop(connection);
-        shared.note_closed();
+        close(connection);
     }
+}
+
+fn close(connection: ClientConnection) {
+    let connections = Rc::clone(&connection.connections);
+    // The descriptor is given up before the count goes down: who waits for it can have it.
+    drop(connection);
+    connections.note_closed();
 }
 
 #[cfg(test)]
@@ -224,7 +232,7 @@ mod tests {
     #[test]
     fn what_a_request_takes_fits_the_allocators_fast_path() {
         // The largest that glibc keeps in its per-thread cache is 1,032 bytes.
-        let size = size_of_one(exchange);
+        let size = size_of_one(serve_request);
         assert!(size <= 1_032, "{size} bytes");
     }
 }

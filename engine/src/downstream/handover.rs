@@ -7,12 +7,15 @@
 
 use std::{io, net::SocketAddr, os::fd::OwnedFd, rc::Rc};
 
-use super::connection;
+use super::{
+    Connections, connection,
+    successor::{Age, ConnectionOrigin, HandoverMessage},
+};
 use crate::{
-    exchange::{Age, ConnectionOrigin, HandoverMessage, ListenerHandle, Shared},
+    exchange::ListenerHandle,
     observe::Counter,
     ring::{Role, Share, Stream, receive_descriptors},
-    upstream::{Cluster, Upstream},
+    upstream::{Cluster, Lease},
 };
 
 /// Where what comes finds its place.
@@ -28,17 +31,17 @@ pub trait HandoverRegistry {
 /// # Errors
 /// When there is no descriptor or no slot left.
 pub fn inherit(
-    shared: Rc<Shared>,
+    connections: Rc<Connections>,
     channel: OwnedFd,
     registry: impl HandoverRegistry + 'static,
 ) -> io::Result<()> {
-    let readiness = Stream::adopt(&shared.ring, channel.try_clone()?, Role::Control)?;
-    let ring = shared.ring.clone();
+    let readiness = Stream::adopt(&connections.shared.ring, channel.try_clone()?, Role::Control)?;
+    let ring = connections.shared.ring.clone();
     ring.spawn(async move {
         loop {
             match receive_descriptors(&channel) {
-                Ok(Some((text, sockets))) => match resume(&shared, &text, sockets, &registry) {
-                    Ok(connections) => shared.counters.add(Counter::TakenOver, connections),
+                Ok(Some((text, sockets))) => match resume(&connections, &text, sockets, &registry) {
+                    Ok(count) => connections.shared.counters.add(Counter::TakenOver, count),
                     Err(reason) => tracing::warn!(text, "what was handed over is closed: {reason}"),
                 },
                 Ok(None) => return,
@@ -59,45 +62,47 @@ pub fn inherit(
 
 /// Goes on with what was handed over; how many connections that is.
 fn resume(
-    shared: &Rc<Shared>,
+    connections: &Rc<Connections>,
     text: &str,
     sockets: Vec<OwnedFd>,
     registry: &impl HandoverRegistry,
 ) -> Result<u64, String> {
     let message = HandoverMessage::read(text, sockets.len())?;
     let find = |address| registry.listener(address).ok_or("its listener is gone");
-    let adopt = |socket, role| Stream::adopt(&shared.ring, socket, role).map_err(|error| error.to_string());
+    let adopt = |socket, role| {
+        Stream::adopt(&connections.shared.ring, socket, role).map_err(|error| error.to_string())
+    };
     let mut sockets = sockets.into_iter();
     match (message, sockets.next(), sockets.next()) {
         (HandoverMessage::Idle { listener, age, begun, ends }, Some(client), None) => {
             let origin = ConnectionOrigin { age, begun: begun || age == Age::Used, ends };
             let serve = connection::serve(
-                Rc::clone(shared),
+                Rc::clone(connections),
                 find(listener)?,
                 adopt(client, Role::Downstream)?,
                 origin,
             );
-            shared.ring.spawn(serve);
+            connections.shared.ring.spawn(serve);
         }
         (HandoverMessage::Tunnel { listener, cluster, backend }, Some(client), Some(upstream)) => {
             let found = registry.cluster(&cluster).and_then(|cluster| cluster.endpoint(&backend));
-            let upstream = Upstream::new(
+            let lease = Lease::new(
                 adopt(upstream, Role::Upstream(Share::of(&cluster)))?.into(),
                 found.ok_or("its backend is gone")?,
                 true,
             );
             let (listener, client) = (find(listener)?, adopt(client, Role::Downstream)?);
-            shared.ring.spawn(connection::resume_tunnel(
-                Rc::clone(shared),
+            connections.shared.ring.spawn(connection::resume_tunnel(
+                Rc::clone(connections),
                 listener,
                 client,
                 cluster,
-                upstream,
+                lease,
             ));
         }
         (HandoverMessage::Queue { listener }, Some(_), None) => {
             find(listener)?.rearm();
-            shared.listeners_changed();
+            connections.listeners_changed();
             return Ok(0);
         }
         _ => return Err("it has not the sockets that it should have".to_owned()),

@@ -6,8 +6,9 @@ use std::rc::Rc;
 
 use kakehi_ctl::state::ListenerProtocol;
 
+use super::{client::ClientConnection, tunnel};
 use crate::{
-    exchange::{ClientConnection, Disposition, ListenerConfig, tunnel},
+    exchange::{Downstream as _, Event, ListenerConfig},
     h1::write_answer,
     http::Reason,
     observe::Counter,
@@ -23,32 +24,31 @@ const TICKET_DELAY_MS: u64 = 10;
 /// Longest header of the PROXY protocol, with whatever came behind it in one go.
 const MAX_HEADER: usize = 32 * 1024;
 
-/// Does what has to be done before the first request. `Disposition::Request`: requests follow.
-pub(super) async fn begin(connection: &mut ClientConnection) -> Disposition {
-    let config = connection.config();
+/// Does what has to be done before the first request. `PreambleDone`: requests follow.
+pub(super) async fn begin(connection: &mut ClientConnection) -> Event {
+    let config = connection.listener.config();
     let handshake_ms = config.tls.as_ref().map(|terminator| terminator.handshake_ms);
-    let due = connection.shared.ring.now() + handshake_ms.unwrap_or(config.settings.timeouts.request_ms);
+    let due = connection.shared().ring.now() + handshake_ms.unwrap_or(config.settings.timeouts.request_ms);
     connection.timer.set_at(due);
-    if config.settings.expect_proxy {
-        let header = read_header(&mut *connection, &config).await;
-        if let Err(next) = header {
-            return next;
-        }
+    if config.settings.expect_proxy
+        && let Err(event) = read_header(&mut *connection, &config).await
+    {
+        return event;
     }
     match (config.settings.protocol, &config.tls) {
         (ListenerProtocol::Http, _) => {
             connection.begin_requests();
-            Disposition::Request
+            Event::PreambleDone
         }
         (ListenerProtocol::Https, Some(terminator)) => {
-            let next = secure(connection, &config, terminator).await;
-            if next == Disposition::Request {
+            let event = secure(connection, &config, terminator).await;
+            if event == Event::PreambleDone {
                 connection.begin_requests();
             }
-            next
+            event
         }
         // Without the vault nothing is served, and the vault is always there.
-        (ListenerProtocol::Https, None) => Disposition::Abort { reset: true },
+        (ListenerProtocol::Https, None) => Event::Rejected,
         (ListenerProtocol::Tcp, _) => pass_on(connection, &config).await,
     }
 }
@@ -58,42 +58,42 @@ async fn read_more(
     connection: &mut ClientConnection,
     late: Counter,
     gone: Option<Counter>,
-) -> Result<(), Disposition> {
-    let counters = &connection.shared.counters;
-    match connection.timer.limit(connection.client.receive()).await {
+) -> Result<(), Event> {
+    let counters = &connection.shared().counters;
+    match connection.timer.limit(connection.stream.receive()).await {
         Ok(Ok(Recv::Data(buffer))) => {
             connection.read_buffer.push(buffer);
             Ok(())
         }
         Ok(Ok(Recv::Finished) | Err(_)) => {
             gone.into_iter().for_each(|gone| counters.count(gone));
-            Err(Disposition::Abort { reset: false })
+            Err(Event::PeerGone)
         }
         Err(_) => {
             counters.count(late);
-            Err(Disposition::Abort { reset: false })
+            Err(Event::PeerGone)
         }
     }
 }
 
-async fn read_header(connection: &mut ClientConnection, config: &ListenerConfig) -> Result<(), Disposition> {
-    let peer = connection.client.peer_address().map(|address| address.ip().to_canonical());
+async fn read_header(connection: &mut ClientConnection, config: &ListenerConfig) -> Result<(), Event> {
+    let peer = connection.stream.peer_address().map(|address| address.ip().to_canonical());
     let trusted = peer.is_some_and(|peer| config.settings.proxy_peers.iter().any(|net| net.contains(&peer)));
     if !trusted {
-        connection.shared.counters.count(Counter::ProxyPeersRefused);
-        return Err(Disposition::Abort { reset: true });
+        connection.shared().counters.count(Counter::ProxyPeersRefused);
+        return Err(Event::Rejected);
     }
     loop {
         match proxy_header::parse(connection.read_buffer.bytes()) {
             Ok(Some(header)) => {
                 connection.read_buffer.consume(header.length);
-                connection.info().ends = header.ends;
+                connection.info().addresses = header.ends;
                 return Ok(());
             }
             Ok(None) if connection.read_buffer.bytes().len() < MAX_HEADER => {}
             Ok(None) | Err(_) => {
-                connection.shared.counters.count(Counter::ProxyHeaderErrors);
-                return Err(Disposition::Abort { reset: false });
+                connection.shared().counters.count(Counter::ProxyHeaderErrors);
+                return Err(Event::PeerGone);
             }
         }
         connection.read_buffer.copy_out_of_pool();
@@ -106,25 +106,25 @@ async fn secure(
     connection: &mut ClientConnection,
     config: &Rc<ListenerConfig>,
     terminator: &Rc<Terminator>,
-) -> Disposition {
+) -> Event {
     if connection.read_buffer.is_empty()
-        && let Err(next) = read_more(connection, Counter::TlsTimeout, Some(Counter::TlsGone)).await
+        && let Err(event) = read_more(connection, Counter::TlsTimeout, Some(Counter::TlsGone)).await
     {
-        return next;
+        return event;
     }
     // What begins like a method of HTTP is no record of TLS.
     if connection.read_buffer.bytes().first().is_some_and(u8::is_ascii_uppercase) {
         return refuse_clear_text(connection);
     }
     let first = connection.read_buffer.take();
-    let shaken = {
-        let ClientConnection { client, timer, .. } = &*connection;
+    let outcome = {
+        let ClientConnection { stream, timer, .. } = &*connection;
         // It is in clear text as long as there is no handshake.
-        let Some(stream) = client.as_plain() else { return Disposition::Abort { reset: true } };
+        let Some(stream) = stream.as_plain() else { return Event::Rejected };
         timer
             .limit(async {
                 if !terminator.depends_on_name() && config.passthrough.names.is_empty() {
-                    return tls::accept(stream, terminator, None, first).await.map(Outcome::shaken);
+                    return tls::accept(stream, terminator, None, first).await.map(Outcome::secured);
                 }
                 let Hello { name, bytes } = match tls::read_hello(stream, first).await {
                     Ok(hello) => hello,
@@ -138,20 +138,20 @@ async fn secure(
                     stream.send(tls::unrecognized_name().into()).await?;
                     return Err(Failure::UnknownName);
                 }
-                tls::accept(stream, terminator, name, Input::Own(bytes)).await.map(Outcome::shaken)
+                tls::accept(stream, terminator, name, Input::Own(bytes)).await.map(Outcome::secured)
             })
             .await
     };
-    match shaken {
-        Ok(Ok(Outcome::HandshakeResult(shaken))) => {
-            let HandshakeResult { session, secured, data } = *shaken;
-            let counters = &connection.shared.counters;
+    match outcome {
+        Ok(Ok(Outcome::Secured(result))) => {
+            let HandshakeResult { session, info, data } = *result;
+            let counters = &connection.shared().counters;
             counters.count(Counter::TlsHandshakes);
-            if secured.resumed {
+            if info.resumed {
                 counters.count(Counter::TlsResumed);
             }
-            connection.client.secure(&connection.shared.ring, session);
-            connection.info().secured = Some(secured);
+            connection.stream.secure(&connection.connections.shared.ring, session);
+            connection.info().tls = Some(info);
             if let Some(data) = data {
                 connection.read_buffer.push(data);
             }
@@ -163,20 +163,20 @@ async fn secure(
         }
         Ok(Err(failure)) => fail(connection, &failure),
         Err(_) => {
-            connection.shared.counters.count(Counter::TlsTimeout);
-            Disposition::Abort { reset: false }
+            connection.shared().counters.count(Counter::TlsTimeout);
+            Event::PeerGone
         }
     }
 }
 
 enum Outcome {
-    HandshakeResult(Box<HandshakeResult>),
+    Secured(Box<HandshakeResult>),
     PassOn(Rc<Cluster>, Vec<u8>),
 }
 
 impl Outcome {
-    fn shaken(shaken: HandshakeResult) -> Outcome {
-        Outcome::HandshakeResult(Box::new(shaken))
+    fn secured(result: HandshakeResult) -> Outcome {
+        Outcome::Secured(Box::new(result))
     }
 }
 
@@ -189,7 +189,7 @@ async fn tell(
 ) -> Result<Outcome, Failure> {
     match failure {
         Failure::Tls(_) => {
-            tls::accept(stream, terminator, None, Input::Own(bytes)).await.map(Outcome::shaken)
+            tls::accept(stream, terminator, None, Input::Own(bytes)).await.map(Outcome::secured)
         }
         Failure::HelloTooLarge => {
             stream.send(tls::too_large().into()).await?;
@@ -199,9 +199,9 @@ async fn tell(
     }
 }
 
-fn fail(connection: &ClientConnection, failure: &Failure) -> Disposition {
+fn fail(connection: &ClientConnection, failure: &Failure) -> Event {
     tracing::debug!("no TLS connection: {failure}");
-    connection.shared.counters.count(match failure.kind() {
+    connection.shared().counters.count(match failure.kind() {
         FailureKind::Gone => Counter::TlsGone,
         FailureKind::NoCommonParameters => Counter::TlsNoCommonParameters,
         FailureKind::NoCommonProtocol => Counter::TlsNoCommonProtocol,
@@ -211,57 +211,57 @@ fn fail(connection: &ClientConnection, failure: &Failure) -> Disposition {
         FailureKind::Malformed => Counter::TlsMalformed,
     });
     match failure.kind() {
-        FailureKind::Gone => Disposition::Abort { reset: false },
+        FailureKind::Gone => Event::PeerGone,
         // The alert has been sent; closing in stages lets the client have it.
-        _ => Disposition::Close,
+        _ => Event::FarewellSent,
     }
 }
 
-fn refuse_clear_text(connection: &ClientConnection) -> Disposition {
-    let counters = &connection.shared.counters;
+fn refuse_clear_text(connection: &ClientConnection) -> Event {
+    let counters = &connection.shared().counters;
     counters.count(Counter::TlsMalformed);
     counters.count_answer(Reason::ClearTextOnTls);
-    let mut out = connection.shared.ring.head_buffer();
-    write_answer(Reason::ClearTextOnTls, true, false, &[], &connection.shared.date(), &mut out);
-    connection.client.start_send(SendBuf::from(out));
-    Disposition::Close
+    let mut out = connection.shared().ring.head_buffer();
+    write_answer(Reason::ClearTextOnTls, true, false, &[], &connection.shared().date(), &mut out);
+    connection.stream.start_send(SendBuf::from(out));
+    Event::FarewellSent
 }
 
 /// Tickets go with the first response, if it is asked for soon: one packet less for each handshake.
-async fn give_tickets(connection: &mut ClientConnection) -> Disposition {
-    if !connection.client.has_pending() || !connection.read_buffer.is_empty() {
-        return Disposition::Request;
+async fn give_tickets(connection: &mut ClientConnection) -> Event {
+    if !connection.stream.has_pending() || !connection.read_buffer.is_empty() {
+        return Event::PreambleDone;
     }
     connection.timer.set(TICKET_DELAY_MS);
-    match connection.timer.limit(connection.client.receive()).await {
+    match connection.timer.limit(connection.stream.receive()).await {
         Ok(Ok(Recv::Data(buffer))) => {
             connection.read_buffer.push(buffer);
-            Disposition::Request
+            Event::PreambleDone
         }
-        Ok(Ok(Recv::Finished) | Err(_)) => Disposition::Finish,
+        Ok(Ok(Recv::Finished) | Err(_)) => Event::Finished,
         Err(_) => {
-            connection.client.send_pending();
-            Disposition::Request
+            connection.stream.send_pending();
+            Event::PreambleDone
         }
     }
 }
 
 /// Passes a connection of a TCP listener on.
-async fn pass_on(connection: &mut ClientConnection, config: &Rc<ListenerConfig>) -> Disposition {
+async fn pass_on(connection: &mut ClientConnection, config: &Rc<ListenerConfig>) -> Event {
     if config.passthrough.names.is_empty() {
         return match &config.passthrough.any {
             Some(cluster) => forward(connection, config, cluster).await,
-            None => Disposition::Abort { reset: true },
+            None => Event::Rejected,
         };
     }
     if connection.read_buffer.is_empty()
-        && let Err(next) = read_more(connection, Counter::IdleTimeouts, None).await
+        && let Err(event) = read_more(connection, Counter::IdleTimeouts, None).await
     {
-        return next;
+        return event;
     }
     let first = connection.read_buffer.take();
     let hello = {
-        let Some(stream) = connection.client.as_plain() else { return Disposition::Abort { reset: true } };
+        let Some(stream) = connection.stream.as_plain() else { return Event::Rejected };
         connection.timer.limit(tls::read_hello(stream, first)).await
     };
     let (name, bytes) = match hello {
@@ -269,8 +269,8 @@ async fn pass_on(connection: &mut ClientConnection, config: &Rc<ListenerConfig>)
         // Not TLS, or nothing that we understand: it is for whoever takes all that has no name.
         Ok(Err((_, bytes))) => (None, bytes),
         Err(_) => {
-            connection.shared.counters.count(Counter::TlsTimeout);
-            return Disposition::Abort { reset: false };
+            connection.shared().counters.count(Counter::TlsTimeout);
+            return Event::PeerGone;
         }
     };
     let named = name.as_deref().and_then(|name| config.passthrough.names.find(name)).and_then(Option::as_ref);
@@ -280,20 +280,21 @@ async fn pass_on(connection: &mut ClientConnection, config: &Rc<ListenerConfig>)
             forward(connection, config, cluster).await
         }
         None => {
-            connection.shared.counters.count(Counter::TlsUnknownName);
-            connection.client.start_send(tls::unrecognized_name().into());
-            Disposition::Close
+            connection.shared().counters.count(Counter::TlsUnknownName);
+            connection.stream.start_send(tls::unrecognized_name().into());
+            Event::FarewellSent
         }
     }
 }
 
-/// Passes the connection on, with what is in the read buffer, as it is.
+/// Passes the connection on as it is, with what is in the read buffer.
 async fn forward(
     connection: &mut ClientConnection,
     config: &Rc<ListenerConfig>,
     cluster: &Rc<Cluster>,
-) -> Disposition {
-    let shared = Rc::clone(&connection.shared);
+) -> Event {
+    let connections = Rc::clone(&connection.connections);
+    let shared = &connections.shared;
     let timeouts = &config.settings.timeouts;
     let upstream = {
         let options = ConnectOptions {
@@ -309,7 +310,7 @@ async fn forward(
         Err(reason) => {
             shared.counters.count_answer(reason);
             // Nothing can be said, but that it is not the end of something.
-            return Disposition::Abort { reset: true };
+            return Event::Rejected;
         }
     };
     shared.counters.count(Counter::TcpForwarded);

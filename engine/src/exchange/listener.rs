@@ -31,7 +31,7 @@ pub(crate) struct Target {
     pub(crate) cluster: Rc<Cluster>,
     pub(crate) action: Action,
     /// What its frontends say of `Strict-Transport-Security`.
-    pub(crate) transport: HstsPolicy,
+    pub(crate) hsts: HstsPolicy,
 }
 
 /// Which `Strict-Transport-Security` responses get.
@@ -46,9 +46,7 @@ pub(crate) enum HstsPolicy {
 
 impl Target {
     pub(crate) fn is_same(&self, other: &Target) -> bool {
-        Rc::ptr_eq(&self.cluster, &other.cluster)
-            && self.action == other.action
-            && self.transport == other.transport
+        Rc::ptr_eq(&self.cluster, &other.cluster) && self.action == other.action && self.hsts == other.hsts
     }
 }
 
@@ -64,7 +62,7 @@ pub struct ListenerConfig {
     pub(crate) tls: Option<Rc<Terminator>>,
     pub(crate) passthrough: Rc<Passthrough>,
     /// `Strict-Transport-Security` of frontends that say nothing of it.
-    pub(crate) transport: Option<Rc<StrictTransport>>,
+    pub(crate) hsts: Option<Rc<StrictTransport>>,
 }
 
 /// Which rule takes a request, and where it leads. A change of some hosts is put in between two requests; who looked
@@ -111,6 +109,11 @@ impl ListenerHandle {
     /// The configuration of the moment. An exchange keeps the one that it began with.
     pub(crate) fn config(&self) -> Rc<ListenerConfig> {
         Rc::clone(&self.config.borrow())
+    }
+
+    /// The address that it listens on.
+    pub(crate) fn address(&self) -> std::net::SocketAddr {
+        self.config.borrow().settings.address
     }
 
     /// The deadlines of the moment.

@@ -1,43 +1,132 @@
 //! One request, from its head to the end of its response.
 //!
-//! | file | what happens |
-//! |---|---|
-//! | `forward` | head, route, connect, send, and the response, whatever becomes of each |
-//! | `upload` | the rest of a request body, while the response is awaited |
-//! | `response` | interim and final response, and whether the upstream connection can be used again |
-//! | `tunnel` | after an accepted `Upgrade`: bytes both ways |
+//! `exchange` reads downwards: `phases` lists what happens to a request, and `end` is where every exchange ends, with one
+//! [`Record`] and one `Outcome`.
 //!
-//! and the state that these, and the folders above, work on:
+//! | file | phase |
+//! |---|---|
+//! | `request` | reads the head, finds the rule that takes it, writes it as the backend gets it |
+//! | `connect` | leases an upstream connection |
+//! | `upload` | sends the rest of the request body while the response is awaited |
+//! | `response` | passes interim and final response on |
+//! | `local_reply` | answers in place of a backend |
+//! | `disposition` | decides how the client's connection goes on |
+//!
+//! and what the phases, and the folders above, work on:
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | `shared` | what all connections of a worker share |
-//! | `client` | a client connection |
+//! | `downstream` | `Downstream`: what an exchange needs of its client, whichever version it speaks |
+//! | `outcome` | how an exchange ended |
+//! | `record` | what is known of an exchange when it has ended |
 //! | `listener` | the configuration of a listener, compiled |
-//! | `successor` | the process that takes this one's place |
+//! | `shared` | what all exchanges of a worker share |
 //! | `request_id` | request ids |
 //!
 //! Relies on `route`, `upstream`, `transfer`, `h1`. Promises: no request is answered twice or with another's answer; what
 //! is cut short looks cut short; what a peer can make us hold is bounded; every wait has a deadline.
 
-mod client;
-mod forward;
+mod connect;
+mod disposition;
+mod downstream;
 mod listener;
+mod local_reply;
+mod outcome;
+mod record;
+mod request;
 mod request_id;
 mod response;
 mod shared;
-mod successor;
-pub(crate) mod tunnel;
 mod upload;
 
 pub(crate) use self::{
-    client::{ClientConnection, Disposition},
-    forward::exchange,
+    disposition::{Disposition, Event},
+    downstream::{Client, Downstream, Encoded},
     listener::{Action, HstsPolicy, Passthrough, Routes, Target},
-    successor::ConnectionOrigin,
+    local_reply::LocalReply,
+    outcome::{Failure, Outcome, Upgrade},
+    request::Request,
 };
 pub use self::{
     listener::{ListenerConfig, ListenerHandle},
+    record::Record,
     shared::Shared,
-    successor::{Age, HandoverMessage, Successor},
 };
+use crate::observe::Counter;
+
+/// Serves one request, whose first bytes are there.
+pub(crate) async fn exchange<D: Downstream>(downstream: &mut D) -> Ended {
+    let record = Record::new(downstream.shared().ring.now());
+    let (Ok(outcome) | Err(outcome)) = phases(downstream, &record).await;
+    end(downstream, outcome, record).await
+}
+
+/// The phases of an exchange. Each may end it early.
+async fn phases<D: Downstream>(downstream: &mut D, record: &Record) -> Result<Outcome, Outcome> {
+    // Read the head of the request, find the rule that takes it, and write the head as the backend gets it.
+    let mut routed = request::receive(downstream, record).await?;
+    // Let what has come of a body leave with the head; refuse one that is malformed or too large already.
+    routed.add_body(downstream.read_buffer())?;
+    let request::RoutedRequest { request, mut head, mut body } = routed;
+    record.add_request_bytes(body.moved());
+    let mut attempts = connect::Attempts::new(downstream.take_bound(&request.cluster));
+    loop {
+        // Lease a connection to an endpoint of the cluster: an idle one, or a new one.
+        let lease = connect::lease(downstream, &request, &body, &mut attempts, record).await?;
+        // What is kept of the head is gone when more of the request is sent.
+        let request_line = if body.is_done() { Vec::new() } else { connect::first_line(&head).to_vec() };
+        lease.send_head(head);
+        // Pass the response on, and the rest of the body beside it.
+        let complete = body.is_done();
+        let answered = if complete {
+            let context = response::ResponseContext::new(downstream, &request, &lease, record);
+            response::forward(context).await.map(|answered| (answered, true))
+        } else {
+            Box::pin(upload::run(downstream, &request, &lease, &mut body, record)).await
+        };
+        match answered {
+            // Give the connection back, or let it become a tunnel.
+            Ok((answered, sent)) => {
+                return Ok(answered.complete(downstream, &request, lease, attempts.was_bound, sent));
+            }
+            // Repeat once what the backend may never have read (RFC 9110 section 9.2.2).
+            Err(failure)
+                if failure.is_unread() && complete && lease.reused && attempts.may_repeat(&request) =>
+            {
+                head = lease.take_replay().ok_or_else(|| Failure::Unanswered.outcome(&request, complete))?;
+                attempts.repeat(downstream.shared());
+            }
+            Err(failure) => {
+                connect::log_defect(downstream.shared(), &request, &lease, &request_line, &failure);
+                return Err(failure.outcome(&request, complete));
+            }
+        }
+    }
+}
+
+/// Ends an exchange, whatever became of it: sends the local reply if there is one, counts, and decides how the client's
+/// connection goes on.
+async fn end<D: Downstream>(downstream: &mut D, outcome: Outcome, record: Record) -> Ended {
+    let event = match outcome {
+        Outcome::LocalReply(reply) => local_reply::send_local_reply(downstream, *reply, &record).await,
+        Outcome::Done { goes_on, last } => Event::Answered { goes_on, last },
+        Outcome::ClientGone => Event::PeerGone,
+        Outcome::ClientStalled => Event::ClientStalled,
+        Outcome::Cut { reset } => Event::Cut { reset },
+        Outcome::Upgraded(upgrade) => {
+            let counted = [Counter::Requests, Counter::Tunnels];
+            counted.iter().for_each(|counter| downstream.shared().counters.count(*counter));
+            return Ended::Upgraded(upgrade);
+        }
+    };
+    event.counters().iter().for_each(|counter| downstream.shared().counters.count(*counter));
+    Ended::Goes(Disposition::after(event))
+}
+
+/// What follows an exchange on the client's connection.
+pub(crate) enum Ended {
+    /// The connection goes on, or ends, as this says.
+    Goes(Disposition),
+    /// A tunnel follows.
+    Upgraded(Box<Upgrade>),
+}

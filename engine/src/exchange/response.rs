@@ -1,63 +1,69 @@
-//! The answer of a backend: interim heads, the final head, its body, and whether its connection can be used again.
+//! The response of a backend: interim heads, the final head, its body, and whether its connection can be used again.
 
 use std::{cell::Cell, io};
 
-use super::{
-    Shared,
-    forward::{Request, goes_on},
-};
+use super::{Downstream, Encoded, Failure, Outcome, Record, Request, Upgrade};
 use crate::{
-    h1::{
-        Emit, HeadProgress, OutConnection, OutFraming, ResponseBody, ResponseDefect, ResponseHead,
-        ResponsePlan,
-    },
+    h1::{Emit, HeadProgress, OutFraming, ResponseBody, ResponseDefect, ResponseHead},
     http::{Reason, Version},
     observe::Counter,
-    ring::{Recv, Timer},
-    transfer::{Decoder, MinRate, ReadBuffer, Relay, RelayError, flush, receive_watching},
-    transport::TransportStream,
+    ring::Recv,
+    transfer::{Body, MinRate, ReadBuffer, Relay, RelayError, receive_watching},
+    upstream::Lease,
 };
 
 /// Interim responses to one request; RFC 9110 section 15.2 sets no bound, we do.
 const MAX_INTERIM: u32 = 32;
 
-/// How an exchange ended that ended well.
-pub(super) struct Answered {
-    /// The client's connection goes on.
-    pub(super) keep_alive: bool,
-    /// The upstream connection can carry another request, as far as the response goes.
-    pub(super) reusable: bool,
-    /// The backend accepted an upgrade: a tunnel follows.
-    pub(super) upgraded: bool,
-    /// It was a 401 that authenticates the connection, not the request.
-    pub(super) authenticates_connection: bool,
-    /// What the backend sent behind the head of an accepted upgrade.
-    pub(super) early_tunnel_data: ReadBuffer,
+/// How a response ended that ended well.
+pub(super) enum Answered {
+    /// It was passed on whole.
+    Whole {
+        /// The client's connection may go on.
+        keep_alive: bool,
+        /// The upstream connection can carry another request, as far as the response goes.
+        reusable: bool,
+        /// It was a 401 that authenticates the connection, not the request.
+        authenticates_connection: bool,
+    },
+    /// The backend accepted an upgrade, and sent this behind its head.
+    Upgraded(ReadBuffer),
 }
 
-/// How an exchange ended that did not.
-pub(super) enum Failure {
-    /// The backend closed without a byte of an answer: it may never have read the request.
-    Unanswered,
-    /// The client has got no final answer yet: it can be told.
-    Silent(Reason),
-    /// So it is where the response is refused.
-    Refused(ResponseDefect),
-    /// The response is cut short; with `reset` nothing else would show that. `defect`: what was wrong with it, if it was.
-    Cut { reset: bool, defect: Option<ResponseDefect> },
-    /// The client is gone.
-    ClientGone,
-    /// The client took nothing for too long.
-    ClientStalled,
-}
-
-impl Failure {
-    /// What was wrong with the response, if anything was.
-    pub(super) fn defect(&self) -> Option<ResponseDefect> {
+impl Answered {
+    /// The outcome of an exchange that was answered so. `sent`: the backend got all of the request; otherwise what is left
+    /// of it is not sent on.
+    pub(super) fn complete<D: Downstream>(
+        self,
+        downstream: &mut D,
+        request: &Request,
+        lease: Lease,
+        was_bound: bool,
+        sent: bool,
+    ) -> Outcome {
         match self {
-            Failure::Refused(defect) => Some(*defect),
-            Failure::Cut { defect, .. } => *defect,
-            _ => None,
+            Answered::Whole { keep_alive, reusable, authenticates_connection } => {
+                // NTLM and Negotiate authenticate the connection (RFC 4559), so that what comes next on it is answered as
+                // if this client asked. RFC 9110 section 3.3.
+                let binds = was_bound || request.authenticates_connection || authenticates_connection;
+                match (reusable && sent, binds) {
+                    (true, false) => lease.release(&downstream.shared().pooling),
+                    (true, true) if keep_alive => downstream.bind(lease, &request.cluster),
+                    // It ends here, or with the client's.
+                    _ => drop(lease),
+                }
+                // Answered before the body was all there: what is still to come of it is not a request.
+                // RFC 9112 section 9.3.
+                Outcome::Done { goes_on: keep_alive && sent, last: request.last }
+            }
+            Answered::Upgraded(early_tunnel_data) if sent => Outcome::Upgraded(Box::new(Upgrade {
+                lease,
+                cluster: std::rc::Rc::clone(&request.cluster),
+                idle_ms: request.config.settings.timeouts.tunnel_ms,
+                early_tunnel_data,
+            })),
+            // RFC 9110 section 7.8. A switch of protocols in the middle of a body: nobody could say where the tunnel begins.
+            Answered::Upgraded(_) => Outcome::Cut { reset: true },
         }
     }
 }
@@ -83,86 +89,97 @@ enum Head {
 }
 
 struct Final {
-    head: Vec<u8>,
-    decoder: Decoder,
-    framing: OutFraming,
-    keep_alive: bool,
+    encoded: Encoded,
+    body: Body,
     reusable: bool,
     upgraded: bool,
     authenticates_connection: bool,
 }
 
 /// Where a response comes from and goes to.
-pub(super) struct ResponseContext<'a> {
-    pub(super) shared: &'a Shared,
-    pub(super) request: &'a Request,
-    pub(super) client: &'a TransportStream,
-    pub(super) timer: &'a Timer,
-    pub(super) upstream: &'a TransportStream,
-    /// The upload that runs beside, if there is one.
-    pub(super) beside: Option<&'a DuplexState>,
+pub(super) struct ResponseContext<'a, D> {
+    downstream: &'a D,
+    request: &'a Request,
+    lease: &'a Lease,
+    record: &'a Record,
+    /// Set while an upload runs beside.
+    duplex: Option<&'a DuplexState>,
+}
+
+impl<'a, D: Downstream> ResponseContext<'a, D> {
+    pub(super) fn new(
+        downstream: &'a D,
+        request: &'a Request,
+        lease: &'a Lease,
+        record: &'a Record,
+    ) -> ResponseContext<'a, D> {
+        ResponseContext { downstream, request, lease, record, duplex: None }
+    }
+
+    /// Of a response beside which an upload runs.
+    pub(super) fn beside(self, duplex: &'a DuplexState) -> ResponseContext<'a, D> {
+        ResponseContext { duplex: Some(duplex), ..self }
+    }
 }
 
 /// Receives the response and passes it on.
-pub(super) async fn forward(context: ResponseContext<'_>) -> Result<Answered, Failure> {
-    let timeouts = &context.request.config.settings.timeouts;
+pub(super) async fn forward<D: Downstream>(context: ResponseContext<'_, D>) -> Result<Answered, Failure> {
+    let ResponseContext { downstream, request, lease, record, duplex } = context;
+    let timeouts = &request.config.settings.timeouts;
+    let ring = &downstream.shared().ring;
+    let began = ring.now();
     let mut read_buffer = ReadBuffer::default();
-    let began = context.shared.ring.now();
-    let Final { mut head, mut decoder, framing, keep_alive, reusable, upgraded, authenticates_connection } =
+    let Final { encoded, mut body, reusable, upgraded, authenticates_connection } =
         await_head(&context, &mut read_buffer).await?;
-    if let Some(beside) = context.beside {
-        beside.answered.set(true);
+    let Encoded { mut head, framing, keep_alive } = encoded;
+    if let Some(duplex) = duplex {
+        duplex.answered.set(true);
     }
+    let head_bytes = head.len() as u64;
+    if !upgraded {
+        // The head has not gone out yet: what is wrong with the body's beginning can still be told.
+        let coalesced = body.coalesce(&mut read_buffer, &mut head);
+        coalesced.map_err(|reason| Failure::Refused(ResponseDefect::Body(reason)))?;
+    }
+    downstream.respond(head, timeouts.front_ms).await?;
+    record.add_response_bytes(head_bytes);
     if upgraded {
-        send(&context, head).await?;
-        let (keep_alive, reusable) = (false, false);
-        return Ok(Answered {
-            keep_alive,
-            reusable,
-            upgraded,
-            authenticates_connection,
-            early_tunnel_data: read_buffer,
-        });
+        return Ok(Answered::Upgraded(read_buffer));
     }
-    let mut moved = 0;
-    // The head has not gone out yet: what is wrong with the body's beginning can still be told.
-    let whole = decoder
-        .coalesce(&mut read_buffer, &mut head, &mut moved)
-        .map_err(|reason| Failure::Refused(ResponseDefect::Body(reason)))?;
-    send(&context, head).await?;
-    if !whole {
-        let now = context.shared.ring.now();
+    if !body.is_done() {
+        let now = ring.now();
         let mut relay = Relay {
-            ring: &context.shared.ring,
-            from: context.upstream,
+            ring,
+            from: &lease.stream,
             read_buffer: &mut read_buffer,
-            to: context.client,
-            decoder,
-            timer: context.timer,
+            to: downstream.body(),
+            body: &mut body,
+            timer: downstream.timer(),
             source: MinRate::new(timeouts.back_ms, timeouts.response_min_rate, now),
             sink: MinRate::new(timeouts.front_ms, timeouts.response_min_rate, now),
             due: (timeouts.response_ms != 0).then(|| began + timeouts.response_ms),
-            watch: context.request.watch(),
+            watch: request.watch(),
             limit: 0,
-            moved,
         };
-        let outcome = Box::pin(relay.run()).await;
-        outcome.map_err(|error| cut(error, framing))?;
+        let relayed = Box::pin(relay.run()).await;
+        if let Err(error) = relayed {
+            record.add_response_bytes(body.moved());
+            return Err(cut(error, framing));
+        }
     }
+    record.add_response_bytes(body.moved());
     // Bytes behind the response belong to nobody: they must not reach the next client.
     let reusable = reusable && read_buffer.is_empty();
-    Ok(Answered {
-        keep_alive,
-        reusable,
-        upgraded,
-        authenticates_connection,
-        early_tunnel_data: ReadBuffer::default(),
-    })
+    Ok(Answered::Whole { keep_alive, reusable, authenticates_connection })
 }
 
 /// Receives until the final head is complete; passes interim responses on.
-async fn await_head(context: &ResponseContext<'_>, read_buffer: &mut ReadBuffer) -> Result<Final, Failure> {
-    let ResponseContext { shared, request, upstream, timer, .. } = context;
+async fn await_head<D: Downstream>(
+    context: &ResponseContext<'_, D>,
+    read_buffer: &mut ReadBuffer,
+) -> Result<Final, Failure> {
+    let ResponseContext { downstream, request, lease, .. } = context;
+    let shared = downstream.shared();
     let back_ms = request.config.settings.timeouts.back_ms;
     let mut progress = HeadProgress::default();
     let mut interim = 0;
@@ -192,9 +209,9 @@ async fn await_head(context: &ResponseContext<'_>, read_buffer: &mut ReadBuffer)
             }
         }
         let received = receive_watching(
-            upstream.receive(),
-            (context.client, request.watch()),
-            timer,
+            lease.stream.receive(),
+            (downstream.body(), request.watch()),
+            downstream.timer(),
             (shared.ring.now(), due),
         );
         match received.await.map_err(|_| Failure::ClientGone)? {
@@ -202,32 +219,36 @@ async fn await_head(context: &ResponseContext<'_>, read_buffer: &mut ReadBuffer)
             // With TLS 1.3 a backend says only now that it does not accept our certificate.
             Some(Err(error)) if read_buffer.is_empty() && error.kind() == io::ErrorKind::InvalidData => {
                 shared.counters.count(Counter::UpstreamTlsErrors);
-                return Err(Failure::Silent(Reason::BackendTlsFailed));
+                return Err(Failure::Reply(Reason::BackendTlsFailed));
             }
             Some(Ok(Recv::Finished) | Err(_)) if read_buffer.is_empty() => {
                 return Err(match interim {
                     0 => Failure::Unanswered,
-                    _ => Failure::Silent(Reason::BackendClosed),
+                    _ => Failure::Reply(Reason::BackendClosed),
                 });
             }
             Some(Ok(Recv::Finished) | Err(_)) => return Err(Failure::Refused(ResponseDefect::HeadCut)),
-            None if context.beside.is_some_and(|beside| beside.uploading.get()) => {
+            None if context.duplex.is_some_and(|duplex| duplex.uploading.get()) => {
                 due = shared.ring.now() + back_ms;
             }
-            None => return Err(Failure::Silent(Reason::BackendTimeout)),
+            None => return Err(Failure::Reply(Reason::BackendTimeout)),
         }
     }
 }
 
 /// RFC 9110 section 15.2: interim responses are passed on.
-async fn pass_interim(context: &ResponseContext<'_>, out: Option<Vec<u8>>) -> Result<(), Failure> {
-    if let Some(beside) = context.beside {
-        beside.answered.set(true);
+async fn pass_interim<D: Downstream>(
+    context: &ResponseContext<'_, D>,
+    out: Option<Vec<u8>>,
+) -> Result<(), Failure> {
+    if let Some(duplex) = context.duplex {
+        duplex.answered.set(true);
     }
-    match out {
-        Some(out) => send(context, out).await,
-        None => Ok(()),
-    }
+    let Some(out) = out else { return Ok(()) };
+    let length = out.len() as u64;
+    context.downstream.interim(out, context.request.config.settings.timeouts.front_ms).await?;
+    context.record.add_response_bytes(length);
+    Ok(())
 }
 
 /// RFC 9112 section 8: what is incomplete must not look complete.
@@ -247,79 +268,46 @@ fn cut(error: RelayError, framing: OutFraming) -> Failure {
     }
 }
 
-async fn send(context: &ResponseContext<'_>, out: Vec<u8>) -> Result<(), Failure> {
-    let front_ms = context.request.config.settings.timeouts.front_ms;
-    match flush(context.client, context.timer, front_ms).await {
-        Ok(()) => {
-            context.client.start_send(out.into());
-            Ok(())
-        }
-        Err(RelayError::SinkStalled) => Err(Failure::ClientStalled),
-        Err(_) => Err(Failure::ClientGone),
-    }
-}
-
 /// Reads the head in the read buffer, and writes it as the client gets it. One that is refused becomes 502, and its
 /// connection is closed (RFC 9112 section 6.3).
-fn read(
-    context: &ResponseContext<'_>,
+fn read<D: Downstream>(
+    context: &ResponseContext<'_, D>,
     read_buffer: &mut ReadBuffer,
     progress: &mut HeadProgress,
 ) -> Result<Head, ResponseDefect> {
-    let ResponseContext { shared, request, .. } = context;
+    let ResponseContext { downstream, request, record, .. } = context;
+    let shared = downstream.shared();
     let scratch = &mut *shared.scratch.borrow_mut();
-    let parsed = ResponseHead::parse(
-        read_buffer.bytes(),
-        request.method,
-        progress,
-        &request.config.response_limits,
-        scratch,
-    )?;
+    let limits = &request.config.response_limits;
+    let parsed = ResponseHead::parse(read_buffer.bytes(), request.method, progress, limits, scratch)?;
     let Some(head) = parsed else { return Ok(Head::Incomplete) };
     let upgraded = head.status == 101;
     if upgraded && !request.upgrade {
         // RFC 9110 section 15.2.2: nobody asked for it.
         return Err(ResponseDefect::UnaskedUpgrade);
     }
-    let keep_alive =
-        request.keep_alive && !shared.is_draining() && !(context.client.is_tls() && shared.is_handing_over());
-    let plan = ResponsePlan::new(&head, request.method, request.version, keep_alive);
     let length = head.len;
     if head.is_interim() {
         // RFC 9110 section 15.2: a client of HTTP/1.0 does not know interim responses.
-        let out = (request.version == Version::Http11).then(|| {
-            let mut out = shared.ring.head_buffer();
-            head.write_forwarded(&plan, None, None, &mut out);
-            out
-        });
+        let out = (request.version == Version::Http11).then(|| downstream.encode(&head, request).head);
         let reusable = head.keep_alive;
         read_buffer.consume(length);
         return Ok(Head::Interim { out, reusable });
     }
-    let mut out = shared.ring.head_buffer();
-    let date = (!head.dated).then(|| shared.date());
-    head.write_forwarded(&plan, request.transport.as_deref(), date.as_ref(), &mut out);
-    let decoder = match head.body {
-        ResponseBody::None => Decoder::Length(0),
-        ResponseBody::Length(length) => Decoder::Length(length),
+    let encoded = downstream.encode(&head, request);
+    let chunked = encoded.framing == OutFraming::Chunked;
+    let body = match head.body {
+        ResponseBody::None => Body::length(0),
+        ResponseBody::Length(length) => Body::length(length),
         ResponseBody::Chunked => {
-            let emit = if plan.framing == OutFraming::Chunked { Emit::Chunked } else { Emit::Data };
-            Decoder::chunked(emit, request.config.response_limits.fields)
+            Body::chunked(if chunked { Emit::Chunked } else { Emit::Data }, limits.fields)
         }
-        ResponseBody::UntilClose => Decoder::UntilClose { wrap: plan.framing == OutFraming::Chunked },
+        ResponseBody::UntilClose => Body::until_close(chunked),
     };
     let reusable = head.keep_alive && !matches!(head.body, ResponseBody::UntilClose) && !upgraded;
     let authenticates_connection = head.authenticates_connection;
+    record.status.set(head.status);
+    record.answered_ms.set(record.since_start(shared.ring.now()));
     read_buffer.consume(length);
-    Ok(Head::Final(Final {
-        head: out,
-        decoder,
-        framing: plan.framing,
-        keep_alive: !upgraded
-            && plan.connection != OutConnection::Close
-            && goes_on(plan.framing, plan.connection),
-        reusable,
-        upgraded,
-        authenticates_connection,
-    }))
+    Ok(Head::Final(Final { encoded, body, reusable, upgraded, authenticates_connection }))
 }

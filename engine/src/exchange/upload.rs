@@ -1,7 +1,7 @@
-//! The rest of a request body on its way to the backend, while the answer is awaited beside it.
+//! The rest of a request body on its way to the backend, while the response is awaited beside it.
 //!
 //! A backend may answer before it has the whole body, and may go on reading while it answers: both run at once. What
-//! is left of the body when the answer is complete is not sent on.
+//! is left of the body when the response is complete is not sent on.
 
 use std::{
     future::{Future, poll_fn},
@@ -10,88 +10,86 @@ use std::{
 };
 
 use super::{
-    client::ClientConnection,
-    forward::Request,
-    response::{self, Answered, DuplexState, Failure, ResponseContext},
+    Downstream, Failure, Record, Request,
+    response::{self, Answered, DuplexState, ResponseContext},
 };
 use crate::{
     http::{Reason, Version},
     ring::{Recv, SendBuf, Timer},
-    transfer::{Decoder, MinRate, ReadBuffer, Relay, RelayError, Watch, flush},
-    transport::TransportStream,
+    transfer::{Body, MinRate, ReadBuffer, Relay, RelayError, Watch, flush},
+    upstream::Lease,
 };
 
 /// RFC 9110 section 10.1.1: what a client that expects it waits for.
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// A body of which something is still to come.
-pub(super) struct Body {
-    pub(super) decoder: Decoder,
-    pub(super) moved: u64,
-    /// For the log.
-    pub(super) request_line: Vec<u8>,
+/// Sends the rest of the body, and passes the response on. The flag: the backend got the whole body.
+pub(super) async fn run<D: Downstream>(
+    downstream: &mut D,
+    request: &Request,
+    lease: &Lease,
+    body: &mut Body,
+    record: &Record,
+) -> Result<(Answered, bool), Failure> {
+    let before = body.moved();
+    let mut read_buffer = std::mem::take(downstream.read_buffer());
+    let outcome = both(downstream, &mut read_buffer, request, lease, body, record).await;
+    *downstream.read_buffer() = read_buffer;
+    record.add_request_bytes(body.moved() - before);
+    outcome
 }
 
-/// Sends the body, receives the answer. The flag: the body was sent whole.
-pub(super) async fn run(
-    connection: &mut ClientConnection,
+async fn both<D: Downstream>(
+    downstream: &D,
+    read_buffer: &mut ReadBuffer,
     request: &Request,
-    upstream: &TransportStream,
-    body: Body,
+    lease: &Lease,
+    body: &mut Body,
+    record: &Record,
 ) -> Result<(Answered, bool), Failure> {
-    let shared = std::rc::Rc::clone(&connection.shared);
-    let ClientConnection { client, timer, read_buffer, .. } = connection;
+    let ring = &downstream.shared().ring;
     let timeouts = &request.config.settings.timeouts;
-    let beside = DuplexState::default();
-    beside.uploading.set(true);
-    let own_timer = Timer::new(&shared.ring);
+    let duplex = DuplexState::default();
+    duplex.uploading.set(true);
+    let timer = Timer::new(ring);
     let mut relay = Relay {
-        ring: &shared.ring,
-        from: client,
+        ring,
+        from: downstream.body(),
         read_buffer,
-        to: upstream,
-        decoder: body.decoder,
-        timer: &own_timer,
+        to: &lease.stream,
+        body,
+        timer: &timer,
         // A file of sozu bounds a silent upload by `front_timeout`.
-        source: MinRate::new(
-            timeouts.body_ms.min(timeouts.front_ms),
-            timeouts.body_min_rate,
-            shared.ring.now(),
-        ),
-        sink: MinRate::new(timeouts.back_ms, 0, shared.ring.now()),
+        source: MinRate::new(timeouts.body_ms.min(timeouts.front_ms), timeouts.body_min_rate, ring.now()),
+        sink: MinRate::new(timeouts.back_ms, 0, ring.now()),
         due: None,
         watch: Watch::Nothing,
         limit: request.config.settings.sizes.body,
-        moved: body.moved,
     };
-    let mut uploaded = None;
-    let outcome = {
-        let mut upload = pin!(async {
-            if request.expect_continue && relay.read_buffer.is_empty() {
-                invite(request, client, &own_timer, &beside, relay.read_buffer).await?;
+    let mut upload = pin!(async {
+        if request.expect_continue && relay.read_buffer.is_empty() {
+            invite(downstream, request, &timer, &duplex, relay.read_buffer).await?;
+        }
+        relay.run().await
+    });
+    let context = ResponseContext::new(downstream, request, lease, record).beside(&duplex);
+    let mut response = pin!(response::forward(context));
+    let mut sent = false;
+    poll_fn(|context| {
+        if duplex.uploading.get()
+            && let Poll::Ready(outcome) = upload.as_mut().poll(context)
+        {
+            duplex.uploading.set(false);
+            sent = outcome.is_ok();
+            match outcome {
+                // The backend reads no more: it may have answered, which the other side will show.
+                Ok(()) | Err(RelayError::SinkBroken) => {}
+                Err(error) => return Poll::Ready(Err(failure(error, duplex.answered.get()))),
             }
-            relay.run().await
-        });
-        let context =
-            ResponseContext { shared: &shared, request, client, timer, upstream, beside: Some(&beside) };
-        let mut answer = pin!(response::forward(context));
-        poll_fn(|context| {
-            if uploaded.is_none()
-                && let Poll::Ready(outcome) = upload.as_mut().poll(context)
-            {
-                beside.uploading.set(false);
-                uploaded = Some(outcome.is_ok());
-                match outcome {
-                    // The backend reads no more: it may have answered, which the other side will show.
-                    Ok(()) | Err(RelayError::SinkBroken) => {}
-                    Err(error) => return Poll::Ready(Err(failure(error, beside.answered.get()))),
-                }
-            }
-            answer.as_mut().poll(context)
-        })
-        .await
-    };
-    outcome.map(|answered| (answered, uploaded == Some(true)))
+        }
+        response.as_mut().poll(context).map_ok(|answered| (answered, sent))
+    })
+    .await
 }
 
 fn failure(error: RelayError, answered: bool) -> Failure {
@@ -105,18 +103,18 @@ fn failure(error: RelayError, answered: bool) -> Failure {
         RelayError::SinkStalled => Reason::BackendTimeout,
         RelayError::SinkBroken => Reason::BackendClosed,
     };
-    Failure::Silent(reason)
+    Failure::Reply(reason)
 }
 
 /// The client waits to be told to go on. The backend may do so; after a while we do.
-async fn invite(
+async fn invite<D: Downstream>(
+    downstream: &D,
     request: &Request,
-    client: &TransportStream,
     timer: &Timer,
-    beside: &DuplexState,
+    duplex: &DuplexState,
     read_buffer: &mut ReadBuffer,
 ) -> Result<(), RelayError> {
-    let timeouts = &request.config.settings.timeouts;
+    let (client, timeouts) = (downstream.body(), &request.config.settings.timeouts);
     timer.set(timeouts.continue_ms);
     match timer.limit(client.receive()).await {
         Ok(Ok(Recv::Data(buffer))) => {
@@ -127,7 +125,7 @@ async fn invite(
         Err(_) => {}
     }
     flush(client, timer, timeouts.front_ms).await?;
-    if !beside.answered.get() && request.version == Version::Http11 {
+    if !duplex.answered.get() && request.version == Version::Http11 {
         client.start_send(SendBuf::Static(CONTINUE));
     }
     Ok(())

@@ -177,7 +177,7 @@ fn alert(description: AlertDescription) -> Vec<u8> {
 /// A handshake that is done, and what came behind it.
 pub(crate) struct HandshakeResult {
     pub(crate) session: Session,
-    pub(crate) secured: TlsInfo,
+    pub(crate) info: TlsInfo,
     pub(crate) data: Option<Buf>,
 }
 
@@ -227,8 +227,8 @@ pub(crate) async fn accept(
     };
     let for_name = served.name.as_deref().is_some_and(|name| served.certificate.covers(name));
     let (served, name) = (served.certificate, served.name);
-    let secured = TlsInfo { served, name, policy, client, resumed, version, for_name };
-    Ok(HandshakeResult { session, secured, data })
+    let info = TlsInfo { served, name, policy, client, resumed, version, for_name };
+    Ok(HandshakeResult { session, info, data })
 }
 
 /// Does the handshake with a backend.

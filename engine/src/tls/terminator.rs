@@ -217,18 +217,17 @@ impl Terminator {
 
     /// Whether a request for `host` must not come over the connection that it came over: the certificate is not for that
     /// host, or clients have to show others for it (RFC 9110 section 15.5.20).
-    pub(crate) fn misdirects(&self, host: &str, secured: &TlsInfo) -> bool {
-        let asked_for = secured.name.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(host));
-        if asked_for && Rc::ptr_eq(self.policy(secured.name.as_deref()), &secured.policy) && secured.for_name
-        {
+    pub(crate) fn misdirects(&self, host: &str, info: &TlsInfo) -> bool {
+        let asked_for = info.name.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(host));
+        if asked_for && Rc::ptr_eq(self.policy(info.name.as_deref()), &info.policy) && info.for_name {
             return false;
         }
         let host = in_certificate_spelling(host);
         let wanted = self.policy(Some(&host));
-        let same_clients = wanted.clients == secured.policy.clients;
+        let same_clients = wanted.clients == info.policy.clients;
         !same_clients
-            || !wanted.versions.contains(&secured.version)
-            || (self.strict_sni && !secured.served.covers(&host))
+            || !wanted.versions.contains(&info.version)
+            || (self.strict_sni && !info.served.covers(&host))
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{
-    decoder::{Decoder, Piece},
+    body::{Body, Piece},
     min_rate::MinRate,
     read_buffer::ReadBuffer,
 };
@@ -72,7 +72,7 @@ pub(crate) struct Relay<'a> {
     pub(crate) from: &'a TransportStream,
     pub(crate) read_buffer: &'a mut ReadBuffer,
     pub(crate) to: &'a TransportStream,
-    pub(crate) decoder: Decoder,
+    pub(crate) body: &'a mut Body,
     pub(crate) timer: &'a Timer,
     /// When the sender is too slow.
     pub(crate) source: MinRate,
@@ -83,8 +83,6 @@ pub(crate) struct Relay<'a> {
     pub(crate) watch: Watch,
     /// Largest body (bytes); 0 = any.
     pub(crate) limit: u64,
-    /// Bytes of the body so far.
-    pub(crate) moved: u64,
 }
 
 /// Waits until a send has completed, as long as it gets on at least every `stall_ms`.
@@ -157,13 +155,10 @@ impl Relay<'_> {
     /// Moves the rest of the body.
     pub(crate) async fn run(&mut self) -> Result<(), RelayError> {
         let mut pieces = PIECES_BEFORE_BULK;
-        while !self.decoder.is_done() {
-            let large = match &self.decoder {
-                Decoder::Length(left) => *left,
-                // A quarter of what has come may still come: nobody knows.
-                Decoder::Chunked(_) | Decoder::UntilClose { .. } => self.moved / 4,
-            };
-            if large >= BULK_FROM && pieces >= PIECES_BEFORE_BULK {
+        while !self.body.is_done() {
+            // Where the length is not known, a quarter of what has come may still come.
+            let expected = self.body.known_length().unwrap_or(self.body.moved() / 4);
+            if expected >= BULK_FROM && pieces >= PIECES_BEFORE_BULK {
                 match Box::pin(self.bulk()).await? {
                     Moved::All => return Ok(()),
                     Moved::Part => pieces = 0,
@@ -207,9 +202,8 @@ impl Relay<'_> {
         }
     }
 
-    fn note_moved(&mut self, received: usize, data: u64) -> Result<(), RelayError> {
-        self.moved += data;
-        if self.limit != 0 && self.moved > self.limit {
+    fn note_moved(&mut self, received: usize) -> Result<(), RelayError> {
+        if self.limit != 0 && self.body.moved() > self.limit {
             return Err(RelayError::TooLarge);
         }
         self.source.moved(received, self.ring.now());
@@ -272,10 +266,10 @@ impl Relay<'_> {
     /// Passes on what is in the read_buffer. `true`: the body is complete.
     async fn pass_on(&mut self) -> Result<bool, RelayError> {
         let mut tail = Vec::new();
-        let (Piece { kept, consumed, done }, data) =
-            self.decoder.advance(self.read_buffer.bytes_mut(), &mut tail).map_err(RelayError::Malformed)?;
-        self.note_moved(consumed, data)?;
-        if matches!(self.decoder, Decoder::UntilClose { wrap: true }) {
+        let Piece { kept, consumed, done } =
+            self.body.advance(self.read_buffer.bytes_mut(), &mut tail).map_err(RelayError::Malformed)?;
+        self.note_moved(consumed)?;
+        if self.body.is_wrapped() {
             let mut chunk = self.ring.head_buffer();
             chunk.extend_from_slice(&chunk_prefix(kept as u64));
             chunk.extend_from_slice(&self.read_buffer.bytes()[..kept]);
@@ -296,21 +290,18 @@ impl Relay<'_> {
 
     /// The sender has finished: right for one body, too early for the others.
     async fn finished(&mut self) -> Result<(), RelayError> {
-        match self.decoder {
-            Decoder::UntilClose { wrap: true } => self.send(SendBuf::Static(LAST_CHUNK)).await,
-            Decoder::UntilClose { wrap: false } => Ok(()),
-            Decoder::Length(_) | Decoder::Chunked(_) => Err(RelayError::SourceEnded),
+        if self.body.is_wrapped() {
+            return self.send(SendBuf::Static(LAST_CHUNK)).await;
         }
+        if self.body.ends_with_connection() { Ok(()) } else { Err(RelayError::SourceEnded) }
     }
 
     /// Moves the rest of a large body whose bytes need not be looked at from socket to socket.
     async fn splice(&mut self, (from, to): (&Stream, &Stream)) -> Result<Moved, RelayError> {
-        let mut splice = Splice::new(&self.ring, from, to);
+        let mut splice = Splice::new(self.ring, from, to);
         loop {
-            let left = match &self.decoder {
-                Decoder::Length(left) => usize::try_from(*left).unwrap_or(usize::MAX),
-                Decoder::Chunked(_) | Decoder::UntilClose { .. } => usize::MAX,
-            };
+            let left = self.body.known_length();
+            let left = left.map_or(usize::MAX, |left| usize::try_from(left).unwrap_or(usize::MAX));
             if left == 0 {
                 return Ok(Moved::All);
             }
@@ -324,10 +315,8 @@ impl Relay<'_> {
             match splice.take(left.min(room)).map_err(|_| RelayError::SourceEnded)? {
                 Spliced::Moved(0) => return self.finished().await.map(|()| Moved::All),
                 Spliced::Moved(taken) => {
-                    if let Decoder::Length(left) = &mut self.decoder {
-                        *left -= taken as u64;
-                    }
-                    self.note_moved(taken, taken as u64)?;
+                    self.body.skip(taken);
+                    self.note_moved(taken)?;
                 }
                 Spliced::WouldBlock => {
                     splice.rest();
@@ -372,7 +361,7 @@ impl Relay<'_> {
                 return Ok(Moved::All);
             }
         }
-        if matches!(self.decoder, Decoder::Length(_) | Decoder::UntilClose { wrap: false })
+        if self.body.is_verbatim()
             && let (Some(from), Some(to)) = (self.from.as_plain(), self.to.as_plain())
         {
             self.flush().await?;
@@ -406,10 +395,8 @@ impl Relay<'_> {
                 self.ring.count_bulk();
             }
             let space = buffer.len().min(wanted) - ROOM_BEFORE - ROOM_BEHIND;
-            let length = match &self.decoder {
-                Decoder::Length(left) => usize::try_from(*left).unwrap_or(space).min(space),
-                Decoder::Chunked(_) | Decoder::UntilClose { .. } => space,
-            };
+            let length = self.body.known_length();
+            let length = length.map_or(space, |left| usize::try_from(left).unwrap_or(space).min(space));
             self.from.start_receive_bulk(buffer, ROOM_BEFORE..ROOM_BEFORE + length);
             let from = self.from;
             let (mut buffer, received) = self.wait_for_source(from.receive_bulk()).await?;
@@ -417,15 +404,15 @@ impl Relay<'_> {
                 return self.finished().await.map(|()| Moved::All);
             }
             let data = &mut buffer[ROOM_BEFORE..ROOM_BEFORE + received];
-            let (Piece { kept, consumed, done }, data) =
-                self.decoder.advance(data, &mut tail).map_err(RelayError::Malformed)?;
+            let Piece { kept, consumed, done } =
+                self.body.advance(data, &mut tail).map_err(RelayError::Malformed)?;
             if consumed < received {
                 // The end of this message, and something behind it.
                 self.read_buffer.push_copy(&buffer[ROOM_BEFORE + consumed..ROOM_BEFORE + received]);
             }
-            self.note_moved(received, data)?;
+            self.note_moved(received)?;
             let (mut start, mut end) = (ROOM_BEFORE, ROOM_BEFORE + kept);
-            if matches!(self.decoder, Decoder::UntilClose { wrap: true }) {
+            if self.body.is_wrapped() {
                 let prefix = chunk_prefix(kept as u64);
                 start -= prefix.len();
                 buffer[start..ROOM_BEFORE].copy_from_slice(&prefix);

@@ -1,4 +1,4 @@
-//! The header of the PROXY protocol, versions 1 and 2 (haproxy.org, `proxy-protocol.txt`): who the client is, info by the
+//! The header of the PROXY protocol, versions 1 and 2 (haproxy.org, `proxy-protocol.txt`): who the client is, told by the
 //! proxy in front at the beginning of a connection. No sockets here.
 //!
 //! Promises: a header is taken whole or not at all; what is not exactly one is refused, and nothing is guessed.

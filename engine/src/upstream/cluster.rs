@@ -1,44 +1,15 @@
-//! A cluster and its endpoints, and how a request gets a connection to one of them: an idle connection, or a new one, or
-//! that of another endpoint when a connection attempt fails.
+//! A cluster and its endpoints, compiled: they live on through changes, with all that is known of them.
 
-use std::{
-    cell::{Cell, RefCell},
-    io,
-    rc::Rc,
-};
+use std::{cell::RefCell, io, rc::Rc};
 
 use kakehi_ctl::state;
 use socket2::SockAddr;
 
-use super::{
-    balance::{self, Balance},
-    pool::{IdlePool, Pooling, Upstream},
-};
+use super::{balance::Balance, connect::ConnectSettings, endpoint::Endpoint, pool::Pooling};
 use crate::{
-    http::Reason,
-    observe::{Counter, LogLimit},
-    ring::{Share, Stream, Timer},
-    tls::{Connector, Context, Failure, FailureKind, TlsError},
-    transport::{AddressPair, TransportStream, proxy_header},
+    ring::Share,
+    tls::{Connector, Context, TlsError},
 };
-
-/// Most backends that are tried for one request.
-const MAX_ATTEMPTS: usize = 5;
-
-/// A backend with what this worker knows of it. One of the same name and address stays the same through all changes.
-pub struct Endpoint {
-    /// Its name in the configuration.
-    pub id: String,
-    address: SockAddr,
-    pub(super) health: balance::Health,
-    pub(super) idle: RefCell<IdlePool>,
-    /// It is in the configuration no more: it finishes what it has, and keeps no idle connections.
-    pub(super) retired: Cell<bool>,
-    /// That a handshake with it has failed was said.
-    tls_failed: Cell<bool>,
-    /// Lines of the log about its responses.
-    pub(super) complaints: LogLimit,
-}
 
 /// A backend's place in a cluster.
 pub(super) struct Member {
@@ -51,16 +22,7 @@ pub(super) struct Member {
 pub struct Endpoints {
     pub(super) members: Vec<Member>,
     pub(super) balance: Balance,
-    settings: ConnectSettings,
-}
-
-/// How connections to the backends of a cluster are made.
-#[derive(Default)]
-struct ConnectSettings {
-    /// As it is configured.
-    configured: Option<Box<state::BackendTls>>,
-    connector: Option<Connector>,
-    send_proxy: bool,
+    pub(super) settings: ConnectSettings,
 }
 
 /// Why a cluster cannot be compiled.
@@ -74,33 +36,13 @@ pub enum ClusterError {
     Tls(#[from] TlsError),
 }
 
-/// How a request wants to get to a backend.
-pub struct ConnectOptions<'a> {
-    /// Idle connections are left alone: a repeated request does not meet another that has just died.
-    pub fresh: bool,
-    /// Deadline of each attempt (ms).
-    pub connect_ms: u64,
-    /// For that deadline.
-    pub timer: &'a Timer,
-    /// Whom it is for, as far as that is known; asked for where backends are info.
-    pub addresses: &'a dyn Fn() -> Option<AddressPair>,
-}
-
 /// A cluster, compiled. It lives as long as its name is configured; what it consists of may change.
 pub struct Cluster {
     /// Its name in the configuration.
     pub name: String,
     /// Of the buffers that backends send into.
-    share: Share,
+    pub(super) share: Share,
     pub(super) members: RefCell<Rc<Endpoints>>,
-}
-
-/// The backends that were tried for a request, so that none is tried twice.
-#[derive(Default, Clone)]
-pub struct AttemptedEndpoints {
-    /// Those of the cluster when the request came.
-    members: Option<Rc<Endpoints>>,
-    indices: Vec<usize>,
 }
 
 impl Endpoints {
@@ -132,15 +74,7 @@ impl Endpoints {
                 let known = present.as_ref().and_then(|present| present.members.iter().find(same));
                 let backend = match known {
                     Some(known) => Rc::clone(&known.backend),
-                    None => Rc::new(Endpoint {
-                        id: configured.id.clone(),
-                        address,
-                        health: balance::Health::default(),
-                        idle: RefCell::default(),
-                        retired: Cell::new(false),
-                        tls_failed: Cell::new(false),
-                        complaints: LogLimit::default(),
-                    }),
+                    None => Rc::new(Endpoint::new(&configured.id, address)),
                 };
                 Ok(Member { backend, weight: configured.weight, backup: configured.backup })
             })
@@ -190,122 +124,10 @@ impl Cluster {
         self.replace(Endpoints { members: Vec::new(), balance: Balance::new(0), settings }, pooling);
     }
 
-    /// A connection to a backend that was not tried yet: an idle one, else a new one; other backends when
-    /// connecting fails.
-    ///
-    /// # Errors
-    /// `NoBackend`, `BackendConnectFailed`, `BackendConnectTimeout` when the last attempt was too slow, or
-    /// `BackendTlsFailed` and `BackendCertificate`.
-    pub async fn connect(
-        &self,
-        pooling: &Pooling,
-        attempted: &mut AttemptedEndpoints,
-        options: ConnectOptions<'_>,
-    ) -> Result<Upstream, Reason> {
-        let mut failure = Reason::NoBackend;
-        let AttemptedEndpoints { members, indices } = attempted;
-        let members: &Endpoints = members.get_or_insert_with(|| Rc::clone(&self.members.borrow()));
-        while indices.len() < MAX_ATTEMPTS
-            && let Some(index) = members.balance.choose(&members.members, indices, pooling.ring.now())
-        {
-            let backend = &members.members[index].backend;
-            if !options.fresh
-                && !members.settings.send_proxy
-                && let Some(stream) = backend.idle.borrow_mut().take(&pooling.counters)
-            {
-                pooling.counters.count(Counter::UpstreamReused);
-                return Ok(Upstream::new(stream, Rc::clone(backend), true));
-            }
-            indices.push(index);
-            // Boxed: rare beside the reuse of an idle connection, and large with the address in it.
-            match Box::pin(backend.open(pooling, self.share, &members.settings, &options)).await {
-                Ok(stream) => {
-                    // It did not fail: it may be asked again for this request.
-                    indices.pop();
-                    let upstream = Upstream::new(stream, Rc::clone(backend), false);
-                    return Ok(if members.settings.send_proxy { upstream.private() } else { upstream });
-                }
-                Err(reason) => failure = reason,
-            }
-        }
-        Err(failure)
-    }
-
     /// Throws away idle connections that are closed or too old.
     pub fn trim(&self, pooling: &Pooling) {
         for Member { backend, .. } in &self.members.borrow().members {
             backend.idle.borrow_mut().trim(pooling);
-        }
-    }
-}
-
-impl Endpoint {
-    fn retire(&self, pooling: &Pooling) {
-        self.retired.set(true);
-        self.idle.borrow_mut().clear(pooling);
-    }
-
-    async fn open(
-        &self,
-        pooling: &Pooling,
-        share: Share,
-        settings: &ConnectSettings,
-        options: &ConnectOptions<'_>,
-    ) -> Result<TransportStream, Reason> {
-        let counters = &pooling.counters;
-        options.timer.set(options.connect_ms);
-        let reason = match options.timer.limit(self.reach(pooling, share, settings, options)).await {
-            Ok(Ok(stream)) => {
-                self.health.connected();
-                counters.count(Counter::UpstreamConnects);
-                return Ok(stream);
-            }
-            Ok(Err(reason)) => reason,
-            Err(_) => Reason::BackendConnectTimeout,
-        };
-        self.health.failed(pooling.ring.now());
-        counters.count(Counter::UpstreamConnectErrors);
-        Err(reason)
-    }
-
-    /// Connects, and says and does what has to come before the first request.
-    async fn reach(
-        &self,
-        pooling: &Pooling,
-        share: Share,
-        settings: &ConnectSettings,
-        options: &ConnectOptions<'_>,
-    ) -> Result<TransportStream, Reason> {
-        let stream = Stream::connect(&pooling.ring, self.address.clone(), share).await.map_err(|error| {
-            tracing::debug!(backend = %self.id, %error, "cannot connect");
-            Reason::BackendConnectFailed
-        })?;
-        if settings.send_proxy {
-            let mut header = pooling.ring.head_buffer();
-            proxy_header::write_v2((options.addresses)().as_ref(), &mut header);
-            stream.start_send(header.into());
-        }
-        let Some(connector) = &settings.connector else { return Ok(stream.into()) };
-        let address = self.address.as_socket().map(|address| address.ip());
-        let session = connector.connect(&stream, address).await.map_err(|failure| {
-            pooling.counters.count(Counter::UpstreamTlsErrors);
-            self.note_tls_failure(&failure);
-            match failure.kind() {
-                FailureKind::Certificate => Reason::BackendCertificate,
-                _ => Reason::BackendTlsFailed,
-            }
-        })?;
-        let mut stream = TransportStream::from(stream);
-        stream.secure(&pooling.ring, session);
-        Ok(stream)
-    }
-
-    /// An operator has to see why a backend is not used; not with every request.
-    fn note_tls_failure(&self, failure: &Failure) {
-        if self.tls_failed.replace(true) {
-            tracing::debug!(backend = %self.id, "no TLS connection: {failure}");
-        } else {
-            tracing::warn!(backend = %self.id, "no TLS connection: {failure}");
         }
     }
 }

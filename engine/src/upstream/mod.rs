@@ -2,8 +2,11 @@
 //!
 //! | file | idea |
 //! |---|---|
-//! | `cluster` | [`Cluster`] and its [`Endpoint`]s; [`Cluster::connect`] brings a request to one of them |
+//! | `cluster` | a [`Cluster`] and its endpoints, compiled; they live on through changes |
+//! | `endpoint` | an [`Endpoint`]: a configured backend with what this worker knows of it |
 //! | `balance` | chooses an endpoint: weighted round robin, past those that failed lately |
+//! | `connect` | [`Cluster::connect`] brings a request to an endpoint |
+//! | `lease` | a [`Lease`]: one upstream connection, for one exchange |
 //! | `pool` | idle upstream connections, shared by all clients of the worker |
 //!
 //! Relies on `ring`, `tls` and `transport`, on `observe` for counting and on the reasons of `http`. All state is the
@@ -11,9 +14,15 @@
 
 mod balance;
 mod cluster;
+mod connect;
+mod endpoint;
+mod lease;
 mod pool;
 
 pub use self::{
-    cluster::{AttemptedEndpoints, Cluster, ClusterError, ConnectOptions, Endpoint, Endpoints},
-    pool::{Pooling, Upstream},
+    cluster::{Cluster, ClusterError, Endpoints},
+    connect::{AttemptedEndpoints, ConnectOptions},
+    endpoint::Endpoint,
+    lease::Lease,
+    pool::Pooling,
 };

@@ -91,7 +91,7 @@ pub(super) struct AdoptionState {
 impl Worker {
     /// Waits until a supervisor takes this worker over; its order channel. `None` when that cannot come any more.
     pub(super) async fn adopted(self: &Rc<Self>) -> Option<Stream> {
-        let ring = &self.shared.ring;
+        let ring = &self.connections.shared.ring;
         let socket = self
             .adoption_state
             .adoption
@@ -127,7 +127,7 @@ impl Worker {
         if peer.uid() != 0 && peer.uid() != nix::unistd::geteuid().as_raw() {
             return Err(io::Error::other(format!("uid {} may not take a worker over", peer.uid())));
         }
-        let ring = &self.shared.ring;
+        let ring = &self.connections.shared.ring;
         let readiness = Stream::adopt(ring, connection.try_clone()?, Role::Control)?;
         let timer = Timer::new(ring);
         timer.set(WELCOME_TIMEOUT_MS);
@@ -149,7 +149,7 @@ impl Worker {
         report(ring, &orders, 0, Report::Adopted(Box::new(self.describe()?)))
             .await
             .map_err(io::Error::other)?;
-        if !self.shared.is_handing_over() {
+        if !self.connections.is_handing_over() {
             self.successor.set(Some(successor));
         }
         tracing::info!(supervisor = peer.pid(), "goes on under another supervisor");
@@ -181,14 +181,14 @@ impl Worker {
     }
 
     fn describe(&self) -> io::Result<Adopted> {
-        let features = self.shared.ring.features();
+        let features = self.connections.shared.ring.features();
         let (revision, settings) = self.configured.revision_and_settings();
         Ok(Adopted {
             id: self.id,
             launch: self.adoption_state.launch,
             pid: std::process::id(),
             core: self.core.and_then(|core| u32::try_from(core).ok()),
-            leaving: self.shared.is_draining() || self.shared.is_handing_over(),
+            leaving: self.connections.is_draining() || self.connections.is_handing_over(),
             revision,
             settings,
             program: self.adoption_state.program.clone(),

@@ -22,8 +22,8 @@ use kakehi_ctl::{
 use super::{DescriptorChannel, DescriptorKind, Error};
 use crate::{
     config::{Clusters, CompileError, ConfigDelta, HostPrints, ListenerConfigs, RoutesPatch},
-    downstream,
-    exchange::{ListenerConfig, ListenerHandle, Shared},
+    downstream::{self, Connections},
+    exchange::{ListenerConfig, ListenerHandle},
     ring::Listener,
     tls::{Context, Vault},
     upstream::{Cluster, Endpoints, Pooling},
@@ -123,7 +123,7 @@ impl Configured {
     /// # Errors
     /// When the state cannot be compiled, or a listening socket is missing or cannot be used.
     pub(super) fn new(
-        shared: &Rc<Shared>,
+        connections: &Rc<Connections>,
         state: State,
         sockets: Vec<(ListenerSocket, OwnedFd)>,
         channel: Rc<dyn DescriptorChannel>,
@@ -153,7 +153,7 @@ impl Configured {
             tls,
         };
         for (which, socket) in sockets {
-            configured.take_socket(shared, which, socket)?;
+            configured.take_socket(connections, which, socket)?;
         }
         for address in configured.handles.borrow().keys() {
             if !configured.sockets.borrow().keys().any(|which| which.address == *address) {
@@ -164,26 +164,32 @@ impl Configured {
     }
 
     /// Accepts on a socket. One without a listener in the state is simply not served.
-    fn take_socket(&self, shared: &Rc<Shared>, which: ListenerSocket, socket: OwnedFd) -> io::Result<()> {
+    fn take_socket(
+        &self,
+        connections: &Rc<Connections>,
+        which: ListenerSocket,
+        socket: OwnedFd,
+    ) -> io::Result<()> {
         if let Some(handle) = self.listener(which.address) {
             let copy = socket.try_clone()?;
-            let listener = Listener::adopt(&shared.ring, socket)?;
-            self.accept(shared, which, listener, copy, &handle);
+            let listener = Listener::adopt(&connections.shared.ring, socket)?;
+            self.accept(connections, which, listener, copy, &handle);
         }
         Ok(())
     }
 
     fn accept(
         &self,
-        shared: &Rc<Shared>,
+        connections: &Rc<Connections>,
         which: ListenerSocket,
         listener: Listener,
         copy: OwnedFd,
         handle: &Rc<ListenerHandle>,
     ) {
         let yielded = Rc::new(Cell::new(false));
-        let task = downstream::accept(Rc::clone(shared), listener, Rc::clone(handle), Rc::clone(&yielded));
-        shared.ring.spawn(task);
+        let task =
+            downstream::accept(Rc::clone(connections), listener, Rc::clone(handle), Rc::clone(&yielded));
+        connections.shared.ring.spawn(task);
         self.sockets.borrow_mut().insert(which, Taken { copy, yielded });
     }
 
@@ -192,11 +198,11 @@ impl Configured {
     ///
     /// # Errors
     /// When it did not come, or there is no descriptor or slot left.
-    pub(super) fn take(&self, shared: &Rc<Shared>) -> io::Result<Vec<OwnedFd>> {
+    pub(super) fn take(&self, connections: &Rc<Connections>) -> io::Result<Vec<OwnedFd>> {
         let mut predecessors = Vec::new();
         for (belonging, descriptor) in self.channel.receive()? {
             match belonging {
-                DescriptorKind::Listener(which) => self.take_socket(shared, which, descriptor)?,
+                DescriptorKind::Listener(which) => self.take_socket(connections, which, descriptor)?,
                 DescriptorKind::Predecessor => predecessors.push(descriptor),
                 _ => {}
             }
@@ -205,20 +211,20 @@ impl Configured {
     }
 
     /// Accepts no more on these sockets, which another process has too; waits until that is certain.
-    pub(super) async fn give_up(&self, shared: &Shared, sockets: &[ListenerSocket]) {
+    pub(super) async fn give_up(&self, connections: &Connections, sockets: &[ListenerSocket]) {
         let given_up: Vec<Taken> =
             sockets.iter().filter_map(|which| self.sockets.borrow_mut().remove(which)).collect();
         given_up.iter().for_each(|taken| taken.yielded.set(true));
-        shared.listeners_changed();
+        connections.listeners_changed();
         while given_up.iter().any(|taken| Rc::strong_count(&taken.yielded) > 1) {
-            shared.connection_closed().await;
+            connections.connection_closed().await;
         }
     }
 
     /// Looks into the queue of every listening socket.
-    pub(super) fn rearm(&self, shared: &Shared) {
+    pub(super) fn rearm(&self, connections: &Connections) {
         self.handles.borrow().values().for_each(|handle| handle.rearm());
-        shared.listeners_changed();
+        connections.listeners_changed();
     }
 
     /// Does everything of `changes` that can fail.
@@ -366,7 +372,7 @@ impl Configured {
     ///
     /// # Errors
     /// `NothingPrepared`.
-    pub(super) fn commit(&self, shared: &Rc<Shared>) -> Result<(), Refusal> {
+    pub(super) fn commit(&self, connections: &Rc<Connections>) -> Result<(), Refusal> {
         let prepared = self.prepared.take().ok_or(Refusal::NothingPrepared)?;
         let Prepared { changes, revision, routing, members, listeners } = prepared;
         let state = &mut *self.state.borrow_mut();
@@ -396,7 +402,7 @@ impl Configured {
         let prints = &mut *self.prints.borrow_mut();
         named_clusters(&changes).into_iter().for_each(|name| prints.update(name, state));
         for (cluster, members) in members {
-            cluster.replace(members, &shared.pooling);
+            cluster.replace(members, &connections.shared.pooling);
         }
         let configs = &mut *self.configs.borrow_mut();
         match routing {
@@ -406,7 +412,7 @@ impl Configured {
                 let before = self.clusters.replace(clusters);
                 let now = self.clusters.borrow();
                 let gone = before.into_iter().filter(|(name, _)| !now.contains_key(name));
-                gone.for_each(|(_, cluster)| cluster.retire(&shared.pooling));
+                gone.for_each(|(_, cluster)| cluster.retire(&connections.shared.pooling));
             }
             Routing::Parts(parts) => {
                 configs.extend(parts.configs);
@@ -423,20 +429,20 @@ impl Configured {
                         && let Some(cluster) = clusters.remove(name)
                     {
                         configs.values().for_each(|config| config.forget(&cluster));
-                        cluster.retire(&shared.pooling);
+                        cluster.retire(&connections.shared.pooling);
                     }
                 }
             }
         }
-        self.change_handles(shared, configs, state, listeners);
+        self.change_handles(connections, configs, state, listeners);
         // Tunnels whose backend or listener has gone learn of it.
-        shared.listeners_changed();
+        connections.listeners_changed();
         Ok(())
     }
 
     fn change_handles(
         &self,
-        shared: &Rc<Shared>,
+        connections: &Rc<Connections>,
         configs: &ListenerConfigs,
         state: &State,
         listeners: Vec<NewListener>,
@@ -456,7 +462,7 @@ impl Configured {
         for (which, listener, copy) in listeners {
             if let Some(config) = configs.get(&which.address) {
                 let handle = ListenerHandle::new(Rc::clone(config));
-                self.accept(shared, which, listener, copy, &handle);
+                self.accept(connections, which, listener, copy, &handle);
                 handles.insert(which.address, handle);
             }
         }

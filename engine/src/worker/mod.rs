@@ -35,8 +35,8 @@ pub use self::adoption::{AdoptRequest, DescriptorChannel, DescriptorKind};
 use self::{adoption::AdoptionState, configured::Configured};
 use crate::{
     config::{Clusters, CompileError},
-    downstream::{self, HandoverRegistry},
-    exchange::{ListenerConfig, ListenerHandle, Shared, Successor},
+    downstream::{self, Connections, HandoverRegistry, Successor},
+    exchange::{ListenerConfig, ListenerHandle},
     limits,
     observe::{Counter, Counters},
     ring::{Level, Recv, Ring, Role, Settings, SetupError, Stats, Stream, Timer},
@@ -64,7 +64,7 @@ pub struct Setup {
     pub orders: OwnedFd,
     /// Its counters, in memory of the supervisor.
     pub counters: Counters,
-    /// Where idle connections go when it is info to hand over.
+    /// Where idle connections go when it is told to hand over.
     pub successor: OwnedFd,
     /// Where the connections of the process before come from, if there is one.
     pub predecessor: Option<OwnedFd>,
@@ -269,7 +269,7 @@ struct Worker {
     core: Option<usize>,
     channel: Rc<dyn DescriptorChannel>,
     adoption_state: AdoptionState,
-    shared: Rc<Shared>,
+    connections: Rc<Connections>,
     configured: Configured,
     graceful_timeout_ms: u64,
     orphan_timeout_ms: Option<u64>,
@@ -304,8 +304,9 @@ async fn serve(
         idle_timeout_ms: settings.upstream_idle_timeout_ms,
     };
     let tls = Context::new(setup.vault, settings.ticket_key_rotation_ms)?;
-    let shared = Shared::new(pooling, settings.max_connections, drain_timeout_ms);
-    let configured = Configured::new(&shared, setup.state, setup.listeners, Rc::clone(&setup.channel), tls)?;
+    let connections = Connections::new(pooling, settings.max_connections, drain_timeout_ms);
+    let configured =
+        Configured::new(&connections, setup.state, setup.listeners, Rc::clone(&setup.channel), tls)?;
     let adoption_state = AdoptionState {
         adoption: setup.adoption.into(),
         ended: setup.ended_memory,
@@ -319,7 +320,7 @@ async fn serve(
         core: setup.core,
         channel: setup.channel,
         adoption_state,
-        shared,
+        connections,
         configured,
         graceful_timeout_ms,
         orphan_timeout_ms,
@@ -331,7 +332,7 @@ async fn serve(
         published_bytes: Cell::default(),
     });
     if let Some(predecessor) = setup.predecessor {
-        downstream::inherit(Rc::clone(&worker.shared), predecessor, Rc::clone(&worker))?;
+        downstream::inherit(Rc::clone(&worker.connections), predecessor, Rc::clone(&worker))?;
     }
     let orders = Stream::adopt(&ring, setup.orders, Role::Control)?;
     let ready = Report::Ready {
@@ -349,7 +350,7 @@ async fn serve(
     })
     .await?;
     worker.publish_ring_figures();
-    if let Some(reason) = worker.shared.failure() {
+    if let Some(reason) = worker.connections.failure() {
         return Err(Error::Failed(reason));
     }
     // The loop ends for no other reason than that it is set.
@@ -388,7 +389,7 @@ impl Worker {
                 tracing::warn!(%error, "the order channel is broken; serving goes on");
             }
             tracing::info!("the supervisor is gone; serving goes on");
-            let timer = Timer::new(&self.shared.ring);
+            let timer = Timer::new(&self.connections.shared.ring);
             if let Some(orphan_timeout_ms) = self.orphan_timeout_ms {
                 timer.set(orphan_timeout_ms);
             }
@@ -416,7 +417,7 @@ impl Worker {
                     Recv::Finished => return Ok(()),
                 },
                 Heard::Failure(reason) => {
-                    report(&self.shared.ring, orders, 0, Report::Failed { reason }).await?;
+                    report(&self.connections.shared.ring, orders, 0, Report::Failed { reason }).await?;
                     continue;
                 }
             };
@@ -429,20 +430,22 @@ impl Worker {
                             Order::Ping => Ok(()),
                             Order::Prepare { changes, revision } => self
                                 .configured
-                                .prepare(&self.shared.ring, changes, revision)
+                                .prepare(&self.connections.shared.ring, changes, revision)
                                 .map_err(|error| error.to_string()),
-                            Order::Commit => self.configured.commit(&self.shared).map_err(|e| e.to_string()),
+                            Order::Commit => {
+                                self.configured.commit(&self.connections).map_err(|e| e.to_string())
+                            }
                             Order::Abort => {
                                 self.configured.abort();
                                 Ok(())
                             }
                             Order::Take => self.take().map_err(|error| error.to_string()),
                             Order::Yield { sockets } => {
-                                self.configured.give_up(&self.shared, &sockets).await;
+                                self.configured.give_up(&self.connections, &sockets).await;
                                 Ok(())
                             }
                             Order::Stir => {
-                                self.configured.rearm(&self.shared);
+                                self.configured.rearm(&self.connections);
                                 Ok(())
                             }
                             Order::Share { connections } => {
@@ -462,11 +465,16 @@ impl Worker {
                             Ok(()) => Report::Done,
                             Err(reason) => Report::Refused { reason },
                         };
-                        report(&self.shared.ring, orders, id, answer).await?;
+                        report(&self.connections.shared.ring, orders, id, answer).await?;
                     }
                     Err(error @ (WireError::Malformed { .. } | WireError::Version { .. })) => {
-                        report(&self.shared.ring, orders, 0, Report::Refused { reason: error.to_string() })
-                            .await?;
+                        report(
+                            &self.connections.shared.ring,
+                            orders,
+                            0,
+                            Report::Refused { reason: error.to_string() },
+                        )
+                        .await?;
                     }
                     Err(error) => return Err(error),
                 }
@@ -477,7 +485,7 @@ impl Worker {
     /// Waits for what the supervisor says next, or for what is to be said to it: once, that the worker cannot go on.
     async fn next_orders(&self, orders: &Stream) -> Heard {
         poll_fn(|context| {
-            if let Some(reason) = self.shared.failure()
+            if let Some(reason) = self.connections.failure()
                 && !self.failure_told.replace(true)
             {
                 return Poll::Ready(Heard::Failure(reason));
@@ -496,15 +504,15 @@ impl Worker {
 
     /// A worker that cannot go on finishes what it has and ends. By then its supervisor has another one in its place.
     async fn end_on_failure(self: Rc<Self>) {
-        self.shared.failed().await;
-        self.stop(self.shared.drain_timeout_ms);
+        self.connections.failed().await;
+        self.stop(self.connections.drain_timeout_ms);
     }
 
     /// Accepts no more, and ends when what is in flight has ended, or at the deadline: that of an earlier stop, if that
     /// comes first.
     fn stop(self: &Rc<Self>, deadline_ms: u64) {
-        if !self.shared.is_draining() {
-            self.shared.drain();
+        if !self.connections.is_draining() {
+            self.connections.drain();
         }
         self.configured.release_sockets();
         self.end_when_drained(deadline_ms);
@@ -513,16 +521,17 @@ impl Worker {
     /// Accepts no more, gives idle connections to the successor, and ends when all have gone, or at the deadline.
     fn hand_over(self: &Rc<Self>, deadline_ms: u64) -> Result<(), String> {
         let channel = self.successor.take().ok_or("it is handing over already")?;
-        let successor = Successor::new(&self.shared.ring, channel).map_err(|error| error.to_string())?;
-        self.shared.hand_over(Rc::new(successor));
+        let successor =
+            Successor::new(&self.connections.shared.ring, channel).map_err(|error| error.to_string())?;
+        self.connections.hand_over(Rc::new(successor));
         self.end_when_drained(deadline_ms);
         Ok(())
     }
 
     /// Takes the listening sockets and connections of another worker.
     fn take(self: &Rc<Self>) -> io::Result<()> {
-        for predecessor in self.configured.take(&self.shared)? {
-            downstream::inherit(Rc::clone(&self.shared), predecessor, Rc::clone(self))?;
+        for predecessor in self.configured.take(&self.connections)? {
+            downstream::inherit(Rc::clone(&self.connections), predecessor, Rc::clone(self))?;
         }
         Ok(())
     }
@@ -531,30 +540,30 @@ impl Worker {
     fn share(&self, connections: u32) -> io::Result<()> {
         for (belonging, channel) in self.channel.receive()? {
             if belonging == DescriptorKind::Successor {
-                let successor = Successor::new(&self.shared.ring, channel)?;
-                self.shared.share(Rc::new(successor), connections);
+                let successor = Successor::new(&self.connections.shared.ring, channel)?;
+                self.connections.share(Rc::new(successor), connections);
             }
         }
         Ok(())
     }
 
     fn end_when_drained(self: &Rc<Self>, deadline_ms: u64) {
-        let due = self.shared.ring.now().saturating_add(deadline_ms);
+        let due = self.connections.shared.ring.now().saturating_add(deadline_ms);
         let planned = self.end_due.get();
         self.end_due.set(Some(planned.map_or(due, |planned| planned.min(due))));
         if planned.is_some() {
             // Its task looks at the deadline again.
-            self.shared.wake_waiting();
+            self.connections.wake_waiting();
             return;
         }
         let worker = Rc::clone(self);
-        self.shared.ring.spawn(async move {
-            let timer = Timer::new(&worker.shared.ring);
+        self.connections.shared.ring.spawn(async move {
+            let timer = Timer::new(&worker.connections.shared.ring);
             let in_time = worker.drained(&timer).await || worker.close_idle(&timer).await;
             let end = if in_time {
                 End::Drained
             } else {
-                let cut = worker.shared.counters.get(Counter::Connections);
+                let cut = worker.connections.shared.counters.get(Counter::Connections);
                 tracing::warn!(
                     connections = cut,
                     "the time to finish has passed: cutting what is still in flight"
@@ -562,18 +571,19 @@ impl Worker {
                 End::Cut
             };
             worker.end.set(Some(end));
-            worker.shared.ring.note_local_work();
+            worker.connections.shared.ring.note_local_work();
         });
     }
 
     /// Waits until nothing is left, or until the end is due. Whether nothing is left.
     async fn drained(&self, timer: &Timer) -> bool {
-        while !self.shared.is_drained() {
+        while !self.connections.is_drained() {
             let due = self.end_due.get().unwrap_or_default();
             timer.set_at(due);
-            if timer.limit(self.shared.connection_closed()).await.is_err() && self.end_due.get() == Some(due)
+            if timer.limit(self.connections.connection_closed()).await.is_err()
+                && self.end_due.get() == Some(due)
             {
-                return self.shared.is_drained();
+                return self.connections.is_drained();
             }
         }
         true
@@ -581,45 +591,45 @@ impl Worker {
 
     /// Closes what is idle and could not be handed over. Whether nothing is left then.
     async fn close_idle(&self, timer: &Timer) -> bool {
-        if !self.shared.is_handing_over() {
+        if !self.connections.is_handing_over() {
             return false;
         }
-        self.shared.drain();
+        self.connections.drain();
         // Each lingers for so long by itself.
         timer.set(2 * limits::LINGER_TIMEOUT_MS);
         let closed = async {
-            while !self.shared.is_drained() {
-                self.shared.connection_closed().await;
+            while !self.connections.is_drained() {
+                self.connections.connection_closed().await;
             }
         };
         timer.limit(closed).await.is_ok()
     }
 
     async fn housekeeping(self: Rc<Self>) {
-        let timer = Timer::new(&self.shared.ring);
+        let timer = Timer::new(&self.connections.shared.ring);
         loop {
             timer.set(HOUSEKEEPING_MS);
             timer.elapsed().await;
-            self.configured.trim(&self.shared.pooling);
+            self.configured.trim(&self.connections.shared.pooling);
             self.publish_ring_figures();
         }
     }
 
     /// What clients have sent and received is counted at the sockets, and shown without delay.
     fn publish_bytes(&self) {
-        let now = self.shared.ring.downstream_bytes();
+        let now = self.connections.shared.ring.downstream_bytes();
         let before = self.published_bytes.replace(now);
         for (counter, now, before) in
             [(Counter::BytesIn, now.0, before.0), (Counter::BytesOut, now.1, before.1)]
         {
             if now != before {
-                self.shared.counters.add(counter, now - before);
+                self.connections.shared.counters.add(counter, now - before);
             }
         }
     }
 
     fn publish_ring_figures(&self) {
-        let stats = self.shared.ring.stats();
+        let stats = self.connections.shared.ring.stats();
         // What is new since the last time: the counters go on from those of the predecessors.
         let before = self.published.replace(stats);
         for (counter, value, before) in [
@@ -632,8 +642,8 @@ impl Worker {
             (Counter::RingSpilled, stats.spilled, before.spilled),
             (Counter::BodyMemoryRefused, stats.body_memory_refused, before.body_memory_refused),
         ] {
-            self.shared.counters.add(counter, value.saturating_sub(before));
+            self.connections.shared.counters.add(counter, value.saturating_sub(before));
         }
-        self.shared.counters.set(Counter::BodyMemory, stats.body_memory);
+        self.connections.shared.counters.set(Counter::BodyMemory, stats.body_memory);
     }
 }

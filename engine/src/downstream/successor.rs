@@ -11,7 +11,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::Shared;
+use super::Connections;
 use crate::{
     observe::Counter,
     ring::{Ring, Role, Stream, send_descriptors},
@@ -30,19 +30,19 @@ pub enum Age {
 
 /// What has been on a connection before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct ConnectionOrigin {
-    pub(crate) age: Age,
+pub(super) struct ConnectionOrigin {
+    pub(super) age: Age,
     /// A header of the PROXY protocol has come, where one has to.
-    pub(crate) begun: bool,
+    pub(super) begun: bool,
     /// Whom it has named.
-    pub(crate) ends: Option<AddressPair>,
+    pub(super) ends: Option<AddressPair>,
 }
 
 impl ConnectionOrigin {
     /// Nothing.
-    pub(crate) const NONE: ConnectionOrigin = ConnectionOrigin { age: Age::New, begun: false, ends: None };
+    pub(super) const NONE: ConnectionOrigin = ConnectionOrigin { age: Age::New, begun: false, ends: None };
     /// A request at least.
-    pub(crate) const USED: ConnectionOrigin = ConnectionOrigin { age: Age::Used, begun: true, ends: None };
+    pub(super) const USED: ConnectionOrigin = ConnectionOrigin { age: Age::Used, begun: true, ends: None };
 }
 
 /// What moves with the sockets, as JSON.
@@ -126,20 +126,25 @@ impl Successor {
     }
 
     /// Whether everything has been sent.
-    pub(crate) fn has_everything(&self) -> bool {
+    pub(super) fn has_everything(&self) -> bool {
         self.waiting.borrow().is_empty()
     }
 
     /// Gives it the sockets of `message`.
-    pub(crate) fn give(self: Rc<Self>, shared: &Rc<Shared>, message: HandoverMessage, sockets: Vec<OwnedFd>) {
+    pub(super) fn give(
+        self: Rc<Self>,
+        connections: &Rc<Connections>,
+        message: HandoverMessage,
+        sockets: Vec<OwnedFd>,
+    ) {
         self.waiting.borrow_mut().push_back((message, sockets));
         if !self.sending.replace(true) {
-            shared.ring.spawn(self.send(Rc::clone(shared)));
+            connections.shared.ring.spawn(self.send(Rc::clone(connections)));
         }
     }
 
-    async fn send(self: Rc<Self>, shared: Rc<Shared>) {
-        while let Err(error) = self.send_waiting(&shared) {
+    async fn send(self: Rc<Self>, connections: Rc<Connections>) {
+        while let Err(error) = self.send_waiting(&connections) {
             let gone = match error.kind() {
                 io::ErrorKind::WouldBlock => self.readiness.writable().await.err(),
                 _ => Some(error),
@@ -151,16 +156,16 @@ impl Successor {
             }
         }
         self.sending.set(false);
-        shared.wake_waiting();
+        connections.wake_waiting();
     }
 
-    fn send_waiting(&self, shared: &Shared) -> io::Result<()> {
+    fn send_waiting(&self, connections: &Connections) -> io::Result<()> {
         let mut waiting = self.waiting.borrow_mut();
         while let Some((message, sockets)) = waiting.front() {
             let text = message.text()?;
             match send_descriptors(&self.channel, &text, sockets) {
                 Ok(()) if matches!(message, HandoverMessage::Queue { .. }) => {}
-                Ok(()) => shared.counters.count(Counter::HandedOver),
+                Ok(()) => connections.shared.counters.count(Counter::HandedOver),
                 // A name of a cluster that is longer than a message.
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
                     tracing::warn!(?message, "a tunnel cannot be handed over, and is closed");

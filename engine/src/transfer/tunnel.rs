@@ -1,4 +1,4 @@
-//! After an accepted `Upgrade`: bytes both ways, until both sides have finished or nothing has moved for long.
+//! Bytes both ways, until both sides have finished, nothing has moved for long, or the tunnel moves to another process.
 //!
 //! Each direction ends by itself: the end of one is passed on as a half-close, and the other goes on.
 
@@ -6,24 +6,14 @@ use std::{
     cell::Cell,
     future::{Future, poll_fn},
     io,
-    os::fd::OwnedFd,
     pin::pin,
-    rc::Rc,
     task::Poll,
 };
 
-use super::{
-    Shared,
-    client::{ClientConnection, Disposition},
-    forward::Request,
-    successor::{HandoverMessage, Successor},
-};
+use super::read_buffer::ReadBuffer;
 use crate::{
-    observe::Counter,
-    ring::{Buf, BulkBuf, Recv, SendBuf},
-    transfer::ReadBuffer,
+    ring::{Buf, BulkBuf, Recv, Ring, SendBuf, Timer},
     transport::TransportStream,
-    upstream::Upstream,
 };
 
 /// So many arena buffers in a row that were filled to the brim are a stream worth private buffers.
@@ -31,38 +21,67 @@ const FULL_BEFORE_BULK: u32 = 8;
 /// A private buffer that came back with less than this (bytes) was too large: back to the arena.
 const BULK_LEAST: usize = 32 * 1024;
 
-/// Opens a tunnel; `early_tunnel_data` is what the backend sent behind its 101.
-pub(crate) async fn open(
-    connection: &mut ClientConnection,
-    request: &Request,
-    upstream: Upstream,
-    early_tunnel_data: ReadBuffer,
-) -> Disposition {
-    connection.shared.counters.count(Counter::Requests);
-    connection.shared.counters.count(Counter::Tunnels);
-    let idle_ms = request.config.settings.timeouts.tunnel_ms;
-    run(connection, request.cluster_name(), idle_ms, upstream, early_tunnel_data).await
+/// What a tunnel asks its owner whenever it is woken.
+pub(crate) trait TunnelOwner {
+    /// Where a tunnel moves to.
+    type Place;
+
+    /// True if tunnels at rest should move to another process.
+    fn is_moving(&self) -> bool;
+
+    /// A place in another process, if there is one left; it is taken then.
+    fn take_place(&self) -> Option<Self::Place>;
+
+    /// True if its listener or its backend was removed: it has a while to end by itself.
+    fn is_removed(&self) -> bool;
 }
 
-/// Runs the tunnel to a backend of `cluster` until it ends, is silent for `idle_ms`, or moves to another process.
-pub(crate) async fn run(
-    connection: &mut ClientConnection,
-    cluster: &str,
-    idle_ms: u64,
-    mut upstream: Upstream,
-    early_tunnel_data: ReadBuffer,
-) -> Disposition {
-    let ClientConnection { shared, listener, client, timer, read_buffer, .. } = connection;
-    let counters = &shared.counters;
-    counters.count(Counter::TunnelsOpen);
-    let active = Cell::new(shared.ring.now());
-    // What is over TLS has its state in this process.
-    let movable = client.as_plain().is_some() && upstream.stream.as_plain().is_some();
-    let inbound = Direction::new(shared, client, &upstream.stream, &active, movable);
-    let outbound = Direction::new(shared, &upstream.stream, client, &active, movable);
-    let end = {
-        let mut up = pin!(inbound.run(std::mem::take(read_buffer)));
-        let mut down = pin!(outbound.run(early_tunnel_data));
+/// A tunnel between a client and a backend.
+pub(crate) struct Tunnel<'a, O> {
+    pub(crate) ring: &'a Ring,
+    pub(crate) timer: &'a Timer,
+    pub(crate) client: &'a TransportStream,
+    pub(crate) upstream: &'a TransportStream,
+    /// How long nothing may move (ms).
+    pub(crate) idle_ms: u64,
+    /// How long it goes on when its listener or its backend was removed (ms).
+    pub(crate) drain_ms: u64,
+    pub(crate) owner: &'a O,
+}
+
+/// How a tunnel ended.
+pub(crate) enum TunnelEnd<P> {
+    /// Both sides have finished.
+    Finished,
+    /// One side broke.
+    Broken,
+    /// Nothing moved for too long.
+    Idle,
+    /// Its listener or its backend was removed, and the time to end by itself has passed.
+    Drained,
+    /// Each direction is at rest or has finished, and a place elsewhere was taken: move it, after [`come_to_rest`].
+    AtRest(P),
+}
+
+impl<O: TunnelOwner> Tunnel<'_, O> {
+    /// Runs the tunnel. What came from the two sides before goes first.
+    pub(crate) async fn run(self, from_client: ReadBuffer, from_upstream: ReadBuffer) -> TunnelEnd<O::Place> {
+        let Tunnel { ring, timer, client, upstream, idle_ms, drain_ms, owner } = self;
+        let active = Cell::new(ring.now());
+        // What is over TLS has its state in this process.
+        let movable = client.as_plain().is_some() && upstream.as_plain().is_some();
+        let direction = |from, to| Direction {
+            ring,
+            owner,
+            from,
+            to,
+            active: &active,
+            at_rest: Cell::new(false),
+            movable,
+        };
+        let (inbound, outbound) = (direction(client, upstream), direction(upstream, client));
+        let mut up = pin!(inbound.run(from_client));
+        let mut down = pin!(outbound.run(from_upstream));
         let (mut up_done, mut down_done) = (false, false);
         let mut drained_at = None;
         timer.set(idle_ms);
@@ -70,96 +89,69 @@ pub(crate) async fn run(
             if !up_done && let Poll::Ready(outcome) = up.as_mut().poll(context) {
                 up_done = true;
                 if outcome.is_err() {
-                    return Poll::Ready(End::Over(Disposition::Abort { reset: true }));
+                    return Poll::Ready(TunnelEnd::Broken);
                 }
             }
             if !down_done && let Poll::Ready(outcome) = down.as_mut().poll(context) {
                 down_done = true;
                 if outcome.is_err() {
-                    return Poll::Ready(End::Over(Disposition::Abort { reset: true }));
+                    return Poll::Ready(TunnelEnd::Broken);
                 }
             }
             if up_done && down_done {
-                return Poll::Ready(End::Over(Disposition::Close));
+                return Poll::Ready(TunnelEnd::Finished);
             }
             // Not one way after the other: what rests may have to move again so that the other can come to rest.
             if movable
                 && (up_done || inbound.at_rest.get())
                 && (down_done || outbound.at_rest.get())
-                && let Some(successor) = shared.place_elsewhere()
+                && let Some(place) = owner.take_place()
             {
-                return Poll::Ready(End::AtRest(successor));
+                return Poll::Ready(TunnelEnd::AtRest(place));
             }
-            // Its way was taken out of the configuration: it has a while to end by itself.
-            if drained_at.is_none() && (listener.is_closed() || upstream.is_retired()) {
-                let due = shared.ring.now() + shared.drain_timeout_ms;
+            if drained_at.is_none() && owner.is_removed() {
+                let due = ring.now() + drain_ms;
                 drained_at = Some(due);
                 timer.set_at(due.min(active.get() + idle_ms));
             }
             while timer.poll_elapsed(context).is_ready() {
                 let idle = active.get() + idle_ms;
-                if drained_at.is_some_and(|due| due <= shared.ring.now()) {
-                    return Poll::Ready(End::Over(Disposition::Abort { reset: false }));
+                if drained_at.is_some_and(|due| due <= ring.now()) {
+                    return Poll::Ready(TunnelEnd::Drained);
                 }
-                if idle <= shared.ring.now() {
-                    counters.count(Counter::TunnelTimeouts);
-                    return Poll::Ready(End::Over(Disposition::Abort { reset: false }));
+                if idle <= ring.now() {
+                    return Poll::Ready(TunnelEnd::Idle);
                 }
                 timer.set_at(drained_at.map_or(idle, |due| due.min(idle)));
             }
             Poll::Pending
         })
         .await
-    };
-    counters.uncount(Counter::TunnelsOpen);
-    let next = match end {
-        End::Over(next) => next,
-        End::AtRest(successor) => match come_to_rest(client, &mut upstream.stream).await {
-            Some(sockets) => {
-                let message = HandoverMessage::Tunnel {
-                    listener: listener.config().settings.address,
-                    cluster: cluster.to_owned(),
-                    backend: upstream.backend_id().to_owned(),
-                };
-                successor.give(shared, message, sockets);
-                return Disposition::Gone;
-            }
-            None => Disposition::Abort { reset: true },
-        },
-    };
-    if next != Disposition::Close {
-        upstream.stream.reset_on_close();
     }
-    next
 }
 
-/// How a tunnel ends in this process.
-enum End {
-    /// It ends altogether.
-    Over(Disposition),
-    /// Both ways are at rest, or one is and the other has finished: it moves.
-    AtRest(Rc<Successor>),
-}
-
-/// Stops receiving on both sides, passes on what came before, and takes both sockets off the ring. What comes later,
-/// the end included, stays in the kernel. `None` when a side has broken.
-async fn come_to_rest(client: &mut TransportStream, upstream: &mut TransportStream) -> Option<Vec<OwnedFd>> {
-    for side in [&*client, &*upstream] {
+/// Stops receiving on both sides, and passes on what came before. What comes later, the end included, stays in the kernel.
+///
+/// # Errors
+/// When a side has broken.
+pub(crate) async fn come_to_rest(client: &TransportStream, upstream: &TransportStream) -> io::Result<()> {
+    for side in [client, upstream] {
         side.pause_receive().await;
         side.stop_polls().await;
     }
-    for (from, to) in [(&*client, &*upstream), (&*upstream, &*client)] {
+    for (from, to) in [(client, upstream), (upstream, client)] {
         while let Some(buffer) = from.try_receive() {
-            to.send(SendBuf::Received(buffer)).await.ok()?;
+            to.send(SendBuf::Received(buffer)).await?;
         }
-        to.flush().await.ok()?;
+        to.flush().await?;
     }
-    Some(vec![client.detach()?, upstream.detach()?])
+    Ok(())
 }
 
 /// One of the two ways through a tunnel.
-struct Direction<'a> {
-    shared: &'a Shared,
+struct Direction<'a, O> {
+    ring: &'a Ring,
+    owner: &'a O,
     from: &'a TransportStream,
     to: &'a TransportStream,
     /// When something last moved, either way (ms).
@@ -169,17 +161,7 @@ struct Direction<'a> {
     movable: bool,
 }
 
-impl<'a> Direction<'a> {
-    fn new(
-        shared: &'a Shared,
-        from: &'a TransportStream,
-        to: &'a TransportStream,
-        active: &'a Cell<u64>,
-        movable: bool,
-    ) -> Direction<'a> {
-        Direction { shared, from, to, active, at_rest: Cell::new(false), movable }
-    }
-
+impl<O: TunnelOwner> Direction<'_, O> {
     async fn run(&self, mut first: ReadBuffer) -> io::Result<()> {
         let waiting = first.bytes().len();
         if waiting > 0 {
@@ -226,10 +208,10 @@ impl<'a> Direction<'a> {
             // It has ended: the ordinary way finds out how.
             return Ok(());
         }
-        self.shared.ring.count_bulk();
+        self.ring.count_bulk();
         loop {
             let wanted = self.to.bulk_size();
-            let Some(buffer) = self.shared.ring.bulk_buffer(wanted.max(self.from.least_bulk())) else {
+            let Some(buffer) = self.ring.bulk_buffer(wanted.max(self.from.least_bulk())) else {
                 return Ok(());
             };
             // One that takes little at a time is served from the arena; so is one for which there is no memory.
@@ -266,15 +248,15 @@ impl<'a> Direction<'a> {
         })
     }
 
-    /// Whether it is to move to another process.
+    /// True if it should move to another process.
     fn moves(&self) -> bool {
-        self.movable && self.shared.connections_move()
+        self.movable && self.owner.is_moving()
     }
 
     async fn send(&self, data: SendBuf) -> io::Result<()> {
-        self.active.set(self.shared.ring.now());
+        self.active.set(self.ring.now());
         self.to.send(data).await?;
-        self.active.set(self.shared.ring.now());
+        self.active.set(self.ring.now());
         Ok(())
     }
 }

@@ -1,0 +1,126 @@
+//! An HTTP/1 connection as the downstream of an exchange.
+
+use std::rc::Rc;
+
+use super::client::ClientConnection;
+use crate::{
+    exchange::{Client, Downstream, Encoded, Failure, ListenerConfig, LocalReply, Outcome, Request, Shared},
+    h1::{HeadProgress, OutConnection, OutFraming, RequestHead, ResponseHead, ResponsePlan},
+    http::Reason,
+    ring::{Recv, Timer},
+    transfer::{ReadBuffer, RelayError, flush},
+    transport::{AddressPair, TransportStream},
+    upstream::{Cluster, Lease},
+};
+
+impl Downstream for ClientConnection {
+    fn shared(&self) -> &Shared {
+        &self.connections.shared
+    }
+
+    fn config(&self) -> Rc<ListenerConfig> {
+        self.listener.config()
+    }
+
+    fn timer(&self) -> &Timer {
+        &self.timer
+    }
+
+    fn is_last(&self) -> bool {
+        ClientConnection::is_last(self)
+    }
+
+    fn addresses(&self) -> Option<AddressPair> {
+        ClientConnection::addresses(self)
+    }
+
+    async fn head<T>(
+        &mut self,
+        config: &ListenerConfig,
+        mut take: impl FnMut(&Shared, &RequestHead<'_>, &Client<'_>) -> T,
+    ) -> Result<T, Outcome> {
+        let refuse = |reason| Outcome::LocalReply(Box::new(LocalReply::malformed(reason)));
+        let mut progress = HeadProgress::default();
+        let mut due = None;
+        loop {
+            if let Some(taken) = self.parse_head(config, &mut progress, &mut take).map_err(refuse)? {
+                return Ok(taken);
+            }
+            self.read_buffer.copy_out_of_pool();
+            // The deadline is that of the whole head, however many pieces it comes in.
+            let due = *due.get_or_insert_with(|| self.head_due(config));
+            self.timer.set_at(due);
+            match self.timer.limit(self.stream.receive()).await {
+                Ok(Ok(Recv::Data(buffer))) => self.read_buffer.push(buffer),
+                Ok(Ok(Recv::Finished) | Err(_)) => return Err(Outcome::ClientGone),
+                Err(_) => return Err(refuse(Reason::RequestTimeout)),
+            }
+        }
+    }
+
+    fn read_buffer(&mut self) -> &mut ReadBuffer {
+        &mut self.read_buffer
+    }
+
+    fn body(&self) -> &TransportStream {
+        &self.stream
+    }
+
+    fn encode(&self, head: &ResponseHead<'_>, request: &Request) -> Encoded {
+        let keep_alive = request.keep_alive && !self.is_last();
+        let plan = ResponsePlan::new(head, request.method, request.version, keep_alive);
+        let hsts = request.hsts.as_deref().filter(|_| !head.is_interim());
+        let shared = &self.connections.shared;
+        let date = (!head.is_interim() && !head.dated).then(|| shared.date());
+        let mut out = shared.ring.head_buffer();
+        head.write_forwarded(&plan, hsts, date.as_ref(), &mut out);
+        let goes_on = plan.framing != OutFraming::UntilClose
+            && matches!(plan.connection, OutConnection::Implicit | OutConnection::KeepAlive10);
+        Encoded { head: out, framing: plan.framing, keep_alive: goes_on }
+    }
+
+    fn take_bound(&mut self, cluster: &Rc<Cluster>) -> Option<Lease> {
+        ClientConnection::take_bound(self, cluster)
+    }
+
+    fn bind(&mut self, lease: Lease, cluster: &Rc<Cluster>) {
+        ClientConnection::bind(self, lease, cluster);
+    }
+
+    async fn interim(&self, head: Vec<u8>, stall_ms: u64) -> Result<(), Failure> {
+        self.respond(head, stall_ms).await
+    }
+
+    async fn respond(&self, head: Vec<u8>, stall_ms: u64) -> Result<(), Failure> {
+        match flush(&self.stream, &self.timer, stall_ms).await {
+            Ok(()) => {
+                self.stream.start_send(head.into());
+                Ok(())
+            }
+            Err(RelayError::SinkStalled) => Err(Failure::ClientStalled),
+            Err(_) => Err(Failure::ClientGone),
+        }
+    }
+}
+
+impl ClientConnection {
+    /// Parses the head in the read buffer, gives it to `take`, and forgets it. `None` when it is incomplete.
+    fn parse_head<T>(
+        &mut self,
+        config: &ListenerConfig,
+        progress: &mut HeadProgress,
+        take: &mut impl FnMut(&Shared, &RequestHead<'_>, &Client<'_>) -> T,
+    ) -> Result<Option<T>, Reason> {
+        let (peer, is_last) = (self.peer(), self.is_last());
+        let ClientConnection { connections, read_buffer, info, stream, .. } = self;
+        let shared = &connections.shared;
+        let scratch = &mut *shared.scratch.borrow_mut();
+        let parsed = RequestHead::parse(read_buffer.bytes(), progress, &config.request_limits, scratch)?;
+        let Some(head) = parsed else { return Ok(None) };
+        let tls = info.as_ref().and_then(|info| info.tls.as_ref());
+        let client = Client { peer, tls, is_tls: stream.is_tls(), is_last };
+        let (taken, length) = (take(shared, &head, &client), head.len);
+        read_buffer.consume(length);
+        Ok(Some(taken))
+    }
+}

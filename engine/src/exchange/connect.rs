@@ -1,0 +1,107 @@
+//! Leases an upstream connection for a request.
+
+use super::{Downstream, Failure, Outcome, Record, Request, Shared};
+use crate::{
+    http::Reason,
+    limits,
+    observe::Counter,
+    transfer::{Body, flush},
+    upstream::{AttemptedEndpoints, ConnectOptions, Lease},
+};
+
+/// The endpoints that were tried for a request, and whether it was sent twice.
+pub(super) struct Attempts {
+    endpoints: AttemptedEndpoints,
+    repeated: bool,
+    /// The connection that is bound to the client, until it was tried.
+    bound: Option<Lease>,
+    pub(super) was_bound: bool,
+}
+
+impl Attempts {
+    /// None yet; a connection that is `bound` to the client goes first.
+    pub(super) fn new(bound: Option<Lease>) -> Attempts {
+        let was_bound = bound.is_some();
+        Attempts { endpoints: AttemptedEndpoints::default(), repeated: false, bound, was_bound }
+    }
+
+    /// True if the request may be sent once more.
+    pub(super) fn may_repeat(&self, request: &Request) -> bool {
+        !self.repeated && request.method.is_idempotent()
+    }
+
+    /// Notes that it is sent once more.
+    pub(super) fn repeat(&mut self, shared: &Shared) {
+        shared.counters.count(Counter::Retries);
+        self.repeated = true;
+    }
+}
+
+/// Leases a connection on which nothing is in flight.
+///
+/// # Errors
+/// A local reply, when no endpoint can be reached.
+pub(super) async fn lease<D: Downstream>(
+    downstream: &D,
+    request: &Request,
+    body: &Body,
+    attempts: &mut Attempts,
+    record: &Record,
+) -> Result<Lease, Outcome> {
+    let shared = downstream.shared();
+    let refuse = |reason| request.local_reply(reason, body.is_done());
+    loop {
+        let options = ConnectOptions {
+            fresh: attempts.repeated,
+            connect_ms: request.config.settings.timeouts.connect_ms,
+            timer: downstream.timer(),
+            addresses: &|| downstream.addresses(),
+        };
+        let lease = match attempts.bound.take() {
+            Some(bound) => bound,
+            None => {
+                let lease = request.cluster.connect(&shared.pooling, &mut attempts.endpoints, options);
+                lease.await.map_err(refuse)?
+            }
+        };
+        match flush(&lease.stream, downstream.timer(), request.config.settings.timeouts.back_ms).await {
+            Ok(()) => {
+                record.attempts.set(record.attempts.get() + 1);
+                record.leased_ms.set(record.since_start(shared.ring.now()));
+                record.endpoint.replace(Some(std::rc::Rc::clone(lease.endpoint())));
+                return Ok(lease);
+            }
+            // Died in the pool, with nothing of this request on it.
+            Err(_) if lease.reused => {}
+            Err(_) => return Err(refuse(Reason::BackendClosed)),
+        }
+    }
+}
+
+/// The request line of a head, without its line end; what is longer than a line of the log should be is cut.
+pub(super) fn first_line(head: &[u8]) -> &[u8] {
+    let end = memchr::memchr(b'\r', head).unwrap_or(head.len());
+    &head[..end.min(limits::MAX_LOGGED_REQUEST_LINE)]
+}
+
+/// Says in the log why a response was refused, if it was: one line a second for each backend. `request_line` is known where
+/// the copy of the head is gone.
+pub(super) fn log_defect(
+    shared: &Shared,
+    request: &Request,
+    lease: &Lease,
+    request_line: &[u8],
+    failure: &Failure,
+) {
+    let Some(defect) = failure.defect() else { return };
+    let Some(left_out) = lease.endpoint().admit_complaint(shared.ring.now()) else { return };
+    let head = lease.take_replay().unwrap_or_default();
+    let request_line = if request_line.is_empty() { first_line(&head) } else { request_line };
+    tracing::warn!(
+        cluster = %request.cluster.name,
+        backend = lease.endpoint().id,
+        request = %request_line.escape_ascii(),
+        left_out,
+        "response refused: {defect}"
+    );
+}

@@ -1,0 +1,251 @@
+//! Reads the head of a request, finds the rule that takes it, and writes it as the backend gets it.
+
+use std::{net::IpAddr, rc::Rc};
+
+use super::{
+    Client, Downstream, ListenerConfig, LocalReply, Outcome, Record, Shared,
+    listener::{Action, HstsPolicy},
+};
+use crate::{
+    h1::{ClientCertificate, ForwardedBy, RequestBody, RequestHead, StrictTransport},
+    http::{Method, Reason, Version},
+    transfer::{Body, ReadBuffer, Watch},
+    upstream::Cluster,
+};
+
+/// What of a request is still needed when its head has gone.
+pub(crate) struct Request {
+    pub(crate) method: Method,
+    pub(crate) version: Version,
+    /// Another request may follow, as far as this one goes.
+    pub(crate) keep_alive: bool,
+    /// The client has said that it will send no other, nor has this one a body, behind which some send a line end.
+    pub(super) last: bool,
+    pub(super) expect_continue: bool,
+    pub(super) upgrade: bool,
+    /// Its credentials are of NTLM or Negotiate.
+    pub(super) authenticates_connection: bool,
+    pub(super) config: Rc<ListenerConfig>,
+    /// The cluster that it goes to.
+    pub(super) cluster: Rc<Cluster>,
+    /// The `Strict-Transport-Security` that its response gets.
+    pub(crate) hsts: Option<Rc<StrictTransport>>,
+}
+
+impl Request {
+    /// How the client is watched while the backend is waited for.
+    pub(super) fn watch(&self) -> Watch {
+        if self.config.settings.abort_on_close { Watch::ResetOrEnd } else { Watch::Reset }
+    }
+
+    /// Ends the exchange with a reply of our own. The connection may go on if the request is `complete`: nothing of it is
+    /// left to be read.
+    pub(super) fn local_reply(&self, reason: Reason, complete: bool) -> Outcome {
+        Outcome::LocalReply(Box::new(LocalReply {
+            reason,
+            head_only: self.method == Method::Head,
+            keep_alive: self.keep_alive && complete,
+            version: self.version,
+            location: None,
+            hsts: self.hsts.as_ref().map(Rc::clone),
+        }))
+    }
+}
+
+/// A request that goes to a backend.
+pub(super) struct RoutedRequest {
+    pub(super) request: Request,
+    /// The head as the backend gets it.
+    pub(super) head: Vec<u8>,
+    pub(super) body: Body,
+}
+
+impl RoutedRequest {
+    /// Appends what of the body has come to the head. What is left in `read_buffer` may wait for long.
+    ///
+    /// # Errors
+    /// A local reply when the body is malformed, or larger than allowed.
+    pub(super) fn add_body(&mut self, read_buffer: &mut ReadBuffer) -> Result<(), Outcome> {
+        let RoutedRequest { request, head, body } = self;
+        body.coalesce(read_buffer, head).map_err(|reason| request.local_reply(reason, false))?;
+        let largest = request.config.settings.sizes.body;
+        if largest != 0 && body.moved() > largest {
+            return Err(request.local_reply(Reason::BodyTooLarge, false));
+        }
+        // It must not hold a shared buffer meanwhile.
+        read_buffer.copy_out_of_pool();
+        Ok(())
+    }
+}
+
+/// Receives the head of a request, and routes it.
+///
+/// # Errors
+/// `ClientGone`, or a local reply.
+pub(super) async fn receive<D: Downstream>(
+    downstream: &mut D,
+    record: &Record,
+) -> Result<RoutedRequest, Outcome> {
+    let config = downstream.config();
+    let routed =
+        downstream.head(&config, |shared, head, client| route_request(&config, shared, head, client));
+    let routed = routed.await?.map_err(|reply| Outcome::LocalReply(Box::new(reply)))?;
+    let RoutedHead { routed, received } = routed;
+    record.add_request_bytes(received as u64);
+    record.routed_ms.set(record.since_start(downstream.shared().ring.now()));
+    Ok(routed)
+}
+
+struct RoutedHead {
+    routed: RoutedRequest,
+    /// Bytes of the head as it came.
+    received: usize,
+}
+
+/// Finds the rule that takes a request, and writes its head as the backend gets it.
+fn route_request(
+    config: &Rc<ListenerConfig>,
+    shared: &Shared,
+    head: &RequestHead<'_>,
+    client: &Client<'_>,
+) -> Result<RoutedHead, LocalReply> {
+    let ended = matches!(head.body, RequestBody::None | RequestBody::Length(0));
+    let keep_alive = head.keep_alive && !client.is_last;
+    let inherited = config.hsts.as_ref().filter(|_| client.is_tls).map(Rc::clone);
+    let reply = |reason, hsts: &Option<Rc<StrictTransport>>| LocalReply {
+        reason,
+        head_only: head.method == Method::Head,
+        keep_alive: keep_alive && ended,
+        version: head.version,
+        location: None,
+        hsts: hsts.clone(),
+    };
+    check_name(config, head, client).map_err(|misdirected| LocalReply {
+        keep_alive: misdirected.keep_alive && keep_alive && ended,
+        ..reply(Reason::Misdirected, &inherited)
+    })?;
+    let routes = config.routes.borrow();
+    let target = routes.find(head.host_name(), head.path(), head.method_text);
+    let target = target.map_err(|reason| reply(reason, &inherited))?;
+    let hsts = match &target.hsts {
+        HstsPolicy::Own(own) if client.is_tls => own.clone(),
+        _ => inherited,
+    };
+    match target.action {
+        Action::Deny => return Err(reply(Reason::Denied, &hsts)),
+        Action::RedirectHttps(port) if !client.is_tls => {
+            let port = port.map_or_else(String::new, |port| format!(":{port}"));
+            let location = format!("https://{}{port}{}", head.host_name(), head.target);
+            return Err(LocalReply { location: Some(location), ..reply(Reason::HttpsRedirect, &hsts) });
+        }
+        Action::Forward | Action::RedirectHttps(_) => {}
+    }
+    let sizes = &config.settings.sizes;
+    let body = match head.body {
+        RequestBody::None => Body::length(0),
+        RequestBody::Length(length) if sizes.body != 0 && length > sizes.body => {
+            return Err(reply(Reason::BodyTooLarge, &hsts));
+        }
+        RequestBody::Length(length) => Body::length(length),
+        RequestBody::Chunked => Body::request_chunks(sizes.fields, config.settings.forwarding.underscores),
+    };
+    // RFC 9110 section 7.6.2: who receives 0 answers as the last recipient.
+    if head.max_forwards == Some(0) {
+        let is_trace = head.method == Method::Trace;
+        return Err(reply(if is_trace { Reason::TraceEnded } else { Reason::OptionsEnded }, &hsts));
+    }
+    let request = Request {
+        method: head.method,
+        version: head.version,
+        keep_alive,
+        last: !head.keep_alive && head.body == RequestBody::None,
+        expect_continue: head.expect_continue && !ended,
+        upgrade: head.upgrade,
+        authenticates_connection: head.authenticates_connection,
+        config: Rc::clone(config),
+        cluster: Rc::clone(&target.cluster),
+        hsts,
+    };
+    let out = write_head(config, shared, head, client);
+    Ok(RoutedHead { routed: RoutedRequest { request, head: out, body }, received: head.len })
+}
+
+/// Why a request is answered with 421.
+struct Misdirected {
+    keep_alive: bool,
+}
+
+/// Checks that the name of a request is one that its connection is for (RFC 9110 section 7.4).
+fn check_name(
+    config: &ListenerConfig,
+    head: &RequestHead<'_>,
+    client: &Client<'_>,
+) -> Result<(), Misdirected> {
+    match (client.tls, &config.tls) {
+        (Some(tls), Some(terminator)) if terminator.misdirects(head.host_name(), tls) => {
+            Err(Misdirected { keep_alive: true })
+        }
+        // Its listener has come to speak TLS since it began.
+        (None, Some(_)) => Err(Misdirected { keep_alive: false }),
+        _ => Ok(()),
+    }
+}
+
+/// The head as the backend gets it.
+fn write_head(
+    config: &ListenerConfig,
+    shared: &Shared,
+    head: &RequestHead<'_>,
+    client: &Client<'_>,
+) -> Vec<u8> {
+    let mut out = shared.ring.head_buffer();
+    let mut peer_text = [0; 48];
+    let mut id_text = [0; ulid::ULID_LEN];
+    let forwarding = &config.settings.forwarding;
+    let is_trusted = |peer| forwarding.trusted_peers.iter().any(|net| net.contains(&peer));
+    let certificate = client.tls.and_then(|tls| tls.client.as_ref());
+    let by = ForwardedBy {
+        peer_ip: write_ip(client.peer, &mut peer_text),
+        local_port: &config.local_port,
+        proto: if client.is_tls { "https" } else { "http" },
+        trusted: client.peer.is_some_and(is_trusted),
+        switches: forwarding,
+        request_id: shared.request_ids.borrow_mut().next(shared.ring.now(), &mut id_text),
+        client: certificate
+            .map(|client| ClientCertificate { subject: &client.subject, fingerprint: &client.fingerprint }),
+    };
+    head.write_forwarded(&by, &mut out);
+    out
+}
+
+/// The text of an address; `unknown` (RFC 7239 section 6.2) when the client has none.
+fn write_ip(peer: Option<IpAddr>, text: &mut [u8; 48]) -> &str {
+    use std::io::Write;
+    let length = match peer {
+        None => return "unknown",
+        Some(IpAddr::V4(peer)) => {
+            // By hand: the formatting machinery takes as long as routing does.
+            let mut length = 0;
+            for (place, octet) in peer.octets().into_iter().enumerate() {
+                if place > 0 {
+                    text[length] = b'.';
+                    length += 1;
+                }
+                let mut buffer = itoa::Buffer::new();
+                let digits = buffer.format(octet).as_bytes();
+                text[length..length + digits.len()].copy_from_slice(digits);
+                length += digits.len();
+            }
+            length
+        }
+        Some(IpAddr::V6(peer)) => {
+            let mut rest = &mut text[..];
+            // 45 bytes at most.
+            if write!(rest, "{peer}").is_err() {
+                return "unknown";
+            }
+            48 - rest.len()
+        }
+    };
+    std::str::from_utf8(&text[..length]).unwrap_or("unknown")
+}

@@ -1,0 +1,232 @@
+//! A body on its way from one side to the other: how its end is found, and what is left of it.
+
+use super::read_buffer::ReadBuffer;
+use crate::{
+    h1::{Advance, CHUNK_SUFFIX, ChunkedBody, Emit, chunk_prefix},
+    http::Reason,
+};
+
+/// What is appended to a head instead of being sent by itself (bytes).
+const COALESCE: usize = 16 * 1024;
+
+/// A body: its data, its trailers, and where it ends.
+pub(crate) struct Body {
+    framing: Framing,
+    /// Bytes of data so far.
+    moved: u64,
+}
+
+/// How the end of a body is found, and what is left of it.
+enum Framing {
+    /// This many bytes follow.
+    Length(u64),
+    /// Chunks follow, and trailers behind them. Boxed, so that the others stay small.
+    Chunked(Box<ChunkedBody>),
+    /// The end of the connection is the end.
+    UntilClose {
+        /// It leaves in chunks of our making.
+        wrap: bool,
+    },
+}
+
+/// One piece of a body, decoded.
+pub(super) struct Piece {
+    /// What leaves of it, in place.
+    pub(super) kept: usize,
+    /// What was read of it.
+    pub(super) consumed: usize,
+    /// The body is complete.
+    pub(super) done: bool,
+}
+
+impl Body {
+    /// A body of `length` bytes; 0 for a message without one.
+    pub(crate) fn length(length: u64) -> Body {
+        Body { framing: Framing::Length(length), moved: 0 }
+    }
+
+    /// A body in chunks.
+    pub(crate) fn chunked(emit: Emit, max_fields: u16) -> Body {
+        Body { framing: Framing::Chunked(Box::new(ChunkedBody::new(emit, max_fields))), moved: 0 }
+    }
+
+    /// The body of a request in chunks; trailers with `_` in their names are passed on or dropped as its fields are.
+    pub(crate) fn request_chunks(max_fields: u16, underscores: bool) -> Body {
+        let body = ChunkedBody::new(Emit::Chunked, max_fields);
+        let body = if underscores { body } else { body.without_underscores() };
+        Body { framing: Framing::Chunked(Box::new(body)), moved: 0 }
+    }
+
+    /// A body that ends with its connection; `wrap`: it leaves in chunks.
+    pub(crate) fn until_close(wrap: bool) -> Body {
+        Body { framing: Framing::UntilClose { wrap }, moved: 0 }
+    }
+
+    /// Bytes of data that have been taken from the sender.
+    pub(crate) fn moved(&self) -> u64 {
+        self.moved
+    }
+
+    /// True if nothing of it is to come.
+    pub(crate) fn is_done(&self) -> bool {
+        matches!(self.framing, Framing::Length(0))
+    }
+
+    /// Bytes that are still to come, if that is known.
+    pub(super) fn known_length(&self) -> Option<u64> {
+        match self.framing {
+            Framing::Length(left) => Some(left),
+            Framing::Chunked(_) | Framing::UntilClose { .. } => None,
+        }
+    }
+
+    /// True if its bytes leave as they come, so that nobody has to look at them.
+    pub(super) fn is_verbatim(&self) -> bool {
+        matches!(self.framing, Framing::Length(_) | Framing::UntilClose { wrap: false })
+    }
+
+    /// True if each piece leaves as a chunk of our making.
+    pub(super) fn is_wrapped(&self) -> bool {
+        matches!(self.framing, Framing::UntilClose { wrap: true })
+    }
+
+    /// True if the end of the connection is the end of the body.
+    pub(super) fn ends_with_connection(&self) -> bool {
+        matches!(self.framing, Framing::UntilClose { .. })
+    }
+
+    /// Notes that `count` bytes have moved without being looked at.
+    pub(super) fn skip(&mut self, count: usize) {
+        if let Framing::Length(left) = &mut self.framing {
+            *left -= count as u64;
+        }
+        self.moved += count as u64;
+    }
+
+    /// Decodes the piece in place; `tail` gets what must follow it.
+    pub(super) fn advance(&mut self, piece: &mut [u8], tail: &mut Vec<u8>) -> Result<Piece, Reason> {
+        let (piece, data) = match &mut self.framing {
+            Framing::Length(left) => {
+                let taken = usize::try_from(*left).unwrap_or(usize::MAX).min(piece.len());
+                *left -= taken as u64;
+                (Piece { kept: taken, consumed: taken, done: *left == 0 }, taken as u64)
+            }
+            Framing::Chunked(body) => {
+                let Advance { consumed, kept, data, done } = body.advance(piece, tail)?;
+                (Piece { kept, consumed, done }, data as u64)
+            }
+            Framing::UntilClose { .. } => {
+                (Piece { kept: piece.len(), consumed: piece.len(), done: false }, piece.len() as u64)
+            }
+        };
+        if piece.done {
+            self.framing = Framing::Length(0);
+        }
+        self.moved += data;
+        Ok(piece)
+    }
+
+    /// Appends to `head` what of the body is in `read_buffer` already, if it is not too much.
+    ///
+    /// # Errors
+    /// When it is malformed: nothing has been appended then.
+    pub(crate) fn coalesce(
+        &mut self,
+        read_buffer: &mut ReadBuffer,
+        head: &mut Vec<u8>,
+    ) -> Result<(), Reason> {
+        if self.is_done() || read_buffer.is_empty() || head.len() + read_buffer.bytes().len() > COALESCE {
+            return Ok(());
+        }
+        let mut tail = Vec::new();
+        let Piece { kept, consumed, .. } = self.advance(read_buffer.bytes_mut(), &mut tail)?;
+        if self.is_wrapped() {
+            head.extend_from_slice(&chunk_prefix(kept as u64));
+            head.extend_from_slice(&read_buffer.bytes()[..kept]);
+            head.extend_from_slice(CHUNK_SUFFIX);
+        } else {
+            head.extend_from_slice(&read_buffer.bytes()[..kept]);
+        }
+        head.extend_from_slice(&tail);
+        read_buffer.consume(consumed);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ring::Buf;
+
+    fn read_buffer(bytes: &[u8]) -> ReadBuffer {
+        let mut read_buffer = ReadBuffer::default();
+        if !bytes.is_empty() {
+            read_buffer.push(Buf::received(bytes));
+        }
+        read_buffer
+    }
+
+    #[test]
+    fn what_of_a_body_has_arrived_leaves_with_the_head_and_what_follows_it_stays() {
+        let (chunked, until_close) = (|emit| Body::chunked(emit, 10), Body::until_close);
+        for (case, mut body, arrived, complete, sent, moved, rest) in [
+            ("no body", Body::length(0), "next", true, "", 0, "next"),
+            ("nothing yet", Body::length(5), "", false, "", 0, ""),
+            ("all", Body::length(5), "hello", true, "hello", 5, ""),
+            ("all and more", Body::length(5), "hellonext", true, "hello", 5, "next"),
+            ("the beginning", Body::length(9), "hello", false, "hello", 5, ""),
+            (
+                "chunks",
+                chunked(Emit::Chunked),
+                "5\r\nhello\r\n0\r\n\r\nnext",
+                true,
+                "5\r\nhello\r\n0\r\n\r\n",
+                5,
+                "next",
+            ),
+            (
+                "chunks unwrapped",
+                chunked(Emit::Data),
+                "5\r\nhello\r\n0\r\n\r\nnext",
+                true,
+                "hello",
+                5,
+                "next",
+            ),
+            ("a chunk's beginning, unwrapped", chunked(Emit::Data), "5\r\nhel", false, "hel", 3, ""),
+            ("until the end, wrapped", until_close(true), "hello", false, "5\r\nhello\r\n", 5, ""),
+            ("until the end", until_close(false), "hello", false, "hello", 5, ""),
+        ] {
+            let (mut read_buffer, mut head) = (read_buffer(arrived.as_bytes()), b"head:".to_vec());
+            body.coalesce(&mut read_buffer, &mut head).unwrap();
+            assert_eq!(body.is_done(), complete, "{case}");
+            assert_eq!(String::from_utf8(head).unwrap(), format!("head:{sent}"), "{case}");
+            assert_eq!((body.moved(), read_buffer.bytes()), (moved, rest.as_bytes()), "{case}");
+        }
+    }
+
+    #[test]
+    fn a_length_goes_on_where_the_head_took_a_part_of_it() {
+        let mut body = Body::length(9);
+        body.coalesce(&mut read_buffer(b"hello"), &mut Vec::new()).unwrap();
+        assert_eq!(body.known_length(), Some(4));
+    }
+
+    #[test]
+    fn more_than_fits_beside_the_head_is_left_for_a_send_of_its_own() {
+        for (arrived, taken) in [(COALESCE - 4, true), (COALESCE - 3, false)] {
+            let (mut read_buffer, mut head) = (read_buffer(&vec![b'x'; arrived]), b"head".to_vec());
+            let mut body = Body::length(arrived as u64);
+            body.coalesce(&mut read_buffer, &mut head).unwrap();
+            let all = (body.is_done(), head.len() > 4, read_buffer.is_empty(), body.moved() > 0);
+            assert_eq!(all, (taken, taken, taken, taken));
+        }
+    }
+
+    #[test]
+    fn broken_chunks_are_refused_before_anything_of_them_leaves() {
+        let mut head = b"head".to_vec();
+        let outcome = Body::chunked(Emit::Chunked, 10).coalesce(&mut read_buffer(b"x\r\n"), &mut head);
+        assert_eq!((outcome, head.as_slice()), (Err(Reason::BadChunk), b"head".as_slice()));
+    }
+}

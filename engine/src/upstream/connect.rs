@@ -1,0 +1,152 @@
+//! How a request gets a connection to an endpoint of a cluster: an idle one, or a new one, or that of another endpoint
+//! when a connection attempt fails.
+
+use std::rc::Rc;
+
+use kakehi_ctl::state;
+
+use super::{
+    cluster::{Cluster, Endpoints},
+    endpoint::Endpoint,
+    lease::Lease,
+    pool::Pooling,
+};
+use crate::{
+    http::Reason,
+    observe::Counter,
+    ring::{Share, Stream, Timer},
+    tls::{Connector, FailureKind},
+    transport::{AddressPair, TransportStream, proxy_header},
+};
+
+/// Most backends that are tried for one request.
+const MAX_ATTEMPTS: usize = 5;
+
+/// How connections to the backends of a cluster are made.
+#[derive(Default)]
+pub(super) struct ConnectSettings {
+    /// As it is configured.
+    pub(super) configured: Option<Box<state::BackendTls>>,
+    pub(super) connector: Option<Connector>,
+    pub(super) send_proxy: bool,
+}
+
+/// How a request wants to get to a backend.
+pub struct ConnectOptions<'a> {
+    /// Idle connections are left alone: a repeated request does not meet another that has just died.
+    pub fresh: bool,
+    /// Deadline of each attempt (ms).
+    pub connect_ms: u64,
+    /// For that deadline.
+    pub timer: &'a Timer,
+    /// Whom it is for, as far as that is known; asked for where backends are told.
+    pub addresses: &'a dyn Fn() -> Option<AddressPair>,
+}
+
+/// The backends that were tried for a request, so that none is tried twice.
+#[derive(Default, Clone)]
+pub struct AttemptedEndpoints {
+    /// Those of the cluster when the request came.
+    members: Option<Rc<Endpoints>>,
+    indices: Vec<usize>,
+}
+
+impl Cluster {
+    /// A connection to a backend that was not tried yet: an idle one, else a new one; other backends when
+    /// connecting fails.
+    ///
+    /// # Errors
+    /// `NoBackend`, `BackendConnectFailed`, `BackendConnectTimeout` when the last attempt was too slow, or
+    /// `BackendTlsFailed` and `BackendCertificate`.
+    pub async fn connect(
+        &self,
+        pooling: &Pooling,
+        attempted: &mut AttemptedEndpoints,
+        options: ConnectOptions<'_>,
+    ) -> Result<Lease, Reason> {
+        let mut failure = Reason::NoBackend;
+        let AttemptedEndpoints { members, indices } = attempted;
+        let members: &Endpoints = members.get_or_insert_with(|| Rc::clone(&self.members.borrow()));
+        while indices.len() < MAX_ATTEMPTS
+            && let Some(index) = members.balance.choose(&members.members, indices, pooling.ring.now())
+        {
+            let backend = &members.members[index].backend;
+            if !options.fresh
+                && !members.settings.send_proxy
+                && let Some(stream) = backend.idle.borrow_mut().take(&pooling.counters)
+            {
+                pooling.counters.count(Counter::UpstreamReused);
+                return Ok(Lease::new(stream, Rc::clone(backend), true));
+            }
+            indices.push(index);
+            // Boxed: rare beside the reuse of an idle connection, and large with the address in it.
+            match Box::pin(backend.open(pooling, self.share, &members.settings, &options)).await {
+                Ok(stream) => {
+                    // It did not fail: it may be asked again for this request.
+                    indices.pop();
+                    let lease = Lease::new(stream, Rc::clone(backend), false);
+                    return Ok(if members.settings.send_proxy { lease.private() } else { lease });
+                }
+                Err(reason) => failure = reason,
+            }
+        }
+        Err(failure)
+    }
+}
+
+impl Endpoint {
+    async fn open(
+        &self,
+        pooling: &Pooling,
+        share: Share,
+        settings: &ConnectSettings,
+        options: &ConnectOptions<'_>,
+    ) -> Result<TransportStream, Reason> {
+        let counters = &pooling.counters;
+        options.timer.set(options.connect_ms);
+        let reason = match options.timer.limit(self.reach(pooling, share, settings, options)).await {
+            Ok(Ok(stream)) => {
+                self.health.connected();
+                counters.count(Counter::UpstreamConnects);
+                return Ok(stream);
+            }
+            Ok(Err(reason)) => reason,
+            Err(_) => Reason::BackendConnectTimeout,
+        };
+        self.health.failed(pooling.ring.now());
+        counters.count(Counter::UpstreamConnectErrors);
+        Err(reason)
+    }
+
+    /// Connects, and says and does what has to come before the first request.
+    async fn reach(
+        &self,
+        pooling: &Pooling,
+        share: Share,
+        settings: &ConnectSettings,
+        options: &ConnectOptions<'_>,
+    ) -> Result<TransportStream, Reason> {
+        let stream = Stream::connect(&pooling.ring, self.address.clone(), share).await.map_err(|error| {
+            tracing::debug!(backend = %self.id, %error, "cannot connect");
+            Reason::BackendConnectFailed
+        })?;
+        if settings.send_proxy {
+            let mut header = pooling.ring.head_buffer();
+            proxy_header::write_v2((options.addresses)().as_ref(), &mut header);
+            stream.start_send(header.into());
+        }
+        let Some(connector) = &settings.connector else { return Ok(stream.into()) };
+        let address = self.address.as_socket().map(|address| address.ip());
+        let session = connector.connect(&stream, address).await.map_err(|failure| {
+            pooling.counters.count(Counter::UpstreamTlsErrors);
+            self.note_tls_failure(&failure);
+            match failure.kind() {
+                FailureKind::Certificate => Reason::BackendCertificate,
+                _ => Reason::BackendTlsFailed,
+            }
+        })?;
+        let mut stream = TransportStream::from(stream);
+        stream.secure(&pooling.ring, session);
+        Ok(stream)
+    }
+}

@@ -1,0 +1,59 @@
+//! An endpoint: a configured backend with what this worker knows of it.
+
+use std::cell::{Cell, RefCell};
+
+use socket2::SockAddr;
+
+use super::{
+    balance::Health,
+    pool::{IdlePool, Pooling},
+};
+use crate::{observe::LogLimit, tls::Failure};
+
+/// A backend with what this worker knows of it. One of the same name and address stays the same through all changes.
+pub struct Endpoint {
+    /// Its name in the configuration.
+    pub id: String,
+    pub(super) address: SockAddr,
+    pub(super) health: Health,
+    pub(super) idle: RefCell<IdlePool>,
+    /// It is in the configuration no more: it finishes what it has, and keeps no idle connections.
+    pub(super) retired: Cell<bool>,
+    /// That a handshake with it has failed was said.
+    tls_failed: Cell<bool>,
+    /// Lines of the log about its responses.
+    complaints: LogLimit,
+}
+
+impl Endpoint {
+    /// True if the log may take a line about the backend; how many were left out since the last.
+    pub fn admit_complaint(&self, now: u64) -> Option<u32> {
+        self.complaints.admit(now)
+    }
+
+    pub(super) fn new(id: &str, address: SockAddr) -> Endpoint {
+        Endpoint {
+            id: id.to_owned(),
+            address,
+            health: Health::default(),
+            idle: RefCell::default(),
+            retired: Cell::new(false),
+            tls_failed: Cell::new(false),
+            complaints: LogLimit::default(),
+        }
+    }
+
+    pub(super) fn retire(&self, pooling: &Pooling) {
+        self.retired.set(true);
+        self.idle.borrow_mut().clear(pooling);
+    }
+
+    /// An operator has to see why a backend is not used; not with every request.
+    pub(super) fn note_tls_failure(&self, failure: &Failure) {
+        if self.tls_failed.replace(true) {
+            tracing::debug!(backend = %self.id, "no TLS connection: {failure}");
+        } else {
+            tracing::warn!(backend = %self.id, "no TLS connection: {failure}");
+        }
+    }
+}

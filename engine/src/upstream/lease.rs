@@ -1,0 +1,79 @@
+//! One upstream connection, leased for one exchange.
+
+use std::rc::Rc;
+
+use super::{endpoint::Endpoint, pool::Pooling};
+use crate::{observe::Counter, transport::TransportStream};
+
+/// A connection to an endpoint, in use by one exchange. Dropped, it closes the connection; [`Lease::release`] gives it back
+/// to the pool.
+pub struct Lease {
+    /// The connection.
+    pub stream: TransportStream,
+    /// It carried an earlier request: it may have died since without our knowing.
+    pub reused: bool,
+    endpoint: Rc<Endpoint>,
+    /// It began with the address of one client, and is for nobody else.
+    private: bool,
+    /// It has authenticated one client.
+    bound: bool,
+}
+
+impl Lease {
+    /// A connection to `endpoint`.
+    pub fn new(stream: TransportStream, endpoint: Rc<Endpoint>, reused: bool) -> Lease {
+        Lease { stream, reused, endpoint, private: false, bound: false }
+    }
+
+    /// This one, for this client only.
+    #[must_use]
+    pub fn private(self) -> Lease {
+        Lease { private: true, ..self }
+    }
+
+    /// This one between two requests of the client connection that it is bound to: it may die meanwhile.
+    #[must_use]
+    pub fn bound(self) -> Lease {
+        self.stream.watch();
+        self.stream.forget_waker();
+        Lease { private: true, bound: true, reused: true, ..self }
+    }
+
+    /// True if it is bound to a client connection already.
+    pub fn is_bound(&self) -> bool {
+        self.bound
+    }
+
+    /// The endpoint that it leads to.
+    pub fn endpoint(&self) -> &Rc<Endpoint> {
+        &self.endpoint
+    }
+
+    /// Sends the head of a request, and what of its body comes with it; keeps a copy until something else is sent. Nothing
+    /// may be in flight.
+    pub(crate) fn send_head(&self, head: Vec<u8>) {
+        self.stream.start_send_replayable(head);
+    }
+
+    /// What [`Lease::send_head`] sent, to be sent again elsewhere. `None` when it is no longer there.
+    pub(crate) fn take_replay(&self) -> Option<Vec<u8>> {
+        self.stream.take_replay()
+    }
+
+    /// True if the backend was removed from the configuration.
+    pub fn is_retired(&self) -> bool {
+        self.endpoint.retired.get()
+    }
+
+    /// Gives the connection back for the next exchange. Call it when the exchange is complete, both ways, and the backend
+    /// keeps the connection open. One with something in flight is closed: a backend that answered without reading all of the
+    /// request may never read it.
+    pub fn release(self, pooling: &Pooling) {
+        let at_rest = self.stream.is_quiet() && !self.stream.is_sending();
+        if !self.private && at_rest && !self.endpoint.retired.get() {
+            self.endpoint.idle.borrow_mut().put(self.stream, pooling);
+        } else {
+            pooling.counters.count(Counter::UpstreamDiscarded);
+        }
+    }
+}
