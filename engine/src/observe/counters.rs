@@ -1,15 +1,13 @@
 //! The registry of counters: each is declared once, with its name and meaning.
 
-use std::{
-    ffi::CStr,
-    os::fd::OwnedFd,
-    rc::Rc,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
-};
+use std::{ffi::CStr, os::fd::OwnedFd, rc::Rc, sync::atomic::AtomicU64};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::sys::{self, SharedWords};
+use super::{
+    sys::{self, SharedWords},
+    word,
+};
 use crate::http::Reason;
 
 macro_rules! counters {
@@ -173,7 +171,7 @@ impl Counters {
     /// Sets the gauges to 0: what a process does when it becomes the writer of the block.
     pub fn reset_gauges(&self) {
         for counter in Counter::ALL.iter().filter(|counter| counter.is_gauge()) {
-            self.word(*counter).store(0, Relaxed);
+            word::set(self.word(*counter), 0);
         }
     }
 
@@ -183,14 +181,13 @@ impl Counters {
             self.add(*counter, ended.get(*counter));
         }
         for reason in Reason::ALL {
-            let word = &self.words.words()[REASONS_AT + reason.index()];
-            word.store(word.load(Relaxed).wrapping_add(ended.answers(*reason)), Relaxed);
+            word::add(self.answers_word(*reason), ended.answers(*reason));
         }
     }
 
     /// The present value.
     pub fn get(&self, counter: Counter) -> u64 {
-        self.word(counter).load(Relaxed)
+        word::get(self.word(counter))
     }
 
     /// Adds one.
@@ -200,36 +197,36 @@ impl Counters {
 
     /// Adds `amount`.
     pub fn add(&self, counter: Counter, amount: u64) {
-        // One writer: no need of a locked read-modify-write.
-        let word = self.word(counter);
-        word.store(word.load(Relaxed).wrapping_add(amount), Relaxed);
+        word::add(self.word(counter), amount);
     }
 
     /// Takes one off a gauge.
     pub fn uncount(&self, counter: Counter) {
-        let word = self.word(counter);
-        word.store(word.load(Relaxed).saturating_sub(1), Relaxed);
+        word::subtract(self.word(counter), 1);
     }
 
     /// Sets a gauge, or a counter that another part of the worker keeps.
     pub fn set(&self, counter: Counter, value: u64) {
-        self.word(counter).store(value, Relaxed);
+        word::set(self.word(counter), value);
     }
 
     /// Counts an answer of kakehi's own by its reason.
     pub fn count_answer(&self, reason: Reason) {
         self.count(Counter::OwnAnswers);
-        let word = &self.words.words()[REASONS_AT + reason.index()];
-        word.store(word.load(Relaxed).wrapping_add(1), Relaxed);
+        word::add(self.answers_word(reason), 1);
     }
 
     /// How often kakehi answered for this reason.
     pub fn answers(&self, reason: Reason) -> u64 {
-        self.words.words()[REASONS_AT + reason.index()].load(Relaxed)
+        word::get(self.answers_word(reason))
     }
 
     fn word(&self, counter: Counter) -> &AtomicU64 {
         &self.words.words()[counter as usize]
+    }
+
+    fn answers_word(&self, reason: Reason) -> &AtomicU64 {
+        &self.words.words()[REASONS_AT + reason.index()]
     }
 }
 

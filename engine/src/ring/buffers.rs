@@ -25,6 +25,8 @@ use std::{
 use io_uring::{IoUring, types::BufRingEntry};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
+use super::published::{Entries, Window};
+
 /// Whose a socket is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
@@ -328,19 +330,44 @@ impl fmt::Debug for Buf {
     }
 }
 
+/// The memory of a buffer ring, which the kernel reads.
+struct MappedEntries {
+    mapping: Mapping,
+    pool: Rc<Pool>,
+}
+
+impl MappedEntries {
+    fn first(&self) -> *mut BufRingEntry {
+        self.mapping.base.as_ptr().cast()
+    }
+}
+
+impl Entries for MappedEntries {
+    fn write(&mut self, place: u16, id: u16) {
+        assert!(place < self.pool.count(), "a ring has a place for each buffer of its part");
+        // SAFETY: the place is inside the mapping. The kernel never writes there, and reads the entries below the tail only,
+        // of which this is none (see `published`); so the entry is ours alone, but for the tail inside the first one, which
+        // the kernel reads and which is not written here.
+        let entry = unsafe { &mut *self.first().add(usize::from(place)) };
+        entry.set_addr(self.pool.address(id) as u64);
+        entry.set_len(self.pool.size);
+        entry.set_bid(id);
+    }
+
+    fn show(&mut self, tail: u16, order: Ordering) {
+        // SAFETY: the tail lies inside the first entry of the mapping and is aligned; the kernel's access to it is an atomic
+        // load.
+        let shown = unsafe { &*BufRingEntry::tail(self.first()).cast::<AtomicU16>() };
+        shown.store(tail, order);
+    }
+}
+
 /// The ring by which the free buffers of a part are published to the kernel (5.19); the part is its group.
 pub(super) struct BufferRing {
     pool: Rc<Pool>,
     part: Part,
-    entries: Mapping,
-    mask: u16,
-    tail: u16,
-    published: u16,
-    target: u16,
+    window: Window<MappedEntries>,
 }
-
-/// Buffers published at first. Enough for the bursts of a few hundred busy connections.
-const FIRST_TARGET: u16 = 64;
 
 impl BufferRing {
     /// Registers a ring over the downstream part of a pool of its own, of twice `count` buffers; for the probe.
@@ -354,84 +381,39 @@ impl BufferRing {
         if !count.is_power_of_two() || count > 1 << 15 {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let entries = Mapping::new(usize::from(count) * size_of::<BufRingEntry>())?;
+        let mapping = Mapping::new(usize::from(count) * size_of::<BufRingEntry>())?;
         // SAFETY: the mapping is page-aligned, holds `count` entries, and lives as long as the value; the
         // owner of the ring drops the ring before it.
         unsafe {
             uring.submitter().register_buf_ring_with_flags(
-                entries.base.as_ptr() as u64,
+                mapping.base.as_ptr() as u64,
                 count,
                 part as u16,
                 0,
             )
         }?;
-        Ok(BufferRing {
-            pool,
-            part,
-            entries,
-            mask: count - 1,
-            tail: 0,
-            published: 0,
-            target: FIRST_TARGET.min(count),
-        })
+        let entries = MappedEntries { mapping, pool: Rc::clone(&pool) };
+        Ok(BufferRing { pool, part, window: Window::new(entries, count) })
     }
 
-    /// Puts a free buffer at the tail; the kernel sees it after [`BufferRing::commit`].
-    fn publish(&mut self, id: u16) {
-        debug_assert!(self.published <= self.mask);
-        let entries = self.entries.base.as_ptr().cast::<BufRingEntry>();
-        // SAFETY: the index is masked to the mapping, and the kernel reads entries below the tail only.
-        let entry = unsafe { &mut *entries.add(usize::from(self.tail & self.mask)) };
-        entry.set_addr(self.pool.address(id) as u64);
-        entry.set_len(self.pool.size);
-        entry.set_bid(id);
-        self.tail = self.tail.wrapping_add(1);
-        self.published += 1;
-    }
-
-    /// Shows what was published to the kernel.
-    fn commit(&mut self) {
-        // SAFETY: the tail lies inside the first entry of the mapping, is aligned, and the kernel reads it with
-        // acquire semantics, as this release store asks.
-        unsafe {
-            let tail = BufRingEntry::tail(self.entries.base.as_ptr().cast::<BufRingEntry>());
-            (*tail.cast::<AtomicU16>()).store(self.tail, Ordering::Release);
-        }
-    }
-
-    /// The kernel took a buffer out of the ring.
+    /// The kernel took a buffer out of the ring, as a completion says.
     pub(super) fn consumed(&mut self) {
-        debug_assert!(self.published > 0, "the kernel can only take what was published");
-        self.published = self.published.saturating_sub(1);
+        self.window.consumed();
     }
 
     /// The kernel ran out: publish more from now on.
     pub(super) fn widen(&mut self) {
-        self.target = self.target.saturating_mul(2).min(self.mask + 1);
+        self.window.widen();
     }
 
     /// Fills the window up from the free list; returns how many buffers the kernel now has.
     pub(super) fn refill(&mut self) -> u16 {
-        if self.published < self.target {
-            // The first filling starts from nothing; later an almost empty window says that it is too narrow.
-            if self.tail != 0 && self.published < self.target / 4 {
-                self.widen();
-            }
-            let before = self.tail;
-            while self.published < self.target {
-                let Some(id) = self.pool.borrow_one(self.part) else { break };
-                self.publish(id);
-            }
-            if self.tail != before {
-                self.commit();
-            }
-        }
-        self.published
+        self.window.refill(|| self.pool.borrow_one(self.part))
     }
 
     /// Buffers that the kernel has.
     pub(super) fn published(&self) -> u16 {
-        self.published
+        self.window.published()
     }
 
     /// What was received into buffer `id`; for the probe.
@@ -449,6 +431,7 @@ impl PartialEq<&[u8; 8]> for Buf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ring::published::FIRST_TARGET;
 
     #[test]
     fn a_buffer_comes_back_when_its_bytes_are_dropped_and_is_lent_again_first() {

@@ -17,6 +17,7 @@
 //! | `pass` | descriptors from process to process |
 //! | `batching` | how many completions are worth waiting for |
 //! | `buffers` | the arena that receives land in |
+//! | `published` | which of its free buffers the kernel has, and when it may see them |
 //!
 //! What this folder promises: memory that the kernel may touch is owned by the socket table until the last
 //! completion of its operation; a completion reaches the socket it is for or nobody (a generation in every mark);
@@ -32,6 +33,7 @@ mod message;
 #[cfg(test)]
 mod nonblocking_tests;
 mod pass;
+mod published;
 mod setup;
 mod socket;
 mod splice;
