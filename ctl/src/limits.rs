@@ -51,6 +51,9 @@ pub const MAX_WORKERS: u32 = 1_024;
 /// Longest path of `command_socket` (bytes): the 107 that a unix socket may have, less what the names of the workers'
 /// adoption sockets add.
 pub const MAX_SOCKET_PATH: usize = 95;
+/// How long an idle connection waits, at a stop or when its listener was removed, for a request that is on its way
+/// (`stop_idle_grace`; 0 = not at all).
+pub const STOP_IDLE_GRACE_MS: u64 = 500;
 /// What is in flight when a stop is asked for has this long to finish (`graceful_timeout`).
 pub const GRACEFUL_TIMEOUT_MS: u64 = 30_000;
 

@@ -86,6 +86,9 @@ pub struct Settings {
     pub max_connections: u32,
     /// What is in flight at a stop has this long to finish (ms).
     pub graceful_timeout_ms: u64,
+    /// How long an idle connection waits, at a stop or when its listener was removed, for a request that is on its way (ms).
+    #[serde(default = "stop_idle_grace")]
+    pub stop_idle_grace_ms: u64,
     /// How long a tunnel goes on whose listener or backend was removed, and a worker's old process after an upgrade (ms).
     pub drain_timeout_ms: u64,
     /// How long a worker goes on whose supervisor has died, if no other takes it over (ms); `None` = for ever.
@@ -152,6 +155,7 @@ impl Default for Settings {
             pin_workers: true,
             max_connections: limits::MAX_CONNECTIONS,
             graceful_timeout_ms: limits::GRACEFUL_TIMEOUT_MS,
+            stop_idle_grace_ms: limits::STOP_IDLE_GRACE_MS,
             drain_timeout_ms: limits::DRAIN_TIMEOUT_MS,
             orphan_timeout_ms: None,
             worker_liveness_ms: limits::WORKER_LIVENESS_MS,
@@ -365,6 +369,10 @@ fn body_memory() -> u64 {
 
 fn certificate_watch_interval() -> u64 {
     limits::CERTIFICATE_WATCH_INTERVAL_MS
+}
+
+fn stop_idle_grace() -> u64 {
+    limits::STOP_IDLE_GRACE_MS
 }
 
 fn worker_liveness() -> u64 {

@@ -7,12 +7,17 @@
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
-    os::fd::{AsFd, AsRawFd as _, OwnedFd, RawFd},
+    os::{
+        fd::{AsFd, AsRawFd as _, OwnedFd, RawFd},
+        unix::net::UnixStream,
+    },
+    time::Duration,
 };
 
-use kakehi_engine::worker::DescriptorKind;
+use kakehi_engine::worker::{DescriptorKind, Patient};
 use nix::{
     errno::Errno,
+    poll::PollFlags,
     sys::socket::{
         AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
         socketpair,
@@ -24,6 +29,9 @@ use serde::{Deserialize, Serialize};
 const BATCH: usize = 200;
 /// Room for the text of one message: a label takes at most 120 bytes of JSON, so this is twice what `BATCH` needs.
 const TEXT_SIZE: usize = 32 << 10;
+
+/// Of all channels between processes.
+const FLAGS: SockFlag = SockFlag::SOCK_CLOEXEC.union(SockFlag::SOCK_NONBLOCK);
 
 /// Why sockets did not arrive, or not leave.
 #[derive(Debug, thiserror::Error)]
@@ -48,29 +56,62 @@ struct Batch {
     labels: Vec<DescriptorKind>,
 }
 
-/// A pair of sockets for [`send`] and [`receive`], both close-on-exec.
+/// A pair of sockets for [`send`] and [`receive`], both close-on-exec and not blocking.
 pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?)
+    Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, FLAGS)?)
+}
+
+/// A pair of connected streams, both close-on-exec and not blocking.
+pub(crate) fn streams() -> io::Result<(UnixStream, UnixStream)> {
+    let (one, other) = socketpair(AddressFamily::Unix, SockType::Stream, None, FLAGS)?;
+    Ok((one.into(), other.into()))
 }
 
 /// Sends duplicates of `descriptors`; none at all is one message too.
 ///
 /// # Errors
-/// [`Error::Io`] when the other side is gone, or does not read within the send timeout of `channel`.
-pub(crate) fn send<F: AsFd>(channel: &impl AsFd, descriptors: &[(DescriptorKind, F)]) -> Result<(), Error> {
-    let mut remaining = descriptors;
-    loop {
-        let (batch, rest) = remaining.split_at(remaining.len().min(BATCH));
-        send_batch(channel, batch, rest.len())?;
-        remaining = rest;
-        if remaining.is_empty() {
-            return Ok(());
-        }
+/// [`Error::Io`] when the other side is gone, or does not read within `patience`.
+pub(crate) fn send<F: AsFd>(
+    channel: &impl AsFd,
+    descriptors: &[(DescriptorKind, F)],
+    patience: Duration,
+) -> Result<(), Error> {
+    match send_some(channel, descriptors, patience)? {
+        sent if sent == descriptors.len() => Ok(()),
+        _ => Err(Error::Io(io::ErrorKind::TimedOut.into())),
     }
 }
 
-fn send_batch<F: AsFd>(
+/// As [`send`], as many as the other side makes room for within `patience`: how many. The rest is to be sent next, and by
+/// itself: both are received as one.
+///
+/// # Errors
+/// [`Error::Io`] when the other side is gone.
+pub(crate) fn send_some<F: AsFd>(
     channel: &impl AsFd,
+    descriptors: &[(DescriptorKind, F)],
+    patience: Duration,
+) -> Result<usize, Error> {
+    let channel = Patient::new(channel, patience);
+    let mut remaining = descriptors;
+    loop {
+        let (batch, rest) = remaining.split_at(remaining.len().min(BATCH));
+        match send_batch(&channel, batch, rest.len()) {
+            Ok(()) => remaining = rest,
+            Err(Error::Io(error)) if error.kind() == io::ErrorKind::TimedOut && !descriptors.is_empty() => {
+                break;
+            }
+            Err(error) => return Err(error),
+        }
+        if remaining.is_empty() {
+            break;
+        }
+    }
+    Ok(descriptors.len() - remaining.len())
+}
+
+fn send_batch<S: AsFd, F: AsFd>(
+    channel: &Patient<'_, S>,
     batch: &[(DescriptorKind, F)],
     remaining: usize,
 ) -> Result<(), Error> {
@@ -80,30 +121,24 @@ fn send_batch<F: AsFd>(
         batch.iter().map(|(_, descriptor)| descriptor.as_fd().as_raw_fd()).collect();
     let rights = [ControlMessage::ScmRights(&descriptors)];
     let rights = if descriptors.is_empty() { &[][..] } else { &rights[..] };
-    loop {
-        let sent = sendmsg::<()>(
-            channel.as_fd().as_raw_fd(),
-            &[IoSlice::new(&text)],
-            rights,
-            MsgFlags::MSG_NOSIGNAL,
-            None,
-        );
-        match sent {
-            Ok(_) => return Ok(()),
-            Err(Errno::EINTR) => {}
-            Err(error) => return Err(Error::Io(error.into())),
-        }
-    }
+    let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+    let fd = channel.as_fd().as_raw_fd();
+    channel.until(PollFlags::POLLOUT, || sendmsg::<()>(fd, &[IoSlice::new(&text)], rights, flags, None))?;
+    Ok(())
 }
 
-/// Receives everything that one call of [`send`] sends; blocks until it is there.
+/// Receives everything that one call of [`send`] sends, within `patience`.
 ///
 /// # Errors
 /// See [`Error`]; what had arrived is closed.
-pub(crate) fn receive(channel: &impl AsFd) -> Result<Vec<(DescriptorKind, OwnedFd)>, Error> {
+pub(crate) fn receive(
+    channel: &impl AsFd,
+    patience: Duration,
+) -> Result<Vec<(DescriptorKind, OwnedFd)>, Error> {
+    let channel = Patient::new(channel, patience);
     let mut received = Vec::new();
     loop {
-        let (text, descriptors) = receive_message(channel)?;
+        let (text, descriptors) = receive_message(&channel)?;
         let batch: Batch =
             serde_json::from_slice(&text).map_err(|_| Error::Malformed("it is not the text expected"))?;
         if batch.labels.len() != descriptors.len() {
@@ -116,15 +151,17 @@ pub(crate) fn receive(channel: &impl AsFd) -> Result<Vec<(DescriptorKind, OwnedF
     }
 }
 
-fn receive_message(channel: &impl AsFd) -> Result<(Vec<u8>, Vec<OwnedFd>), Error> {
+fn receive_message<S: AsFd>(channel: &Patient<'_, S>) -> Result<(Vec<u8>, Vec<OwnedFd>), Error> {
     let mut text = vec![0; TEXT_SIZE];
     let mut control = nix::cmsg_space!([RawFd; BATCH]);
     let mut descriptors = Vec::new();
     let (length, flags) = {
         let mut parts = [IoSliceMut::new(&mut text)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
+        channel.readable()?;
+        let fd = channel.as_fd().as_raw_fd();
         let message = loop {
-            let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-            match recvmsg::<()>(channel.as_fd().as_raw_fd(), &mut parts, Some(&mut control), flags) {
+            match recvmsg::<()>(fd, &mut parts, Some(&mut control), flags) {
                 Err(Errno::EINTR) => {}
                 other => break other.map_err(io::Error::from)?,
             }
@@ -157,6 +194,15 @@ mod tests {
 
     use super::*;
 
+    const PATIENCE: Duration = Duration::from_secs(5);
+
+    #[test]
+    fn what_does_not_come_is_waited_for_until_the_deadline_only() {
+        let (_here, there) = pair().unwrap();
+        let error = receive(&there, Duration::from_millis(20)).unwrap_err();
+        assert!(matches!(&error, Error::Io(it) if it.kind() == io::ErrorKind::TimedOut), "{error}");
+    }
+
     fn numbered(n: u16) -> DescriptorKind {
         DescriptorKind::Listener(ListenerSocket { address: SocketAddr::from(([127, 0, 0, 1], n)), rank: 0 })
     }
@@ -176,9 +222,9 @@ mod tests {
     fn five_hundred_descriptors_arrive_in_order_with_their_addresses_and_close_on_exec() {
         let (here, there) = pair().unwrap();
         let sent = numbered_pipes(500);
-        send(&here, &sent).unwrap();
+        send(&here, &sent, PATIENCE).unwrap();
         drop(sent);
-        let received = receive(&there).unwrap();
+        let received = receive(&there, PATIENCE).unwrap();
         assert_eq!(received.len(), 500);
         for (n, (label, descriptor)) in received.into_iter().enumerate() {
             assert_eq!(label, numbered(n as u16));
@@ -191,25 +237,41 @@ mod tests {
     }
 
     #[test]
+    fn what_finds_no_room_is_sent_later_and_received_as_one() {
+        let (here, there) = pair().unwrap();
+        // Room for a message or two.
+        socket2::SockRef::from(&here).set_send_buffer_size(32 << 10).unwrap();
+        let (reader, _writer) = nix::unistd::pipe().unwrap();
+        let all: Vec<_> = (0..900).map(|n| (numbered(n), reader.as_fd())).collect();
+        let receiver = std::thread::spawn(move || receive(&there, PATIENCE).map(|received| received.len()));
+        let mut unsent = &all[..];
+        while !unsent.is_empty() {
+            let sent = send_some(&here, unsent, Duration::ZERO).unwrap();
+            unsent = &unsent[sent..];
+        }
+        assert_eq!(receiver.join().unwrap().unwrap(), all.len());
+    }
+
+    #[test]
     fn no_descriptor_at_all_is_a_message_too() {
         let (here, there) = pair().unwrap();
-        send::<OwnedFd>(&here, &[]).unwrap();
-        assert!(receive(&there).unwrap().is_empty());
+        send::<OwnedFd>(&here, &[], PATIENCE).unwrap();
+        assert!(receive(&there, PATIENCE).unwrap().is_empty());
     }
 
     #[test]
     fn an_end_in_the_middle_is_an_error() {
         let (here, there) = pair().unwrap();
-        send_batch(&here, &numbered_pipes(1), 1).unwrap();
+        send_batch(&Patient::new(&here, PATIENCE), &numbered_pipes(1), 1).unwrap();
         drop(here);
-        assert!(matches!(receive(&there), Err(Error::Ended)));
+        assert!(matches!(receive(&there, PATIENCE), Err(Error::Ended)));
     }
 
     #[test]
     fn garbage_is_an_error() {
         let (here, there) = pair().unwrap();
         nix::unistd::write(&here, b"{}").unwrap();
-        assert!(matches!(receive(&there), Err(Error::Malformed(_))));
+        assert!(matches!(receive(&there, PATIENCE), Err(Error::Malformed(_))));
     }
 
     #[test]

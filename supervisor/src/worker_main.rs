@@ -17,6 +17,7 @@ use std::{
 
 use command_fds::inherited::take_fd_ownership;
 use kakehi_ctl::{
+    limits,
     order::{Program, Report},
     state::{STATE_VERSION, Settings, State},
 };
@@ -49,8 +50,8 @@ pub(crate) const ENDED: RawFd = 10;
 /// Where it finds the memory in which certificates and ticket keys lie.
 pub(crate) const VAULT: RawFd = 11;
 
-/// How long the sockets of new listeners may take that were sent before we were told to take them.
-const SOCKETS_PATIENCE: Duration = Duration::from_secs(2);
+/// How long the listening sockets may take that a worker starts with: the supervisor sends them after the start.
+const SOCKETS_PATIENCE: Duration = Duration::from_millis(limits::WORKER_READY_TIMEOUT_MS);
 
 /// Why a worker could not begin.
 #[derive(Debug, thiserror::Error)]
@@ -69,8 +70,6 @@ enum Error {
     NoUser(String),
     #[error("there is no group `{0}` (`group`)")]
     NoGroup(String),
-    #[error("the descriptor channel cannot be set up: {0}")]
-    Patience(io::Error),
     #[error("certificates cannot be had from memory: {0}")]
     Vault(io::Error),
     #[error(transparent)]
@@ -137,12 +136,13 @@ fn receive(place: Place, orders: &UnixStream) -> Result<Setup, Error> {
         tracing::warn!(worker = id, "SIGHUP cannot be ignored: {error}");
     }
     let descriptors = take(DESCRIPTORS)?;
-    let listeners = scm::receive(&descriptors)?.into_iter().filter_map(|(kind, socket)| match kind {
-        DescriptorKind::Listener(which) => Some((which, socket)),
-        _ => None,
-    });
+    let listeners =
+        scm::receive(&descriptors, SOCKETS_PATIENCE)?.into_iter().filter_map(|(kind, socket)| match kind {
+            DescriptorKind::Listener(which) => Some((which, socket)),
+            _ => None,
+        });
     let listeners = listeners.collect();
-    let channel = Rc::new(Channel { socket: RefCell::new(patient(descriptors).map_err(Error::Patience)?) });
+    let channel = Rc::new(Channel { socket: RefCell::new(descriptors) });
     let orders = orders.try_clone().map_err(Error::Orders)?.into();
     let successor = take(SUCCESSOR)?;
     // A supervisor from before there was a vault, which only tries whether this program comes up, has none.
@@ -204,27 +204,20 @@ struct Channel {
 
 impl DescriptorChannel for Channel {
     fn receive(&self) -> io::Result<Vec<(DescriptorKind, OwnedFd)>> {
-        scm::receive(&*self.socket.borrow()).map_err(io::Error::other)
+        // What an order speaks of was sent before it, so it is there.
+        scm::receive(&*self.socket.borrow(), Duration::ZERO).map_err(io::Error::other)
     }
 
-    fn send(&self, descriptors: &[(DescriptorKind, BorrowedFd<'_>)]) -> io::Result<()> {
-        scm::send(&*self.socket.borrow(), descriptors).map_err(io::Error::other)
+    fn send(&self, descriptors: &[(DescriptorKind, BorrowedFd<'_>)]) -> io::Result<usize> {
+        scm::send_some(&*self.socket.borrow(), descriptors, Duration::ZERO).map_err(|error| match error {
+            scm::Error::Io(error) => error,
+            other => io::Error::other(other),
+        })
     }
 
     fn replace(&self, channel: OwnedFd) {
-        match patient(channel) {
-            Ok(channel) => drop(self.socket.replace(channel)),
-            Err(error) => tracing::warn!("the descriptor channel cannot be set up: {error}"),
-        }
+        self.socket.replace(channel);
     }
-}
-
-/// Waits on `channel` for what is on its way, and no longer.
-fn patient(channel: OwnedFd) -> io::Result<OwnedFd> {
-    let socket = socket2::SockRef::from(&channel);
-    socket.set_read_timeout(Some(SOCKETS_PATIENCE))?;
-    socket.set_write_timeout(Some(SOCKETS_PATIENCE))?;
-    Ok(channel)
 }
 
 fn take(descriptor: RawFd) -> Result<OwnedFd, Error> {

@@ -125,6 +125,7 @@ fn settings(root: &Section, folder: &Path, findings: &mut Findings<'_>) -> Setti
     set(&mut settings.pin_workers, root.bool("handle_process_affinity"));
     set(&mut settings.max_connections, root.integer("max_connections"));
     set(&mut settings.graceful_timeout_ms, root.millis("graceful_timeout"));
+    set(&mut settings.stop_idle_grace_ms, root.millis("stop_idle_grace"));
     set(&mut settings.drain_timeout_ms, root.millis("drain_timeout"));
     settings.orphan_timeout_ms = root.millis("orphan_timeout");
     set(&mut settings.worker_liveness_ms, root.millis("worker_liveness"));

@@ -24,6 +24,7 @@ pub async fn accept(
     let timer = Timer::new(&connections.shared.ring);
     let leaving = || connections.is_handing_over() || yielded.get();
     let ending = || connections.is_draining() || leaving() || listener.is_closed();
+    let wake_slot = listener.acceptors.register();
     let mut rearmed = listener.rearmed();
     while !ending() {
         if std::mem::replace(&mut rearmed, listener.rearmed()) != rearmed {
@@ -39,9 +40,12 @@ pub async fn accept(
             }
             continue;
         }
-        let accepted = poll_fn(|context| match socket.poll_accept(context) {
-            Poll::Pending if ending() || listener.rearmed() != rearmed => Poll::Ready(None),
-            other => other.map(Some),
+        let accepted = poll_fn(|context| {
+            wake_slot.wait(context);
+            match socket.poll_accept(context) {
+                Poll::Pending if ending() || listener.rearmed() != rearmed => Poll::Ready(None),
+                other => other.map(Some),
+            }
         });
         match accepted.await {
             Some(Ok(client)) => spawn(&connections, &listener, client),

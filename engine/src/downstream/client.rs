@@ -116,9 +116,18 @@ impl ClientConnection {
         self.read_buffer.is_empty()
     }
 
-    /// True if an idle connection should close now: the worker drains or its listener was removed.
+    /// When the connection closes if it is idle then (ms): the worker drains, or its listener was removed.
+    pub(super) fn idle_close_due(&self) -> Option<u64> {
+        match (self.connections.idle_close_due(), self.listener.idle_close_due()) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        }
+    }
+
+    /// True if the connection serves at most the exchange that it is in, or one more whose request is on its way: the worker
+    /// drains or its listener was removed.
     pub(super) fn is_draining(&self) -> bool {
-        self.connections.is_draining() || self.listener.is_closed()
+        self.idle_close_due().is_some()
     }
 
     /// True if the connection ends with the exchange that it is in: also if it should move to another process and cannot.

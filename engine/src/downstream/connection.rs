@@ -6,7 +6,7 @@
 use std::{
     future::{Future, poll_fn},
     rc::Rc,
-    task::Poll,
+    task::{Context, Poll},
 };
 
 use super::{
@@ -59,7 +59,9 @@ impl ClientConnection {
                         Poll::Ready(Waited::Bytes)
                     }
                     Poll::Ready(Ok(Recv::Finished) | Err(_)) => Poll::Ready(Waited::Nothing),
-                    Poll::Pending if self.is_draining() => Poll::Ready(Waited::Nothing),
+                    Poll::Pending if self.is_draining() => {
+                        self.poll_idle_close(context).map(|()| Waited::Nothing)
+                    }
                     Poll::Pending if self.connections.connections_move() && !self.is_immovable() => {
                         Poll::Ready(Waited::Successor)
                     }
@@ -71,6 +73,17 @@ impl ClientConnection {
             }
         })
         .await
+    }
+
+    /// Ready when an idle connection that drains has waited long enough for a request that is on its way.
+    fn poll_idle_close(&self, context: &Context<'_>) -> Poll<()> {
+        let due = self.idle_close_due().unwrap_or_default();
+        let due = if self.head_due == 0 { due } else { due.min(self.head_due) };
+        if due <= self.connections.shared.ring.now() {
+            return Poll::Ready(());
+        }
+        self.timer.set_at(due);
+        self.timer.poll_elapsed(context).map(|_| ())
     }
 
     /// Sees to it that nothing is in flight, and gives the connection to the process that goes on with it. Whatever comes

@@ -6,9 +6,11 @@ use std::{
     rc::Rc,
 };
 
+use kakehi_ctl::state::Settings;
+
 use super::successor::{HandoverMessage, Successor};
 use crate::{
-    exchange::{ListenerHandle, Shared},
+    exchange::{ListenerHandle, Shared, Wakers},
     observe::Counter,
     upstream::Pooling,
 };
@@ -21,8 +23,13 @@ pub struct Connections {
     pub(super) max_connections: u32,
     /// How long a tunnel goes on whose listener or backend was removed (ms).
     pub drain_timeout_ms: u64,
-    /// The worker is about to stop: answers close their connections, idle connections close.
-    draining: Cell<bool>,
+    /// How long an idle connection waits at a stop for a request that is on its way (ms).
+    pub stop_idle_grace_ms: u64,
+    /// When connections close that are idle then (ms on the ring's clock), once the worker drains: it is about to stop, and
+    /// answers close their connections.
+    idle_close_due: Cell<Option<u64>>,
+    /// The tunnels: their backends may be removed.
+    pub(super) tunnels: Wakers,
     /// Another process takes this one's place.
     leaving: Cell<bool>,
     /// Connections at rest are given to it.
@@ -42,12 +49,14 @@ pub struct Connections {
 
 impl Connections {
     /// None yet.
-    pub fn new(pooling: Pooling, max_connections: u32, drain_timeout_ms: u64) -> Rc<Connections> {
+    pub fn new(pooling: Pooling, settings: &Settings) -> Rc<Connections> {
         Rc::new(Connections {
             shared: Shared::new(pooling),
-            max_connections,
-            drain_timeout_ms,
-            draining: Cell::new(false),
+            max_connections: settings.max_connections,
+            drain_timeout_ms: settings.drain_timeout_ms,
+            stop_idle_grace_ms: settings.stop_idle_grace_ms,
+            idle_close_due: Cell::new(None),
+            tunnels: Wakers::default(),
             leaving: Cell::new(false),
             successor: RefCell::default(),
             places: Cell::new(0),
@@ -59,16 +68,23 @@ impl Connections {
         })
     }
 
-    /// Lets every connection end with the exchange that it is in; idle ones end now.
-    pub fn drain(&self) {
-        self.draining.set(true);
+    /// Lets every connection end with the exchange that it is in. One that is idle has `stop_idle_grace` for a request that
+    /// is on its way, but no more than half of `deadline_ms`, when everything is cut.
+    pub fn drain(&self, deadline_ms: u64) {
+        let due = self.shared.ring.now() + self.stop_idle_grace_ms.min(deadline_ms / 2);
+        self.idle_close_due.set(Some(self.idle_close_due.get().map_or(due, |before| before.min(due))));
         self.shared.ring.wake_all();
+    }
+
+    /// When connections close that are idle then (ms), if the worker drains.
+    pub(super) fn idle_close_due(&self) -> Option<u64> {
+        self.idle_close_due.get()
     }
 
     /// The worker cannot go on: it drains, and ends with this reason. The first one counts.
     pub fn fail(&self, reason: String) {
         self.failure.borrow_mut().get_or_insert(reason);
-        self.drain();
+        self.drain(self.drain_timeout_ms);
         if let Some(waker) = self.failing.take() {
             waker.wake();
         }
@@ -152,7 +168,7 @@ impl Connections {
 
     /// Whether [`Connections::drain`] was called.
     pub fn is_draining(&self) -> bool {
-        self.draining.get()
+        self.idle_close_due.get().is_some()
     }
 
     /// Waits until a connection has closed, or a listener has finished.
@@ -169,10 +185,23 @@ impl Connections {
         .await;
     }
 
-    /// Lets the connections and accept loops of a listener that was closed or rearmed see it.
-    pub fn listeners_changed(&self) {
+    /// Lets everybody see that a listener was closed: its connections are not told from others.
+    pub fn listeners_closed(&self) {
         self.shared.ring.wake_all();
         self.wake_waiting();
+    }
+
+    /// Lets the accept loops of a listener see that it was closed or rearmed, or that a socket of it was yielded.
+    pub fn wake_acceptors(&self, listener: &ListenerHandle) {
+        listener.acceptors.wake();
+        self.wake_waiting();
+        self.shared.ring.note_local_work();
+    }
+
+    /// Lets the tunnels see that a backend was removed.
+    pub fn wake_tunnels(&self) {
+        self.tunnels.wake();
+        self.shared.ring.note_local_work();
     }
 
     /// True if there are as many as there may be.

@@ -101,8 +101,9 @@ fn resume(
             ));
         }
         (HandoverMessage::Queue { listener }, Some(_), None) => {
-            find(listener)?.rearm();
-            connections.listeners_changed();
+            let listener = find(listener)?;
+            listener.rearm();
+            connections.wake_acceptors(&listener);
             return Ok(0);
         }
         _ => return Err("it has not the sockets that it should have".to_owned()),

@@ -1,6 +1,11 @@
 //! A client connection that has become a tunnel: it ends, or moves to another process.
 
-use std::{os::fd::OwnedFd, rc::Rc};
+use std::{
+    future::{Future, poll_fn},
+    os::fd::OwnedFd,
+    pin::pin,
+    rc::Rc,
+};
 
 use super::{
     Connections,
@@ -59,7 +64,15 @@ pub(super) async fn run(
         drain_ms: connections.drain_timeout_ms,
         owner: &owner,
     };
-    let end = tunnel.run(std::mem::take(read_buffer), early_tunnel_data).await;
+    let wake_slot = connections.tunnels.register();
+    let end = {
+        let mut run = pin!(tunnel.run(std::mem::take(read_buffer), early_tunnel_data));
+        poll_fn(|context| {
+            wake_slot.wait(context);
+            run.as_mut().poll(context)
+        })
+        .await
+    };
     counters.uncount(Counter::TunnelsOpen);
     let event = match end {
         TunnelEnd::Finished => Event::TunnelFinished,

@@ -7,6 +7,7 @@ use std::{
 
 use kakehi_ctl::state;
 
+use super::wakers::Wakers;
 use crate::{
     h1::{HeadLimits, StrictTransport},
     http::Reason,
@@ -91,9 +92,12 @@ impl Routes {
 /// What a listener and its connections share: the config of the moment, and whether the listener still is.
 pub struct ListenerHandle {
     config: RefCell<Rc<ListenerConfig>>,
-    closed: Cell<bool>,
+    /// When connections close that are idle then (ms), once the listener was removed.
+    idle_close_due: Cell<Option<u64>>,
     /// How often its queue has to be looked into again.
     rearmed: Cell<u32>,
+    /// The loops that accept here.
+    pub(crate) acceptors: Wakers,
 }
 
 impl ListenerHandle {
@@ -101,8 +105,9 @@ impl ListenerHandle {
     pub fn new(config: Rc<ListenerConfig>) -> Rc<ListenerHandle> {
         Rc::new(ListenerHandle {
             config: RefCell::new(config),
-            closed: Cell::new(false),
+            idle_close_due: Cell::new(None),
             rearmed: Cell::new(0),
+            acceptors: Wakers::default(),
         })
     }
 
@@ -126,13 +131,20 @@ impl ListenerHandle {
         self.config.replace(config);
     }
 
-    /// The listener is configured no more: what it has accepted ends with the exchange that it is in. Wake all then.
-    pub fn close(&self) {
-        self.closed.set(true);
+    /// The listener is configured no more: what it has accepted ends with the exchange that it is in, or, if it stays idle,
+    /// at `idle_close_due` (ms). Wake all connections then.
+    pub fn close(&self, idle_close_due: u64) {
+        self.idle_close_due.set(Some(idle_close_due));
+    }
+
+    /// When connections close that are idle then (ms), if the listener was removed.
+    pub(crate) fn idle_close_due(&self) -> Option<u64> {
+        self.idle_close_due.get()
     }
 
     /// Another process has stopped to accept here. Of two that wait for connections the kernel wakes one, which may have
-    /// been that one: what it left in the queue is taken when accepting begins anew. Wake all then.
+    /// been that one: what it left in the queue is taken when accepting begins anew. Wake the acceptors then
+    /// of it.
     pub fn rearm(&self) {
         self.rearmed.set(self.rearmed.get().wrapping_add(1));
     }
@@ -143,7 +155,7 @@ impl ListenerHandle {
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        self.closed.get()
+        self.idle_close_due.get().is_some()
     }
 }
 

@@ -22,6 +22,7 @@
 //! | `listener` | the configuration of a listener, compiled |
 //! | `shared` | what all exchanges of a worker share |
 //! | `request_id` | request ids |
+//! | `wakers` | tasks that are woken when the configuration changes |
 //!
 //! Relies on `route`, `upstream`, `transfer`, `h1`. Promises: no request is answered twice or with another's answer; what
 //! is cut short looks cut short; what a peer can make us hold is bounded; every wait has a deadline.
@@ -38,6 +39,7 @@ mod request_id;
 mod response;
 mod shared;
 mod upload;
+mod wakers;
 
 pub(crate) use self::{
     disposition::{Disposition, Event},
@@ -46,6 +48,7 @@ pub(crate) use self::{
     local_reply::LocalReply,
     outcome::{Failure, Outcome, Upgrade},
     request::Request,
+    wakers::Wakers,
 };
 pub use self::{
     listener::{ListenerConfig, ListenerHandle},

@@ -17,11 +17,15 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 use serde::{Deserialize, Serialize};
 
-use super::{Worker, report};
+use super::{Worker, configured::Taken, report};
 use crate::ring::{Role, Stream, Timer, receive_descriptors};
 
 /// How long whoever connects may take to say what it wants (ms).
 const WELCOME_TIMEOUT_MS: u64 = 2_000;
+/// How long a supervisor may take to take what a worker has for it (ms).
+const EXPORT_TIMEOUT_MS: u64 = 5_000;
+/// Pause until it is looked whether it has taken some (ms).
+const EXPORT_PAUSE_MS: u64 = 5;
 /// Pause after a failed accept (ms).
 const ACCEPT_PAUSE_MS: u64 = 100;
 
@@ -55,20 +59,19 @@ pub enum DescriptorKind {
     Successor,
 }
 
-/// The channel over which descriptors come from the supervisor and go to it. All of it may wait for the moment that a
-/// message takes that was sent before.
+/// The channel over which descriptors come from the supervisor and go to it. Nothing here waits.
 pub trait DescriptorChannel {
-    /// Takes what was sent by one call.
+    /// Takes what was sent by one call, and is there: an order that speaks of it comes after it.
     ///
     /// # Errors
-    /// When the supervisor is gone, or sends nonsense.
+    /// When there is nothing, the supervisor is gone, or sends nonsense.
     fn receive(&self) -> io::Result<Vec<(DescriptorKind, OwnedFd)>>;
 
-    /// Sends duplicates.
+    /// Sends duplicates, as many as the channel takes now: how many. The rest is to be sent next, and by itself.
     ///
     /// # Errors
-    /// When the supervisor is gone, or does not take them.
-    fn send(&self, descriptors: &[(DescriptorKind, BorrowedFd<'_>)]) -> io::Result<()>;
+    /// When the supervisor is gone.
+    fn send(&self, descriptors: &[(DescriptorKind, BorrowedFd<'_>)]) -> io::Result<usize>;
 
     /// Goes on with another channel.
     fn replace(&self, channel: OwnedFd);
@@ -86,6 +89,10 @@ pub(super) struct AdoptionState {
     pub(super) program: Program,
     /// A copy of the order channel for the last words.
     pub(super) last_words: Rc<Cell<Option<OwnedFd>>>,
+}
+
+fn copy_of_listener((which, taken): (&ListenerSocket, &Taken)) -> io::Result<(DescriptorKind, OwnedFd)> {
+    Ok((DescriptorKind::Listener(*which), taken.copy.try_clone()?))
 }
 
 impl Worker {
@@ -145,7 +152,7 @@ impl Worker {
         self.adoption_state.last_words.set(Some(orders.try_clone()?));
         let orders = Stream::adopt(ring, orders, Role::Control)?;
         self.channel.replace(descriptors);
-        self.export()?;
+        self.export().await?;
         report(ring, &orders, 0, Report::Adopted(Box::new(self.describe()?)))
             .await
             .map_err(io::Error::other)?;
@@ -157,18 +164,32 @@ impl Worker {
     }
 
     /// Sends the supervisor all that it has to hold for this worker.
-    fn export(&self) -> io::Result<()> {
-        let process = pidfd_open(getpid(), PidfdFlags::empty())?;
-        let sockets = self.configured.sockets();
+    async fn export(&self) -> io::Result<()> {
+        // Copies: listeners may go while the supervisor takes what was sent first.
         let listeners =
-            sockets.iter().map(|(which, taken)| (DescriptorKind::Listener(*which), taken.copy.as_fd()));
+            self.configured.sockets().iter().map(copy_of_listener).collect::<io::Result<Vec<_>>>()?;
         let rest = [
-            (DescriptorKind::Counters, self.adoption_state.counters.as_fd()),
-            (DescriptorKind::Ended, self.adoption_state.ended.as_fd()),
-            (DescriptorKind::Vault, self.configured.vault().as_fd()),
-            (DescriptorKind::Process, process.as_fd()),
+            (DescriptorKind::Counters, self.adoption_state.counters.try_clone()?),
+            (DescriptorKind::Ended, self.adoption_state.ended.try_clone()?),
+            (DescriptorKind::Vault, self.configured.vault().as_fd().try_clone_to_owned()?),
+            (DescriptorKind::Process, pidfd_open(getpid(), PidfdFlags::empty())?),
         ];
-        self.channel.send(&listeners.chain(rest).collect::<Vec<_>>())
+        let descriptors: Vec<_> = listeners.into_iter().chain(rest).collect();
+        let ring = &self.connections.shared.ring;
+        let (due, timer) = (ring.now() + EXPORT_TIMEOUT_MS, Timer::new(ring));
+        let mut unsent = &descriptors[..];
+        while !unsent.is_empty() {
+            let borrowed: Vec<_> = unsent.iter().map(|(kind, copy)| (*kind, copy.as_fd())).collect();
+            match self.channel.send(&borrowed)? {
+                0 if ring.now() >= due => return Err(io::ErrorKind::TimedOut.into()),
+                0 => {
+                    timer.set(EXPORT_PAUSE_MS);
+                    timer.elapsed().await;
+                }
+                sent => unsent = &unsent[sent..],
+            }
+        }
+        Ok(())
     }
 
     /// Sends the state.
@@ -177,7 +198,10 @@ impl Worker {
         let memory = memfd_create(c"kakehi-state", MFdFlags::MFD_CLOEXEC)?;
         let mut file = std::fs::File::from(memory);
         file.write_all(&text)?;
-        self.channel.send(&[(DescriptorKind::State, file.as_fd())])
+        match self.channel.send(&[(DescriptorKind::State, file.as_fd())])? {
+            0 => Err(io::ErrorKind::WouldBlock.into()),
+            _ => Ok(()),
+        }
     }
 
     fn describe(&self) -> io::Result<Adopted> {

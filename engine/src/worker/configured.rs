@@ -215,7 +215,9 @@ impl Configured {
         let given_up: Vec<Taken> =
             sockets.iter().filter_map(|which| self.sockets.borrow_mut().remove(which)).collect();
         given_up.iter().for_each(|taken| taken.yielded.set(true));
-        connections.listeners_changed();
+        for handle in sockets.iter().filter_map(|which| self.listener(which.address)) {
+            connections.wake_acceptors(&handle);
+        }
         while given_up.iter().any(|taken| Rc::strong_count(&taken.yielded) > 1) {
             connections.connection_closed().await;
         }
@@ -223,8 +225,10 @@ impl Configured {
 
     /// Looks into the queue of every listening socket.
     pub(super) fn rearm(&self, connections: &Connections) {
-        self.handles.borrow().values().for_each(|handle| handle.rearm());
-        connections.listeners_changed();
+        for handle in self.handles.borrow().values() {
+            handle.rearm();
+            connections.wake_acceptors(handle);
+        }
     }
 
     /// Does everything of `changes` that can fail.
@@ -434,19 +438,23 @@ impl Configured {
                 }
             }
         }
-        self.change_handles(connections, configs, state, listeners);
-        // Tunnels whose backend or listener has gone learn of it.
-        connections.listeners_changed();
+        if self.change_handles(connections, configs, state, listeners) {
+            connections.listeners_closed();
+        }
+        // Tunnels whose backend has gone learn of it.
+        connections.wake_tunnels();
         Ok(())
     }
 
+    /// Whether a listener was removed: then its connections have to learn of it.
     fn change_handles(
         &self,
         connections: &Rc<Connections>,
         configs: &ListenerConfigs,
         state: &State,
         listeners: Vec<NewListener>,
-    ) {
+    ) -> bool {
+        let mut closed = false;
         let mut handles = self.handles.borrow_mut();
         handles.retain(|address, handle| match configs.get(address) {
             Some(config) if state.accepts(address) => {
@@ -454,7 +462,9 @@ impl Configured {
                 true
             }
             _ => {
-                handle.close();
+                closed = true;
+                handle.close(connections.shared.ring.now() + connections.stop_idle_grace_ms);
+                connections.wake_acceptors(handle);
                 self.sockets.borrow_mut().retain(|which, _| which.address != *address);
                 false
             }
@@ -466,6 +476,7 @@ impl Configured {
                 handles.insert(which.address, handle);
             }
         }
+        closed
     }
 
     /// The listener at an address.

@@ -2,16 +2,17 @@
 
 mod adoption;
 mod configured;
+mod patient;
 
 use std::{
     cell::Cell,
     future::poll_fn,
     io,
     net::SocketAddr,
-    os::fd::{AsFd, AsRawFd as _, OwnedFd},
+    os::fd::{AsFd, OwnedFd},
     rc::Rc,
     task::Poll,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use kakehi_ctl::{
@@ -20,19 +21,19 @@ use kakehi_ctl::{
     wire::{self, Decoder, WireError},
 };
 use nix::{
-    errno::Errno,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         prctl::set_no_new_privs,
         signal::{SigSet, Signal},
         signalfd::{SfdFlags, SignalFd},
-        socket::{MsgFlags, send},
     },
     unistd::{Gid, Uid, setgid, setgroups, setuid},
 };
 
-pub use self::adoption::{AdoptRequest, DescriptorChannel, DescriptorKind};
 use self::{adoption::AdoptionState, configured::Configured};
+pub use self::{
+    adoption::{AdoptRequest, DescriptorChannel, DescriptorKind},
+    patient::Patient,
+};
 use crate::{
     config::{Clusters, CompileError},
     downstream::{self, Connections, HandoverRegistry, Successor},
@@ -175,31 +176,13 @@ pub fn run(setup: Setup) -> Result<End, Error> {
     outcome
 }
 
-/// Sends the last report of this process over its order channel, which may or may not block.
+/// Sends the last report of this process over its order channel.
 ///
 /// # Errors
 /// Those of `send(2)`; `TimedOut` when the supervisor does not read in time.
 pub fn say_last(orders: &impl AsFd, report: Report) -> Result<(), WireError> {
-    let frame = wire::encode(&Envelope::new(0, report), limits::MAX_FRAME)?;
-    let deadline = Instant::now() + LAST_WORDS_TIMEOUT;
-    let mut rest = &frame[..];
-    while !rest.is_empty() {
-        match send(orders.as_fd().as_raw_fd(), rest, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
-            Ok(sent) => rest = &rest[sent..],
-            Err(Errno::EINTR) => {}
-            Err(Errno::EAGAIN) => {
-                let left = deadline.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    return Err(io::Error::from(io::ErrorKind::TimedOut).into());
-                }
-                let mut writable = [PollFd::new(orders.as_fd(), PollFlags::POLLOUT)];
-                // Whatever it says, the next attempt tells.
-                let _ = poll(&mut writable, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
-            }
-            Err(error) => return Err(io::Error::from(error).into()),
-        }
-    }
-    Ok(())
+    let mut orders = Patient::new(orders, LAST_WORDS_TIMEOUT);
+    wire::write_message(&mut orders, &Envelope::new(0, report), limits::MAX_FRAME)
 }
 
 fn start(setup: Setup, last_words: Rc<Cell<Option<OwnedFd>>>) -> Result<End, Error> {
@@ -260,7 +243,7 @@ fn block_signals() -> io::Result<SignalFd> {
     let mut handled = SigSet::empty();
     handled.add(Signal::SIGTERM);
     handled.thread_block()?;
-    Ok(SignalFd::with_flags(&handled, SfdFlags::SFD_CLOEXEC)?)
+    Ok(SignalFd::with_flags(&handled, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
 }
 
 /// One worker at work.
@@ -295,7 +278,7 @@ async fn serve(
 ) -> Result<End, Error> {
     let settings = &setup.state.settings;
     setup.counters.reset_gauges();
-    let (graceful_timeout_ms, drain_timeout_ms) = (settings.graceful_timeout_ms, settings.drain_timeout_ms);
+    let graceful_timeout_ms = settings.graceful_timeout_ms;
     let orphan_timeout_ms = settings.orphan_timeout_ms;
     let pooling = Pooling {
         ring: ring.clone(),
@@ -304,7 +287,7 @@ async fn serve(
         idle_timeout_ms: settings.upstream_idle_timeout_ms,
     };
     let tls = Context::new(setup.vault, settings.ticket_key_rotation_ms)?;
-    let connections = Connections::new(pooling, settings.max_connections, drain_timeout_ms);
+    let connections = Connections::new(pooling, settings);
     let configured =
         Configured::new(&connections, setup.state, setup.listeners, Rc::clone(&setup.channel), tls)?;
     let adoption_state = AdoptionState {
@@ -512,7 +495,7 @@ impl Worker {
     /// comes first.
     fn stop(self: &Rc<Self>, deadline_ms: u64) {
         if !self.connections.is_draining() {
-            self.connections.drain();
+            self.connections.drain(deadline_ms);
         }
         self.configured.release_sockets();
         self.end_when_drained(deadline_ms);
@@ -594,9 +577,9 @@ impl Worker {
         if !self.connections.is_handing_over() {
             return false;
         }
-        self.connections.drain();
+        self.connections.drain(u64::MAX);
         // Each lingers for so long by itself.
-        timer.set(2 * limits::LINGER_TIMEOUT_MS);
+        timer.set(self.connections.stop_idle_grace_ms + 2 * limits::LINGER_TIMEOUT_MS);
         let closed = async {
             while !self.connections.is_drained() {
                 self.connections.connection_closed().await;

@@ -22,19 +22,15 @@ use kakehi_ctl::{
 };
 use kakehi_engine::{
     ring,
-    worker::{AdoptRequest, DescriptorKind},
+    worker::{AdoptRequest, DescriptorKind, Patient},
 };
 use nix::sys::{
     socket::{getsockopt, sockopt::PeerCredentials},
     stat::{Mode, umask},
 };
-use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::{
-    handle::Handle,
-    launch::{self, Launched},
-    listeners::Sockets,
-};
+use super::{handle::Handle, launch::Launched, listeners::Sockets};
 use crate::scm;
 
 /// A worker that does not answer for so long is left alone.
@@ -61,8 +57,7 @@ impl AdoptionFile {
 /// # Errors
 /// Those of the file system and of `socket(2)`.
 pub(super) fn listen(command_socket: &Path, id: u32) -> io::Result<(OwnedFd, AdoptionFile)> {
-    let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
-    socket.set_nonblocking(true)?;
+    let socket = Socket::new(Domain::UNIX, Type::SEQPACKET.nonblocking(), None)?;
     for n in 0..MAX_NAMES {
         let mut name = prefix(command_socket);
         name.push(format!("{id}.{n}"));
@@ -134,7 +129,7 @@ pub(super) fn find(command_socket: &Path) -> Vec<Orphan> {
 
 /// `None` when nobody listens there any more.
 fn take_over(path: &Path) -> io::Result<Option<Orphan>> {
-    let connection = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
+    let connection = Socket::new(Domain::UNIX, Type::SEQPACKET.nonblocking(), None)?;
     match connection.connect(&SockAddr::unix(path)?) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
@@ -147,7 +142,7 @@ fn take_over(path: &Path) -> io::Result<Option<Orphan>> {
     if peer.uid() != nix::unistd::geteuid().as_raw() {
         return Err(io::Error::other(format!("it belongs to uid {}", peer.uid())));
     }
-    let (orders, their_orders) = UnixStream::pair()?;
+    let (orders, their_orders) = scm::streams()?;
     let (descriptors, their_descriptors) = scm::pair()?;
     let (inheritance, successor) = scm::pair()?;
     let request = serde_json::to_string(&AdoptRequest { protocol: PROTOCOL_VERSION })?;
@@ -155,13 +150,9 @@ fn take_over(path: &Path) -> io::Result<Option<Orphan>> {
     ring::send_descriptors(&connection, &request, &channels)?;
     drop(channels);
 
-    orders.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-    let channel = SockRef::from(&descriptors);
-    channel.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-    channel.set_write_timeout(Some(launch::PASS_TIMEOUT))?;
     let mut sockets = Sockets::new();
     let mut others = BTreeMap::new();
-    for (kind, descriptor) in scm::receive(&descriptors).map_err(io::Error::other)? {
+    for (kind, descriptor) in scm::receive(&descriptors, ANSWER_TIMEOUT).map_err(io::Error::other)? {
         match kind {
             DescriptorKind::Listener(which) => sockets.push((which, descriptor)),
             other => drop(others.insert(other, descriptor)),
@@ -187,9 +178,9 @@ impl Orphan {
     /// When it does not answer, or with nonsense.
     pub(super) fn state(&self) -> io::Result<State> {
         let order = Envelope::new(0, Order::TellState);
-        wire::write_message(&mut &self.launched.orders, &order, limits::MAX_FRAME)
-            .map_err(io::Error::other)?;
-        let received = scm::receive(&self.launched.descriptors).map_err(io::Error::other)?;
+        let mut orders = Patient::new(&self.launched.orders, ANSWER_TIMEOUT);
+        wire::write_message(&mut orders, &order, limits::MAX_FRAME).map_err(io::Error::other)?;
+        let received = scm::receive(&self.launched.descriptors, ANSWER_TIMEOUT).map_err(io::Error::other)?;
         match (answer(&self.launched.orders)?, received.into_iter().next()) {
             (Some(Report::Done), Some((DescriptorKind::State, memory))) => {
                 crate::worker_main::read_state(memory)
@@ -200,8 +191,9 @@ impl Orphan {
 }
 
 /// The next report; `None` at the end of the channel. Every report answers an order, so none follows on its heels.
-fn answer(mut orders: &UnixStream) -> io::Result<Option<Report>> {
+fn answer(orders: &UnixStream) -> io::Result<Option<Report>> {
     let mut decoder = Decoder::new(limits::MAX_FRAME);
+    let mut orders = Patient::new(orders, ANSWER_TIMEOUT);
     let report = wire::read_message(&mut orders, &mut decoder).map_err(io::Error::other)?;
     Ok(report.map(|envelope: Envelope<Report>| envelope.body))
 }

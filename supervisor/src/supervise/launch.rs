@@ -91,8 +91,7 @@ pub(super) fn launch(
     predecessor: Option<&OwnedFd>,
 ) -> io::Result<Launched> {
     let Start { id, core, provisions, sockets, .. } = *start;
-    let (orders, their_orders) = UnixStream::pair()?;
-    orders.set_nonblocking(true)?;
+    let (orders, their_orders) = scm::streams()?;
     let (descriptors, their_descriptors) = scm::pair()?;
     let (inheritance, successor) = scm::pair()?;
     let (their_adoption, adoption) = adoption::listen(start.command_socket, id)?;
@@ -132,9 +131,7 @@ pub(super) fn launch(
     // Our copies of its descriptors: with them open we would not see it close its own.
     drop(command);
 
-    let channel = socket2::SockRef::from(&descriptors);
-    channel.set_write_timeout(Some(PASS_TIMEOUT))?;
-    if let Err(error) = scm::send(&descriptors, &labelled(sockets)) {
+    if let Err(error) = scm::send(&descriptors, &labelled(sockets), PASS_TIMEOUT) {
         // It has died, or will be found not ready in time: either is seen, and told, by the supervisor.
         tracing::warn!(worker = id, "{error}");
     }

@@ -160,7 +160,7 @@ fn open_one(address: SocketAddr) -> Result<OwnedFd, Error> {
 }
 
 fn socket(address: SocketAddr) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
         // `[::]` means IPv6 only, whatever net.ipv6.bindv6only says; IPv4 is a listener of its own.

@@ -109,7 +109,6 @@ impl Process {
     /// # Errors
     /// When the kernel refuses a descriptor.
     pub(super) fn adopt(about: Adopted, launched: Launched, attendance: &Attendance) -> io::Result<Process> {
-        launched.orders.set_nonblocking(true)?;
         let place = Place { worker: about.id, launch: about.launch, ready: true };
         let mut process = Process::attended(place, launched, attendance)?;
         process.io_uring_level = about.io_uring_level;
@@ -177,7 +176,7 @@ impl Process {
     /// # Errors
     /// When it does not take them.
     pub(super) fn pass(&self, descriptors: &[(DescriptorKind, &OwnedFd)]) -> Result<(), scm::Error> {
-        scm::send(&self.descriptors, descriptors)
+        scm::send(&self.descriptors, descriptors, launch::PASS_TIMEOUT)
     }
 
     /// A copy of the end where the connections come out that it gives away.

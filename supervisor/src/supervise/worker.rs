@@ -159,7 +159,7 @@ impl Worker {
         if must_be_told {
             process.order(STOP, Order::Stop { deadline_ms }).map_err(io::Error::other)?;
         }
-        let kill_at = Instant::now() + Duration::from_millis(deadline_ms) + LEAVE_SLACK;
+        let kill_at = self.kill_at();
         self.leaving.push(Leaving { process, counters: Block::map(counters)?.counters, kill_at });
         Ok(())
     }
@@ -400,6 +400,12 @@ impl Worker {
         self.let_leave(before, counters);
     }
 
+    /// When a process must have ended that leaves from now on.
+    fn kill_at(&self) -> Instant {
+        let Settings { drain_timeout_ms, stop_idle_grace_ms, .. } = self.settings;
+        Instant::now() + Duration::from_millis(drain_timeout_ms + stop_idle_grace_ms) + LEAVE_SLACK
+    }
+
     /// Orders a process to give away what it has and to end.
     fn let_leave(&mut self, before: Process, counters: Counters) {
         let deadline_ms = self.settings.drain_timeout_ms;
@@ -410,7 +416,7 @@ impl Worker {
             );
             before.send(Signal::SIGTERM);
         }
-        let kill_at = Instant::now() + Duration::from_millis(deadline_ms) + LEAVE_SLACK;
+        let kill_at = self.kill_at();
         self.leaving.push(Leaving { process: before, counters, kill_at });
     }
 
@@ -460,7 +466,7 @@ impl Worker {
         let Ok(block) = Block::new(self.id) else { return Outcome::Nothing };
         let Some(process) = self.process.take() else { return Outcome::Nothing };
         let counters = std::mem::replace(&mut self.block, block).counters;
-        let kill_at = Instant::now() + Duration::from_millis(self.settings.drain_timeout_ms) + LEAVE_SLACK;
+        let kill_at = self.kill_at();
         self.leaving.push(Leaving { process, counters, kill_at });
         self.state = WorkerState::Dead;
         self.due = None;

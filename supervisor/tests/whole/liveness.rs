@@ -66,7 +66,9 @@ fn new_connections_wait_for_the_replacement_of_the_only_worker() {
     let backend = Backend::respond(OK);
     let proxy = Config::to(&backend).root(SHORT).start();
     for _ in 0..TIMES {
-        send_signal(proxy.worker(), Signal::SIGSTOP);
+        let worker = proxy.worker();
+        send_signal(worker, Signal::SIGSTOP);
+        wait::until("it stands still", || worker.status("State").is_some_and(|state| state.starts_with('T')));
         // A connection that the kernel had accepted for the process is lost with it; the queue of its socket is not.
         let served =
             (0..8).map(|_| proxy.client()).collect::<Vec<_>>().into_iter().filter_map(|mut client| {

@@ -11,6 +11,7 @@ mod basics;
 mod bodies;
 mod certificates;
 mod client_gone;
+mod draining;
 mod duplex;
 mod framing;
 mod freeze;

@@ -125,6 +125,13 @@ const PROCESS: &[Key] = &[
         "At a stop, how long what is in flight may take to finish, in seconds.",
     ),
     key(
+        "stop_idle_grace",
+        SecondsOrZero,
+        "0.5",
+        Own,
+        "How long an idle connection waits, at a stop or when its listener was removed, for a request that is on its way, in seconds; 0 = not at all.",
+    ),
+    key(
         "drain_timeout",
         Seconds,
         "30",
