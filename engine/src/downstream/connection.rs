@@ -114,7 +114,7 @@ impl ClientConnection {
     async fn end(&self) {
         match self.next {
             Disposition::Abort { reset: true } => self.stream.reset_on_close(),
-            Disposition::Close | Disposition::Finish => self.finish().await,
+            Disposition::Close | Disposition::Linger | Disposition::Finish => self.finish().await,
             Disposition::Abort { reset: false } | Disposition::Gone | Disposition::Request => {}
         }
     }
@@ -136,12 +136,27 @@ impl ClientConnection {
             return;
         }
         // Closing with unread bytes would reset the connection, and the client might lose the answer.
-        self.timer.set(limits::LINGER_TIMEOUT_MS);
-        let goodbye = async {
-            self.stream.shutdown_write().await;
-            self.stream.discard().await;
+        let (time_ms, idle_ms) = match self.next {
+            Disposition::Linger => self.listener.timeouts(|it| (it.lingering_ms, it.lingering_idle_ms)),
+            _ => (limits::LINGER_TIMEOUT_MS, limits::LINGER_TIMEOUT_MS),
         };
-        let _ = self.timer.limit(goodbye).await;
+        let ring = &self.connections.shared.ring;
+        let mut due = ring.now() + time_ms;
+        self.timer.set(limits::LINGER_TIMEOUT_MS);
+        if self.timer.limit(self.stream.shutdown_write()).await.is_err() {
+            return;
+        }
+        loop {
+            if self.is_draining() {
+                // A stop does not wait for an upload that nobody reads.
+                due = due.min(ring.now() + limits::LINGER_TIMEOUT_MS);
+            }
+            self.timer.set_at(due.min(ring.now() + idle_ms));
+            let more = self.timer.limit(self.stream.discard()).await;
+            if more != Ok(true) || ring.now() >= due {
+                return;
+            }
+        }
     }
 }
 
@@ -173,7 +188,10 @@ pub(super) fn serve(
             };
         }
         match connection.next {
-            Disposition::Abort { reset: true } | Disposition::Close | Disposition::Finish => {
+            Disposition::Abort { reset: true }
+            | Disposition::Close
+            | Disposition::Linger
+            | Disposition::Finish => {
                 Box::pin(connection.end()).await;
             }
             Disposition::Abort { reset: false } | Disposition::Gone | Disposition::Request => {}

@@ -9,6 +9,9 @@ pub(crate) enum Disposition {
     Request,
     /// It ends in stages, so that the client gets everything that was sent.
     Close,
+    /// As `Close`, and the rest of a request body may still be coming: it is read for as long as `lingering_time` and
+    /// `lingering_timeout` allow.
+    Linger,
     /// As `Close`, and the client has said that it sends nothing more.
     Finish,
     /// It has moved to another process already.
@@ -50,11 +53,15 @@ pub(crate) enum Event {
         goes_on: bool,
         /// The client has said that it sends nothing more.
         last: bool,
+        /// The rest of the request body may still be coming.
+        unread: bool,
     },
     /// A local reply was sent.
     Replied {
         /// Another request may follow.
         goes_on: bool,
+        /// The rest of the request body may still be coming.
+        unread: bool,
     },
     /// A local reply could not be sent.
     ReplyLost,
@@ -82,7 +89,8 @@ impl Disposition {
             Event::PreambleDone
             | Event::StaysHere
             | Event::Answered { goes_on: true, .. }
-            | Event::Replied { goes_on: true } => Disposition::Request,
+            | Event::Replied { goes_on: true, .. } => Disposition::Request,
+            Event::Answered { unread: true, .. } | Event::Replied { unread: true, .. } => Disposition::Linger,
             Event::Answered { last: true, .. } | Event::Finished => Disposition::Finish,
             // RFC 9112 section 9.6: in stages, because a close with unread bytes resets what was sent.
             Event::Answered { .. } | Event::Replied { .. } | Event::FarewellSent | Event::TunnelFinished => {
@@ -125,11 +133,13 @@ mod tests {
     #[test]
     fn a_connection_goes_on_only_where_the_next_request_begins_beyond_doubt() {
         for (event, expected) in [
-            (Event::Answered { goes_on: true, last: false }, Disposition::Request),
-            (Event::Answered { goes_on: false, last: false }, Disposition::Close),
-            (Event::Answered { goes_on: false, last: true }, Disposition::Finish),
-            (Event::Replied { goes_on: true }, Disposition::Request),
-            (Event::Replied { goes_on: false }, Disposition::Close),
+            (Event::Answered { goes_on: true, last: false, unread: false }, Disposition::Request),
+            (Event::Answered { goes_on: false, last: false, unread: false }, Disposition::Close),
+            (Event::Answered { goes_on: false, last: true, unread: false }, Disposition::Finish),
+            (Event::Answered { goes_on: false, last: false, unread: true }, Disposition::Linger),
+            (Event::Replied { goes_on: true, unread: false }, Disposition::Request),
+            (Event::Replied { goes_on: false, unread: false }, Disposition::Close),
+            (Event::Replied { goes_on: false, unread: true }, Disposition::Linger),
             (Event::Cut { reset: false }, Disposition::Abort { reset: false }),
             (Event::Cut { reset: true }, Disposition::Abort { reset: true }),
             (Event::ClientStalled, Disposition::Abort { reset: true }),

@@ -64,8 +64,9 @@ pub(crate) trait Downstream {
     /// Where bodies come from and go to; the socket itself, for what only works on sockets, is its `as_plain`.
     fn body(&self) -> &TransportStream;
 
-    /// Writes the head of a response as this client gets it.
-    fn encode(&self, head: &ResponseHead<'_>, request: &Request) -> Encoded;
+    /// Writes the head of a response as this client gets it. `ahead`: it comes before the request was read to its end, so no other
+    /// can follow.
+    fn encode(&self, head: &ResponseHead<'_>, request: &Request, ahead: bool) -> Encoded;
 
     /// Takes the upstream connection that is bound to this client, if it leads to `cluster` and is whole.
     fn take_bound(&mut self, cluster: &Rc<Cluster>) -> Option<Lease>;

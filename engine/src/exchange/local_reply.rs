@@ -14,6 +14,8 @@ pub(crate) struct LocalReply {
     pub(crate) head_only: bool,
     /// The connection may go on: the request has ended, and where is beyond doubt.
     pub(crate) keep_alive: bool,
+    /// The rest of a request body may still be coming: it is read and thrown away, so that the client gets the reply.
+    pub(crate) unread: bool,
     pub(crate) version: Version,
     /// `Location` of a redirect.
     pub(crate) location: Option<String>,
@@ -25,7 +27,7 @@ impl LocalReply {
     /// To a request of which nothing is known but that it is wrong.
     pub(crate) fn malformed(reason: Reason) -> LocalReply {
         let (version, location, hsts) = (Version::Http11, None, None);
-        LocalReply { reason, head_only: false, keep_alive: false, version, location, hsts }
+        LocalReply { reason, head_only: false, keep_alive: false, unread: false, version, location, hsts }
     }
 }
 
@@ -54,7 +56,7 @@ pub(super) async fn send_local_reply<D: Downstream>(
     write_answer(reply.reason, !goes_on, reply.head_only, &extra, &shared.date(), &mut out);
     record.add_response_bytes(out.len() as u64);
     match downstream.respond(out, config.settings.timeouts.front_ms).await {
-        Ok(()) => Event::Replied { goes_on },
+        Ok(()) => Event::Replied { goes_on, unread: reply.unread },
         Err(_) => Event::ReplyLost,
     }
 }

@@ -112,7 +112,7 @@ async fn phases<D: Downstream>(downstream: &mut D, record: &Record) -> Result<Ou
 async fn end<D: Downstream>(downstream: &mut D, outcome: Outcome, record: Record) -> Ended {
     let event = match outcome {
         Outcome::LocalReply(reply) => local_reply::send_local_reply(downstream, *reply, &record).await,
-        Outcome::Done { goes_on, last } => Event::Answered { goes_on, last },
+        Outcome::Done { goes_on, last, unread } => Event::Answered { goes_on, last, unread },
         Outcome::ClientGone => Event::PeerGone,
         Outcome::ClientStalled => Event::ClientStalled,
         Outcome::Cut { reset } => Event::Cut { reset },

@@ -18,6 +18,8 @@ pub(crate) enum Outcome {
         goes_on: bool,
         /// The client has said that it sends nothing more.
         last: bool,
+        /// The rest of the request body may still be coming.
+        unread: bool,
     },
     /// The client gets a reply of our own.
     LocalReply(Box<LocalReply>),

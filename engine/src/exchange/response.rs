@@ -54,7 +54,7 @@ impl Answered {
                 }
                 // Answered before the body was all there: what is still to come of it is not a request.
                 // RFC 9112 section 9.3.
-                Outcome::Done { goes_on: keep_alive && sent, last: request.last }
+                Outcome::Done { goes_on: keep_alive && sent, last: request.last, unread: !sent }
             }
             Answered::Upgraded(early_tunnel_data) if sent => Outcome::Upgraded(Box::new(Upgrade {
                 lease,
@@ -289,12 +289,14 @@ fn read<D: Downstream>(
     let length = head.len;
     if head.is_interim() {
         // RFC 9110 section 15.2: a client of HTTP/1.0 does not know interim responses.
-        let out = (request.version == Version::Http11).then(|| downstream.encode(&head, request).head);
+        let out = (request.version == Version::Http11).then(|| downstream.encode(&head, request, false).head);
         let reusable = head.keep_alive;
         read_buffer.consume(length);
         return Ok(Head::Interim { out, reusable });
     }
-    let encoded = downstream.encode(&head, request);
+    // RFC 9112 section 9.3: a body that is not read to its end ends the connection, and the response says so.
+    let ahead = context.duplex.is_some_and(|duplex| duplex.uploading.get());
+    let encoded = downstream.encode(&head, request, ahead);
     let chunked = encoded.framing == OutFraming::Chunked;
     let body = match head.body {
         ResponseBody::None => Body::length(0),

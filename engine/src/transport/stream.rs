@@ -197,18 +197,14 @@ impl TransportStream {
         poll_fn(move |context| self.poll_receive(context))
     }
 
-    /// Receives and throws away until the peer has said all. Over TLS too it need not make sense: a part of it may be
+    /// Receives something and throws it away. True if more may come. Over TLS too it need not make sense: a part of it may be
     /// lost already, with a bulk receive that was given up.
-    pub async fn discard(&self) {
-        while let Ok(Recv::Data(mut buffer)) = self.stream.receive().await {
-            if let Some(tls) = &self.tls {
-                let mut session = tls.session.borrow_mut();
-                let _ = session.open(&mut buffer, &mut Vec::new());
-                if session.is_finished() {
-                    return;
-                }
-            }
-        }
+    pub async fn discard(&self) -> bool {
+        let Ok(Recv::Data(mut buffer)) = self.stream.receive().await else { return false };
+        let Some(tls) = &self.tls else { return true };
+        let mut session = tls.session.borrow_mut();
+        let _ = session.open(&mut buffer, &mut Vec::new());
+        !session.is_finished()
     }
 
     /// Receives, without waiting, what has arrived already. An error shows at the next [`TransportStream::poll_receive`].

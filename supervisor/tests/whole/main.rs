@@ -24,6 +24,7 @@ mod init_system;
 mod interim;
 mod life;
 mod limits;
+mod lingering;
 mod liveness;
 mod proxy_protocol;
 mod reload;
