@@ -59,6 +59,9 @@ pub const GRACEFUL_TIMEOUT_MS: u64 = 30_000;
 
 /// Deadline of a TLS handshake, from accept (`handshake_timeout`).
 pub const HANDSHAKE_TIMEOUT_MS: u64 = 10_000;
+/// TLS handshakes with clients that are under way at a time in all workers together, each of which has an even share
+/// (`max_handshakes`; 0 = any number); more wait in line. One that has begun takes some 20 kB.
+pub const MAX_HANDSHAKES: u32 = 8_192;
 /// Largest ClientHello, with the headers of its records. Not a key: with a hybrid key share it has about 1,800 bytes.
 pub const MAX_CLIENT_HELLO: usize = 16_384;
 /// Tickets that a client of TLS 1.3 gets after a full handshake (`send_tls13_tickets`).

@@ -84,6 +84,9 @@ pub struct Settings {
     pub pin_workers: bool,
     /// Connections that one worker serves at a time.
     pub max_connections: u32,
+    /// TLS handshakes with clients that are under way at a time in all workers together; 0 = any number.
+    #[serde(default = "max_handshakes")]
+    pub max_handshakes: u32,
     /// What is in flight at a stop has this long to finish (ms).
     pub graceful_timeout_ms: u64,
     /// How long an idle connection waits, at a stop or when its listener was removed, for a request that is on its way (ms).
@@ -154,6 +157,7 @@ impl Default for Settings {
             worker_automatic_restart: true,
             pin_workers: true,
             max_connections: limits::MAX_CONNECTIONS,
+            max_handshakes: limits::MAX_HANDSHAKES,
             graceful_timeout_ms: limits::GRACEFUL_TIMEOUT_MS,
             stop_idle_grace_ms: limits::STOP_IDLE_GRACE_MS,
             drain_timeout_ms: limits::DRAIN_TIMEOUT_MS,
@@ -377,6 +381,10 @@ fn stop_idle_grace() -> u64 {
 
 fn worker_liveness() -> u64 {
     limits::WORKER_LIVENESS_MS
+}
+
+fn max_handshakes() -> u32 {
+    limits::MAX_HANDSHAKES
 }
 
 fn ticket_key_rotation() -> u64 {

@@ -172,6 +172,7 @@ impl Settings {
             ("handle_process_affinity", self.pin_workers != wanted.pin_workers),
             ("max_connections", self.max_connections != wanted.max_connections),
             ("stop_idle_grace", self.stop_idle_grace_ms != wanted.stop_idle_grace_ms),
+            ("max_handshakes", self.max_handshakes != wanted.max_handshakes),
             ("drain_timeout", self.drain_timeout_ms != wanted.drain_timeout_ms),
             ("command_allowed_uids", self.command_allowed_uids != wanted.command_allowed_uids),
             ("saved_state", self.saved_state != wanted.saved_state),

@@ -124,6 +124,7 @@ fn settings(root: &Section, folder: &Path, findings: &mut Findings<'_>) -> Setti
     set(&mut settings.worker_automatic_restart, root.bool("worker_automatic_restart"));
     set(&mut settings.pin_workers, root.bool("handle_process_affinity"));
     set(&mut settings.max_connections, root.integer("max_connections"));
+    set(&mut settings.max_handshakes, root.integer("max_handshakes"));
     set(&mut settings.graceful_timeout_ms, root.millis("graceful_timeout"));
     set(&mut settings.stop_idle_grace_ms, root.millis("stop_idle_grace"));
     set(&mut settings.drain_timeout_ms, root.millis("drain_timeout"));

@@ -234,6 +234,7 @@ fn settings(now: &Settings) -> Table {
     table.unless(usual.worker_automatic_restart, "worker_automatic_restart", now.worker_automatic_restart);
     table.unless(usual.pin_workers, "handle_process_affinity", now.pin_workers);
     table.unless(usual.max_connections, "max_connections", now.max_connections);
+    table.unless(usual.max_handshakes, "max_handshakes", now.max_handshakes);
     table.millis("graceful_timeout", now.graceful_timeout_ms, usual.graceful_timeout_ms);
     table.millis("stop_idle_grace", now.stop_idle_grace_ms, usual.stop_idle_grace_ms);
     table.millis("drain_timeout", now.drain_timeout_ms, usual.drain_timeout_ms);

@@ -12,6 +12,7 @@ use super::successor::{HandoverMessage, Successor};
 use crate::{
     exchange::{ListenerHandle, Shared, Wakers},
     observe::Counter,
+    tls::HandshakeLimit,
     upstream::Pooling,
 };
 
@@ -21,6 +22,8 @@ pub struct Connections {
     pub shared: Shared,
     /// Connections that may be open at a time.
     pub(super) max_connections: u32,
+    /// Handshakes with clients that are under way.
+    pub(crate) handshakes: Rc<HandshakeLimit>,
     /// How long a tunnel goes on whose listener or backend was removed (ms).
     pub drain_timeout_ms: u64,
     /// How long an idle connection waits at a stop for a request that is on its way (ms).
@@ -48,9 +51,10 @@ pub struct Connections {
 }
 
 impl Connections {
-    /// None yet.
-    pub fn new(pooling: Pooling, settings: &Settings) -> Rc<Connections> {
+    /// None yet. Of their handshakes `max_handshakes` are under way at a time: this worker's share; 0 = any number.
+    pub fn new(pooling: Pooling, settings: &Settings, max_handshakes: u32) -> Rc<Connections> {
         Rc::new(Connections {
+            handshakes: HandshakeLimit::new(&pooling.ring, max_handshakes),
             shared: Shared::new(pooling),
             max_connections: settings.max_connections,
             drain_timeout_ms: settings.drain_timeout_ms,

@@ -12,8 +12,8 @@ use crate::{
     h1::write_answer,
     http::Reason,
     observe::Counter,
-    ring::{Recv, SendBuf, Stream},
-    tls::{self, Failure, FailureKind, HandshakeResult, Hello, Input, Terminator},
+    ring::{Recv, SendBuf, Source, Stream},
+    tls::{self, Failure, FailureKind, HandshakeResult, Hello, Input, Terminator, Turns, UnderWay},
     transfer::ReadBuffer,
     transport::proxy_header,
     upstream::{AttemptedEndpoints, Cluster, ConnectOptions},
@@ -116,19 +116,25 @@ async fn secure(
     if connection.read_buffer.bytes().first().is_some_and(u8::is_ascii_uppercase) {
         return refuse_clear_text(connection);
     }
+    let source = Source::client(connection.addresses().map(|pair| pair.source.ip()));
+    let under_way = match begin_handshake(connection, source).await {
+        Ok(under_way) => under_way,
+        Err(event) => return event,
+    };
     let first = connection.read_buffer.take();
     let outcome = {
-        let ClientConnection { stream, timer, .. } = &*connection;
+        let ClientConnection { stream, timer, connections, .. } = &*connection;
+        let turns = Turns { admission: connections.shared.ring.admission(), source };
         // It is in clear text as long as there is no handshake.
         let Some(stream) = stream.as_plain() else { return Event::Rejected };
         timer
             .limit(async {
                 if !terminator.depends_on_name() && config.passthrough.names.is_empty() {
-                    return tls::accept(stream, terminator, None, first).await.map(Outcome::secured);
+                    return tls::accept(turns, stream, terminator, None, first).await.map(Outcome::secured);
                 }
-                let Hello { name, bytes } = match tls::read_hello(stream, first).await {
+                let Hello { name, bytes } = match tls::read_hello(turns, stream, first).await {
                     Ok(hello) => hello,
-                    Err((failure, bytes)) => return tell(stream, terminator, failure, bytes).await,
+                    Err((failure, bytes)) => return tell(turns, stream, terminator, failure, bytes).await,
                 };
                 let name = name.as_deref();
                 if let Some(Some(cluster)) = name.and_then(|name| config.passthrough.names.find(name)) {
@@ -138,10 +144,11 @@ async fn secure(
                     stream.send(tls::unrecognized_name().into()).await?;
                     return Err(Failure::UnknownName);
                 }
-                tls::accept(stream, terminator, name, Input::Own(bytes)).await.map(Outcome::secured)
+                tls::accept(turns, stream, terminator, name, Input::Own(bytes)).await.map(Outcome::secured)
             })
             .await
     };
+    drop(under_way);
     match outcome {
         Ok(Ok(Outcome::Secured(result))) => {
             let HandshakeResult { session, info, data } = *result;
@@ -169,6 +176,19 @@ async fn secure(
     }
 }
 
+/// Waits until the handshake may begin (`max_handshakes`), within the deadline that the timer has.
+async fn begin_handshake(connection: &mut ClientConnection, source: Source) -> Result<UnderWay, Event> {
+    let connections = Rc::clone(&connection.connections);
+    if !connections.handshakes.is_open(source) {
+        connections.shared.counters.count(Counter::TlsDeferred);
+        connection.read_buffer.copy_out_of_pool();
+    }
+    connection.timer.limit(connections.handshakes.begin(source)).await.map_err(|_| {
+        connections.shared.counters.count(Counter::TlsTimeout);
+        Event::PeerGone
+    })
+}
+
 enum Outcome {
     Secured(Box<HandshakeResult>),
     PassOn(Rc<Cluster>, Vec<u8>),
@@ -182,6 +202,7 @@ impl Outcome {
 
 /// Has rustls say what is wrong with a first message that could not be read.
 async fn tell(
+    turns: Turns<'_>,
     stream: &Stream,
     terminator: &Terminator,
     failure: Failure,
@@ -189,7 +210,7 @@ async fn tell(
 ) -> Result<Outcome, Failure> {
     match failure {
         Failure::Tls(_) => {
-            tls::accept(stream, terminator, None, Input::Own(bytes)).await.map(Outcome::secured)
+            tls::accept(turns, stream, terminator, None, Input::Own(bytes)).await.map(Outcome::secured)
         }
         Failure::HelloTooLarge => {
             stream.send(tls::too_large().into()).await?;
@@ -259,10 +280,12 @@ async fn pass_on(connection: &mut ClientConnection, config: &Rc<ListenerConfig>)
     {
         return event;
     }
+    let source = Source::client(connection.addresses().map(|pair| pair.source.ip()));
     let first = connection.read_buffer.take();
     let hello = {
         let Some(stream) = connection.stream.as_plain() else { return Event::Rejected };
-        connection.timer.limit(tls::read_hello(stream, first)).await
+        let turns = Turns { admission: connection.shared().ring.admission(), source };
+        connection.timer.limit(tls::read_hello(turns, stream, first)).await
     };
     let (name, bytes) = match hello {
         Ok(Ok(Hello { name, bytes })) => (name, bytes),

@@ -137,6 +137,10 @@ counters! {
     BodyMemoryRefused = "body_memory.refused", counter;
     /// Upstream connections that became those of one client, because NTLM or Negotiate authenticates the connection.
     UpstreamBound = "upstream.bound", counter;
+    /// TLS handshakes that had to wait because `max_handshakes` were under way.
+    TlsDeferred = "tls.handshakes_deferred", counter;
+    /// Times that heavy work (a step of a handshake, a piece of a reload) had to wait for a later turn of the loop.
+    RingDeferred = "ring.deferred", counter;
 }
 
 /// Where the answers by reason start in the block.

@@ -15,6 +15,7 @@
 //! | `stream`, `listener`, `timer` | the handles that protocol code holds |
 //! | `splice` | large bodies from socket to socket without a copy |
 //! | `pass` | descriptors from process to process |
+//! | `admission` | heavy work, about a millisecond of it per turn |
 //! | `batching` | how many completions are worth waiting for |
 //! | `buffers` | the arena that receives land in |
 //! | `published` | which of its free buffers the kernel has, and when it may see them |
@@ -23,6 +24,7 @@
 //! completion of its operation; a completion reaches the socket it is for or nobody (a generation in every mark);
 //! a descriptor is closed once, after its last completion; what a peer can make us hold is bounded.
 
+mod admission;
 mod batching;
 mod body_memory;
 mod buffers;
@@ -44,6 +46,7 @@ mod timer;
 mod uring;
 
 pub use self::{
+    admission::{Admission, FairLine, Place, Slice, Source},
     body_memory::{BULK_SIZE, BULK_SMALL, BulkBuf},
     buffers::{Buf, Role, Share},
     core::Ring,

@@ -10,11 +10,12 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _};
 
 use super::{
+    backend_verifier::BackendVerifier,
     handshake::{self, Failure},
     session::Session,
     terminator::{Context, TlsError},
 };
-use crate::ring::Stream;
+use crate::ring::{Ring, Stream};
 
 /// Sessions that are remembered for each cluster, to be resumed.
 const SESSIONS: usize = 256;
@@ -31,10 +32,12 @@ impl Connector {
     /// # Errors
     /// See [`TlsError`].
     pub(crate) fn compile(context: &Context, tls: &BackendTls) -> Result<Connector, TlsError> {
-        let roots = context.roots(&tls.ca)?;
-        let builder = ClientConfig::builder_with_provider(Arc::new(context.provider()))
+        let provider = Arc::new(context.provider());
+        let verifier = Arc::new(BackendVerifier::new(context.authorities(&tls.ca)?, Arc::clone(&provider))?);
+        let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots);
+            .dangerous()
+            .with_custom_certificate_verifier(verifier);
         let mut config = match &tls.client {
             None => builder.with_no_client_auth(),
             Some((chain, key)) => {
@@ -65,11 +68,16 @@ impl Connector {
     ///
     /// # Errors
     /// See [`Failure`].
-    pub(crate) async fn connect(&self, stream: &Stream, address: Option<IpAddr>) -> Result<Session, Failure> {
+    pub(crate) async fn connect(
+        &self,
+        ring: &Ring,
+        stream: &Stream,
+        address: Option<IpAddr>,
+    ) -> Result<Session, Failure> {
         let name = self.name.clone().or_else(|| Some(ServerName::from(address?)));
         // A unix socket has no name that a certificate could have.
         let name = name.unwrap_or_else(|| ServerName::from(IpAddr::from([0, 0, 0, 0])));
-        let connection = UnbufferedClientConnection::new(Arc::clone(&self.config), name)?;
-        handshake::connect(stream, connection).await
+        let begin = || UnbufferedClientConnection::new(Arc::clone(&self.config), name);
+        handshake::connect(ring.admission(), stream, begin).await
     }
 }

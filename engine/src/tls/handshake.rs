@@ -12,12 +12,13 @@ use rustls_pki_types::UnixTime;
 
 use super::{
     identity::ClientIdentity,
+    names::normal,
     session::{MAX_CERTIFICATES, MAX_RECORD, Session},
     terminator::{Policy, Terminator},
 };
 use crate::{
     limits,
-    ring::{Buf, Recv, Stream},
+    ring::{Admission, Buf, Recv, Source, Stream},
 };
 
 /// What is known of a client after its handshake.
@@ -36,6 +37,17 @@ pub(crate) struct TlsInfo {
     pub(crate) version: TlsVersion,
     /// The certificate is for the name that the client asked for.
     pub(crate) for_name: bool,
+}
+
+impl TlsInfo {
+    /// True if requests for `host`, in the spelling of certificates, may come over a connection that asked for this name.
+    pub(super) fn is_bound_to(&self, host: &str) -> bool {
+        match &self.name {
+            None => true,
+            Some(_) if self.for_name => self.served.covers(host),
+            Some(name) => normal(name) == *host,
+        }
+    }
 }
 
 /// Why there is no connection.
@@ -144,10 +156,14 @@ impl HelloReader {
 ///
 /// # Errors
 /// What came, and why it is no such message.
-pub(crate) async fn read_hello(stream: &Stream, mut input: Input) -> Result<Hello, (Failure, Vec<u8>)> {
+pub(crate) async fn read_hello(
+    turns: Turns<'_>,
+    stream: &Stream,
+    mut input: Input,
+) -> Result<Hello, (Failure, Vec<u8>)> {
     let mut reader = HelloReader::default();
     loop {
-        match reader.read(input.bytes()) {
+        match turns.run(input, |received| reader.read(received)).await {
             Ok(Some(hello)) => return Ok(hello),
             Ok(None) => {}
             Err(failure) => return Err((failure, reader.bytes)),
@@ -186,6 +202,7 @@ pub(crate) struct HandshakeResult {
 /// # Errors
 /// See [`Failure`]; the client was told, as far as it can be.
 pub(crate) async fn accept(
+    turns: Turns<'_>,
     stream: &Stream,
     terminator: &Terminator,
     name: Option<&str>,
@@ -196,7 +213,7 @@ pub(crate) async fn accept(
     let mut served = None;
     session.keep_at_most(limits::MAX_CLIENT_HELLO);
     let later = if policy.verifier.is_some() { MAX_CERTIFICATES } else { MAX_RECORD };
-    let data = shake(stream, &mut session, Some(first), later, || {
+    let data = shake(turns, stream, &mut session, first, later, || {
         // Each time, as it is asked for twice where the client has to try again; and nobody must find it later.
         if let Some(last) = terminator.certificates.take_served() {
             served = Some(last);
@@ -208,10 +225,9 @@ pub(crate) async fn accept(
     let mut client = None;
     if let Some([certificate, chain @ ..]) = session.common().peer_certificates() {
         // rustls does not look again at the certificate of a session that is resumed.
-        if let Some(verifier) = policy.verifier.as_ref().filter(|_| resumed)
-            && let Err(error) = verifier.verify_client_cert(certificate, chain, UnixTime::now())
-        {
-            return Err(Failure::ClientCertificate(error));
+        if let Some(verifier) = policy.verifier.as_ref().filter(|_| resumed) {
+            let verify = || verifier.verify_client_cert(certificate, chain, UnixTime::now());
+            turns.admission.run(turns.source, verify).await.map_err(Failure::ClientCertificate)?;
         }
         client = Some(ClientIdentity::of(certificate));
     }
@@ -236,12 +252,14 @@ pub(crate) async fn accept(
 /// # Errors
 /// See [`Failure`].
 pub(crate) async fn connect(
+    admission: &Admission,
     stream: &Stream,
-    connection: UnbufferedClientConnection,
+    begin: impl FnOnce() -> Result<UnbufferedClientConnection, Error>,
 ) -> Result<Session, Failure> {
-    let mut session = Session::client(connection);
+    let turns = Turns { admission, source: Source::Backends };
+    let mut session = Session::client(admission.run(turns.source, begin).await?);
     // What it says before it was asked anything is for nobody.
-    match shake(stream, &mut session, Some(Input::Own(Vec::new())), MAX_CERTIFICATES, || {}).await? {
+    match shake(turns, stream, &mut session, Input::Own(Vec::new()), MAX_CERTIFICATES, || {}).await? {
         None => Ok(session),
         Some(_) => Err(Error::General("the backend sent data before it was asked for any".to_owned()).into()),
     }
@@ -250,25 +268,29 @@ pub(crate) async fn connect(
 /// Sends and receives until the handshake is done; from our first answer on at most `later` bytes are kept of messages that
 /// are not complete. Returns data that came behind it.
 async fn shake(
+    turns: Turns<'_>,
     stream: &Stream,
     session: &mut Session,
-    first: Option<Input>,
+    first: Input,
     later: usize,
     mut looked: impl FnMut(),
 ) -> Result<Option<Buf>, Failure> {
     let mut plain = Vec::new();
     let mut received = first;
     loop {
-        if let Some(mut bytes) = received.take() {
-            let opened = session.open(bytes.bytes(), &mut plain);
-            looked();
-            if let Err(error) = opened {
-                if let Some(alert) = session.take_pending() {
-                    stream.send(alert.into()).await?;
-                    stream.flush().await?;
-                }
-                return Err(error.into());
+        let opened = turns
+            .run(received, |bytes| {
+                let opened = session.open(bytes, &mut plain);
+                looked();
+                opened
+            })
+            .await;
+        if let Err(error) = opened {
+            if let Some(alert) = session.take_pending() {
+                stream.send(alert.into()).await?;
+                stream.flush().await?;
             }
+            return Err(error.into());
         }
         if session.is_established() {
             session.keep_at_most(MAX_RECORD);
@@ -282,9 +304,28 @@ async fn shake(
             stream.send(pending.into()).await?;
         }
         received = match stream.receive().await? {
-            Recv::Data(buffer) => Some(Input::Received(buffer)),
+            Recv::Data(buffer) => Input::Received(buffer),
             Recv::Finished => return Err(Failure::Gone),
         };
+    }
+}
+
+/// The turns of one handshake: its steps are heavy, and admitted one by one.
+#[derive(Clone, Copy)]
+pub(crate) struct Turns<'a> {
+    pub(crate) admission: &'a Admission,
+    /// Whose handshake it is.
+    pub(crate) source: Source,
+}
+
+impl Turns<'_> {
+    /// Does one step with what was received.
+    async fn run<T>(self, mut received: Input, step: impl FnOnce(&mut [u8]) -> T) -> T {
+        if !self.admission.is_open() {
+            // Those that wait must not hold the buffers that all share.
+            received.leave_arena();
+        }
+        self.admission.run(self.source, || step(received.bytes())).await
     }
 }
 
@@ -301,6 +342,12 @@ impl Input {
         match self {
             Input::Own(bytes) => bytes,
             Input::Received(buffer) => buffer,
+        }
+    }
+
+    fn leave_arena(&mut self) {
+        if let Input::Received(buffer) = self {
+            *self = Input::Own(buffer.to_vec());
         }
     }
 }

@@ -4,9 +4,11 @@
 //! |---|---|
 //! | `session` | records in, plaintext out, and the other way round; no sockets |
 //! | `handshake` | of clients with us, and ours with backends |
+//! | `handshake_limit` | how many handshakes are under way at a time |
 //! | `terminator` | how a listener terminates TLS, by name |
 //! | `demands` | what is asked of the clients of a name |
 //! | `connector` | how backends are reached by TLS |
+//! | `backend_verifier` | which certificates of backends are trusted |
 //! | `certificates` | which certificate a client gets; read when first needed |
 //! | `identity` | who a client is, by its certificate |
 //! | `tickets` | session tickets that every worker can open |
@@ -17,10 +19,12 @@
 //! Relies on `ring`. Promises: nothing of a peer is taken for said that was not authenticated; no key leaves the vault
 //! but to be signed with; what a peer can make us hold before and after its handshake is bounded.
 
+mod backend_verifier;
 mod certificates;
 mod connector;
 mod demands;
 mod handshake;
+mod handshake_limit;
 mod identity;
 mod names;
 mod record;
@@ -33,8 +37,9 @@ pub(crate) use self::{
     connector::Connector,
     demands::by_name as demands_by_name,
     handshake::{
-        FailureKind, HandshakeResult, Input, TlsInfo, accept, read_hello, too_large, unrecognized_name,
+        FailureKind, HandshakeResult, Input, TlsInfo, Turns, accept, read_hello, too_large, unrecognized_name,
     },
+    handshake_limit::{HandshakeLimit, UnderWay},
     names::NameMap,
     session::{RECORD_CONTENT, Session},
     terminator::Terminator,

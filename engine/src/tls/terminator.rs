@@ -19,6 +19,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, pem::PemObject as _};
 
 use super::{
+    backend_verifier::Authorities,
     certificates::{Certificates, KeyStore, Resolver},
     demands::Demands,
     handshake::TlsInfo,
@@ -32,7 +33,7 @@ pub struct Context {
     pub(super) keys: Arc<KeyStore>,
     tickets: Arc<TicketStore>,
     certificates: RefCell<BTreeMap<SocketAddr, Arc<Certificates>>>,
-    roots: RefCell<HashMap<Place, Weak<RootCertStore>>>,
+    roots: RefCell<HashMap<Place, Weak<Authorities>>>,
 }
 
 /// Why TLS cannot be set up as it is configured.
@@ -115,28 +116,31 @@ impl Context {
     }
 
     /// The authorities in a file. Many clusters may name the same one.
-    pub(super) fn roots(&self, material: &Material) -> Result<Arc<RootCertStore>, TlsError> {
+    pub(super) fn authorities(&self, material: &Material) -> Result<Arc<Authorities>, TlsError> {
         if let Some(known) = self.roots.borrow().get(&material.place).and_then(Weak::upgrade) {
             return Ok(known);
         }
-        let roots = Arc::new(self.read_roots(material)?);
+        let roots = Arc::new(self.read_authorities(material)?);
         let mut known = self.roots.borrow_mut();
         known.retain(|_, roots| roots.strong_count() > 0);
         known.insert(material.place, Arc::downgrade(&roots));
         Ok(roots)
     }
 
-    fn read_roots(&self, material: &Material) -> Result<RootCertStore, TlsError> {
+    fn read_authorities(&self, material: &Material) -> Result<Authorities, TlsError> {
         let text = self.material(material)?;
         let wrong = |reason: String| TlsError::Material { path: material.path.display().to_string(), reason };
         let mut roots = RootCertStore::empty();
         let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
-        let (added, ignored) =
-            roots.add_parsable_certificates(certificates.map_err(|error| wrong(error.to_string()))?);
+        let certificates = certificates.map_err(|error| wrong(error.to_string()))?;
+        let (added, ignored) = roots.add_parsable_certificates(certificates.iter().cloned());
         if ignored > 0 {
             tracing::debug!(path = %material.path.display(), ignored, "some certificates cannot be used");
         }
-        if added == 0 { Err(wrong("it has no certificate that can be used".to_owned())) } else { Ok(roots) }
+        if added == 0 {
+            return Err(wrong("it has no certificate that can be used".to_owned()));
+        }
+        Ok(Authorities::new(roots, &certificates))
     }
 }
 
@@ -215,11 +219,13 @@ impl Terminator {
         name.and_then(|name| self.named.find(name)).unwrap_or(&self.default)
     }
 
-    /// Whether a request for `host` must not come over the connection that it came over: the certificate is not for that
-    /// host, or clients have to show others for it (RFC 9110 section 15.5.20).
+    /// Whether a request for `host` must not come over the connection that it came over (RFC 9110 section 15.5.20): clients
+    /// have to show other certificates for it, or the connection is bound to another name. A name that the client asked for
+    /// binds it to the names of the certificate, if that is for the name, and else to the name alone. A client that asked
+    /// for none is bound by nothing but what is demanded of clients.
     pub(crate) fn misdirects(&self, host: &str, info: &TlsInfo) -> bool {
         let asked_for = info.name.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(host));
-        if asked_for && Rc::ptr_eq(self.policy(info.name.as_deref()), &info.policy) && info.for_name {
+        if asked_for && Rc::ptr_eq(self.policy(info.name.as_deref()), &info.policy) {
             return false;
         }
         let host = in_certificate_spelling(host);
@@ -227,7 +233,7 @@ impl Terminator {
         let same_clients = wanted.clients == info.policy.clients;
         !same_clients
             || !wanted.versions.contains(&info.version)
-            || (self.strict_sni && !info.served.covers(&host))
+            || self.strict_sni && !info.is_bound_to(&host)
     }
 }
 
@@ -299,7 +305,7 @@ fn verifier(
     provider: &Arc<CryptoProvider>,
     auth: &ClientAuth,
 ) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
-    let roots = context.roots(&auth.ca)?;
+    let roots = Arc::clone(&context.authorities(&auth.ca)?.roots);
     let mut builder = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(provider));
     let wrong = |material: &Material, reason: String| TlsError::Material {
         path: material.path.display().to_string(),

@@ -17,7 +17,7 @@ use std::{
 
 use kakehi_ctl::{
     order::{Envelope, ListenerSocket, Order, Program, Report},
-    state::State,
+    state::{Revision, Settings, State},
     wire::{self, Decoder, WireError},
 };
 use nix::{
@@ -29,7 +29,10 @@ use nix::{
     unistd::{Gid, Uid, setgid, setgroups, setuid},
 };
 
-use self::{adoption::AdoptionState, configured::Configured};
+use self::{
+    adoption::AdoptionState,
+    configured::{Configured, Refusal},
+};
 pub use self::{
     adoption::{AdoptRequest, DescriptorChannel, DescriptorKind},
     patient::Patient,
@@ -40,7 +43,7 @@ use crate::{
     exchange::{ListenerConfig, ListenerHandle},
     limits,
     observe::{Counter, Counters},
-    ring::{Level, Recv, Ring, Role, Settings, SetupError, Stats, Stream, Timer},
+    ring::{self, Level, Recv, Ring, Role, SetupError, Stats, Stream, Timer},
     tls::{Context, Vault},
     upstream::{Cluster, Pooling},
 };
@@ -186,6 +189,8 @@ pub fn say_last(orders: &impl AsFd, report: Report) -> Result<(), WireError> {
 }
 
 fn start(setup: Setup, last_words: Rc<Cell<Option<OwnedFd>>>) -> Result<End, Error> {
+    // Before it is tied to one core: how many workers there are where the file does not say it.
+    let default_workers = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
     if let Some(core) = setup.core {
         pin(core)?;
     }
@@ -193,7 +198,7 @@ fn start(setup: Setup, last_words: Rc<Cell<Option<OwnedFd>>>) -> Result<End, Err
     let signals = block_signals()?;
     // Before the executor too: its complaints about a missing io_uring do not say what to do.
     let level = setup.state.settings.io_uring_level.and_then(Level::new).unwrap_or(Level::HIGHEST);
-    let ring = Ring::new(&Settings {
+    let ring = Ring::new(&ring::Settings {
         level,
         buffer_count: setup.state.settings.buffer_count,
         buffer_size: limits::BUFFER_SIZE,
@@ -207,7 +212,7 @@ fn start(setup: Setup, last_words: Rc<Cell<Option<OwnedFd>>>) -> Result<End, Err
         .map_err(|error| Error::Executor(error.to_string()))?;
     // After the rings, whose memory would count against the user's limit of locked memory on kernels before 5.12.
     drop_privileges(setup.identity)?;
-    executor.run(serve(setup, ring, signals, last_words))
+    executor.run(serve(setup, default_workers, ring, signals, last_words))
 }
 
 /// Ties this process to one core.
@@ -250,6 +255,8 @@ fn block_signals() -> io::Result<SignalFd> {
 struct Worker {
     id: u32,
     core: Option<usize>,
+    /// Workers that there are where neither the file nor anybody has said how many.
+    default_workers: u32,
     channel: Rc<dyn DescriptorChannel>,
     adoption_state: AdoptionState,
     connections: Rc<Connections>,
@@ -268,10 +275,19 @@ struct Worker {
     published: Cell<Stats>,
     /// Bytes of clients, in and out, when they were last added to the counters.
     published_bytes: Cell<(u64, u64)>,
+    /// The same of the work that was deferred.
+    published_deferred: Cell<u64>,
+}
+
+/// Handshakes of which this worker has its share: the number in the file is for all workers together.
+fn max_handshakes(settings: &Settings, revision: &Revision, default_workers: u32) -> u32 {
+    let workers = revision.workers.or(settings.worker_count).map_or(default_workers, u32::from).max(1);
+    settings.max_handshakes.div_ceil(workers)
 }
 
 async fn serve(
     setup: Setup,
+    default_workers: u32,
     ring: Ring,
     signals: SignalFd,
     last_words: Rc<Cell<Option<OwnedFd>>>,
@@ -287,7 +303,8 @@ async fn serve(
         idle_timeout_ms: settings.upstream_idle_timeout_ms,
     };
     let tls = Context::new(setup.vault, settings.ticket_key_rotation_ms)?;
-    let connections = Connections::new(pooling, settings);
+    let max_handshakes = max_handshakes(settings, &setup.state.revision, default_workers);
+    let connections = Connections::new(pooling, settings, max_handshakes);
     let configured =
         Configured::new(&connections, setup.state, setup.listeners, Rc::clone(&setup.channel), tls)?;
     let adoption_state = AdoptionState {
@@ -301,6 +318,7 @@ async fn serve(
     let worker = Rc::new(Worker {
         id: setup.id,
         core: setup.core,
+        default_workers,
         channel: setup.channel,
         adoption_state,
         connections,
@@ -313,6 +331,7 @@ async fn serve(
         failure_told: Cell::new(false),
         published: Cell::default(),
         published_bytes: Cell::default(),
+        published_deferred: Cell::default(),
     });
     if let Some(predecessor) = setup.predecessor {
         downstream::inherit(Rc::clone(&worker.connections), predecessor, Rc::clone(&worker))?;
@@ -415,9 +434,7 @@ impl Worker {
                                 .configured
                                 .prepare(&self.connections.shared.ring, changes, revision)
                                 .map_err(|error| error.to_string()),
-                            Order::Commit => {
-                                self.configured.commit(&self.connections).map_err(|e| e.to_string())
-                            }
+                            Order::Commit => self.commit().map_err(|error| error.to_string()),
                             Order::Abort => {
                                 self.configured.abort();
                                 Ok(())
@@ -463,6 +480,14 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// Makes what was prepared.
+    fn commit(&self) -> Result<(), Refusal> {
+        self.configured.commit(&self.connections)?;
+        let (revision, settings) = self.configured.revision_and_settings();
+        self.connections.handshakes.set_most(max_handshakes(&settings, &revision, self.default_workers));
+        Ok(())
     }
 
     /// Waits for what the supervisor says next, or for what is to be said to it: once, that the worker cannot go on.
@@ -628,5 +653,8 @@ impl Worker {
             self.connections.shared.counters.add(counter, value.saturating_sub(before));
         }
         self.connections.shared.counters.set(Counter::BodyMemory, stats.body_memory);
+        let deferred = self.connections.shared.ring.admission().deferred();
+        let before = self.published_deferred.replace(deferred);
+        self.connections.shared.counters.add(Counter::RingDeferred, deferred - before);
     }
 }

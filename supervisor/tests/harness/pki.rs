@@ -29,7 +29,7 @@ pub(crate) struct Issued {
     pub(crate) certificate: PathBuf,
     pub(crate) key: PathBuf,
     pub(crate) der: CertificateDer<'static>,
-    serial: u64,
+    pub(super) serial: u64,
 }
 
 impl Pki {
@@ -74,6 +74,24 @@ impl Pki {
         self.issue_with(&[], &rcgen::PKCS_ECDSA_P256_SHA256, |params| {
             params.distinguished_name.push(DnType::CommonName, subject);
         })
+    }
+
+    /// A certificate that nobody but itself has signed, as `openssl req -x509` makes it (an authority by its basic
+    /// constraints) or not.
+    pub(crate) fn issue_self_signed(&self, names: &[&str], authority: bool, expired: bool) -> Issued {
+        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+        let mut params = CertificateParams::new(names).expect("names");
+        params.distinguished_name.push(DnType::CommonName, "backend.test");
+        params.is_ca = if authority { IsCa::Ca(BasicConstraints::Unconstrained) } else { IsCa::ExplicitNoCa };
+        if expired {
+            params.not_before = date_time_ymd(2019, 1, 1);
+            params.not_after = date_time_ymd(2020, 1, 1);
+        }
+        let serial = fs::read_dir(self.folder.path()).expect("the folder").count() as u64;
+        let key = KeyPair::generate().expect("a key");
+        let certificate = params.self_signed(&key).expect("a certificate");
+        let stem = format!("self-signed-{serial}");
+        write(self.folder.path(), &stem, &certificate.pem(), &key.serialize_pem(), certificate.der(), serial)
     }
 
     /// A certificate whose parameters `change` has the last word about.

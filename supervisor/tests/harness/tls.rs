@@ -20,7 +20,7 @@ use rustls::{
     server::WebPkiClientVerifier,
     version::{TLS12, TLS13},
 };
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _};
 
 use super::{
     Client, End, Issued, Lock,
@@ -350,6 +350,13 @@ impl Server {
     /// Speaks TLS 1.2 only.
     pub(crate) fn tls12(issued: &Issued) -> Server {
         Server::of(issued, None, &[&TLS12])
+    }
+
+    /// Shows a certificate that somebody else has made.
+    pub(crate) fn from_files(certificate: &std::path::Path, key: &std::path::Path) -> Server {
+        let der = CertificateDer::from_pem_file(certificate).expect("a certificate");
+        let issued = Issued { certificate: certificate.to_owned(), key: key.to_owned(), der, serial: 0 };
+        Server::new(&issued)
     }
 
     /// Demands a certificate that `authority` issued.

@@ -17,6 +17,7 @@ mod framing;
 mod freeze;
 mod gateway;
 mod greedy;
+mod greedy_handshakes;
 mod harness_itself;
 mod headers;
 mod identity;

@@ -60,6 +60,61 @@ fn another_certificate_is_refused_each_time_with_the_reason() {
 }
 
 #[test]
+fn a_backends_own_certificate_in_ca_is_taken_with_its_name_and_dates() {
+    let pki = Pki::new();
+    let name = r#", server_name = "backend.test""#;
+    for authority in [true, false] {
+        let good = pki.issue_self_signed(&["backend.test"], authority, false);
+        let expired = pki.issue_self_signed(&["backend.test"], authority, true);
+        // Its common name is `backend.test` too, which says nothing.
+        let other = pki.issue_self_signed(&["other.test"], authority, false);
+        let stranger = pki.issue_self_signed(&["backend.test"], false, false);
+        for (shown, in_ca, taken) in [
+            (&good, &good, true),
+            (&expired, &expired, false),
+            (&other, &other, false),
+            (&stranger, &good, false),
+        ] {
+            for server in [Server::new(shown), Server::tls12(shown)] {
+                let backend = Backend::respond_over_tls(&server, OK);
+                let ca = format!("ca = \"{}\"{name}", in_ca.certificate.display());
+                let proxy = to(&backend, &ca).start();
+                let answer = get(&proxy, "a", "/");
+                if taken {
+                    answer.expect(200, "ok");
+                } else {
+                    answer.expect_answer(502, "backend_certificate");
+                    backend.expect_untouched();
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_self_signed_certificate_of_openssl_is_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let (certificate, key) = (folder.path().join("backend.pem"), folder.path().join("backend.key"));
+    let made = std::process::Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "30", "-subj", "/CN=backend"])
+        .args(["-addext", "subjectAltName=DNS:backend.test,IP:127.0.0.1", "-keyout"])
+        .arg(&key)
+        .arg("-out")
+        .arg(&certificate)
+        .output()
+        .expect("openssl is needed for this test");
+    assert!(made.status.success(), "{made:?}");
+    let server = Server::from_files(&certificate, &key);
+    let backend = Backend::respond_over_tls(&server, OK);
+    let ca = format!("ca = \"{}\"", certificate.display());
+    for name in ["", r#", server_name = "backend.test""#] {
+        get(&to(&backend, &format!("{ca}{name}")).start(), "a", "/").expect(200, "ok");
+    }
+    let wrong = to(&backend, &format!(r#"{ca}, server_name = "backend""#)).start();
+    get(&wrong, "a", "/").expect_answer(502, "backend_certificate");
+}
+
+#[test]
 fn a_backend_that_does_not_speak_tls_is_told_apart_from_one_that_is_absent() {
     let pki = Pki::new();
     let garbage = Backend::script(|conn| {

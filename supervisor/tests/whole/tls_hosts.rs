@@ -13,25 +13,46 @@ fn a_host_that_the_certificate_is_not_for_is_misdirected_and_the_connection_goes
     let config = Config::https_to(&backend, &pki.issue(&["a.test", "*.w.test"]))
         .certificate(&pki.issue(&["other.test"]), "");
     let proxy = config.clone().start();
-    for caller in [pki.caller().to("a.test"), pki.caller().nameless().expecting("a.test")] {
-        let mut client = caller.connect(proxy.address());
-        for _ in 0..2 {
-            for host in ["a.test", "A.TEST", "a.test:443", "a.test.", "x.w.test", "X.W.Test:8443"] {
-                get(&mut client, host).expect(200, "ok");
-            }
-            for host in ["other.test", "w.test", "x.y.w.test", "127.0.0.1", "[::1]", "b.test:443"] {
-                get(&mut client, host).expect_answer(421, "misdirected_request");
-            }
+    let mut client = pki.caller().to("a.test").connect(proxy.address());
+    for _ in 0..2 {
+        for host in ["a.test", "A.TEST", "a.test:443", "a.test.", "x.w.test", "X.W.Test:8443"] {
+            get(&mut client, host).expect(200, "ok");
         }
-        client.send("GET http://other.test/ HTTP/1.1\r\nHost: a.test\r\n\r\n");
-        client.response().expect_answer(421, "misdirected_request");
+        for host in ["other.test", "w.test", "x.y.w.test", "127.0.0.1", "[::1]", "b.test:443"] {
+            get(&mut client, host).expect_answer(421, "misdirected_request");
+        }
     }
+    client.send("GET http://other.test/ HTTP/1.1\r\nHost: a.test\r\n\r\n");
+    client.response().expect_answer(421, "misdirected_request");
     assert!(backend.requests().iter().all(|request| request.field("Host") != Some("other.test")));
 
     let proxy = config.listener("strict_sni_binding = false").start();
     let mut client = pki.caller().to("a.test").connect(proxy.address());
     for host in ["a.test", "other.test", "w.test", "127.0.0.1"] {
         get(&mut client, host).expect(200, "ok");
+    }
+}
+
+#[test]
+fn a_client_that_asks_for_no_name_is_bound_to_none() {
+    let (backend, pki) = (Backend::respond(OK), Pki::new());
+    let proxy = Config::https_to(&backend, &pki.issue(&["a.test"])).start();
+    let mut client = pki.caller().nameless().expecting("a.test").connect(proxy.address());
+    for host in ["a.test", "127.0.0.1", "[::1]:8443", "other.test"] {
+        get(&mut client, host).expect(200, "ok");
+    }
+}
+
+#[test]
+fn a_name_that_no_certificate_has_binds_to_itself() {
+    let (backend, pki) = (Backend::respond(OK), Pki::new());
+    let proxy = Config::https_to(&backend, &pki.issue(&["a.test"])).start();
+    let mut client = pki.caller().to("unknown.test").expecting("a.test").connect(proxy.address());
+    for host in ["unknown.test", "Unknown.Test.:443"] {
+        get(&mut client, host).expect(200, "ok");
+    }
+    for host in ["a.test", "other.test", "127.0.0.1"] {
+        get(&mut client, host).expect_answer(421, "misdirected_request");
     }
 }
 

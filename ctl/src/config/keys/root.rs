@@ -104,6 +104,13 @@ const PROCESS: &[Key] = &[
         "Connections that one worker serves at a time; more wait in the kernel's queue.",
     ),
     key(
+        "max_handshakes",
+        Integer(0, 1_000_000),
+        "8192",
+        Own,
+        "TLS handshakes with clients under way at a time, in all workers together, each of which has an even share; a client address has a quarter of it at most. More wait in line, under `handshake_timeout`. 0 = any number.",
+    ),
+    key(
         "activate_listeners",
         Bool,
         "true",

@@ -27,6 +27,7 @@ use std::{
 use io_uring::{cqueue, squeue};
 
 use super::{
+    admission::Admission,
     batching::Batching,
     body_memory::{BodyMemory, BulkBuf},
     buffers::{BufferRing, Part, Pool},
@@ -65,6 +66,7 @@ pub(super) struct Core {
     now: Cell<u64>,
     /// Tasks were made ready by other tasks: the next turn must not sleep.
     local_work: Cell<bool>,
+    admission: Admission,
     batching: RefCell<Batching>,
     heads: RefCell<Vec<Vec<u8>>>,
     body_memory: Rc<BodyMemory>,
@@ -108,6 +110,7 @@ impl Ring {
                 began: Instant::now(),
                 now: Cell::new(0),
                 local_work: Cell::new(false),
+                admission: Admission::new(),
                 batching: RefCell::default(),
                 heads: RefCell::default(),
                 body_memory: BodyMemory::new(settings.body_memory),
@@ -156,6 +159,11 @@ impl Ring {
     /// To be called by whoever wakes a task other than through the ring: the loop then does not go to sleep on it.
     pub fn note_local_work(&self) {
         self.core.local_work.set(true);
+    }
+
+    /// What admits work that takes more than some 50 us.
+    pub fn admission(&self) -> &Admission {
+        &self.core.admission
     }
 
     /// Wakes every task that waits on a socket, to look at something else that has changed.
@@ -227,7 +235,7 @@ impl Core {
     fn turn(&self, completions: &mut Vec<Completion>) -> io::Result<()> {
         // Before the wait: the tasks that have just run gave buffers back, and somebody may be starving for them.
         self.feed();
-        let wait = if self.local_work.replace(false) {
+        let wait = if self.local_work.replace(false) || self.admission.is_waited_for() {
             Wait::No
         } else {
             match self.wheel.borrow().next_look() {
@@ -246,6 +254,7 @@ impl Core {
             self.complete(*completion);
         }
         self.wheel.borrow_mut().advance(self.now.get());
+        self.admission.begin_turn();
         Ok(())
     }
 
