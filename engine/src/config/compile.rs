@@ -8,7 +8,8 @@ use super::tls_ingress::{IngressPlan, TlsIngress};
 use crate::{
     exchange::{Action, HstsPolicy, ListenerConfig, Routes, Target},
     h1::{HeadLimits, StrictTransport},
-    route::{RouteError, RouteTable, Rule, check_hostname, check_path},
+    ring::{Slice, run_undivided},
+    route::{RouteError, RouteTable, RouteTableBuilder, Rule, check_hostname, check_path},
     tls::{Context, Contradiction, TlsError},
     upstream::{Cluster, ClusterError},
 };
@@ -140,25 +141,46 @@ impl ListenerConfig {
         present: &Clusters,
         tls: Option<&Context>,
     ) -> Result<(ListenerConfigs, Clusters), CompileError> {
+        let clusters = state.clusters.iter().map(|(name, cluster)| (name.as_str(), cluster)).collect();
+        run_undivided(async |slice| {
+            ListenerConfig::compile_in_slices(slice, &clusters, &state.listeners, present, tls).await
+        })
+    }
+
+    /// The same of the clusters and listeners of a state, with pauses in which others are served.
+    ///
+    /// # Errors
+    /// See [`CompileError`].
+    pub async fn compile_in_slices(
+        slice: &mut Slice<'_>,
+        wanted: &BTreeMap<&str, &state::Cluster>,
+        listeners: &BTreeMap<SocketAddr, state::Listener>,
+        present: &Clusters,
+        tls: Option<&Context>,
+    ) -> Result<(ListenerConfigs, Clusters), CompileError> {
         let mut clusters = Clusters::new();
-        let mut rules: BTreeMap<SocketAddr, (Vec<Rule>, Vec<Target>)> = BTreeMap::new();
+        let mut rules: BTreeMap<SocketAddr, (RouteTableBuilder, Vec<&str>, Vec<Target>)> = BTreeMap::new();
         let mut plans: BTreeMap<SocketAddr, IngressPlan<'_>> = BTreeMap::new();
-        for (name, configured) in &state.clusters {
-            let cluster = match present.get(name) {
+        for (name, configured) in wanted {
+            slice.pause().await;
+            let cluster = match present.get(*name) {
                 Some(present) => Rc::clone(present),
                 None => {
                     let cluster = Cluster::new(name, configured, tls);
-                    Rc::new(cluster.map_err(|error| CompileError::Backend { cluster: name.clone(), error })?)
+                    let wrong = |error| CompileError::Backend { cluster: (*name).to_owned(), error };
+                    Rc::new(cluster.map_err(wrong)?)
                 }
             };
             for frontend in &configured.frontends {
+                slice.pause().await;
                 check(name, frontend)?;
-                let plan = plans.entry(frontend.address).or_default();
-                plan.add(configured.protocol, frontend, &cluster)?;
-                if configured.protocol == ClusterProtocol::Tcp {
+                let address = frontend.address;
+                plans.entry(address).or_default().add(configured.protocol, frontend, &cluster)?;
+                // Those of a listener that is not there lead nowhere.
+                if configured.protocol == ClusterProtocol::Tcp || !listeners.contains_key(&address) {
                     continue;
                 }
-                let (rules, targets) = rules.entry(frontend.address).or_default();
+                let (builder, hosts, targets) = rules.entry(address).or_default();
                 // One target per cluster and action: rules that repeat each other do not contradict each other.
                 let wanted = Target::of(&cluster, frontend, configured);
                 let same = |target: &Target| target.is_same(&wanted);
@@ -168,18 +190,27 @@ impl ListenerConfig {
                     targets.len() - 1
                 });
                 // Bounded by the size of the control frames.
-                rules.push(rule(frontend, index as u32));
+                let added = builder.add(&rule(frontend, index as u32));
+                added.map_err(|error| CompileError::Routes { address, error })?;
+                if hosts.last() != Some(&frontend.hostname.as_str()) {
+                    hosts.push(&frontend.hostname);
+                }
             }
-            clusters.insert(name.clone(), cluster);
+            clusters.insert((*name).to_owned(), cluster);
         }
         let mut configs = ListenerConfigs::new();
-        for (address, listener) in &state.listeners {
-            let (rules, targets) = rules.remove(address).unwrap_or_default();
+        for (address, listener) in listeners {
+            slice.pause().await;
+            let (builder, hosts, targets) = rules.remove(address).unwrap_or_default();
             let plan = plans.remove(address).unwrap_or_default();
-            let hosts = rules.iter().map(|rule: &Rule| rule.hostname.as_str());
             let ingress = plan.compile(listener, hosts, tls)?;
-            let table = RouteTable::compile(rules)
-                .map_err(|error| CompileError::Routes { address: *address, error })?;
+            let wrong = |error| CompileError::Routes { address: *address, error };
+            slice.pause().await;
+            let mut layout = builder.lay_out();
+            while layout.step().map_err(wrong)? {
+                slice.pause().await;
+            }
+            let table = layout.finish().map_err(wrong)?;
             let targets = targets.into_iter().map(Some).collect();
             let routes = Rc::new(RefCell::new(Routes { table, targets }));
             configs.insert(*address, Rc::new(ListenerConfig::new(listener, routes, ingress)));

@@ -192,7 +192,7 @@ impl<'a> ConfigDelta<'a> {
     }
 
     /// All clusters as they will be.
-    fn all(&self) -> impl Iterator<Item = (&'a str, &'a state::Cluster)> {
+    pub fn all(&self) -> impl Iterator<Item = (&'a str, &'a state::Cluster)> {
         let others = self.present.clusters.iter().filter(|(name, _)| !self.named.contains(name.as_str()));
         others.chain(&self.part.clusters).map(|(name, cluster)| (name.as_str(), cluster))
     }

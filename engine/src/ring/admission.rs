@@ -15,7 +15,7 @@ use std::{
     future::Future,
     hash::Hash,
     net::IpAddr,
-    pin::Pin,
+    pin::{Pin, pin},
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
@@ -257,11 +257,6 @@ pub struct Slice<'a> {
 }
 
 impl Slice<'_> {
-    /// Of work that holds up nobody: a pause is none.
-    pub fn undivided() -> Slice<'static> {
-        Slice { of: None, began: None }
-    }
-
     /// To be called before each small piece of the work. Waits for the next turn that has time for it, when the time of
     /// this one is used up. Costs a reading of the clock otherwise.
     pub async fn pause(&mut self) {
@@ -290,10 +285,21 @@ impl Drop for Slice<'_> {
     }
 }
 
+/// Does work that holds up nobody, in one go.
+pub fn run_undivided<T>(work: impl AsyncFnOnce(&mut Slice<'static>) -> T) -> T {
+    let mut slice = Slice { of: None, began: None };
+    let mut work = pin!(work(&mut slice));
+    loop {
+        // It is ready at once: its pauses are none, and it waits for nothing else.
+        if let Poll::Ready(outcome) = work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            return outcome;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::{
-        pin::pin,
         sync::{
             Arc,
             atomic::{AtomicUsize, Ordering},
@@ -420,13 +426,13 @@ mod tests {
     fn long_work_pauses_when_the_turn_is_used_up_and_never_alone() {
         let admission = Admission::new();
         let mut context = Context::from_waker(Waker::noop());
-        let work = |mut slice: Slice<'static>| async move {
+        let undivided = run_undivided(async |slice| {
             for _ in 0..10 {
                 slice.pause().await;
-                spin(Duration::from_micros(600));
             }
-        };
-        assert!(pin!(work(Slice::undivided())).poll(&mut context).is_ready());
+            10
+        });
+        assert_eq!(undivided, 10);
         let mut slice = admission.slices(Source::Orders);
         let mut divided = pin!(async move {
             for _ in 0..10 {

@@ -46,7 +46,7 @@ mod timer;
 mod uring;
 
 pub use self::{
-    admission::{Admission, FairLine, Place, Slice, Source},
+    admission::{Admission, FairLine, Place, Slice, Source, run_undivided},
     body_memory::{BULK_SIZE, BULK_SMALL, BulkBuf},
     buffers::{Buf, Role, Share},
     core::Ring,

@@ -7,7 +7,7 @@ use rustc_hash::FxHashMap;
 use super::{
     RouteError, RouteTable, Rule,
     host::HostPattern,
-    host_index::HostIndex,
+    host_index::HostIndexBuilder,
     normalise,
     path::{self, LiteralRule, NONE, PathSet, PathStore, RegexRule},
     pattern::{Patterns, Subject},
@@ -101,32 +101,13 @@ impl Compiler {
         }
     }
 
-    /// Lays out the table.
-    pub(super) fn finish(mut self) -> Result<RouteTable, RouteError> {
+    /// Goes over to laying out the table, when all rules have been taken.
+    pub(super) fn lay_out_all(mut self) -> LayingOut {
         let items = by_group(std::mem::take(&mut self.items), self.hosts.len());
-        let mut layout =
+        let exact = self.hosts.iter().filter(|host| matches!(host, HostPattern::Exact(_))).count();
+        let layout =
             Layout { literals: Vec::with_capacity(items.len()), regexes: Vec::new(), decoded: Vec::new() };
-        let mut sets = Vec::with_capacity(self.hosts.len());
-        let mut rules = 0;
-        for items in items.chunk_by(|a, b| a.group == b.group) {
-            let (set, count) = self.lay_out(items, &mut layout)?;
-            sets.push(set);
-            rules += count;
-        }
-        // Each group has a rule, and they were numbered in order: `sets` goes with `hosts`.
-        let hosts = self.hosts.into_iter().zip(sets).collect::<Vec<_>>();
-        let hosts = HostIndex::build(hosts, &mut self.patterns)?;
-        number(layout.literals.len())?;
-        let paths = PathStore {
-            texts: self.texts.blob.into_boxed_slice(),
-            literals: layout.literals.into_boxed_slice(),
-            regex_rules: layout.regexes.into_boxed_slice(),
-            regexes: self.patterns.finish(),
-            methods: self.methods.into_boxed_slice(),
-            decoded: layout.decoded.into_boxed_slice(),
-        };
-        let decoded = paths.has_decoded();
-        Ok(RouteTable { hosts, paths, rules, decoded })
+        LayingOut { compiler: self, items, next: 0, layout, hosts: HostIndexBuilder::new(exact), rules: 0 }
     }
 
     /// The rules of one host; returns how many there are without repetitions.
@@ -241,6 +222,53 @@ impl Compiler {
             path,
             method: method.map_or_else(|| "any method".to_owned(), |method| format!("method {method}")),
         }
+    }
+}
+
+/// A table that is laid out host by host.
+pub(super) struct LayingOut {
+    compiler: Compiler,
+    /// By host, in the order of the hosts.
+    items: Vec<Item>,
+    /// The first item of the next host.
+    next: usize,
+    layout: Layout,
+    hosts: HostIndexBuilder,
+    rules: usize,
+}
+
+impl LayingOut {
+    /// Lays out the rules of the next host. False when there is none left.
+    pub(super) fn step(&mut self) -> Result<bool, RouteError> {
+        let rest = &self.items[self.next..];
+        let Some(first) = rest.first() else { return Ok(false) };
+        let count = rest.iter().take_while(|item| item.group == first.group).count();
+        let (group, items) = (first.group as usize, &rest[..count]);
+        let (set, rules) = self.compiler.lay_out(items, &mut self.layout)?;
+        self.next += count;
+        self.rules += rules;
+        // Each group has a rule, and they were numbered in order: this host is looked at no more.
+        let host = std::mem::replace(&mut self.compiler.hosts[group], HostPattern::Any);
+        self.hosts.add(host, set);
+        Ok(true)
+    }
+
+    /// The table, when there is no host left.
+    pub(super) fn finish(mut self) -> Result<RouteTable, RouteError> {
+        let Compiler { mut patterns, texts, methods, .. } = self.compiler;
+        let hosts = self.hosts.finish(&mut patterns)?;
+        let layout = &mut self.layout;
+        number(layout.literals.len())?;
+        let paths = PathStore {
+            texts: texts.blob.into_boxed_slice(),
+            literals: std::mem::take(&mut layout.literals).into_boxed_slice(),
+            regex_rules: std::mem::take(&mut layout.regexes).into_boxed_slice(),
+            regexes: patterns.finish(),
+            methods: methods.into_boxed_slice(),
+            decoded: std::mem::take(&mut layout.decoded).into_boxed_slice(),
+        };
+        let decoded = paths.has_decoded();
+        Ok(RouteTable { hosts, paths, rules: self.rules, decoded })
     }
 }
 

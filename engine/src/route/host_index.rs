@@ -49,12 +49,15 @@ pub(super) struct HostIndex {
     any: Option<HostEntry>,
 }
 
-impl HostIndex {
-    /// Sorts patterns, which are all different and in order of appearance, into their places.
-    pub(super) fn build(
-        hosts: Vec<(HostPattern, PathSet)>,
-        patterns: &mut Patterns,
-    ) -> Result<HostIndex, RouteError> {
+/// A [`HostIndex`] that patterns are put into one by one.
+pub(super) struct HostIndexBuilder {
+    index: HostIndex,
+    with_regex: Vec<(Vec<LabelPattern>, PathSet)>,
+}
+
+impl HostIndexBuilder {
+    /// For so many exact names.
+    pub(super) fn new(exact: usize) -> HostIndexBuilder {
         let mut index = HostIndex {
             exact: FxHashMap::default(),
             label_hosts: Box::default(),
@@ -63,20 +66,27 @@ impl HostIndex {
             wildcards: FxHashMap::default(),
             any: None,
         };
-        let mut with_regex = Vec::new();
-        index.exact.reserve(hosts.iter().filter(|(host, _)| matches!(host, HostPattern::Exact(_))).count());
-        for (host, set) in hosts {
-            match host {
-                HostPattern::Any => index.any = Some(set.into()),
-                HostPattern::Exact(name) => {
-                    index.exact.insert(name.into_bytes().into(), set.into());
-                }
-                HostPattern::Wildcard(parent) => {
-                    index.wildcards.insert(parent.into_bytes().into(), set.into());
-                }
-                HostPattern::Labels(labels) => with_regex.push((labels, set)),
+        index.exact.reserve(exact);
+        HostIndexBuilder { index, with_regex: Vec::new() }
+    }
+
+    /// Puts in a pattern. All are different, and come in order of appearance.
+    pub(super) fn add(&mut self, host: HostPattern, set: PathSet) {
+        match host {
+            HostPattern::Any => self.index.any = Some(set.into()),
+            HostPattern::Exact(name) => {
+                self.index.exact.insert(name.into_bytes().into(), set.into());
             }
+            HostPattern::Wildcard(parent) => {
+                self.index.wildcards.insert(parent.into_bytes().into(), set.into());
+            }
+            HostPattern::Labels(labels) => self.with_regex.push((labels, set)),
         }
+    }
+
+    /// The index, when all are in.
+    pub(super) fn finish(self, patterns: &mut Patterns) -> Result<HostIndex, RouteError> {
+        let HostIndexBuilder { mut index, mut with_regex } = self;
         let literals = |labels: &[LabelPattern]| labels.iter().filter(|label| is_literal(label)).count();
         // A stable sort keeps the order of appearance among equals.
         with_regex.sort_by_key(|(labels, _)| std::cmp::Reverse(literals(labels)));
@@ -103,7 +113,9 @@ impl HostIndex {
         index.label_hosts = label_hosts.into_boxed_slice();
         Ok(index)
     }
+}
 
+impl HostIndex {
     /// Offers the rules of every pattern that matches, best pattern first, until `find` answers.
     /// Puts the rules of one host in the place of those that it had, and gives those back.
     pub(super) fn replace(&mut self, host: &HostPattern, entry: Option<HostEntry>) -> Option<HostEntry> {

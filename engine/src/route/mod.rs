@@ -117,6 +117,46 @@ pub fn is_same_host(one: &str, other: &str) -> bool {
 /// Paths with odd spelling up to this length are normalised on the stack (bytes).
 const STACK_PATH: usize = 1_024;
 
+/// Compiles a table in small steps, for those who have other things to do in between: all rules are added, then laid out.
+#[derive(Default)]
+pub struct RouteTableBuilder(compile::Compiler);
+
+impl RouteTableBuilder {
+    /// Takes one rule.
+    ///
+    /// # Errors
+    /// See [`RouteError`].
+    pub fn add(&mut self, rule: &Rule) -> Result<(), RouteError> {
+        self.0.add(rule)
+    }
+
+    /// Goes over to the layout, when all rules have been added.
+    pub fn lay_out(self) -> RouteTableLayout {
+        RouteTableLayout(self.0.lay_out_all())
+    }
+}
+
+/// A table whose rules are known.
+pub struct RouteTableLayout(compile::LayingOut);
+
+impl RouteTableLayout {
+    /// Lays out one host. False when there is none left.
+    ///
+    /// # Errors
+    /// Two rules that contradict each other: the same host, path and method with different targets.
+    pub fn step(&mut self) -> Result<bool, RouteError> {
+        self.0.step()
+    }
+
+    /// The table, when there is no host left.
+    ///
+    /// # Errors
+    /// When it is too large.
+    pub fn finish(self) -> Result<RouteTable, RouteError> {
+        self.0.finish()
+    }
+}
+
 impl RouteTable {
     /// Compiles rules into a table.
     ///
@@ -124,11 +164,13 @@ impl RouteTable {
     /// The first rule that is not valid, or two that contradict each other: the same host, path and method with
     /// different targets.
     pub fn compile(rules: impl IntoIterator<Item = Rule>) -> Result<RouteTable, RouteError> {
-        let mut compiler = compile::Compiler::default();
+        let mut builder = RouteTableBuilder::default();
         for rule in rules {
-            compiler.add(&rule)?;
+            builder.add(&rule)?;
         }
-        compiler.finish()
+        let mut layout = builder.lay_out();
+        while layout.step()? {}
+        layout.finish()
     }
 
     /// Finds where a request goes.

@@ -24,7 +24,7 @@ use crate::{
     config::{Clusters, CompileError, ConfigDelta, HostPrints, ListenerConfigs, RoutesPatch},
     downstream::{self, Connections},
     exchange::{ListenerConfig, ListenerHandle},
-    ring::Listener,
+    ring::{Listener, Slice, Source},
     tls::{Context, Vault},
     upstream::{Cluster, Endpoints, Pooling},
 };
@@ -231,11 +231,15 @@ impl Configured {
         }
     }
 
-    /// Does everything of `changes` that can fail.
+    /// Does everything of `changes` that can fail, in pieces between which others are served.
     ///
     /// # Errors
     /// See [`Refusal`].
-    pub(super) fn prepare(
+    #[expect(
+        clippy::await_holding_refcell_ref,
+        reason = "orders are carried out one after another, and nothing but a commit borrows these to change them"
+    )]
+    pub(super) async fn prepare(
         &self,
         ring: &crate::ring::Ring,
         changes: Vec<Change>,
@@ -244,44 +248,59 @@ impl Configured {
         self.abort();
         // Taken in any case: they must not be taken for those of the next change.
         let listeners = self.new_listeners(ring, &changes)?;
+        let mut slice = ring.admission().slices(Source::Orders);
+        slice.pause().await;
         let clusters = self.clusters.borrow();
         let state = self.state.borrow();
         // Without a copy of the whole: only these clusters are concerned.
         let mut part = state.part(&changes);
-        changes.iter().try_for_each(|change| part.apply(change))?;
+        for change in &changes {
+            slice.pause().await;
+            part.apply(change)?;
+        }
+        slice.pause().await;
         state.check_part(&part, &changes)?;
         let mut members = Vec::new();
         let mut new = Clusters::new();
         for (name, wanted) in &part.clusters {
+            slice.pause().await;
             match clusters.get(name) {
                 Some(cluster) => members.push((Rc::clone(cluster), self.renewed(name, wanted, cluster)?)),
                 None => drop(new.insert(name.clone(), self.created(name, wanted)?)),
             }
         }
-        self.try_certificates(&changes)?;
+        self.try_certificates(&mut slice, &changes).await?;
+        slice.pause().await;
+        let prints = self.prints.borrow();
+        let delta = ConfigDelta::new(&state, &part, &changes, &prints);
         let routing = if !changes.iter().any(Change::concerns_routes) {
             Routing::Stays
-        } else if let Some(parts) =
-            self.compile_parts(&ConfigDelta::new(&state, &part, &changes, &self.prints.borrow()), &new)?
-        {
+        } else if let Some(parts) = self.compile_parts(&delta, &new)? {
             Routing::Parts(parts)
         } else {
-            let mut state = state.clone();
-            changes.iter().try_for_each(|change| state.apply(change))?;
-            let (configs, clusters) = ListenerConfig::compile(&state, &clusters, Some(&self.tls))?;
+            let mut wanted = BTreeMap::new();
+            for (name, cluster) in delta.all() {
+                slice.pause().await;
+                wanted.insert(name, cluster);
+            }
+            let (slice, tls) = (&mut slice, Some(&self.tls));
+            let (configs, clusters) =
+                ListenerConfig::compile_in_slices(slice, &wanted, &part.listeners, &clusters, tls).await?;
             Routing::Whole(configs, clusters)
         };
+        drop(prints);
         self.prepared.replace(Some(Prepared { changes, revision, routing, members, listeners }));
         Ok(())
     }
 
     /// Whether certificates that come can be used; of many, those that are wrong are found when they are first needed.
-    fn try_certificates(&self, changes: &[Change]) -> Result<(), Refusal> {
+    async fn try_certificates(&self, slice: &mut Slice<'_>, changes: &[Change]) -> Result<(), Refusal> {
         let coming = changes.iter().filter_map(|change| match change {
             Change::SetCertificate { fingerprint, certificate, .. } => Some((fingerprint, certificate)),
             _ => None,
         });
         for (fingerprint, certificate) in coming.take(CERTIFICATES_TRIED) {
+            slice.pause().await;
             let refused = |reason| Refusal::Certificate { fingerprint: *fingerprint, reason };
             self.tls.try_certificate(certificate).map_err(refused)?;
         }
@@ -376,12 +395,15 @@ impl Configured {
     ///
     /// # Errors
     /// `NothingPrepared`.
-    pub(super) fn commit(&self, connections: &Rc<Connections>) -> Result<(), Refusal> {
+    pub(super) async fn commit(&self, connections: &Rc<Connections>) -> Result<(), Refusal> {
         let prepared = self.prepared.take().ok_or(Refusal::NothingPrepared)?;
         let Prepared { changes, revision, routing, members, listeners } = prepared;
-        let state = &mut *self.state.borrow_mut();
-        state.revision = revision;
+        // What is served changes at once, below; what is known of it is changed in pieces before. Between them nobody asks
+        // for it, since orders are carried out one after another.
+        let mut slice = connections.shared.ring.admission().slices(Source::Orders);
         for change in &changes {
+            slice.pause().await;
+            let state = &mut *self.state.borrow_mut();
             let certificate = change.certificate();
             let before =
                 certificate.and_then(|(address, fingerprint)| state.certificate(address, &fingerprint));
@@ -402,9 +424,14 @@ impl Configured {
                 _ => {}
             }
         }
+        for name in named_clusters(&changes) {
+            slice.pause().await;
+            self.prints.borrow_mut().update(name, &self.state.borrow());
+        }
+        slice.end();
+        let state = &mut *self.state.borrow_mut();
+        state.revision = revision;
         self.tls.retain(|address| state.listeners.contains_key(address));
-        let prints = &mut *self.prints.borrow_mut();
-        named_clusters(&changes).into_iter().for_each(|name| prints.update(name, state));
         for (cluster, members) in members {
             cluster.replace(members, &connections.shared.pooling);
         }

@@ -433,8 +433,9 @@ impl Worker {
                             Order::Prepare { changes, revision } => self
                                 .configured
                                 .prepare(&self.connections.shared.ring, changes, revision)
+                                .await
                                 .map_err(|error| error.to_string()),
-                            Order::Commit => self.commit().map_err(|error| error.to_string()),
+                            Order::Commit => self.commit().await.map_err(|error| error.to_string()),
                             Order::Abort => {
                                 self.configured.abort();
                                 Ok(())
@@ -483,8 +484,8 @@ impl Worker {
     }
 
     /// Makes what was prepared.
-    fn commit(&self) -> Result<(), Refusal> {
-        self.configured.commit(&self.connections)?;
+    async fn commit(&self) -> Result<(), Refusal> {
+        self.configured.commit(&self.connections).await?;
         let (revision, settings) = self.configured.revision_and_settings();
         self.connections.handshakes.set_most(max_handshakes(&settings, &revision, self.default_workers));
         Ok(())
