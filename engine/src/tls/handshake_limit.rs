@@ -171,6 +171,7 @@ mod tests {
             level: crate::ring::Level::HIGHEST,
             buffer_count: 16,
             buffer_size: limits::BUFFER_SIZE,
+            body_memory: 1 << 20,
         };
         HandshakeLimit::new(&Ring::new(&settings).expect("a ring"), most)
     }
