@@ -3,6 +3,7 @@
 mod adoption;
 mod configured;
 mod patient;
+mod setup;
 
 use std::{
     cell::Cell,
@@ -16,7 +17,7 @@ use std::{
 };
 
 use kakehi_ctl::{
-    order::{Envelope, ListenerSocket, Order, Program, Report},
+    order::{Envelope, Order, Report},
     state::{Revision, Settings, State},
     wire::{self, Decoder, WireError},
 };
@@ -26,7 +27,7 @@ use nix::{
         signal::{SigSet, Signal},
         signalfd::{SfdFlags, SignalFd},
     },
-    unistd::{Gid, Uid, setgid, setgroups, setuid},
+    unistd::{setgid, setgroups, setuid},
 };
 
 use self::{
@@ -36,15 +37,16 @@ use self::{
 pub use self::{
     adoption::{AdoptRequest, DescriptorChannel, DescriptorKind},
     patient::Patient,
+    setup::{End, Error, Identity, Setup},
 };
 use crate::{
     config::{Clusters, CompileError},
     downstream::{self, Connections, HandoverRegistry, Successor},
     exchange::{ListenerConfig, ListenerHandle},
     limits,
-    observe::{Counter, Counters},
-    ring::{self, Level, Recv, Ring, Role, SetupError, Stats, Stream, Timer},
-    tls::{Context, Vault},
+    observe::Counter,
+    ring::{self, Level, Recv, Ring, Role, Stats, Stream, Timer},
+    tls::Context,
     upstream::{Cluster, Pooling},
 };
 
@@ -53,103 +55,6 @@ const HOUSEKEEPING_MS: u64 = 1_000;
 
 /// How long the last words of a worker may take: a supervisor that does not read them keeps nobody from ending.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// What a worker starts from.
-pub struct Setup {
-    /// Its place in the row of workers, from 0.
-    pub id: u32,
-    /// The core to run on; `None` = wherever the scheduler puts it.
-    pub core: Option<usize>,
-    /// What to serve.
-    pub state: State,
-    /// Its own listening sockets, one per address of `state.listeners`.
-    pub listeners: Vec<(ListenerSocket, OwnedFd)>,
-    /// The order channel: a stream socket that carries `Envelope<Order>` in and `Envelope<Report>` out.
-    pub orders: OwnedFd,
-    /// Its counters, in memory of the supervisor.
-    pub counters: Counters,
-    /// Where idle connections go when it is told to hand over.
-    pub successor: OwnedFd,
-    /// Where the connections of the process before come from, if there is one.
-    pub predecessor: Option<OwnedFd>,
-    /// Whom the process becomes before it serves.
-    pub identity: Option<Identity>,
-    /// Over which descriptors come that an order speaks of.
-    pub channel: Rc<dyn DescriptorChannel>,
-    /// A unix socket that listens, does not block, and keeps message boundaries: over it another supervisor takes the
-    /// worker over when this one has died.
-    pub adoption: OwnedFd,
-    /// The memory behind `counters`.
-    pub counters_memory: OwnedFd,
-    /// The memory of what processes before this one counted, kept for a supervisor to come.
-    pub ended_memory: OwnedFd,
-    /// Where certificates, keys and ticket keys lie.
-    pub vault: Vault,
-    /// Which of the worker's processes this is, counted from 1.
-    pub launch: u64,
-    /// Which program this is.
-    pub program: Program,
-}
-
-/// A user and a group.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Identity {
-    /// User.
-    pub user: Uid,
-    /// Group.
-    pub group: Gid,
-}
-
-/// Why a worker could not serve.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The ring could not be made.
-    #[error(transparent)]
-    Ring(#[from] SetupError),
-    /// The executor around it could not be made.
-    #[error("the executor cannot start: {0}")]
-    Executor(String),
-    /// The state cannot be compiled.
-    #[error(transparent)]
-    ListenerConfig(#[from] CompileError),
-    /// A listening socket is missing.
-    #[error("no listening socket was handed over for {0}")]
-    Listener(SocketAddr),
-    /// The worker cannot be pinned.
-    #[error("cannot run on core {core}: {error}")]
-    Pin {
-        /// The core.
-        core: usize,
-        /// What the kernel said.
-        error: io::Error,
-    },
-    /// The worker cannot become what it should be.
-    #[error("cannot become uid {uid}, gid {gid}: {error}; only root can (`user` and `group`)", uid = .identity.user, gid = .identity.group)]
-    Identity {
-        /// Whom.
-        identity: Identity,
-        /// What the kernel said.
-        error: io::Error,
-    },
-    /// A system call failed.
-    #[error("{0}")]
-    System(#[from] io::Error),
-    /// The order channel failed.
-    #[error("the order channel failed: {0}")]
-    Orders(#[from] WireError),
-    /// The worker cannot go on, and has finished what it could.
-    #[error("{0}")]
-    Failed(String),
-}
-
-/// How a worker that was told to stop has ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    /// All that it served had come to its end.
-    Drained,
-    /// The deadline came first: connections were cut.
-    Cut,
-}
 
 /// Checks everything about a state that only the engine knows: hostnames, paths, expressions.
 ///
