@@ -23,6 +23,9 @@ pub struct BulkBuf {
     memory: Rc<BodyMemory>,
 }
 
+/// Boxes, so that what is sent takes little room in a socket, and no allocation when it is lent.
+type Kept = RefCell<Vec<Box<Bulk>>>;
+
 struct Bulk {
     /// All of its bytes count as initialised; those of the one before are written over.
     bytes: Vec<u8>,
@@ -35,7 +38,7 @@ pub(super) struct BodyMemory {
     in_use: Cell<usize>,
     refused: Cell<u64>,
     /// Small ones, large ones.
-    kept: [RefCell<Vec<Box<Bulk>>>; 2],
+    kept: [Kept; 2],
 }
 
 impl BodyMemory {
@@ -58,7 +61,7 @@ impl BodyMemory {
         Some(BulkBuf { bulk: Some(bulk), memory: Rc::clone(self) })
     }
 
-    fn kept(&self, size: usize) -> &RefCell<Vec<Box<Bulk>>> {
+    fn kept(&self, size: usize) -> &Kept {
         &self.kept[usize::from(size > BULK_SMALL)]
     }
 

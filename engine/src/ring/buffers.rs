@@ -126,7 +126,7 @@ pub(super) struct Pool {
 impl Pool {
     /// `count` buffers of `size` bytes each (at most 65,535); one half of them for each part.
     pub(super) fn new(count: u16, size: u32) -> io::Result<Pool> {
-        if count < 2 || count % 2 != 0 || size == 0 || size > u32::from(u16::MAX) {
+        if count < 2 || !count.is_multiple_of(2) || size == 0 || size > u32::from(u16::MAX) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let half = count / 2;

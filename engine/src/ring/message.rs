@@ -7,7 +7,7 @@ use super::{body_memory::BulkBuf, buffers::Buf};
 /// Bytes to send; the ring owns them until the kernel has taken them all.
 #[derive(Debug)]
 pub enum SendBuf {
-    /// A range of a buffer from [`Ring::head_buffer`] or anywhere.
+    /// A range of a buffer from [`super::Ring::head_buffer`] or anywhere.
     Owned(Vec<u8>, Range<u32>),
     /// A range of a private buffer.
     Bulk(BulkBuf, Range<u32>),

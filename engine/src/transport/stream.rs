@@ -96,10 +96,7 @@ impl TransportStream {
     /// Most bytes that are worth sending at a time: what the peer takes at once, and fits, with all that goes with it, a
     /// private buffer; never less than fits a small one.
     pub fn bulk_size(&self) -> usize {
-        let size = match self.stream.send_room() {
-            ..BULK_SMALL => BULK_SMALL,
-            room => room.min(BULK_SIZE),
-        };
+        let size = self.stream.send_room().clamp(BULK_SMALL, BULK_SIZE);
         if self.tls.is_some() { size - overhead(size) } else { size }
     }
 

@@ -94,8 +94,7 @@ fn an_answer_in_flight_when_its_listener_goes_says_that_the_connection_closes() 
     let (backend, go) = Backend::slow();
     let proxy = Proxy::to(&backend);
     let listener = proxy.address().to_string();
-    let mut asked = 0;
-    for length in [None, Some(4)] {
+    for (before, length) in [None, Some(4)].into_iter().enumerate() {
         let mut client = proxy.client();
         match length {
             None => client.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n"),
@@ -103,9 +102,8 @@ fn an_answer_in_flight_when_its_listener_goes_says_that_the_connection_closes() 
                 client.send(format!("POST /slow HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\nbody"))
             }
         }
-        asked += 1;
         wait::until("the request is at the backend", || {
-            backend.targets().iter().filter(|target| *target == "/slow").count() == asked
+            backend.targets().iter().filter(|target| *target == "/slow").count() == before + 1
         });
         assert!(proxy.ctl(&["listener", "deactivate", &listener]).status.success());
         go.send(()).unwrap();

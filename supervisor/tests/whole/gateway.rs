@@ -12,7 +12,8 @@ fn seconds(date: &str) -> u64 {
         ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     assert!(date.len() == 29 && date.ends_with(" GMT") && &date[3..5] == ", ", "{date}");
     let number = |at: std::ops::Range<usize>| date[at].parse::<u64>().expect(date);
-    let is_leap = |year: u64| (year % 4 == 0 && year % 100 != 0) || year % 400 == 0;
+    let is_leap =
+        |year: u64| (year.is_multiple_of(4) && !year.is_multiple_of(100)) || year.is_multiple_of(400);
     let (year, month) = (number(12..16), MONTHS.iter().position(|month| *month == &date[8..11]).expect(date));
     let lengths = [31, 28 + u64::from(is_leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
     let days = (1970..year).map(|year| 365 + u64::from(is_leap(year))).sum::<u64>()

@@ -141,7 +141,7 @@ impl Clients {
             let mut tally = self.tally.borrow_mut();
             (tally.in_flight, tally.begun) = (tally.in_flight + 1, tally.begun + 1);
         }
-        let outcome = timeout(PATIENCE, exchange(&mut connection.stream, kind)).await;
+        let outcome = timeout(PATIENCE, Box::pin(exchange(&mut connection.stream, kind))).await;
         self.tally.borrow_mut().in_flight -= 1;
         match outcome {
             Ok(Ok(ended)) => {
@@ -300,7 +300,7 @@ async fn exchange(stream: &mut Stream, kind: Kind) -> io::Result<bool> {
                 return Err(io::Error::other(format!("another byte at {place} than the one that was sent")));
             }
         }
-        Kind::Sip => read_slowly(stream).await?,
+        Kind::Sip => Box::pin(read_slowly(stream)).await?,
         Kind::Reset => stream.read_exact(&mut [0; SIP]).await?,
         _ => {
             let mut body = [0; 16];
