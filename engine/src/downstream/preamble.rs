@@ -14,9 +14,9 @@ use crate::{
     observe::Counter,
     ring::{Recv, SendBuf, Source, Stream},
     tls::{self, Failure, FailureKind, HandshakeResult, Hello, Input, Terminator, Turns, UnderWay},
-    transfer::ReadBuffer,
+    transfer::{ReadBuffer, Watch},
     transport::proxy_header,
-    upstream::{AttemptedEndpoints, Cluster, ConnectOptions},
+    upstream::{AttemptedEndpoints, Cluster, ConnectError, ConnectOptions},
 };
 
 /// How long tickets wait for the first response to be sent with it (ms): longer than a client needs to ask for something.
@@ -324,13 +324,15 @@ async fn forward(
             fresh: true,
             connect_ms: timeouts.connect_ms,
             timer: &connection.timer,
+            client: (&connection.stream, Watch::Reset),
             addresses: &|| connection.addresses(),
         };
         cluster.connect(&shared.pooling, &mut AttemptedEndpoints::default(), options).await
     };
     let upstream = match upstream {
         Ok(upstream) => upstream,
-        Err(reason) => {
+        Err(ConnectError::ClientGone) => return Event::PeerGone,
+        Err(ConnectError::Unreachable(reason)) => {
             shared.counters.count_answer(reason);
             // Nothing can be said, but that it is not the end of something.
             return Event::Rejected;

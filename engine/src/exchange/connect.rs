@@ -6,7 +6,7 @@ use crate::{
     limits,
     observe::Counter,
     transfer::{Body, flush},
-    upstream::{AttemptedEndpoints, ConnectOptions, Lease},
+    upstream::{AttemptedEndpoints, ConnectError, ConnectOptions, Lease},
 };
 
 /// The endpoints that were tried for a request, and whether it was sent twice.
@@ -40,7 +40,7 @@ impl Attempts {
 /// Leases a connection on which nothing is in flight.
 ///
 /// # Errors
-/// A local reply, when no endpoint can be reached.
+/// A local reply, when no endpoint can be reached; `ClientGone`.
 pub(super) async fn lease<D: Downstream>(
     downstream: &D,
     request: &Request,
@@ -55,13 +55,17 @@ pub(super) async fn lease<D: Downstream>(
             fresh: attempts.repeated,
             connect_ms: request.config.settings.timeouts.connect_ms,
             timer: downstream.timer(),
+            client: (downstream.body(), request.watch()),
             addresses: &|| downstream.addresses(),
         };
         let lease = match attempts.bound.take() {
             Some(bound) => bound,
             None => {
                 let lease = request.cluster.connect(&shared.pooling, &mut attempts.endpoints, options);
-                lease.await.map_err(refuse)?
+                lease.await.map_err(|error| match error {
+                    ConnectError::Unreachable(reason) => refuse(reason),
+                    ConnectError::ClientGone => Outcome::ClientGone,
+                })?
             }
         };
         match flush(&lease.stream, downstream.timer(), request.config.settings.timeouts.back_ms).await {

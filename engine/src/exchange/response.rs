@@ -127,10 +127,14 @@ pub(super) async fn forward<D: Downstream>(context: ResponseContext<'_, D>) -> R
     let ResponseContext { downstream, request, lease, record, duplex } = context;
     let timeouts = &request.config.settings.timeouts;
     let ring = &downstream.shared().ring;
-    let began = ring.now();
+    // It counts from here, whatever the response waits for.
+    let last_due = match timeouts.response_ms {
+        0 => u64::MAX,
+        response_ms => ring.now().saturating_add(response_ms),
+    };
     let mut read_buffer = ReadBuffer::default();
     let Final { encoded, mut body, reusable, upgraded, authenticates_connection } =
-        await_head(&context, &mut read_buffer).await?;
+        await_head(&context, &mut read_buffer, last_due).await?;
     let Encoded { mut head, framing, keep_alive } = encoded;
     if let Some(duplex) = duplex {
         duplex.answered.set(true);
@@ -157,7 +161,7 @@ pub(super) async fn forward<D: Downstream>(context: ResponseContext<'_, D>) -> R
             timer: downstream.timer(),
             source: MinRate::new(timeouts.back_ms, timeouts.response_min_rate, now),
             sink: MinRate::new(timeouts.front_ms, timeouts.response_min_rate, now),
-            due: (timeouts.response_ms != 0).then(|| began + timeouts.response_ms),
+            due: last_due,
             watch: request.watch(),
             limit: 0,
         };
@@ -177,6 +181,7 @@ pub(super) async fn forward<D: Downstream>(context: ResponseContext<'_, D>) -> R
 async fn await_head<D: Downstream>(
     context: &ResponseContext<'_, D>,
     read_buffer: &mut ReadBuffer,
+    last_due: u64,
 ) -> Result<Final, Failure> {
     let ResponseContext { downstream, request, lease, .. } = context;
     let shared = downstream.shared();
@@ -212,7 +217,7 @@ async fn await_head<D: Downstream>(
             lease.stream.receive(),
             (downstream.body(), request.watch()),
             downstream.timer(),
-            (shared.ring.now(), due),
+            (shared.ring.now(), due.min(last_due)),
         );
         match received.await.map_err(|_| Failure::ClientGone)? {
             Some(Ok(Recv::Data(buffer))) => read_buffer.push(buffer),
@@ -228,7 +233,9 @@ async fn await_head<D: Downstream>(
                 });
             }
             Some(Ok(Recv::Finished) | Err(_)) => return Err(Failure::Refused(ResponseDefect::HeadCut)),
-            None if context.duplex.is_some_and(|duplex| duplex.uploading.get()) => {
+            None if shared.ring.now() < last_due
+                && context.duplex.is_some_and(|duplex| duplex.uploading.get()) =>
+            {
                 due = shared.ring.now() + back_ms;
             }
             None => return Err(Failure::Reply(Reason::BackendTimeout)),

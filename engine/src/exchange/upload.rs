@@ -62,7 +62,7 @@ async fn both<D: Downstream>(
         // A file of sozu bounds a silent upload by `front_timeout`.
         source: MinRate::new(timeouts.body_ms.min(timeouts.front_ms), timeouts.body_min_rate, ring.now()),
         sink: MinRate::new(timeouts.back_ms, 0, ring.now()),
-        due: None,
+        due: u64::MAX,
         watch: Watch::Nothing,
         limit: request.config.settings.sizes.body,
     };

@@ -57,7 +57,7 @@ pub(crate) enum RelayError {
 /// Whether the receiver of a body is watched while the sender is silent: a client that is gone ends the exchange, a
 /// backend that is shows that in its response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Watch {
+pub enum Watch {
     /// It is not.
     Nothing,
     /// Until its connection is broken.
@@ -78,8 +78,8 @@ pub(crate) struct Relay<'a> {
     pub(crate) source: MinRate,
     /// When the receiver is too slow.
     pub(crate) sink: MinRate,
-    /// When the body must be through, whoever is slow (ms, the ring's clock).
-    pub(crate) due: Option<u64>,
+    /// When the body must be through, whoever is slow (ms, the ring's clock); `u64::MAX` = any time.
+    pub(crate) due: u64,
     pub(crate) watch: Watch,
     /// Largest body (bytes); 0 = any.
     pub(crate) limit: u64,
@@ -193,7 +193,7 @@ impl Relay<'_> {
         receive: impl Future<Output = io::Result<T>>,
     ) -> Result<T, RelayError> {
         let before = self.ring.now();
-        let due = self.due.map_or(self.source.due(), |due| due.min(self.source.due()));
+        let due = self.due.min(self.source.due());
         let received = receive_watching(receive, (self.to, self.watch), self.timer, (before, due)).await?;
         self.sink.excuse(self.ring.now() - before);
         match received {
@@ -245,7 +245,7 @@ impl Relay<'_> {
             let left = self.to.unsent();
             self.sink.moved(unsent.saturating_sub(left), self.ring.now());
             unsent = left;
-            let due = self.due.map_or(self.sink.due(), |due| due.min(self.sink.due()));
+            let due = self.due.min(self.sink.due());
             if due <= self.ring.now() {
                 return Err(RelayError::SinkStalled);
             }
@@ -339,7 +339,7 @@ impl Relay<'_> {
     /// Waits until the receiver takes more. What that takes is not the sender's fault.
     async fn wait_writable(&mut self, to: &Stream) -> Result<(), RelayError> {
         let before = self.ring.now();
-        self.timer.set_at(self.due.map_or(self.sink.due(), |due| due.min(self.sink.due())));
+        self.timer.set_at(self.due.min(self.sink.due()));
         let writable = self.timer.limit(to.writable()).await;
         writable.map_err(|_| RelayError::SinkStalled)?.map_err(|_| RelayError::SinkBroken)?;
         self.source.excuse(self.ring.now() - before);

@@ -16,6 +16,7 @@ use crate::{
     observe::Counter,
     ring::{Share, Stream, Timer},
     tls::{Connector, FailureKind},
+    transfer::{Watch, receive_watching},
     transport::{AddressPair, TransportStream, proxy_header},
 };
 
@@ -39,8 +40,20 @@ pub struct ConnectOptions<'a> {
     pub connect_ms: u64,
     /// For that deadline.
     pub timer: &'a Timer,
+    /// Whom it is for, and whether it is seen to while a connection is made.
+    pub client: (&'a TransportStream, Watch),
     /// Whom it is for, as far as that is known; asked for where backends are told.
     pub addresses: &'a dyn Fn() -> Option<AddressPair>,
+}
+
+/// Why there is no connection for a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConnectError {
+    /// No backend can be reached: `NoBackend`, `BackendConnectFailed`, `BackendConnectTimeout` when the last attempt was too
+    /// slow, `BackendTlsFailed` or `BackendCertificate`.
+    Unreachable(Reason),
+    /// The client went away meanwhile.
+    ClientGone,
 }
 
 /// The backends that were tried for a request, so that none is tried twice.
@@ -56,14 +69,13 @@ impl Cluster {
     /// connecting fails.
     ///
     /// # Errors
-    /// `NoBackend`, `BackendConnectFailed`, `BackendConnectTimeout` when the last attempt was too slow, or
-    /// `BackendTlsFailed` and `BackendCertificate`.
+    /// See [`ConnectError`].
     pub async fn connect(
         &self,
         pooling: &Pooling,
         attempted: &mut AttemptedEndpoints,
         options: ConnectOptions<'_>,
-    ) -> Result<Lease, Reason> {
+    ) -> Result<Lease, ConnectError> {
         let mut failure = Reason::NoBackend;
         let AttemptedEndpoints { members, indices } = attempted;
         let members: &Endpoints = members.get_or_insert_with(|| Rc::clone(&self.members.borrow()));
@@ -87,10 +99,11 @@ impl Cluster {
                     let lease = Lease::new(stream, Rc::clone(backend), false);
                     return Ok(if members.settings.send_proxy { lease.private() } else { lease });
                 }
-                Err(reason) => failure = reason,
+                Err(ConnectError::Unreachable(reason)) => failure = reason,
+                Err(ConnectError::ClientGone) => return Err(ConnectError::ClientGone),
             }
         }
-        Err(failure)
+        Err(ConnectError::Unreachable(failure))
     }
 }
 
@@ -101,21 +114,24 @@ impl Endpoint {
         share: Share,
         settings: &ConnectSettings,
         options: &ConnectOptions<'_>,
-    ) -> Result<TransportStream, Reason> {
+    ) -> Result<TransportStream, ConnectError> {
         let counters = &pooling.counters;
-        options.timer.set(options.connect_ms);
-        let reason = match options.timer.limit(self.reach(pooling, share, settings, options)).await {
-            Ok(Ok(stream)) => {
+        let now = pooling.ring.now();
+        let attempt = self.reach(pooling, share, settings, options);
+        let times = (now, now.saturating_add(options.connect_ms));
+        let reached = receive_watching(attempt, options.client, options.timer, times).await;
+        let reason = match reached.map_err(|_| ConnectError::ClientGone)? {
+            Some(Ok(stream)) => {
                 self.health.connected();
                 counters.count(Counter::UpstreamConnects);
                 return Ok(stream);
             }
-            Ok(Err(reason)) => reason,
-            Err(_) => Reason::BackendConnectTimeout,
+            Some(Err(reason)) => reason,
+            None => Reason::BackendConnectTimeout,
         };
         self.health.failed(pooling.ring.now());
         counters.count(Counter::UpstreamConnectErrors);
-        Err(reason)
+        Err(ConnectError::Unreachable(reason))
     }
 
     /// Connects, and says and does what has to come before the first request.

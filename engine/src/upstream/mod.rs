@@ -21,7 +21,7 @@ mod pool;
 
 pub use self::{
     cluster::{Cluster, ClusterError, Endpoints},
-    connect::{AttemptedEndpoints, ConnectOptions},
+    connect::{AttemptedEndpoints, ConnectError, ConnectOptions},
     endpoint::Endpoint,
     lease::Lease,
     pool::Pooling,

@@ -92,6 +92,11 @@ impl Client {
         self.wire.read_exactly(count).unwrap_or_else(|broken| panic!("{count} bytes: {broken}"))
     }
 
+    /// Reads exactly so many bytes; `None` when the connection ends before.
+    pub(crate) fn try_bytes(&mut self, count: usize) -> Option<Vec<u8>> {
+        self.wire.read_exactly(count).ok()
+    }
+
     /// All that comes until the connection ends, and how it ends.
     pub(crate) fn rest(&mut self) -> (Vec<u8>, End) {
         self.wire.read_to_end()

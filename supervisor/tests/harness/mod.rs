@@ -126,3 +126,18 @@ pub(crate) fn show(bytes: &[u8]) -> String {
     let shown = bytes.get(..2048).unwrap_or(bytes).escape_ascii().to_string();
     if bytes.len() > 2048 { format!("{shown}… ({} bytes)", bytes.len()) } else { shown }
 }
+
+/// A port where connections are neither accepted nor refused, and what keeps it so.
+pub(crate) fn silent_port() -> (std::net::SocketAddr, impl Sized) {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    socket.listen(0).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    let mut filling = Vec::new();
+    while let Ok(stream) =
+        std::net::TcpStream::connect_timeout(&address, std::time::Duration::from_millis(100))
+    {
+        filling.push(stream);
+    }
+    (address, (socket, filling))
+}

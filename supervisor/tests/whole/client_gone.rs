@@ -3,7 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::harness::{Backend, Caller, Client, Config, Conn, GET, Issued, OK, Pki, Proxy, chunks, wait};
+use crate::harness::{
+    Backend, Caller, Client, Config, Conn, GET, Issued, OK, Pki, Proxy, chunks, silent_port, wait,
+};
 
 const MIB: usize = 1 << 20;
 /// A reset is a matter of milliseconds; every deadline of the proxy is far beyond this.
@@ -228,4 +230,21 @@ fn a_stop_goes_on_when_the_client_that_it_waits_for_goes() {
     let since = Instant::now();
     assert!(proxy.wait(Duration::from_secs(10)).success());
     assert!(since.elapsed() < Duration::from_secs(4), "after {:?}", since.elapsed());
+}
+
+#[test]
+fn a_reset_while_a_backend_is_connected_to_ends_the_exchange_at_once() {
+    let (address, _keep) = silent_port();
+    let proxy = Config::new()
+        .listener("connect_timeout = 20")
+        .frontend("web", r#"hostname = "*""#)
+        .backend_at("web", &address.to_string(), "")
+        .start();
+    let mut client = proxy.client();
+    client.send(GET);
+    wait::until("the connection", || proxy.counter("client.connections") == 1);
+    let since = Instant::now();
+    client.reset();
+    wait::until("the end of the exchange", || proxy.counter("client.connections") == 0);
+    assert!(since.elapsed() < AT_ONCE, "after {:?}", since.elapsed());
 }

@@ -1,7 +1,6 @@
 //! Every limit holds, says what it is in the answer, and costs nobody else anything.
 
 use std::{
-    net::{SocketAddr, TcpStream},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -9,9 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use socket2::{Domain, Socket, Type};
-
-use crate::harness::{Backend, Client, Config, End, OK, Proxy, chunks, exchange, get, wait};
+use crate::harness::{Backend, Client, Config, End, OK, Proxy, chunks, exchange, get, silent_port, wait};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 const MIB: u64 = 1 << 20;
@@ -175,6 +172,91 @@ fn a_body_that_is_slow_but_fast_enough_is_served() {
     client.response().expect(200, "ok");
 }
 
+/// A backend that sends a response without end, `piece` bytes each `pause`, until it is cut.
+fn trickling(piece: usize, pause: Duration) -> (Backend, Arc<AtomicBool>) {
+    let cut = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&cut);
+    let backend = Backend::script(move |conn| {
+        conn.request();
+        conn.send("HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n");
+        let piece = vec![b'x'; piece];
+        while conn.send(&piece) {
+            wait::pace(pause);
+        }
+        seen.store(true, Ordering::SeqCst);
+    });
+    (backend, cut)
+}
+
+#[test]
+fn a_response_slower_than_its_rate_is_cut_though_it_moves() {
+    for (rate, expected) in [("response_min_rate = 100000", true), ("response_min_rate = 1", false)] {
+        let (backend, cut) = trickling(10, ms(20));
+        let proxy = Config::to(&backend).listener("back_timeout = 0.3").listener(rate).start();
+        let mut client = proxy.client();
+        client.send(GET);
+        assert_eq!(client.head().status(), 200);
+        let start = Instant::now();
+        while start.elapsed() < ms(1_500) && !cut.load(Ordering::SeqCst) {
+            wait::pace(ms(20));
+        }
+        assert_eq!(cut.load(Ordering::SeqCst), expected, "{rate}");
+        assert_eq!(proxy.counter("http.backend_truncations"), u64::from(expected), "{rate}");
+    }
+}
+
+#[test]
+fn a_client_that_sips_is_cut_where_that_is_slower_than_its_rate() {
+    for (rate, expected) in [("response_min_rate = 100000000", true), ("response_min_rate = 0", false)] {
+        let (backend, cut) = trickling(MIB as usize, ms(0));
+        let proxy = Config::to(&backend).listener("front_timeout = 0.5").listener(rate).start();
+        let mut client = proxy.client();
+        client.send(GET);
+        assert_eq!(client.head().status(), 200);
+        let start = Instant::now();
+        // Fast enough never to stand still for `front_timeout`, and far below the rate.
+        while start.elapsed() < ms(3_000) && !cut.load(Ordering::SeqCst) {
+            let _ = client.try_bytes(256 * 1024);
+            wait::pace(ms(50));
+        }
+        assert_eq!(cut.load(Ordering::SeqCst), expected, "{rate}");
+    }
+}
+
+#[test]
+fn a_response_that_takes_longer_than_it_may_is_cut_however_fast_it_is() {
+    let (backend, cut) = trickling(1_000, ms(10));
+    let proxy = Config::to(&backend).listener("max_response_time = 0.5").start();
+    let mut client = proxy.client();
+    client.send(GET);
+    let start = Instant::now();
+    let (_, end) = client.rest();
+    assert!(start.elapsed() > ms(400), "after {:?}", start.elapsed());
+    assert!(end != End::Deadline, "{end:?}");
+    wait::until("the backend is told", || cut.load(Ordering::SeqCst));
+}
+
+#[test]
+fn a_response_whose_head_does_not_come_in_time_is_504() {
+    let backend = Backend::script(|conn| {
+        conn.request();
+        conn.rest();
+    });
+    let proxy = Config::to(&backend).listener("max_response_time = 0.3").start();
+    get(&proxy, "a", "/").expect_answer(504, "backend_timeout");
+}
+
+#[test]
+fn a_front_timeout_below_the_body_timeout_bounds_a_silent_upload() {
+    let backend = Backend::respond(OK);
+    let proxy = Config::to(&backend).listener("front_timeout = 0.3").start();
+    let mut client = proxy.client();
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc");
+    let start = Instant::now();
+    client.response().expect_answer(408, "body_timeout");
+    assert!(start.elapsed() > ms(200), "after {:?}", start.elapsed());
+}
+
 #[test]
 fn an_idle_connection_is_closed_at_its_deadline_without_a_word() {
     let backend = Backend::respond(OK);
@@ -185,19 +267,6 @@ fn an_idle_connection_is_closed_at_its_deadline_without_a_word() {
     let start = Instant::now();
     client.expect_closed();
     assert!(start.elapsed() > ms(200), "after {:?}", start.elapsed());
-}
-
-/// A port where connections are neither accepted nor refused, and what keeps it so.
-fn silent_port() -> (SocketAddr, impl Sized) {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-    socket.listen(0).unwrap();
-    let address = socket.local_addr().unwrap().as_socket().unwrap();
-    let mut filling = Vec::new();
-    while let Ok(stream) = TcpStream::connect_timeout(&address, ms(100)) {
-        filling.push(stream);
-    }
-    (address, (socket, filling))
 }
 
 #[test]
