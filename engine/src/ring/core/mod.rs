@@ -246,6 +246,10 @@ impl Core {
         {
             let mut uring = self.uring.borrow_mut();
             uring.enter(wait, self.batching.borrow_mut().wanted(self.now.get()))?;
+            if self.admission.is_waited_for() {
+                // The next turn is a long one: what is ready comes before it, all of it.
+                uring.complete_ready()?;
+            }
             uring.reap(completions);
         }
         // From what `Instant` counts since the ring began: below 2^64 ms for half a billion years.
