@@ -20,11 +20,14 @@ use crate::harness::{Backend, Client, Config, Issued, OK, Pki, Proxy, ask, get, 
 const FLOOD: usize = 1_000;
 /// One request of an honest client in each such time.
 const EVERY: Duration = Duration::from_millis(10);
-/// How much more than in quiet the slowest request of an honest client may take under a flood. 10 ms are promised; the rest
-/// is for a machine that other tests share. Without admission it is 100 ms (P-256) and more (RSA).
-const MORE: Duration = Duration::from_millis(40);
-/// A machine that does something else meanwhile makes a measurement worse, never better: the best of so many counts.
-const ATTEMPTS: usize = 4;
+/// How much more than in quiet the slowest request of an honest client may take under a flood. Without admission it is
+/// 100 ms (P-256) and more (RSA).
+const MORE: Duration = Duration::from_millis(10);
+/// The same of a large reload, for which nothing else is promised than that it is divided. In one piece it is 200 ms.
+const MORE_AT_RELOAD: Duration = Duration::from_millis(40);
+/// A machine that does something else meanwhile makes a measurement worse, never better: the best of so many counts, in
+/// quiet and under the flood.
+const ATTEMPTS: usize = 12;
 
 /// An established client with a request every 10 ms.
 struct Honest {
@@ -102,15 +105,16 @@ fn flood(proxy: &Proxy, pki: &Pki) -> (Duration, Duration) {
 
 #[track_caller]
 fn expect_no_stall(proxy: &Proxy, pki: &Pki, what: &str) {
-    let measured: Vec<_> = (0..ATTEMPTS)
-        .map(|_| flood(proxy, pki))
-        .inspect(|(quiet, flooded)| println!("{what}: quiet {quiet:?}, under the flood {flooded:?}"))
-        .collect();
-    assert!(
-        measured.iter().any(|(quiet, flooded)| *flooded <= *quiet + MORE),
-        "{what}: slowest in quiet and under the flood: {measured:?}"
-    );
-    assert!(proxy.counter("ring.deferred") > 0, "nothing had to wait: the flood was none");
+    let mut best = (Duration::MAX, Duration::MAX);
+    let held = (0..ATTEMPTS).any(|_| {
+        let (quiet, flooded) = flood(proxy, pki);
+        println!("{what}: quiet {quiet:?}, under the flood {flooded:?}");
+        best = (best.0.min(quiet), best.1.min(flooded));
+        best.1 <= best.0 + MORE
+    });
+    assert!(held, "{what}: slowest in quiet and under the flood, at best: {best:?}");
+    // Else nothing had to wait, and the flood was none.
+    wait::until("work that had to wait", || proxy.counter("ring.deferred") > 0);
     // And whoever wants to come in gets in.
     ask(&mut pki.caller().connect(proxy.address_of(1)));
 }
@@ -147,7 +151,6 @@ fn handshakes_beyond_max_handshakes_wait_and_one_source_cannot_take_all_places()
     let mut greedy = connections(&proxy, proxy.address(), 20);
     for connection in &mut greedy {
         connection.write_all(&hello).expect("a hello is small");
-        connection.set_read_timeout(Some(Duration::from_secs(10))).expect("SO_RCVTIMEO");
     }
     proxy.wait_for_counter("tls.handshakes_deferred", 18);
     let began = Instant::now();
@@ -157,12 +160,13 @@ fn handshakes_beyond_max_handshakes_wait_and_one_source_cannot_take_all_places()
     }
     assert!(began.elapsed() < Duration::from_millis(2_500), "honest handshakes waited for greedy ones");
     let answered = greedy
-        .iter_mut()
-        .map(|connection| connection.read(&mut [0; 16_384]))
-        .filter(|answer| answer.as_ref().is_ok_and(|length| *length > 0))
+        .iter()
+        .filter(|connection| {
+            connection.set_nonblocking(true).expect("O_NONBLOCK");
+            connection.peek(&mut [0]).is_ok_and(|length| length > 0)
+        })
         .count();
-    // Some may have got a place when the first had timed out, just before they did so too.
-    assert!((2..=6).contains(&answered), "{answered}");
+    assert_eq!(answered, 2, "greedy handshakes under way");
     proxy.wait_for_counter("tls.handshake.failed.timeout", 20);
     // The places are free again.
     ask(&mut pki.caller().connect(proxy.address()));
@@ -183,18 +187,15 @@ fn a_reload_of_twenty_thousand_frontends_stalls_nobody() {
         config.frontend(&format!("c{}", n / 20), &format!(r#"hostname = "h{n}.test", path = "/x{}""#, n % 7))
     });
     let (small, large) = (small.text(&addresses), large.text(&addresses));
-    let measured: Vec<_> = (0..ATTEMPTS)
-        .map(|_| {
-            let quiet = slowest_while(&proxy, &pki, || wait::pace(Duration::from_millis(500)));
-            let reloading = slowest_while(&proxy, &pki, || reload(large.clone()));
-            get(&proxy, "h19999.test", "/x0").expect_answer(503, "no_backend");
-            let back = slowest_while(&proxy, &pki, || reload(small.clone()));
-            (quiet, reloading, back)
-        })
-        .inspect(|(quiet, there, back)| println!("reload: quiet {quiet:?}, there {there:?}, back {back:?}"))
-        .collect();
-    assert!(
-        measured.iter().any(|(quiet, there, back)| *there.max(back) <= *quiet + MORE),
-        "slowest in quiet, at a large reload, and back: {measured:?}"
-    );
+    let mut best = (Duration::MAX, Duration::MAX);
+    let held = (0..ATTEMPTS).any(|_| {
+        let quiet = slowest_while(&proxy, &pki, || wait::pace(Duration::from_millis(500)));
+        let reloading = slowest_while(&proxy, &pki, || reload(large.clone()));
+        get(&proxy, "h19999.test", "/x0").expect_answer(503, "no_backend");
+        let back = slowest_while(&proxy, &pki, || reload(small.clone()));
+        println!("reload: quiet {quiet:?}, there {reloading:?}, back {back:?}");
+        best = (best.0.min(quiet), best.1.min(reloading.max(back)));
+        best.1 <= best.0 + MORE_AT_RELOAD
+    });
+    assert!(held, "slowest in quiet and at a large reload, at best: {best:?}");
 }
