@@ -327,7 +327,7 @@ async fn forward(
             client: (&connection.stream, Watch::Reset),
             addresses: &|| connection.addresses(),
         };
-        cluster.connect(&shared.pooling, &mut AttemptedEndpoints::default(), options).await
+        cluster.connect(&shared.pooling, &mut AttemptedEndpoints::default(), &options).await
     };
     let upstream = match upstream {
         Ok(upstream) => upstream,

@@ -61,7 +61,7 @@ pub(super) async fn lease<D: Downstream>(
         let lease = match attempts.bound.take() {
             Some(bound) => bound,
             None => {
-                let lease = request.cluster.connect(&shared.pooling, &mut attempts.endpoints, options);
+                let lease = request.cluster.connect(&shared.pooling, &mut attempts.endpoints, &options);
                 lease.await.map_err(|error| match error {
                     ConnectError::Unreachable(reason) => refuse(reason),
                     ConnectError::ClientGone => Outcome::ClientGone,

@@ -183,9 +183,9 @@ async fn await_head<D: Downstream>(
     read_buffer: &mut ReadBuffer,
     last_due: u64,
 ) -> Result<Final, Failure> {
-    let ResponseContext { downstream, request, lease, .. } = context;
-    let shared = downstream.shared();
-    let back_ms = request.config.settings.timeouts.back_ms;
+    // Nothing is taken out of the context that would be kept over a wait beside it: what a request takes is counted in bytes.
+    let shared = context.downstream.shared();
+    let back_ms = context.request.config.settings.timeouts.back_ms;
     let mut progress = HeadProgress::default();
     let mut interim = 0;
     let mut reusable = true;
@@ -214,9 +214,9 @@ async fn await_head<D: Downstream>(
             }
         }
         let received = receive_watching(
-            lease.stream.receive(),
-            (downstream.body(), request.watch()),
-            downstream.timer(),
+            context.lease.stream.receive(),
+            (context.downstream.body(), context.request.watch()),
+            context.downstream.timer(),
             (shared.ring.now(), due.min(last_due)),
         );
         match received.await.map_err(|_| Failure::ClientGone)? {

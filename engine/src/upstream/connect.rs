@@ -74,7 +74,7 @@ impl Cluster {
         &self,
         pooling: &Pooling,
         attempted: &mut AttemptedEndpoints,
-        options: ConnectOptions<'_>,
+        options: &ConnectOptions<'_>,
     ) -> Result<Lease, ConnectError> {
         let mut failure = Reason::NoBackend;
         let AttemptedEndpoints { members, indices } = attempted;
@@ -92,7 +92,7 @@ impl Cluster {
             }
             indices.push(index);
             // Boxed: rare beside the reuse of an idle connection, and large with the address in it.
-            match Box::pin(backend.open(pooling, self.share, &members.settings, &options)).await {
+            match Box::pin(backend.open(pooling, self.share, &members.settings, options)).await {
                 Ok(stream) => {
                     // It did not fail: it may be asked again for this request.
                     indices.pop();
