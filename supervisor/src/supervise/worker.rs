@@ -6,10 +6,11 @@
 //! `Dead` between the end of one process and the start of the next.
 
 mod figures;
+mod sockets;
 
 pub(super) use figures::sum;
 
-use std::{io, net::SocketAddr, os::fd::OwnedFd, process::ExitStatus, time::Duration};
+use std::{io, os::fd::OwnedFd, process::ExitStatus, time::Duration};
 
 use kakehi_ctl::{
     limits,
@@ -17,10 +18,7 @@ use kakehi_ctl::{
     state::Settings,
     wire,
 };
-use kakehi_engine::{
-    observe::{Counter, Counters},
-    worker::DescriptorKind,
-};
+use kakehi_engine::observe::{Counter, Counters};
 use nix::sys::signal::Signal;
 use tokio::time::Instant;
 
@@ -29,11 +27,10 @@ use super::{
     attend::{Attendance, Event, What},
     backoff::Backoff,
     cores,
-    launch::{self, Provisions, Start},
+    launch::{Provisions, Start},
     listeners::{self, Sockets},
     process::{Block, Process, reason_of_end},
 };
-use crate::scm;
 
 /// A process that leaves and has not ended so long after its own deadline is killed.
 const LEAVE_SLACK: Duration = Duration::from_secs(1);
@@ -570,51 +567,6 @@ impl Worker {
     pub(super) fn order(&self, number: u64, order: Order) -> Result<(), wire::WireError> {
         let process = self.process.as_ref().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?;
         process.order(number, order)
-    }
-
-    /// Sends the sockets of new listeners, for the order that follows.
-    ///
-    /// # Errors
-    /// When it does not take them.
-    pub(super) fn pass(&self, sockets: &Sockets) -> Result<(), scm::Error> {
-        match &self.process {
-            Some(process) => process.pass(&launch::labelled(sockets)),
-            None => Ok(()),
-        }
-    }
-
-    /// Sends listening sockets and the channel of a predecessor, for the order that follows.
-    ///
-    /// # Errors
-    /// When it does not take them.
-    pub(super) fn pass_with(
-        &self,
-        sockets: &Sockets,
-        predecessor: Option<&OwnedFd>,
-    ) -> Result<(), scm::Error> {
-        let mut descriptors = launch::labelled(sockets);
-        descriptors.extend(predecessor.map(|channel| (DescriptorKind::Predecessor, channel)));
-        self.pass_descriptors(&descriptors)
-    }
-
-    /// Sends descriptors, for the order that follows.
-    ///
-    /// # Errors
-    /// When it does not take them.
-    pub(super) fn pass_descriptors(
-        &self,
-        descriptors: &[(DescriptorKind, &OwnedFd)],
-    ) -> Result<(), scm::Error> {
-        match &self.process {
-            Some(process) => process.pass(descriptors),
-            None => Err(io::Error::from(io::ErrorKind::NotConnected).into()),
-        }
-    }
-
-    /// Keeps the sockets of listeners that have come, and closes those of listeners that have gone.
-    pub(super) fn change_sockets(&mut self, come: Sockets, stays: impl Fn(&SocketAddr) -> bool) {
-        self.sockets.extend(come);
-        self.sockets.retain(|(which, _)| stays(&which.address));
     }
 
     /// Ends a process that is not what it should be, so that another takes its place.

@@ -28,6 +28,7 @@ mod proxy;
 mod sys;
 mod tls;
 mod tls_socket;
+mod unwaiting;
 pub(crate) mod wait;
 mod wire;
 
