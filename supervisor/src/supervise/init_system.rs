@@ -62,7 +62,7 @@ pub(super) fn activated() -> Vec<(SocketAddr, OwnedFd)> {
             let address = SockRef::from(&socket).local_addr().map_err(|error| error.to_string())?;
             let listens = SockRef::from(&socket).is_listener().map_err(|error| error.to_string())?;
             // Whoever made it may have made it so that accepting blocks.
-            SockRef::from(&socket).set_nonblocking(true).map_err(|error| error.to_string())?;
+            rustix::io::ioctl_fionbio(&socket, true).map_err(|error| error.to_string())?;
             match address.as_socket().filter(|_| listens) {
                 Some(address) => Ok((address, socket)),
                 None => Err("it is no TCP socket that listens".to_owned()),
