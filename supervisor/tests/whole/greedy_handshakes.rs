@@ -21,7 +21,7 @@ const FLOOD: usize = 1_000;
 /// One request of an honest client in each such time.
 const EVERY: Duration = Duration::from_millis(10);
 /// How much more than in quiet the slowest request of an honest client may take under a flood. Without admission it is
-/// 100 ms (P-256) and more (RSA).
+/// 160 ms (P-256) and 550 ms (RSA-2048) at best.
 const MORE: Duration = Duration::from_millis(10);
 /// The same of a large reload, for which nothing else is promised than that it is divided. In one piece it is 200 ms.
 const MORE_AT_RELOAD: Duration = Duration::from_millis(40);
