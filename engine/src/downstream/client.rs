@@ -29,10 +29,8 @@ pub(super) struct ClientConnection {
     /// When the head of the first request is due (ms): it counts from accept. 0 = the first has come.
     pub(super) head_due: u64,
     pub(super) next: Disposition,
-    /// TLS and PROXY-protocol metadata learned before the first request, on listeners that have a preamble.
+    /// What few connections have to remember, apart, so that the others stay small.
     pub(super) info: Option<Box<ConnectionInfo>>,
-    /// The upstream connection that has authenticated this client (NTLM, Negotiate), between two requests.
-    bound: Option<Box<BoundLease>>,
 }
 
 /// An upstream connection that belongs to one client connection, and ends with it.
@@ -41,13 +39,16 @@ struct BoundLease {
     cluster: Rc<Cluster>,
 }
 
-/// TLS and PROXY-protocol metadata learned before the first request.
+/// TLS and PROXY-protocol metadata learned before the first request, on listeners that have a preamble; and what was
+/// authenticated.
 #[derive(Default)]
 pub(super) struct ConnectionInfo {
     /// In the TLS handshake.
     pub(super) tls: Option<TlsInfo>,
     /// In a header of the PROXY protocol.
     pub(super) addresses: Option<AddressPair>,
+    /// The upstream connection that has authenticated this client (NTLM, Negotiate), between two requests.
+    bound: Option<BoundLease>,
 }
 
 impl ClientConnection {
@@ -79,14 +80,13 @@ impl ClientConnection {
             head_due,
             next,
             info,
-            bound: None,
         }
     }
 
     /// Takes the upstream connection that is bound to this one for a request to `cluster`. One that leads elsewhere, or
     /// has ended, is closed: a new connection is not authenticated, and the backend asks for it again.
     pub(super) fn take_bound(&mut self, cluster: &Rc<Cluster>) -> Option<Lease> {
-        let BoundLease { lease, cluster: bound_to } = *self.bound.take()?;
+        let BoundLease { lease, cluster: bound_to } = self.info.as_mut()?.bound.take()?;
         let usable = Rc::ptr_eq(&bound_to, cluster) && !lease.is_retired() && lease.stream.is_quiet();
         usable.then_some(lease)
     }
@@ -98,13 +98,13 @@ impl ClientConnection {
                 self.connections.shared.counters.count(Counter::UpstreamBound);
             }
             let (lease, cluster) = (lease.bound(), Rc::clone(cluster));
-            self.bound = Some(Box::new(BoundLease { lease, cluster }));
+            self.info().bound = Some(BoundLease { lease, cluster });
         }
     }
 
     /// True if another process cannot go on with the connection.
     pub(super) fn is_immovable(&self) -> bool {
-        self.stream.is_tls() || self.bound.is_some()
+        self.stream.is_tls() || self.info.as_ref().is_some_and(|info| info.bound.is_some())
     }
 
     /// Drops a line end behind the last request (RFC 9112 section 2.2): no other request begins with it, so the connection

@@ -17,7 +17,7 @@ pub(super) trait Entries {
 }
 
 /// Buffers published at first. Enough for the bursts of a few hundred busy connections.
-pub(super) const FIRST_TARGET: u16 = 64;
+pub(super) const FIRST_TARGET: u16 = 32;
 
 /// Which buffers the kernel has, out of a ring with room for all of a part.
 pub(super) struct Window<E> {
