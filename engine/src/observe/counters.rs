@@ -2,7 +2,10 @@
 
 use std::{ffi::CStr, os::fd::OwnedFd, rc::Rc, sync::atomic::AtomicU64};
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::{
+    fcntl::{FcntlArg, SealFlag, fcntl},
+    sys::memfd::{MFdFlags, memfd_create},
+};
 
 use super::{
     sys::{self, SharedWords},
@@ -154,20 +157,22 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// A new block, all zero, and the descriptor by which another process maps it.
+    /// A new block, all zero, and the descriptor by which another process maps it, and can write to it, but not shrink it.
     ///
     /// # Errors
-    /// Those of `memfd_create`, `ftruncate` and `mmap`.
+    /// Those of `memfd_create`, `ftruncate`, `fcntl` and `mmap`.
     pub fn create(name: &CStr) -> std::io::Result<(Counters, OwnedFd)> {
-        let file = memfd_create(name, MFdFlags::MFD_CLOEXEC)?;
+        let file = memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
         nix::unistd::ftruncate(&file, sys::BYTES as i64)?;
+        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+        fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
         Ok((Counters::map(&file)?, file))
     }
 
     /// The block behind a descriptor of [`Counters::create`].
     ///
     /// # Errors
-    /// Those of `mmap`.
+    /// Those of `mmap`; `EINVAL` when `file` is no such block.
     pub fn map(file: &OwnedFd) -> std::io::Result<Counters> {
         Ok(Counters { words: Rc::new(SharedWords::map(file)?) })
     }
@@ -259,5 +264,19 @@ mod tests {
         second.reset_gauges();
         second.count(Counter::Requests);
         assert_eq!((supervisor.get(Counter::Requests), supervisor.get(Counter::Connections)), (4, 0));
+    }
+
+    #[test]
+    fn a_worker_cannot_shrink_the_page_under_the_supervisor_nor_pass_it_one_that_can_be_shrunk() {
+        let (supervisor, file) = Counters::create(c"test").unwrap();
+        assert_eq!(nix::unistd::ftruncate(&file, 0), Err(nix::Error::EPERM));
+        assert_eq!(supervisor.get(Counter::Requests), 0);
+        let unsealed = memfd_create(c"test", MFdFlags::MFD_ALLOW_SEALING).unwrap();
+        nix::unistd::ftruncate(&unsealed, sys::BYTES as i64).unwrap();
+        assert!(Counters::map(&unsealed).is_err());
+        nix::unistd::ftruncate(&unsealed, 0).unwrap();
+        fcntl(&unsealed, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).unwrap();
+        assert!(Counters::map(&unsealed).is_err(), "too short");
+        assert!(Counters::map(&std::fs::File::open("/dev/null").unwrap().into()).is_err());
     }
 }
