@@ -218,8 +218,10 @@ enum Probe {
 
 /// Receives eight bytes over a socket pair into a provided buffer; a multishot receive must stay armed.
 fn receive_works(features: &Features, probe: Probe) -> io::Result<bool> {
+    // Declared first, so dropped last: whichever way this ends, the ring goes before the buffers, and the receive with it.
+    let mut buffers;
     let mut uring = builder(features).build(PROBE_ENTRIES)?;
-    let mut buffers = BufferRing::register(&uring, 2, 64)?;
+    buffers = BufferRing::register(&uring, 2, 64)?;
     buffers.refill();
     let (near, mut far) = UnixStream::pair()?;
     let fd = types::Fd(near.as_raw_fd());
@@ -231,7 +233,7 @@ fn receive_works(features: &Features, probe: Probe) -> io::Result<bool> {
         Probe::Multishot => opcode::RecvMulti::new(fd, Part::Downstream as u16).build(),
         Probe::Limited => limit_per_turn(opcode::RecvMulti::new(fd, Part::Downstream as u16).build(), 64),
     };
-    // SAFETY: the entry points to no memory of ours but the registered buffers, which outlive the ring's use here.
+    // SAFETY: the entry points to no memory of ours but the registered buffers, which outlive the ring.
     unsafe { uring.submission().push(&entry) }.map_err(|_| io::ErrorKind::OutOfMemory)?;
     uring.submit()?;
     far.write_all(b"12345678")?;
@@ -240,8 +242,6 @@ fn receive_works(features: &Features, probe: Probe) -> io::Result<bool> {
     let right = completion.result() == 8
         && cqueue::buffer_select(completion.flags()).is_some_and(|id| buffers.bytes(id, 8) == b"12345678")
         && cqueue::more(completion.flags()) == (probe != Probe::Once);
-    // The ring goes first, and the receive with it, before the buffers do.
-    drop(uring);
     Ok(right)
 }
 
