@@ -489,6 +489,34 @@ mod tests {
     }
 
     #[test]
+    fn what_the_kernel_writes_where_an_entry_points_is_what_the_buffer_of_that_number_holds() {
+        let pool = Rc::new(Pool::new(8, 64).unwrap());
+        let mapping = Mapping::new(4 * size_of::<BufRingEntry>()).unwrap();
+        let entries = MappedEntries { mapping, pool: Rc::clone(&pool) };
+        // As the kernel sees it: `struct io_uring_buf { addr: u64, len: u32, bid: u16, resv: u16 }`, the first `resv` being the
+        // tail.
+        let first = entries.first().cast::<u8>();
+        let mut window = Window::new(entries, 4);
+        assert_eq!(window.refill(|| pool.borrow_one(Part::Downstream)), 4);
+        // SAFETY: the mapping has four entries of 16 bytes, aligned, and is there until the end.
+        assert_eq!(unsafe { first.add(14).cast::<u16>().read() }, 4);
+        for place in 0..4_u8 {
+            // SAFETY: as above; the address is that of a buffer which nobody else uses now.
+            let (id, length) = unsafe {
+                let entry = first.add(16 * usize::from(place));
+                let length = entry.add(8).cast::<u32>().read();
+                let address = usize::try_from(entry.cast::<u64>().read()).unwrap();
+                std::ptr::with_exposed_provenance_mut::<u8>(address).write_bytes(place + 1, length as usize);
+                (entry.add(12).cast::<u16>().read(), u16::try_from(length).unwrap())
+            };
+            window.consumed();
+            assert_eq!(&*Buf::take(&pool, id, length), &[place + 1; 64]);
+        }
+        assert_eq!((window.published(), pool.free_count(Part::Downstream)), (0, 4));
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "it needs a ring of the kernel")]
     fn only_a_window_of_the_arena_is_published_and_it_widens_under_demand() {
         let Ok(uring) = IoUring::new(4) else { return };
         let Ok(mut ring) = BufferRing::register(&uring, 1024, 64) else { return };
