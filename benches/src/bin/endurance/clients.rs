@@ -320,7 +320,7 @@ fn pattern(length: usize) -> Vec<u8> {
 
 /// Reads a page in chunks, a sip at a time.
 async fn read_slowly(stream: &mut Stream) -> io::Result<()> {
-    let (mut total, mut sip) = (0, [0; SIP]);
+    let (mut total, mut sip) = (0, vec![0; SIP]);
     loop {
         let line = stream.read_line().await?;
         let mut left = usize::from_str_radix(&line, 16).map_err(io::Error::other)?;
