@@ -36,7 +36,6 @@ fn with_each_ring(check: impl Fn(&Features, &mut IoUring)) {
 }
 
 /// Result and flags of the next completion, if it comes within `limit`.
-#[expect(clippy::disallowed_methods, reason = "the pause of a loop with a deadline, in a test")]
 fn completion(uring: &mut IoUring, limit: Duration) -> Option<(i32, u32)> {
     const GET_EVENTS: u32 = 1;
     let deadline = Instant::now() + limit;
