@@ -14,15 +14,15 @@ use std::{
 
 use socket2::{Domain, Socket, Type};
 
-use crate::harness::{Backend, Client, Config, Issued, OK, Pki, Proxy, ask, get, wait};
+use crate::harness::{Backend, Client, Config, Issued, OK, Pki, Proxy, ask, get, setting, wait};
 
 /// ClientHellos that come at once.
 const FLOOD: usize = 1_000;
 /// One request of an honest client in each such time.
 const EVERY: Duration = Duration::from_millis(10);
-/// How much more than in quiet the slowest request of an honest client may take under a flood. Without admission it is
-/// 160 ms (P-256) and 550 ms (RSA-2048) at best.
-const MORE: Duration = Duration::from_millis(10);
+/// How much more than in quiet the slowest request of an honest client may take under a flood, beside whatever else a shared
+/// machine does (ms); `KAKEHI_GREEDY_STALL_MS` demands less. Without admission it is 160 ms (P-256) and 550 ms (RSA-2048) at best.
+const MORE_MS: u64 = 40;
 /// The same of a large reload, for which nothing else is promised than that it is divided. In one piece it is 200 ms.
 const MORE_AT_RELOAD: Duration = Duration::from_millis(40);
 /// A machine that does something else meanwhile makes a measurement worse, never better: the best of so many counts, in
@@ -110,7 +110,7 @@ fn expect_no_stall(proxy: &Proxy, pki: &Pki, what: &str) {
         let (quiet, flooded) = flood(proxy, pki);
         println!("{what}: quiet {quiet:?}, under the flood {flooded:?}");
         best = (best.0.min(quiet), best.1.min(flooded));
-        best.1 <= best.0 + MORE
+        best.1 <= best.0 + Duration::from_millis(setting("KAKEHI_GREEDY_STALL_MS", MORE_MS))
     });
     assert!(held, "{what}: slowest in quiet and under the flood, at best: {best:?}");
     // Else nothing had to wait, and the flood was none.
