@@ -156,6 +156,10 @@ impl Clients {
                     }
                 }
                 drop(tally);
+                if ended && kind == Kind::Large {
+                    // The answer began before the request had been read to its end: it says that the connection closes.
+                    return;
+                }
                 let idle = match kind {
                     Kind::Reset => {
                         // A connection that is gone already cannot be reset.
