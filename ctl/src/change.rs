@@ -12,9 +12,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::state::{
-    Backend, Certificate, Cluster, Fingerprint, Frontend, Listener, ListenerCertificates, PathRule, State,
-};
+use crate::state::{Backend, Certificate, Cluster, Fingerprint, Frontend, Listener, PathRule, State};
 
 mod words;
 
@@ -301,31 +299,41 @@ impl State {
     /// A copy of what `changes` name: their clusters, and all listeners. What can be applied to that can be applied to the
     /// whole, if [`State::check_part`] agrees.
     pub fn part(&self, changes: &[Change]) -> State {
-        let named: BTreeSet<&str> = changes.iter().filter_map(Change::cluster).collect();
-        let clusters = named.iter().filter_map(|name| self.clusters.get_key_value(*name));
+        let mut part = self.without_clusters();
+        changes.iter().for_each(|change| self.copy_named(change, &mut part));
+        part
+    }
+
+    /// The beginning of [`State::part`], for who makes it in pieces: all listeners, and nothing that refers to one.
+    pub fn without_clusters(&self) -> State {
         State {
             version: self.version,
             revision: self.revision.clone(),
             settings: self.settings.clone(),
             listeners: self.listeners.clone(),
-            clusters: clusters.map(|(name, cluster)| (name.clone(), cluster.clone())).collect(),
-            certificates: self.named_certificates(changes),
+            clusters: BTreeMap::new(),
+            certificates: BTreeMap::new(),
         }
     }
 
-    fn named_certificates(&self, changes: &[Change]) -> BTreeMap<SocketAddr, ListenerCertificates> {
-        let mut named = BTreeMap::<_, BTreeMap<_, _>>::new();
-        for change in changes {
-            if let Change::SetListener { listener: Listener { address, tls: None, .. } } = change {
-                // Those that go with its TLS.
-                named.extend(self.certificates.get(address).map(|all| (*address, all.clone())));
-            }
-            let Some((address, fingerprint)) = change.certificate() else { continue };
-            if let Some(present) = self.certificate(address, &fingerprint) {
-                named.entry(address).or_default().insert(fingerprint, Arc::clone(present));
-            }
+    /// Adds what `change` names to `part`, before anything is applied to that.
+    pub fn copy_named(&self, change: &Change, part: &mut State) {
+        if let Some((name, cluster)) = change.cluster().and_then(|name| self.clusters.get_key_value(name))
+            && !part.clusters.contains_key(name)
+        {
+            part.clusters.insert(name.clone(), cluster.clone());
         }
-        named
+        if let Change::SetListener { listener: Listener { address, tls: None, .. } } = change
+            && let Some(all) = self.certificates.get(address)
+        {
+            // Those that go with its TLS.
+            part.certificates.insert(*address, all.clone());
+        }
+        if let Some((address, fingerprint)) = change.certificate()
+            && let Some(present) = self.certificate(address, &fingerprint)
+        {
+            part.certificates.entry(address).or_default().insert(fingerprint, Arc::clone(present));
+        }
     }
 
     /// Whether this state with `changes`, which have made `part` of what they name, refers to what is there.
@@ -334,18 +342,17 @@ impl State {
     /// See [`ChangeError`].
     pub fn check_part(&self, part: &State, changes: &[Change]) -> Result<(), ChangeError> {
         part.check()?;
-        if self.listeners.keys().all(|address| part.listeners.contains_key(address)) {
+        if !self.loses_listeners(part) {
             return Ok(());
         }
         let named: BTreeSet<&str> = changes.iter().filter_map(Change::cluster).collect();
-        for (name, cluster) in self.clusters.iter().filter(|(name, _)| !named.contains(name.as_str())) {
-            for Frontend { address, .. } in &cluster.frontends {
-                if !part.listeners.contains_key(address) {
-                    return Err(ChangeError::NoListenerFor { cluster: name.clone(), address: *address });
-                }
-            }
-        }
-        Ok(())
+        let others = self.clusters.iter().filter(|(name, _)| !named.contains(name.as_str()));
+        others.into_iter().try_for_each(|(name, cluster)| part.check_frontends(name, cluster))
+    }
+
+    /// Whether a listener of this state is not in `part`: then the clusters that no change names have to be checked, too.
+    pub fn loses_listeners(&self, part: &State) -> bool {
+        self.listeners.keys().any(|address| !part.listeners.contains_key(address))
     }
 
     /// Whether everything in it refers to something that is there.
@@ -353,6 +360,15 @@ impl State {
     /// # Errors
     /// See [`ChangeError`].
     pub fn check(&self) -> Result<(), ChangeError> {
+        self.check_certificates()?;
+        self.clusters.iter().try_for_each(|(name, cluster)| self.check_cluster(name, cluster))
+    }
+
+    /// Whether there is a listener for every certificate.
+    ///
+    /// # Errors
+    /// See [`ChangeError`].
+    pub fn check_certificates(&self) -> Result<(), ChangeError> {
         for (address, certificates) in &self.certificates {
             let terminates = self.listeners.get(address).is_some_and(|listener| listener.tls.is_some());
             if let (false, Some(fingerprint)) = (terminates, certificates.keys().next()) {
@@ -362,15 +378,30 @@ impl State {
                 });
             }
         }
-        for (name, cluster) in &self.clusters {
-            for Frontend { address, .. } in &cluster.frontends {
-                if !self.listeners.contains_key(address) {
-                    return Err(ChangeError::NoListenerFor { cluster: name.clone(), address: *address });
-                }
-            }
-            let mut ids = BTreeSet::new();
-            if let Some(twice) = cluster.backends.iter().find(|backend| !ids.insert(&backend.id)) {
-                return Err(ChangeError::TwoBackends { cluster: name.clone(), id: twice.id.clone() });
+        Ok(())
+    }
+
+    /// Whether a cluster refers to what is there.
+    ///
+    /// # Errors
+    /// See [`ChangeError`].
+    pub fn check_cluster(&self, name: &str, cluster: &Cluster) -> Result<(), ChangeError> {
+        self.check_frontends(name, cluster)?;
+        let mut ids = BTreeSet::new();
+        match cluster.backends.iter().find(|backend| !ids.insert(&backend.id)) {
+            Some(twice) => Err(ChangeError::TwoBackends { cluster: name.to_owned(), id: twice.id.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether there is a listener for every frontend of a cluster.
+    ///
+    /// # Errors
+    /// See [`ChangeError`].
+    pub fn check_frontends(&self, name: &str, cluster: &Cluster) -> Result<(), ChangeError> {
+        for Frontend { address, .. } in &cluster.frontends {
+            if !self.listeners.contains_key(address) {
+                return Err(ChangeError::NoListenerFor { cluster: name.to_owned(), address: *address });
             }
         }
         Ok(())

@@ -385,8 +385,17 @@ pub struct ListenerSocket {
 pub enum Order {
     /// Answer with [`Report::Done`]: a sign of life.
     Ping,
-    /// Check these changes and get them ready, without making them. Sockets of listeners that come were sent before.
+    /// The next of the changes that the `Prepare` behind it is about. It is not answered.
+    Stage {
+        /// In their order.
+        changes: Vec<Change>,
+    },
+    /// Check the staged changes and these, and get them ready, without making them. Sockets of listeners that come were sent
+    /// before.
     Prepare {
+        /// How many were staged.
+        #[serde(default)]
+        staged: usize,
         /// In their order.
         changes: Vec<Change>,
         /// Of the state that they lead to.
@@ -427,6 +436,25 @@ pub enum Order {
         /// What is still in flight then is cut (ms from now).
         deadline_ms: u64,
     },
+}
+
+/// Changes that one order names at most: reading an order holds everybody up who is served.
+const CHANGES_PER_ORDER: usize = 64;
+
+impl Order {
+    /// As orders that are each read in a short time, to be given one behind the other. Those before the last are not answered.
+    pub fn in_parts(self) -> Vec<Order> {
+        let Order::Prepare { staged: 0, mut changes, revision } = self else { return vec![self] };
+        let mut parts = Vec::new();
+        let staged = changes.len().saturating_sub(1) / CHANGES_PER_ORDER * CHANGES_PER_ORDER;
+        let last = changes.split_off(staged);
+        let mut changes = changes.into_iter();
+        while changes.len() > 0 {
+            parts.push(Order::Stage { changes: changes.by_ref().take(CHANGES_PER_ORDER).collect() });
+        }
+        parts.push(Order::Prepare { staged, changes: last, revision });
+        parts
+    }
 }
 
 /// A worker that was started by another supervisor.
@@ -494,4 +522,34 @@ pub enum Report {
         /// Why.
         reason: String,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_changes_are_told_in_parts_that_make_up_the_whole() {
+        let change = |port: usize| Change::RemoveListener { address: ([127, 0, 0, 1], port as u16).into() };
+        for count in [0, 1, CHANGES_PER_ORDER, CHANGES_PER_ORDER + 1, 3 * CHANGES_PER_ORDER] {
+            let changes: Vec<Change> = (1..=count).map(change).collect();
+            let whole = Order::Prepare { staged: 0, changes: changes.clone(), revision: Revision::default() };
+            let parts = whole.in_parts();
+            let mut told = Vec::new();
+            for (number, part) in parts.iter().enumerate() {
+                let (last, part) = match part {
+                    Order::Stage { changes } => (false, changes),
+                    Order::Prepare { staged, changes, .. } => {
+                        assert_eq!(*staged, told.len());
+                        (true, changes)
+                    }
+                    other => panic!("{other:?}"),
+                };
+                assert!(last == (number + 1 == parts.len()) && part.len() <= CHANGES_PER_ORDER);
+                told.extend_from_slice(part);
+            }
+            assert_eq!(told, changes);
+        }
+        assert_eq!(Order::Ping.in_parts(), [Order::Ping]);
+    }
 }

@@ -8,7 +8,7 @@ use crate::{
     http::{Reason, Version},
     observe::Counter,
     ring::Recv,
-    transfer::{Body, MinRate, ReadBuffer, Relay, RelayError, Watch, receive_watching},
+    transfer::{Body, MinRate, ReadBuffer, Relay, RelayError, receive_watching},
     upstream::Lease,
 };
 
@@ -116,12 +116,6 @@ impl<'a, D: Downstream> ResponseContext<'a, D> {
         ResponseContext { downstream, request, lease, record, duplex: None }
     }
 
-    /// Whether the client is watched while the backend is waited for. Not beside an upload, which reads from it and so sees a
-    /// reset by itself: a wait for a hang-up beside one for readiness has kept uploads waiting.
-    fn watch(&self) -> Watch {
-        if self.duplex.is_some() { Watch::Nothing } else { self.request.watch() }
-    }
-
     /// Of a response beside which an upload runs.
     pub(super) fn beside(self, duplex: &'a DuplexState) -> ResponseContext<'a, D> {
         ResponseContext { duplex: Some(duplex), ..self }
@@ -130,7 +124,6 @@ impl<'a, D: Downstream> ResponseContext<'a, D> {
 
 /// Receives the response and passes it on.
 pub(super) async fn forward<D: Downstream>(context: ResponseContext<'_, D>) -> Result<Answered, Failure> {
-    let watch = context.watch();
     let ResponseContext { downstream, request, lease, record, duplex } = context;
     let timeouts = &request.config.settings.timeouts;
     let ring = &downstream.shared().ring;
@@ -169,7 +162,7 @@ pub(super) async fn forward<D: Downstream>(context: ResponseContext<'_, D>) -> R
             source: MinRate::new(timeouts.back_ms, timeouts.response_min_rate, now),
             sink: MinRate::new(timeouts.front_ms, timeouts.response_min_rate, now),
             due: last_due,
-            watch,
+            watch: request.watch(),
             limit: 0,
         };
         let relayed = Box::pin(relay.run()).await;

@@ -24,7 +24,7 @@ use super::{
 /// |---|---|---|
 /// | 0 | 5.10 | one operation at a time, `POLL_ADD` on idle sockets, timeouts as operations |
 /// | 1 | 5.11 | timeouts as an argument of the wait (`EXT_ARG`) |
-/// | 2 | 5.19 | provided-buffer ring, multishot accept, `COOP_TASKRUN`, `SUBMIT_ALL` |
+/// | 2 | 5.19 | provided-buffer ring, multishot accept and poll, `COOP_TASKRUN`, `SUBMIT_ALL` |
 /// | 3 | 6.0 | multishot receive, `SINGLE_ISSUER` |
 /// | 4 | 6.1 | `DEFER_TASKRUN`, and what came later (`NO_SQARRAY`, minimum wait, limited multishot) |
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,6 +83,8 @@ features! {
     coop_taskrun = "coop_taskrun", level 2;
     /// One accept for all connections of a listener (5.19).
     multishot_accept = "multishot_accept", level 2;
+    /// A wait for readiness that goes on after it was told of something (5.13).
+    multishot_poll = "multishot_poll", level 2;
     /// The kernel picks the buffer when data arrives (5.19).
     provided_buffers = "provided_buffers", level 2;
     /// The kernel relies on one thread submitting (6.0).
@@ -173,6 +175,8 @@ impl Features {
         found.multishot_accept = found.accept_waits
             && try_accept.multishot_accept
             && accept_works(&found, Probe::Multishot).unwrap_or(false);
+        found.multishot_poll = Features { multishot_poll: true, ..found }.mask(level).multishot_poll
+            && multishot_poll_works(&found).unwrap_or(false);
         Ok(found)
     }
 }
@@ -268,6 +272,20 @@ fn accept_works(features: &Features, probe: Probe) -> io::Result<bool> {
     }
     super::sys::close(completion.result());
     Ok(cqueue::more(completion.flags()) == (probe != Probe::Once))
+}
+
+/// Waits for what a socket pair brings; the wait must go on behind it.
+fn multishot_poll_works(features: &Features) -> io::Result<bool> {
+    let (near, mut far) = UnixStream::pair()?;
+    let mut uring = builder(features).build(PROBE_ENTRIES)?;
+    let entry = opcode::PollAdd::new(types::Fd(near.as_raw_fd()), libc::POLLIN as u32).multi(true).build();
+    // SAFETY: the entry points to no memory.
+    unsafe { uring.submission().push(&entry) }.map_err(|_| io::ErrorKind::OutOfMemory)?;
+    uring.submit()?;
+    far.write_all(b"x")?;
+    uring.submit_and_wait(1)?;
+    let Some(completion) = uring.completion().next() else { return Ok(false) };
+    Ok(completion.result() == i32::from(libc::POLLIN) && cqueue::more(completion.flags()))
 }
 
 #[cfg(test)]

@@ -13,11 +13,13 @@ use nix::{
     sys::socket::{SockFlag, accept4},
 };
 
+use socket2::SockRef;
+
 use super::{
     buffers::Role,
     core::{Core, Ring},
     socket::{Operation, Socket},
-    stream::Stream,
+    stream::{Stream, receive_urgent_data_inline},
     sys,
 };
 
@@ -64,6 +66,8 @@ impl Listener {
     pub fn adopt(ring: &Ring, socket: OwnedFd) -> io::Result<Listener> {
         // Another program may have made it.
         rustix::io::ioctl_fionbio(&socket, true)?;
+        // What it accepts inherits that.
+        receive_urgent_data_inline(SockRef::from(&socket));
         let core = Rc::clone(ring.core());
         let slot = core.insert(socket.into_raw_fd(), Role::Listener)?;
         Ok(Listener { ring: ring.clone(), core, slot })

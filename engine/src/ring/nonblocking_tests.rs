@@ -1,9 +1,10 @@
 //! What the ring relies on and no kernel documents: an operation on a socket in non-blocking mode waits in the ring as on
-//! any other, and is not over with `EAGAIN` at once. Measured on 5.10, 6.1, 6.12 and 6.18.
+//! any other, and is not over with `EAGAIN` at once, unless it asks for that; and what a poll is told. Measured on 5.10, 6.1,
+//! 6.12 and 6.18.
 
 use std::{
     io::{Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    net::{Shutdown, TcpListener, TcpStream},
     os::{
         fd::{AsRawFd, RawFd},
         unix::net::UnixStream,
@@ -183,7 +184,7 @@ fn a_receive_waits_on_a_non_blocking_socket() {
                 assert!(length == 8 && cqueue::more(flags));
             }
             // The multishot receive goes before the buffers do.
-            near.shutdown(std::net::Shutdown::Both).unwrap();
+            near.shutdown(Shutdown::Both).unwrap();
             if features.multishot_recv {
                 completion(uring, DEADLINE).unwrap();
             }
@@ -192,16 +193,46 @@ fn a_receive_waits_on_a_non_blocking_socket() {
 }
 
 #[test]
-fn a_send_waits_on_a_non_blocking_socket_whose_buffer_is_full() {
+fn a_send_that_may_not_wait_sends_what_there_is_room_for() {
     with_each_ring(|_, uring| {
-        for (length, flags) in [(1_000, 0), (1_000, libc::MSG_WAITALL), (8 << 20, libc::MSG_WAITALL)] {
-            let (near, far) = full_pair();
-            let data = vec![1; length].leak();
-            let entry =
-                opcode::Send::new(fd(&near), data.as_ptr(), length as u32).flags(flags | libc::MSG_NOSIGNAL);
+        let data = vec![1; 8 << 20].leak();
+        let entry = |fd| {
+            opcode::Send::new(fd, data.as_ptr(), data.len() as u32)
+                .flags(libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
+                .build()
+        };
+        let send = |uring: &mut IoUring, entry| {
             // SAFETY: the data is there for ever.
-            let (sent, _) = unsafe { outcome(uring, &entry.build(), || drain(far)) };
-            assert_eq!(sent, length as i32);
+            unsafe { uring.submission().push(&entry) }.unwrap();
+            uring.submit().unwrap();
+            completion(uring, DEADLINE).expect("it waits").0
+        };
+        let (near, _far) = pair();
+        let sent = send(uring, entry(fd(&near)));
+        assert!(sent > 0 && (sent as usize) < data.len(), "{sent}");
+        let (near, _far) = full_pair();
+        assert_eq!(send(uring, entry(fd(&near))), -libc::EAGAIN);
+    });
+}
+
+#[test]
+fn a_poll_tells_of_the_end_of_what_the_peer_sends_whatever_is_asked_for_and_a_multishot_one_goes_on() {
+    with_each_ring(|features, uring| {
+        let (near, far) = full_pair();
+        let entry = |multi| opcode::PollAdd::new(fd(&near), libc::POLLOUT as u32).multi(multi).build();
+        // SAFETY: the entry points to no memory.
+        let (events, _) = unsafe { outcome(uring, &entry(false), || far.shutdown(Shutdown::Write).unwrap()) };
+        assert_eq!(events, i32::from(libc::POLLRDHUP));
+        if features.multishot_poll {
+            // SAFETY: as above.
+            unsafe { uring.submission().push(&entry(true)) }.unwrap();
+            uring.submit().unwrap();
+            let (events, flags) = completion(uring, DEADLINE).unwrap();
+            assert!(events == i32::from(libc::POLLRDHUP) && cqueue::more(flags));
+            assert_eq!(completion(uring, TIME_TO_FAIL), None, "it tells that again and again");
+            drain(far);
+            let (events, _) = completion(uring, DEADLINE).expect("it does not tell of room");
+            assert_eq!(events & i32::from(libc::POLLOUT), i32::from(libc::POLLOUT));
         }
     });
 }

@@ -20,7 +20,7 @@ pub(super) enum Operation {
     Receive = 1,
     /// Wait until readable, where a receive would pin a buffer, or where an accept would not wait.
     Poll = 2,
-    /// Send.
+    /// Send, or wait for room to do so.
     Send = 3,
     /// Accept.
     Accept = 4,
@@ -127,6 +127,15 @@ pub(super) struct Pending {
 }
 
 impl Pending {
+    /// The outcome, for the task that waited for it, which waits no longer.
+    pub(super) fn take_outcome(&mut self) -> Option<i32> {
+        let outcome = self.outcome.take();
+        if outcome.is_some() {
+            self.waker = None;
+        }
+        outcome
+    }
+
     /// Nobody waits for the outcome any more.
     pub(super) fn stop_waiting(&mut self) {
         self.waker = None;
@@ -178,6 +187,8 @@ pub(super) struct Socket {
     pub(super) receives_singly: bool,
     /// Its send is expected to complete at once, and nobody waits for that.
     pub(super) expected: bool,
+    /// What is in flight as its send is the wait for room.
+    pub(super) awaits_room: bool,
     /// A cancel of the receive, or of the accept, is under way.
     pub(super) pausing: bool,
     /// The window in which it last received something; see `batching`.
@@ -216,6 +227,7 @@ impl Socket {
             first_receive_pending: false,
             receives_singly: false,
             expected: false,
+            awaits_room: false,
             pausing: false,
             window: 0,
             starved: false,
@@ -326,13 +338,18 @@ impl Socket {
         self.shed_cold_state();
     }
 
-    /// Gives the cold state up, if nothing of it is needed: what rests stays small.
+    /// Gives the cold state up, if nothing of it is needed: what rests stays small. An outcome that a task was woken for,
+    /// and has not taken yet, is needed.
     pub(super) fn shed_cold_state(&mut self) {
         let cold_in_flight = Operation::ALL
             .into_iter()
             .any(|operation| operation.cold_index().is_some() && self.is_in_flight(operation));
-        let is_spare =
-            |cold: &ColdState| cold.spilled.is_empty() && cold.accepted.is_empty() && cold.bulk.is_none();
+        let is_spare = |cold: &ColdState| {
+            cold.spilled.is_empty()
+                && cold.accepted.is_empty()
+                && cold.bulk.is_none()
+                && cold.pending.iter().all(|pending| pending.waker.is_none())
+        };
         if !cold_in_flight && self.cold.as_deref().is_some_and(is_spare) {
             self.cold = None;
         }
@@ -489,6 +506,22 @@ mod tests {
         let slot = table.insert(7, Role::Downstream).unwrap();
         table.get(slot).begin(Operation::Send);
         table.get(slot).begin(Operation::Send);
+    }
+
+    #[test]
+    fn an_outcome_that_a_task_was_woken_for_outlives_an_operation_that_was_given_up() {
+        let mut table = Table::new();
+        let slot = table.insert(7, Role::Downstream).unwrap();
+        let socket = table.get(slot);
+        socket.wait_for(Operation::ReadReady, Waker::noop());
+        // One turn of the loop: the upload's wait has an outcome, and the watch of the response that was cancelled ends.
+        socket.conclude(Operation::ReadReady, 1);
+        socket.conclude(Operation::Hangup, -libc::ECANCELED);
+        socket.forget(Operation::Hangup);
+        assert_eq!(socket.cold().pending(Operation::ReadReady).take_outcome(), Some(1));
+        // Once it is taken, nobody waits for anything.
+        socket.shed_cold_state();
+        assert!(socket.cold.is_none());
     }
 
     #[test]

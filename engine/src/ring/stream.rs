@@ -45,6 +45,7 @@ impl Stream {
     pub fn adopt(ring: &Ring, socket: OwnedFd, role: Role) -> io::Result<Stream> {
         // Another program may have made it.
         rustix::io::ioctl_fionbio(&socket, true)?;
+        receive_urgent_data_inline(SockRef::from(&socket));
         Stream::insert(ring, socket, role)
     }
 
@@ -69,6 +70,7 @@ impl Stream {
     /// Those of `socket(2)` and `connect(2)`; `WouldBlock` when the backlog of a Unix socket is full.
     pub async fn connect(ring: &Ring, address: SockAddr, share: Share) -> io::Result<Stream> {
         let socket = SystemSocket::new(address.domain(), Type::STREAM.nonblocking(), None)?;
+        receive_urgent_data_inline(SockRef::from(&socket));
         let is_unix = address.domain() == Domain::UNIX;
         if is_unix {
             // It never waits, and has connected when it returns. On the ring a full backlog would occupy a kernel thread.
@@ -104,31 +106,40 @@ impl Stream {
     /// # Errors
     /// Those of `poll(2)`.
     pub async fn readable(&self) -> io::Result<()> {
-        self.ready(Operation::ReadReady, libc::POLLIN | libc::POLLRDHUP).await
+        self.start_poll(Operation::ReadReady, libc::POLLIN | libc::POLLRDHUP, false);
+        self.ready(Operation::ReadReady).await
     }
 
-    /// Waits until the socket is writable, without sending.
+    /// Waits until the socket is most likely writable, without sending.
     ///
     /// # Errors
     /// Those of `poll(2)`.
     pub async fn writable(&self) -> io::Result<()> {
-        self.ready(Operation::WriteReady, libc::POLLOUT).await
+        {
+            let sockets = &mut *self.core.sockets.borrow_mut();
+            let socket = sockets.get(self.slot);
+            let (operation, generation) = (Operation::WriteReady, socket.generation);
+            if !socket.is_in_flight(operation) {
+                self.core.await_room(socket, Token { operation, slot: self.slot, generation });
+            }
+        }
+        self.ready(Operation::WriteReady).await
     }
 
-    async fn ready(&self, operation: Operation, events: i16) -> io::Result<()> {
-        self.start_poll(operation, events);
+    async fn ready(&self, operation: Operation) -> io::Result<()> {
         match poll_fn(|context| self.poll_outcome(operation, context)).await {
-            error if error < 0 => Err(io::Error::from_raw_os_error(-error)),
-            _ => Ok(()),
+            // It has been given up, or was a pause: who waits for readiness tries, and waits again.
+            events if events >= 0 || matches!(-events, libc::ECANCELED | libc::ETIME) => Ok(()),
+            error => Err(io::Error::from_raw_os_error(-error)),
         }
     }
 
-    fn start_poll(&self, operation: Operation, events: i16) {
+    fn start_poll(&self, operation: Operation, events: i16, goes_on: bool) {
         let sockets = &mut *self.core.sockets.borrow_mut();
         let socket = sockets.get(self.slot);
-        // One that an abandoned wait left behind will do: who waits for readiness tries, and waits again.
+        // One that an abandoned wait left behind will do.
         if !socket.is_in_flight(operation) {
-            let entry = opcode::PollAdd::new(types::Fd(socket.fd), events as u32).build();
+            let entry = opcode::PollAdd::new(types::Fd(socket.fd), events as u32).multi(goes_on).build();
             let token = Token { operation, slot: self.slot, generation: socket.generation };
             // SAFETY: the entry points to no memory.
             unsafe { self.core.start(socket, token, entry) };
@@ -139,7 +150,7 @@ impl Stream {
     fn poll_outcome(&self, operation: Operation, context: &Context<'_>) -> Poll<i32> {
         let sockets = &mut *self.core.sockets.borrow_mut();
         let socket = sockets.get(self.slot);
-        match socket.cold().pending(operation).outcome.take() {
+        match socket.cold().pending(operation).take_outcome() {
             Some(outcome) => Poll::Ready(outcome),
             None => {
                 socket.wait_for(operation, context.waker());
@@ -151,6 +162,7 @@ impl Stream {
     /// Ready when the connection is broken: reset by the peer, or timed out. A peer that only sends no more is still there,
     /// unless `or_finished`. Nothing is received; costs an operation, so it is for whoever waits for long.
     pub fn poll_hangup(&self, or_finished: bool, context: &Context<'_>) -> Poll<()> {
+        let goes_on = self.core.features.multishot_poll;
         {
             let sockets = &mut *self.core.sockets.borrow_mut();
             let socket = sockets.get(self.slot);
@@ -160,15 +172,20 @@ impl Stream {
             }
             if let Some(outcome) = socket.cold().pending(Operation::Hangup).outcome.take() {
                 let error = i32::from(libc::POLLERR | libc::POLLHUP | libc::POLLNVAL);
-                let finished = or_finished && outcome & i32::from(libc::POLLRDHUP) != 0;
-                if outcome > 0 && (outcome & error != 0 || finished) {
+                let finished = outcome & i32::from(libc::POLLRDHUP) != 0;
+                if outcome > 0 && (outcome & error != 0 || finished && or_finished) {
                     return Poll::Ready(());
+                }
+                if outcome > 0 && finished && !goes_on && !socket.is_in_flight(Operation::Hangup) {
+                    // The end would be told again at once.
+                    let (operation, generation) = (Operation::Hangup, socket.generation);
+                    self.core.pause(socket, Token { operation, slot: self.slot, generation });
                 }
             }
             socket.wait_for(Operation::Hangup, context.waker());
         }
-        // Without events only errors and the end of both directions are told.
-        self.start_poll(Operation::Hangup, if or_finished { libc::POLLRDHUP } else { 0 });
+        // Whatever is asked for, errors and the end of either direction are told.
+        self.start_poll(Operation::Hangup, libc::POLLRDHUP, goes_on);
         Poll::Pending
     }
 
@@ -334,7 +351,7 @@ impl Stream {
             return Poll::Pending;
         }
         let cold = socket.cold();
-        let outcome = cold.pending(Operation::ReceiveBulk).outcome.take();
+        let outcome = cold.pending(Operation::ReceiveBulk).take_outcome();
         Poll::Ready(match (outcome, cold.bulk.take()) {
             (Some(count), Some(buffer)) if count >= 0 => Ok((buffer, count as usize)),
             (Some(error), _) if error < 0 => Err(io::Error::from_raw_os_error(-error)),
@@ -536,6 +553,13 @@ impl Stream {
     fn with_socket<T>(&self, call: impl FnOnce(SockRef<'_>) -> T) -> T {
         call(SockRef::from(&self.descriptor()))
     }
+}
+
+/// Has a peer's urgent data received as what it is, a part of the stream (RFC 6093). Kept apart it would end every wait on the
+/// socket at once, again and again, as long as nobody asks for it.
+pub(super) fn receive_urgent_data_inline(socket: SockRef<'_>) {
+    // What kind of socket does not know it has none.
+    let _ = socket.set_out_of_band_inline(true);
 }
 
 impl Drop for Stream {

@@ -147,8 +147,10 @@ pub(crate) async fn receive_watching<T>(
 enum Moved {
     /// It is complete.
     All,
-    /// It has to go on through the arena: there is no pipe, or no memory.
+    /// It has to go on through the arena, for a while: there is no memory, or what comes next can only be received.
     Part,
+    /// There is no pipe.
+    NoPipe,
 }
 
 impl Relay<'_> {
@@ -161,7 +163,7 @@ impl Relay<'_> {
             if expected >= BULK_FROM && pieces >= PIECES_BEFORE_BULK {
                 match Box::pin(self.bulk()).await? {
                     Moved::All => return Ok(()),
-                    Moved::Part => pieces = 0,
+                    Moved::Part | Moved::NoPipe => pieces = 0,
                 }
             }
             if self.read_buffer.is_empty() {
@@ -299,6 +301,7 @@ impl Relay<'_> {
     /// Moves the rest of a large body whose bytes need not be looked at from socket to socket.
     async fn splice(&mut self, (from, to): (&Stream, &Stream)) -> Result<Moved, RelayError> {
         let mut splice = Splice::new(self.ring, from, to);
+        let mut told_readable = false;
         loop {
             let left = self.body.known_length();
             let left = left.map_or(usize::MAX, |left| usize::try_from(left).unwrap_or(usize::MAX));
@@ -315,15 +318,19 @@ impl Relay<'_> {
             match splice.take(left.min(room)).map_err(|_| RelayError::SourceEnded)? {
                 Spliced::Moved(0) => return self.finished().await.map(|()| Moved::All),
                 Spliced::Moved(taken) => {
+                    told_readable = false;
                     self.body.skip(taken);
                     self.note_moved(taken)?;
                 }
+                // A splice stops for ever before a byte of urgent data.
+                Spliced::WouldBlock if told_readable => return Ok(Moved::Part),
                 Spliced::WouldBlock => {
                     splice.rest();
                     self.wait_for_source(from.readable()).await?;
+                    told_readable = true;
                     continue;
                 }
-                Spliced::NoPipe => return Ok(Moved::Part),
+                Spliced::NoPipe => return Ok(Moved::NoPipe),
             }
             while splice.held() > 0 {
                 match splice.give().map_err(|_| RelayError::SinkBroken)? {
@@ -367,8 +374,9 @@ impl Relay<'_> {
             self.flush().await?;
             if from.is_paused() {
                 self.ring.count_bulk();
-                if let Moved::All = self.splice((from, to)).await? {
-                    return Ok(Moved::All);
+                match self.splice((from, to)).await? {
+                    Moved::NoPipe => {}
+                    moved => return Ok(moved),
                 }
             }
         }

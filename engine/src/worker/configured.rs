@@ -55,6 +55,14 @@ pub(super) enum Refusal {
         /// Why.
         reason: String,
     },
+    /// Some of the changes did not come.
+    #[error("{staged} changes were staged, of which {came} came")]
+    Incomplete {
+        /// So many were sent.
+        staged: usize,
+        /// So many can be read.
+        came: usize,
+    },
     /// There is nothing to commit.
     #[error("nothing was prepared")]
     NothingPrepared,
@@ -69,6 +77,8 @@ pub(super) struct Configured {
     /// Which hosts each cluster is for.
     prints: RefCell<HostPrints>,
     handles: RefCell<BTreeMap<SocketAddr, Rc<ListenerHandle>>>,
+    /// Changes that are to be prepared with the next ones.
+    staged: RefCell<Vec<Change>>,
     prepared: RefCell<Option<Prepared>>,
     channel: Rc<dyn DescriptorChannel>,
     /// The listening sockets that accept.
@@ -147,6 +157,7 @@ impl Configured {
             clusters: RefCell::new(clusters),
             handles,
             configs: RefCell::new(configs),
+            staged: RefCell::default(),
             prepared: RefCell::default(),
             channel,
             sockets: RefCell::default(),
@@ -231,7 +242,12 @@ impl Configured {
         }
     }
 
-    /// Does everything of `changes` that can fail, in pieces between which others are served.
+    /// Keeps changes for [`Configured::prepare`].
+    pub(super) fn stage(&self, mut changes: Vec<Change>) {
+        self.staged.borrow_mut().append(&mut changes);
+    }
+
+    /// Does everything of the staged changes and of `last` that can fail, in pieces between which others are served.
     ///
     /// # Errors
     /// See [`Refusal`].
@@ -242,10 +258,16 @@ impl Configured {
     pub(super) async fn prepare(
         &self,
         ring: &crate::ring::Ring,
-        changes: Vec<Change>,
+        staged: usize,
+        mut last: Vec<Change>,
         revision: Revision,
     ) -> Result<(), Refusal> {
+        let mut changes = self.staged.take();
         self.abort();
+        if changes.len() != staged {
+            return Err(Refusal::Incomplete { staged, came: changes.len() });
+        }
+        changes.append(&mut last);
         // Taken in any case: they must not be taken for those of the next change.
         let listeners = self.new_listeners(ring, &changes)?;
         let mut slice = ring.admission().slices(Source::Orders);
@@ -253,13 +275,16 @@ impl Configured {
         let clusters = self.clusters.borrow();
         let state = self.state.borrow();
         // Without a copy of the whole: only these clusters are concerned.
-        let mut part = state.part(&changes);
+        let mut part = state.without_clusters();
+        for change in &changes {
+            slice.pause().await;
+            state.copy_named(change, &mut part);
+        }
         for change in &changes {
             slice.pause().await;
             part.apply(change)?;
         }
-        slice.pause().await;
-        state.check_part(&part, &changes)?;
+        check_in_slices(&mut slice, &state, &part, &changes).await?;
         let mut members = Vec::new();
         let mut new = Clusters::new();
         for (name, wanted) in &part.clusters {
@@ -289,6 +314,7 @@ impl Configured {
             Routing::Whole(configs, clusters)
         };
         drop(prints);
+        discard(&mut slice, part.clusters).await;
         self.prepared.replace(Some(Prepared { changes, revision, routing, members, listeners }));
         Ok(())
     }
@@ -429,6 +455,30 @@ impl Configured {
             self.prints.borrow_mut().update(name, &self.state.borrow());
         }
         slice.end();
+        let (configs, clusters) = self.switch(connections, &changes, revision, routing, members, listeners);
+        for cluster in clusters {
+            slice.pause().await;
+            cluster.retire(&connections.shared.pooling);
+        }
+        // Tunnels whose backend has gone learn of it.
+        connections.wake_tunnels();
+        discard(&mut slice, configs).await;
+        discard(&mut slice, changes).await;
+        Ok(())
+    }
+
+    /// Serves what was prepared from now on. Given back are what may be needed no more: configurations, and clusters that have
+    /// gone.
+    fn switch(
+        &self,
+        connections: &Rc<Connections>,
+        changes: &[Change],
+        revision: Revision,
+        routing: Routing,
+        members: Vec<(Rc<Cluster>, Endpoints)>,
+        listeners: Vec<NewListener>,
+    ) -> (Vec<Rc<ListenerConfig>>, Vec<Rc<Cluster>>) {
+        let (mut before, mut gone) = (Vec::new(), Vec::new());
         let state = &mut *self.state.borrow_mut();
         state.revision = revision;
         self.tls.retain(|address| state.listeners.contains_key(address));
@@ -439,11 +489,11 @@ impl Configured {
         match routing {
             Routing::Stays => {}
             Routing::Whole(whole, clusters) => {
-                *configs = whole;
-                let before = self.clusters.replace(clusters);
+                before.extend(std::mem::replace(configs, whole).into_values());
+                let clusters_before = self.clusters.replace(clusters);
                 let now = self.clusters.borrow();
-                let gone = before.into_iter().filter(|(name, _)| !now.contains_key(name));
-                gone.for_each(|(_, cluster)| cluster.retire(&connections.shared.pooling));
+                let is_gone = |(name, cluster)| (!now.contains_key(&name)).then_some(cluster);
+                gone.extend(clusters_before.into_iter().filter_map(is_gone));
             }
             Routing::Parts(parts) => {
                 configs.extend(parts.configs);
@@ -455,12 +505,12 @@ impl Configured {
                 }
                 let clusters = &mut *self.clusters.borrow_mut();
                 clusters.extend(parts.clusters);
-                for name in named_clusters(&changes) {
+                for name in named_clusters(changes) {
                     if !state.clusters.contains_key(name)
                         && let Some(cluster) = clusters.remove(name)
                     {
                         configs.values().for_each(|config| config.forget(&cluster));
-                        cluster.retire(&connections.shared.pooling);
+                        gone.push(cluster);
                     }
                 }
             }
@@ -468,9 +518,7 @@ impl Configured {
         if self.change_handles(connections, configs, state, listeners) {
             connections.listeners_closed();
         }
-        // Tunnels whose backend has gone learn of it.
-        connections.wake_tunnels();
-        Ok(())
+        (before, gone)
     }
 
     /// Whether a listener was removed: then its connections have to learn of it.
@@ -542,6 +590,7 @@ impl Configured {
 
     /// Forgets what was prepared.
     pub(super) fn abort(&self) {
+        self.staged.take();
         self.prepared.take();
     }
 
@@ -552,6 +601,37 @@ impl Configured {
 }
 
 /// The clusters that the changes name.
+/// [`State::check_part`], in pieces between which others are served.
+async fn check_in_slices(
+    slice: &mut Slice<'_>,
+    state: &State,
+    part: &State,
+    changes: &[Change],
+) -> Result<(), ChangeError> {
+    slice.pause().await;
+    part.check_certificates()?;
+    for (name, cluster) in &part.clusters {
+        slice.pause().await;
+        part.check_cluster(name, cluster)?;
+    }
+    if state.loses_listeners(part) {
+        let named = named_clusters(changes);
+        for (name, cluster) in state.clusters.iter().filter(|(name, _)| !named.contains(name.as_str())) {
+            slice.pause().await;
+            part.check_frontends(name, cluster)?;
+        }
+    }
+    Ok(())
+}
+
+/// Gives up what is needed no more, in pieces between which others are served.
+async fn discard<T>(slice: &mut Slice<'_>, items: impl IntoIterator<Item = T>) {
+    for item in items {
+        slice.pause().await;
+        drop(item);
+    }
+}
+
 fn named_clusters(changes: &[Change]) -> BTreeSet<&str> {
     changes.iter().filter_map(Change::cluster).collect()
 }

@@ -45,7 +45,7 @@ use crate::{
     exchange::{ListenerConfig, ListenerHandle},
     limits,
     observe::Counter,
-    ring::{self, Level, Recv, Ring, Role, Stats, Stream, Timer},
+    ring::{self, Level, Recv, Ring, Role, Source, Stats, Stream, Timer},
     tls::Context,
     upstream::{Cluster, Pooling},
 };
@@ -329,15 +329,24 @@ impl Worker {
                 }
             };
             decoder.extend(&buffer);
+            let ring = &self.connections.shared.ring;
+            let mut slice = ring.admission().slices(Source::Orders);
             loop {
-                match decoder.next::<Order>() {
+                slice.pause().await;
+                let decoded = decoder.next::<Order>();
+                match decoded {
                     Ok(None) => break,
                     Ok(Some(Envelope { id, body, .. })) => {
+                        slice.end();
                         let outcome = match body {
                             Order::Ping => Ok(()),
-                            Order::Prepare { changes, revision } => self
+                            Order::Stage { changes } => {
+                                self.configured.stage(changes);
+                                continue;
+                            }
+                            Order::Prepare { staged, changes, revision } => self
                                 .configured
-                                .prepare(&self.connections.shared.ring, changes, revision)
+                                .prepare(ring, staged, changes, revision)
                                 .await
                                 .map_err(|error| error.to_string()),
                             Order::Commit => self.commit().await.map_err(|error| error.to_string()),

@@ -311,7 +311,7 @@ impl Supervisor {
                     if !sockets.is_empty() {
                         worker.pass(sockets).map_err(|error| error.to_string())?;
                     }
-                    Ok(Order::Prepare { changes: changes.clone(), revision: revision.clone() })
+                    Ok(Order::Prepare { staged: 0, changes: changes.clone(), revision: revision.clone() })
                 },
                 &sockets,
             )
@@ -373,8 +373,9 @@ impl Supervisor {
         self.note_changed();
         let none: Vec<Sockets> = self.workers.iter().map(|_| Sockets::new()).collect();
         let revision = self.state.revision.clone();
-        let told =
-            |_: &Worker, _: &Sockets| Ok(Order::Prepare { changes: Vec::new(), revision: revision.clone() });
+        let told = |_: &Worker, _: &Sockets| {
+            Ok(Order::Prepare { staged: 0, changes: Vec::new(), revision: revision.clone() })
+        };
         for outcomes in
             [self.order_all(told, &none).await, self.order_all(|_, _| Ok(Order::Commit), &none).await]
         {

@@ -155,9 +155,12 @@ impl Process {
     /// # Errors
     /// When its channel is closed, or it does not read.
     pub(super) fn order(&self, number: u64, order: Order) -> Result<(), wire::WireError> {
-        let frame = wire::encode(&Envelope::new(number, order), limits::MAX_FRAME)?;
+        let mut frames = Vec::new();
+        for part in order.in_parts() {
+            frames.append(&mut wire::encode(&Envelope::new(number, part), limits::MAX_FRAME)?);
+        }
         // The queue is empty or nearly so: an order that finds no place means a worker that does not read.
-        self.orders.try_send(frame).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe).into())
+        self.orders.try_send(frames).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe).into())
     }
 
     /// Sends a signal, if it is still there.

@@ -10,12 +10,12 @@ use std::{
     net::{Shutdown, TcpListener, TcpStream},
     os::unix::net::UnixListener,
     path::Path,
-    sync::{Arc, OnceLock, mpsc},
+    sync::{Arc, OnceLock},
     thread,
     time::{Duration, Instant},
 };
 
-use super::{Dice, Lock, Server, noise, wire::Stream};
+use super::{Dice, Lock, Server, noise, wait, wire::Stream};
 
 /// Length of the table that bodies are cut from: a prime, so that nothing in the proxy has its period.
 const TABLE: usize = 1_048_573;
@@ -474,7 +474,7 @@ pub(crate) fn call(stream: &mut Stream, plan: &Plan, number: usize) -> Seen {
 pub(crate) struct Mirror {
     address: String,
     plans: Arc<Lock<HashMap<usize, Plan>>>,
-    seen: mpsc::Receiver<(usize, Seen)>,
+    seen: Arc<Lock<HashMap<usize, Seen>>>,
 }
 
 impl Mirror {
@@ -506,13 +506,13 @@ impl Mirror {
 
     fn run(address: String, accept: impl Fn() -> Option<Stream> + Send + 'static) -> Mirror {
         let plans = Arc::new(Lock::<HashMap<usize, Plan>>::default());
-        let (sender, seen) = mpsc::channel();
-        let known = Arc::clone(&plans);
+        let seen = Arc::new(Lock::default());
+        let (known, results) = (Arc::clone(&plans), Arc::clone(&seen));
         // It ends with the process of the test: a listener that nobody connects to costs nothing.
         thread::spawn(move || {
             while let Some(mut stream) = accept() {
-                let (plans, sender) = (Arc::clone(&known), sender.clone());
-                thread::spawn(move || while serve(&mut stream, &plans, &sender).is_some() {});
+                let (plans, results) = (Arc::clone(&known), Arc::clone(&results));
+                thread::spawn(move || while serve(&mut stream, &plans, &results).is_some() {});
             }
         });
         Mirror { address, plans, seen }
@@ -531,13 +531,8 @@ impl Mirror {
     /// What the backend saw of the exchange with this number.
     #[track_caller]
     pub(crate) fn seen(&self, number: usize) -> Seen {
-        loop {
-            match self.seen.recv_timeout(STANDSTILL * 2) {
-                Ok((of, seen)) if of == number => return seen,
-                Ok(_) => {}
-                Err(_) => panic!("the backend did not come to an end with exchange {number}"),
-            }
-        }
+        let what = format!("the backend's end of exchange {number}");
+        wait::within(STANDSTILL * 2, &what, || self.seen.lock().expect("results").remove(&number))
     }
 }
 
@@ -545,7 +540,7 @@ impl Mirror {
 fn serve(
     stream: &mut Stream,
     plans: &Lock<HashMap<usize, Plan>>,
-    sender: &mpsc::Sender<(usize, Seen)>,
+    results: &Lock<HashMap<usize, Seen>>,
 ) -> Option<()> {
     let mut head = Vec::new();
     let mut piece = [0; 16_384];
@@ -573,8 +568,7 @@ fn serve(
         &who,
     );
     let goes_on = seen.fate == Fate::Whole && seen.sent && seen.leftover.is_empty();
-    // The test may have ended.
-    let _ = sender.send((number, seen));
+    results.lock().expect("results").insert(number, seen);
     if !goes_on {
         stream.shutdown(Shutdown::Both);
     }

@@ -198,11 +198,13 @@ impl Proxy {
     /// Waits until a counter of all workers has this value.
     #[track_caller]
     pub(crate) fn wait_for_counter(&self, name: &str, value: u64) {
-        let mut seen = 0;
         let deadline = Instant::now() + wait::SOON;
-        while seen != value {
-            seen = self.counter(name);
-            assert!(seen == value || Instant::now() < deadline, "{name} is {seen}, not {value}");
+        loop {
+            let seen = self.counter(name);
+            if seen == value {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{name} is {seen}, not {value}");
         }
     }
 

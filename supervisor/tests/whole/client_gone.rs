@@ -151,6 +151,26 @@ fn a_reset_in_the_middle_of_an_upload_ends_the_exchange_at_once() {
 }
 
 #[test]
+fn a_reset_behind_an_upload_that_came_in_parts_ends_the_exchange_at_once() {
+    let pki = Pki::new();
+    for (front, issued, caller) in fronts(&pki) {
+        for rest in [1_000, 1_000_000] {
+            let backend = Backend::script(hang);
+            let proxy = start(Config::to(&backend), issued.as_ref());
+            let mut client = connect(&proxy, caller.as_ref());
+            client.send(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\npart", rest + 4));
+            wait::until("a part of the body at the backend", || backend.received().ends_with(b"part"));
+            client.send(vec![b'x'; rest]);
+            backend.wait_for_requests(1);
+            let since = Instant::now();
+            client.reset();
+            expect_told(&backend, since, &format!("{front}, {rest} bytes behind the first part"));
+            proxy.wait_for_counter("client.connections", 0);
+        }
+    }
+}
+
+#[test]
 fn a_client_that_sends_no_more_keeps_its_answer_however_late_it_comes() {
     let pki = Pki::new();
     for (front, issued, caller) in fronts(&pki) {

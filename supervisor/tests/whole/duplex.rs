@@ -6,6 +6,8 @@
 
 use std::{
     net::TcpStream,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -18,6 +20,10 @@ use crate::harness::{
 const MIB: usize = 1 << 20;
 /// How long the random rounds of one test take in an ordinary run.
 const SHORT: Duration = Duration::from_secs(2);
+
+/// Clients at once, and exchanges of each, where many meet.
+const CLIENTS: usize = 40;
+const EXCHANGES: usize = 8;
 
 /// How a client reaches the proxy.
 #[derive(Clone)]
@@ -241,6 +247,35 @@ fn a_backend_that_pauses_in_the_middle_of_both_bodies_gets_all_of_the_request() 
         bench.check(&plan, "a pause");
         bench.end();
     }
+}
+
+#[test]
+fn uploads_of_many_clients_go_on_beside_responses_that_watch_them() {
+    // Each pause is long enough that the response has begun to watch its client when the next piece ends that.
+    let bench = Bench::new(Side::Clear, Side::Clear, None);
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..CLIENTS {
+            scope.spawn(|| {
+                for _ in 0..EXCHANGES {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    let mut dice = Dice::new(number as u64);
+                    let [up, down] = [(); 2].map(|()| {
+                        let pauses = (0..12)
+                            .map(|_| (dice.below(MIB), Duration::from_millis(11 + dice.below(6) as u64)));
+                        let mut send_pauses: Vec<_> = pauses.collect();
+                        send_pauses.sort_unstable();
+                        Body { send_pauses, ..Body::of(MIB) }
+                    });
+                    let plan = Plan { up, down, order: Order::UploadFirst, answer_after: 0 };
+                    bench.mirror.expect(number, &plan);
+                    let client = flow::call(&mut bench.front.connect(&bench.proxy), &plan, number);
+                    assert_eq!(client.fate, Fate::Whole, "the response of {number}");
+                    assert_eq!(bench.mirror.seen(number).fate, Fate::Whole, "the request of {number}");
+                }
+            });
+        }
+    });
 }
 
 #[test]

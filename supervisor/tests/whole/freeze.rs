@@ -93,6 +93,10 @@ fn serve(mut socket: impl Socket, stop: Stop, answer: usize, news: &mpsc::Sender
                 return;
             }
             let length = piece.len().min(answer - sent);
+            if matches!(stop, Stop::Reading(_)) && sent + length == answer {
+                // Behind the whole answer nothing of the request need come any more.
+                let _: Result<(), _> = whole.recv();
+            }
             if writer.write_all(&piece[..length]).is_err() {
                 return;
             }
@@ -103,6 +107,7 @@ fn serve(mut socket: impl Socket, stop: Stop, answer: usize, news: &mpsc::Sender
         if let Stop::Reading(at) = stop
             && got >= at
         {
+            let _ = uploaded.send(());
             let _ = writing.join();
             let _ = news.send(News::Stopped);
             // Nothing of this connection is read any more, as long as the test lasts.

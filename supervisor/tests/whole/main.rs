@@ -47,3 +47,4 @@ mod tunnels;
 mod upgrade;
 mod upstream_reuse;
 mod verbs;
+mod waiting;

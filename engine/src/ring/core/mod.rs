@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `receive` | into the arena, shares of it, what waits for a slow reader |
 //! | `send` | one send at a time, short sends, what waits for a slow peer |
+//! | `room` | waits for room to send |
 //! | `accept` | connections of a listener |
 //! | `close` | slots, cancelling, closing |
 //!
@@ -12,6 +13,7 @@
 mod accept;
 mod close;
 mod receive;
+mod room;
 mod send;
 
 use std::{
@@ -289,7 +291,7 @@ impl Core {
         match token.operation {
             Operation::Receive => self.received(socket, token, completion.result, buffer, more),
             Operation::Poll => self.became_readable(socket, token, completion.result),
-            Operation::Send => self.sent(socket, token, completion.result),
+            Operation::Send => self.send_completed(socket, token, completion.result, more),
             Operation::Accept => self.accepted(socket, token, completion.result, more),
             Operation::ReceiveBulk => {
                 // One that was given up says nothing of the connection.
@@ -303,6 +305,7 @@ impl Core {
                 socket.cold().address = None;
                 socket.conclude(token.operation, completion.result);
             }
+            Operation::WriteReady if !self.has_room(socket, token, completion.result, more) => {}
             Operation::ReadReady | Operation::WriteReady | Operation::Hangup => {
                 socket.conclude(token.operation, completion.result);
                 if completion.result == -libc::ECANCELED && !socket.is_awaited(token.operation) {

@@ -12,38 +12,39 @@ use crate::ring::{
     socket::{End, Operation, Socket, Token},
 };
 
-/// Sends up to this size (bytes) are left to the kernel until all of it has gone.
+/// Sends up to this size (bytes) are expected to go at once: nobody waits for their completion.
 const SMALL_SEND: usize = 16 * 1024;
 
 impl Core {
-    pub(super) fn sent(&self, socket: &mut Socket, token: Token, result: i32) {
-        let Some(mut sending) = socket.sending.take() else { return };
-        let replayable = socket.replayable;
-        self.count_sent(socket, result);
-        let again = match result {
-            1.. => {
-                sending.advance(result as usize);
-                // A short send: the rest follows.
-                !sending.is_empty()
-            }
-            // Nothing was taken of something: the socket is of no use.
-            0 => {
-                socket.send_end.get_or_insert(End::broken(libc::EPIPE));
-                false
-            }
-            _ => {
-                let again = matches!(-result, libc::EINTR | libc::EAGAIN);
-                if !again {
-                    socket.send_end.get_or_insert(End::broken(-result));
-                }
-                again
-            }
-        };
-        if again && !socket.closing && socket.send_end.is_none() {
-            let rest = settled(sending, &self.body_memory);
-            return self.send(socket, token.slot, rest, replayable);
+    /// The send, or the wait for room that takes its place in between, has completed.
+    pub(super) fn send_completed(&self, socket: &mut Socket, token: Token, result: i32, more: bool) {
+        if !socket.awaits_room {
+            return self.sent(socket, token, result);
         }
-        if replayable {
+        if self.has_room(socket, token, result, more) {
+            socket.awaits_room = false;
+            if !socket.closing {
+                self.send_rest(socket, token);
+            }
+        }
+    }
+
+    fn sent(&self, socket: &mut Socket, token: Token, result: i32) {
+        let Some(mut sending) = socket.sending.take() else { return };
+        self.count_sent(socket, result);
+        match result {
+            1.. => sending.advance(result as usize),
+            // Nothing was taken of something: the socket is of no use.
+            0 => socket.send_end = socket.send_end.or(Some(End::broken(libc::EPIPE))),
+            _ if matches!(-result, libc::EINTR | libc::EAGAIN) => {}
+            error => socket.send_end = socket.send_end.or(Some(End::broken(-error))),
+        }
+        if !sending.is_empty() && !socket.closing && socket.send_end.is_none() {
+            socket.sending = Some(settled(sending, &self.body_memory));
+            socket.awaits_room = true;
+            return self.await_room(socket, token);
+        }
+        if socket.replayable {
             socket.sending = Some(sending);
         } else {
             self.retire(sending);
@@ -67,28 +68,26 @@ impl Core {
         if let Some(sent) = socket.sending.take() {
             self.retire(sent);
         }
-        let bytes = data.bytes();
-        let small = bytes.len() <= SMALL_SEND;
-        let wait = match &data {
-            // What the peer does not take at once is moved out of the arena, and waits there.
-            SendBuf::Received(buffer) if buffer.is_lent() => libc::MSG_DONTWAIT,
-            // The kernel's own retrying of short sends (5.19) saves turns, but hides the progress of long ones.
-            _ if small => libc::MSG_WAITALL,
-            _ => 0,
-        };
-        let entry = opcode::Send::new(types::Fd(socket.fd), bytes.as_ptr(), bytes.len() as u32)
-            .flags(libc::MSG_NOSIGNAL | wait)
-            .build();
-        let token = Token { operation: Operation::Send, slot, generation: socket.generation };
-        // The data's heap block or arena buffer does not move with the handle to it.
+        socket.expected = data.len() <= SMALL_SEND;
         socket.sending = Some(data);
         socket.replayable = replayable;
-        socket.expected = small;
-        // SAFETY: the slot owns the data until the completion.
-        unsafe { self.start(socket, token, entry) };
-        if small {
+        let token = Token { operation: Operation::Send, slot, generation: socket.generation };
+        self.send_rest(socket, token);
+        if socket.expected {
             self.uring.borrow_mut().expect_immediate();
         }
+    }
+
+    /// Sends what is left to be sent, as much of it as there is room for.
+    fn send_rest(&self, socket: &mut Socket, token: Token) {
+        let Some(sending) = &socket.sending else { return };
+        let bytes = sending.bytes();
+        let entry = opcode::Send::new(types::Fd(socket.fd), bytes.as_ptr(), bytes.len() as u32)
+            .flags(libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT)
+            .build();
+        // SAFETY: the slot owns the data until the completion; its heap block or arena buffer does not move with the handle
+        // to it.
+        unsafe { self.start(socket, token, entry) };
     }
 
     pub(in crate::ring) fn retire(&self, data: SendBuf) {
