@@ -112,6 +112,9 @@ pub const BUFFER_SIZE: u32 = 16_384;
 /// Private memory that bodies may take in one worker (`body_memory`): beyond it large bodies move in arena buffers.
 pub const BODY_MEMORY: u64 = 64 << 20;
 
+/// Largest configuration file (bytes). Not a key: it is what 500,000 frontends take.
+pub const MAX_CONFIG_FILE: u64 = 64 << 20;
+
 /// Largest control frame, either way.
 pub const MAX_FRAME: usize = 64 << 20;
 /// Largest frame of a request from `kakehictl`.

@@ -19,14 +19,22 @@ mod reference;
 mod tests;
 pub mod write;
 
-use std::{fmt::Write as _, path::Path};
+use std::{
+    fmt::Write as _,
+    fs::{self, File},
+    io::{self, Read as _},
+    path::Path,
+};
 
 use build::Extent;
 pub use error::{ConfigError, KeyHint, Loaded, Place, Warning};
 use sha2::{Digest as _, Sha256};
 use toml::de::DeTable;
 
-use crate::state::{Settings, State};
+use crate::{
+    limits,
+    state::{Settings, State},
+};
 
 /// Reads the file at `path`. Relative paths in it are those of its folder, and come out absolute.
 ///
@@ -36,12 +44,26 @@ use crate::state::{Settings, State};
 pub fn load(path: impl AsRef<Path>) -> Result<Loaded, ConfigError> {
     let path = path.as_ref();
     let unreadable = |error| ConfigError::Unreadable { path: path.to_owned(), error };
-    let text = std::fs::read_to_string(path).map_err(unreadable)?;
+    let text = text_of(path).map_err(unreadable)?;
     let absolute = std::path::absolute(path).map_err(unreadable)?;
     let folder = absolute.parent().unwrap_or(Path::new("/"));
     let mut loaded = parse_in(&text, &path.to_string_lossy(), folder, Extent::Whole)?;
     loaded.state.revision.origin = digest(&loaded);
     Ok(loaded)
+}
+
+/// The text of a file, and of nothing else: a FIFO would be waited for, and a device has no end.
+fn text_of(path: &Path) -> io::Result<String> {
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    let mut text = String::new();
+    let most = limits::MAX_CONFIG_FILE;
+    if File::open(path)?.take(most + 1).read_to_string(&mut text)? as u64 > most {
+        let what = format!("it has more than {} MiB", most >> 20);
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, what));
+    }
+    Ok(text)
 }
 
 /// Whether `part`, as a file, would be read as what it is: so what does not come out of a file is held to the same rules.

@@ -5,11 +5,11 @@
 //! has died goes on with all of them. It is a memfd without a name in any file system; what is removed is overwritten.
 
 use std::{
-    fs::File,
+    fs::{self, File, OpenOptions},
     io,
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::fs::FileExt as _,
+        fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+        unix::fs::{FileExt as _, PermissionsExt as _},
     },
     time::{Duration, SystemTime},
 };
@@ -57,7 +57,7 @@ impl TicketKeys {
     }
 }
 
-/// The vault. Whoever holds it can read it and write to it.
+/// The vault. Whoever made it can write to it, and who may become the same user; others get [`Vault::for_reading`].
 pub struct Vault {
     memory: File,
 }
@@ -70,13 +70,37 @@ impl Vault {
     pub fn create() -> io::Result<Vault> {
         let memory = memfd_create(c"kakehi-vault", MFdFlags::MFD_CLOEXEC)?;
         let vault = Vault { memory: memory.into() };
+        vault.keep_from_others()?;
         vault.memory.set_len(RECORDS)?;
         vault.memory.write_all_at(&THIS_FORM.to_le_bytes(), FORM)?;
         vault.write_ticket_keys(&TicketKeys(Vec::new()).renewed()?)?;
         Ok(vault)
     }
 
-    /// The one in this memory, which another process has made.
+    /// The one in this memory, which another process of this user has made and maybe cannot write to.
+    ///
+    /// # Errors
+    /// As for [`Vault::adopt`]; when it may not be written to.
+    pub fn take_over(memory: OwnedFd) -> io::Result<Vault> {
+        let vault = Vault::adopt(reopened(&memory, true)?)?;
+        vault.keep_from_others()?;
+        Ok(vault)
+    }
+
+    /// A descriptor that it can be read by, and nothing else; another user who gets it cannot open it again for more.
+    ///
+    /// # Errors
+    /// When there is no descriptor left, or `/proc` is not there.
+    pub fn for_reading(&self) -> io::Result<OwnedFd> {
+        reopened(&self.memory, false)
+    }
+
+    /// Only this user may open it, as everything in `/proc/self/fd` can be opened by whom its mode allows it.
+    fn keep_from_others(&self) -> io::Result<()> {
+        self.memory.set_permissions(fs::Permissions::from_mode(0o600))
+    }
+
+    /// The one in this memory, which another process has made: for reading, and for more if the descriptor is.
     ///
     /// # Errors
     /// When it is none, or its records have another form than those of this program.
@@ -251,6 +275,12 @@ impl Vault {
     pub fn try_clone(&self) -> io::Result<Vault> {
         Ok(Vault { memory: self.memory.try_clone()? })
     }
+}
+
+/// Another opening of the same memory.
+fn reopened(memory: &impl AsFd, write: bool) -> io::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", memory.as_fd().as_raw_fd());
+    Ok(OpenOptions::new().read(true).write(write).open(path)?.into())
 }
 
 fn none_there() -> io::Error {

@@ -101,6 +101,11 @@ impl<O: TunnelOwner> Tunnel<'_, O> {
             if up_done && down_done {
                 return Poll::Ready(TunnelEnd::Finished);
             }
+            // Nothing is received any more from a side that has finished: that it is gone shows nowhere else.
+            let gone = |done, side: &TransportStream| done && side.poll_hangup(false, context).is_ready();
+            if gone(up_done, client) || gone(down_done, upstream) {
+                return Poll::Ready(TunnelEnd::Broken);
+            }
             // Not one way after the other: what rests may have to move again so that the other can come to rest.
             if movable
                 && (up_done || inbound.at_rest.get())

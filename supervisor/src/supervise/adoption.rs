@@ -4,12 +4,18 @@
 //! and the worker, so that a new supervisor finds all workers of the old one, and knows how many there are. The
 //! supervisor makes the socket and removes its file when the process has ended. A file that nobody listens behind
 //! belongs to a process that was killed while there was no supervisor.
+//!
+//! What a worker hands over is compared with what the supervisor that started it has written down ([`super::record`]). One
+//! that does not fit is told to end, and is no worker of this supervisor.
 
 use std::{
     collections::BTreeMap,
     ffi::OsString,
     fs, io,
-    os::{fd::OwnedFd, unix::net::UnixStream},
+    os::{
+        fd::OwnedFd,
+        unix::{fs::MetadataExt as _, net::UnixStream},
+    },
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -17,7 +23,6 @@ use std::{
 use kakehi_ctl::{
     limits,
     order::{Adopted, Envelope, Order, PROTOCOL_VERSION, Report},
-    state::State,
     wire::{self, Decoder},
 };
 use kakehi_engine::{
@@ -25,16 +30,24 @@ use kakehi_engine::{
     worker::{AdoptRequest, DescriptorKind, Patient},
 };
 use nix::sys::{
+    signal::Signal,
     socket::{getsockopt, sockopt::PeerCredentials},
     stat::{Mode, umask},
 };
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::{handle::Handle, launch::Launched, listeners::Sockets};
+use super::{
+    handle::Handle,
+    launch::Launched,
+    listeners::Sockets,
+    record::{self, ProcessRecord},
+};
 use crate::scm;
 
 /// A worker that does not answer for so long is left alone.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// So long it may take to take the order to end.
+const DISMISS_TIMEOUT: Duration = Duration::from_millis(100);
 /// Supervisors that may be about to take a worker over at a time.
 const BACKLOG: i32 = 8;
 /// Names that are tried for one worker: the processes of a worker that may live at a time.
@@ -49,6 +62,18 @@ impl AdoptionFile {
     /// Removes it: the process behind it has ended, or was never started.
     pub(super) fn remove(&self) {
         let _ = fs::remove_file(&self.path);
+        let _ = fs::remove_file(ProcessRecord::path(&self.path));
+    }
+
+    /// Writes down which process is behind it, for a supervisor to come.
+    pub(super) fn note(&self, process: &ProcessRecord) {
+        if let Err(error) = process.write(&self.path) {
+            tracing::warn!(
+                worker = process.id,
+                "its record {} cannot be written: {error}; a supervisor that has to go on after this one replaces it",
+                ProcessRecord::path(&self.path).display()
+            );
+        }
     }
 }
 
@@ -90,6 +115,23 @@ fn prefix(command_socket: &Path) -> OsString {
     name
 }
 
+/// Whether a name behind [`prefix`] is that of a socket: of worker N, its process M.
+fn is_of_worker(rest: &[u8]) -> bool {
+    let number = |text: &[u8]| !text.is_empty() && text.iter().all(u8::is_ascii_digit);
+    rest.iter()
+        .position(|byte| *byte == b'.')
+        .is_some_and(|dot| number(&rest[..dot]) && number(&rest[dot + 1..]))
+}
+
+/// Of whom it is believed that they are workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Trust {
+    /// Processes of which there is a record.
+    Recorded,
+    /// These, and children of this process: those of a program that was executed in this one's place before there were records.
+    Children,
+}
+
 /// A worker process that was found, and what it gave.
 pub(super) struct Orphan {
     pub(super) about: Adopted,
@@ -101,9 +143,17 @@ pub(super) struct Orphan {
     pub(super) launched: Launched,
 }
 
+/// What there was beside the command socket.
+#[derive(Default)]
+pub(super) struct Found {
+    pub(super) orphans: Vec<Orphan>,
+    /// There was also something that was not taken over, and may still have listening sockets.
+    pub(super) refused: bool,
+}
+
 /// Takes over every worker process whose adoption socket is beside `command_socket`. What does not answer is left
-/// alone, with a warning.
-pub(super) fn find(command_socket: &Path) -> Vec<Orphan> {
+/// alone, with a warning; one that is not what was written down is told to end within `stop_ms`.
+pub(super) fn find(command_socket: &Path, trust: Trust, stop_ms: u64) -> Found {
     let folder = match command_socket.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
@@ -111,35 +161,42 @@ pub(super) fn find(command_socket: &Path) -> Vec<Orphan> {
     let prefix = prefix(command_socket);
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let ours = entries.filter(|entry| {
-        entry.file_name().as_encoded_bytes().starts_with(prefix.as_encoded_bytes())
+        entry.file_name().as_encoded_bytes().strip_prefix(prefix.as_encoded_bytes()).is_some_and(is_of_worker)
             && entry.file_type().is_ok_and(|kind| std::os::unix::fs::FileTypeExt::is_socket(&kind))
     });
-    let mut orphans = Vec::new();
+    let mut found = Found::default();
     for path in ours.map(|entry| entry.path()) {
-        match take_over(&path) {
-            Ok(Some(orphan)) => orphans.push(orphan),
+        match take_over(&path, trust, stop_ms) {
+            Ok(Some(orphan)) => found.orphans.push(orphan),
             Ok(None) => {}
             Err(error) => {
                 tracing::warn!("the worker behind {} cannot be taken over: {error}", path.display());
+                found.refused = true;
             }
         }
     }
-    orphans
+    found
 }
 
 /// `None` when nobody listens there any more.
-fn take_over(path: &Path) -> io::Result<Option<Orphan>> {
+fn take_over(path: &Path, trust: Trust, stop_ms: u64) -> io::Result<Option<Orphan>> {
+    let own = nix::unistd::geteuid().as_raw();
+    // Before anything is said to whoever it is.
+    let owner = fs::symlink_metadata(path)?.uid();
+    if owner != own {
+        return Err(io::Error::other(format!("it belongs to uid {owner}")));
+    }
     let connection = Socket::new(Domain::UNIX, Type::SEQPACKET.nonblocking(), None)?;
     match connection.connect(&SockAddr::unix(path)?) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path)?;
+            AdoptionFile { path: path.to_owned() }.remove();
             return Ok(None);
         }
         Err(error) => return Err(error),
     }
     let peer = getsockopt(&connection, PeerCredentials)?;
-    if peer.uid() != nix::unistd::geteuid().as_raw() {
+    if peer.uid() != own {
         return Err(io::Error::other(format!("it belongs to uid {}", peer.uid())));
     }
     let (orders, their_orders) = scm::streams()?;
@@ -150,6 +207,33 @@ fn take_over(path: &Path) -> io::Result<Option<Orphan>> {
     ring::send_descriptors(&connection, &request, &channels)?;
     drop(channels);
 
+    let taken = receive(path, (orders.try_clone()?, descriptors, inheritance), trust);
+    if taken.is_err() {
+        dismiss(path, &orders, stop_ms);
+    }
+    taken.map(Some)
+}
+
+/// Tells whatever is behind an adoption socket to end, and the process that should be there: neither is a worker of this
+/// supervisor, and a worker that nobody leads must not go on beside others.
+fn dismiss(path: &Path, orders: &UnixStream, stop_ms: u64) {
+    let stop = Envelope::new(0, Order::Stop { deadline_ms: stop_ms });
+    // It may be gone, or not listen.
+    let _ = wire::write_message(&mut Patient::new(orders, DISMISS_TIMEOUT), &stop, limits::MAX_FRAME);
+    if let Ok(Some(recorded)) = ProcessRecord::read(path)
+        && let Ok(handle) = Handle::of_process(recorded.pid)
+        && recorded.check_alive().is_ok()
+    {
+        handle.signal(Signal::SIGTERM);
+    }
+}
+
+/// Takes what it hands over, and compares it with what is known.
+fn receive(
+    path: &Path,
+    (orders, descriptors, inheritance): (UnixStream, OwnedFd, OwnedFd),
+    trust: Trust,
+) -> io::Result<Orphan> {
     let mut sockets = Sockets::new();
     let mut others = BTreeMap::new();
     for (kind, descriptor) in scm::receive(&descriptors, ANSWER_TIMEOUT).map_err(io::Error::other)? {
@@ -162,32 +246,36 @@ fn take_over(path: &Path) -> io::Result<Option<Orphan>> {
     let mut other =
         |kind| others.remove(&kind).ok_or_else(|| io::Error::other(format!("it did not send {kind:?}")));
     let (counters, ended) = (other(DescriptorKind::Counters)?, other(DescriptorKind::Ended)?);
-    let handle = Handle::new(other(DescriptorKind::Process)?)?;
     let Some(Report::Adopted(about)) = answer(&orders)? else {
         return Err(io::Error::other("it did not say what it is"));
     };
-    let adoption = AdoptionFile { path: path.to_owned() };
-    let launched = Launched { pid: about.pid, handle, orders, descriptors, inheritance, adoption };
-    Ok(Some(Orphan { about: *about, sockets, counters, ended, vault, launched }))
-}
-
-impl Orphan {
-    /// What it serves.
-    ///
-    /// # Errors
-    /// When it does not answer, or with nonsense.
-    pub(super) fn state(&self) -> io::Result<State> {
-        let order = Envelope::new(0, Order::TellState);
-        let mut orders = Patient::new(&self.launched.orders, ANSWER_TIMEOUT);
-        wire::write_message(&mut orders, &order, limits::MAX_FRAME).map_err(io::Error::other)?;
-        let received = scm::receive(&self.launched.descriptors, ANSWER_TIMEOUT).map_err(io::Error::other)?;
-        match (answer(&self.launched.orders)?, received.into_iter().next()) {
-            (Some(Report::Done), Some((DescriptorKind::State, memory))) => {
-                crate::worker_main::read_state(memory)
-            }
-            _ => Err(io::Error::other("it did not send its state")),
-        }
+    // Not before it has said everything: a worker is then under this supervisor, and hears that it is to end.
+    let recorded = ProcessRecord::read(path).map_err(io::Error::other)?;
+    if recorded.is_none() && trust == Trust::Recorded {
+        return Err(io::Error::other("no supervisor has written down that it started it"));
     }
+    // Opened here, before its number is looked at: a number alone may become that of another process.
+    let pid = recorded.as_ref().map_or(about.pid, |recorded| recorded.pid);
+    let handle = Handle::of_process(pid);
+    match &recorded {
+        Some(recorded) => {
+            recorded.check_alive().map_err(io::Error::other)?;
+            recorded.check_memory(&counters, &ended, vault.as_ref()).map_err(io::Error::other)?;
+            if (about.id, about.launch, about.pid) != (recorded.id, recorded.launch, recorded.pid) {
+                return Err(io::Error::other(
+                    "it says that it is another process than the one that was started",
+                ));
+            }
+        }
+        None if record::is_child(pid) => {}
+        None => return Err(io::Error::other(format!("process {pid} was not started by this one"))),
+    }
+    for (which, socket) in &sockets {
+        record::check_listener(socket, which.address).map_err(io::Error::other)?;
+    }
+    let adoption = AdoptionFile { path: path.to_owned() };
+    let launched = Launched { pid, handle: handle?, orders, descriptors, inheritance, adoption };
+    Ok(Orphan { about: *about, sockets, counters, ended, vault, launched })
 }
 
 /// The next report; `None` at the end of the channel. Every report answers an order, so none follows on its heels.
@@ -196,4 +284,25 @@ fn answer(orders: &UnixStream) -> io::Result<Option<Report>> {
     let mut orders = Patient::new(orders, ANSWER_TIMEOUT);
     let report = wire::read_message(&mut orders, &mut decoder).map_err(io::Error::other)?;
     Ok(report.map(|envelope: Envelope<Report>| envelope.body))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_whole_name_is_that_of_a_worker_of_this_instance() {
+        for (name, is_one) in [
+            ("0.0", true),
+            ("12.99", true),
+            ("0.0.record", false),
+            ("0.", false),
+            (".0", false),
+            ("", false),
+            // Of an instance whose command socket is `kakehi.sock.www`.
+            ("ww.w0.0", false),
+        ] {
+            assert_eq!(is_of_worker(name.as_bytes()), is_one, "{name}");
+        }
+    }
 }

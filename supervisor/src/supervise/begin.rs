@@ -10,6 +10,7 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use kakehi_ctl::{
@@ -22,12 +23,13 @@ use tokio::sync::mpsc::channel;
 
 use super::{
     Death, End, Error, Outcome, QUEUE, Source, Supervisor,
-    adoption::{self, Orphan},
+    adoption::{self, Found, Orphan, Trust},
     certificates::{Depth, Keeper},
     command::{CommandSocket, SocketFile},
     cores, init_system,
     listeners::{self, Sockets},
     pid_file::PidFile,
+    record::StateRecord,
     replace::{self, Estate},
     resources, save,
     signals::{Signals, Wish},
@@ -85,11 +87,13 @@ pub(crate) async fn serve(
     let _command_file =
         CommandSocket::open(&state.settings.command_socket, &state.settings.command_allowed_uids)?
             .serve(questions);
-    let mut orphans = adoption::find(&state.settings.command_socket);
+    let stop_ms = state.settings.graceful_timeout_ms;
+    let Found { mut orphans, refused } =
+        adoption::find(&state.settings.command_socket, Trust::Recorded, stop_ms);
     let mut keeper = Keeper::new(vault_of(&mut orphans)?).map_err(Error::Runtime)?;
     let in_file = state.clone();
     let mut to_be_read = Some(certificates);
-    if let Some(running) = running_state(&orphans) {
+    if let Some(running) = recorded_state(&state, &orphans) {
         state = state.going_on_from(running);
         keeper.adopt(&state);
     } else {
@@ -111,7 +115,8 @@ pub(crate) async fn serve(
         resources::raise_limits(count, state.settings.max_connections, state.listeners.len())?;
     let mut supervisor = Supervisor::new(state, source, keeper, signals, asked);
     supervisor.take_over(orphans)?;
-    supervisor.complete(count, BTreeMap::new(), init_system::activated()).await?;
+    supervisor.complete(count, BTreeMap::new(), init_system::activated(), refused).await?;
+    supervisor.record.begin(&supervisor.state);
     if let Some(end) = supervisor.start().await? {
         return Ok(end);
     }
@@ -146,16 +151,19 @@ pub(super) async fn resume(estate: &Estate, file: &Path) -> Result<Running, Erro
         settings: will.settings.clone(),
         program: will.program.clone(),
     };
-    let mut orphans = adoption::find(command_socket);
+    let stop_ms = will.state.settings.graceful_timeout_ms;
+    let Found { mut orphans, refused } = adoption::find(command_socket, Trust::Children, stop_ms);
     let vault = match &estate.vault {
-        Some(vault) => Some(Vault::adopt(vault.try_clone().map_err(Error::Runtime)?).map_err(Error::Vault)?),
+        Some(vault) => {
+            Some(Vault::take_over(vault.try_clone().map_err(Error::Runtime)?).map_err(Error::Vault)?)
+        }
         None => vault_of(&mut orphans)?,
     };
     let mut keeper = Keeper::new(vault).map_err(Error::Runtime)?;
     let mut state = will.state.clone();
     if will.failed.is_none() {
         kakehi_engine::worker::check(&state)?;
-    } else if let Some(running) = running_state(&orphans) {
+    } else if let Some(running) = recorded_state(&state, &orphans) {
         // The program that failed may have misunderstood what it was left.
         state = State { settings: state.settings, ..running };
     }
@@ -167,7 +175,8 @@ pub(super) async fn resume(estate: &Estate, file: &Path) -> Result<Running, Erro
         let copy = socket.try_clone().map_err(Error::Runtime)?;
         kept.entry(*id).or_default().push((*which, copy));
     }
-    supervisor.complete(will.workers, kept, Vec::new()).await?;
+    supervisor.complete(will.workers, kept, Vec::new(), refused).await?;
+    supervisor.record.begin(&supervisor.state);
     supervisor.start().await?;
     let pid_file = supervisor.write_pid_file().await?;
     // Last, as its file would be removed again if anything failed after it.
@@ -218,17 +227,22 @@ fn not_on_trial(orphan: &Orphan) -> bool {
 /// The vault of the workers that go on: they all have the same.
 fn vault_of(orphans: &mut [Orphan]) -> Result<Option<Vault>, Error> {
     let vault = orphans.iter_mut().find_map(|orphan| orphan.vault.take());
-    vault.map(Vault::adopt).transpose().map_err(Error::Vault)
+    vault.map(Vault::take_over).transpose().map_err(Error::Vault)
 }
 
-/// The state of the worker that is ahead of all others.
-fn running_state(orphans: &[Orphan]) -> Option<State> {
-    let serving = orphans.iter().filter(|orphan| !orphan.about.leaving);
-    let ahead = serving.max_by_key(|orphan| orphan.about.revision.generation)?;
-    match ahead.state() {
-        Ok(state) => Some(state),
+/// What the workers serve that go on, as the supervisor before has written it down.
+fn recorded_state(in_file: &State, orphans: &[Orphan]) -> Option<State> {
+    if !orphans.iter().any(|orphan| !orphan.about.leaving) {
+        return None;
+    }
+    match StateRecord::load(&in_file.settings.command_socket) {
+        Ok(Some(state)) => Some(state),
+        Ok(None) => {
+            tracing::warn!("there is no record of what the workers serve: what the file says holds");
+            None
+        }
         Err(error) => {
-            tracing::warn!("worker {} does not tell what it serves: {error}", ahead.about.id);
+            tracing::warn!("{error}: what the file says holds");
             None
         }
     }
@@ -265,12 +279,14 @@ impl Supervisor {
     }
 
     /// Adds what is missing of `count` workers, without processes. They get the sockets in `kept`, or new ones; where there
-    /// is no worker at all yet, also those that the init system has `passed` on.
+    /// is no worker at all yet, also those that the init system has `passed` on. `others_leave`: processes that were not taken
+    /// over may have the addresses for a moment.
     async fn complete(
         &mut self,
         count: usize,
         mut kept: BTreeMap<u32, Sockets>,
         passed: Vec<(SocketAddr, OwnedFd)>,
+        others_leave: bool,
     ) -> Result<(), Error> {
         let addresses: Vec<SocketAddr> = self.state.active_addresses().collect();
         let settings = self.state.settings.clone();
@@ -279,7 +295,10 @@ impl Supervisor {
         let missing: Vec<u32> = (0..count.max(highest) as u32).filter(|id| !present.contains(id)).collect();
         // With a worker that goes on, the addresses are ours, and taken.
         let mut opened = match present.is_empty() && kept.is_empty() {
-            true => listeners::open(&addresses, missing.len(), passed).await?,
+            true => {
+                let patience = if others_leave { listeners::LEAVE_PATIENCE } else { Duration::ZERO };
+                listeners::open(&addresses, missing.len(), passed, patience).await?
+            }
             false => Vec::new(),
         }
         .into_iter();

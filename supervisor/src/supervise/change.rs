@@ -304,7 +304,7 @@ impl Supervisor {
     ) -> Result<Vec<WorkerOutcome>, Refused> {
         let new: Vec<SocketAddr> =
             part.active_addresses().filter(|address| !self.state.accepts(address)).collect();
-        let sockets = listeners::open(&new, self.count(), Vec::new()).await?;
+        let sockets = listeners::open(&new, self.count(), Vec::new(), Duration::ZERO).await?;
         let prepared = self
             .order_all(
                 |worker, sockets: &Sockets| {
@@ -324,6 +324,8 @@ impl Supervisor {
             self.order_all(|_, _| Ok(Order::Abort), &sockets).await;
             return Err(Refused::Workers(refusals.join("; ")));
         }
+        // From here on it holds, whoever is there to say so.
+        self.record.append(&changes, &revision);
         let committed = self.order_all(|_, _| Ok(Order::Commit), &sockets).await;
         for (worker, sockets) in self.workers.iter_mut().zip(sockets) {
             worker.change_sockets(sockets, |address| part.accepts(address));
@@ -370,6 +372,7 @@ impl Supervisor {
             worker_cores: self.state.settings.worker_cores.clone(),
             ..self.state.revision.clone()
         };
+        self.record.append(&[], &self.state.revision);
         self.note_changed();
         let none: Vec<Sockets> = self.workers.iter().map(|_| Sockets::new()).collect();
         let revision = self.state.revision.clone();

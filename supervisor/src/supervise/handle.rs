@@ -19,20 +19,17 @@ pub(super) struct Handle {
 }
 
 impl Handle {
-    /// A child that has not been waited for, by its number.
+    /// A child that has not been waited for, by its number; or a process that the caller looks at afterwards: the number may
+    /// have become that of another before.
     ///
     /// # Errors
     /// When there is no such process, or no descriptor left.
-    pub(super) fn of_child(pid: u32) -> io::Result<Handle> {
+    pub(super) fn of_process(pid: u32) -> io::Result<Handle> {
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
         Handle::new(pidfd_open(pid, PidfdFlags::empty())?)
     }
 
-    /// The process behind a pidfd.
-    ///
-    /// # Errors
-    /// When it cannot be watched.
-    pub(super) fn new(process: OwnedFd) -> io::Result<Handle> {
+    fn new(process: OwnedFd) -> io::Result<Handle> {
         Ok(Handle { process: crate::sys::watch(process)? })
     }
 
@@ -82,7 +79,7 @@ mod tests {
     #[allow(clippy::zombie_processes)]
     fn start(script: &str) -> Handle {
         let child = Command::new("sh").args(["-c", script]).stdin(Stdio::piped()).spawn().unwrap();
-        Handle::of_child(child.id()).unwrap()
+        Handle::of_process(child.id()).unwrap()
     }
 
     #[tokio::test]
@@ -105,7 +102,7 @@ mod tests {
             .unwrap();
         let mut line = String::new();
         BufReader::new(parent.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let stranger = Handle::of_child(line.trim().parse().unwrap()).unwrap();
+        let stranger = Handle::of_process(line.trim().parse().unwrap()).unwrap();
         stranger.signal(Signal::SIGTERM);
         assert_eq!(stranger.ended().await.unwrap_err().kind(), io::ErrorKind::NotFound);
         parent.wait().unwrap();

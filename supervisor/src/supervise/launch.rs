@@ -33,6 +33,7 @@ use super::{
     init_system,
     listeners::Sockets,
     process::Block,
+    record::ProcessRecord,
 };
 use crate::{scm, worker_main};
 
@@ -119,7 +120,7 @@ pub(super) fn launch(
         place(successor, worker_main::SUCCESSOR),
         place(their_adoption, worker_main::ADOPTION),
         place(start.ended.memory.try_clone()?, worker_main::ENDED),
-        place(provisions.vault.try_clone()?.into(), worker_main::VAULT),
+        place(provisions.vault.for_reading()?, worker_main::VAULT),
     ];
     if let Some(predecessor) = predecessor {
         places.push(place(predecessor.try_clone()?, worker_main::PREDECESSOR));
@@ -127,7 +128,12 @@ pub(super) fn launch(
     command.fd_mappings(places).map_err(io::Error::other)?;
     // Nobody else waits for our children: the handle alone reaps it.
     let pid = command.spawn().inspect_err(|_| adoption.remove())?.id();
-    let handle = Handle::of_child(pid)?;
+    let handle = Handle::of_process(pid)?;
+    match ProcessRecord::of((id, launch, pid), &counters.memory, &start.ended.memory, &*provisions.vault) {
+        Ok(record) => adoption.note(&record),
+        // It has died already, which is seen and told.
+        Err(error) => tracing::debug!(worker = id, %error, "there is no record of it"),
+    }
     // Our copies of its descriptors: with them open we would not see it close its own.
     drop(command);
 

@@ -36,6 +36,7 @@ mod pid_file;
 mod placement;
 mod process;
 mod rebalance;
+mod record;
 mod replace;
 mod resources;
 mod save;
@@ -62,6 +63,7 @@ use self::{
     command::Question,
     launch::Provisions,
     rebalance::Watch,
+    record::StateRecord,
     save::Saving,
     signals::{Signals, Wish},
     worker::{Death, Outcome, Worker},
@@ -155,6 +157,7 @@ struct Supervisor {
     orders_given: u64,
     watch: Watch,
     saving: Saving,
+    record: StateRecord,
     certificates: Keeper,
     /// How often the init system's watchdog is to be fed, and when next.
     watchdog: Option<(Duration, Instant)>,
@@ -193,6 +196,7 @@ impl Supervisor {
     ) -> Self {
         let (event_sender, events) = channel(QUEUE);
         let attendance = Attendance::new(event_sender, state.settings.worker_liveness_ms);
+        let record = StateRecord::new(&state.settings.command_socket);
         let mut supervisor = Supervisor {
             state,
             source,
@@ -206,6 +210,7 @@ impl Supervisor {
             orders_given: 0,
             watch: Watch::new(),
             saving: Saving::default(),
+            record,
             certificates,
             watchdog: init_system::watchdog_period().map(|period| (period, Instant::now())),
             ticket_keys_due: Instant::now(),
@@ -219,6 +224,7 @@ impl Supervisor {
     /// The state is another than before.
     fn note_changed(&mut self) {
         self.state_text = None;
+        self.record.tidy(&self.state);
         self.save_automatically();
     }
 
@@ -254,6 +260,7 @@ impl Supervisor {
                         if stopping.end == End::Cut { ", connections were cut" } else { "" }
                     );
                     let end = stopping.end;
+                    self.record.remove();
                     self.finish_saving().await;
                     return Ok(end);
                 }

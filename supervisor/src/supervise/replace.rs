@@ -327,7 +327,7 @@ impl Supervisor {
         let place = FdMapping { parent_fd: state, child_fd: CHECKED_STATE };
         command.fd_mappings(vec![place]).map_err(io::Error::other)?;
         let child = command.spawn().map_err(|error| refused(format!("it cannot be run: {error}")))?;
-        let handle = Handle::of_child(child.id())?;
+        let handle = Handle::of_process(child.id())?;
         let ended = match timeout(CHECK_TIMEOUT, handle.ended()).await {
             Ok(ended) => ended?,
             Err(_) => {

@@ -20,6 +20,7 @@ mod greedy;
 mod greedy_handshakes;
 mod harness_itself;
 mod headers;
+mod hostile_worker;
 mod identity;
 mod init_system;
 mod interim;

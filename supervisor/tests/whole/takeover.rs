@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -24,8 +24,9 @@ fn requests(proxy: &Proxy) -> u64 {
 
 /// Files beside the command socket that belong to workers.
 fn adoption_sockets(proxy: &Proxy) -> usize {
-    let names = fs::read_dir(proxy.folder()).unwrap().map(|entry| entry.unwrap().file_name());
-    names.filter(|name| name.to_string_lossy().starts_with("kakehi.sock.w")).count()
+    let entries = fs::read_dir(proxy.folder()).unwrap().map(|entry| entry.unwrap());
+    let of_workers = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with("kakehi.sock.w");
+    entries.filter(|entry| of_workers(entry) && entry.file_type().unwrap().is_socket()).count()
 }
 
 #[test]

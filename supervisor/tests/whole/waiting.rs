@@ -2,7 +2,7 @@
 //! meanwhile, and whatever the worker may use of io_uring.
 
 use std::{
-    io::Write as _,
+    io::{Read as _, Write as _},
     net::{Shutdown, TcpListener, TcpStream},
     os::fd::{AsFd as _, OwnedFd},
     time::Duration,
@@ -251,4 +251,58 @@ fn urgent_data_is_data() {
         client.send(GET);
         assert_eq!(client.response().status(), 200, "{level}");
     });
+}
+
+#[test]
+fn a_side_of_a_tunnel_that_has_finished_and_is_gone_ends_the_tunnel() {
+    each_level(|level, at_level| {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let backend = listener.local_addr().unwrap().to_string();
+        let proxy = at_level(
+            Config::new()
+                .listener(r#"protocol = "tcp""#)
+                .cluster("web", r#"protocol = "tcp""#)
+                .frontend("web", "")
+                .backend_at("web", &backend, ""),
+        )
+        .start();
+        for gone in [0, 1] {
+            let pair = [TcpStream::connect(proxy.address()).unwrap(), listener.accept().unwrap().0];
+            pair[gone].shutdown(Shutdown::Write).unwrap();
+            // The other one has heard of that, and says nothing.
+            assert_eq!((&pair[1 - gone]).read(&mut [0]).unwrap(), 0, "{level}");
+            let [client, backend] = pair;
+            let (ends, stays) = if gone == 0 { (client, backend) } else { (backend, client) };
+            SockRef::from(&ends).set_linger(Some(Duration::ZERO)).unwrap();
+            drop(ends);
+            proxy.wait_for_counter("client.connections", 0);
+            drop(stays);
+        }
+    });
+}
+
+#[test]
+fn who_takes_nothing_costs_little_memory_whatever_a_receive_may_bring() {
+    const READERS: usize = 100;
+    /// Beside two small buffers each, what the allocator keeps for later.
+    const MOST_KIB: u64 = READERS as u64 * 64 + 24 * 1_024;
+    for level in 0..=4 {
+        let backend = Backend::script(answer);
+        let config = Config::to(&backend).environment("KAKEHI_IO_URING_LEVEL", &level.to_string());
+        let proxy = config.start();
+        let before = proxy.worker().resident();
+        let clients: Vec<_> = (0..READERS)
+            .map(|_| {
+                let mut client = connect(&proxy);
+                client.write_all(b"GET /chunks HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+                client
+            })
+            .collect();
+        backend.wait_for_requests(READERS);
+        // Until no more goes into it.
+        wait::pace(Duration::from_millis(1_500));
+        let more = proxy.worker().resident().saturating_sub(before) / 1_024;
+        assert!(more <= MOST_KIB, "level {level}: {more} KiB for {READERS} readers");
+        drop(clients);
+    }
 }

@@ -1,5 +1,7 @@
 //! What is refused, word by word.
 
+use std::path::Path;
+
 use super::{file, read};
 use crate::{
     config::{
@@ -277,6 +279,22 @@ fn columns_count_characters_and_not_bytes() {
 fn a_file_that_cannot_be_read_is_named() {
     let found = load("/nowhere/kakehi.toml").unwrap_err().to_string();
     assert!(found.starts_with("/nowhere/kakehi.toml: the configuration cannot be read: "), "{found}");
+}
+
+#[test]
+fn what_is_no_file_or_has_no_end_is_refused_and_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let fifo = folder.path().join("fifo");
+    let made = std::process::Command::new("mkfifo").arg(&fifo).status().unwrap();
+    assert!(made.success());
+    for path in [fifo.as_path(), Path::new("/dev/zero"), folder.path()] {
+        let found = load(path).unwrap_err().to_string();
+        assert!(found.ends_with("it is not a regular file"), "{found}");
+    }
+    let large = folder.path().join("large.toml");
+    std::fs::File::create(&large).unwrap().set_len(limits::MAX_CONFIG_FILE + 1).unwrap();
+    let found = load(&large).unwrap_err().to_string();
+    assert!(found.ends_with("it has more than 64 MiB"), "{found}");
 }
 
 #[test]

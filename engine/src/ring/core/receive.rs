@@ -184,7 +184,10 @@ impl Core {
         let fd = types::Fd(socket.fd);
         let group = socket.role.part() as u16;
         let token = Token { operation: Operation::Receive, slot, generation: socket.generation };
-        let once = std::mem::take(&mut socket.first_receive_pending) || socket.receives_singly;
+        // What a multishot receive without a limit brings at once (half a MiB) cannot be held back: of backends, who send as much as
+        // they can, whoever takes it.
+        let unlimited = !self.features.recv_limit && matches!(socket.role, Role::Upstream(_));
+        let once = std::mem::take(&mut socket.first_receive_pending) || socket.receives_singly || unlimited;
         let (token, entry) = if self.features.multishot_recv && !once {
             // One buffer per turn: a sender in a hurry does not fill the queue before anybody has looked at it.
             let entry = opcode::RecvMulti::new(fd, group).build();

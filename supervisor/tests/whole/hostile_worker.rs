@@ -1,0 +1,241 @@
+//! A worker that strangers have taken over gains nothing from a supervisor that takes workers over: what it hands over and
+//! says is compared with what the supervisor that started the worker wrote down.
+
+use std::{
+    fs,
+    os::{
+        fd::OwnedFd,
+        unix::{
+            fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
+            net::UnixStream,
+        },
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use kakehi_ctl::{
+    limits,
+    order::{Adopted, Envelope, Program, Report},
+    state::{Revision, Settings},
+    wire,
+};
+use kakehi_engine::{observe::Counters, ring, tls::Vault};
+use nix::sys::signal::Signal;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use crate::harness::{Backend, Config, OK, Pki, Process, Proxy, ask, send_signal, wait};
+
+/// Where the process of the first worker waits for a supervisor.
+fn adoption_socket(proxy: &Proxy) -> PathBuf {
+    let names = fs::read_dir(proxy.folder()).unwrap().map(|entry| entry.unwrap());
+    let mut sockets = names.filter(|entry| {
+        entry.file_name().to_string_lossy().starts_with("kakehi.sock.w")
+            && entry.file_type().unwrap().is_socket()
+    });
+    sockets.next().expect("an adoption socket").path()
+}
+
+/// A process that nobody may end.
+struct Victim(Child);
+
+impl Victim {
+    fn new() -> Victim {
+        Victim(Command::new("sleep").arg("600").stdin(Stdio::null()).spawn().expect("a process"))
+    }
+
+    fn process(&self) -> Process {
+        Process(self.0.id())
+    }
+
+    fn pidfd(&self) -> OwnedFd {
+        pidfd_open(Pid::from_child(&self.0), PidfdFlags::empty()).expect("a pidfd")
+    }
+}
+
+impl Drop for Victim {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Something else than the worker behind its adoption socket: hands over what it has made itself, and says that it is
+/// process `pid`. What comes over the channel is that a supervisor has come, and then whatever it orders.
+fn impostor(path: &Path, pid: u32, victim: &Victim) -> mpsc::Receiver<String> {
+    fs::remove_file(path).expect("the worker's own socket");
+    let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None).unwrap();
+    socket.bind(&SockAddr::unix(path).unwrap()).unwrap();
+    socket.listen(8).unwrap();
+    let (sender, news) = mpsc::channel();
+    let process = victim.pidfd();
+    thread::spawn(move || {
+        let (connection, _) = socket.accept().expect("a supervisor");
+        let connection = OwnedFd::from(connection);
+        let request = || ring::receive_descriptors(&connection).ok().flatten();
+        let (_, channels) = wait::within(wait::SOON, "its request", request);
+        let [orders, descriptors, _successor] = <[OwnedFd; 3]>::try_from(channels).expect("three channels");
+        let [counters, ended] = [(); 2].map(|()| Counters::create(c"impostor").unwrap().1);
+        let vault = OwnedFd::from(Vault::create().unwrap());
+        let _ = sender.send("a supervisor".to_owned());
+        let texts = [
+            r#"{"remaining":2,"labels":["counters","ended"]}"#,
+            r#"{"remaining":0,"labels":["vault","process"]}"#,
+        ];
+        for (text, pair) in texts.into_iter().zip([[counters, ended], [vault, process]]) {
+            ring::send_descriptors(&descriptors, text, &pair).unwrap();
+        }
+        let about = Adopted {
+            id: 0,
+            launch: 1,
+            pid,
+            core: None,
+            leaving: false,
+            // Ahead of all others.
+            revision: Revision { generation: 1_000_000, ..Revision::default() },
+            settings: Settings::default(),
+            program: Program { version: "0.1.0".to_owned(), file: (0, 0) },
+            io_uring_level: 4,
+            io_uring_features: Vec::new(),
+        };
+        let mut orders = UnixStream::from(orders);
+        orders.set_nonblocking(false).unwrap();
+        let report = Envelope::new(0, Report::Adopted(Box::new(about)));
+        wire::write_message(&mut orders, &report, limits::MAX_FRAME).unwrap();
+        let mut decoder = wire::Decoder::new(limits::MAX_FRAME);
+        while let Ok(Some(Envelope { body, .. })) =
+            wire::read_message::<serde_json::Value>(&mut orders, &mut decoder)
+        {
+            let _ = sender.send(body.to_string());
+        }
+    });
+    news
+}
+
+/// The new supervisor has looked at the impostor, and has nothing to do with it.
+#[track_caller]
+fn expect_refused(mut proxy: Proxy, news: &mpsc::Receiver<String>, victim: &Victim, why: &str) {
+    assert_eq!(news.recv_timeout(wait::SOON).as_deref(), Ok("a supervisor"));
+    let log = proxy.log();
+    assert!(log.contains("cannot be taken over") && log.contains(why), "{log}");
+    // It is told to end, and nothing else: not what it serves.
+    let order = news.recv_timeout(wait::SOON).unwrap();
+    assert!(order.contains("stop"), "{order}");
+    ask(&mut proxy.client());
+    let workers = proxy.ctl_json("workers");
+    assert_ne!(workers[0]["pid"].as_u64(), Some(u64::from(victim.process().0)));
+    proxy.terminate();
+    proxy.wait(Duration::from_secs(10));
+    assert!(news.try_recv().is_err(), "it was given orders");
+    assert!(victim.process().runs(), "it was ended");
+}
+
+#[test]
+fn what_is_not_the_process_that_was_started_is_no_worker_and_its_process_is_left_alone() {
+    let (backend, victim) = (Backend::respond(OK), Victim::new());
+    let mut proxy = Config::to(&backend).root("drain_timeout = 1").start();
+    let (worker, path) = (proxy.worker(), adoption_socket(&proxy));
+    proxy.kill_supervisor();
+    send_signal(worker, Signal::SIGKILL);
+    wait::until("its end", || !worker.runs());
+    let news = impostor(&path, victim.process().0, &victim);
+    proxy.start_again();
+    expect_refused(proxy, &news, &victim, &format!("process {} is gone", worker.0));
+}
+
+#[test]
+fn memory_that_the_worker_was_not_given_is_not_taken_from_it() {
+    let (backend, victim) = (Backend::respond(OK), Victim::new());
+    let mut proxy = Config::to(&backend).start();
+    let (worker, path) = (proxy.worker(), adoption_socket(&proxy));
+    proxy.kill_supervisor();
+    let news = impostor(&path, worker.0, &victim);
+    proxy.start_again();
+    expect_refused(proxy, &news, &victim, "that is not its own");
+    // What it was not itself, the worker that should be there is told as well.
+    wait::until("the end of the worker", || !worker.runs());
+}
+
+#[test]
+fn what_nobody_has_written_down_is_no_worker() {
+    let (backend, victim) = (Backend::respond(OK), Victim::new());
+    let mut proxy = Config::to(&backend).start();
+    let (worker, path) = (proxy.worker(), adoption_socket(&proxy));
+    proxy.kill_supervisor();
+    send_signal(worker, Signal::SIGKILL);
+    fs::remove_file(format!("{}.record", path.display())).unwrap();
+    let news = impostor(&path, victim.process().0, &victim);
+    proxy.start_again();
+    expect_refused(proxy, &news, &victim, "no supervisor has written down that it started it");
+}
+
+#[test]
+fn a_record_that_others_can_write_is_none_and_the_worker_is_replaced() {
+    let backend = Backend::respond(OK);
+    let mut proxy = Config::to(&backend).root("graceful_timeout = 1").start();
+    let (worker, path) = (proxy.worker(), adoption_socket(&proxy));
+    let record = PathBuf::from(format!("{}.record", path.display()));
+    let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+    assert_eq!((mode(&record), mode(&proxy.folder().join("kakehi.sock.state"))), (0o600, 0o600));
+    proxy.kill_supervisor();
+    fs::set_permissions(&record, fs::Permissions::from_mode(0o666)).unwrap();
+    proxy.start_again();
+    let log = proxy.log();
+    assert!(log.contains("is not a file that only this user can write"), "{log}");
+    wait::until("the end of the worker", || !worker.runs());
+    ask(&mut proxy.client());
+}
+
+#[test]
+fn what_workers_serve_is_what_the_supervisor_wrote_down_and_without_that_what_the_file_says() {
+    let (backend, other) = (Backend::respond(OK), Backend::respond(OK));
+    let mut proxy = Config::to(&backend).root("worker_count = 2").start();
+    let backends = |proxy: &Proxy| proxy.ctl_json("status")["backends"].as_u64();
+    assert!(proxy.ctl(&["backend", "add", "all", &other.address()]).status.success());
+    let record = proxy.folder().join("kakehi.sock.state");
+    // A change that was cut while it was written was not made.
+    proxy.kill_supervisor();
+    let text = fs::read_to_string(&record).unwrap();
+    fs::write(&record, format!("{text}{{\"changes\":[{{\"remove_clu")).unwrap();
+    proxy.start_again();
+    assert_eq!(backends(&proxy), Some(2));
+    // Without it, the workers are those of another state, and replaced.
+    let before = proxy.workers();
+    proxy.kill_supervisor();
+    fs::write(&record, "nonsense\n").unwrap();
+    proxy.start_again();
+    wait::until("what the file says", || backends(&proxy) == Some(1));
+    wait::until("other workers", || before.iter().all(|worker| !worker.runs()));
+    ask(&mut proxy.client());
+    proxy.terminate();
+    assert_eq!(proxy.wait(Duration::from_secs(10)).code(), Some(0));
+    let left: Vec<_> =
+        fs::read_dir(proxy.folder()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let of_ours = |name: &&std::ffi::OsString| name.to_string_lossy().starts_with("kakehi.sock");
+    assert_eq!(left.iter().find(of_ours), None, "{left:?}");
+}
+
+#[test]
+fn a_worker_can_read_certificates_and_keys_and_cannot_write_them() {
+    let (backend, pki) = (Backend::respond(OK), Pki::new());
+    let proxy = Config::https_to(&backend, &pki.issue(&["a"])).root(r#"user = "nobody""#).start();
+    let worker = proxy.worker().0;
+    let mut found = 0;
+    for entry in fs::read_dir(format!("/proc/{worker}/fd")).unwrap().map(|entry| entry.unwrap()) {
+        if fs::read_link(entry.path()).is_ok_and(|path| path.to_string_lossy().contains("kakehi-vault")) {
+            let number = entry.file_name().to_string_lossy().into_owned();
+            let about = fs::read_to_string(format!("/proc/{worker}/fdinfo/{number}")).unwrap();
+            let flags = about.lines().find_map(|line| line.strip_prefix("flags:")).unwrap().trim();
+            assert_eq!(u32::from_str_radix(flags, 8).unwrap() & 0o3, 0, "{about}");
+            // And nobody else can open it for that.
+            assert_eq!(fs::metadata(entry.path()).unwrap().mode() & 0o777, 0o600);
+            found += 1;
+        }
+    }
+    assert!(found > 0, "it has no vault");
+    ask(&mut pki.caller().connect(proxy.address()));
+}
