@@ -126,8 +126,7 @@ pub(crate) fn run(Place { id, launch, core, inherits }: Place) -> ExitCode {
 
 fn receive(place: Place, orders: &UnixStream) -> Result<Setup, Error> {
     let Place { id, launch, core, inherits } = place;
-    let counters_memory = take(COUNTERS)?;
-    let counters = Counters::map(&counters_memory).map_err(Error::Counters)?;
+    let (counters, counters_memory) = Counters::adopt(take(COUNTERS)?).map_err(Error::Counters)?;
     counters.reset_gauges();
     let state = parse_state(take(STATE)?)?;
     sys::give_memory_back();

@@ -1,6 +1,11 @@
 //! The registry of counters: each is declared once, with its name and meaning.
 
-use std::{ffi::CStr, os::fd::OwnedFd, rc::Rc, sync::atomic::AtomicU64};
+use std::{
+    ffi::CStr,
+    os::{fd::OwnedFd, unix::fs::FileExt as _},
+    rc::Rc,
+    sync::atomic::AtomicU64,
+};
 
 use nix::{
     fcntl::{FcntlArg, SealFlag, fcntl},
@@ -177,6 +182,25 @@ impl Counters {
         Ok(Counters { words: Rc::new(SharedWords::map(file)?) })
     }
 
+    /// The block behind a descriptor that another process has handed over. Programs from before the pages were sealed hand over
+    /// some that can be cut off under their reader: of such a one, a copy is counted on in.
+    ///
+    /// # Errors
+    /// As for [`Counters::create`] and [`Counters::map`].
+    pub fn adopt(file: OwnedFd) -> std::io::Result<(Counters, OwnedFd)> {
+        match Counters::map(&file) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            mapped => return Ok((mapped?, file)),
+        }
+        let mut page = [0; sys::BYTES];
+        let read = std::fs::File::from(file).read_at(&mut page, 0)?;
+        let (_, copy) = Counters::create(c"kakehi-counters")?;
+        let copy = std::fs::File::from(copy);
+        copy.write_all_at(&page[..read], 0)?;
+        let copy = OwnedFd::from(copy);
+        Ok((Counters::map(&copy)?, copy))
+    }
+
     /// Sets the gauges to 0: what a process does when it becomes the writer of the block.
     pub fn reset_gauges(&self) {
         for counter in Counter::ALL.iter().filter(|counter| counter.is_gauge()) {
@@ -274,6 +298,11 @@ mod tests {
         let unsealed = memfd_create(c"test", MFdFlags::MFD_ALLOW_SEALING).unwrap();
         nix::unistd::ftruncate(&unsealed, sys::BYTES as i64).unwrap();
         assert!(Counters::map(&unsealed).is_err());
+        // What stands in it is copied, and no longer theirs.
+        nix::unistd::write(&unsealed, &7_u64.to_ne_bytes()).unwrap();
+        let (adopted, memory) = Counters::adopt(unsealed.try_clone().unwrap()).unwrap();
+        assert_eq!(adopted.get(Counter::ALL[0]), 7);
+        assert!(Counters::map(&memory).is_ok());
         nix::unistd::ftruncate(&unsealed, 0).unwrap();
         fcntl(&unsealed, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).unwrap();
         assert!(Counters::map(&unsealed).is_err(), "too short");

@@ -147,13 +147,19 @@ pub(super) struct Orphan {
 #[derive(Default)]
 pub(super) struct Found {
     pub(super) orphans: Vec<Orphan>,
-    /// There was also something that was not taken over, and may still have listening sockets.
-    pub(super) refused: bool,
+    /// What was not taken over. It may still serve: it is told to end when others do.
+    pub(super) refused: Vec<Refused>,
+}
+
+/// What is behind an adoption socket, and is no worker of this supervisor.
+pub(super) struct Refused {
+    path: PathBuf,
+    orders: UnixStream,
 }
 
 /// Takes over every worker process whose adoption socket is beside `command_socket`. What does not answer is left
-/// alone, with a warning; one that is not what was written down is told to end within `stop_ms`.
-pub(super) fn find(command_socket: &Path, trust: Trust, stop_ms: u64) -> Found {
+/// alone, with a warning.
+pub(super) fn find(command_socket: &Path, trust: Trust) -> Found {
     let folder = match command_socket.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
@@ -166,12 +172,11 @@ pub(super) fn find(command_socket: &Path, trust: Trust, stop_ms: u64) -> Found {
     });
     let mut found = Found::default();
     for path in ours.map(|entry| entry.path()) {
-        match take_over(&path, trust, stop_ms) {
+        match take_over(&path, trust, &mut found.refused) {
             Ok(Some(orphan)) => found.orphans.push(orphan),
             Ok(None) => {}
             Err(error) => {
                 tracing::warn!("the worker behind {} cannot be taken over: {error}", path.display());
-                found.refused = true;
             }
         }
     }
@@ -179,7 +184,7 @@ pub(super) fn find(command_socket: &Path, trust: Trust, stop_ms: u64) -> Found {
 }
 
 /// `None` when nobody listens there any more.
-fn take_over(path: &Path, trust: Trust, stop_ms: u64) -> io::Result<Option<Orphan>> {
+fn take_over(path: &Path, trust: Trust, refused: &mut Vec<Refused>) -> io::Result<Option<Orphan>> {
     let own = nix::unistd::geteuid().as_raw();
     // Before anything is said to whoever it is.
     let owner = fs::symlink_metadata(path)?.uid();
@@ -209,22 +214,25 @@ fn take_over(path: &Path, trust: Trust, stop_ms: u64) -> io::Result<Option<Orpha
 
     let taken = receive(path, (orders.try_clone()?, descriptors, inheritance), trust);
     if taken.is_err() {
-        dismiss(path, &orders, stop_ms);
+        refused.push(Refused { path: path.to_owned(), orders });
     }
     taken.map(Some)
 }
 
-/// Tells whatever is behind an adoption socket to end, and the process that should be there: neither is a worker of this
-/// supervisor, and a worker that nobody leads must not go on beside others.
-fn dismiss(path: &Path, orders: &UnixStream, stop_ms: u64) {
-    let stop = Envelope::new(0, Order::Stop { deadline_ms: stop_ms });
-    // It may be gone, or not listen.
-    let _ = wire::write_message(&mut Patient::new(orders, DISMISS_TIMEOUT), &stop, limits::MAX_FRAME);
-    if let Ok(Some(recorded)) = ProcessRecord::read(path)
-        && let Ok(handle) = Handle::of_process(recorded.pid)
-        && recorded.check_alive().is_ok()
-    {
-        handle.signal(Signal::SIGTERM);
+impl Refused {
+    /// Tells it to end within `stop_ms`, and the process that should be there: a worker that nobody leads must not go on beside
+    /// others.
+    pub(super) fn dismiss(&self, stop_ms: u64) {
+        let stop = Envelope::new(0, Order::Stop { deadline_ms: stop_ms });
+        // It may be gone, or not listen.
+        let mut orders = Patient::new(&self.orders, DISMISS_TIMEOUT);
+        let _ = wire::write_message(&mut orders, &stop, limits::MAX_FRAME);
+        if let Ok(Some(recorded)) = ProcessRecord::read(&self.path)
+            && let Ok(handle) = Handle::of_process(recorded.pid)
+            && recorded.check_alive().is_ok()
+        {
+            handle.signal(Signal::SIGTERM);
+        }
     }
 }
 

@@ -10,7 +10,6 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::ExitCode,
-    time::Duration,
 };
 
 use kakehi_ctl::{
@@ -23,7 +22,7 @@ use tokio::sync::mpsc::channel;
 
 use super::{
     Death, End, Error, Outcome, QUEUE, Source, Supervisor,
-    adoption::{self, Found, Orphan, Trust},
+    adoption::{self, Found, Orphan, Refused, Trust},
     certificates::{Depth, Keeper},
     command::{CommandSocket, SocketFile},
     cores, init_system,
@@ -87,9 +86,7 @@ pub(crate) async fn serve(
     let _command_file =
         CommandSocket::open(&state.settings.command_socket, &state.settings.command_allowed_uids)?
             .serve(questions);
-    let stop_ms = state.settings.graceful_timeout_ms;
-    let Found { mut orphans, refused } =
-        adoption::find(&state.settings.command_socket, Trust::Recorded, stop_ms);
+    let Found { mut orphans, refused } = adoption::find(&state.settings.command_socket, Trust::Recorded);
     let mut keeper = Keeper::new(vault_of(&mut orphans)?).map_err(Error::Runtime)?;
     let in_file = state.clone();
     let mut to_be_read = Some(certificates);
@@ -115,9 +112,11 @@ pub(crate) async fn serve(
         resources::raise_limits(count, state.settings.max_connections, state.listeners.len())?;
     let mut supervisor = Supervisor::new(state, source, keeper, signals, asked);
     supervisor.take_over(orphans)?;
-    supervisor.complete(count, BTreeMap::new(), init_system::activated(), refused).await?;
+    supervisor.complete(count, BTreeMap::new(), init_system::activated(), !refused.is_empty()).await?;
     supervisor.record.begin(&supervisor.state);
-    if let Some(end) = supervisor.start().await? {
+    let started = supervisor.start().await?;
+    supervisor.dismiss(&refused);
+    if let Some(end) = started {
         return Ok(end);
     }
     let _pid_file = supervisor.write_pid_file().await?;
@@ -151,8 +150,7 @@ pub(super) async fn resume(estate: &Estate, file: &Path) -> Result<Running, Erro
         settings: will.settings.clone(),
         program: will.program.clone(),
     };
-    let stop_ms = will.state.settings.graceful_timeout_ms;
-    let Found { mut orphans, refused } = adoption::find(command_socket, Trust::Children, stop_ms);
+    let Found { mut orphans, refused } = adoption::find(command_socket, Trust::Children);
     let vault = match &estate.vault {
         Some(vault) => {
             Some(Vault::take_over(vault.try_clone().map_err(Error::Runtime)?).map_err(Error::Vault)?)
@@ -175,9 +173,10 @@ pub(super) async fn resume(estate: &Estate, file: &Path) -> Result<Running, Erro
         let copy = socket.try_clone().map_err(Error::Runtime)?;
         kept.entry(*id).or_default().push((*which, copy));
     }
-    supervisor.complete(will.workers, kept, Vec::new(), refused).await?;
+    supervisor.complete(will.workers, kept, Vec::new(), !refused.is_empty()).await?;
     supervisor.record.begin(&supervisor.state);
     supervisor.start().await?;
+    supervisor.dismiss(&refused);
     let pid_file = supervisor.write_pid_file().await?;
     // Last, as its file would be removed again if anything failed after it.
     let copy = estate.command_socket.try_clone().map_err(Error::Runtime)?;
@@ -280,7 +279,7 @@ impl Supervisor {
 
     /// Adds what is missing of `count` workers, without processes. They get the sockets in `kept`, or new ones; where there
     /// is no worker at all yet, also those that the init system has `passed` on. `others_leave`: processes that were not taken
-    /// over may have the addresses for a moment.
+    /// over may have the addresses, and are to end.
     async fn complete(
         &mut self,
         count: usize,
@@ -295,10 +294,7 @@ impl Supervisor {
         let missing: Vec<u32> = (0..count.max(highest) as u32).filter(|id| !present.contains(id)).collect();
         // With a worker that goes on, the addresses are ours, and taken.
         let mut opened = match present.is_empty() && kept.is_empty() {
-            true => {
-                let patience = if others_leave { listeners::LEAVE_PATIENCE } else { Duration::ZERO };
-                listeners::open(&addresses, missing.len(), passed, patience).await?
-            }
+            true => listeners::open(&addresses, missing.len(), passed, others_leave).await?,
             false => Vec::new(),
         }
         .into_iter();
@@ -312,6 +308,11 @@ impl Supervisor {
         }
         self.workers.sort_by_key(Worker::id);
         Ok(())
+    }
+
+    /// Has what was not taken over end, now that others serve.
+    fn dismiss(&self, refused: &[Refused]) {
+        refused.iter().for_each(|refused| refused.dismiss(self.state.settings.graceful_timeout_ms));
     }
 
     /// Launches the workers that have no process and waits until each accepts. `Some` when it was asked to stop meanwhile.

@@ -304,7 +304,7 @@ impl Supervisor {
     ) -> Result<Vec<WorkerOutcome>, Refused> {
         let new: Vec<SocketAddr> =
             part.active_addresses().filter(|address| !self.state.accepts(address)).collect();
-        let sockets = listeners::open(&new, self.count(), Vec::new(), Duration::ZERO).await?;
+        let sockets = listeners::open(&new, self.count(), Vec::new(), false).await?;
         let prepared = self
             .order_all(
                 |worker, sockets: &Sockets| {

@@ -21,8 +21,6 @@ const BACKLOG: i32 = 65_535;
 /// The sockets of a process that was killed go a little after it (its ring is torn down in the background): so
 /// long is a taken address tried again when no process is found that holds it.
 const RELEASE_PATIENCE: Duration = Duration::from_millis(250);
-/// How long an address is tried that workers have which were told to end.
-pub(super) const LEAVE_PATIENCE: Duration = Duration::from_secs(3);
 /// Pause between two tries.
 const RELEASE_PAUSE: Duration = Duration::from_millis(10);
 
@@ -74,8 +72,8 @@ pub(crate) enum Error {
     },
 }
 
-/// Opens `workers` sockets for each address; one set per worker. The first worker gets those that are `passed` on. Processes
-/// that have an address may take `patience` to give it up.
+/// Opens `workers` sockets for each address; one set per worker. The first worker gets those that are `passed` on. With
+/// `beside_others`, processes of this user that are to end may have the addresses as well.
 ///
 /// # Errors
 /// See [`Error`]; nothing stays open then.
@@ -83,12 +81,12 @@ pub(super) async fn open(
     addresses: &[SocketAddr],
     workers: usize,
     passed: Vec<(SocketAddr, OwnedFd)>,
-    patience: Duration,
+    beside_others: bool,
 ) -> Result<Vec<Sockets>, Error> {
     let is_passed = |address: &SocketAddr| passed.iter().any(|(passed, _)| passed == address);
     // All addresses are tried before any is opened: one may contain another (0.0.0.0 and 127.0.0.1).
-    for address in addresses.iter().filter(|address| !is_passed(address)) {
-        check_free(*address, patience).await?;
+    for address in addresses.iter().filter(|address| !beside_others && !is_passed(address)) {
+        check_free(*address).await?;
     }
     let mut sets: Vec<Sockets> = Vec::with_capacity(workers);
     for rank in 0..workers as u32 {
@@ -134,9 +132,8 @@ pub(super) fn listen_again(sockets: &Sockets) {
     }
 }
 
-async fn check_free(address: SocketAddr, patience: Duration) -> Result<(), Error> {
-    let now = Instant::now();
-    let (give_up, leaving_until) = (now + patience.max(RELEASE_PATIENCE), now + patience);
+async fn check_free(address: SocketAddr) -> Result<(), Error> {
+    let give_up = Instant::now() + RELEASE_PATIENCE;
     loop {
         // Closed at once: an address that was bound but never listened on leaves nothing behind.
         let error = match socket(address).and_then(|socket| socket.bind(&address.into())) {
@@ -144,8 +141,7 @@ async fn check_free(address: SocketAddr, patience: Duration) -> Result<(), Error
             Err(error) => error,
         };
         let taken = error.kind() == io::ErrorKind::AddrInUse;
-        let is_held = || Instant::now() >= leaving_until && find_holder(address).is_some();
-        if !taken || is_held() || Instant::now() >= give_up {
+        if !taken || find_holder(address).is_some() || Instant::now() >= give_up {
             return Err(explain(address, error));
         }
         tokio::time::sleep(RELEASE_PAUSE).await;
@@ -252,7 +248,7 @@ mod tests {
     #[tokio::test]
     async fn each_worker_has_a_socket_of_its_own_for_each_address() {
         let addresses = [free_address(), free_address()];
-        let sets = open(&addresses, 3, Vec::new(), Duration::ZERO).await.unwrap();
+        let sets = open(&addresses, 3, Vec::new(), false).await.unwrap();
         assert_eq!(sets.len(), 3);
         for set in &sets {
             assert_eq!(set.iter().map(|(which, _)| which.address).collect::<Vec<_>>(), addresses);
@@ -264,15 +260,14 @@ mod tests {
     async fn an_address_that_somebody_else_listens_on_is_refused_and_the_holder_named() {
         let other = open_one(free_address()).unwrap();
         let address = Socket::from(other.try_clone().unwrap()).local_addr().unwrap().as_socket().unwrap();
-        let message = open(&[address], 1, Vec::new(), Duration::ZERO).await.unwrap_err().to_string();
+        let message = open(&[address], 1, Vec::new(), false).await.unwrap_err().to_string();
         let me = std::process::id();
         assert!(message.starts_with(&format!("{address} is already taken (by pid {me}, ")), "{message}");
     }
 
     #[tokio::test]
     async fn an_address_of_another_host_is_refused() {
-        let error =
-            open(&["192.0.2.1:80".parse().unwrap()], 1, Vec::new(), Duration::ZERO).await.unwrap_err();
+        let error = open(&["192.0.2.1:80".parse().unwrap()], 1, Vec::new(), false).await.unwrap_err();
         assert!(matches!(error, Error::NotHere { .. } | Error::NotPermitted { .. }), "{error}");
     }
 
@@ -280,7 +275,7 @@ mod tests {
     async fn an_address_inside_another_is_no_conflict_within_one_configuration() {
         let inner = free_address();
         let outer = SocketAddr::from(([0, 0, 0, 0], inner.port()));
-        open(&[outer, inner], 2, Vec::new(), Duration::ZERO).await.unwrap();
+        open(&[outer, inner], 2, Vec::new(), false).await.unwrap();
     }
 
     #[test]

@@ -42,7 +42,8 @@ impl Block {
     /// # Errors
     /// When it cannot be mapped.
     pub(super) fn map(memory: OwnedFd) -> io::Result<Block> {
-        Ok(Block { counters: Counters::map(&memory)?, memory })
+        let (counters, memory) = Counters::adopt(memory)?;
+        Ok(Block { counters, memory })
     }
 
     /// A new one for a process of worker `id`.
