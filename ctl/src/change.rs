@@ -341,18 +341,23 @@ impl State {
     /// # Errors
     /// See [`ChangeError`].
     pub fn check_part(&self, part: &State, changes: &[Change]) -> Result<(), ChangeError> {
-        part.check()?;
-        if !self.loses_listeners(part) {
-            return Ok(());
-        }
-        let named: BTreeSet<&str> = changes.iter().filter_map(Change::cluster).collect();
-        let others = self.clusters.iter().filter(|(name, _)| !named.contains(name.as_str()));
-        others.into_iter().try_for_each(|(name, cluster)| part.check_frontends(name, cluster))
+        self.part_checks(part, changes).collect()
     }
 
-    /// Whether a listener of this state is not in `part`: then the clusters that no change names have to be checked, too.
-    pub fn loses_listeners(&self, part: &State) -> bool {
-        self.listeners.keys().any(|address| !part.listeners.contains_key(address))
+    /// The same, one short check after the other.
+    pub fn part_checks<'a>(
+        &'a self,
+        part: &'a State,
+        changes: &'a [Change],
+    ) -> impl Iterator<Item = Result<(), ChangeError>> + 'a {
+        // Those of clusters that no change names only matter where a listener has gone.
+        let loses_listeners = self.listeners.keys().any(|address| !part.listeners.contains_key(address));
+        let others = loses_listeners.then(|| {
+            let named: BTreeSet<&str> = changes.iter().filter_map(Change::cluster).collect();
+            let others = self.clusters.iter().filter(move |(name, _)| !named.contains(name.as_str()));
+            others.map(|(name, cluster)| part.check_frontends(name, cluster))
+        });
+        part.checks().chain(others.into_iter().flatten())
     }
 
     /// Whether everything in it refers to something that is there.
@@ -360,15 +365,15 @@ impl State {
     /// # Errors
     /// See [`ChangeError`].
     pub fn check(&self) -> Result<(), ChangeError> {
-        self.check_certificates()?;
-        self.clusters.iter().try_for_each(|(name, cluster)| self.check_cluster(name, cluster))
+        self.checks().collect()
     }
 
-    /// Whether there is a listener for every certificate.
-    ///
-    /// # Errors
-    /// See [`ChangeError`].
-    pub fn check_certificates(&self) -> Result<(), ChangeError> {
+    fn checks(&self) -> impl Iterator<Item = Result<(), ChangeError>> + '_ {
+        let clusters = self.clusters.iter().map(|(name, cluster)| self.check_cluster(name, cluster));
+        std::iter::once_with(|| self.check_certificates()).chain(clusters)
+    }
+
+    fn check_certificates(&self) -> Result<(), ChangeError> {
         for (address, certificates) in &self.certificates {
             let terminates = self.listeners.get(address).is_some_and(|listener| listener.tls.is_some());
             if let (false, Some(fingerprint)) = (terminates, certificates.keys().next()) {
@@ -381,11 +386,7 @@ impl State {
         Ok(())
     }
 
-    /// Whether a cluster refers to what is there.
-    ///
-    /// # Errors
-    /// See [`ChangeError`].
-    pub fn check_cluster(&self, name: &str, cluster: &Cluster) -> Result<(), ChangeError> {
+    fn check_cluster(&self, name: &str, cluster: &Cluster) -> Result<(), ChangeError> {
         self.check_frontends(name, cluster)?;
         let mut ids = BTreeSet::new();
         match cluster.backends.iter().find(|backend| !ids.insert(&backend.id)) {
@@ -394,17 +395,14 @@ impl State {
         }
     }
 
-    /// Whether there is a listener for every frontend of a cluster.
-    ///
-    /// # Errors
-    /// See [`ChangeError`].
-    pub fn check_frontends(&self, name: &str, cluster: &Cluster) -> Result<(), ChangeError> {
-        for Frontend { address, .. } in &cluster.frontends {
-            if !self.listeners.contains_key(address) {
-                return Err(ChangeError::NoListenerFor { cluster: name.to_owned(), address: *address });
+    fn check_frontends(&self, name: &str, cluster: &Cluster) -> Result<(), ChangeError> {
+        let missing = cluster.frontends.iter().find(|it| !self.listeners.contains_key(&it.address));
+        match missing {
+            Some(Frontend { address, .. }) => {
+                Err(ChangeError::NoListenerFor { cluster: name.to_owned(), address: *address })
             }
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// The changes that lead from here to `wanted`, settings apart.

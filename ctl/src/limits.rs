@@ -112,7 +112,7 @@ pub const BUFFER_SIZE: u32 = 16_384;
 /// Private memory that bodies may take in one worker (`body_memory`): beyond it large bodies move in arena buffers.
 pub const BODY_MEMORY: u64 = 64 << 20;
 
-/// Largest configuration file (bytes). Not a key: it is what 500,000 frontends take.
+/// Largest configuration file (bytes). Not a key: what is larger is no configuration, or cannot be told to a worker either.
 pub const MAX_CONFIG_FILE: u64 = 64 << 20;
 
 /// Largest control frame, either way.

@@ -407,7 +407,7 @@ pub enum Order {
     Abort,
     /// Read the ticket keys in the vault anew.
     RenewTicketKeys,
-    /// Send the state as a sealed memfd over the descriptor channel.
+    /// Send the state as a memfd over the descriptor channel. For supervisors of earlier programs: this one asks no worker for it.
     TellState,
     /// Take what was sent over the descriptor channel: accept on further listening sockets, and go on with the connections
     /// that come out of a predecessor's channel.

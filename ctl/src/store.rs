@@ -79,15 +79,37 @@ pub fn save_with_keys(
 /// # Errors
 /// See [`Error`]; the file is as it was before.
 pub fn write(path: &Path, text: &[u8]) -> Result<(), Error> {
-    let temporary = beside(path);
-    let written = write_and_sync(&temporary, text).and_then(|()| fs::rename(&temporary, path));
-    let written = written.inspect_err(|_| drop(fs::remove_file(&temporary)));
+    let written = put(path, text, File::sync_all);
     // The name is safe when the folder is.
-    let synced = written.and_then(|()| match path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+    let synced = written.and_then(|_| match path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         Some(folder) => File::open(folder)?.sync_all(),
         None => File::open(".")?.sync_all(),
     });
     synced.map_err(|error| Error::Io { what: "written", error })
+}
+
+/// As [`write`], for what a restart of the machine makes void: nothing waits for a disk. The file, to be appended to.
+///
+/// # Errors
+/// Those of the file system; the file is as it was before.
+pub fn write_unsynced(path: &Path, text: &[u8]) -> io::Result<File> {
+    put(path, text, |_| Ok(()))
+}
+
+/// Puts a file in place whole or not at all, when `finish` has done with it.
+fn put(path: &Path, text: &[u8], finish: impl FnOnce(&File) -> io::Result<()>) -> io::Result<File> {
+    let temporary = beside(path);
+    // Left by a crash, or by somebody who wants to read what is written to it, or have it written elsewhere.
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // It is ours alone, and no link is followed (O_EXCL).
+    let mut file = File::options().append(true).create_new(true).mode(MODE).open(&temporary)?;
+    let written = file.write_all(text).and_then(|()| finish(&file));
+    let put = written.and_then(|()| fs::rename(&temporary, path));
+    put.inspect_err(|_| drop(fs::remove_file(&temporary)))?;
+    Ok(file)
 }
 
 /// In the same folder, so that it can be renamed; each process has its own.
@@ -95,18 +117,6 @@ fn beside(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{}.new", std::process::id()));
     name.into()
-}
-
-fn write_and_sync(path: &Path, text: &[u8]) -> io::Result<()> {
-    // Left by a crash, or by somebody who wants to read what is written to it, or have it written elsewhere.
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    // It is ours alone, and no link is followed (O_EXCL).
-    let mut file = File::options().write(true).create_new(true).mode(MODE).open(path)?;
-    file.write_all(text)?;
-    file.sync_all()
 }
 
 /// Reads the state in `path`.

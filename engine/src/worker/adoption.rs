@@ -49,7 +49,7 @@ pub enum DescriptorKind {
     Ended,
     /// Where certificates and ticket keys lie.
     Vault,
-    /// The process itself (`pidfd_open(2)`).
+    /// The process itself (`pidfd_open(2)`). For supervisors of earlier programs: this one opens its own.
     Process,
     /// The state, as JSON.
     State,

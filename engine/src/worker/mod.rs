@@ -334,10 +334,10 @@ impl Worker {
             loop {
                 slice.pause().await;
                 let decoded = decoder.next::<Order>();
+                slice.end();
                 match decoded {
                     Ok(None) => break,
                     Ok(Some(Envelope { id, body, .. })) => {
-                        slice.end();
                         let outcome = match body {
                             Order::Ping => Ok(()),
                             Order::Stage { changes } => {

@@ -37,6 +37,7 @@ use nix::sys::{
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{
+    KILL_SLACK,
     handle::Handle,
     launch::Launched,
     listeners::Sockets,
@@ -220,8 +221,8 @@ fn take_over(path: &Path, trust: Trust, refused: &mut Vec<Refused>) -> io::Resul
 }
 
 impl Refused {
-    /// Tells it to end within `stop_ms`, and the process that should be there: a worker that nobody leads must not go on beside
-    /// others.
+    /// Tells it to end within `stop_ms`, and the process that should be there, which is killed if it does not: a worker that
+    /// nobody leads must not go on beside others, nor stand still with connections in its queues.
     pub(super) fn dismiss(&self, stop_ms: u64) {
         let stop = Envelope::new(0, Order::Stop { deadline_ms: stop_ms });
         // It may be gone, or not listen.
@@ -232,6 +233,16 @@ impl Refused {
             && recorded.check_alive().is_ok()
         {
             handle.signal(Signal::SIGTERM);
+            let adoption = AdoptionFile { path: self.path.clone() };
+            let deadline = Duration::from_millis(stop_ms) + KILL_SLACK;
+            tokio::spawn(async move {
+                if tokio::time::timeout(deadline, handle.ended()).await.is_err() {
+                    handle.signal(Signal::SIGKILL);
+                    // It is no child of this process: that it has ended is all that there is to know.
+                    let _ = handle.ended().await;
+                }
+                adoption.remove();
+            });
         }
     }
 }
@@ -258,7 +269,7 @@ fn receive(
         return Err(io::Error::other("it did not say what it is"));
     };
     // Not before it has said everything: a worker is then under this supervisor, and hears that it is to end.
-    let recorded = ProcessRecord::read(path).map_err(io::Error::other)?;
+    let recorded = ProcessRecord::read(path)?;
     if recorded.is_none() && trust == Trust::Recorded {
         return Err(io::Error::other("no supervisor has written down that it started it"));
     }
@@ -267,8 +278,8 @@ fn receive(
     let handle = Handle::of_process(pid);
     match &recorded {
         Some(recorded) => {
-            recorded.check_alive().map_err(io::Error::other)?;
-            recorded.check_memory(&counters, &ended, vault.as_ref()).map_err(io::Error::other)?;
+            recorded.check_alive()?;
+            recorded.check_memory(&counters, &ended, vault.as_ref())?;
             if (about.id, about.launch, about.pid) != (recorded.id, recorded.launch, recorded.pid) {
                 return Err(io::Error::other(
                     "it says that it is another process than the one that was started",
@@ -279,7 +290,7 @@ fn receive(
         None => return Err(io::Error::other(format!("process {pid} was not started by this one"))),
     }
     for (which, socket) in &sockets {
-        record::check_listener(socket, which.address).map_err(io::Error::other)?;
+        record::check_listener(socket, which.address)?;
     }
     let adoption = AdoptionFile { path: path.to_owned() };
     let launched = Launched { pid, handle: handle?, orders, descriptors, inheritance, adoption };

@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     net::SocketAddr,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -234,17 +235,9 @@ fn recorded_state(in_file: &State, orphans: &[Orphan]) -> Option<State> {
     if !orphans.iter().any(|orphan| !orphan.about.leaving) {
         return None;
     }
-    match StateRecord::load(&in_file.settings.command_socket) {
-        Ok(Some(state)) => Some(state),
-        Ok(None) => {
-            tracing::warn!("there is no record of what the workers serve: what the file says holds");
-            None
-        }
-        Err(error) => {
-            tracing::warn!("{error}: what the file says holds");
-            None
-        }
-    }
+    let missing = || io::Error::other("there is no record of what the workers serve");
+    let recorded = StateRecord::load(&in_file.settings.command_socket).and_then(|it| it.ok_or_else(missing));
+    recorded.inspect_err(|error| tracing::warn!("{error}: what the file says holds")).ok()
 }
 
 impl Supervisor {

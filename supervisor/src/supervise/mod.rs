@@ -487,9 +487,9 @@ impl Supervisor {
             clusters: clusters.len(),
             frontends: clusters.clone().map(|cluster| cluster.frontends.len()).sum(),
             backends: clusters.map(|cluster| cluster.backends.len()).sum(),
-            connections: workers.iter().map(|worker| worker.connections).sum(),
-            requests: workers.iter().map(|worker| worker.requests).sum(),
-            restarts: self.workers.iter().map(Worker::restarts).sum(),
+            connections: worker::add_up(workers.iter().map(|worker| worker.connections)),
+            requests: worker::add_up(workers.iter().map(|worker| worker.requests)),
+            restarts: worker::add_up(self.workers.iter().map(Worker::restarts)),
             counters: worker::sum(&self.workers).into_iter().chain(figures).collect(),
             workers,
         }

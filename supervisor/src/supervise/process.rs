@@ -5,6 +5,7 @@ use std::{
     fs, io,
     os::{fd::OwnedFd, unix::process::ExitStatusExt as _},
     process::ExitStatus,
+    str::SplitWhitespace,
     sync::Arc,
 };
 
@@ -221,9 +222,14 @@ pub(super) fn cpu_time_ms(pid: u32) -> Option<(u64, u64)> {
     Some((ms(user)?, ms(system)?))
 }
 
-/// Fields 14 and 15 of `/proc/PID/stat`; the name in field 2 may have spaces and parentheses itself.
+/// What `/proc/PID/stat` says, from field 3 on; the name in field 2 may have spaces and parentheses itself.
+pub(super) fn stat_fields(stat: &str) -> Option<SplitWhitespace<'_>> {
+    Some(stat.rsplit_once(')')?.1.split_whitespace())
+}
+
+/// Fields 14 and 15 of `/proc/PID/stat`.
 fn cpu_ticks(stat: &str) -> Option<(u64, u64)> {
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let mut fields = stat_fields(stat)?.skip(11);
     Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
 }
 

@@ -9,7 +9,10 @@ use kakehi_ctl::order::{Order, WorkerOutcome, WorkerState};
 use kakehi_engine::worker::DescriptorKind;
 use tokio::time::Instant;
 
-use super::{Supervisor, worker::Worker};
+use super::{
+    Supervisor,
+    worker::{Worker, add_up},
+};
 use crate::scm;
 
 /// With less work than this in a period (of one core), whatever is unequal hurts nobody.
@@ -130,7 +133,7 @@ impl Supervisor {
 
 /// The moves after which no two workers differ by more than one; `workers` with the connections that each has.
 fn moves(mut workers: Vec<(u32, u64)>) -> Vec<Move> {
-    let total: u64 = workers.iter().map(|(_, connections)| connections).sum();
+    let total = add_up(workers.iter().map(|(_, connections)| *connections));
     let count = (workers.len() as u64).max(1);
     workers.sort_by_key(|(_, connections)| std::cmp::Reverse(*connections));
     // Those that have most keep one more each, where it does not come out even.

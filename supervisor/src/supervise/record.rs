@@ -10,11 +10,13 @@
 //! |---|---|
 //! | `SOCKET.wN.M.record` | one process of worker N |
 //! | `SOCKET.state` | the state, and behind it, one to a line, the changes since |
+//!
+//! Nothing is synced to a disk: a restart of the machine ends the workers, too.
 
 use std::{
-    ffi::OsString,
+    borrow::Cow,
     fs::{self, File, OpenOptions},
-    io::{self, BufRead as _, BufReader, Read as _, Write as _},
+    io::{self, BufRead as _, BufReader, Write as _},
     net::SocketAddr,
     os::{
         fd::{AsFd, OwnedFd},
@@ -26,46 +28,28 @@ use std::{
 use kakehi_ctl::{
     change::Change,
     state::{Revision, State},
+    store,
 };
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use nix::sys::stat::fstat;
+use serde::{Deserialize, Serialize};
 use socket2::SockRef;
 
-/// A record of a process is far smaller (bytes).
-const MAX_PROCESS: u64 = 64 << 10;
-/// Changes are written one behind the other until they take so much more than the state itself (bytes).
-const LEAST_TO_REWRITE: u64 = 1 << 20;
+use super::process::stat_fields;
 
-/// Why a file or a process is not what was written down.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Mismatch {
-    /// The file.
-    #[error("its record {path} {what}", path = path.display())]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// What is wrong with it.
-        what: String,
-    },
-    /// What was handed over.
-    #[error("{0}")]
-    Other(String),
-}
+/// Changes are written one behind the other until they take so much (bytes), or more than the state itself.
+const LEAST_TO_REWRITE: u64 = 1 << 20;
 
 /// Memory without a name, by what the kernel knows it as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Memory {
+struct Memory {
     device: u64,
     inode: u64,
 }
 
 impl Memory {
-    /// That behind a descriptor.
-    ///
-    /// # Errors
-    /// Those of `fstat(2)`.
-    pub(super) fn of(descriptor: impl AsFd) -> io::Result<Memory> {
-        let status = File::from(descriptor.as_fd().try_clone_to_owned()?).metadata()?;
-        Ok(Memory { device: status.dev(), inode: status.ino() })
+    fn of(descriptor: impl AsFd) -> io::Result<Memory> {
+        let status = fstat(descriptor)?;
+        Ok(Memory { device: status.st_dev, inode: status.st_ino })
     }
 }
 
@@ -85,7 +69,7 @@ pub(super) struct ProcessRecord {
 }
 
 impl ProcessRecord {
-    /// Of a process that has just been started, or that is known to be this worker.
+    /// Of a process that has just been started.
     ///
     /// # Errors
     /// When it is gone.
@@ -116,14 +100,10 @@ impl ProcessRecord {
     ///
     /// # Errors
     /// When it is not what a supervisor of ours writes.
-    pub(super) fn read(adoption: &Path) -> Result<Option<ProcessRecord>, Mismatch> {
+    pub(super) fn read(adoption: &Path) -> io::Result<Option<ProcessRecord>> {
         let path = Self::path(adoption);
-        let wrong = |what: String| Mismatch::File { path: path.clone(), what };
-        match open_own(&path) {
-            Ok(file) => parse(file.take(MAX_PROCESS)).map(Some).map_err(|error| wrong(error.to_string())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(wrong(error.to_string())),
-        }
+        let Some(file) = open_own(&path)? else { return Ok(None) };
+        serde_json::from_reader(BufReader::new(file)).map(Some).map_err(|error| about(&path, error))
     }
 
     /// Writes it beside the adoption socket.
@@ -131,55 +111,57 @@ impl ProcessRecord {
     /// # Errors
     /// Those of the file system.
     pub(super) fn write(&self, adoption: &Path) -> io::Result<()> {
-        write_own(&Self::path(adoption), &serde_json::to_vec(self)?).map(drop)
+        store::write_unsynced(&Self::path(adoption), &serde_json::to_vec(self)?).map(drop)
     }
 
-    /// Fails unless the process of this number is still the one that was started.
-    pub(super) fn check_alive(&self) -> Result<(), Mismatch> {
-        let other = |what: &str| Err(Mismatch::Other(format!("process {} {what}", self.pid)));
+    /// # Errors
+    /// Unless the process of this number is still the one that was started.
+    pub(super) fn check_alive(&self) -> io::Result<()> {
         match (boot(), started(self.pid)) {
             (Ok(boot), Ok(started)) if boot == self.boot && started == self.started => Ok(()),
-            (_, Err(_)) => other("is gone"),
-            _ => other("is another than the one that was started"),
+            (_, Err(_)) => Err(io::Error::other(format!("process {} is gone", self.pid))),
+            _ => Err(io::Error::other(format!("process {} is another than was started", self.pid))),
         }
     }
 
-    /// Fails unless that is the memory that the process was given.
+    /// # Errors
+    /// Unless that is the memory that the process was given.
     pub(super) fn check_memory(
         &self,
         counters: &OwnedFd,
         ended: &OwnedFd,
         vault: Option<&OwnedFd>,
-    ) -> Result<(), Mismatch> {
-        let vault = vault.map(|vault| (vault, self.vault, "certificates"));
-        let all = [(counters, self.counters, "counters"), (ended, self.ended, "earlier counters")];
-        for (descriptor, wanted, what) in all.into_iter().chain(vault) {
-            if Memory::of(descriptor).ok() != Some(wanted) {
-                return Err(Mismatch::Other(format!(
-                    "it handed over memory for its {what} that is not its own"
-                )));
+    ) -> io::Result<()> {
+        for (handed_over, given, what) in [
+            (Some(counters), self.counters, "counters"),
+            (Some(ended), self.ended, "earlier counters"),
+            (vault, self.vault, "certificates"),
+        ] {
+            if handed_over.and_then(|memory| Memory::of(memory).ok()) != Some(given) {
+                let text = format!("it handed over memory for its {what} that is not its own");
+                return Err(io::Error::other(text));
             }
         }
         Ok(())
     }
 }
 
-/// Fails unless that is a socket which listens at the address.
-pub(super) fn check_listener(socket: &OwnedFd, address: SocketAddr) -> Result<(), Mismatch> {
+/// # Errors
+/// Unless that is a socket which listens at the address.
+pub(super) fn check_listener(socket: &OwnedFd, address: SocketAddr) -> io::Result<()> {
     let socket = SockRef::from(socket);
     let bound = socket.local_addr().ok().and_then(|bound| bound.as_socket());
     match (socket.is_listener(), socket.r#type(), bound) {
         (Ok(true), Ok(socket2::Type::STREAM), Some(bound)) if bound == address => Ok(()),
-        _ => Err(Mismatch::Other(format!(
-            "it handed over something else than a socket that listens on {address}"
-        ))),
+        _ => Err(io::Error::other(format!("it handed over no socket that listens on {address}"))),
     }
 }
 
 /// Whether the process of this number is a child of this one.
 pub(super) fn is_child(pid: u32) -> bool {
     let own = std::process::id().to_string();
-    status_fields(pid).is_ok_and(|fields| fields.get(1) == Some(&own))
+    let stat = stat(pid).unwrap_or_default();
+    stat_fields(&stat).and_then(|mut fields| fields.nth(1)) == Some(&*own)
 }
 
 /// The state as the supervisor knows it, in a file. A file that could not be kept up to date is removed: what is there holds.
@@ -194,9 +176,9 @@ pub(super) struct StateRecord {
 
 /// One line behind the state.
 #[derive(Serialize, Deserialize)]
-struct Line {
-    changes: Vec<Change>,
-    revision: Revision,
+struct Line<'a> {
+    changes: Cow<'a, [Change]>,
+    revision: Cow<'a, Revision>,
 }
 
 impl StateRecord {
@@ -214,44 +196,18 @@ impl StateRecord {
     ///
     /// # Errors
     /// When it is not what a supervisor of ours writes.
-    pub(super) fn load(command_socket: &Path) -> Result<Option<State>, Mismatch> {
+    pub(super) fn load(command_socket: &Path) -> io::Result<Option<State>> {
         let path = Self::path(command_socket);
-        let wrong = |error: io::Error| Mismatch::File { path: path.clone(), what: error.to_string() };
-        let file = match open_own(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(wrong(error)),
-        };
-        let mut lines = BufReader::new(file);
-        let mut line = Vec::new();
-        lines.read_until(b'\n', &mut line).map_err(wrong)?;
-        let mut state: State = serde_json::from_slice(&line).map_err(|error| wrong(error.into()))?;
-        loop {
-            line.clear();
-            lines.read_until(b'\n', &mut line).map_err(wrong)?;
-            // The last may have been cut short: then the change was not made either.
-            if line.last() != Some(&b'\n') {
-                return Ok(Some(state));
-            }
-            let Line { changes, revision } =
-                serde_json::from_slice(&line).map_err(|error| wrong(error.into()))?;
-            for change in &changes {
-                let refused =
-                    |error: kakehi_ctl::change::ChangeError| wrong(io::Error::other(error.to_string()));
-                state.apply(change).map_err(refused)?;
-            }
-            state.revision = revision;
-        }
+        let Some(file) = open_own(&path)? else { return Ok(None) };
+        read_state(file).map(Some).map_err(|error| about(&path, error))
     }
 
     /// Writes the whole.
     pub(super) fn begin(&mut self, state: &State) {
-        self.file = None;
-        let written = serde_json::to_vec(state).map_err(io::Error::from).and_then(|mut text| {
-            text.push(b'\n');
+        let written = line(state).and_then(|text| {
             self.state_bytes = text.len() as u64;
             self.change_bytes = 0;
-            write_own(&self.path, &text)
+            store::write_unsynced(&self.path, &text)
         });
         match written {
             Ok(file) => self.file = Some(file),
@@ -262,9 +218,8 @@ impl StateRecord {
     /// Writes what is about to be made, before it is.
     pub(super) fn append(&mut self, changes: &[Change], revision: &Revision) {
         let Some(file) = &mut self.file else { return };
-        let line = Line { changes: changes.to_vec(), revision: revision.clone() };
-        let written = serde_json::to_vec(&line).map_err(io::Error::from).and_then(|mut text| {
-            text.push(b'\n');
+        let entry = Line { changes: changes.into(), revision: Cow::Borrowed(revision) };
+        let written = line(&entry).and_then(|text| {
             self.change_bytes += text.len() as u64;
             file.write_all(&text)
         });
@@ -299,58 +254,175 @@ impl StateRecord {
     }
 }
 
+fn line(content: &impl Serialize) -> io::Result<Vec<u8>> {
+    let mut text = serde_json::to_vec(content)?;
+    text.push(b'\n');
+    Ok(text)
+}
+
+fn read_state(file: File) -> io::Result<State> {
+    let mut lines = BufReader::new(file);
+    let mut text = Vec::new();
+    lines.read_until(b'\n', &mut text)?;
+    let mut state: State = serde_json::from_slice(&text)?;
+    loop {
+        text.clear();
+        lines.read_until(b'\n', &mut text)?;
+        // The last may have been cut short: then the change was not made either.
+        if text.last() != Some(&b'\n') {
+            return Ok(state);
+        }
+        let Line { changes, revision } = serde_json::from_slice(&text)?;
+        changes.iter().try_for_each(|change| state.apply(change)).map_err(io::Error::other)?;
+        state.revision = revision.into_owned();
+    }
+}
+
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name: OsString = path.as_os_str().to_owned();
+    let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
 }
 
-/// Opens a file that only its owner can have written, which is us.
-fn open_own(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+fn about(path: &Path, error: impl std::fmt::Display) -> io::Error {
+    io::Error::other(format!("its record {} cannot be believed: {error}", path.display()))
+}
+
+/// Opens a file that only its owner can have written, which is us; `None` where there is none.
+fn open_own(path: &Path) -> io::Result<Option<File>> {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(about(path, error)),
+    };
     let status = file.metadata()?;
-    let own =
-        status.is_file() && status.uid() == nix::unistd::geteuid().as_raw() && status.mode() & 0o077 == 0;
-    if own { Ok(file) } else { Err(io::Error::other("is not a file that only this user can write")) }
-}
-
-/// Writes a file for its owner only, whole or not at all; open to be written on.
-fn write_own(path: &Path, content: &[u8]) -> io::Result<File> {
-    let new = with_suffix(path, ".new");
-    // Of a supervisor that was killed.
-    match fs::remove_file(&new) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+    let is_own = status.uid() == nix::unistd::geteuid().as_raw() && status.mode() & 0o077 == 0;
+    match status.is_file() && is_own {
+        true => Ok(Some(file)),
+        false => Err(about(path, "it is not a file that only this user can write")),
     }
-    let mut file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(&new)?;
-    let written = file.write_all(content).and_then(|()| fs::rename(&new, path));
-    written.inspect_err(|_| drop(fs::remove_file(&new)))?;
-    Ok(file)
-}
-
-fn parse<T: DeserializeOwned>(mut file: impl io::Read) -> io::Result<T> {
-    let mut text = Vec::new();
-    file.read_to_end(&mut text)?;
-    Ok(serde_json::from_slice(&text)?)
 }
 
 fn boot() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
-/// Those of `/proc/PID/stat` from the third, the state, on: what comes before may hold anything.
-fn status_fields(pid: u32) -> io::Result<Vec<String>> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let (_, fields) = text.rsplit_once(')').ok_or(io::ErrorKind::InvalidData)?;
-    Ok(fields.split_whitespace().map(str::to_owned).collect())
+fn stat(pid: u32) -> io::Result<String> {
+    fs::read_to_string(format!("/proc/{pid}/stat"))
 }
 
 /// Field 22 of `/proc/PID/stat`, of a process that has not ended.
 fn started(pid: u32) -> io::Result<u64> {
-    let fields = status_fields(pid)?;
-    if fields.first().is_none_or(|state| state == "Z" || state == "X") {
+    let stat = stat(pid)?;
+    let mut fields = stat_fields(&stat).ok_or(io::ErrorKind::InvalidData)?;
+    if fields.next().is_none_or(|state| matches!(state, "Z" | "X")) {
         return Err(io::ErrorKind::NotFound.into());
     }
-    let started = fields.get(19).and_then(|field| field.parse().ok());
+    let started = fields.nth(18).and_then(|field| field.parse().ok());
     started.ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    use super::*;
+
+    fn change(port: u16) -> Vec<Change> {
+        let listener = kakehi_ctl::state::Listener::http(([127, 0, 0, 1], port).into());
+        vec![Change::SetListener { listener }]
+    }
+
+    fn changed(state: &mut State, record: &mut StateRecord, port: u16) {
+        let changes = change(port);
+        let revision = Revision { generation: state.revision.generation + 1, ..state.revision.clone() };
+        record.append(&changes, &revision);
+        state.apply(&changes[0]).unwrap();
+        state.revision = revision;
+        record.tidy(state);
+    }
+
+    #[test]
+    fn what_was_written_and_changed_is_read_as_it_is_now() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("k.sock");
+        let (mut state, mut record) = (State::default(), StateRecord::new(&socket));
+        assert!(StateRecord::load(&socket).unwrap().is_none());
+        record.begin(&state);
+        for port in 1..=3 {
+            changed(&mut state, &mut record, port);
+            assert_eq!(StateRecord::load(&socket).unwrap().as_ref(), Some(&state));
+        }
+        assert!(record.change_bytes > 0);
+        // The changes take more than the state: it is written anew.
+        record.change_bytes += LEAST_TO_REWRITE + record.state_bytes;
+        changed(&mut state, &mut record, 4);
+        assert_eq!(record.change_bytes, 0);
+        assert_eq!(StateRecord::load(&socket).unwrap(), Some(state));
+        record.remove();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_could_not_be_kept_up_to_date_is_removed_and_written_anew_when_it_can() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("k.sock");
+        let (mut state, mut record) = (State::default(), StateRecord::new(&socket));
+        record.begin(&state);
+        // As on a disk that is full: the write fails, before the change is made.
+        record.file = Some(File::options().write(true).open("/dev/full").unwrap());
+        record.append(&change(1), &state.revision);
+        assert!(StateRecord::load(&socket).unwrap().is_none(), "what is there does not hold any more");
+        changed(&mut state, &mut record, 1);
+        assert_eq!(StateRecord::load(&socket).unwrap(), Some(state));
+    }
+
+    #[test]
+    fn what_others_can_have_written_is_no_record() {
+        let folder = tempfile::tempdir().unwrap();
+        let (socket, elsewhere) = (folder.path().join("k.sock"), folder.path().join("elsewhere"));
+        let path = StateRecord::path(&socket);
+        StateRecord::new(&socket).begin(&State::default());
+        for mode in [0o604, 0o620, 0o640] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            assert!(StateRecord::load(&socket).is_err(), "{mode:o}");
+        }
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        assert!(StateRecord::load(&socket).is_ok());
+        fs::rename(&path, &elsewhere).unwrap();
+        symlink(&elsewhere, &path).unwrap();
+        assert!(StateRecord::load(&socket).is_err(), "a link");
+        fs::remove_file(&path).unwrap();
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+        assert!(StateRecord::load(&socket).is_err(), "a FIFO");
+    }
+
+    #[test]
+    fn a_process_is_known_by_its_number_and_its_time_and_its_memory() {
+        let [counters, ended, vault, other] = [(); 4].map(|()| OwnedFd::from(tempfile::tempfile().unwrap()));
+        let own = std::process::id();
+        let record = ProcessRecord::of((0, 1, own), &counters, &ended, &vault).unwrap();
+        assert!(record.check_alive().is_ok());
+        assert!(ProcessRecord { started: record.started + 1, ..record.clone() }.check_alive().is_err());
+        assert!(ProcessRecord { boot: "another".to_owned(), ..record.clone() }.check_alive().is_err());
+        assert!(record.check_memory(&counters, &ended, Some(&vault)).is_ok());
+        assert!(record.check_memory(&other, &ended, Some(&vault)).is_err());
+        assert!(record.check_memory(&counters, &other, Some(&vault)).is_err());
+        assert!(record.check_memory(&counters, &ended, Some(&other)).is_err());
+        assert!(record.check_memory(&counters, &ended, None).is_err(), "it keeps the certificates to itself");
+        assert!(!is_child(own));
+    }
+
+    #[test]
+    fn only_a_socket_that_listens_at_the_address_is_a_listener() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let client = std::net::TcpStream::connect(address).unwrap();
+        let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        assert!(check_listener(&listener.into(), address).is_ok());
+        assert!(check_listener(&other.into(), address).is_err());
+        assert!(check_listener(&client.into(), address).is_err());
+        assert!(check_listener(&tempfile::tempfile().unwrap().into(), address).is_err());
+    }
 }

@@ -8,7 +8,7 @@
 mod figures;
 mod sockets;
 
-pub(super) use figures::sum;
+pub(super) use figures::{add_up, sum};
 
 use std::{io, os::fd::OwnedFd, process::ExitStatus, time::Duration};
 

@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    io::Write as _,
     os::{
         fd::OwnedFd,
         unix::{
@@ -28,7 +29,7 @@ use nix::sys::signal::Signal;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use crate::harness::{Backend, Config, OK, Pki, Process, Proxy, ask, send_signal, wait};
+use crate::harness::{Backend, Config, GET, OK, Pki, Process, Proxy, ask, send_signal, wait};
 
 /// Where the process of the first worker waits for a supervisor.
 fn adoption_socket(proxy: &Proxy) -> PathBuf {
@@ -38,6 +39,14 @@ fn adoption_socket(proxy: &Proxy) -> PathBuf {
             && entry.file_type().unwrap().is_socket()
     });
     sockets.next().expect("an adoption socket").path()
+}
+
+/// A proxy whose supervisor was killed, its worker, and where that waits for another one.
+fn orphaned(config: Config) -> (Proxy, Process, PathBuf) {
+    let mut proxy = config.start();
+    let (worker, path) = (proxy.worker(), adoption_socket(&proxy));
+    proxy.kill_supervisor();
+    (proxy, worker, path)
 }
 
 /// A process that nobody may end.
@@ -137,9 +146,7 @@ fn expect_refused(mut proxy: Proxy, news: &mpsc::Receiver<String>, victim: &Vict
 #[test]
 fn what_is_not_the_process_that_was_started_is_no_worker_and_its_process_is_left_alone() {
     let (backend, victim) = (Backend::respond(OK), Victim::new());
-    let mut proxy = Config::to(&backend).root("drain_timeout = 1").start();
-    let (worker, path) = (proxy.worker(), adoption_socket(&proxy));
-    proxy.kill_supervisor();
+    let (mut proxy, worker, path) = orphaned(Config::to(&backend).root("drain_timeout = 1"));
     send_signal(worker, Signal::SIGKILL);
     wait::until("its end", || !worker.runs());
     let news = impostor(&path, victim.process().0, &victim);
@@ -150,9 +157,7 @@ fn what_is_not_the_process_that_was_started_is_no_worker_and_its_process_is_left
 #[test]
 fn memory_that_the_worker_was_not_given_is_not_taken_from_it() {
     let (backend, victim) = (Backend::respond(OK), Victim::new());
-    let mut proxy = Config::to(&backend).start();
-    let (worker, path) = (proxy.worker(), adoption_socket(&proxy));
-    proxy.kill_supervisor();
+    let (mut proxy, worker, path) = orphaned(Config::to(&backend));
     let news = impostor(&path, worker.0, &victim);
     proxy.start_again();
     expect_refused(proxy, &news, &victim, "that is not its own");
@@ -161,11 +166,48 @@ fn memory_that_the_worker_was_not_given_is_not_taken_from_it() {
 }
 
 #[test]
+fn a_worker_that_stands_still_holds_no_start_up_and_is_replaced() {
+    let backend = Backend::respond(OK);
+    let (mut proxy, worker, _) = orphaned(Config::to(&backend).root("graceful_timeout = 1"));
+    send_signal(worker, Signal::SIGSTOP);
+    proxy.start_again();
+    assert!(proxy.log().contains("cannot be taken over"), "{}", proxy.log());
+    // It would keep the connections in its queues for ever.
+    wait::until("its end", || !worker.runs());
+    // Its sockets close a little later, with what waited there.
+    let answered = || {
+        let mut client = proxy.client();
+        client.send(GET);
+        client.try_response().is_ok_and(|response| response.status() == 200)
+    };
+    wait::until("every connection at the other worker", || (0..20).all(|_| answered()));
+}
+
+#[test]
+fn numbers_that_a_worker_writes_into_its_counters_hurt_nobody() {
+    let backend = Backend::respond(OK);
+    let proxy = Config::to(&backend).root("worker_count = 2").start();
+    for worker in proxy.workers() {
+        let entries =
+            fs::read_dir(format!("/proc/{}/fd", worker.0)).unwrap().map(|entry| entry.unwrap().path());
+        let is_of_counters = |path: &PathBuf| {
+            fs::read_link(path).is_ok_and(|target| target.to_string_lossy().contains("kakehi-counters"))
+        };
+        for path in entries.filter(is_of_counters) {
+            fs::OpenOptions::new().write(true).open(path).unwrap().write_all(&[0xff; 4_096]).unwrap();
+        }
+    }
+    assert_eq!(proxy.counter("http.requests"), u64::MAX);
+    // Nor whoever adds them up to share connections evenly.
+    proxy.ctl(&["workers", "rebalance"]);
+    ask(&mut proxy.client());
+    assert!(proxy.supervisor().runs());
+}
+
+#[test]
 fn what_nobody_has_written_down_is_no_worker() {
     let (backend, victim) = (Backend::respond(OK), Victim::new());
-    let mut proxy = Config::to(&backend).start();
-    let (worker, path) = (proxy.worker(), adoption_socket(&proxy));
-    proxy.kill_supervisor();
+    let (mut proxy, worker, path) = orphaned(Config::to(&backend));
     send_signal(worker, Signal::SIGKILL);
     fs::remove_file(format!("{}.record", path.display())).unwrap();
     let news = impostor(&path, victim.process().0, &victim);

@@ -86,6 +86,18 @@ fn each_level(check: impl Fn(&str, &dyn Fn(Config) -> Config)) {
     }
 }
 
+/// A proxy that tunnels what comes to a backend of the test's own.
+fn tunnels(at_level: &dyn Fn(Config) -> Config) -> (Proxy, TcpListener) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let backend = listener.local_addr().unwrap().to_string();
+    let config = Config::new()
+        .listener(r#"protocol = "tcp""#)
+        .cluster("web", r#"protocol = "tcp""#)
+        .frontend("web", "")
+        .backend_at("web", &backend, "");
+    (at_level(config).start(), listener)
+}
+
 /// Clients that say that they send no more, before or after the worker has begun to wait.
 fn half_closed_clients(issued: Option<&Issued>, caller: Option<&Caller>) {
     each_level(|level, at_level| {
@@ -166,16 +178,7 @@ fn backends_that_send_no_more_cost_nothing_while_they_take_no_more() {
 #[test]
 fn both_ends_of_a_tunnel_may_send_no_more_and_take_nothing() {
     each_level(|level, at_level| {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let backend = listener.local_addr().unwrap().to_string();
-        let proxy = at_level(
-            Config::new()
-                .listener(r#"protocol = "tcp""#)
-                .cluster("web", r#"protocol = "tcp""#)
-                .frontend("web", "")
-                .backend_at("web", &backend, ""),
-        )
-        .start();
+        let (proxy, listener) = tunnels(at_level);
         let mut ends = Vec::new();
         for number in 0..PEERS {
             let mut pair = [connect(&proxy), listener.accept().unwrap().0];
@@ -256,16 +259,7 @@ fn urgent_data_is_data() {
 #[test]
 fn a_side_of_a_tunnel_that_has_finished_and_is_gone_ends_the_tunnel() {
     each_level(|level, at_level| {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let backend = listener.local_addr().unwrap().to_string();
-        let proxy = at_level(
-            Config::new()
-                .listener(r#"protocol = "tcp""#)
-                .cluster("web", r#"protocol = "tcp""#)
-                .frontend("web", "")
-                .backend_at("web", &backend, ""),
-        )
-        .start();
+        let (proxy, listener) = tunnels(at_level);
         for gone in [0, 1] {
             let pair = [TcpStream::connect(proxy.address()).unwrap(), listener.accept().unwrap().0];
             pair[gone].shutdown(Shutdown::Write).unwrap();

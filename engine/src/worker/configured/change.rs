@@ -8,7 +8,7 @@ use std::{
 };
 
 use kakehi_ctl::{
-    change::{Change, ChangeError},
+    change::Change,
     state::{self, Revision, State},
 };
 
@@ -68,7 +68,10 @@ impl Configured {
             slice.pause().await;
             part.apply(change)?;
         }
-        check_in_slices(&mut slice, &state, &part, &changes).await?;
+        for check in state.part_checks(&part, &changes) {
+            check?;
+            slice.pause().await;
+        }
         let mut members = Vec::new();
         let mut new = Clusters::new();
         for (name, wanted) in &part.clusters {
@@ -330,29 +333,6 @@ impl Configured {
         self.staged.take();
         self.prepared.take();
     }
-}
-
-/// [`State::check_part`], in pieces between which others are served.
-async fn check_in_slices(
-    slice: &mut Slice<'_>,
-    state: &State,
-    part: &State,
-    changes: &[Change],
-) -> Result<(), ChangeError> {
-    slice.pause().await;
-    part.check_certificates()?;
-    for (name, cluster) in &part.clusters {
-        slice.pause().await;
-        part.check_cluster(name, cluster)?;
-    }
-    if state.loses_listeners(part) {
-        let named = named_clusters(changes);
-        for (name, cluster) in state.clusters.iter().filter(|(name, _)| !named.contains(name.as_str())) {
-            slice.pause().await;
-            part.check_frontends(name, cluster)?;
-        }
-    }
-    Ok(())
 }
 
 /// Gives up what is needed no more, in pieces between which others are served.

@@ -60,13 +60,13 @@ impl Worker {
     fn total(&self, counter: Counter) -> u64 {
         let present =
             if self.process.is_some() || !counter.is_gauge() { self.block.counters.get(counter) } else { 0 };
-        let leaving: u64 = self.leaving.iter().map(|it| it.counters.get(counter)).sum();
-        present + leaving + self.ended.counters.get(counter)
+        let leaving = self.leaving.iter().map(|it| it.counters.get(counter));
+        add_up(leaving.chain([present, self.ended.counters.get(counter)]))
     }
 
     fn answers(&self, reason: Reason) -> u64 {
-        let leaving: u64 = self.leaving.iter().map(|it| it.counters.answers(reason)).sum();
-        self.block.counters.answers(reason) + leaving + self.ended.counters.answers(reason)
+        let leaving = self.leaving.iter().map(|it| it.counters.answers(reason));
+        add_up(leaving.chain([&self.block, &self.ended].map(|block| block.counters.answers(reason))))
     }
 
     /// What there is to know about it.
@@ -96,13 +96,18 @@ impl Worker {
     }
 }
 
+/// The sum of what workers count: they may write any number.
+pub(in crate::supervise) fn add_up(numbers: impl Iterator<Item = u64>) -> u64 {
+    numbers.fold(0, u64::saturating_add)
+}
+
 /// Every counter by its name, summed over `workers`, and the answers by reason.
 pub(in crate::supervise) fn sum(workers: &[Worker]) -> BTreeMap<String, u64> {
     let counters = Counter::ALL.iter().map(|counter| {
-        (counter.name().to_owned(), workers.iter().map(|worker| worker.total(*counter)).sum())
+        (counter.name().to_owned(), add_up(workers.iter().map(|worker| worker.total(*counter))))
     });
     let answers = Reason::ALL.iter().map(|reason| {
-        let answers = workers.iter().map(|worker| worker.answers(*reason)).sum();
+        let answers = add_up(workers.iter().map(|worker| worker.answers(*reason)));
         (format!("answers.{}", reason.code()), answers)
     });
     counters.chain(answers).collect()
