@@ -155,8 +155,8 @@ fn backends_that_send_no_more_cost_nothing_while_they_take_no_more() {
             let backend = Backend::script(|conn| {
                 conn.head();
                 conn.half_close();
-                // It reads nothing until the proxy has given it up.
-                wait::pace(Duration::from_secs(8));
+                // It reads nothing, for longer than it is looked at.
+                wait::pace(10 * LOOK + Duration::from_secs(4));
             });
             let proxy = at_level(Config::to(&backend)).start();
             let clients: Vec<_> = (0..PEERS)
