@@ -88,7 +88,7 @@ pub fn write(path: &Path, text: &[u8]) -> Result<(), Error> {
     synced.map_err(|error| Error::Io { what: "written", error })
 }
 
-/// As [`write`], for what a restart of the machine makes void: nothing waits for a disk. The file, to be appended to.
+/// As [`write()`], for what a restart of the machine makes void: nothing waits for a disk. The file, to be appended to.
 ///
 /// # Errors
 /// Those of the file system; the file is as it was before.
