@@ -1,16 +1,22 @@
 //! A listener takes connections, up to the limit.
 
-use std::{cell::Cell, future::poll_fn, rc::Rc, task::Poll};
+use std::{cell::Cell, future::poll_fn, rc::Rc, task::Poll, time::Duration};
 
 use super::{Connections, connection, successor::ConnectionOrigin};
 use crate::{
     exchange::ListenerHandle,
     observe::Counter,
-    ring::{AcceptError, Listener, Stream, Timer},
+    ring::{AcceptError, Listener, Source, Stream, Timer},
 };
 
 /// How long accepting rests when there are no descriptors, unless a connection closes before (ms).
 const EXHAUSTED_PAUSE_MS: u64 = 100;
+
+/// What a new client costs: to begin with, and for its first request.
+const CLIENT_COST: Duration = Duration::from_micros(40);
+
+/// Connections that are taken from the queue of a listener that closes: the most that it holds, if the host allows so many.
+const MOST_LAST: usize = 4096;
 
 /// Accepts until the worker drains or the listener closes; then takes what waits in the queue, and ends. When the worker
 /// hands over, or the socket is `yielded`, the queue is left to another process.
@@ -28,13 +34,11 @@ pub async fn accept(
     let mut rearmed = listener.rearmed();
     while !ending() {
         if std::mem::replace(&mut rearmed, listener.rearmed()) != rearmed {
-            // Accepting that begins anew looks into the queue first.
-            socket.pause().await;
+            socket.look_again();
         }
         if connections.is_full() {
             connections.shared.counters.count(Counter::AcceptCapped);
             // What is over the limit waits in the socket's queue.
-            socket.pause().await;
             while connections.is_full() && !ending() {
                 connections.connection_closed().await;
             }
@@ -48,7 +52,10 @@ pub async fn accept(
             }
         });
         match accepted.await {
-            Some(Ok(client)) => spawn(&connections, &listener, client),
+            Some(Ok(client)) => {
+                connections.shared.ring.connection_admission().reserve(Source::Clients, CLIENT_COST).await;
+                spawn(&connections, &listener, client);
+            }
             Some(Err(AcceptError::Exhausted(error))) => {
                 if connections.shared.counters.get(Counter::AcceptExhausted) == 0 {
                     tracing::warn!(%error, "cannot accept more connections; raise `ulimit -n` or lower max_connections");
@@ -72,9 +79,10 @@ pub async fn accept(
         }
     }
     let copy = socket.copy();
-    let last = if leaving() { socket.leave().await } else { socket.finish().await };
-    for client in last {
-        spawn(&connections, &listener, client);
+    if leaving() {
+        drop(socket);
+    } else {
+        socket.finish().take(MOST_LAST).for_each(|client| spawn(&connections, &listener, client));
     }
     if connections.is_handing_over() {
         match copy {

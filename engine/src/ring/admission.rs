@@ -1,6 +1,6 @@
-//! Admission of heavy work: about one millisecond of it per turn of the loop.
+//! Admission of heavy work: about one millisecond of each kind per turn of the loop.
 //!
-//! All tasks that are ready run before the loop serves its sockets again, so a thousand handshakes in one turn would stall
+//! There are three kinds: steps of handshakes and pieces of a reload; pieces of large bodies; new connections. All tasks that are ready run before the loop serves its sockets again, so a thousand handshakes in one turn would stall
 //! every connection for as long as they take. Whatever takes more than some 50 us is therefore run through
 //! [`Admission::run`], or in pieces through a [`Slice`]: when the time of a turn is used up, the rest waits for the next
 //! turn, between which everybody else is served.
@@ -34,10 +34,14 @@ pub enum Source {
     Client(IpAddr),
     /// A client whose address is not known.
     Unknown,
-    /// Handshakes with backends.
+    /// Clients that have just connected, of a listener each.
+    Clients,
+    /// Connections to backends, and handshakes with them.
     Backends,
     /// Orders of the supervisor.
     Orders,
+    /// Large bodies on their way, each of which waits with one piece at a time.
+    Bulk,
 }
 
 impl Source {
@@ -122,7 +126,7 @@ impl<S: Copy + Eq + Hash> FairLine<S> {
     }
 }
 
-/// What admits heavy work: one per ring.
+/// What admits heavy work of one kind.
 pub struct Admission {
     line: RefCell<FairLine<Source>>,
     /// What was used of this turn's budget.
@@ -166,7 +170,7 @@ impl Admission {
     }
 
     /// How often work had to wait for a later turn.
-    pub fn deferred(&self) -> u64 {
+    pub(super) fn deferred(&self) -> u64 {
         self.deferred.get()
     }
 
@@ -189,11 +193,20 @@ impl Admission {
         self.turn_of(source).await;
         let began = Instant::now();
         let outcome = work();
-        let time = began.elapsed();
+        self.note_piece(began.elapsed());
+        outcome
+    }
+
+    /// Waits for the turn of one piece of work that others do, the kernel for instance, and that takes about `time`.
+    pub async fn reserve(&self, source: Source, time: Duration) {
+        self.turn_of(source).await;
+        self.note_piece(time);
+    }
+
+    fn note_piece(&self, time: Duration) {
         self.note_used(time);
         let usual = self.usual.get();
         self.usual.set(usual - usual / (1 << USUAL_SHIFT) + time / (1 << USUAL_SHIFT));
-        outcome
     }
 
     /// Ready when work of this source may run, in this turn and without waiting for anything in between.

@@ -24,7 +24,7 @@ use super::{
 /// |---|---|---|
 /// | 0 | 5.10 | one operation at a time, `POLL_ADD` on idle sockets, timeouts as operations |
 /// | 1 | 5.11 | timeouts as an argument of the wait (`EXT_ARG`) |
-/// | 2 | 5.19 | provided-buffer ring, multishot accept and poll, `COOP_TASKRUN`, `SUBMIT_ALL` |
+/// | 2 | 5.19 | provided-buffer ring, multishot poll, `COOP_TASKRUN`, `SUBMIT_ALL` |
 /// | 3 | 6.0 | multishot receive, `SINGLE_ISSUER` |
 /// | 4 | 6.1 | `DEFER_TASKRUN`, and what came later (`NO_SQARRAY`, minimum wait, limited multishot) |
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,16 +73,12 @@ macro_rules! features {
 features! {
     /// Timeout as an argument of the wait (5.11).
     ext_arg = "ext_arg", level 1;
-    /// An accept waits for a connection although the socket does not block (what 5.10 had at first did not).
-    accept_waits = "accept_waits", level 1;
     /// Successful completions of operations that nobody waits for can be left out (5.17).
     skip_cqe = "cqe_skip", level 2;
     /// A failed entry does not stop the batch (5.18).
     submit_all = "submit_all", level 2;
     /// No interrupt of the running thread for completions (5.19).
     coop_taskrun = "coop_taskrun", level 2;
-    /// One accept for all connections of a listener (5.19).
-    multishot_accept = "multishot_accept", level 2;
     /// A wait for readiness that goes on after it was told of something (5.13).
     multishot_poll = "multishot_poll", level 2;
     /// The kernel picks the buffer when data arrives (5.19).
@@ -108,7 +104,7 @@ impl Features {
     pub fn level(&self) -> Level {
         let rungs = [
             self.ext_arg,
-            self.provided_buffers && self.multishot_accept,
+            self.provided_buffers,
             self.multishot_recv && self.single_issuer,
             self.defer_taskrun,
         ];
@@ -170,11 +166,6 @@ impl Features {
                 && Features { recv_limit: true, ..found }.mask(level).recv_limit
                 && receive_works(&found, Probe::Limited).unwrap_or(false);
         }
-        let try_accept = Features { accept_waits: true, multishot_accept: true, ..found }.mask(level);
-        found.accept_waits = try_accept.accept_waits && accept_works(&found, Probe::Once).unwrap_or(false);
-        found.multishot_accept = found.accept_waits
-            && try_accept.multishot_accept
-            && accept_works(&found, Probe::Multishot).unwrap_or(false);
         found.multishot_poll = Features { multishot_poll: true, ..found }.mask(level).multishot_poll
             && multishot_poll_works(&found).unwrap_or(false);
         Ok(found)
@@ -211,7 +202,7 @@ pub(super) fn builder(features: &Features) -> io_uring::Builder {
     builder
 }
 
-/// A kind of receive or accept.
+/// A kind of receive.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Probe {
     Once,
@@ -247,31 +238,6 @@ fn receive_works(features: &Features, probe: Probe) -> io::Result<bool> {
         && cqueue::buffer_select(completion.flags()).is_some_and(|id| buffers.bytes(id, 8) == b"12345678")
         && cqueue::more(completion.flags()) == (probe != Probe::Once);
     Ok(right)
-}
-
-/// Accepts one connection, of a socket that does not block, with an accept that comes first; a multishot accept must stay
-/// armed.
-fn accept_works(features: &Features, probe: Probe) -> io::Result<bool> {
-    let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
-    listener.set_nonblocking(true)?;
-    let address = listener.local_addr()?;
-    let mut uring = builder(features).build(PROBE_ENTRIES)?;
-    let fd = types::Fd(listener.as_raw_fd());
-    let entry = match probe {
-        Probe::Once => opcode::Accept::new(fd, std::ptr::null_mut(), std::ptr::null_mut()).build(),
-        Probe::Multishot | Probe::Limited => opcode::AcceptMulti::new(fd).build(),
-    };
-    // SAFETY: the entry points to no memory.
-    unsafe { uring.submission().push(&entry) }.map_err(|_| io::ErrorKind::OutOfMemory)?;
-    uring.submit()?;
-    let _client = std::net::TcpStream::connect(address)?;
-    uring.submit_and_wait(1)?;
-    let Some(completion) = uring.completion().next() else { return Ok(false) };
-    if completion.result() < 0 {
-        return Ok(false);
-    }
-    super::sys::close(completion.result());
-    Ok(cqueue::more(completion.flags()) == (probe != Probe::Once))
 }
 
 /// Waits for what a socket pair brings; the wait must go on behind it.

@@ -1,11 +1,16 @@
-//! A listening socket on the ring.
+//! A listening socket: the ring waits, `accept4(2)` takes one connection after the other.
+//!
+//! # Warning
+//! Never by `IORING_OP_ACCEPT`, multishot least of all: the kernel goes on accepting within one `io_uring_enter` as long as
+//! connections come as fast as it takes them, and nobody is served meanwhile (60 ms for 1,000 connections of one client).
 
 use std::{
+    cell::Cell,
     future::poll_fn,
     io,
-    os::fd::{AsRawFd, IntoRawFd, OwnedFd},
+    os::fd::{IntoRawFd, OwnedFd},
     rc::Rc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use nix::{
@@ -18,16 +23,18 @@ use socket2::SockRef;
 use super::{
     buffers::Role,
     core::{Core, Ring},
-    socket::{Operation, Socket},
+    socket::Operation,
     stream::{Stream, receive_urgent_data_inline},
     sys,
 };
 
-/// A listening socket of this worker alone: with multishot accept, a shared one would give one worker everything.
+/// A listening socket.
 pub struct Listener {
     ring: Ring,
     core: Rc<Core>,
     slot: u32,
+    /// Connections may be in its queue: accepting comes before waiting.
+    may_hold: Cell<bool>,
 }
 
 /// Why nothing was accepted, and what the caller must do.
@@ -70,7 +77,7 @@ impl Listener {
         receive_urgent_data_inline(SockRef::from(&socket));
         let core = Rc::clone(ring.core());
         let slot = core.insert(socket.into_raw_fd(), Role::Listener)?;
-        Ok(Listener { ring: ring.clone(), core, slot })
+        Ok(Listener { ring: ring.clone(), core, slot, may_hold: Cell::new(true) })
     }
 
     /// The next connection.
@@ -81,58 +88,47 @@ impl Listener {
         poll_fn(|context| self.poll_accept(context)).await
     }
 
-    /// The next connection; see [`Listener::accept`].
+    /// The next connection; see [`Listener::accept`]. Between two calls nothing is accepted: connections stay in the socket's
+    /// queue.
     ///
     /// # Errors
     /// See [`AcceptError`].
     pub fn poll_accept(&self, context: &Context<'_>) -> Poll<Result<Stream, AcceptError>> {
-        let fd = {
-            let sockets = &mut *self.core.sockets.borrow_mut();
-            let socket = sockets.get(self.slot);
-            let cold = socket.cold();
-            if let Some(fd) = cold.accepted.pop_front() {
-                fd
-            } else if let Some(errno) = cold.accept_error.take() {
-                socket.wants_receive = false;
-                return Poll::Ready(Err(AcceptError::from_errno(errno)));
-            } else {
-                socket.wants_receive = true;
-                socket.wait_for_receive(context.waker());
-                if !socket.pausing {
-                    self.core.arm_accept(socket, self.slot);
+        loop {
+            if self.may_hold.get() {
+                match self.accept_now() {
+                    Ok(Some(stream)) => return Poll::Ready(Ok(stream)),
+                    Ok(None) => self.may_hold.set(false),
+                    Err(error) => return Poll::Ready(Err(error)),
                 }
-                return Poll::Pending;
             }
-        };
-        Poll::Ready(Stream::adopt_accepted(&self.ring, sys::owned(fd)).map_err(AcceptError::Exhausted))
-    }
-
-    /// Stops accepting until the next [`Listener::accept`], and waits until that is certain. Connections stay
-    /// in the socket's queue, but for those that had been accepted already: `accept` brings them first.
-    pub async fn pause(&self) {
-        poll_fn(|context| self.poll_pause(context)).await;
-    }
-
-    fn poll_pause(&self, context: &Context<'_>) -> Poll<()> {
-        let sockets = &mut *self.core.sockets.borrow_mut();
-        let socket = sockets.get(self.slot);
-        socket.wants_receive = false;
-        let Some(operation) = armed(socket) else {
-            socket.pausing = false;
-            return Poll::Ready(());
-        };
-        socket.wait_for_receive(context.waker());
-        if !socket.pausing {
-            socket.pausing = true;
-            self.core.cancel(socket, operation, self.slot);
+            self.core.start_poll(self.slot, Operation::ReadReady, libc::POLLIN, false);
+            // Whatever it says, accepting tells more.
+            ready!(self.core.poll_outcome(self.slot, Operation::ReadReady, context));
+            self.may_hold.set(true);
         }
-        Poll::Pending
     }
 
-    /// Stops accepting for good, and leaves what waits in the socket's queue to another process that has the socket
-    /// too: only connections that had been accepted already are returned.
-    pub async fn leave(self) -> Vec<Stream> {
-        self.take_accepted().await.into_iter().filter_map(|fd| self.adopt_accepted(fd)).collect()
+    /// Takes a connection from the queue, if there is one.
+    fn accept_now(&self) -> Result<Option<Stream>, AcceptError> {
+        let listener = self.core.sockets.borrow_mut().get(self.slot).fd;
+        loop {
+            // Non-blocking from its birth.
+            match accept4(listener, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) {
+                Ok(connection) => {
+                    let stream = Stream::adopt_accepted(&self.ring, sys::owned(connection));
+                    return stream.map(Some).map_err(AcceptError::Exhausted);
+                }
+                Err(Errno::EAGAIN) => return Ok(None),
+                Err(Errno::EINTR | Errno::ECONNABORTED) => {}
+                Err(error) => return Err(AcceptError::from_errno(error as i32)),
+            }
+        }
+    }
+
+    /// Has the next [`Listener::accept`] look into the queue before it waits.
+    pub fn look_again(&self) {
+        self.may_hold.set(true);
     }
 
     /// A copy of the socket.
@@ -143,35 +139,10 @@ impl Listener {
         sys::borrow(self.core.sockets.borrow_mut().get(self.slot).fd).try_clone_to_owned()
     }
 
-    async fn take_accepted(&self) -> Vec<OwnedFd> {
-        self.pause().await;
-        let sockets = &mut *self.core.sockets.borrow_mut();
-        sockets.get(self.slot).cold().accepted.drain(..).map(sys::owned).collect()
+    /// Stops accepting for good: the connections that have reached the socket's queue by now, as far as they can be had.
+    pub fn finish(self) -> impl Iterator<Item = Stream> {
+        std::iter::from_fn(move || self.accept_now().ok().flatten())
     }
-
-    fn adopt_accepted(&self, fd: OwnedFd) -> Option<Stream> {
-        Stream::adopt_accepted(&self.ring, fd).ok()
-    }
-
-    /// Stops accepting for good: every connection that has reached the socket's queue by now is returned.
-    pub async fn finish(self) -> Vec<Stream> {
-        let mut accepted = self.take_accepted().await;
-        let fd = sys::borrow(self.core.sockets.borrow_mut().get(self.slot).fd);
-        loop {
-            match accept4(fd.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) {
-                Ok(connection) => accepted.push(sys::owned(connection)),
-                Err(Errno::EINTR | Errno::ECONNABORTED) => {}
-                // The queue is empty, or nothing can be had from it.
-                Err(_) => break,
-            }
-        }
-        accepted.into_iter().filter_map(|fd| self.adopt_accepted(fd)).collect()
-    }
-}
-
-/// Which operation of a listener waits for connections.
-fn armed(socket: &Socket) -> Option<Operation> {
-    [Operation::Accept, Operation::Poll].into_iter().find(|operation| socket.is_in_flight(*operation))
 }
 
 impl Drop for Listener {

@@ -5,10 +5,7 @@
 use std::{
     io::{Read as _, Write as _},
     net::{Shutdown, TcpListener, TcpStream},
-    os::{
-        fd::{AsRawFd, RawFd},
-        unix::net::UnixStream,
-    },
+    os::{fd::AsRawFd, unix::net::UnixStream},
     thread,
     time::{Duration, Instant},
 };
@@ -96,35 +93,6 @@ fn drain(mut stream: UnixStream) {
     thread::spawn(move || {
         let mut buffer = [0; 65_536];
         while stream.read(&mut buffer).is_ok_and(|length| length > 0) {}
-    });
-}
-
-fn close(descriptor: RawFd) {
-    assert!(descriptor >= 0, "{descriptor}");
-    super::sys::close(descriptor);
-}
-
-#[test]
-fn an_accept_waits_on_a_non_blocking_listener() {
-    with_each_ring(|features, uring| {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let address = listener.local_addr().unwrap();
-        let connect = || drop(TcpStream::connect(address).unwrap());
-        let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-        let (address_space, length_space) = (std::ptr::null_mut(), std::ptr::null_mut());
-        let entry = opcode::Accept::new(fd(&listener), address_space, length_space).flags(flags).build();
-        // SAFETY: the entry points to no memory.
-        close(unsafe { outcome(uring, &entry, connect) }.0);
-        if features.multishot_accept {
-            let entry = opcode::AcceptMulti::new(fd(&listener)).flags(flags).build();
-            // SAFETY: the entry points to no memory.
-            let (accepted, flags) = unsafe { outcome(uring, &entry, connect) };
-            close(accepted);
-            assert!(cqueue::more(flags));
-            connect();
-            close(completion(uring, DEADLINE).unwrap().0);
-        }
     });
 }
 

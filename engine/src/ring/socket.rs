@@ -18,30 +18,27 @@ use super::{body_memory::BulkBuf, buffers::Role, message::SendBuf};
 pub(super) enum Operation {
     /// Receive, into the arena.
     Receive = 1,
-    /// Wait until readable, where a receive would pin a buffer, or where an accept would not wait.
+    /// Wait until readable, where a receive would pin a buffer.
     Poll = 2,
     /// Send, or wait for room to do so.
     Send = 3,
-    /// Accept.
-    Accept = 4,
     /// Connect.
-    Connect = 5,
+    Connect = 4,
     /// Receive, into a private buffer.
-    ReceiveBulk = 6,
+    ReceiveBulk = 5,
     /// Wait until readable, without receiving.
-    ReadReady = 7,
+    ReadReady = 6,
     /// Wait until writable, without sending.
-    WriteReady = 8,
+    WriteReady = 7,
     /// Wait until the connection is broken.
-    Hangup = 9,
+    Hangup = 8,
 }
 
 impl Operation {
-    pub(super) const ALL: [Operation; 9] = [
+    pub(super) const ALL: [Operation; 8] = [
         Operation::Receive,
         Operation::Poll,
         Operation::Send,
-        Operation::Accept,
         Operation::Connect,
         Operation::ReceiveBulk,
         Operation::ReadReady,
@@ -149,10 +146,6 @@ pub(super) struct ColdState {
     pub(super) bulk: Option<BulkBuf>,
     /// The address that the kernel reads while `Connect` is in flight.
     pub(super) address: Option<Box<socket2::SockAddr>>,
-    /// Accepted connections that nobody took yet.
-    pub(super) accepted: VecDeque<RawFd>,
-    /// Why accepting stopped: an errno.
-    pub(super) accept_error: Option<i32>,
     /// What was received and moved out of the arena, behind what of it still lies there.
     pub(super) spilled: VecDeque<Vec<u8>>,
     pending: [Pending; Operation::COLD],
@@ -189,7 +182,7 @@ pub(super) struct Socket {
     pub(super) expected: bool,
     /// What is in flight as its send is the wait for room.
     pub(super) awaits_room: bool,
-    /// A cancel of the receive, or of the accept, is under way.
+    /// A cancel of the receive is under way.
     pub(super) pausing: bool,
     /// The window in which it last received something; see `batching`.
     pub(super) window: u8,
@@ -267,11 +260,6 @@ impl Socket {
         self.queued > 0 || self.has_spilled()
     }
 
-    /// Whether it is a listening socket: what makes it readable is a connection.
-    pub(super) fn is_listening(&self) -> bool {
-        self.role == Role::Listener
-    }
-
     pub(super) fn has_spilled(&self) -> bool {
         self.cold.as_ref().is_some_and(|cold| !cold.spilled.is_empty())
     }
@@ -346,7 +334,6 @@ impl Socket {
             .any(|operation| operation.cold_index().is_some() && self.is_in_flight(operation));
         let is_spare = |cold: &ColdState| {
             cold.spilled.is_empty()
-                && cold.accepted.is_empty()
                 && cold.bulk.is_none()
                 && cold.pending.iter().all(|pending| pending.waker.is_none())
         };
@@ -398,11 +385,9 @@ impl Table {
         (socket.generation == token.generation && socket.fd >= 0).then_some(socket)
     }
 
-    /// Calls `visit` on every slot in use.
-    pub(super) fn for_each(&mut self, mut visit: impl FnMut(&mut Socket)) {
-        for socket in self.pages.iter_mut().flatten().filter(|socket| socket.fd >= 0) {
-            visit(socket);
-        }
+    /// The sockets of a page that are in use; `None` behind the last page.
+    pub(super) fn page(&self, number: usize) -> Option<impl Iterator<Item = &Socket>> {
+        Some(self.pages.get(number)?.iter().filter(|socket| socket.fd >= 0))
     }
 
     /// A slot for `fd`; `None` when there are 2^24 already.

@@ -129,7 +129,7 @@ impl<'a> Splice<'a> {
     /// # Errors
     /// Those of `splice(2)`: the connection broke.
     pub fn give(&mut self) -> io::Result<Spliced> {
-        let Some(pipe) = &self.pipe else { return Ok(Spliced::Moved(0)) };
+        let Some(pipe) = self.pipe.as_ref().filter(|_| self.held > 0) else { return Ok(Spliced::Moved(0)) };
         let given = move_bytes(pipe.reader.as_fd(), self.to.descriptor(), self.held)?;
         if let Spliced::Moved(count) = given {
             self.held -= count;

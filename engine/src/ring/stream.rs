@@ -20,6 +20,7 @@ use io_uring::{opcode, types};
 use socket2::{Domain, SockAddr, SockRef, Socket as SystemSocket, Type};
 
 use super::{
+    admission::Source,
     body_memory::BulkBuf,
     buffers::{Buf, Role, Share},
     core::{Core, Ring},
@@ -27,6 +28,9 @@ use super::{
     socket::{End, Operation, Token},
     sys,
 };
+
+/// What a connection costs the kernel: over loopback, where both ends are its own, it is made when the ring is entered.
+const CONNECT_COST: Duration = Duration::from_micros(40);
 
 /// The slot of a stream that has given up its descriptor.
 const DETACHED: u32 = u32::MAX;
@@ -69,6 +73,7 @@ impl Stream {
     /// # Errors
     /// Those of `socket(2)` and `connect(2)`; `WouldBlock` when the backlog of a Unix socket is full.
     pub async fn connect(ring: &Ring, address: SockAddr, share: Share) -> io::Result<Stream> {
+        ring.connection_admission().reserve(Source::Backends, CONNECT_COST).await;
         let socket = SystemSocket::new(address.domain(), Type::STREAM.nonblocking(), None)?;
         receive_urgent_data_inline(SockRef::from(&socket));
         let is_unix = address.domain() == Domain::UNIX;
@@ -93,7 +98,8 @@ impl Stream {
             // SAFETY: the address lies in the boxed part of the slot and stays there until the completion.
             unsafe { stream.core.start(socket, token, entry) };
         }
-        let outcome = poll_fn(|context| stream.poll_outcome(Operation::Connect, context)).await;
+        let outcome =
+            poll_fn(|context| stream.core.poll_outcome(stream.slot, Operation::Connect, context)).await;
         if outcome < 0 {
             return Err(io::Error::from_raw_os_error(-outcome));
         }
@@ -106,7 +112,7 @@ impl Stream {
     /// # Errors
     /// Those of `poll(2)`.
     pub async fn readable(&self) -> io::Result<()> {
-        self.start_poll(Operation::ReadReady, libc::POLLIN | libc::POLLRDHUP, false);
+        self.core.start_poll(self.slot, Operation::ReadReady, libc::POLLIN | libc::POLLRDHUP, false);
         self.ready(Operation::ReadReady).await
     }
 
@@ -127,35 +133,10 @@ impl Stream {
     }
 
     async fn ready(&self, operation: Operation) -> io::Result<()> {
-        match poll_fn(|context| self.poll_outcome(operation, context)).await {
+        match poll_fn(|context| self.core.poll_outcome(self.slot, operation, context)).await {
             // It has been given up, or was a pause: who waits for readiness tries, and waits again.
             events if events >= 0 || matches!(-events, libc::ECANCELED | libc::ETIME) => Ok(()),
             error => Err(io::Error::from_raw_os_error(-error)),
-        }
-    }
-
-    fn start_poll(&self, operation: Operation, events: i16, goes_on: bool) {
-        let sockets = &mut *self.core.sockets.borrow_mut();
-        let socket = sockets.get(self.slot);
-        // One that an abandoned wait left behind will do.
-        if !socket.is_in_flight(operation) {
-            let entry = opcode::PollAdd::new(types::Fd(socket.fd), events as u32).multi(goes_on).build();
-            let token = Token { operation, slot: self.slot, generation: socket.generation };
-            // SAFETY: the entry points to no memory.
-            unsafe { self.core.start(socket, token, entry) };
-        }
-    }
-
-    /// Waits for the outcome of an operation whose waiter is kept apart.
-    fn poll_outcome(&self, operation: Operation, context: &Context<'_>) -> Poll<i32> {
-        let sockets = &mut *self.core.sockets.borrow_mut();
-        let socket = sockets.get(self.slot);
-        match socket.cold().pending(operation).take_outcome() {
-            Some(outcome) => Poll::Ready(outcome),
-            None => {
-                socket.wait_for(operation, context.waker());
-                Poll::Pending
-            }
         }
     }
 
@@ -185,7 +166,7 @@ impl Stream {
             socket.wait_for(Operation::Hangup, context.waker());
         }
         // Whatever is asked for, errors and the end of either direction are told.
-        self.start_poll(Operation::Hangup, libc::POLLRDHUP, goes_on);
+        self.core.start_poll(self.slot, Operation::Hangup, libc::POLLRDHUP, goes_on);
         Poll::Pending
     }
 

@@ -9,6 +9,7 @@ use std::{
     io,
     pin::pin,
     task::Poll,
+    time::Duration,
 };
 
 use super::{
@@ -19,7 +20,7 @@ use super::{
 use crate::{
     h1::{CHUNK_SUFFIX, LAST_CHUNK, chunk_prefix},
     http::Reason,
-    ring::{Recv, Ring, SendBuf, Splice, Spliced, Stream, Timer},
+    ring::{Recv, Ring, SendBuf, Source, Splice, Spliced, Stream, Timer},
     transport::TransportStream,
 };
 
@@ -92,6 +93,13 @@ pub(crate) async fn flush(to: &TransportStream, timer: &Timer, stall_ms: u64) ->
         return Box::pin(flush_slowly(to, timer, stall_ms)).await;
     }
     to.flush().await.map_err(|_| RelayError::SinkBroken)
+}
+
+/// What it takes to receive a piece from one of the two and to send it to the other, roughly. The kernel does the most of it,
+/// when the ring is entered.
+pub(super) fn copy_cost(bytes: usize, sides: [&TransportStream; 2]) -> Duration {
+    let secured = sides.into_iter().filter(|side| side.is_tls()).count() as u64;
+    Duration::from_nanos(bytes as u64 / 2 * (1 + secured))
 }
 
 async fn flush_slowly(to: &TransportStream, timer: &Timer, stall_ms: u64) -> Result<(), RelayError> {
@@ -315,7 +323,12 @@ impl Relay<'_> {
                 self.wait_writable(to).await?;
                 room = LEAST_ROOM;
             }
-            match splice.take(left.min(room)).map_err(|_| RelayError::SourceEnded)? {
+            let take_and_give = || {
+                let taken = splice.take(left.min(room));
+                (taken, splice.give())
+            };
+            let (taken, mut given) = self.ring.bulk_admission().run(Source::Bulk, take_and_give).await;
+            match taken.map_err(|_| RelayError::SourceEnded)? {
                 Spliced::Moved(0) => return self.finished().await.map(|()| Moved::All),
                 Spliced::Moved(taken) => {
                     told_readable = false;
@@ -332,11 +345,15 @@ impl Relay<'_> {
                 }
                 Spliced::NoPipe => return Ok(Moved::NoPipe),
             }
-            while splice.held() > 0 {
-                match splice.give().map_err(|_| RelayError::SinkBroken)? {
+            loop {
+                match given.map_err(|_| RelayError::SinkBroken)? {
                     Spliced::Moved(given) => self.sink.moved(given, self.ring.now()),
                     Spliced::WouldBlock | Spliced::NoPipe => self.wait_writable(to).await?,
                 }
+                if splice.held() == 0 {
+                    break;
+                }
+                given = self.ring.bulk_admission().run(Source::Bulk, || splice.give()).await;
             }
             // Both sides may be fast for long: the others have their turn in between.
             self.ring.yield_turn().await;
@@ -388,6 +405,7 @@ impl Relay<'_> {
     async fn copy(&mut self) -> Result<Moved, RelayError> {
         let mut tail = Vec::new();
         let mut counted = false;
+        let mut expected = BULK_FROM as usize;
         loop {
             let wanted = self.to.bulk_size();
             if wanted < self.from.least_bulk() / 2 || !self.from.is_paused() {
@@ -405,12 +423,15 @@ impl Relay<'_> {
             let space = buffer.len().min(wanted) - ROOM_BEFORE - ROOM_BEHIND;
             let length = self.body.known_length();
             let length = length.map_or(space, |left| usize::try_from(left).unwrap_or(space).min(space));
+            let cost = copy_cost(expected.min(length), [self.from, self.to]);
+            self.ring.bulk_admission().reserve(Source::Bulk, cost).await;
             self.from.start_receive_bulk(buffer, ROOM_BEFORE..ROOM_BEFORE + length);
             let from = self.from;
             let (mut buffer, received) = self.wait_for_source(from.receive_bulk()).await?;
             if received == 0 {
                 return self.finished().await.map(|()| Moved::All);
             }
+            expected = received;
             let data = &mut buffer[ROOM_BEFORE..ROOM_BEFORE + received];
             let Piece { kept, consumed, done } =
                 self.body.advance(data, &mut tail).map_err(RelayError::Malformed)?;

@@ -10,9 +10,9 @@ use std::{
     task::Poll,
 };
 
-use super::read_buffer::ReadBuffer;
+use super::{read_buffer::ReadBuffer, relay::copy_cost};
 use crate::{
-    ring::{Buf, BulkBuf, Recv, Ring, SendBuf, Timer},
+    ring::{Buf, BulkBuf, Recv, Ring, SendBuf, Source, Timer},
     transport::TransportStream,
 };
 
@@ -214,6 +214,7 @@ impl<O: TunnelOwner> Direction<'_, O> {
             return Ok(());
         }
         self.ring.count_bulk();
+        let mut expected = FULL_BEFORE_BULK as usize * crate::limits::BUFFER_SIZE as usize;
         loop {
             let wanted = self.to.bulk_size();
             let Some(buffer) = self.ring.bulk_buffer(wanted.max(self.from.least_bulk())) else {
@@ -224,6 +225,8 @@ impl<O: TunnelOwner> Direction<'_, O> {
                 return Ok(());
             }
             let size = wanted.min(buffer.len());
+            let cost = copy_cost(expected.min(size), [self.from, self.to]);
+            self.ring.bulk_admission().reserve(Source::Bulk, cost).await;
             self.from.start_receive_bulk(buffer, 0..size);
             let (buffer, received) = match self.receive_bulk().await {
                 Ok(received) => received,
@@ -234,6 +237,7 @@ impl<O: TunnelOwner> Direction<'_, O> {
             if received == 0 {
                 return Ok(());
             }
+            expected = received;
             self.send(SendBuf::Bulk(buffer, 0..received as u32)).await?;
             if received < BULK_LEAST.min(size) || self.moves() {
                 return Ok(());

@@ -568,7 +568,7 @@ impl Worker {
             self.connections.shared.counters.add(counter, value.saturating_sub(before));
         }
         self.connections.shared.counters.set(Counter::BodyMemory, stats.body_memory);
-        let deferred = self.connections.shared.ring.admission().deferred();
+        let deferred = self.connections.shared.ring.deferred();
         let before = self.published_deferred.replace(deferred);
         self.connections.shared.counters.add(Counter::RingDeferred, deferred - before);
     }

@@ -1,4 +1,4 @@
-//! A flood of handshakes, or a large reload, stalls nobody: heavy work is admitted for about a millisecond per turn of the
+//! A flood of handshakes or of connections, or a large reload, stalls nobody: heavy work is admitted for about a millisecond per turn of the
 //! loop, and established clients are served in between.
 
 use std::{
@@ -14,7 +14,7 @@ use std::{
 
 use socket2::{Domain, Socket, Type};
 
-use crate::harness::{Backend, Client, Config, Issued, OK, Pki, Proxy, ask, get, setting, wait};
+use crate::harness::{Backend, Client, Config, GET, Issued, OK, Pki, Proxy, ask, get, setting, wait};
 
 /// ClientHellos that come at once.
 const FLOOD: usize = 1_000;
@@ -129,6 +129,26 @@ fn established_clients_do_not_notice_a_thousand_handshakes_of_p256() {
 fn established_clients_do_not_notice_a_thousand_handshakes_of_rsa() {
     let (backend, pki) = (Backend::respond(OK), Pki::new());
     expect_no_stall(&config(&backend, &pki.issue_rsa(&["a"])).start(), &pki, "RSA-2048");
+}
+
+#[test]
+fn established_clients_do_not_notice_a_thousand_connections_at_once() {
+    let (backend, pki) = (Backend::respond(OK), Pki::new());
+    let proxy = config(&backend, &pki.issue(&["a"])).start();
+    let mut best = (Duration::MAX, Duration::MAX);
+    let held = (0..ATTEMPTS).any(|_| {
+        let quiet = slowest_while(&proxy, &pki, || wait::pace(Duration::from_millis(500)));
+        let flooded = slowest_while(&proxy, &pki, || {
+            let mut greedy: Vec<_> = (0..FLOOD).map(|_| proxy.client()).collect();
+            greedy.iter_mut().for_each(|client| client.send(GET));
+            greedy.iter_mut().for_each(|client| assert_eq!(client.response().status(), 200));
+        });
+        println!("connections: quiet {quiet:?}, under the flood {flooded:?}");
+        best = (best.0.min(quiet), best.1.min(flooded));
+        best.1 <= best.0 + Duration::from_millis(setting("KAKEHI_GREEDY_STALL_MS", MORE_MS))
+    });
+    assert!(held, "slowest in quiet and under the flood, at best: {best:?}");
+    wait::until("work that had to wait", || proxy.counter("ring.deferred") > 0);
 }
 
 /// Connects from another address of the loopback.

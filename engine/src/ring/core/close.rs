@@ -32,7 +32,7 @@ impl Core {
             return self.close(sockets, slot);
         }
         for operation in Operation::ALL {
-            let pausing = matches!(operation, Operation::Receive | Operation::Poll | Operation::Accept);
+            let pausing = matches!(operation, Operation::Receive | Operation::Poll);
             if socket.is_in_flight(operation) && !(pausing && socket.pausing) {
                 self.cancel(socket, operation, slot);
             }
@@ -44,9 +44,6 @@ impl Core {
         let socket = sockets.get(slot);
         if let Some(sending) = socket.sending.take() {
             self.retire(sending);
-        }
-        if let Some(cold) = &mut socket.cold {
-            cold.accepted.drain(..).for_each(sys::close);
         }
         let fd = sockets.remove(slot);
         let mut entry = opcode::Close::new(types::Fd(fd)).build().user_data(NOBODY);

@@ -5,12 +5,10 @@
 //! | `receive` | into the arena, shares of it, what waits for a slow reader |
 //! | `send` | one send at a time, short sends, what waits for a slow peer |
 //! | `room` | waits for room to send |
-//! | `accept` | connections of a listener |
 //! | `close` | slots, cancelling, closing |
 //!
 //! Connects, bulk receives and waits for readiness begin in `stream`; their outcome is kept by [`Socket::conclude`].
 
-mod accept;
 mod close;
 mod receive;
 mod room;
@@ -22,11 +20,11 @@ use std::{
     future::Future,
     io,
     rc::Rc,
-    task::Poll,
+    task::{Context, Poll},
     time::Instant,
 };
 
-use io_uring::{cqueue, squeue};
+use io_uring::{cqueue, opcode, squeue, types};
 
 use super::{
     admission::Admission,
@@ -45,6 +43,9 @@ use super::{
 const HEAD_SIZE: usize = 1024;
 /// Head buffers that are kept for the next user.
 const KEPT_HEADS: usize = 1024;
+
+/// Pages of sockets whose tasks one turn wakes for another reason than their sockets: 256 tasks, some 100 us.
+const PAGES_WOKEN: usize = 4;
 
 /// A worker's ring. Clones are handles to the same one.
 #[derive(Clone)]
@@ -68,7 +69,11 @@ pub(super) struct Core {
     now: Cell<u64>,
     /// Tasks were made ready by other tasks: the next turn must not sleep.
     local_work: Cell<bool>,
+    /// The next page of sockets whose tasks are to be woken.
+    next_woken: Cell<Option<usize>>,
     admission: Admission,
+    bulk_admission: Admission,
+    connection_admission: Admission,
     batching: RefCell<Batching>,
     heads: RefCell<Vec<Vec<u8>>>,
     body_memory: Rc<BodyMemory>,
@@ -112,7 +117,10 @@ impl Ring {
                 began: Instant::now(),
                 now: Cell::new(0),
                 local_work: Cell::new(false),
+                next_woken: Cell::new(None),
                 admission: Admission::new(),
+                bulk_admission: Admission::new(),
+                connection_admission: Admission::new(),
                 batching: RefCell::default(),
                 heads: RefCell::default(),
                 body_memory: BodyMemory::new(settings.body_memory),
@@ -163,14 +171,30 @@ impl Ring {
         self.core.local_work.set(true);
     }
 
+    /// How often something had to wait for a later turn, of all that is admitted.
+    pub fn deferred(&self) -> u64 {
+        self.core.admissions().map(Admission::deferred).sum()
+    }
+
     /// What admits work that takes more than some 50 us.
     pub fn admission(&self) -> &Admission {
         &self.core.admission
     }
 
-    /// Wakes every task that waits on a socket, to look at something else that has changed.
+    /// What admits pieces of large bodies.
+    pub fn bulk_admission(&self) -> &Admission {
+        &self.core.bulk_admission
+    }
+
+    /// What admits new connections, of clients and to backends.
+    pub fn connection_admission(&self) -> &Admission {
+        &self.core.connection_admission
+    }
+
+    /// Wakes every task that waits on a socket, to look at something else that has changed: in the turns that follow, some
+    /// hundred in each, so that ten thousand idle connections hold up nobody.
     pub fn wake_all(&self) {
-        self.core.sockets.borrow_mut().for_each(|socket| socket.wake_all());
+        self.core.next_woken.set(Some(0));
         self.note_local_work();
     }
 
@@ -237,7 +261,7 @@ impl Core {
     fn turn(&self, completions: &mut Vec<Completion>) -> io::Result<()> {
         // Before the wait: the tasks that have just run gave buffers back, and somebody may be starving for them.
         self.feed();
-        let wait = if self.local_work.replace(false) || self.admission.is_waited_for() {
+        let wait = if self.local_work.replace(false) || self.is_waited_for() {
             Wait::No
         } else {
             match self.wheel.borrow().next_look() {
@@ -248,7 +272,7 @@ impl Core {
         {
             let mut uring = self.uring.borrow_mut();
             uring.enter(wait, self.batching.borrow_mut().wanted(self.now.get()))?;
-            if self.admission.is_waited_for() {
+            if self.is_waited_for() {
                 // The next turn is a long one: what is ready comes before it, all of it.
                 uring.complete_ready()?;
             }
@@ -260,8 +284,30 @@ impl Core {
             self.complete(*completion);
         }
         self.wheel.borrow_mut().advance(self.now.get());
-        self.admission.begin_turn();
+        self.admissions().for_each(Admission::begin_turn);
+        self.wake_some();
         Ok(())
+    }
+
+    /// Goes on with [`Ring::wake_all`].
+    fn wake_some(&self) {
+        let Some(next) = self.next_woken.get() else { return };
+        let sockets = self.sockets.borrow();
+        for number in next..next + PAGES_WOKEN {
+            let Some(page) = sockets.page(number) else { return self.next_woken.set(None) };
+            page.for_each(Socket::wake_all);
+        }
+        self.next_woken.set(Some(next + PAGES_WOKEN));
+        self.local_work.set(true);
+    }
+
+    /// True if somebody waits for a later turn.
+    fn is_waited_for(&self) -> bool {
+        self.admissions().any(Admission::is_waited_for)
+    }
+
+    fn admissions(&self) -> impl Iterator<Item = &Admission> {
+        [&self.admission, &self.bulk_admission, &self.connection_admission].into_iter()
     }
 
     fn complete(&self, completion: Completion) {
@@ -292,7 +338,6 @@ impl Core {
             Operation::Receive => self.received(socket, token, completion.result, buffer, more),
             Operation::Poll => self.became_readable(socket, token, completion.result),
             Operation::Send => self.send_completed(socket, token, completion.result, more),
-            Operation::Accept => self.accepted(socket, token, completion.result, more),
             Operation::ReceiveBulk => {
                 // One that was given up says nothing of the connection.
                 if completion.result != -libc::ECANCELED {
@@ -326,6 +371,31 @@ impl Core {
         socket.begin(token.operation);
         // SAFETY: the caller's promise.
         unsafe { self.uring.borrow_mut().push(entry.user_data(token.pack())) };
+    }
+
+    /// Starts a wait for readiness, unless one of the kind is in flight: one that an abandoned wait left behind will do.
+    pub(super) fn start_poll(&self, slot: u32, operation: Operation, events: i16, goes_on: bool) {
+        let sockets = &mut *self.sockets.borrow_mut();
+        let socket = sockets.get(slot);
+        if !socket.is_in_flight(operation) {
+            let entry = opcode::PollAdd::new(types::Fd(socket.fd), events as u32).multi(goes_on).build();
+            let token = Token { operation, slot, generation: socket.generation };
+            // SAFETY: the entry points to no memory.
+            unsafe { self.start(socket, token, entry) };
+        }
+    }
+
+    /// Waits for the outcome of an operation whose waiter is kept apart.
+    pub(super) fn poll_outcome(&self, slot: u32, operation: Operation, context: &Context<'_>) -> Poll<i32> {
+        let sockets = &mut *self.sockets.borrow_mut();
+        let socket = sockets.get(slot);
+        match socket.cold().pending(operation).take_outcome() {
+            Some(outcome) => Poll::Ready(outcome),
+            None => {
+                socket.wait_for(operation, context.waker());
+                Poll::Pending
+            }
+        }
     }
 
     /// Asks for the end of an operation that is in flight.

@@ -158,9 +158,6 @@ impl Core {
             socket.wake_receiver();
             return;
         }
-        if socket.is_listening() {
-            return self.accept_now(socket, token.slot);
-        }
         // Readable, hung up or broken: the receive tells which.
         self.receive_now(socket, token.slot);
     }
