@@ -407,6 +407,9 @@ impl Relay<'_> {
         let mut counted = false;
         let mut expected = BULK_FROM as usize;
         loop {
+            // Before there is a buffer: who waits holds none.
+            let cost = copy_cost(expected, [self.from, self.to]);
+            self.ring.bulk_admission().reserve(Source::Bulk, cost).await;
             let wanted = self.to.bulk_size();
             if wanted < self.from.least_bulk() / 2 || !self.from.is_paused() {
                 return Ok(Moved::Part);
@@ -423,8 +426,6 @@ impl Relay<'_> {
             let space = buffer.len().min(wanted) - ROOM_BEFORE - ROOM_BEHIND;
             let length = self.body.known_length();
             let length = length.map_or(space, |left| usize::try_from(left).unwrap_or(space).min(space));
-            let cost = copy_cost(expected.min(length), [self.from, self.to]);
-            self.ring.bulk_admission().reserve(Source::Bulk, cost).await;
             self.from.start_receive_bulk(buffer, ROOM_BEFORE..ROOM_BEFORE + length);
             let from = self.from;
             let (mut buffer, received) = self.wait_for_source(from.receive_bulk()).await?;

@@ -216,6 +216,9 @@ impl<O: TunnelOwner> Direction<'_, O> {
         self.ring.count_bulk();
         let mut expected = FULL_BEFORE_BULK as usize * crate::limits::BUFFER_SIZE as usize;
         loop {
+            // Before there is a buffer: who waits holds none.
+            let cost = copy_cost(expected, [self.from, self.to]);
+            self.ring.bulk_admission().reserve(Source::Bulk, cost).await;
             let wanted = self.to.bulk_size();
             let Some(buffer) = self.ring.bulk_buffer(wanted.max(self.from.least_bulk())) else {
                 return Ok(());
@@ -225,8 +228,6 @@ impl<O: TunnelOwner> Direction<'_, O> {
                 return Ok(());
             }
             let size = wanted.min(buffer.len());
-            let cost = copy_cost(expected.min(size), [self.from, self.to]);
-            self.ring.bulk_admission().reserve(Source::Bulk, cost).await;
             self.from.start_receive_bulk(buffer, 0..size);
             let (buffer, received) = match self.receive_bulk().await {
                 Ok(received) => received,
