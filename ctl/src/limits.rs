@@ -5,6 +5,8 @@
 
 /// Connections that one worker serves at a time (`max_connections`); more wait in the accept queue.
 pub const MAX_CONNECTIONS: u32 = 10_000;
+/// Length of a listener's accept queue, which the kernel lowers to `net.core.somaxconn`. Cannot be set: that is what is.
+pub const ACCEPT_QUEUE: u16 = 65_535;
 
 /// Deadline for a complete request head, from its first byte (or from accept) (`request_timeout`).
 pub const REQUEST_TIMEOUT_MS: u64 = 10_000;

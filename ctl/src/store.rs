@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// For its owner only: it may hold keys.
-const MODE: u32 = 0o600;
+pub const MODE: u32 = 0o600;
 
 /// Why a state cannot be kept or had.
 #[derive(Debug, thiserror::Error)]
@@ -79,7 +79,7 @@ pub fn save_with_keys(
 /// # Errors
 /// See [`Error`]; the file is as it was before.
 pub fn write(path: &Path, text: &[u8]) -> Result<(), Error> {
-    let written = put(path, text, File::sync_all);
+    let written = put(path, text, MODE, File::sync_all);
     // The name is safe when the folder is.
     let synced = written.and_then(|_| match path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         Some(folder) => File::open(folder)?.sync_all(),
@@ -88,24 +88,30 @@ pub fn write(path: &Path, text: &[u8]) -> Result<(), Error> {
     synced.map_err(|error| Error::Io { what: "written", error })
 }
 
-/// As [`write()`], for what a restart of the machine makes void: nothing waits for a disk. The file, to be appended to.
+/// As [`write()`], for what a restart of the machine makes void: nothing waits for a disk. `mode` says who else may read it.
+/// The file, to be appended to.
 ///
 /// # Errors
 /// Those of the file system; the file is as it was before.
-pub fn write_unsynced(path: &Path, text: &[u8]) -> io::Result<File> {
-    put(path, text, |_| Ok(()))
+pub fn write_unsynced(path: &Path, text: &[u8], mode: u32) -> io::Result<File> {
+    put(path, text, mode, |_| Ok(()))
 }
 
 /// Puts a file in place whole or not at all, when `finish` has done with it.
-fn put(path: &Path, text: &[u8], finish: impl FnOnce(&File) -> io::Result<()>) -> io::Result<File> {
+fn put(
+    path: &Path,
+    text: &[u8],
+    mode: u32,
+    finish: impl FnOnce(&File) -> io::Result<()>,
+) -> io::Result<File> {
     let temporary = beside(path);
     // Left by a crash, or by somebody who wants to read what is written to it, or have it written elsewhere.
     match fs::remove_file(&temporary) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    // It is ours alone, and no link is followed (O_EXCL).
-    let mut file = File::options().append(true).create_new(true).mode(MODE).open(&temporary)?;
+    // It is a new file, and no link is followed (O_EXCL).
+    let mut file = File::options().append(true).create_new(true).mode(mode).open(&temporary)?;
     let written = file.write_all(text).and_then(|()| finish(&file));
     let put = written.and_then(|()| fs::rename(&temporary, path));
     put.inspect_err(|_| drop(fs::remove_file(&temporary)))?;

@@ -5,6 +5,7 @@ use std::{cell::Cell, future::poll_fn, rc::Rc, task::Poll, time::Duration};
 use super::{Connections, connection, successor::ConnectionOrigin};
 use crate::{
     exchange::ListenerHandle,
+    limits,
     observe::Counter,
     ring::{AcceptError, Listener, Source, Stream, Timer},
 };
@@ -15,8 +16,9 @@ const EXHAUSTED_PAUSE_MS: u64 = 100;
 /// What a new client costs: to begin with, and for its first request.
 const CLIENT_COST: Duration = Duration::from_micros(40);
 
-/// Connections that are taken from the queue of a listener that closes: the most that it holds, if the host allows so many.
-const MOST_LAST: usize = 4096;
+/// Connections that are taken from the queue of a listener that closes: as many as it can hold. Those that come meanwhile do not
+/// keep it open for ever.
+const MOST_LAST: usize = limits::ACCEPT_QUEUE as usize;
 
 /// Accepts until the worker drains or the listener closes; then takes what waits in the queue, and ends. When the worker
 /// hands over, or the socket is `yielded`, the queue is left to another process.
@@ -46,16 +48,14 @@ pub async fn accept(
         }
         let accepted = poll_fn(|context| {
             wake_slot.wait(context);
-            match socket.poll_accept(context) {
-                Poll::Pending if ending() || listener.rearmed() != rearmed => Poll::Ready(None),
-                other => other.map(Some),
+            // Other listeners accept too.
+            if ending() || listener.rearmed() != rearmed || connections.is_full() {
+                return Poll::Ready(None);
             }
+            socket.poll_accept(context).map(Some)
         });
         match accepted.await {
-            Some(Ok(client)) => {
-                connections.shared.ring.connection_admission().reserve(Source::Clients, CLIENT_COST).await;
-                spawn(&connections, &listener, client);
-            }
+            Some(Ok(client)) => begin(&connections, &listener, client).await,
             Some(Err(AcceptError::Exhausted(error))) => {
                 if connections.shared.counters.get(Counter::AcceptExhausted) == 0 {
                     tracing::warn!(%error, "cannot accept more connections; raise `ulimit -n` or lower max_connections");
@@ -82,7 +82,9 @@ pub async fn accept(
     if leaving() {
         drop(socket);
     } else {
-        socket.finish().take(MOST_LAST).for_each(|client| spawn(&connections, &listener, client));
+        for client in socket.finish().take(MOST_LAST) {
+            begin(&connections, &listener, client).await;
+        }
     }
     if connections.is_handing_over() {
         match copy {
@@ -94,12 +96,12 @@ pub async fn accept(
     connections.note_not_listening();
 }
 
-fn spawn(connections: &Rc<Connections>, listener: &Rc<ListenerHandle>, client: Stream) {
-    connections.shared.counters.count(Counter::Accepted);
-    connections.shared.ring.spawn(connection::serve(
-        Rc::clone(connections),
-        Rc::clone(listener),
-        client,
-        ConnectionOrigin::NONE,
-    ));
+/// Begins to serve a client, when it is its turn. It counts at once, so that there are never more than may be served.
+async fn begin(connections: &Rc<Connections>, listener: &Rc<ListenerHandle>, client: Stream) {
+    let Connections { shared, .. } = &**connections;
+    shared.counters.count(Counter::Accepted);
+    let serve =
+        connection::serve(Rc::clone(connections), Rc::clone(listener), client, ConnectionOrigin::NONE);
+    shared.ring.connection_admission().reserve(Source::Clients, CLIENT_COST).await;
+    shared.ring.spawn(serve);
 }

@@ -1,9 +1,11 @@
 //! Admission of heavy work: about one millisecond of each kind per turn of the loop.
 //!
-//! There are three kinds: steps of handshakes and pieces of a reload; pieces of large bodies; new connections. All tasks that are ready run before the loop serves its sockets again, so a thousand handshakes in one turn would stall
+//! There are three kinds: steps of handshakes and pieces of a reload; pieces of large bodies; new connections.
+//!
+//! All tasks that are ready run before the loop serves its sockets again, so a thousand handshakes in one turn would stall
 //! every connection for as long as they take. Whatever takes more than some 50 us is therefore run through
-//! [`Admission::run`], or in pieces through a [`Slice`]: when the time of a turn is used up, the rest waits for the next
-//! turn, between which everybody else is served.
+//! [`Admission::run`], or in pieces through a [`Slice`], or announced with [`Admission::reserve`]: when the time of a turn is
+//! used up, the rest waits for the next turn, between which everybody else is served.
 //!
 //! Promises: each turn admits at least one, so there is progress; the loop does not sleep while somebody waits, and costs
 //! nothing when nobody does; sources take turns, so that one with a thousand pieces of work delays the first piece of
@@ -34,7 +36,7 @@ pub enum Source {
     Client(IpAddr),
     /// A client whose address is not known.
     Unknown,
-    /// Clients that have just connected, of a listener each.
+    /// Clients that have just connected.
     Clients,
     /// Connections to backends, and handshakes with them.
     Backends,
@@ -468,5 +470,28 @@ mod tests {
         assert_eq!(of("2001:db8::1"), of("2001:db8::ffff:1"));
         assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
         assert_eq!(of("::ffff:1.2.3.4"), of("1.2.3.4"));
+    }
+
+    #[test]
+    fn what_is_reserved_counts_as_used_and_the_rest_waits_for_the_next_turn() {
+        let admission = Admission::new();
+        let cost = TURN_BUDGET / 4;
+        let mut context = Context::from_waker(Waker::noop());
+        let mut admitted = |count: usize| {
+            let mut waiting: Vec<_> =
+                (0..count).map(|_| Box::pin(admission.reserve(Source::Bulk, cost))).collect();
+            let mut turns = Vec::new();
+            while !waiting.is_empty() {
+                admission.begin_turn();
+                let before = waiting.len();
+                waiting.retain_mut(|reserve| reserve.as_mut().poll(&mut context).is_pending());
+                turns.push(before - waiting.len());
+            }
+            turns
+        };
+        // Once it is known what a piece costs.
+        admitted(64);
+        assert_eq!(admitted(10), [4, 4, 2]);
+        assert!(admission.is_open(), "who has passed leaves nothing behind");
     }
 }

@@ -8,7 +8,7 @@ use std::{
     cell::Cell,
     future::poll_fn,
     io,
-    os::fd::{IntoRawFd, OwnedFd},
+    os::fd::{AsRawFd, IntoRawFd, OwnedFd},
     rc::Rc,
     task::{Context, Poll, ready},
 };
@@ -111,10 +111,13 @@ impl Listener {
 
     /// Takes a connection from the queue, if there is one.
     fn accept_now(&self) -> Result<Option<Stream>, AcceptError> {
-        let listener = self.core.sockets.borrow_mut().get(self.slot).fd;
+        let listener = sys::borrow(self.core.sockets.borrow_mut().get(self.slot).fd);
         loop {
+            // What was set at the adoption may be gone: whoever has the socket too, an init system that starts us again for
+            // instance, shares the flag, and a queue that somebody else has emptied would then stop the worker.
+            rustix::io::ioctl_fionbio(listener, true).map_err(|error| AcceptError::Broken(error.into()))?;
             // Non-blocking from its birth.
-            match accept4(listener, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) {
+            match accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) {
                 Ok(connection) => {
                     let stream = Stream::adopt_accepted(&self.ring, sys::owned(connection));
                     return stream.map(Some).map_err(AcceptError::Exhausted);
@@ -139,7 +142,8 @@ impl Listener {
         sys::borrow(self.core.sockets.borrow_mut().get(self.slot).fd).try_clone_to_owned()
     }
 
-    /// Stops accepting for good: the connections that have reached the socket's queue by now, as far as they can be had.
+    /// Stops accepting for good: the connections in the socket's queue, one after the other, as far as they can be had. Those
+    /// that are left when the iterator is dropped are reset.
     pub fn finish(self) -> impl Iterator<Item = Stream> {
         std::iter::from_fn(move || self.accept_now().ok().flatten())
     }

@@ -123,7 +123,6 @@ pub(super) struct Uring {
 /// know it serves without.
 fn restrict(ring: &IoUring) {
     let operations = [
-        opcode::Accept::CODE,
         opcode::AsyncCancel::CODE,
         opcode::Close::CODE,
         opcode::Connect::CODE,

@@ -12,12 +12,10 @@ use std::{
     time::Duration,
 };
 
-use kakehi_ctl::order::ListenerSocket;
+use kakehi_ctl::{limits, order::ListenerSocket};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::time::Instant;
 
-/// Length of the accept queue; the kernel lowers it to `net.core.somaxconn`.
-const BACKLOG: i32 = 65_535;
 /// The sockets of a process that was killed go a little after it (its ring is torn down in the background): so
 /// long is a taken address tried again when no process is found that holds it.
 const RELEASE_PATIENCE: Duration = Duration::from_millis(250);
@@ -126,7 +124,7 @@ pub(super) fn open_more(
 /// Has each socket listen that does not any more. Who listens already, goes on, with all that is in its queue.
 pub(super) fn listen_again(sockets: &Sockets) {
     for (which, socket) in sockets {
-        if let Err(error) = socket2::SockRef::from(socket).listen(BACKLOG) {
+        if let Err(error) = socket2::SockRef::from(socket).listen(limits::ACCEPT_QUEUE.into()) {
             tracing::error!("the socket of {} does not listen: {error}", which.address);
         }
     }
@@ -155,7 +153,7 @@ fn open_one(address: SocketAddr) -> Result<OwnedFd, Error> {
         // Accepted connections inherit it, which saves a system call each.
         socket.set_tcp_nodelay(true)?;
         socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
+        socket.listen(limits::ACCEPT_QUEUE.into())?;
         Ok(socket.into())
     };
     open().map_err(|error| explain(address, error))

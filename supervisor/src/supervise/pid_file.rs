@@ -1,11 +1,15 @@
 //! The pid file: written when kakehi is ready, removed when it stops.
 
 use std::{
-    fs::{self, File},
-    io::{self, Write as _},
+    fs, io,
     path::{Path, PathBuf},
     process,
 };
+
+use kakehi_ctl::store;
+
+/// Everybody may know the pid.
+const MODE: u32 = 0o644;
 
 /// A pid file of ours; removed when dropped, unless somebody else has written theirs over it.
 pub(super) struct PidFile {
@@ -13,23 +17,13 @@ pub(super) struct PidFile {
 }
 
 impl PidFile {
-    /// Writes the file whole or not at all: a reader never sees half a number. What a symbolic link points to, at `path` or
-    /// where the file is written first, stays as it is.
+    /// Writes the file whole or not at all: a reader never sees half a number. What a symbolic link there points to stays as
+    /// it is.
     ///
     /// # Errors
     /// Those of the file system.
     pub(super) fn write(path: &Path) -> io::Result<Self> {
-        let mut temporary = path.as_os_str().to_owned();
-        temporary.push(format!(".{}", process::id()));
-        // Left by a crash, or by somebody who wants to have something else written over.
-        match fs::remove_file(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let written = File::create_new(&temporary)
-            .and_then(|mut file| file.write_all(content().as_bytes()))
-            .and_then(|()| fs::rename(&temporary, path));
-        written.inspect_err(|_| drop(fs::remove_file(&temporary)))?;
+        store::write_unsynced(path, content().as_bytes(), MODE)?;
         Ok(PidFile { path: path.to_owned() })
     }
 }
@@ -48,7 +42,7 @@ impl Drop for PidFile {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
 
     use super::*;
 
@@ -73,10 +67,11 @@ mod tests {
         let (path, victim) = (folder.path().join("kakehi.pid"), folder.path().join("victim"));
         fs::write(&victim, "as it was").unwrap();
         symlink(&victim, &path).unwrap();
-        symlink(&victim, folder.path().join(format!("kakehi.pid.{}", process::id()))).unwrap();
         let file = PidFile::write(&path).unwrap();
         assert_eq!(fs::read_to_string(&victim).unwrap(), "as it was");
-        assert!(fs::symlink_metadata(&path).unwrap().is_file());
+        let metadata = fs::symlink_metadata(&path).unwrap();
+        // As far as the umask of whoever tests allows.
+        assert!(metadata.is_file() && metadata.permissions().mode() & 0o777 & !MODE == 0);
         drop(file);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }

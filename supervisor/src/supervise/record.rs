@@ -111,7 +111,7 @@ impl ProcessRecord {
     /// # Errors
     /// Those of the file system.
     pub(super) fn write(&self, adoption: &Path) -> io::Result<()> {
-        store::write_unsynced(&Self::path(adoption), &serde_json::to_vec(self)?).map(drop)
+        store::write_unsynced(&Self::path(adoption), &serde_json::to_vec(self)?, store::MODE).map(drop)
     }
 
     /// # Errors
@@ -207,7 +207,7 @@ impl StateRecord {
         let written = line(state).and_then(|text| {
             self.state_bytes = text.len() as u64;
             self.change_bytes = 0;
-            store::write_unsynced(&self.path, &text)
+            store::write_unsynced(&self.path, &text, store::MODE)
         });
         match written {
             Ok(file) => self.file = Some(file),

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::harness::{Backend, Client, Config, GET, OK, Proxy, ask, wait};
+use nix::sys::signal::Signal;
+
+use crate::harness::{Backend, Client, Config, GET, OK, Proxy, ask, send_signal, wait};
 
 /// Connections of one round, and rounds: 2,000 requests.
 const CLIENTS: usize = 100;
@@ -87,6 +89,31 @@ fn no_request_is_lost_that_races_the_end_of_a_listener() {
         assert!(proxy.ctl(&["listener", "activate", &listener]).status.success());
         wait::until("the listener", || Client::try_connect(proxy.address()).is_ok());
     }
+}
+
+#[test]
+fn all_that_wait_in_the_queue_of_a_listener_that_goes_are_answered_and_hold_up_nobody() {
+    const WAITING: usize = 600;
+    let backend = Backend::respond(OK);
+    let config = Config::to(&backend).another_listener().frontend_on(1, "all", r#"hostname = "*""#);
+    let proxy = config.start();
+    let listener = proxy.address().to_string();
+    let mut other = Client::connect(proxy.address_of(1));
+    ask(&mut other);
+    // More idle connections than are woken at a time.
+    let mut idle: Vec<_> = (0..WAITING).map(|_| proxy.client()).collect();
+    idle.iter_mut().for_each(ask);
+    send_signal(proxy.worker(), Signal::SIGSTOP);
+    let mut waiting: Vec<_> = (0..WAITING).map(|_| proxy.client()).collect();
+    waiting.iter_mut().for_each(|client| client.send(GET));
+    std::thread::scope(|scope| {
+        let removal = scope.spawn(|| proxy.ctl(&["listener", "deactivate", &listener]));
+        send_signal(proxy.worker(), Signal::SIGCONT);
+        assert!(removal.join().unwrap().status.success());
+    });
+    ask(&mut other);
+    waiting.iter_mut().for_each(|client| client.response().expect(200, "ok"));
+    idle.iter_mut().for_each(Client::expect_closed);
 }
 
 #[test]

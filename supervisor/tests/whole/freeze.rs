@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use crate::harness::{Config, Process, Proxy, wait};
+use crate::harness::{Backend, Config, OK, Process, Proxy, ask, wait};
 
 const MIB: usize = 1 << 20;
 /// What a client uploads; the kernel's buffers hold a part of it at most.
@@ -276,4 +276,22 @@ fn a_backend_that_stops_reading_behind_its_answer_stops_nobody_else() {
 #[test]
 fn a_backend_on_a_unix_socket_that_stops_reading_behind_its_answer_stops_nobody_else() {
     a_backend_stops(true, Stop::Reading(4 * MIB), 4 * MIB);
+}
+
+#[test]
+fn a_listening_socket_that_somebody_else_has_made_blocking_stops_nobody() {
+    let backend = Backend::respond(OK);
+    let made_elsewhere = TcpListener::bind("127.0.0.1:0").unwrap();
+    let same = made_elsewhere.try_clone().unwrap();
+    let proxy = Config::to(&backend).activated(made_elsewhere).start();
+    let mut established = proxy.client();
+    ask(&mut established);
+    for _ in 0..20 {
+        // An init system does that before it starts the program again, while workers serve on.
+        same.set_nonblocking(false).unwrap();
+        // After it has been accepted there is no further one.
+        let mut client = proxy.client();
+        ask(&mut established);
+        ask(&mut client);
+    }
 }

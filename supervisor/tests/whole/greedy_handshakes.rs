@@ -1,5 +1,5 @@
-//! A flood of handshakes or of connections, or a large reload, stalls nobody: heavy work is admitted for about a millisecond per turn of the
-//! loop, and established clients are served in between.
+//! A flood of handshakes or of connections, or a large reload, stalls nobody: heavy work is admitted for about a millisecond
+//! per turn of the loop, and established clients are served in between.
 
 use std::{
     io::{Read as _, Write as _},

@@ -8,7 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::harness::{Backend, Client, Config, End, OK, Proxy, chunks, exchange, get, silent_port, wait};
+use nix::sys::signal::Signal;
+
+use crate::harness::{
+    Backend, Client, Config, End, OK, Proxy, chunks, exchange, get, send_signal, silent_port, wait,
+};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 const MIB: u64 = 1 << 20;
@@ -369,6 +373,24 @@ fn a_client_more_than_may_be_served_waits_and_is_then_served() {
     waiting.expect_silence(ms(200));
     clients.pop();
     waiting.response().expect(200, "ok");
+}
+
+#[test]
+fn of_many_that_come_at_once_to_several_listeners_no_more_are_taken_than_may_be_served() {
+    const MOST: u64 = 10;
+    let backend = Backend::respond(OK);
+    let proxy = Config::to(&backend).another_listener().root(&format!("max_connections = {MOST}")).start();
+    proxy.wait_for_counter("client.connections", 0);
+    // They all wait when the worker looks.
+    send_signal(proxy.worker(), Signal::SIGSTOP);
+    let clients: Vec<_> = (0..100).map(|n| Client::connect(proxy.address_of(n % 2))).collect();
+    let before = proxy.counter("listener.accepted");
+    send_signal(proxy.worker(), Signal::SIGCONT);
+    proxy.wait_for_counter("client.connections", MOST);
+    wait::until("accepting pauses", || proxy.counter("listener.connection_capped") > 0);
+    assert_eq!(proxy.counter("listener.accepted") - before, MOST);
+    drop(clients);
+    get(&proxy, "a", "/").expect(200, "ok");
 }
 
 #[test]

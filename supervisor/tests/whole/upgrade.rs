@@ -61,6 +61,21 @@ fn idle_and_new_connections_go_on_in_the_new_processes() {
 }
 
 #[test]
+fn a_thousand_idle_connections_and_those_that_wait_in_the_queue_go_on_in_the_new_process() {
+    let backend = Backend::respond(OK);
+    let proxy = Proxy::to(&backend);
+    let mut clients: Vec<_> = (0..1_000).map(|_| proxy.client()).collect();
+    clients.iter_mut().for_each(ask);
+    send_signal(proxy.worker(), Signal::SIGSTOP);
+    clients.extend((0..300).map(|_| proxy.client()));
+    send_signal(proxy.worker(), Signal::SIGCONT);
+    upgrade_all(&proxy);
+    clients.iter_mut().for_each(ask);
+    proxy.wait_for_counter("client.connections", clients.len() as u64);
+    assert!(proxy.counter("client.handed_over") >= 1_000);
+}
+
+#[test]
 fn whom_a_header_of_the_proxy_protocol_has_named_is_known_in_the_new_process() {
     let backend = Backend::respond(OK);
     let proxy = Proxy::to(&backend);
