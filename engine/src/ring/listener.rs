@@ -15,6 +15,7 @@ use std::{
 
 use nix::{
     errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{SockFlag, accept4},
 };
 
@@ -33,8 +34,16 @@ pub struct Listener {
     ring: Ring,
     core: Rc<Core>,
     slot: u32,
-    /// Connections may be in its queue: accepting comes before waiting.
-    may_hold: Cell<bool>,
+    queue: Cell<Queue>,
+}
+
+/// What is known of the queue of a listening socket. An accept that finds nothing costs as much as several looks (2 us; the kernel
+/// makes a socket first), so it comes behind one.
+#[derive(Clone, Copy)]
+enum Queue {
+    Unknown,
+    Holds,
+    Empty,
 }
 
 /// Why nothing was accepted, and what the caller must do.
@@ -77,7 +86,7 @@ impl Listener {
         receive_urgent_data_inline(SockRef::from(&socket));
         let core = Rc::clone(ring.core());
         let slot = core.insert(socket.into_raw_fd(), Role::Listener)?;
-        Ok(Listener { ring: ring.clone(), core, slot, may_hold: Cell::new(true) })
+        Ok(Listener { ring: ring.clone(), core, slot, queue: Cell::new(Queue::Unknown) })
     }
 
     /// The next connection.
@@ -95,17 +104,34 @@ impl Listener {
     /// See [`AcceptError`].
     pub fn poll_accept(&self, context: &Context<'_>) -> Poll<Result<Stream, AcceptError>> {
         loop {
-            if self.may_hold.get() {
-                match self.accept_now() {
-                    Ok(Some(stream)) => return Poll::Ready(Ok(stream)),
-                    Ok(None) => self.may_hold.set(false),
+            match self.queue.get() {
+                Queue::Unknown => self.queue.set(self.look()),
+                Queue::Holds => match self.accept_now() {
+                    Ok(Some(stream)) => {
+                        self.queue.set(Queue::Unknown);
+                        return Poll::Ready(Ok(stream));
+                    }
+                    Ok(None) => self.queue.set(Queue::Empty),
                     Err(error) => return Poll::Ready(Err(error)),
+                },
+                Queue::Empty => {
+                    self.core.start_poll(self.slot, Operation::ReadReady, libc::POLLIN, false);
+                    // Whatever it says, accepting tells more.
+                    ready!(self.core.poll_outcome(self.slot, Operation::ReadReady, context));
+                    self.queue.set(Queue::Holds);
                 }
             }
-            self.core.start_poll(self.slot, Operation::ReadReady, libc::POLLIN, false);
-            // Whatever it says, accepting tells more.
-            ready!(self.core.poll_outcome(self.slot, Operation::ReadReady, context));
-            self.may_hold.set(true);
+        }
+    }
+
+    /// Looks into the queue, without waiting.
+    fn look(&self) -> Queue {
+        let listener = sys::borrow(self.core.sockets.borrow_mut().get(self.slot).fd);
+        let mut events = [PollFd::new(listener, PollFlags::POLLIN)];
+        // If it cannot be told, accepting tells.
+        match poll(&mut events, PollTimeout::ZERO) {
+            Ok(0) => Queue::Empty,
+            _ => Queue::Holds,
         }
     }
 
@@ -131,7 +157,7 @@ impl Listener {
 
     /// Has the next [`Listener::accept`] look into the queue before it waits.
     pub fn look_again(&self) {
-        self.may_hold.set(true);
+        self.queue.set(Queue::Unknown);
     }
 
     /// A copy of the socket.

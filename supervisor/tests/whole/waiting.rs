@@ -5,6 +5,7 @@ use std::{
     io::{Read as _, Write as _},
     net::{Shutdown, TcpListener, TcpStream},
     os::fd::{AsFd as _, OwnedFd},
+    sync::LazyLock,
     time::Duration,
 };
 
@@ -33,20 +34,22 @@ const WAITS: [(&str, &str); 6] = [
 ];
 
 fn answer(conn: &mut Conn) {
+    // Made once: a hundred of them at once are gigabytes.
+    static PAGE: LazyLock<Vec<u8>> = LazyLock::new(|| vec![b'x'; 32 * MIB]);
+    static CHUNKS: LazyLock<Vec<u8>> = LazyLock::new(|| crate::harness::chunks(&PAGE, 16_000));
     let Some(request) = conn.request() else { return };
-    let page = vec![b'x'; 32 * MIB];
     match request.target() {
         "/part" => conn.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab"),
         "/large" => conn.send("HTTP/1.1 200 OK\r\nContent-Length: 400000\r\n\r\nab"),
         "/length" => {
-            conn.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", page.len()));
-            conn.send(&page)
+            conn.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", PAGE.len()));
+            conn.send(&*PAGE)
         }
         "/chunks" => {
             conn.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
-            conn.send(crate::harness::chunks(&page, 16_000))
+            conn.send(&*CHUNKS)
         }
-        "/until-close" => conn.send("HTTP/1.1 200 OK\r\n\r\n") && conn.send(&page),
+        "/until-close" => conn.send("HTTP/1.1 200 OK\r\n\r\n") && conn.send(&*PAGE),
         _ => true,
     };
     conn.rest();
