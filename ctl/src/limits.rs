@@ -5,6 +5,10 @@
 
 /// Connections that one worker serves at a time (`max_connections`); more wait in the accept queue.
 pub const MAX_CONNECTIONS: u32 = 10_000;
+/// Descriptors of a connection that is served: the client's and the backend's. Cannot be set: that is what is.
+pub const DESCRIPTORS_PER_CONNECTION: u64 = 2;
+/// Descriptors of a worker beside its connections and listeners. Cannot be set: that is what is.
+pub const DESCRIPTORS_BASE: u64 = 128;
 /// Length of a listener's accept queue, which the kernel lowers to `net.core.somaxconn`. Cannot be set: that is what is.
 pub const ACCEPT_QUEUE: u16 = 65_535;
 

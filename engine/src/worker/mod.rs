@@ -101,6 +101,8 @@ fn start(setup: Setup, last_words: Rc<Cell<Option<OwnedFd>>>) -> Result<End, Err
     }
     // Before the executor, whose threads would otherwise take the signal.
     let signals = block_signals()?;
+    // Before the executor too: once there are threads it is a wait each time.
+    grow_descriptor_table(&setup.orders, setup.state.settings.max_connections);
     // Before the executor too: its complaints about a missing io_uring do not say what to do.
     let level = setup.state.settings.io_uring_level.and_then(Level::new).unwrap_or(Level::HIGHEST);
     let ring = Ring::new(&ring::Settings {
@@ -128,6 +130,18 @@ fn pin(core: usize) -> Result<(), Error> {
         nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &cores)
     };
     pinned().map_err(|error| Error::Pin { core, error: error.into() })
+}
+
+/// Has the kernel make the table of descriptors as large as the connections need it. In a process that has threads each doubling
+/// of it, from 64 on, is a wait for the kernel's readers (RCU): 10 to 20 ms in which this worker serves nobody.
+fn grow_descriptor_table(any: &impl AsFd, max_connections: u32) {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    let wanted = limits::DESCRIPTORS_BASE + limits::DESCRIPTORS_PER_CONNECTION * u64::from(max_connections);
+    let last = wanted.min(limit).saturating_sub(1);
+    // Closed at once. If there is no memory for it now, the table grows as before.
+    if let Err(error) = i32::try_from(last).map(|last| rustix::io::fcntl_dupfd_cloexec(any, last)) {
+        tracing::debug!(%error, last, "the table of descriptors was not made larger");
+    }
 }
 
 /// Gives up whatever is not needed to serve.

@@ -3,6 +3,7 @@
 //! All of it is looked at before a socket is opened or a process started, so that a host that cannot run kakehi
 //! says so at once, with the remedy, instead of through a worker that dies.
 
+use kakehi_ctl::limits;
 use kakehi_engine::ring::{LOCKED_MEMORY_PER_WORKER, LOCKED_MEMORY_REMEDY, Level, Unusable};
 use nix::{
     errno::Errno,
@@ -13,12 +14,8 @@ use nix::{
 const MEMLOCK_MINIMUM: rlim_t = 512 << 10;
 /// Locked memory asked for beside what the workers take (bytes).
 const MEMLOCK_BASE: rlim_t = 8 << 20;
-/// Descriptors of a worker beside its connections and listeners.
-const NOFILE_BASE: rlim_t = 128;
 /// Listeners for which room is made at a time.
 const LISTENERS_AT_A_TIME: rlim_t = 4;
-/// A client connection and an upstream connection.
-const NOFILE_PER_CONNECTION: rlim_t = 2;
 
 /// Why this host cannot run kakehi.
 #[derive(Debug, thiserror::Error)]
@@ -87,13 +84,13 @@ pub(super) fn raise_limits(workers: usize, max_connections: u32, listeners: usiz
 
     // A worker has each of its listeners twice, the supervisor has those of all workers. Rounded, so that a few more
     // listeners, or more workers, do not make another limit of connections, for which workers would have to be replaced.
-    let fixed = NOFILE_BASE + 2 * listeners.next_multiple_of(LISTENERS_AT_A_TIME);
-    let nofile_needed = fixed + NOFILE_PER_CONNECTION * rlim_t::from(max_connections);
-    let supervisor_needs = NOFILE_BASE + listeners * (workers + 1);
+    let fixed = limits::DESCRIPTORS_BASE + 2 * listeners.next_multiple_of(LISTENERS_AT_A_TIME);
+    let nofile_needed = fixed + limits::DESCRIPTORS_PER_CONNECTION * rlim_t::from(max_connections);
+    let supervisor_needs = limits::DESCRIPTORS_BASE + listeners * (workers + 1);
     let nofile = raise("RLIMIT_NOFILE", Resource::RLIMIT_NOFILE, nofile_needed.max(supervisor_needs))?;
     if nofile < nofile_needed {
         // Below `max_connections`, which is a u32; at least one, or nobody would ever be served.
-        let possible = (nofile.saturating_sub(fixed) / NOFILE_PER_CONNECTION).max(1) as u32;
+        let possible = (nofile.saturating_sub(fixed) / limits::DESCRIPTORS_PER_CONNECTION).max(1) as u32;
         tracing::warn!(
             "the limit of open files is {nofile}: a worker serves {possible} connections at a time, not the \
              {max_connections} of `max_connections`; raise it to {nofile_needed} (`ulimit -n`; systemd: \

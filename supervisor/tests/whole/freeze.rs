@@ -295,3 +295,16 @@ fn a_listening_socket_that_somebody_else_has_made_blocking_stops_nobody() {
         ask(&mut client);
     }
 }
+
+/// The kernel makes a larger table of descriptors for a process with threads behind a wait of 10 to 20 ms, each time.
+#[test]
+fn the_table_of_descriptors_does_not_grow_when_clients_come() {
+    let backend = Backend::respond(OK);
+    let proxy = Config::to(&backend).start();
+    let slots = || proxy.worker().status("FDSize").and_then(|slots| slots.parse::<usize>().ok()).unwrap();
+    let before = slots();
+    let mut clients: Vec<_> = (0..300).map(|_| proxy.client()).collect();
+    clients.iter_mut().for_each(ask);
+    assert!(before > 600, "it begins with {before} slots");
+    assert_eq!(slots(), before, "slots in the table with 300 clients and their backends");
+}
