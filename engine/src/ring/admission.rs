@@ -1,4 +1,4 @@
-//! Admission of heavy work: about one millisecond of each kind per turn of the loop.
+//! Admission of heavy work: each kind has a budget per turn of the loop.
 //!
 //! There are three kinds: steps of handshakes and pieces of a reload; pieces of large bodies; new connections.
 //!
@@ -22,8 +22,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Heavy work that one turn admits. Not a key: it is what the latency of everybody else is made of.
-const TURN_BUDGET: Duration = Duration::from_micros(1_000);
+/// What one turn admits of handshakes and of reloads, whose pieces are up to a millisecond. Not a key, and neither are the next two:
+/// it is what the latency of everybody else is made of, who waits for some three turns per request.
+pub(super) const COMPUTE_BUDGET: Duration = Duration::from_micros(1_000);
+/// What one turn admits of large bodies.
+pub(super) const BULK_BUDGET: Duration = Duration::from_micros(400);
+/// What one turn admits of new connections.
+pub(super) const CONNECTION_BUDGET: Duration = Duration::from_micros(400);
 /// Waiting tasks that are woken in one turn at most.
 const MOST_WOKEN: usize = 64;
 /// Weight of one measurement in the usual cost of a piece of work: an eighth.
@@ -130,6 +135,8 @@ impl<S: Copy + Eq + Hash> FairLine<S> {
 
 /// What admits heavy work of one kind.
 pub struct Admission {
+    /// What a turn admits.
+    budget: Duration,
     line: RefCell<FairLine<Source>>,
     /// What was used of this turn's budget.
     used: Cell<Duration>,
@@ -141,11 +148,12 @@ pub struct Admission {
 }
 
 impl Admission {
-    pub(super) fn new() -> Admission {
+    pub(super) fn new(budget: Duration) -> Admission {
         Admission {
+            budget,
             line: RefCell::default(),
             used: Cell::default(),
-            usual: Cell::new(TURN_BUDGET / 8),
+            usual: Cell::new(budget / 8),
             horizon: Cell::default(),
             deferred: Cell::new(0),
         }
@@ -159,7 +167,7 @@ impl Admission {
             return;
         }
         let usual = self.usual.get().as_nanos().max(1);
-        let fitting = usize::try_from(TURN_BUDGET.as_nanos() / usual).unwrap_or(MOST_WOKEN);
+        let fitting = usize::try_from(self.budget.as_nanos() / usual).unwrap_or(MOST_WOKEN);
         for (place, _, waker) in line.iter().take(fitting.clamp(1, MOST_WOKEN)) {
             self.horizon.set(place);
             waker.wake_by_ref();
@@ -183,7 +191,7 @@ impl Admission {
 
     fn has_room(&self) -> bool {
         let used = self.used.get();
-        used.is_zero() || used + self.usual.get() <= TURN_BUDGET
+        used.is_zero() || used + self.usual.get() <= self.budget
     }
 
     fn note_used(&self, time: Duration) {
@@ -277,7 +285,7 @@ impl Slice<'_> {
     pub async fn pause(&mut self) {
         let Some((admission, source)) = self.of else { return };
         if let Some(began) = self.began {
-            if admission.used.get() + began.elapsed() < TURN_BUDGET {
+            if admission.used.get() + began.elapsed() < admission.budget {
                 return;
             }
             self.end();
@@ -346,8 +354,8 @@ mod tests {
 
     /// Runs works of 1.1 ms each by polling all of them in each turn; which were done in which turn.
     fn turns(sources: &[Source]) -> Vec<Vec<usize>> {
-        let admission = Admission::new();
-        admission.usual.set(TURN_BUDGET);
+        let admission = Admission::new(COMPUTE_BUDGET);
+        admission.usual.set(COMPUTE_BUDGET);
         let mut context = Context::from_waker(Waker::noop());
         let mut works: Vec<_> = sources
             .iter()
@@ -391,7 +399,7 @@ mod tests {
 
     #[test]
     fn light_work_shares_a_turn() {
-        let admission = Admission::new();
+        let admission = Admission::new(COMPUTE_BUDGET);
         let mut context = Context::from_waker(Waker::noop());
         admission.begin_turn();
         for _ in 0..20 {
@@ -403,11 +411,11 @@ mod tests {
 
     #[test]
     fn who_is_dropped_leaves_no_gap_and_nobody_is_woken_for_nothing() {
-        let admission = Admission::new();
+        let admission = Admission::new(COMPUTE_BUDGET);
         let count = Arc::new(Count::default());
         let waker = Waker::from(Arc::clone(&count));
         let mut context = Context::from_waker(&waker);
-        admission.note_used(TURN_BUDGET);
+        admission.note_used(COMPUTE_BUDGET);
         let mut one = Box::pin(admission.turn_of(client(1)));
         let mut two = Box::pin(admission.turn_of(client(1)));
         assert!(one.as_mut().poll(&mut context).is_pending() && two.as_mut().poll(&mut context).is_pending());
@@ -423,15 +431,15 @@ mod tests {
 
     #[test]
     fn what_comes_later_does_not_overtake_its_own_source() {
-        let admission = Admission::new();
+        let admission = Admission::new(COMPUTE_BUDGET);
         let mut context = Context::from_waker(Waker::noop());
-        admission.note_used(TURN_BUDGET);
+        admission.note_used(COMPUTE_BUDGET);
         let mut first = Box::pin(admission.turn_of(client(1)));
         assert!(first.as_mut().poll(&mut context).is_pending());
         admission.used.set(Duration::ZERO);
         let mut second = Box::pin(admission.turn_of(client(1)));
         assert!(second.as_mut().poll(&mut context).is_pending());
-        admission.usual.set(TURN_BUDGET);
+        admission.usual.set(COMPUTE_BUDGET);
         admission.begin_turn();
         assert!(second.as_mut().poll(&mut context).is_pending());
         assert!(first.as_mut().poll(&mut context).is_ready());
@@ -439,7 +447,7 @@ mod tests {
 
     #[test]
     fn long_work_pauses_when_the_turn_is_used_up_and_never_alone() {
-        let admission = Admission::new();
+        let admission = Admission::new(COMPUTE_BUDGET);
         let mut context = Context::from_waker(Waker::noop());
         let undivided = run_undivided(async |slice| {
             for _ in 0..10 {
@@ -457,7 +465,7 @@ mod tests {
         });
         let mut turns = 1;
         while divided.as_mut().poll(&mut context).is_pending() {
-            assert!(admission.used.get() >= TURN_BUDGET && admission.is_waited_for());
+            assert!(admission.used.get() >= COMPUTE_BUDGET && admission.is_waited_for());
             admission.begin_turn();
             turns += 1;
         }
@@ -474,8 +482,8 @@ mod tests {
 
     #[test]
     fn what_is_reserved_counts_as_used_and_the_rest_waits_for_the_next_turn() {
-        let admission = Admission::new();
-        let cost = TURN_BUDGET / 4;
+        let admission = Admission::new(COMPUTE_BUDGET);
+        let cost = COMPUTE_BUDGET / 4;
         let mut context = Context::from_waker(Waker::noop());
         let mut admitted = |count: usize| {
             let mut waiting: Vec<_> =

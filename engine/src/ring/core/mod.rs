@@ -27,7 +27,7 @@ use std::{
 use io_uring::{cqueue, opcode, squeue, types};
 
 use super::{
-    admission::Admission,
+    admission::{self, Admission},
     batching::Batching,
     body_memory::{BodyMemory, BulkBuf},
     buffers::{BufferRing, Part, Pool},
@@ -118,9 +118,9 @@ impl Ring {
                 now: Cell::new(0),
                 local_work: Cell::new(false),
                 next_woken: Cell::new(None),
-                admission: Admission::new(),
-                bulk_admission: Admission::new(),
-                connection_admission: Admission::new(),
+                admission: Admission::new(admission::COMPUTE_BUDGET),
+                bulk_admission: Admission::new(admission::BULK_BUDGET),
+                connection_admission: Admission::new(admission::CONNECTION_BUDGET),
                 batching: RefCell::default(),
                 heads: RefCell::default(),
                 body_memory: BodyMemory::new(settings.body_memory),
