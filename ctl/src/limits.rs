@@ -129,8 +129,8 @@ pub const MAX_REQUEST_FRAME: usize = 64 << 20;
 pub const WORKER_READY_TIMEOUT_MS: u64 = 10_000;
 /// A worker that answers no ping for so long is killed and replaced (`worker_liveness`; 0 = never).
 pub const WORKER_LIVENESS_MS: u64 = 10_000;
-/// A worker that has not answered an order this long after it was given counts as one that refused.
-pub const ORDER_TIMEOUT_MS: u64 = 10_000;
+/// A worker that has not answered an order this long after it was given is given up and replaced (`worker_timeout`).
+pub const WORKER_TIMEOUT_MS: u64 = 10_000;
 /// First delay before a worker that died again is replaced (the first time it is replaced at once); doubles.
 pub const RESTART_DELAY_MS: u64 = 100;
 /// Longest delay before a worker that died is replaced.

@@ -137,6 +137,23 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// Whether it changes something. What only asks is answered at any moment; changes are made one after the other.
+    pub fn is_change(&self) -> bool {
+        !matches!(
+            self,
+            Request::Status
+                | Request::Workers
+                | Request::State
+                | Request::Topology
+                | Request::Certificates { .. }
+                | Request::Keys
+                | Request::Reload { dry_run: true }
+                | Request::LoadState { dry_run: true, .. }
+        )
+    }
+}
+
 /// What the supervisor answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "result", content = "content")]
@@ -246,6 +263,9 @@ pub struct Status {
     pub requests: u64,
     /// Workers that died and were replaced.
     pub restarts: u64,
+    /// Why the state on the disk is not the one that is running (`automatic_state_save`); `None`: it is, or is not to be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub save_failed: Option<String>,
     /// Every counter and gauge by its name, summed over the workers; `answers.REASON` are the answers of kakehi's own
     /// making, by the reason code that stands in their body.
     #[serde(default)]

@@ -96,6 +96,9 @@ pub struct Settings {
     pub drain_timeout_ms: u64,
     /// How long a worker goes on whose supervisor has died, if no other takes it over (ms); `None` = for ever.
     pub orphan_timeout_ms: Option<u64>,
+    /// A worker that does not answer an order for so long is given up and replaced (ms).
+    #[serde(default = "worker_timeout")]
+    pub worker_timeout_ms: u64,
     /// A worker that answers no ping for so long is killed and replaced (ms); 0 = never.
     #[serde(default = "worker_liveness")]
     pub worker_liveness_ms: u64,
@@ -162,6 +165,7 @@ impl Default for Settings {
             stop_idle_grace_ms: limits::STOP_IDLE_GRACE_MS,
             drain_timeout_ms: limits::DRAIN_TIMEOUT_MS,
             orphan_timeout_ms: None,
+            worker_timeout_ms: limits::WORKER_TIMEOUT_MS,
             worker_liveness_ms: limits::WORKER_LIVENESS_MS,
             user: None,
             group: None,
@@ -377,6 +381,10 @@ fn certificate_watch_interval() -> u64 {
 
 fn stop_idle_grace() -> u64 {
     limits::STOP_IDLE_GRACE_MS
+}
+
+fn worker_timeout() -> u64 {
+    limits::WORKER_TIMEOUT_MS
 }
 
 fn worker_liveness() -> u64 {

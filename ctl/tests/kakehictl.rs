@@ -146,6 +146,7 @@ fn status() -> Status {
         backends: 3,
         connections: 12,
         requests: 99,
+        save_failed: None,
         restarts: 0,
         counters: [("http.requests".to_owned(), 99)].into(),
         workers: workers(),

@@ -76,7 +76,6 @@ fn tls_and_tcp_are_served() {
 fn what_is_not_honoured_is_named() {
     let (_, warnings) = load();
     let not_honoured = [
-        "`worker_timeout` in the root is not honoured yet and changes nothing",
         "`metrics` in the root is not honoured yet and changes nothing",
         "`sticky_name` in a listener is not honoured yet and changes nothing",
         "`answers` in a listener is not honoured yet and changes nothing",

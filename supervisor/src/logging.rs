@@ -1,25 +1,39 @@
 //! The log: lines on standard output, filtered by `log_level` or by the environment's `KAKEHI_LOG`.
 //!
-//! A worker must never wait for whoever reads the log, nor die because nobody does any more. So a line is
-//! written only when the kernel says that it can be taken without waiting, and is thrown away otherwise; the
-//! supervisor has a little more patience. Errors of writing are ignored. What ends the program is also told on
-//! standard error ([`complain`]).
+//! Nobody waits for whoever reads the log, nor dies because nobody does any more. A line is written at once when the kernel says
+//! that it can be taken without waiting. Otherwise a worker throws it away, and the supervisor keeps up to [`MOST_WAITING`] of
+//! them, which a thread of their own writes. How many were thrown away is said in their place. Errors of writing are ignored.
+//! What ends the program is also told on standard error ([`complain`]).
 
 use std::{
     fmt::Display,
     io::{self, IsTerminal as _, Write},
     os::fd::AsFd as _,
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 
+use crate::outlet::Outlet;
+
 /// Environment variable that overrides `log_level`.
 const VARIABLE: &str = "KAKEHI_LOG";
-/// How long the supervisor waits for a slow reader of the log (ms).
-const SUPERVISOR_PATIENCE_MS: u16 = 500;
+/// Lines of the supervisor that wait for whoever reads them.
+const MOST_WAITING: usize = 1024;
+/// How long the last lines of the supervisor wait for whoever reads them.
+const LAST_PATIENCE: Duration = Duration::from_millis(500);
 /// Longest line: a pipe that has room at all takes as much without blocking (`PIPE_BUF`).
 const MAX_LINE: usize = 4096;
+
+/// Lines that wait; none in a worker.
+static WAITING: OnceLock<Outlet<Vec<u8>>> = OnceLock::new();
+/// Lines that were thrown away and are not said to be yet.
+static LOST: AtomicU64 = AtomicU64::new(0);
 
 /// Tells whoever started the program why it ends. A standard error that is gone is no reason to panic.
 pub(crate) fn complain(error: impl Display) {
@@ -28,15 +42,33 @@ pub(crate) fn complain(error: impl Display) {
 
 /// Opens the log of the supervisor.
 pub(crate) fn open_for_supervisor(log_level: &str) {
-    open(log_level, SUPERVISOR_PATIENCE_MS);
+    let outlet = Outlet::new(MOST_WAITING, |line: Vec<u8>| {
+        write(&line, PollTimeout::NONE);
+        // What was lost meanwhile would have come behind the lines that wait.
+        if WAITING.get().is_some_and(Outlet::is_last) {
+            say_lost(PollTimeout::NONE);
+        }
+    });
+    // Without a thread lines are thrown away as those of a worker are.
+    if let Ok(outlet) = outlet {
+        let _ = WAITING.set(outlet);
+    }
+    open(log_level);
 }
 
-/// Opens the log of a worker, which waits for nobody.
+/// Opens the log of a worker.
 pub(crate) fn open_for_worker(log_level: &str) {
-    open(log_level, 0);
+    open(log_level);
 }
 
-fn open(log_level: &str, patience_ms: u16) {
+/// Has the last lines written, if anybody reads them: before the process ends, or becomes another program.
+pub(crate) fn flush() {
+    if let Some(waiting) = WAITING.get() {
+        waiting.flush(LAST_PATIENCE);
+    }
+}
+
+fn open(log_level: &str) {
     let wanted = std::env::var(VARIABLE).unwrap_or_else(|_| log_level.to_owned());
     let (filter, complaint) = match EnvFilter::try_new(&wanted) {
         Ok(filter) => (filter, None),
@@ -45,7 +77,7 @@ fn open(log_level: &str, patience_ms: u16) {
     let opened = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(io::stdout().is_terminal())
-        .with_writer(BestEffort { patience_ms })
+        .with_writer(BestEffort)
         .with_target(false)
         // The report of such an error would go to standard error, and panic when that is gone as well.
         .log_internal_errors(false)
@@ -57,23 +89,17 @@ fn open(log_level: &str, patience_ms: u16) {
     }
 }
 
-/// Standard output that gives up rather than block.
+/// Standard output that nobody waits for.
 #[derive(Clone, Copy)]
-struct BestEffort {
-    patience_ms: u16,
-}
+struct BestEffort;
 
 impl Write for BestEffort {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let stdout = io::stdout();
-        let mut wanted = [PollFd::new(stdout.as_fd(), PollFlags::POLLOUT)];
-        let takes = matches!(poll(&mut wanted, PollTimeout::from(self.patience_ms)), Ok(count) if count > 0);
-        if takes {
-            // Straight to the descriptor: a buffer would keep a line that could not be written.
-            let _ = match line.get(..MAX_LINE) {
-                None => nix::unistd::write(&stdout, line),
-                Some(start) => nix::unistd::write(&stdout, &[&start[..MAX_LINE - 1], b"\n"].concat()),
-            };
+        let waiting = WAITING.get();
+        let at_once = || say_lost(PollTimeout::ZERO) && write(line, PollTimeout::ZERO);
+        let written = waiting.is_none_or(Outlet::is_idle) && at_once();
+        if !written && !waiting.is_some_and(|waiting| waiting.put(line.to_vec())) {
+            LOST.fetch_add(1, Ordering::Relaxed);
         }
         Ok(line.len())
     }
@@ -81,6 +107,36 @@ impl Write for BestEffort {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// Writes a line when standard output takes it within `patience`; whether it did.
+fn write(line: &[u8], patience: PollTimeout) -> bool {
+    let stdout = io::stdout();
+    let mut wanted = [PollFd::new(stdout.as_fd(), PollFlags::POLLOUT)];
+    if !matches!(poll(&mut wanted, patience), Ok(count) if count > 0) {
+        return false;
+    }
+    // Straight to the descriptor: a buffer would keep a line that could not be written.
+    let _ = match line.get(..MAX_LINE) {
+        None => nix::unistd::write(&stdout, line),
+        Some(start) => nix::unistd::write(&stdout, &[&start[..MAX_LINE - 1], b"\n"].concat()),
+    };
+    true
+}
+
+/// Says how many lines were lost, if any were; `false` if that cannot be said within `patience`.
+fn say_lost(patience: PollTimeout) -> bool {
+    let lost = LOST.swap(0, Ordering::Relaxed);
+    if lost == 0 {
+        return true;
+    }
+    let process = std::process::id();
+    let notice = format!("kakehi[{process}]: {lost} lines of the log were lost, as nobody read it\n");
+    let said = write(notice.as_bytes(), patience);
+    if !said {
+        LOST.fetch_add(lost, Ordering::Relaxed);
+    }
+    said
 }
 
 impl MakeWriter<'_> for BestEffort {
@@ -98,6 +154,6 @@ mod tests {
     #[test]
     fn a_line_is_always_reported_as_written() {
         let line = b"this line is shown by the test, or thrown away\n";
-        assert_eq!(BestEffort { patience_ms: 0 }.write(line).unwrap(), line.len());
+        assert_eq!(BestEffort.write(line).unwrap(), line.len());
     }
 }

@@ -9,6 +9,7 @@
 mod check;
 mod demo;
 mod logging;
+mod outlet;
 mod scm;
 mod supervise;
 mod sys;
@@ -86,10 +87,10 @@ fn main() -> ExitCode {
 fn start(file: &std::path::Path) -> ExitCode {
     match kakehi_ctl::config::load(file) {
         Ok(loaded) => supervise::run(loaded, file),
-        Err(error) => {
+        Err(error) => supervise::go_on_without(&error, file).unwrap_or_else(|| {
             logging::complain(error);
             ExitCode::FAILURE
-        }
+        }),
     }
 }
 

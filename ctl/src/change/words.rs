@@ -128,6 +128,7 @@ impl Settings {
             ("steering", steering(self), steering(wanted)),
             ("rebalance", rebalance(self), rebalance(wanted)),
             ("graceful_timeout", millis(self.graceful_timeout_ms), millis(wanted.graceful_timeout_ms)),
+            ("worker_timeout", millis(self.worker_timeout_ms), millis(wanted.worker_timeout_ms)),
             ("worker_liveness", millis(self.worker_liveness_ms), millis(wanted.worker_liveness_ms)),
             (
                 "worker_automatic_restart",
@@ -153,6 +154,7 @@ impl Settings {
     /// Takes over the settings that concern neither listeners, clusters nor a worker's process, and change at once.
     pub fn take_live(&mut self, wanted: &Settings) {
         self.graceful_timeout_ms = wanted.graceful_timeout_ms;
+        self.worker_timeout_ms = wanted.worker_timeout_ms;
         self.worker_liveness_ms = wanted.worker_liveness_ms;
         self.worker_automatic_restart = wanted.worker_automatic_restart;
         self.steering = wanted.steering;

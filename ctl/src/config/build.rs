@@ -90,7 +90,7 @@ fn set<T>(target: &mut T, value: Option<T>) {
 }
 
 /// `path`, which is relative to `folder` unless it is absolute.
-fn in_folder(folder: &Path, path: &Path) -> PathBuf {
+pub(super) fn in_folder(folder: &Path, path: &Path) -> PathBuf {
     folder.join(path.strip_prefix("./").unwrap_or(path))
 }
 
@@ -129,6 +129,7 @@ fn settings(root: &Section, folder: &Path, findings: &mut Findings<'_>) -> Setti
     set(&mut settings.stop_idle_grace_ms, root.millis("stop_idle_grace"));
     set(&mut settings.drain_timeout_ms, root.millis("drain_timeout"));
     settings.orphan_timeout_ms = root.millis("orphan_timeout");
+    set(&mut settings.worker_timeout_ms, root.millis("worker_timeout"));
     set(&mut settings.worker_liveness_ms, root.millis("worker_liveness"));
     settings.command_allowed_uids =
         root.integers("command_allowed_uids").into_iter().map(|uid| uid as u32).collect();

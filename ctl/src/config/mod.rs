@@ -15,6 +15,7 @@ mod keys;
 mod read;
 #[cfg(test)]
 mod reference;
+mod socket;
 #[cfg(test)]
 mod tests;
 pub mod write;
@@ -29,6 +30,7 @@ use std::{
 use build::Extent;
 pub use error::{ConfigError, KeyHint, Loaded, Place, Warning};
 use sha2::{Digest as _, Sha256};
+pub use socket::command_socket;
 use toml::de::DeTable;
 
 use crate::{

@@ -239,6 +239,7 @@ fn settings(now: &Settings) -> Table {
     table.millis("stop_idle_grace", now.stop_idle_grace_ms, usual.stop_idle_grace_ms);
     table.millis("drain_timeout", now.drain_timeout_ms, usual.drain_timeout_ms);
     table.if_some("orphan_timeout", now.orphan_timeout_ms.map(seconds));
+    table.millis("worker_timeout", now.worker_timeout_ms, usual.worker_timeout_ms);
     table.millis("worker_liveness", now.worker_liveness_ms, usual.worker_liveness_ms);
     let uids: Vec<Value> = now.command_allowed_uids.iter().map(|uid| i64::from(*uid).into()).collect();
     table.unless(Vec::new(), "command_allowed_uids", uids);

@@ -158,21 +158,34 @@ pub(super) struct Refused {
     orders: UnixStream,
 }
 
-/// Takes over every worker process whose adoption socket is beside `command_socket`. What does not answer is left
-/// alone, with a warning.
-pub(super) fn find(command_socket: &Path, trust: Trust) -> Found {
+/// The adoption sockets beside `command_socket`.
+fn beside(command_socket: &Path) -> impl Iterator<Item = PathBuf> {
     let folder = match command_socket.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
     let prefix = prefix(command_socket);
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let ours = entries.filter(|entry| {
+    let ours = entries.filter(move |entry| {
         entry.file_name().as_encoded_bytes().strip_prefix(prefix.as_encoded_bytes()).is_some_and(is_of_worker)
             && entry.file_type().is_ok_and(|kind| std::os::unix::fs::FileTypeExt::is_socket(&kind))
     });
+    ours.map(|entry| entry.path())
+}
+
+/// Whether a worker process runs that a supervisor with this command socket has started.
+pub(super) fn is_anybody_there(command_socket: &Path) -> bool {
+    beside(command_socket).any(|path| {
+        let recorded = ProcessRecord::read(&path);
+        recorded.is_ok_and(|recorded| recorded.is_some_and(|recorded| recorded.check_alive().is_ok()))
+    })
+}
+
+/// Takes over every worker process whose adoption socket is beside `command_socket`. What does not answer is left
+/// alone, with a warning.
+pub(super) fn find(command_socket: &Path, trust: Trust) -> Found {
     let mut found = Found::default();
-    for path in ours.map(|entry| entry.path()) {
+    for path in beside(command_socket) {
         match take_over(&path, trust, &mut found.refused) {
             Ok(Some(orphan)) => found.orphans.push(orphan),
             Ok(None) => {}

@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt::Display,
     io,
     net::SocketAddr,
     os::fd::OwnedFd,
@@ -14,15 +15,16 @@ use std::{
 };
 
 use kakehi_ctl::{
-    config::Loaded,
+    config::{self, Loaded},
     order::WorkerState,
     state::{Settings, State, WantedCertificate},
 };
 use kakehi_engine::tls::Vault;
-use tokio::sync::mpsc::channel;
+use nix::sys::signal::SigSet;
+use tokio::{runtime::Runtime, sync::mpsc::channel};
 
 use super::{
-    Death, End, Error, Outcome, QUEUE, Source, Supervisor,
+    End, Error, Outcome, QUEUE, Source, Supervisor,
     adoption::{self, Found, Orphan, Refused, Trust},
     certificates::{Depth, Keeper},
     command::{CommandSocket, SocketFile},
@@ -32,27 +34,68 @@ use super::{
     record::StateRecord,
     replace::{self, Estate},
     resources, save,
-    signals::{Signals, Wish},
-    sleep_until,
+    signals::Signals,
+    turn::Happened,
     worker::Worker,
 };
 
 /// Runs kakehi on `loaded`, which was read from `file`, until it is stopped; the whole program `kakehi start`.
 pub(crate) fn run(loaded: Loaded, file: &Path) -> ExitCode {
+    // What is wrong with the rules shows when they are compiled.
+    if adoption::is_anybody_there(&loaded.state.settings.command_socket)
+        && let Err(error) = kakehi_engine::worker::check(&loaded.state)
+        && let Some(code) = go_on_without(&error, file)
+    {
+        return code;
+    }
     block_on(serve(loaded, Some(file.to_owned()), || {}))
 }
 
 /// Runs a supervisor on this thread and turns its end into an exit code; errors go to standard error.
 pub(crate) fn block_on(supervisor: impl Future<Output = Result<End, Error>>) -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    exit_code(runtime.map_err(Error::Runtime).and_then(|runtime| runtime.block_on(supervisor)))
+    exit_code(runtime().map_err(Error::Runtime).and_then(|runtime| {
+        let ended = runtime.block_on(supervisor);
+        // A thread that waits for a disk is not waited for.
+        runtime.shutdown_background();
+        ended
+    }))
+}
+
+/// The same where the file is wrong and workers run that another supervisor left: they go on with what they have, until the
+/// file is mended and read again. `None` where there are none.
+pub(crate) fn go_on_without(error: &dyn Display, file: &Path) -> Option<ExitCode> {
+    let command_socket = config::command_socket(file).ok()?;
+    if !adoption::is_anybody_there(&command_socket) {
+        return None;
+    }
+    let state = StateRecord::load(&command_socket).ok()??;
+    let complaint =
+        format!("{error}; the workers that run go on with what they have: mend the file, then reload");
+    crate::logging::complain(&complaint);
+    let loaded = Loaded { state, certificates: Vec::new(), warnings: Vec::new() };
+    Some(block_on(serve_instead(loaded, Some(file.to_owned()), Some(complaint), || {})))
+}
+
+/// What a supervisor runs on: this thread, and others for what waits for a disk, which get no signals. When this thread keeps
+/// signals back for a program that comes, nobody else takes them.
+pub(super) fn runtime() -> io::Result<Runtime> {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime
+        .enable_all()
+        .on_thread_start(|| {
+            // Where that fails, they have a handler all the same.
+            let _ = SigSet::all().thread_block();
+        })
+        .build()
 }
 
 /// What the program ends with; errors go to standard error.
 pub(super) fn exit_code(ended: Result<End, Error>) -> ExitCode {
+    init_system::flush();
+    crate::logging::flush();
     match ended {
         Ok(End::Clean) => ExitCode::SUCCESS,
-        Ok(End::Cut) => ExitCode::from(crate::EXIT_CUT),
+        Ok(End::Cut | End::Unsaved) => ExitCode::from(crate::EXIT_CUT),
         Err(error) => {
             crate::logging::complain(error);
             ExitCode::FAILURE
@@ -69,11 +112,24 @@ pub(crate) async fn serve(
     file: Option<PathBuf>,
     when_ready: impl FnOnce(),
 ) -> Result<End, Error> {
+    serve_instead(loaded, file, None, when_ready).await
+}
+
+/// As [`serve`]; with a `complaint`, `loaded` is not what the file says, and that is why.
+async fn serve_instead(
+    loaded: Loaded,
+    file: Option<PathBuf>,
+    complaint: Option<String>,
+    when_ready: impl FnOnce(),
+) -> Result<End, Error> {
     let Loaded { mut state, certificates, warnings } = loaded;
     let source = Source { file, settings: state.settings.clone(), program: replace::program_file() };
     crate::logging::open_for_supervisor(&state.settings.log_level);
     for warning in &warnings {
         tracing::warn!("{warning}");
+    }
+    if let Some(complaint) = complaint {
+        tracing::error!("{complaint}");
     }
     kakehi_engine::worker::check(&state)?;
     if let Some(level) = resources::level_from_environment()? {
@@ -323,39 +379,23 @@ impl Supervisor {
                 return Err(failed);
             }
         }
-        while self.workers.iter().any(|worker| worker.state() == WorkerState::Starting) {
-            let wake = self.next_due();
-            tokio::select! {
-                Some(event) = self.events.recv() => {
-                    let id = event.worker;
-                    let age = self.worker(id).map_or(std::time::Duration::ZERO, |worker| worker.age());
-                    if let Outcome::Died(death) = self.note(event) {
-                        let Death { reason, .. } = &death;
-                        if !fresh.contains(&id) {
-                            self.on_death(id, death, age);
-                            continue;
-                        }
-                        let failed = Error::FirstStart { id, reason: reason.clone() };
-                        self.kill(&fresh).await;
-                        return Err(failed);
-                    }
+        while !self.is_stopping() && self.workers.iter().any(|it| it.state() == WorkerState::Starting) {
+            let Happened::Event(event) = self.turn(None).await else { continue };
+            let id = event.worker;
+            match self.note(event) {
+                Outcome::Died(death) if fresh.contains(&id) && !self.is_stopping() => {
+                    self.kill(&fresh).await;
+                    return Err(Error::FirstStart { id, reason: death.reason });
                 }
-                wish = self.signals.next() => match wish {
-                    Wish::Stop(signal) => {
-                        tracing::info!("{signal} before the start was complete: stopping");
-                        self.kill(&fresh).await;
-                        if fresh.len() == self.workers.len() {
-                            return Ok(Some(End::Clean));
-                        }
-                        self.on_stop(signal);
-                        return Ok(None);
-                    }
-                    // The file may have changed after it was read.
-                    Wish::Reload => self.reload_due = true,
-                    Wish::Reap => {}
-                },
-                () = sleep_until(wake) => self.on_due(),
+                // They are ready for the first time.
+                Outcome::Ready => {}
+                other => drop(self.attend_to(id, other)),
             }
+        }
+        if self.is_stopping() {
+            tracing::info!("asked to stop before the start was complete");
+            self.kill(&fresh).await;
+            return Ok((fresh.len() == self.workers.len()).then_some(End::Clean));
         }
         Ok(None)
     }
@@ -433,8 +473,9 @@ impl Supervisor {
             worker.kill();
         }
         while self.workers.iter().any(|worker| ids.contains(&worker.id()) && worker.has_future()) {
-            let Some(event) = self.events.recv().await else { return };
-            self.note(event);
+            if let Happened::Event(event) = self.turn(None).await {
+                self.note(event);
+            }
         }
     }
 }

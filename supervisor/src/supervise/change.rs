@@ -2,27 +2,26 @@
 //!
 //! First everything is tried: on a copy of the state, by compiling it, by opening the sockets of new listeners, and by
 //! having each worker get ready. Only when all of that has gone well is each worker told to make the change, which
-//! cannot fail any more. A worker that does not answer is replaced by one that starts with the change in it. While a
-//! change is under way nothing else is done here but to take note of workers that end; they are replaced after it.
+//! cannot fail any more. A worker that does not answer within `worker_timeout` vetoes nothing: it is replaced by one that starts
+//! with the change in it. No worker is started between the two steps.
 
 use std::{collections::BTreeMap, net::SocketAddr, path::Path, time::Duration};
 
 use kakehi_ctl::{
     change::{Change, ChangeError},
     config::{self, ConfigError},
-    limits,
     order::{Changed, KeyPair, Order, WorkerOutcome},
     state::{Fingerprint, Revision, STATE_VERSION, Settings, State},
 };
 use kakehi_engine::config::CompileError;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use super::{
     Supervisor,
-    attend::Event,
     certificates::{self, Depth},
     init_system,
     listeners::{self, Sockets},
+    turn::Happened,
     worker::{Outcome, Worker},
 };
 
@@ -64,6 +63,27 @@ pub(super) enum Refused {
     Stopping,
 }
 
+/// What became of an order.
+#[derive(Debug)]
+pub(super) enum Answer {
+    Done,
+    /// The worker says why not.
+    Refused(String),
+    /// It did not answer, and was given up.
+    Silence,
+}
+
+impl Answer {
+    /// What is to be told of an order that was not carried out.
+    fn failure(self) -> Option<String> {
+        match self {
+            Answer::Done => None,
+            Answer::Refused(reason) => Some(reason),
+            Answer::Silence => Some("it did not answer, and is replaced".to_owned()),
+        }
+    }
+}
+
 /// How changes are made.
 struct Manner {
     /// Digest of the file that the state stems from then.
@@ -103,7 +123,8 @@ impl Supervisor {
     }
 
     async fn try_reload_from(&mut self, file: &Path, dry_run: bool, by: &str) -> Result<Changed, Refused> {
-        let mut loaded = config::load(file)?;
+        let file = file.to_owned();
+        let mut loaded = self.serve_beside(move || config::load(&file)).await?;
         let wanted = std::mem::take(&mut loaded.certificates);
         let warnings = self.certificates.furnish(&mut loaded.state, wanted, Depth::Few)?;
         let at_next_start = self.source.settings.fixed_until_restart(&loaded.state.settings);
@@ -244,7 +265,7 @@ impl Supervisor {
         Manner { origin, check, dry_run }: Manner,
         by: &str,
     ) -> Result<Changed, Refused> {
-        if self.stopping.is_some() {
+        if self.is_stopping() {
             return Err(Refused::Stopping);
         }
         // Only what the changes name is copied and looked at: the whole may be large.
@@ -258,17 +279,25 @@ impl Supervisor {
         // A certificate is not said in a file but named there, and was looked at when it was read.
         let of_a_certificate =
             |it: &Change| matches!(it, Change::SetCertificate { .. } | Change::RemoveCertificate { .. });
-        if check && !changes.iter().all(of_a_certificate) {
-            config::check(&part).map_err(Refused::Wrong)?;
+        let check = check && !changes.iter().all(of_a_certificate);
+        let compile = changes.iter().any(Change::concerns_routes);
+        if check || compile {
+            let checked = move || {
+                if check {
+                    config::check(&part).map_err(Refused::Wrong)?;
+                }
+                if compile {
+                    kakehi_engine::worker::check(&part)?;
+                }
+                Ok::<_, Refused>(part)
+            };
+            part = self.serve_beside(checked).await?;
         }
-        if changes.iter().any(Change::concerns_routes) {
-            kakehi_engine::worker::check(&part)?;
-            // Otherwise the workers find what contradicts other clusters.
-            if !self.workers.iter().any(Worker::takes_orders) {
-                let mut whole = self.state.clone();
-                changes.iter().try_for_each(|change| whole.apply(change))?;
-                kakehi_engine::worker::check(&whole)?;
-            }
+        // Otherwise the workers find what contradicts other clusters.
+        if compile && !self.workers.iter().any(Worker::takes_orders) {
+            let mut whole = self.state.clone();
+            changes.iter().try_for_each(|change| whole.apply(change))?;
+            self.serve_beside(move || kakehi_engine::worker::check(&whole)).await?;
         }
         let mut changed = Changed {
             applied: !dry_run,
@@ -304,29 +333,13 @@ impl Supervisor {
     ) -> Result<Vec<WorkerOutcome>, Refused> {
         let new: Vec<SocketAddr> =
             part.active_addresses().filter(|address| !self.state.accepts(address)).collect();
-        let sockets = listeners::open(&new, self.count(), Vec::new(), false).await?;
-        let prepared = self
-            .order_all(
-                |worker, sockets: &Sockets| {
-                    if !sockets.is_empty() {
-                        worker.pass(sockets).map_err(|error| error.to_string())?;
-                    }
-                    Ok(Order::Prepare { staged: 0, changes: changes.clone(), revision: revision.clone() })
-                },
-                &sockets,
-            )
-            .await;
-        let refusals: Vec<String> = prepared
-            .iter()
-            .filter_map(|(id, outcome)| Some(format!("worker {id}: {}", outcome.as_ref().err()?)))
-            .collect();
-        if !refusals.is_empty() {
-            self.order_all(|_, _| Ok(Order::Abort), &sockets).await;
-            return Err(Refused::Workers(refusals.join("; ")));
-        }
-        // From here on it holds, whoever is there to say so.
-        self.record.append(&changes, &revision);
-        let committed = self.order_all(|_, _| Ok(Order::Commit), &sockets).await;
+        let count = self.count();
+        let sockets =
+            self.serve_until(async { listeners::open(&new, count, Vec::new(), false).await }).await?;
+        self.launches_held = true;
+        let told = self.tell_change(&changes, &revision, &sockets).await;
+        self.launches_held = false;
+        let committed = told?;
         for (worker, sockets) in self.workers.iter_mut().zip(sockets) {
             worker.change_sockets(sockets, |address| part.accepts(address));
         }
@@ -346,11 +359,51 @@ impl Supervisor {
         if !new.is_empty() {
             self.steer();
         }
-        let mut outcomes = Vec::new();
-        for (id, outcome) in committed {
-            let outcome = match outcome {
-                Ok(()) => "changed".to_owned(),
-                Err(reason) => {
+        Ok(committed)
+    }
+
+    /// Has all workers make the changes, or none. Those that do not answer are not waited for again: what takes their place
+    /// starts with the changes, if the others make them.
+    async fn tell_change(
+        &mut self,
+        changes: &[Change],
+        revision: &Revision,
+        sockets: &[Sockets],
+    ) -> Result<Vec<WorkerOutcome>, Refused> {
+        let prepare = |worker: &Worker, sockets: &Sockets| {
+            if !sockets.is_empty() {
+                worker.pass(sockets).map_err(|error| error.to_string())?;
+            }
+            Ok(Order::Prepare { staged: 0, changes: changes.to_vec(), revision: revision.clone() })
+        };
+        let prepared = self.order_all(prepare, sockets).await;
+        let mut silent = Vec::new();
+        let mut refusals = Vec::new();
+        for (id, answer) in prepared {
+            match answer {
+                Answer::Done => {}
+                Answer::Refused(reason) => refusals.push(format!("worker {id}: {reason}")),
+                Answer::Silence => silent.push(id),
+            }
+        }
+        if self.is_stopping() {
+            return Err(Refused::Stopping);
+        }
+        if !refusals.is_empty() {
+            self.order_all(|_, _| Ok(Order::Abort), sockets).await;
+            return Err(Refused::Workers(refusals.join("; ")));
+        }
+        // From here on it holds, whoever is there to say so.
+        self.record.append(changes, revision);
+        let committed = self.order_all(|_, _| Ok(Order::Commit), sockets).await;
+        let mut outcomes: Vec<_> = silent
+            .into_iter()
+            .map(|id| (id, "did not answer within `worker_timeout`; replaced".to_owned()))
+            .collect();
+        for (id, answer) in committed {
+            let outcome = match answer.failure() {
+                None => "changed".to_owned(),
+                Some(reason) => {
                     let reason = format!("did not make a change that all others made ({reason})");
                     if let Some(worker) = self.worker(id) {
                         worker.condemn(&reason);
@@ -358,9 +411,10 @@ impl Supervisor {
                     format!("{reason}; replaced")
                 }
             };
-            outcomes.push(WorkerOutcome { id, outcome });
+            outcomes.push((id, outcome));
         }
-        Ok(outcomes)
+        outcomes.sort();
+        Ok(outcomes.into_iter().map(|(id, outcome)| WorkerOutcome { id, outcome }).collect())
     }
 
     /// Notes number and place of the workers, as somebody has asked for them, also with the workers themselves: for a
@@ -379,10 +433,10 @@ impl Supervisor {
         let told = |_: &Worker, _: &Sockets| {
             Ok(Order::Prepare { staged: 0, changes: Vec::new(), revision: revision.clone() })
         };
-        for outcomes in
+        for answers in
             [self.order_all(told, &none).await, self.order_all(|_, _| Ok(Order::Commit), &none).await]
         {
-            for (worker, reason) in outcomes.into_iter().filter_map(|(id, it)| Some((id, it.err()?))) {
+            for (worker, reason) in answers.into_iter().filter_map(|(id, it)| Some((id, it.failure()?))) {
                 tracing::warn!(worker, "was not told how many workers there are, and where: {reason}");
             }
         }
@@ -391,8 +445,8 @@ impl Supervisor {
     /// Gives every worker an order; those that did not carry it out, and why.
     pub(super) async fn tell_all(&mut self, order: &Order) -> Vec<(u32, String)> {
         let none: Vec<Sockets> = self.workers.iter().map(|_| Sockets::new()).collect();
-        let outcomes = self.order_all(|_, _| Ok(order.clone()), &none).await;
-        outcomes.into_iter().filter_map(|(id, outcome)| Some((id, outcome.err()?))).collect()
+        let answers = self.order_all(|_, _| Ok(order.clone()), &none).await;
+        answers.into_iter().filter_map(|(id, answer)| Some((id, answer.failure()?))).collect()
     }
 
     /// Waits until every worker has answered all that it was asked.
@@ -406,8 +460,10 @@ impl Supervisor {
         let number = self.orders_given;
         let worker = self.workers.get(id as usize).filter(|worker| worker.takes_orders());
         worker.ok_or("it does not run")?.order(number, order).map_err(|error| error.to_string())?;
-        let mut outcomes = self.answers(number, vec![id]).await;
-        outcomes.remove(&id).unwrap_or_else(|| Err("it has ended".to_owned()))
+        match self.answers(number, vec![id]).await.remove(&id) {
+            Some(answer) => answer.failure().map_or(Ok(()), Err),
+            None => Err("it has ended".to_owned()),
+        }
     }
 
     /// Gives every worker that can take one an order, and waits for the answers. A worker that ends meanwhile is left
@@ -416,10 +472,10 @@ impl Supervisor {
         &mut self,
         order: impl Fn(&Worker, &Sockets) -> Result<Order, String>,
         sockets: &[Sockets],
-    ) -> BTreeMap<u32, Result<(), String>> {
+    ) -> BTreeMap<u32, Answer> {
         self.orders_given += 1;
         let number = self.orders_given;
-        let mut outcomes = BTreeMap::new();
+        let mut answers = BTreeMap::new();
         let mut waiting = Vec::new();
         for (worker, sockets) in
             self.workers.iter_mut().zip(sockets).filter(|(worker, _)| worker.takes_orders())
@@ -428,46 +484,53 @@ impl Supervisor {
                 .and_then(|order| worker.order(number, order).map_err(|error| error.to_string()));
             match given {
                 Ok(()) => waiting.push(worker.id()),
-                Err(reason) => drop(outcomes.insert(worker.id(), Err(reason))),
+                Err(reason) => drop(answers.insert(worker.id(), Answer::Refused(reason))),
             }
         }
-        outcomes.append(&mut self.answers(number, waiting).await);
-        outcomes
+        answers.append(&mut self.answers(number, waiting).await);
+        answers
     }
 
-    /// Waits for the answers of workers to order `number`. One that ends meanwhile is left out.
-    async fn answers(&mut self, number: u64, mut waiting: Vec<u32>) -> BTreeMap<u32, Result<(), String>> {
-        let mut outcomes = BTreeMap::new();
-        let deadline = Instant::now() + Duration::from_millis(limits::ORDER_TIMEOUT_MS);
+    /// Waits for the answers of workers to order `number`. One that ends meanwhile is left out; one that does not answer within
+    /// `worker_timeout` is given up, and replaced.
+    async fn answers(&mut self, number: u64, mut waiting: Vec<u32>) -> BTreeMap<u32, Answer> {
+        let mut answers = BTreeMap::new();
+        let patience = Duration::from_millis(self.state.settings.worker_timeout_ms);
+        let deadline = Instant::now() + patience;
         while !waiting.is_empty() {
-            let Ok(Some(event)) = timeout_at(deadline, self.events.recv()).await else { break };
-            let id = event.worker;
-            match self.note_answer(event) {
-                Some((answered, refused)) if answered == number => {
-                    waiting.retain(|waits| *waits != id);
-                    outcomes.insert(id, refused.map_or(Ok(()), Err));
+            match self.turn(Some(deadline)).await {
+                Happened::Event(event) => {
+                    let id = event.worker;
+                    match self.note(event) {
+                        Outcome::Answered { order, refused } if order == number => {
+                            waiting.retain(|waits| *waits != id);
+                            answers.insert(id, refused.map_or(Answer::Done, Answer::Refused));
+                        }
+                        other => drop(self.attend_to(id, other)),
+                    }
                 }
-                _ => {}
+                Happened::Late => {
+                    for id in waiting.drain(..) {
+                        let seconds = patience.as_secs_f64();
+                        self.give_up(
+                            id,
+                            format!("answered an order not within `worker_timeout` ({seconds} s)"),
+                        );
+                        answers.insert(id, Answer::Silence);
+                    }
+                }
+                Happened::Other => {}
             }
             waiting.retain(|id| self.workers.get(*id as usize).is_some_and(Worker::takes_orders));
         }
-        for id in waiting {
-            outcomes.insert(id, Err(format!("no answer within {} s", limits::ORDER_TIMEOUT_MS / 1000)));
-        }
-        outcomes
+        answers
     }
 
-    /// Takes note of an event; of an answer, gives the number of its order and why it was refused.
-    fn note_answer(&mut self, event: Event) -> Option<(u64, Option<String>)> {
-        let id = event.worker;
-        let age = self.worker(id).map_or(Duration::ZERO, |worker| worker.age());
-        match self.note(event) {
-            Outcome::Answered { order, refused } => Some((order, refused)),
-            Outcome::Died(death) => {
-                self.on_death(id, death, age);
-                None
-            }
-            Outcome::Nothing | Outcome::Ready | Outcome::Upgraded | Outcome::NotUpgraded(_) => None,
+    /// Has another process take the place of the one of a worker.
+    fn give_up(&mut self, id: u32, reason: String) {
+        if let Some(worker) = self.worker(id) {
+            let outcome = worker.give_up(reason);
+            self.attend_to(id, outcome);
         }
     }
 }

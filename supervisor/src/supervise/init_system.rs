@@ -1,13 +1,22 @@
 //! What systemd is told, and what it passes on: readiness, reloads, the watchdog, listening sockets.
 //!
 //! All of it does nothing when kakehi was not started by systemd. Whoever starts it may speak the same protocol
-//! (`sd_notify(3)`, `sd_listen_fds(3)`).
+//! (`sd_notify(3)`, `sd_listen_fds(3)`). Nobody waits for an init system that does not read what it is told.
 
-use std::{net::SocketAddr, os::fd::OwnedFd, time::Duration};
+use std::{net::SocketAddr, os::fd::OwnedFd, sync::OnceLock, time::Duration};
 
 use command_fds::inherited::take_fd_ownership;
 use sd_notify::NotifyState;
 use socket2::SockRef;
+
+use crate::outlet::Outlet;
+
+/// Messages that wait for the init system.
+const MOST_WAITING: usize = 16;
+/// How long the last ones wait.
+const LAST_PATIENCE: Duration = Duration::from_millis(100);
+
+static WAITING: OnceLock<Option<Outlet<String>>> = OnceLock::new();
 
 /// What processes of kakehi's own must not take for meant for them.
 pub(super) const VARIABLES: [&str; 6] =
@@ -33,7 +42,17 @@ pub(super) fn stopping() {
 
 /// The loop turns.
 pub(super) fn alive() {
-    tell(&[NotifyState::Watchdog]);
+    // That it turned once is no news behind other messages.
+    if waiting().is_some_and(Outlet::is_idle) {
+        tell(&[NotifyState::Watchdog]);
+    }
+}
+
+/// Has the last messages heard, if anybody listens: before the process ends, or becomes another program.
+pub(super) fn flush() {
+    if let Some(waiting) = waiting() {
+        waiting.flush(LAST_PATIENCE);
+    }
 }
 
 /// How often [`alive`] is to be called: twice as often as the watchdog demands.
@@ -42,9 +61,24 @@ pub(super) fn watchdog_period() -> Option<Duration> {
 }
 
 fn tell(what: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(what) {
-        tracing::debug!("the init system is not told: {error}");
+    let lines: Vec<String> = what.iter().map(ToString::to_string).collect();
+    if waiting().is_some_and(|waiting| !waiting.put(lines.join("\n"))) {
+        tracing::warn!("the init system does not read what it is told ({})", lines.join(", "));
     }
+}
+
+/// What the init system is to be told; `None` where there is none.
+fn waiting() -> Option<&'static Outlet<String>> {
+    let make = || {
+        std::env::var_os("NOTIFY_SOCKET")?;
+        let outlet = Outlet::new(MOST_WAITING, |message: String| {
+            if let Err(error) = sd_notify::notify(&[NotifyState::Custom(&message)]) {
+                tracing::debug!("the init system is not told: {error}");
+            }
+        });
+        outlet.inspect_err(|error| tracing::warn!("the init system is not told anything: {error}")).ok()
+    };
+    WAITING.get_or_init(make).as_ref()
 }
 
 /// Listening sockets that were passed on, with their addresses.

@@ -1,8 +1,8 @@
 //! The supervisor: opens the sockets, launches the workers, replaces those that die, stops them all.
 //!
 //! One thread, one loop ([`Supervisor::run`]), which alone owns the workers and what is known about them.
-//! Everything that waits is a task that sends it events: one per worker process ([`attend`]), one per client of the
-//! command socket ([`command`]). Nothing here touches a connection.
+//! Everything that waits elsewhere is a task that sends it events: one per worker process ([`attend`]), one per client of the
+//! command socket ([`command`]). The loop itself waits in one place ([`turn`]). Nothing here touches a connection.
 //!
 //! | file | what it is for |
 //! |---|---|
@@ -13,6 +13,7 @@
 //! | [`liveness`] | whether a worker still answers, and where it stands if not |
 //! | [`adoption`] | workers that another supervisor left |
 //! | [`command`] | the command socket |
+//! | [`turn`] | waiting, for whatever an operation needs, while everything else goes on |
 //! | [`change`], [`save`] | reloads and other changes: all workers or none; the state on disk |
 //! | [`certificates`] | what of TLS lies in files: read, checked, watched, kept in the vault |
 //! | [`upgrade`], [`replace`] | new processes in the place of old ones: workers, and the supervisor itself |
@@ -43,10 +44,11 @@ mod save;
 mod scale;
 mod signals;
 mod steering;
+mod turn;
 mod upgrade;
 mod worker;
 
-use std::{io, path::PathBuf, rc::Rc, time::Duration};
+use std::{collections::VecDeque, io, path::PathBuf, rc::Rc, time::Duration};
 
 use kakehi_ctl::{
     order::{Changed, Request, Response, Status, WorkerOutcome, WorkerState},
@@ -65,11 +67,12 @@ use self::{
     rebalance::Watch,
     record::StateRecord,
     save::Saving,
-    signals::{Signals, Wish},
+    signals::Signals,
+    turn::Happened,
     worker::{Death, Outcome, Worker},
 };
 pub(crate) use self::{
-    begin::{block_on, run, serve},
+    begin::{block_on, go_on_without, run, serve},
     replace::resume,
 };
 
@@ -138,6 +141,8 @@ pub(crate) enum End {
     Clean,
     /// A worker cut what was still in flight, had to be killed, or died.
     Cut,
+    /// The state could not be saved.
+    Unsaved,
 }
 
 /// Everything that is running.
@@ -163,8 +168,14 @@ struct Supervisor {
     watchdog: Option<(Duration, Instant)>,
     /// When the keys of session tickets are to be renewed.
     ticket_keys_due: Instant,
-    /// A SIGHUP came before the start was complete.
+    /// A SIGHUP came while something else was under way.
     reload_due: bool,
+    /// Questions that wait until the operation that runs has ended.
+    line: VecDeque<Question>,
+    /// Files of certificates that were found not to be as they were.
+    changed_files: Vec<certificates::Changed>,
+    /// The state is about to be another: a process that started now would start from the one before.
+    launches_held: bool,
     stopping: Option<Stopping>,
 }
 
@@ -215,6 +226,9 @@ impl Supervisor {
             watchdog: init_system::watchdog_period().map(|period| (period, Instant::now())),
             ticket_keys_due: Instant::now(),
             reload_due: false,
+            line: VecDeque::new(),
+            changed_files: Vec::new(),
+            launches_held: false,
             stopping: None,
         };
         supervisor.plan_ticket_keys();
@@ -247,9 +261,6 @@ impl Supervisor {
 
     /// Serves until a stop is complete.
     async fn run(&mut self) -> Result<End, Error> {
-        if std::mem::take(&mut self.reload_due) && self.stopping.is_none() {
-            self.reload_on_signal().await;
-        }
         loop {
             self.forget_retired();
             let nobody_left = !self.workers.iter().any(Worker::has_future);
@@ -261,33 +272,43 @@ impl Supervisor {
                     );
                     let end = stopping.end;
                     self.record.remove();
-                    self.finish_saving().await;
-                    return Ok(end);
+                    let saved = self.finish_saving().await;
+                    return Ok(if end == End::Clean && !saved { End::Unsaved } else { end });
                 }
                 None if nobody_left => return Err(Error::NoWorkerLeft),
                 _ => {}
             }
-            let wake = self.next_due();
-            tokio::select! {
-                Some(event) = self.events.recv() => self.on_event(event),
-                wish = self.signals.next() => match wish {
-                    Wish::Reload => self.reload_on_signal().await,
-                    Wish::Reap => {
-                        let ours: Vec<u32> = self.workers.iter().flat_map(Worker::pids).collect();
-                        signals::reap_strangers(&ours);
-                    }
-                    Wish::Stop(signal) => self.on_stop(signal),
-                },
-                Some(question) = self.asked.recv() => self.answer(question).await,
-                () = self.saving.is_to_go_on() => self.go_on_saving(),
-                changed = self.certificates.watching.changed() => self.on_changed_files(changed).await,
-                () = sleep_until(wake) => {
-                    self.on_due();
-                    self.rebalance_if_due().await;
-                    self.renew_ticket_keys_if_due().await;
-                }
+            if self.operate().await {
+                continue;
+            }
+            let until = [self.rebalance_due(), self.ticket_keys_due()].into_iter().flatten().min();
+            if let Happened::Event(event) = self.turn(until).await {
+                self.on_event(event);
             }
         }
+    }
+
+    /// Carries out one operation that is due, if any is; whether there was one.
+    async fn operate(&mut self) -> bool {
+        let now = Instant::now();
+        let is_due = |due: Option<Instant>| due.is_some_and(|due| due <= now);
+        if std::mem::take(&mut self.reload_due) {
+            if !self.is_stopping() {
+                self.reload_on_signal().await;
+            }
+        } else if let Some(question) = self.line.pop_front() {
+            self.carry_out_request(question).await;
+        } else if !self.changed_files.is_empty() {
+            let changed = std::mem::take(&mut self.changed_files);
+            self.on_changed_files(changed).await;
+        } else if is_due(self.rebalance_due()) {
+            self.rebalance_if_due().await;
+        } else if is_due(self.ticket_keys_due()) {
+            self.renew_ticket_keys_if_due().await;
+        } else {
+            return false;
+        }
+        true
     }
 
     fn on_stop(&mut self, signal: &'static str) {
@@ -317,32 +338,37 @@ impl Supervisor {
         self.workers.iter_mut().for_each(Worker::kill);
     }
 
-    fn on_event(&mut self, event: Event) {
+    /// Takes note of what happened to a process, and attends to it. What an operation may wait for is given back.
+    fn on_event(&mut self, event: Event) -> Outcome {
         let id = event.worker;
-        let age = self.worker(id).map_or(Duration::ZERO, |worker| worker.age());
-        match self.note(event) {
-            // An upgrade that was given up.
-            Outcome::Nothing | Outcome::Upgraded | Outcome::NotUpgraded(_) => {}
+        let outcome = self.note(event);
+        self.attend_to(id, outcome)
+    }
+
+    /// Attends to what happened to a worker. What an operation may wait for is given back.
+    fn attend_to(&mut self, id: u32, outcome: Outcome) -> Outcome {
+        match outcome {
             Outcome::Ready => tracing::info!(worker = id, "ready, replaces the one that died"),
-            Outcome::Answered { refused: None, .. } => {}
             Outcome::Answered { refused: Some(reason), .. } => {
                 tracing::warn!(worker = id, "refused an order: {reason}");
             }
-            Outcome::Died(death) => self.on_death(id, death, age),
+            Outcome::Died(death) => self.on_death(id, death),
+            // An upgrade that was given up, or the end of one that an operation waits for.
+            other => return other,
         }
+        Outcome::Nothing
     }
 
-    fn on_death(&mut self, id: u32, death: Death, lived: Duration) {
+    fn on_death(&mut self, id: u32, Death { reason, drained, lived }: Death) {
         if let Some(stopping) = &mut self.stopping {
-            if death.drained {
+            if drained {
                 tracing::info!(worker = id, "has finished");
             } else {
                 stopping.end = End::Cut;
-                tracing::warn!(worker = id, "did not finish: {}", death.reason);
+                tracing::warn!(worker = id, "did not finish: {reason}");
             }
             return;
         }
-        let reason = death.reason;
         if !self.state.settings.worker_automatic_restart {
             tracing::error!(worker = id, "{reason}; not replaced, as `worker_automatic_restart` is false");
             return;
@@ -365,16 +391,20 @@ impl Supervisor {
         self.workers.get_mut(id as usize)
     }
 
+    /// Whether what is due of a worker may be done now.
+    fn may_attend(&self, worker: &Worker) -> bool {
+        worker.state() == WorkerState::Starting || !(self.launches_held || worker.is_being_upgraded())
+    }
+
+    /// When something is due that is done at any moment.
     fn next_due(&self) -> Option<Instant> {
         let kill_at = self.stopping.as_ref().and_then(|stopping| stopping.kill_at);
         let workers = self.workers.iter();
         workers
-            .flat_map(|worker| [worker.due(), worker.leave_due()])
+            .flat_map(|worker| [worker.due().filter(|_| self.may_attend(worker)), worker.leave_due()])
             .flatten()
             .chain(kill_at)
-            .chain(self.rebalance_due())
             .chain(self.watchdog.map(|(_, due)| due))
-            .chain(self.ticket_keys_due())
             .chain(self.certificates_due())
             .min()
     }
@@ -391,12 +421,13 @@ impl Supervisor {
             self.watchdog = self.watchdog.map(|(period, _)| (period, now + period));
         }
         self.attend_to_certificates();
-        let due = |worker: &Worker| worker.due().is_some_and(|due| due <= now);
-        if !self.workers.iter().any(due) {
+        let due = |worker: &Worker| self.may_attend(worker) && worker.due().is_some_and(|due| due <= now);
+        let due: Vec<u32> = self.workers.iter().filter(|worker| due(worker)).map(Worker::id).collect();
+        if due.is_empty() {
             return;
         }
         let provisions = self.provisions();
-        for worker in self.workers.iter_mut().filter(|worker| due(worker)) {
+        for worker in self.workers.iter_mut().filter(|worker| due.contains(&worker.id())) {
             if worker.state() == WorkerState::Starting {
                 worker.on_late_start();
                 continue;
@@ -419,18 +450,15 @@ impl Supervisor {
         }
     }
 
-    async fn answer(&mut self, question: Question) {
-        let Question { request, peer, privileged, asker, answer } = question;
+    /// Carries out what changes something, and says how it went.
+    async fn carry_out_request(&mut self, question: Question) {
+        let Question { request, peer, asker, answer, .. } = question;
         let peer = &peer;
         let response = match request {
-            Request::Status => Response::Status(self.status()),
-            Request::Workers => Response::Workers(self.workers.iter().map(Worker::info).collect()),
-            Request::State => Response::State(Box::new(self.state.clone())),
             Request::Reload { dry_run } => respond(self.reload(dry_run, peer).await),
             Request::UpgradeWorkers { worker } => outcomes(self.upgrade(worker, peer).await),
             Request::Scale { count } => outcomes(self.scale(count, peer).await),
             Request::Rebalance => outcomes(self.rebalance(peer).await),
-            Request::Topology => return self.tell_topology(answer),
             Request::Pin { worker, core } => outcomes(self.pin(worker, core, peer).await),
             Request::PinAuto { no_smt, numa, reserve_for_irq } => {
                 outcomes(self.pin_auto(&placement::Wish { no_smt, numa, reserve_for_irq }, peer).await)
@@ -443,16 +471,6 @@ impl Supervisor {
                 }
                 None => Response::Refused { reason: "no descriptor is left; try again".to_owned() },
             },
-            Request::Stop { now } => {
-                tracing::info!("stop ordered by {peer}");
-                if self.stopping.is_none() {
-                    self.on_stop("kakehictl");
-                }
-                if now {
-                    self.on_stop("kakehictl");
-                }
-                Response::Stopping
-            }
             Request::LoadState { state, keys, dry_run } => {
                 respond(self.load_state(*state, &keys, dry_run, peer).await)
             }
@@ -463,13 +481,19 @@ impl Supervisor {
             Request::RemoveCertificate { address, which } => {
                 respond(self.remove_certificate(address, &which, peer).await)
             }
-            Request::Certificates { which } => return self.tell_certificates(which.as_deref(), answer),
-            Request::Keys => self.tell_keys(privileged, peer),
             Request::SaveState { with_keys } => match self.save_state(with_keys).await {
                 Ok((path, left_out)) => Response::Saved { path, left_out },
                 Err(error) => Response::Refused { reason: error.to_string() },
             },
             Request::Apply { changes } => respond(self.apply(changes, peer).await),
+            // They were answered when they came ([`Supervisor::answer_now`]).
+            Request::Status
+            | Request::Workers
+            | Request::State
+            | Request::Topology
+            | Request::Certificates { .. }
+            | Request::Keys
+            | Request::Stop { .. } => return,
         };
         // Whoever asked may have left; that is nobody's loss.
         let _ = answer.send(response);
@@ -490,6 +514,7 @@ impl Supervisor {
             connections: worker::add_up(workers.iter().map(|worker| worker.connections)),
             requests: worker::add_up(workers.iter().map(|worker| worker.requests)),
             restarts: worker::add_up(self.workers.iter().map(Worker::restarts)),
+            save_failed: self.saving.failure().map(str::to_owned),
             counters: worker::sum(&self.workers).into_iter().chain(figures).collect(),
             workers,
         }

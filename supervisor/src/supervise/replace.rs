@@ -32,7 +32,7 @@ use nix::sys::{
     signal::{SigSet, Signal},
 };
 use serde::{Deserialize, Serialize};
-use tokio::time::timeout;
+use tokio::time::Instant;
 
 use super::{
     Supervisor,
@@ -40,9 +40,11 @@ use super::{
     begin,
     command::Asker,
     handle::Handle,
+    init_system,
     launch::{Provisions, Start},
     listeners::Sockets,
     process::{Block, Process, reason_of_end},
+    turn::Happened,
 };
 
 /// The new program may take so long to check the state.
@@ -51,6 +53,8 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_COMPLAINT: u64 = 1024;
 /// The number of the worker by which a new program is tried.
 pub(super) const TRIAL: u32 = u32::MAX;
+/// Turns that the tasks of clients get to write that they are turned away: each needs one.
+const TURNS_TO_ANSWER: usize = 8;
 /// Where the new program finds the state that it is to check.
 pub(crate) const CHECKED_STATE: RawFd = 3;
 
@@ -180,6 +184,9 @@ impl Estate {
         command.arg0("kakehi").arg("start").arg("--config").arg(file);
         command.arg("--resume").arg(memory.to_string());
         command.preserved_fds(open);
+        // What waits would be gone.
+        init_system::flush();
+        crate::logging::flush();
         // What comes in between is kept until the new program listens to it.
         signals_of_supervisor().thread_block()?;
         let error = command.exec();
@@ -246,11 +253,11 @@ pub(crate) fn resume(number: RawFd, file: &Path) -> ExitCode {
         Ok(estate) => estate,
         Err(error) => return complain(&error),
     };
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = match begin::runtime() {
         Ok(runtime) => runtime,
         Err(error) => return complain(&error),
     };
-    runtime.block_on(async {
+    let code = runtime.block_on(async {
         let error = match begin::resume(&estate, file).await {
             Ok(running) => return begin::exit_code(running.serve(estate).await),
             Err(error) => error,
@@ -262,7 +269,10 @@ pub(crate) fn resume(number: RawFd, file: &Path) -> ExitCode {
             complain(&format_args!("{failed} (the program before cannot be run again)"));
         }
         complain(&error)
-    })
+    });
+    // A thread that waits for a disk is not waited for.
+    runtime.shutdown_background();
+    code
 }
 
 impl Supervisor {
@@ -278,7 +288,7 @@ impl Supervisor {
     }
 
     async fn try_to_replace(&mut self, asker: &Asker, by: &str) -> Result<std::convert::Infallible, Refused> {
-        if self.stopping.is_some() {
+        if self.is_stopping() {
             return Err(Refused::Stopping);
         }
         let file = self.source.file.clone().ok_or(Refused::NoFile)?;
@@ -291,6 +301,13 @@ impl Supervisor {
         // Nothing is on its way from a worker any more, nor will be.
         self.attendance.set_liveness(0);
         self.ping_all().await;
+        if self.is_stopping() {
+            return Err(Refused::Stopping);
+        }
+        if let Some(worker) = self.workers.iter().find(|worker| worker.state() != WorkerState::Running) {
+            return Err(Refused::NotRunning(worker.id()));
+        }
+        self.turn_away_waiting().await;
         let mut sockets = Vec::new();
         for worker in &self.workers {
             for (which, socket) in worker.sockets() {
@@ -317,7 +334,7 @@ impl Supervisor {
     }
 
     /// Has the new program check the running state.
-    async fn try_check(&self, program: &Path) -> Result<(), Refused> {
+    async fn try_check(&mut self, program: &Path) -> Result<(), Refused> {
         let refused = |reason: String| Refused::Check { program: program.to_owned(), reason };
         let output = File::from(memory_with(&[])?);
         let state = memory_with(&serde_json::to_vec(&self.state).map_err(io::Error::from)?)?;
@@ -328,12 +345,24 @@ impl Supervisor {
         command.fd_mappings(vec![place]).map_err(io::Error::other)?;
         let child = command.spawn().map_err(|error| refused(format!("it cannot be run: {error}")))?;
         let handle = Handle::of_process(child.id())?;
-        let ended = match timeout(CHECK_TIMEOUT, handle.ended()).await {
-            Ok(ended) => ended?,
-            Err(_) => {
-                handle.signal(Signal::SIGKILL);
-                handle.ended().await?;
-                return Err(refused(format!("no answer within {} s", CHECK_TIMEOUT.as_secs())));
+        let deadline = Instant::now() + CHECK_TIMEOUT;
+        let ended = loop {
+            tokio::select! {
+                ended = handle.ended() => break ended?,
+                happened = self.turn(Some(deadline)) => {
+                    let given_up = match happened {
+                        Happened::Late => refused(format!("no answer within {} s", CHECK_TIMEOUT.as_secs())),
+                        Happened::Event(event) => {
+                            self.on_event(event);
+                            continue;
+                        }
+                        Happened::Other if self.is_stopping() => Refused::Stopping,
+                        Happened::Other => continue,
+                    };
+                    handle.signal(Signal::SIGKILL);
+                    handle.ended().await?;
+                    return Err(given_up);
+                }
             }
         };
         if ended.success() {
@@ -366,16 +395,24 @@ impl Supervisor {
             .map_err(|error| refused(error.to_string()))?;
         let patience = Duration::from_millis(limits::WORKER_READY_TIMEOUT_MS);
         let mut outcome = Err(refused(format!("it was not ready within {} s", patience.as_secs())));
-        let deadline = tokio::time::Instant::now() + patience;
+        let deadline = Instant::now() + patience;
         loop {
-            let Ok(Some(event)) = tokio::time::timeout_at(deadline, self.events.recv()).await else {
-                process.kill();
-                return outcome;
+            let event = match self.turn(Some(deadline)).await {
+                Happened::Event(event) if event.worker == TRIAL => event,
+                Happened::Event(event) => {
+                    self.on_event(event);
+                    continue;
+                }
+                Happened::Late => {
+                    process.kill();
+                    return outcome;
+                }
+                Happened::Other if self.is_stopping() => {
+                    process.kill();
+                    return Err(Refused::Stopping);
+                }
+                Happened::Other => continue,
             };
-            if event.worker != TRIAL {
-                self.on_event(event);
-                continue;
-            }
             match event.what {
                 What::Reported(_, Report::Ready { .. }) => {
                     outcome = Ok(());
@@ -386,6 +423,22 @@ impl Supervisor {
                 What::Ended(status) => return Err(refused(reason_of_end(process.last_words, status))),
                 What::Reported(..) | What::Deaf(_) | What::Mute(_) => {}
             }
+        }
+    }
+
+    /// Tells those whose questions wait that they are not heard: the program that comes does not know of them.
+    async fn turn_away_waiting(&mut self) {
+        while let Ok(question) = self.asked.try_recv() {
+            self.line.push_back(question);
+        }
+        for question in self.line.drain(..) {
+            let reason =
+                "kakehi is being replaced by another program; nothing was done, try again".to_owned();
+            let _ = question.answer.send(Response::Refused { reason });
+        }
+        // Their tasks write it.
+        for _ in 0..TURNS_TO_ANSWER {
+            tokio::task::yield_now().await;
         }
     }
 }

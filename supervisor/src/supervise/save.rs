@@ -1,35 +1,83 @@
 //! The state on disk: saved when asked, or by itself after each change, and had at the next start.
 
-use std::{collections::BTreeMap, io, path::PathBuf, rc::Rc};
+use std::{collections::BTreeMap, io, path::PathBuf, rc::Rc, time::Duration};
 
 use kakehi_ctl::{
     order::KeyPair,
     state::{Fingerprint, State},
     store::{self, Error as StoreError},
 };
-use tokio::task::JoinHandle;
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
 
-use super::{Error, Supervisor, certificates::without_keys};
+use super::{Error, Supervisor, certificates::without_keys, sleep_until, turn::Happened};
 
-/// A save that may be under way.
+/// A failed save is tried again after this time, then after twice as long.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// The longest time between two tries.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// How long a stop waits for a disk.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Saves after changes, which a thread of their own waits for.
 #[derive(Default)]
 pub(super) struct Saving {
-    running: Option<JoinHandle<()>>,
-    /// The state has changed since it began.
+    running: Option<JoinHandle<Result<(), String>>>,
+    /// The state is not as it was saved last.
     again: bool,
+    /// Somebody saves the state by hand: nothing is begun.
+    held: bool,
+    /// Why the last save failed.
+    failed: Option<String>,
+    /// When a save that failed is tried again, and after how long the one after it.
+    retry: Option<(Instant, Duration)>,
 }
 
 impl Saving {
-    /// Waits until the save that is under way has ended, if another is to follow; otherwise for ever.
+    /// Waits until the save that is under way has ended, or one that failed is to be tried again: [`Supervisor::go_on_saving`]
+    /// is to be called then. May be given up at any time without loss.
     pub(super) async fn is_to_go_on(&mut self) {
-        match &mut self.running {
-            Some(running) if self.again => {
-                // It cannot fail but by a panic, which ends the program.
-                let _ = running.await;
-                self.running = None;
+        let Some(running) = &mut self.running else {
+            return sleep_until(self.retry.map(|(at, _)| at).filter(|_| !self.held)).await;
+        };
+        // It cannot fail but by a panic, which ends the program.
+        let ended = running.await.unwrap_or_else(|error| Err(error.to_string()));
+        self.running = None;
+        self.note(ended);
+    }
+
+    /// Why the state on the disk is not the one that is running, if that could not be helped.
+    pub(super) fn failure(&self) -> Option<&str> {
+        self.failed.as_deref()
+    }
+
+    fn note(&mut self, ended: Result<(), String>) {
+        match ended {
+            Ok(()) => {
+                if self.failed.take().is_some() {
+                    tracing::info!("the state is saved again");
+                }
+                self.retry = None;
             }
-            _ => std::future::pending().await,
+            Err(reason) => {
+                let pause = self.retry.map_or(FIRST_PAUSE, |(_, pause)| (pause * 2).min(LONGEST_PAUSE));
+                if self.failed.as_ref() != Some(&reason) {
+                    tracing::error!(
+                        "the state is not saved: {reason}; it is tried again until that succeeds"
+                    );
+                }
+                self.failed = Some(reason);
+                self.again = true;
+                self.retry = Some((Instant::now() + pause, pause));
+            }
         }
+    }
+
+    fn may_begin(&self) -> bool {
+        let is_time = self.retry.is_none_or(|(at, _)| at <= Instant::now());
+        self.again && self.running.is_none() && !self.held && is_time
     }
 }
 
@@ -85,15 +133,19 @@ impl Supervisor {
     /// See [`Refused`].
     pub(super) async fn save_state(&mut self, with_keys: bool) -> Result<(PathBuf, usize), Refused> {
         let path = self.state.settings.saved_state.clone().ok_or(Refused::NoPath)?;
-        self.finish_saving().await;
         let (state, keys, left_out) = if with_keys {
             let keys = self.certificates.keys(&self.state).map_err(Refused::Keys)?;
-            (std::borrow::Cow::Borrowed(&self.state), keys, 0)
+            (self.state.clone(), keys, 0)
         } else {
             let (state, left_out) = without_keys(&self.state);
-            (state, BTreeMap::new(), left_out)
+            (state.into_owned(), BTreeMap::new(), left_out)
         };
-        match store::save_with_keys(&path, &state, &keys) {
+        self.hold_saving().await;
+        let to = path.clone();
+        let saved = self.serve_beside(move || store::save_with_keys(&to, &state, &keys)).await;
+        self.saving.held = false;
+        self.go_on_saving();
+        match saved {
             Ok(()) => Ok((path, left_out)),
             Err(error) => Err(Refused::Store { path, error }),
         }
@@ -126,36 +178,49 @@ impl Supervisor {
         self.go_on_saving();
     }
 
-    /// Begins the next save when the one before has ended.
+    /// Begins the next save when it is time.
     pub(super) fn go_on_saving(&mut self) {
-        let busy = self.saving.running.as_ref().is_some_and(|running| !running.is_finished());
-        if busy || !self.saving.again {
+        if !self.saving.may_begin() {
             return;
         }
         self.saving.again = false;
         let Some(path) = self.state.settings.saved_state.clone() else { return };
         let text = match self.text_to_save() {
             Ok(text) => text.to_vec(),
-            Err(error) => return tracing::error!("the state is not saved: {error}"),
+            Err(error) => return self.saving.note(Err(error.to_string())),
         };
-        self.saving.running = Some(tokio::task::spawn_blocking(move || {
-            if let Err(error) = store::write(&path, &text) {
-                tracing::error!("the state is not saved to {}: {error}", path.display());
-            }
-        }));
+        let save = move || store::write(&path, &text).map_err(|error| format!("{}: {error}", path.display()));
+        self.saving.running = Some(tokio::task::spawn_blocking(save));
     }
 
-    /// Waits until everything is saved that is to be.
-    pub(super) async fn finish_saving(&mut self) {
-        loop {
-            if let Some(running) = self.saving.running.take() {
-                // It cannot fail but by a panic, which ends the program.
-                let _ = running.await;
+    /// Waits until no save after a change is under way, and has none begin.
+    async fn hold_saving(&mut self) {
+        self.saving.held = true;
+        while self.saving.running.is_some() {
+            if let Happened::Event(event) = self.turn(None).await {
+                self.on_event(event);
             }
-            if !self.saving.again {
-                return;
-            }
-            self.go_on_saving();
         }
+    }
+
+    /// Saves what is not saved, when nothing else is to be done any more; whether it is saved then.
+    pub(super) async fn finish_saving(&mut self) -> bool {
+        let finished = async {
+            while self.saving.running.is_some() {
+                self.saving.is_to_go_on().await;
+            }
+            // What failed before has one more chance.
+            self.saving.retry = None;
+            self.go_on_saving();
+            while self.saving.running.is_some() {
+                self.saving.is_to_go_on().await;
+            }
+            !self.saving.again
+        };
+        let saved = timeout(STOP_PATIENCE, finished).await.unwrap_or(false);
+        if !saved {
+            tracing::error!("the state on the disk is not the one that was running");
+        }
+        saved
     }
 }

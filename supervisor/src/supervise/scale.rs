@@ -10,11 +10,12 @@ use kakehi_ctl::{
     order::{ListenerSocket, Order, WorkerOutcome, WorkerState},
 };
 use std::{io, net::SocketAddr, time::Duration};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use super::{
     Supervisor, cores,
     listeners::{self, Sockets},
+    turn::Happened,
     worker::{Outcome, Worker},
 };
 
@@ -72,7 +73,7 @@ impl Supervisor {
         if wanted == 0 || wanted > limits::MAX_WORKERS {
             return Err(Refused::Count(wanted));
         }
-        if self.stopping.is_some() {
+        if self.is_stopping() {
             return Err(Refused::Stopping);
         }
         let mut outcomes = Vec::new();
@@ -80,9 +81,11 @@ impl Supervisor {
         for WorkerOutcome { id, outcome } in &outcomes {
             tracing::info!(worker = id, "{outcome} for {by}");
         }
-        self.state.settings.worker_count = u16::try_from(self.count()).ok();
-        self.note_placement().await;
-        self.steer();
+        if !self.is_stopping() {
+            self.state.settings.worker_count = u16::try_from(self.count()).ok();
+            self.note_placement().await;
+            self.steer();
+        }
         done.map(|()| outcomes)
     }
 
@@ -91,17 +94,17 @@ impl Supervisor {
         wanted: usize,
         outcomes: &mut Vec<WorkerOutcome>,
     ) -> Result<(), Refused> {
-        while self.count() < wanted {
+        while self.count() < wanted && !self.is_stopping() {
             let id = self.count() as u32;
             self.add(id).await?;
             outcomes.push(WorkerOutcome { id, outcome: "added".to_owned() });
         }
-        while self.count() > wanted {
+        while self.count() > wanted && !self.is_stopping() {
             let id = self.count() as u32 - 1;
             self.remove(id).await?;
             outcomes.push(WorkerOutcome { id, outcome: "removed".to_owned() });
         }
-        Ok(())
+        if self.is_stopping() { Err(Refused::Stopping) } else { Ok(()) }
     }
 
     /// The core of worker `id`, where workers are pinned.
@@ -142,6 +145,9 @@ impl Supervisor {
             None => self.workers.push(Worker::new(id, core, sockets, &settings)?),
         }
         if let Err(reason) = self.launch_and_wait(id).await {
+            if self.is_stopping() {
+                return Err(Refused::Stopping);
+            }
             self.take_back(id, &missing).await;
             return Err(Refused::Failed { id, reason, count: self.count() });
         }
@@ -195,16 +201,23 @@ impl Supervisor {
         worker.launch(&provisions, &self.attendance).map_err(|error| error.to_string())?;
         let deadline = Instant::now() + Duration::from_millis(limits::WORKER_READY_TIMEOUT_MS);
         loop {
-            let Ok(Some(event)) = timeout_at(deadline, self.events.recv()).await else {
-                return Err(format!("it was not ready within {} s", limits::WORKER_READY_TIMEOUT_MS / 1000));
-            };
-            let about = event.worker;
-            let age = self.worker(about).map_or(Duration::ZERO, |worker| worker.age());
-            match self.note(event) {
-                Outcome::Ready if about == id => return Ok(()),
-                Outcome::Died(death) if about == id => return Err(death.reason),
-                Outcome::Died(death) => self.on_death(about, death, age),
-                _ => {}
+            match self.turn(Some(deadline)).await {
+                Happened::Event(event) => {
+                    let about = event.worker;
+                    match self.note(event) {
+                        Outcome::Ready if about == id => return Ok(()),
+                        Outcome::Died(death) if about == id => return Err(death.reason),
+                        other => drop(self.attend_to(about, other)),
+                    }
+                }
+                Happened::Late => {
+                    return Err(format!(
+                        "it was not ready within {} s",
+                        limits::WORKER_READY_TIMEOUT_MS / 1000
+                    ));
+                }
+                Happened::Other if self.is_stopping() => return Err("kakehi is stopping".to_owned()),
+                Happened::Other => {}
             }
         }
     }

@@ -7,9 +7,9 @@
 use std::time::Duration;
 
 use kakehi_ctl::{limits, order::WorkerOutcome};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
-use super::{Supervisor, worker::Outcome};
+use super::{Supervisor, turn::Happened, worker::Outcome};
 
 /// Why workers were not upgraded.
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +42,7 @@ impl Supervisor {
         which: Option<u32>,
         by: &str,
     ) -> Result<Vec<WorkerOutcome>, Refused> {
-        if self.stopping.is_some() {
+        if self.is_stopping() {
             return Err(Refused::Stopping);
         }
         let count = self.count() as u32;
@@ -72,24 +72,27 @@ impl Supervisor {
         let Some(worker) = self.workers.get_mut(id as usize) else { return Err("it is gone".to_owned()) };
         worker.begin_upgrade(&provisions, &self.attendance).map_err(|error| error.to_string())?;
         let deadline = Instant::now() + Duration::from_millis(limits::WORKER_READY_TIMEOUT_MS);
-        loop {
-            let Ok(Some(event)) = timeout_at(deadline, self.events.recv()).await else {
-                if let Some(worker) = self.worker(id) {
-                    worker.give_up_upgrade();
+        let given_up = loop {
+            match self.turn(Some(deadline)).await {
+                Happened::Event(event) => {
+                    let about = event.worker;
+                    match self.on_event(event) {
+                        Outcome::Upgraded if about == id => return Ok(()),
+                        Outcome::NotUpgraded(reason) if about == id => return Err(reason),
+                        _ => {}
+                    }
                 }
-                return Err(format!(
-                    "the new process was not ready within {} s",
-                    limits::WORKER_READY_TIMEOUT_MS / 1000
-                ));
-            };
-            let about = event.worker;
-            let age = self.worker(about).map_or(Duration::ZERO, |worker| worker.age());
-            match self.note(event) {
-                Outcome::Upgraded if about == id => return Ok(()),
-                Outcome::NotUpgraded(reason) if about == id => return Err(reason),
-                Outcome::Died(death) => self.on_death(about, death, age),
-                _ => {}
+                Happened::Late => {
+                    let seconds = limits::WORKER_READY_TIMEOUT_MS / 1000;
+                    break format!("the new process was not ready within {seconds} s");
+                }
+                Happened::Other if self.is_stopping() => break "kakehi is stopping".to_owned(),
+                Happened::Other => {}
             }
+        };
+        if let Some(worker) = self.worker(id) {
+            worker.give_up_upgrade();
         }
+        Err(given_up)
     }
 }

@@ -93,6 +93,8 @@ pub(super) struct Death {
     pub(super) reason: String,
     /// It was ordered to stop, and ended by itself with nothing left in flight.
     pub(super) drained: bool,
+    /// How long it has lived.
+    pub(super) lived: Duration,
 }
 
 impl Worker {
@@ -464,10 +466,23 @@ impl Worker {
         let Some(process) = self.process.take() else { return Outcome::Nothing };
         let counters = std::mem::replace(&mut self.block, block).counters;
         let kill_at = self.kill_at();
+        let lived = process.started.elapsed();
         self.leaving.push(Leaving { process, counters, kill_at });
         self.state = WorkerState::Dead;
         self.due = None;
-        Outcome::Died(Death { reason, drained: false })
+        Outcome::Died(Death { reason, drained: false, lived })
+    }
+
+    /// Gives the present process up, which does not answer: it is told to end when it has finished what it has, beside the one
+    /// that takes its place.
+    pub(super) fn give_up(&mut self, reason: String) -> Outcome {
+        self.signal(Signal::SIGTERM);
+        self.on_failure(reason)
+    }
+
+    /// Whether a process is about to take the place of the present one.
+    pub(super) fn is_being_upgraded(&self) -> bool {
+        self.coming.is_some()
     }
 
     /// Counts a process that stands still; why it is ended, in words.
@@ -493,11 +508,12 @@ impl Worker {
         self.state = WorkerState::Dead;
         self.due = None;
         let Some(process) = self.process.take() else {
-            return Death { reason: String::new(), drained: stopping };
+            return Death { reason: String::new(), drained: stopping, lived: Duration::ZERO };
         };
+        let lived = process.started.elapsed();
         let clean = process.drained.unwrap_or_else(|| status.as_ref().is_ok_and(ExitStatus::success));
         let reason = reason_of_end(process.last_words, status);
-        Death { reason, drained: stopping && clean && !process.killed }
+        Death { reason, drained: stopping && clean && !process.killed, lived }
     }
 
     /// Plans the replacement of a process that has just ended after having `lived` so long; returns the delay.
@@ -505,11 +521,6 @@ impl Worker {
         let delay = self.backoff.after_death(lived);
         self.due = Some(Instant::now() + delay);
         delay
-    }
-
-    /// How long the present process has lived.
-    pub(super) fn age(&self) -> Duration {
-        self.process.as_ref().map_or(Duration::ZERO, |process| process.started.elapsed())
     }
 
     /// Ends a process that was not ready in time.

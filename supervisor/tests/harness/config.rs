@@ -3,6 +3,7 @@
 use std::{
     ffi::OsString,
     net::{SocketAddr, TcpListener},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -25,6 +26,7 @@ pub(crate) struct Config {
     pub(super) program: Option<PathBuf>,
     pub(super) in_container: bool,
     pub(super) activated: Option<Arc<TcpListener>>,
+    pub(super) log: Option<Arc<OwnedFd>>,
 }
 
 #[derive(Clone, Default)]
@@ -145,6 +147,12 @@ impl Config {
     /// A listening socket that is passed to the proxy as an init system does; the first listener is at its address.
     pub(crate) fn activated(mut self, socket: TcpListener) -> Config {
         self.activated = Some(Arc::new(socket));
+        self
+    }
+
+    /// Where the log goes, in the place of a file.
+    pub(crate) fn log_to(mut self, log: OwnedFd) -> Config {
+        self.log = Some(Arc::new(log));
         self
     }
 

@@ -280,7 +280,10 @@ fn launch(config: &Config, folder: &Path) -> Child {
         .env(MARK, folder)
         .envs(config.environment.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
-        .stdout(log.try_clone().expect("the log twice"))
+        .stdout(match &config.log {
+            Some(log) => log.try_clone().expect("the log twice").into(),
+            None => Stdio::from(log.try_clone().expect("the log twice")),
+        })
         .stderr(log);
     if config.without_io_uring {
         sys::refuse_io_uring(&mut command);

@@ -49,3 +49,4 @@ mod upgrade;
 mod upstream_reuse;
 mod verbs;
 mod waiting;
+mod waits;

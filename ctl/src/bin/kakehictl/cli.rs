@@ -14,18 +14,21 @@ use crate::{
     routing::{BackendVerb, ClusterVerb, ConfigVerb, FrontendVerb, ListenerVerb, Shown, StateVerb},
 };
 
+/// Where the control socket lies if nobody says where.
+const USUAL_SOCKETS: [&str; 2] = ["/run/kakehi/kakehi.sock", "./kakehi.sock"];
 /// Environment variable that names the control socket.
 const SOCKET_VARIABLE: &str = "KAKEHI_SOCKET";
 
 /// Ask a running kakehi how it is, and change what it does.
 ///
 /// kakehictl talks to the supervisor over its control socket. It finds the socket by --socket, by --config
-/// (`command_socket` in that file), or by the environment variable KAKEHI_SOCKET, in this order.
+/// (`command_socket` in that file, which may be wrong otherwise), by the environment variable KAKEHI_SOCKET, at
+/// /run/kakehi/kakehi.sock, or at ./kakehi.sock, in this order.
 #[derive(Debug, Parser)]
 #[command(
     name = "kakehictl",
     version,
-    after_help = "Exit codes: 0 done, 1 refused, 2 wrong usage, 3 kakehi is not reachable."
+    after_help = "Exit codes: 0 done, 1 refused, 2 wrong usage, 3 kakehi is not reachable, 4 outcome unknown."
 )]
 pub(crate) struct Arguments {
     /// Control socket of kakehi
@@ -40,8 +43,8 @@ pub(crate) struct Arguments {
     #[arg(short, long, global = true)]
     pub(crate) json: bool,
 
-    /// How long kakehi may take for its answer, in milliseconds; 0 = for ever. By default 5000; for reloads and
-    /// states 60000, for what is done to workers 120000, for `stop` for ever
+    /// How long kakehi may take for its answer, in milliseconds; 0 = for ever. By default 5000 for questions, 120000 for
+    /// what changes something, for ever for `stop`
     #[arg(short, long, global = true, value_name = "MS")]
     timeout: Option<u64>,
 
@@ -217,22 +220,27 @@ impl Arguments {
             return Ok(socket.clone());
         }
         if let Some(file) = &self.config {
-            let loaded = config::load(file).map_err(|error| Failure::Usage(error.to_string()))?;
-            return Ok(loaded.state.settings.command_socket);
+            let unreadable = |error| Failure::Usage(format!("{}: {error}", file.display()));
+            return config::command_socket(file).map_err(unreadable);
         }
-        env::var_os(SOCKET_VARIABLE).filter(|socket| !socket.is_empty()).map(PathBuf::from).ok_or_else(|| {
+        if let Some(socket) = env::var_os(SOCKET_VARIABLE).filter(|socket| !socket.is_empty()) {
+            return Ok(PathBuf::from(socket));
+        }
+        let mut usual = USUAL_SOCKETS.map(PathBuf::from).into_iter();
+        usual.find(|socket| socket.exists()).ok_or_else(|| {
             Failure::Usage(format!(
-                "which kakehi? Name its control socket with -s SOCKET, its configuration with -c FILE, or set {SOCKET_VARIABLE}"
+                "which kakehi? There is no {}; name the control socket with -s SOCKET, the configuration with -c FILE, or set \
+                 {SOCKET_VARIABLE}",
+                USUAL_SOCKETS.join(" and no ")
             ))
         })
     }
 
-    /// Deadline of the whole conversation; `None` = for ever.
-    pub(crate) fn timeout(&self) -> Option<Duration> {
-        let default = match self.verb {
-            Verb::Stop { .. } => 0,
-            Verb::Upgrade | Verb::Workers { action: Some(_) } => 120_000,
-            Verb::State { action: Some(_) } | Verb::Reload { .. } => 60_000,
+    /// Deadline of a whole conversation; `None` = for ever. For a change longer than the supervisor waits for its workers.
+    pub(crate) fn timeout(&self, request: &Request) -> Option<Duration> {
+        let default = match request {
+            Request::Stop { .. } => 0,
+            request if request.is_change() => 120_000,
             _ => 5_000,
         };
         let timeout = self.timeout.unwrap_or(default);

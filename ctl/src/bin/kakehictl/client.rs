@@ -4,7 +4,11 @@ use std::{
     io,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    sync::mpsc::{self, RecvTimeoutError},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{self, RecvTimeoutError},
+    },
     thread,
     time::Duration,
 };
@@ -62,15 +66,29 @@ pub(crate) enum Failure {
         /// Why.
         error: WireError,
     },
+    /// A change was asked for, and what became of it is not known.
+    #[error("outcome unknown, what was asked for may have been done or be done later: {0}")]
+    Unknown(Box<Failure>),
 }
 
 impl Failure {
-    /// 1 refused, 2 usage, 3 not reachable.
+    /// 1 refused, 2 usage, 3 not reachable, 4 outcome unknown.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Failure::Refused(_) | Failure::OtherVersion(_) => 1,
             Failure::Usage(_) => 2,
+            Failure::Unknown(_) => 4,
             _ => 3,
+        }
+    }
+
+    /// Of a request for a change, when it was on its way already.
+    fn of_a_change(self) -> Failure {
+        match self {
+            Failure::TooSlow(..) | Failure::Closed(_) | Failure::Broken { .. } => {
+                Failure::Unknown(Box::new(self))
+            }
+            failure => failure,
         }
     }
 
@@ -94,27 +112,40 @@ impl Failure {
 
 /// Asks the supervisor behind `socket`; connecting, asking and the answer must be over within `timeout`.
 pub(crate) fn ask(socket: &Path, request: Request, timeout: Option<Duration>) -> Result<Response, Failure> {
-    let Some(timeout) = timeout else { return converse(socket, request) };
-    let (sender, receiver) = mpsc::channel();
-    let path = socket.to_owned();
-    // Connecting to a unix socket has no deadline of its own: a thread waits for it, and ends with the process.
-    thread::spawn(move || {
-        // After the deadline nobody waits for it any more.
-        let _ = sender.send(converse(&path, request));
-    });
-    match receiver.recv_timeout(timeout) {
-        Ok(answer) => answer,
-        Err(RecvTimeoutError::Timeout) => Err(Failure::TooSlow(socket.to_owned(), timeout)),
-        Err(RecvTimeoutError::Disconnected) => Err(Failure::Closed(socket.to_owned())),
-    }
+    let is_change = request.is_change();
+    let sent = Arc::new(AtomicBool::new(false));
+    let answer = match timeout {
+        None => converse(socket, request, &sent),
+        Some(timeout) => {
+            let (sender, receiver) = mpsc::channel();
+            let (path, sent) = (socket.to_owned(), Arc::clone(&sent));
+            // Connecting to a unix socket has no deadline of its own: a thread waits for it, and ends with the process.
+            thread::spawn(move || {
+                // After the deadline nobody waits for it any more.
+                let _ = sender.send(converse(&path, request, &sent));
+            });
+            receiver.recv_timeout(timeout).unwrap_or_else(|error| {
+                Err(match error {
+                    RecvTimeoutError::Timeout => Failure::TooSlow(socket.to_owned(), timeout),
+                    RecvTimeoutError::Disconnected => Failure::Closed(socket.to_owned()),
+                })
+            })
+        }
+    };
+    answer.map_err(|failure| match is_change && sent.load(Ordering::Relaxed) {
+        true => failure.of_a_change(),
+        false => failure,
+    })
 }
 
-fn converse(socket: &Path, request: Request) -> Result<Response, Failure> {
+/// Asks and waits; `sent` becomes true when the request may have arrived.
+fn converse(socket: &Path, request: Request, sent: &AtomicBool) -> Result<Response, Failure> {
     /// Of the only question that this process asks.
     const ID: u64 = 1;
 
     let failure = |error| Failure::from_wire(socket, error);
     let mut stream = UnixStream::connect(socket).map_err(|error| failure(error.into()))?;
+    sent.store(true, Ordering::Relaxed);
     let written = wire::write_message(&mut stream, &Envelope::new(ID, request), limits::MAX_REQUEST_FRAME);
     if let Err(error) = written {
         // Whoever is refused at the door is told so before the question.

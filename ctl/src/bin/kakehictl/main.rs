@@ -2,7 +2,7 @@
 //!
 //! [`cli`] says which words there are, [`routing`] and [`certificate`] what those about the configuration do with its
 //! [`keys`], [`client`] asks the supervisor, [`mod@print`] shows the answer.
-//! Exit codes: 0 done, 1 refused, 2 usage, 3 not reachable.
+//! Exit codes: 0 done, 1 refused, 2 usage, 3 not reachable, 4 outcome unknown.
 
 mod certificate;
 mod cli;
@@ -17,6 +17,7 @@ use std::{
 };
 
 use clap::Parser as _;
+use kakehi_ctl::order::Request;
 
 use crate::{cli::Arguments, client::Failure, routing::Shown};
 
@@ -43,7 +44,11 @@ fn main() -> ExitCode {
 /// Asks, and gives back what is to be printed.
 fn run(arguments: &Arguments) -> Result<String, Failure> {
     let socket = arguments.socket()?;
-    let shown = arguments.verb.run(&|request| client::ask(&socket, request, arguments.timeout()))?;
+    let ask = |request: Request| {
+        let timeout = arguments.timeout(&request);
+        client::ask(&socket, request, timeout)
+    };
+    let shown = arguments.verb.run(&ask)?;
     Ok(match (shown, arguments.json) {
         (Shown::Response(response), true) => print::json(&response),
         (Shown::Response(response), false) => print::human(&response),

@@ -99,6 +99,9 @@ fn human_status(status: &Status) -> String {
     for (name, value) in rows {
         let _ = writeln!(text, "{name:<12}{value}");
     }
+    if let Some(reason) = &status.save_failed {
+        let _ = writeln!(text, "{:<12}{reason}", "not saved");
+    }
     text + "\n" + &human_workers(&status.workers)
 }
 

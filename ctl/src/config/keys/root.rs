@@ -93,8 +93,8 @@ const PROCESS: &[Key] = &[
         "worker_timeout",
         Seconds,
         "10",
-        NotYet,
-        "How long the supervisor waits for a worker's answer, in seconds.",
+        Yes,
+        "How long the supervisor waits for a worker's answer to an order, in seconds. A worker that does not answer is told to finish what it has, and replaced; a change goes on with the others.",
     ),
     key(
         "max_connections",

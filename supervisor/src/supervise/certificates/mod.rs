@@ -37,7 +37,7 @@ pub(crate) use self::{
     keeper::{Depth, Keeper},
     verify::Mismatch,
 };
-pub(super) use self::{expiry::figures, requests::Wanted, stored::without_keys};
+pub(super) use self::{expiry::figures, requests::Wanted, stored::without_keys, watch::Changed};
 
 /// Why a certificate, or another file that TLS needs, cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -1,0 +1,127 @@
+//! The one place where the supervisor waits.
+//!
+//! Whatever takes a while (an upgrade, a change, a scaling, a start) is a loop over [`Supervisor::turn`]: while it waits for
+//! what it needs, signals are obeyed, the watchdog is fed, workers that died are replaced, and questions that change nothing
+//! are answered. Those that change something wait in a line, as one operation runs at a time.
+//!
+//! Every operation must look at [`Supervisor::is_stopping`] after a turn, and end: a stop waits for none.
+
+use std::pin::pin;
+
+use kakehi_ctl::order::{Request, Response};
+use tokio::time::Instant;
+
+use super::{
+    Supervisor,
+    attend::Event,
+    command::Question,
+    signals::{self, Wish},
+    sleep_until,
+    worker::Worker,
+};
+
+/// What a turn has brought.
+pub(super) enum Happened {
+    /// Something about a process, of which nobody has taken note yet: [`Supervisor::on_event`] does.
+    Event(Event),
+    /// It is the time until which the operation waits.
+    Late,
+    /// Something that was attended to. The operation may find it stopped, or a worker gone.
+    Other,
+}
+
+impl Supervisor {
+    /// Waits until something happens, and attends to it; not longer than `until`. May be given up at any time without loss.
+    pub(super) async fn turn(&mut self, until: Option<Instant>) -> Happened {
+        let wake = self.next_due();
+        tokio::select! {
+            Some(event) = self.events.recv() => return Happened::Event(event),
+            wish = self.signals.next() => match wish {
+                // When the operation that runs has ended.
+                Wish::Reload => self.reload_due = true,
+                Wish::Reap => {
+                    let ours: Vec<u32> = self.workers.iter().flat_map(Worker::pids).collect();
+                    signals::reap_strangers(&ours);
+                }
+                Wish::Stop(signal) => self.on_stop(signal),
+            },
+            Some(question) = self.asked.recv() => {
+                // Each client has one question at a time, so that the line is as long as there are places for clients.
+                if let Some(question) = self.answer_now(question) {
+                    self.line.push_back(question);
+                }
+            }
+            () = self.saving.is_to_go_on() => self.go_on_saving(),
+            changed = self.certificates.watching.changed() => self.changed_files.extend(changed),
+            () = sleep_until(wake) => self.on_due(),
+            () = sleep_until(until) => return Happened::Late,
+        }
+        Happened::Other
+    }
+
+    /// Serves until `work` is done, which must not need this supervisor.
+    pub(super) async fn serve_until<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                happened = self.turn(None) => if let Happened::Event(event) = happened {
+                    self.on_event(event);
+                },
+            }
+        }
+    }
+
+    /// Runs what computes for long, or waits for a disk, on a thread of its own, and serves meanwhile.
+    ///
+    /// # Panics
+    /// When `work` does.
+    pub(super) async fn serve_beside<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> T {
+        match self.serve_until(tokio::task::spawn_blocking(work)).await {
+            Ok(done) => done,
+            // It was not cancelled: nobody else has its handle.
+            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+        }
+    }
+
+    /// Whether a stop has begun: whatever else is under way must end.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.is_some()
+    }
+
+    /// Answers what can be answered at any moment; gives back what must wait for its turn.
+    pub(super) fn answer_now(&mut self, question: Question) -> Option<Question> {
+        let Question { request, peer, privileged, asker, answer } = question;
+        let response = match request {
+            Request::Status => Response::Status(self.status()),
+            Request::Workers => Response::Workers(self.workers.iter().map(Worker::info).collect()),
+            Request::State => Response::State(Box::new(self.state.clone())),
+            Request::Topology => {
+                self.tell_topology(answer);
+                return None;
+            }
+            Request::Certificates { which } => {
+                self.tell_certificates(which.as_deref(), answer);
+                return None;
+            }
+            Request::Keys => self.tell_keys(privileged, &peer),
+            Request::Stop { now } => {
+                tracing::info!("stop ordered by {peer}");
+                if !self.is_stopping() {
+                    self.on_stop("kakehictl");
+                }
+                if now {
+                    self.on_stop("kakehictl");
+                }
+                Response::Stopping
+            }
+            request => return Some(Question { request, peer, privileged, asker, answer }),
+        };
+        // Whoever asked may have left; that is nobody's loss.
+        let _ = answer.send(response);
+        None
+    }
+}
