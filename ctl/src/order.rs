@@ -240,9 +240,25 @@ pub struct CertificateInfo {
     pub files: Option<CertificateFiles>,
 }
 
+/// Where kakehi is in its life.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Workers come up, or are taken over and brought up to date.
+    Starting,
+    /// Everything is as the configuration says.
+    #[default]
+    Running,
+    /// It was asked to stop.
+    Stopping,
+}
+
 /// The whole in a few figures.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
+    /// What it is about.
+    #[serde(default)]
+    pub phase: Phase,
     /// Of the supervisor's program.
     pub version: String,
     /// Of the supervisor.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::limits;
 
 mod compact;
+mod defaults;
 mod tls;
 
 pub use self::compact::{Names, PackedFiles};
@@ -85,22 +86,22 @@ pub struct Settings {
     /// Connections that one worker serves at a time.
     pub max_connections: u32,
     /// TLS handshakes with clients that are under way at a time in all workers together; 0 = any number.
-    #[serde(default = "max_handshakes")]
+    #[serde(default = "defaults::max_handshakes")]
     pub max_handshakes: u32,
     /// What is in flight at a stop has this long to finish (ms).
     pub graceful_timeout_ms: u64,
     /// How long an idle connection waits, at a stop or when its listener was removed, for a request that is on its way (ms).
-    #[serde(default = "stop_idle_grace")]
+    #[serde(default = "defaults::stop_idle_grace")]
     pub stop_idle_grace_ms: u64,
     /// How long a tunnel goes on whose listener or backend was removed, and a worker's old process after an upgrade (ms).
     pub drain_timeout_ms: u64,
     /// How long a worker goes on whose supervisor has died, if no other takes it over (ms); `None` = for ever.
     pub orphan_timeout_ms: Option<u64>,
     /// A worker that does not answer an order for so long is given up and replaced (ms).
-    #[serde(default = "worker_timeout")]
+    #[serde(default = "defaults::worker_timeout")]
     pub worker_timeout_ms: u64,
     /// A worker that answers no ping for so long is killed and replaced (ms); 0 = never.
-    #[serde(default = "worker_liveness")]
+    #[serde(default = "defaults::worker_liveness")]
     pub worker_liveness_ms: u64,
     /// Users that may use the command socket, besides root and our own.
     pub command_allowed_uids: Vec<u32>,
@@ -117,20 +118,20 @@ pub struct Settings {
     /// Buffers in a worker's arena.
     pub buffer_count: u16,
     /// Private memory that bodies may take in one worker (bytes).
-    #[serde(default = "body_memory")]
+    #[serde(default = "defaults::body_memory")]
     pub body_memory: u64,
     /// Idle upstream connections that one worker keeps per backend.
     pub upstream_max_idle: u32,
     /// How long an idle upstream connection is kept (ms).
     pub upstream_idle_timeout_ms: u64,
     /// Look at the files of certificates, and take them anew when they have changed.
-    #[serde(default = "yes")]
+    #[serde(default = "defaults::yes")]
     pub certificate_watch: bool,
     /// How often (ms).
-    #[serde(default = "certificate_watch_interval")]
+    #[serde(default = "defaults::certificate_watch_interval")]
     pub certificate_watch_interval_ms: u64,
     /// How long a ticket key is used before there is a new one (ms).
-    #[serde(default = "ticket_key_rotation")]
+    #[serde(default = "defaults::ticket_key_rotation")]
     pub ticket_key_rotation_ms: u64,
     /// Filter of the log: `error`, `warn`, `info`, `debug`, or directives per module.
     pub log_level: String,
@@ -218,7 +219,7 @@ pub struct Listener {
     /// What it speaks.
     pub protocol: ListenerProtocol,
     /// It accepts connections; otherwise it is only configured.
-    #[serde(default = "yes")]
+    #[serde(default = "defaults::yes")]
     pub active: bool,
     /// The address that clients see, where that differs (NAT): told to backends.
     pub public_address: Option<SocketAddr>,
@@ -365,38 +366,6 @@ impl Default for Forwarding {
             trusted_peers: Vec::new(),
         }
     }
-}
-
-fn yes() -> bool {
-    true
-}
-
-fn body_memory() -> u64 {
-    limits::BODY_MEMORY
-}
-
-fn certificate_watch_interval() -> u64 {
-    limits::CERTIFICATE_WATCH_INTERVAL_MS
-}
-
-fn stop_idle_grace() -> u64 {
-    limits::STOP_IDLE_GRACE_MS
-}
-
-fn worker_timeout() -> u64 {
-    limits::WORKER_TIMEOUT_MS
-}
-
-fn worker_liveness() -> u64 {
-    limits::WORKER_LIVENESS_MS
-}
-
-fn max_handshakes() -> u32 {
-    limits::MAX_HANDSHAKES
-}
-
-fn ticket_key_rotation() -> u64 {
-    limits::TICKET_KEY_ROTATION_MS
 }
 
 impl State {

@@ -15,7 +15,9 @@ use std::{
 use kakehi_ctl::{
     change::Change,
     limits,
-    order::{CertificateInfo, Changed, Envelope, Pem, Request, Response, Status, WorkerInfo, WorkerState},
+    order::{
+        CertificateInfo, Changed, Envelope, Pem, Phase, Request, Response, Status, WorkerInfo, WorkerState,
+    },
     state::{CertificateFiles, Cluster, ClusterProtocol, KeyKind, Listener, ListenerProtocol, State, Tls},
     wire::{self, Decoder},
 };
@@ -147,6 +149,7 @@ fn status() -> Status {
         connections: 12,
         requests: 99,
         save_failed: None,
+        phase: Phase::Running,
         restarts: 0,
         counters: [("http.requests".to_owned(), 99)].into(),
         workers: workers(),
@@ -250,11 +253,11 @@ fn another_version_is_named() {
 #[test]
 fn wrong_usage_is_exit_code_2() {
     let cases: [(&[&str], &str); 5] = [
-        (&["status"], "Name its control socket with -s SOCKET"),
+        (&["status"], "name the control socket with -s SOCKET"),
         (&["-s", "x", "dance"], "unrecognized subcommand 'dance'"),
         (&["-s", "x", "-c", "y", "status"], "cannot be used with"),
         (&["-s", "x"], "Usage: kakehictl"),
-        (&["-c", "/nowhere.toml", "status"], "/nowhere.toml: the configuration cannot be read"),
+        (&["-c", "/nowhere.toml", "status"], "/nowhere.toml: No such file"),
     ];
     for (arguments, expected) in cases {
         let (code, stdout, stderr) = kakehictl(arguments, None);

@@ -3,6 +3,7 @@
 mod adoption;
 mod configured;
 mod patient;
+mod privileges;
 mod setup;
 
 use std::{
@@ -21,18 +22,15 @@ use kakehi_ctl::{
     state::{Revision, Settings, State},
     wire::{self, Decoder, WireError},
 };
-use nix::{
-    sys::{
-        prctl::set_no_new_privs,
-        signal::{SigSet, Signal},
-        signalfd::{SfdFlags, SignalFd},
-    },
-    unistd::{setgid, setgroups, setuid},
+use nix::sys::{
+    signal::{SigSet, Signal},
+    signalfd::{SfdFlags, SignalFd},
 };
 
 use self::{
     adoption::AdoptionState,
     configured::{Configured, Refusal},
+    privileges::drop_privileges,
 };
 pub use self::{
     adoption::{AdoptRequest, DescriptorChannel, DescriptorKind},
@@ -111,14 +109,13 @@ fn start(setup: Setup, last_words: Rc<Cell<Option<OwnedFd>>>) -> Result<End, Err
         buffer_size: limits::BUFFER_SIZE,
         body_memory: usize::try_from(setup.state.settings.body_memory).unwrap_or(usize::MAX),
     })?;
+    drop_privileges(setup.identity)?;
     let executor = glommio::LocalExecutorBuilder::new(glommio::Placement::Unbound)
         .name("kakehi")
         // Its own I/O is not used; the rest of its rings' memory counts against RLIMIT_MEMLOCK.
         .io_memory(1 << 16)
         .make()
         .map_err(|error| Error::Executor(error.to_string()))?;
-    // After the rings, whose memory would count against the user's limit of locked memory on kernels before 5.12.
-    drop_privileges(setup.identity)?;
     executor.run(serve(setup, default_workers, ring, signals, last_words))
 }
 
@@ -137,24 +134,11 @@ fn pin(core: usize) -> Result<(), Error> {
 fn grow_descriptor_table(any: &impl AsFd, max_connections: u32) {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
     let wanted = limits::DESCRIPTORS_BASE + limits::DESCRIPTORS_PER_CONNECTION * u64::from(max_connections);
-    let last = wanted.min(limit).saturating_sub(1);
-    // Closed at once. If there is no memory for it now, the table grows as before.
-    if let Err(error) = i32::try_from(last).map(|last| rustix::io::fcntl_dupfd_cloexec(any, last)) {
+    let last = i32::try_from(wanted.min(limit).saturating_sub(1)).unwrap_or(i32::MAX);
+    // Closed at once. If there is no memory for it now, the table grows later, with those waits.
+    if let Err(error) = rustix::io::fcntl_dupfd_cloexec(any, last) {
         tracing::debug!(%error, last, "the table of descriptors was not made larger");
     }
-}
-
-/// Gives up whatever is not needed to serve.
-fn drop_privileges(identity: Option<Identity>) -> Result<(), Error> {
-    if let Some(identity) = identity {
-        let Identity { user, group } = identity;
-        setgroups(&[group])
-            .and_then(|()| setgid(group))
-            .and_then(|()| setuid(user))
-            .map_err(|error| Error::Identity { identity, error: error.into() })?;
-    }
-    // It executes nothing; whoever makes it do so gains nothing by it.
-    Ok(set_no_new_privs().map_err(io::Error::from)?)
 }
 
 /// SIGTERM comes through a descriptor that the ring reads; what a terminal sends is for the supervisor.

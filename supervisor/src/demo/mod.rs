@@ -13,10 +13,13 @@ use std::{
 };
 
 use kakehi_ctl::config;
+use nix::unistd::User;
 
 use crate::supervise;
 
 /// The configuration, with names in braces for what is known only now.
+/// Whom the workers become when root runs the demo.
+const UNPRIVILEGED: &str = "nobody";
 const CONFIGURATION: &str = include_str!("demo.toml");
 
 /// Runs the demo on `listen`, or on a free port of 127.0.0.1.
@@ -35,13 +38,16 @@ pub(crate) fn run(listen: Option<SocketAddr>) -> ExitCode {
     };
     let socket = command_socket();
     let text = configuration(address, backend_address, &socket);
-    let loaded = match config::parse(&text, "demo.toml") {
+    let mut loaded = match config::parse(&text, "demo.toml") {
         Ok(loaded) => loaded,
         Err(error) => {
             crate::logging::complain(error);
             return ExitCode::FAILURE;
         }
     };
+    if nix::unistd::geteuid().is_root() && matches!(User::from_name(UNPRIVILEGED), Ok(Some(_))) {
+        loaded.state.settings.user = Some(UNPRIVILEGED.to_owned());
+    }
     supervise::block_on(async {
         tokio::spawn(backend::serve(backend));
         let advice = advice(address, backend_address, &socket);

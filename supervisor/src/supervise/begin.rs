@@ -131,6 +131,11 @@ async fn serve_instead(
     if let Some(complaint) = complaint {
         tracing::error!("{complaint}");
     }
+    if state.settings.user.is_none() && nix::unistd::geteuid().is_root() {
+        tracing::warn!(
+            "the workers run as root, without capabilities: set `user` to one that owns nothing (`user = \"root\"` if that is wanted)"
+        );
+    }
     kakehi_engine::worker::check(&state)?;
     if let Some(level) = resources::level_from_environment()? {
         state.settings.io_uring_level = Some(level);

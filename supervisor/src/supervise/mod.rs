@@ -51,7 +51,7 @@ mod worker;
 use std::{collections::VecDeque, io, path::PathBuf, rc::Rc, time::Duration};
 
 use kakehi_ctl::{
-    order::{Changed, Request, Response, Status, WorkerOutcome, WorkerState},
+    order::{Changed, Phase, Request, Response, Status, WorkerOutcome, WorkerState},
     state::{Settings, State},
 };
 use tokio::{
@@ -168,6 +168,8 @@ struct Supervisor {
     watchdog: Option<(Duration, Instant)>,
     /// When the keys of session tickets are to be renewed.
     ticket_keys_due: Instant,
+    /// The start is complete.
+    started_up: bool,
     /// A SIGHUP came while something else was under way.
     reload_due: bool,
     /// Questions that wait until the operation that runs has ended.
@@ -225,6 +227,7 @@ impl Supervisor {
             certificates,
             watchdog: init_system::watchdog_period().map(|period| (period, Instant::now())),
             ticket_keys_due: Instant::now(),
+            started_up: false,
             reload_due: false,
             line: VecDeque::new(),
             changed_files: Vec::new(),
@@ -261,6 +264,7 @@ impl Supervisor {
 
     /// Serves until a stop is complete.
     async fn run(&mut self) -> Result<End, Error> {
+        self.started_up = true;
         loop {
             self.forget_retired();
             let nobody_left = !self.workers.iter().any(Worker::has_future);
@@ -503,7 +507,13 @@ impl Supervisor {
         let workers: Vec<_> = self.workers.iter().map(Worker::info).collect();
         let clusters = self.state.clusters.values();
         let figures = certificates::figures(&self.state);
+        let phase = match (self.is_stopping(), self.started_up) {
+            (true, _) => Phase::Stopping,
+            (false, true) => Phase::Running,
+            (false, false) => Phase::Starting,
+        };
         Status {
+            phase,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_s: self.started.elapsed().as_secs(),

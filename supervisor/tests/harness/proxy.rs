@@ -105,8 +105,8 @@ impl Proxy {
         Proxy { child, folder, addresses, config: config.clone() }
     }
 
-    /// Starts the program again in the same folder, after its supervisor has ended, and waits until the command socket
-    /// answers.
+    /// Starts the program again in the same folder, after its supervisor has ended, and waits until it says
+    /// that the start is complete.
     #[track_caller]
     pub(crate) fn start_again(&mut self) {
         self.child = launch(&self.config, self.folder.path());
@@ -114,7 +114,9 @@ impl Proxy {
         let child = &mut self.child;
         wait::within(START, "an answer of the new supervisor", || {
             assert_eq!(child.try_wait().expect("wait"), None, "it has ended");
-            kakehictl().arg("-s").arg(&socket).arg("status").output().ok()?.status.success().then_some(())
+            let status = kakehictl().arg("-s").arg(&socket).args(["status", "--json"]).output().ok()?;
+            let status: serde_json::Value = serde_json::from_slice(&status.stdout).ok()?;
+            (status["phase"] == "running").then_some(())
         });
     }
 

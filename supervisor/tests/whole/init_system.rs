@@ -5,7 +5,7 @@ use std::{net::TcpListener, os::unix::net::UnixDatagram, path::Path, process::Co
 use nix::sys::signal::Signal;
 
 use crate::harness::{
-    Backend, Client, Config, GET, Load, OK, Process, Proxy, get, kakehictl, send_signal, wait,
+    Backend, Client, Config, GET, Load, OK, Process, Proxy, ask, get, kakehictl, send_signal, wait,
 };
 
 /// The socket of an init system.
@@ -167,4 +167,27 @@ fn as_process_1_it_reaps_strangers_and_can_be_upgraded_and_stopped() {
     load.end();
     send_signal(init, Signal::SIGTERM);
     assert_eq!(proxy.wait(Duration::from_secs(10)).code(), Some(0), "{}", proxy.log());
+}
+
+#[test]
+fn no_thread_of_a_worker_has_a_capability_whoever_it_runs_as() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    for user in ["", "user = \"nobody\"", "user = \"root\""] {
+        let backend = Backend::respond(OK);
+        let proxy = Config::to(&backend).root(user).start();
+        ask(&mut proxy.client());
+        let threads = std::fs::read_dir(format!("/proc/{}/task", proxy.worker().0)).unwrap();
+        for thread in threads.map(Result::unwrap) {
+            let thread = Process(thread.file_name().to_str().unwrap().parse().unwrap());
+            for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+                assert_eq!(thread.status(set).as_deref(), Some("0000000000000000"), "{user}: {set}");
+            }
+            assert_eq!(thread.status("NoNewPrivs").as_deref(), Some("1"));
+        }
+        // Where that is wanted it was said in the file.
+        let told = proxy.log().contains("the workers run as root");
+        assert_eq!(told, user.is_empty(), "{}", proxy.log());
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use kakehi_ctl::order::{Changed, Core, Response, Status, Topology, WorkerInfo, WorkerState};
+use kakehi_ctl::order::{Changed, Core, Phase, Response, Status, Topology, WorkerInfo, WorkerState};
 use serde::Serialize;
 
 mod certificates;
@@ -85,6 +85,7 @@ fn human_status(status: &Status) -> String {
     let listeners = status.listeners.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
     let rows = [
         ("kakehi", status.version.clone()),
+        ("state", phase(status.phase).to_owned()),
         ("process", status.pid.to_string()),
         ("up", duration(status.uptime_s)),
         ("listeners", if listeners.is_empty() { "none".to_owned() } else { listeners }),
@@ -103,6 +104,14 @@ fn human_status(status: &Status) -> String {
         let _ = writeln!(text, "{:<12}{reason}", "not saved");
     }
     text + "\n" + &human_workers(&status.workers)
+}
+
+fn phase(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Starting => "starting",
+        Phase::Running => "running",
+        Phase::Stopping => "stopping",
+    }
 }
 
 fn human_workers(workers: &[WorkerInfo]) -> String {
