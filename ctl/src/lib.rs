@@ -12,6 +12,7 @@
 
 pub mod change;
 pub mod config;
+pub mod edit;
 pub mod limits;
 pub mod order;
 pub mod state;

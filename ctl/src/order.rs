@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     change::Change,
+    edit::Edit,
     state::{CertificateFiles, Fingerprint, KeyKind, Revision, Settings, State},
 };
 
@@ -135,6 +136,16 @@ pub enum Request {
         /// In their order.
         changes: Vec<Change>,
     },
+    /// Make what these come to of the configuration as it is then, all or none.
+    Edit {
+        /// In their order.
+        edits: Vec<Edit>,
+        /// The folder of relative paths in them.
+        folder: PathBuf,
+        /// Only if the configuration is of this generation: nobody else has changed anything since.
+        #[serde(default)]
+        if_generation: Option<u64>,
+    },
 }
 
 impl Request {
@@ -186,6 +197,11 @@ pub enum Response {
     Changed(Changed),
     /// The request was understood and refused, or not understood.
     Refused {
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// The request says what no file could say.
+    Misused {
         /// What is wrong and what to do.
         reason: String,
     },
@@ -259,6 +275,9 @@ pub struct Status {
     /// What it is about.
     #[serde(default)]
     pub phase: Phase,
+    /// Generation of the configuration: every change makes the next one.
+    #[serde(default)]
+    pub generation: u64,
     /// Of the supervisor's program.
     pub version: String,
     /// Of the supervisor.
@@ -561,31 +580,4 @@ pub enum Report {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn many_changes_are_told_in_parts_that_make_up_the_whole() {
-        let change = |port: usize| Change::RemoveListener { address: ([127, 0, 0, 1], port as u16).into() };
-        for count in [0, 1, CHANGES_PER_ORDER, CHANGES_PER_ORDER + 1, 3 * CHANGES_PER_ORDER] {
-            let changes: Vec<Change> = (1..=count).map(change).collect();
-            let whole = Order::Prepare { staged: 0, changes: changes.clone(), revision: Revision::default() };
-            let parts = whole.in_parts();
-            let mut told = Vec::new();
-            for (number, part) in parts.iter().enumerate() {
-                let (last, part) = match part {
-                    Order::Stage { changes } => (false, changes),
-                    Order::Prepare { staged, changes, .. } => {
-                        assert_eq!(*staged, told.len());
-                        (true, changes)
-                    }
-                    other => panic!("{other:?}"),
-                };
-                assert!(last == (number + 1 == parts.len()) && part.len() <= CHANGES_PER_ORDER);
-                told.extend_from_slice(part);
-            }
-            assert_eq!(told, changes);
-        }
-        assert_eq!(Order::Ping.in_parts(), [Order::Ping]);
-    }
-}
+mod tests;

@@ -13,14 +13,16 @@ use std::{
 };
 
 use kakehi_ctl::{
-    change::Change,
     limits,
     order::{
         CertificateInfo, Changed, Envelope, Pem, Phase, Request, Response, Status, WorkerInfo, WorkerState,
     },
-    state::{CertificateFiles, Cluster, ClusterProtocol, KeyKind, Listener, ListenerProtocol, State, Tls},
+    state::{CertificateFiles, KeyKind},
     wire::{self, Decoder},
 };
+
+#[path = "kakehictl/edits.rs"]
+mod edits;
 use tempfile::TempDir;
 
 /// A folder with a control socket in it, on which `play` answers one connection.
@@ -150,6 +152,7 @@ fn status() -> Status {
         requests: 99,
         save_failed: None,
         phase: Phase::Running,
+        generation: 7,
         restarts: 0,
         counters: [("http.requests".to_owned(), 99)].into(),
         workers: workers(),
@@ -540,42 +543,4 @@ fn a_certificate_is_shown_and_removed_by_name_or_fingerprint() {
     let request = Request::RemoveCertificate { address: ADDRESS.parse().unwrap(), which };
     let stage = Stage::answering(request, changed());
     assert_eq!(stage.run(&["certificate", "remove", ADDRESS, "b.example"]).0, 0);
-}
-
-#[test]
-fn listeners_and_clusters_of_other_protocols_are_added_by_their_keys() {
-    let address = ADDRESS.parse().unwrap();
-    let tls = Some(Box::new(Tls { tickets: 0, ..Tls::default() }));
-    let listener = Listener { protocol: ListenerProtocol::Https, tls, ..Listener::http(address) };
-    let stage = Stage::answering_all(vec![
-        (Request::State, Response::State(Box::default())),
-        (Request::Apply { changes: vec![Change::SetListener { listener: listener.clone() }] }, changed()),
-    ]);
-    let (code, _, stderr) =
-        stage.run(&["listener", "add", ADDRESS, "protocol=https", "send_tls13_tickets=0"]);
-    assert_eq!((code, stderr.as_str()), (0, ""));
-
-    let cluster = Cluster { protocol: ClusterProtocol::Tcp, send_proxy: true, ..Cluster::default() };
-    let change = Change::SetCluster { name: "db".to_owned(), cluster: cluster.clone() };
-    let stage = Stage::answering_all(vec![
-        (Request::State, Response::State(Box::default())),
-        (Request::Apply { changes: vec![change] }, changed()),
-    ]);
-    assert_eq!(stage.run(&["cluster", "add", "db", "protocol=tcp", "send_proxy=true"]).0, 0);
-
-    let state = || State {
-        listeners: [(address, listener.clone())].into(),
-        clusters: [("db".to_owned(), cluster.clone())].into(),
-        ..State::default()
-    };
-    let list = |noun: &str| {
-        let stage = Stage::answering(Request::State, Response::State(Box::new(state())));
-        stage.run(&[noun, "list"]).1
-    };
-    assert!(list("listener").contains("127.0.0.1:8443  yes      https"), "{}", list("listener"));
-    assert!(list("cluster").contains("db       tcp"), "{}", list("cluster"));
-
-    let stage = Stage::answering(Request::State, Response::State(Box::default()));
-    let (code, _, stderr) = stage.run(&["listener", "add", ADDRESS, "protocol=https", "certificate=c.pem"]);
-    assert!(code == 2 && stderr.contains("`kakehictl certificate add ADDRESS"), "{stderr}");
 }

@@ -1,8 +1,9 @@
 //! Changes in words, as `kakehictl` and the log show them.
 
-use std::net::SocketAddr;
+use std::collections::BTreeMap;
 
 use super::{Change, FrontendRule};
+use crate::config::compare;
 use crate::state::{Backend, Cluster, Frontend, PathRule, Settings, State};
 
 impl State {
@@ -10,7 +11,13 @@ impl State {
     pub fn describe(&self, change: &Change) -> Vec<String> {
         match change {
             Change::SetListener { listener } => {
-                let line = format!("{} listener {}", self.sign(listener.address), listener.address);
+                let address = listener.address;
+                let line = match self.listeners.get(&address) {
+                    None => format!("+ listener {address}"),
+                    Some(present) => {
+                        format!("~ listener {address}: {}", compare::listener(present, listener))
+                    }
+                };
                 let lost = self.certificates.get(&listener.address).filter(|_| listener.tls.is_none());
                 let lost = lost.map(|it| format!("  - its {} certificates, as it is without TLS", it.len()));
                 [line].into_iter().chain(lost).collect()
@@ -20,10 +27,14 @@ impl State {
             Change::RemoveCluster { name } => vec![format!("- cluster {name}")],
             Change::SetFrontend { cluster, frontend } => {
                 let rule = FrontendRule::from(frontend);
-                let present =
-                    self.clusters.get(cluster).is_some_and(|it| it.frontends.iter().any(|it| rule.is_of(it)));
-                let sign = if present { '~' } else { '+' };
-                vec![format!("{sign} frontend {} of cluster {cluster}", describe_frontend(frontend))]
+                let present = self.clusters.get(cluster).map_or(&[][..], |cluster| &cluster.frontends);
+                vec![match present.iter().find(|it| rule.is_of(it)) {
+                    None => format!("+ frontend {} of cluster {cluster}", describe_frontend(frontend)),
+                    Some(present) => {
+                        let keys = compare::frontend(present, frontend);
+                        format!("~ frontend {} of cluster {cluster}: {keys}", describe_rule(&rule))
+                    }
+                }]
             }
             Change::RemoveFrontend { cluster, rule } => {
                 vec![format!("- frontend {} of cluster {cluster}", describe_rule(rule))]
@@ -44,10 +55,6 @@ impl State {
         }
     }
 
-    fn sign(&self, address: SocketAddr) -> char {
-        if self.listeners.contains_key(&address) { '~' } else { '+' }
-    }
-
     fn describe_cluster(&self, name: &str, cluster: &Cluster) -> Vec<String> {
         let Some(present) = self.clusters.get(name) else {
             return vec![format!(
@@ -56,14 +63,27 @@ impl State {
                 cluster.backends.len()
             )];
         };
-        let mut lines = vec![format!("~ cluster {name}")];
-        let missing = |from: &Cluster, of: &Cluster| -> Vec<String> {
-            of.frontends.iter().filter(|it| !from.frontends.contains(it)).map(describe_frontend).collect()
+        let own = compare::cluster(present, cluster);
+        let mut lines =
+            vec![own.map_or_else(|| format!("~ cluster {name}"), |own| format!("~ cluster {name}: {own}"))];
+        let by_rule = |cluster: &Cluster| -> BTreeMap<String, usize> {
+            let rules = cluster.frontends.iter().map(|it| describe_rule(&FrontendRule::from(it)));
+            rules.zip(0..).collect()
         };
-        lines
-            .extend(missing(present, cluster).into_iter().map(|frontend| format!("  + frontend {frontend}")));
-        lines
-            .extend(missing(cluster, present).into_iter().map(|frontend| format!("  - frontend {frontend}")));
+        let (before, after) = (by_rule(present), by_rule(cluster));
+        for (rule, place) in &after {
+            let frontend = &cluster.frontends[*place];
+            match before.get(rule).map(|place| &present.frontends[*place]) {
+                None => lines.push(format!("  + frontend {}", describe_frontend(frontend))),
+                Some(present) if present != frontend => {
+                    lines.push(format!("  ~ frontend {rule}: {}", compare::frontend(present, frontend)));
+                }
+                Some(_) => {}
+            }
+        }
+        for (_, place) in before.iter().filter(|(rule, _)| !after.contains_key(*rule)) {
+            lines.push(format!("  - frontend {}", describe_frontend(&present.frontends[*place])));
+        }
         for change in present.backend_changes(name, cluster) {
             lines.extend(self.describe(&change).into_iter().map(|line| format!("  {line}")));
         }
@@ -83,7 +103,8 @@ fn describe_rule(rule: &FrontendRule) -> String {
         PathRule::Regex(path) => ("~", path),
     };
     let method = rule.method.as_deref().unwrap_or("any method");
-    format!("{}{kind}{path} on {} ({method})", rule.hostname, rule.address)
+    // The case of letters of a name makes no difference.
+    format!("{}{kind}{path} on {} ({method})", rule.hostname.to_ascii_lowercase(), rule.address)
 }
 
 fn describe_backend(cluster: &str, present: Option<&Backend>, backend: &Backend) -> String {
@@ -91,7 +112,10 @@ fn describe_backend(cluster: &str, present: Option<&Backend>, backend: &Backend)
     let role = if *backup { ", backup" } else { "" };
     match present {
         None => format!("+ backend {id} ({address}, weight {weight}{role}) of cluster {cluster}"),
-        Some(_) => format!("~ backend {id} ({address}, weight {weight}{role}) of cluster {cluster}"),
+        Some(present) => {
+            let keys = compare::backend(present, backend);
+            format!("~ backend {id} of cluster {cluster}: {keys}")
+        }
     }
 }
 

@@ -10,6 +10,7 @@
 //! is a warning. Nothing is opened wider because a key is not honoured yet.
 
 mod build;
+pub(crate) mod compare;
 mod error;
 mod keys;
 mod read;

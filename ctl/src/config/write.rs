@@ -202,7 +202,8 @@ fn hsts(hsts: &Hsts) -> Table {
     table.0
 }
 
-fn backend(backend: &Backend) -> Table {
+/// The keys of a backend.
+pub fn backend(backend: &Backend) -> Table {
     let mut table = Writer::default();
     table.always("address", backend.address.to_string());
     table.always("backend_id", backend.id.as_str());

@@ -10,6 +10,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::Path, time::Duration};
 use kakehi_ctl::{
     change::{Change, ChangeError},
     config::{self, ConfigError},
+    edit::{Edit, EditError},
     order::{Changed, KeyPair, Order, WorkerOutcome},
     state::{Fingerprint, Revision, STATE_VERSION, Settings, State},
 };
@@ -37,6 +38,19 @@ pub(super) enum Refused {
     /// The change does not fit what is configured.
     #[error("{0}; nothing was changed")]
     Change(#[from] ChangeError),
+    /// What is wanted is no change of what is configured.
+    #[error("{0}; nothing was changed")]
+    Edit(#[from] EditError),
+    /// Somebody else has changed something.
+    #[error(
+        "the configuration is of generation {found}, not {wanted}: it has been changed; nothing was changed now"
+    )]
+    Generation {
+        /// What was expected.
+        wanted: u64,
+        /// What it is.
+        found: u64,
+    },
     /// What it leads to cannot be served.
     #[error("{0}; nothing was changed")]
     State(#[from] CompileError),
@@ -226,6 +240,37 @@ impl Supervisor {
         };
         self.certificates.settle(outcome.is_ok() && !dry_run);
         outcome
+    }
+
+    /// Makes what somebody wants of the state as it is now; with `if_generation`, only if it is of that one.
+    ///
+    /// # Errors
+    /// See [`Refused`]; nothing has changed then.
+    pub(super) async fn edit(
+        &mut self,
+        edits: &[Edit],
+        folder: &Path,
+        if_generation: Option<u64>,
+        by: &str,
+    ) -> Result<Changed, Refused> {
+        let found = self.state.revision.generation;
+        if let Some(wanted) = if_generation.filter(|wanted| *wanted != found) {
+            return Err(Refused::Generation { wanted, found });
+        }
+        let mut part = self.state.without_clusters();
+        for name in edits.iter().filter_map(Edit::cluster) {
+            if let Some((name, cluster)) = self.state.clusters.get_key_value(name) {
+                part.clusters.insert(name.clone(), cluster.clone());
+            }
+        }
+        let (mut changes, mut warnings) = (Vec::new(), Vec::new());
+        for edit in edits {
+            let edited = edit.change(&part, folder)?;
+            part.apply(&edited.change)?;
+            changes.push(edited.change);
+            warnings.extend(edited.warnings);
+        }
+        self.apply(changes, by).await.map(|changed| with_warnings(changed, warnings))
     }
 
     /// Makes changes that somebody asked for.

@@ -51,6 +51,7 @@ mod worker;
 use std::{collections::VecDeque, io, path::PathBuf, rc::Rc, time::Duration};
 
 use kakehi_ctl::{
+    edit::EditError,
     order::{Changed, Phase, Request, Response, Status, WorkerOutcome, WorkerState},
     state::{Settings, State},
 };
@@ -490,6 +491,9 @@ impl Supervisor {
                 Err(error) => Response::Refused { reason: error.to_string() },
             },
             Request::Apply { changes } => respond(self.apply(changes, peer).await),
+            Request::Edit { edits, folder, if_generation } => {
+                respond(self.edit(&edits, &folder, if_generation, peer).await)
+            }
             // They were answered when they came ([`Supervisor::answer_now`]).
             Request::Status
             | Request::Workers
@@ -514,6 +518,7 @@ impl Supervisor {
         };
         Status {
             phase,
+            generation: self.state.revision.generation,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_s: self.started.elapsed().as_secs(),
@@ -541,6 +546,9 @@ fn outcomes<E: std::fmt::Display>(outcome: Result<Vec<WorkerOutcome>, E>) -> Res
 fn respond(outcome: Result<Changed, change::Refused>) -> Response {
     match outcome {
         Ok(changed) => Response::Changed(changed),
+        Err(change::Refused::Edit(misused @ EditError::Usage(_))) => {
+            Response::Misused { reason: misused.to_string() }
+        }
         Err(refused) => Response::Refused { reason: refused.to_string() },
     }
 }

@@ -13,6 +13,7 @@ mod certificates;
 mod client_gone;
 mod draining;
 mod duplex;
+mod edits;
 mod framing;
 mod freeze;
 mod gateway;

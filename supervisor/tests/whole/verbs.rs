@@ -54,7 +54,18 @@ fn a_whole_configuration_comes_and_goes_by_single_verbs() {
     ctl(&proxy, &["listener", "patch", &listener, "x_request_id="]);
     ctl(
         &proxy,
-        &["frontend", "add", "shop", &listener, "shop.test", "--path", "/x", "--method", "GET", "--deny"],
+        &[
+            "frontend",
+            "patch",
+            "shop",
+            &listener,
+            "shop.test",
+            "redirect=unauthorized",
+            "--path",
+            "/x",
+            "--method",
+            "GET",
+        ],
     );
     assert_eq!(on(address, "shop.test", "/x"), 401);
     ctl(

@@ -140,7 +140,12 @@ fn a_stop_ends_an_upgrade_and_a_scaling_that_run() {
         // The process that comes stands still before it is ready.
         let comes = wait::within(wait::SOON, "a new process", || {
             let mut new = proxy.workers();
-            new.retain(|process| !present.contains(process));
+            // Not before it has become the worker: until then its parent waits for it.
+            let is_worker = |process: &Process| {
+                let line = fs::read(format!("/proc/{}/cmdline", process.0)).unwrap_or_default();
+                line.split(|byte| *byte == 0).any(|word| word == b"worker")
+            };
+            new.retain(|process| !present.contains(process) && is_worker(process));
             new.first().copied()
         });
         send_signal(comes, Signal::SIGSTOP);

@@ -48,6 +48,10 @@ pub(crate) struct Arguments {
     #[arg(short, long, global = true, value_name = "MS")]
     timeout: Option<u64>,
 
+    /// Change something only if the configuration is of this generation (`kakehictl status`): nobody has changed it since
+    #[arg(long, global = true, value_name = "N")]
+    pub(crate) if_generation: Option<u64>,
+
     #[command(subcommand)]
     pub(crate) verb: Verb,
 }

@@ -166,6 +166,7 @@ fn converse(socket: &Path, request: Request, sent: &AtomicBool) -> Result<Respon
                 while let Ok(Some(_)) = wire::read_message::<Response>(&mut stream, &mut decoder) {}
                 return Ok(Response::Stopping);
             }
+            Response::Misused { reason } if answer.id == ID => return Err(Failure::Usage(reason)),
             body if answer.id == ID => return Ok(body),
             _ => {}
         }

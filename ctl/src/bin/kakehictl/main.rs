@@ -1,13 +1,12 @@
 //! `kakehictl`: the command line of a running kakehi.
 //!
-//! [`cli`] says which words there are, [`routing`] and [`certificate`] what those about the configuration do with its
-//! [`keys`], [`client`] asks the supervisor, [`mod@print`] shows the answer.
+//! [`cli`] says which words there are, [`routing`] and [`certificate`] what those about the configuration ask for,
+//! [`client`] asks the supervisor, [`mod@print`] shows the answer.
 //! Exit codes: 0 done, 1 refused, 2 usage, 3 not reachable, 4 outcome unknown.
 
 mod certificate;
 mod cli;
 mod client;
-mod keys;
 mod print;
 mod routing;
 
@@ -46,6 +45,12 @@ fn run(arguments: &Arguments) -> Result<String, Failure> {
     let socket = arguments.socket()?;
     let ask = |request: Request| {
         let timeout = arguments.timeout(&request);
+        let request = match request {
+            Request::Edit { edits, folder, .. } => {
+                Request::Edit { edits, folder, if_generation: arguments.if_generation }
+            }
+            request => request,
+        };
         client::ask(&socket, request, timeout)
     };
     let shown = arguments.verb.run(&ask)?;

@@ -22,7 +22,7 @@ pub(crate) fn json(response: &Response) -> String {
         Response::Certificates(certificates) => pretty(certificates),
         Response::Topology(topology) => pretty(topology),
         Response::Stopping => pretty(&"stopped"),
-        Response::Refused { reason } => pretty(reason),
+        Response::Refused { reason } | Response::Misused { reason } => pretty(reason),
     }
 }
 
@@ -54,7 +54,7 @@ pub(crate) fn human(response: &Response) -> String {
         Response::Keys(keys) => format!("{} keys\n", keys.len()),
         Response::Topology(topology) => human_topology(topology),
         Response::Stopping => "stopped\n".to_owned(),
-        Response::Refused { reason } => format!("{reason}\n"),
+        Response::Refused { reason } | Response::Misused { reason } => format!("{reason}\n"),
     }
 }
 
@@ -89,6 +89,7 @@ fn human_status(status: &Status) -> String {
         ("process", status.pid.to_string()),
         ("up", duration(status.uptime_s)),
         ("listeners", if listeners.is_empty() { "none".to_owned() } else { listeners }),
+        ("generation", status.generation.to_string()),
         ("clusters", status.clusters.to_string()),
         ("frontends", status.frontends.to_string()),
         ("backends", status.backends.to_string()),

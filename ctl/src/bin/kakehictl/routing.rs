@@ -2,27 +2,21 @@
 //!
 //! Keys of listeners and clusters are those of the file and read by the same code, so they mean and allow the same.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, env, net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 use kakehi_ctl::{
     change::{Change, FrontendRule},
     config::write,
+    edit::{self, Edit},
     order::{Request, Response},
-    state::{
-        Backend, BackendAddress, Cluster, ClusterProtocol, Frontend, Listener, ListenerProtocol, PathRule,
-        State,
-    },
+    state::{Backend, BackendAddress, Cluster, ClusterProtocol, ListenerProtocol, PathRule, State},
     store,
 };
 use serde::Serialize;
 use serde_json::json;
 
-use crate::{
-    client::Failure,
-    keys::{self, Assignment, assignment},
-    print,
-};
+use crate::{client::Failure, print};
 
 /// What can be done to listeners.
 #[derive(Debug, Clone, Subcommand)]
@@ -36,16 +30,16 @@ pub(crate) enum ListenerVerb {
         /// Where it listens: ip:port, with IPv6 in brackets
         address: SocketAddr,
         /// Keys of a listener as in the file: protocol=https front_timeout=30 hsts.enabled=true
-        #[arg(value_name = "KEY=VALUE", value_parser = assignment)]
-        keys: Vec<Assignment>,
+        #[arg(value_name = "KEY=VALUE", value_parser = key_value)]
+        keys: Vec<String>,
     },
     /// Change some keys of a listener; what is not named stays. Connections go on
     Patch {
         /// Which
         address: SocketAddr,
         /// Keys of a listener as in the file; without a value (KEY=) its default
-        #[arg(value_name = "KEY=VALUE", value_parser = assignment, required = true)]
-        keys: Vec<Assignment>,
+        #[arg(value_name = "KEY=VALUE", value_parser = key_value, required = true)]
+        keys: Vec<String>,
     },
     /// Accept connections on a listener that does not
     Activate {
@@ -76,16 +70,16 @@ pub(crate) enum ClusterVerb {
         /// Its name
         name: String,
         /// Keys of a cluster as in the file: protocol=tcp send_proxy=true
-        #[arg(value_name = "KEY=VALUE", value_parser = assignment)]
-        keys: Vec<Assignment>,
+        #[arg(value_name = "KEY=VALUE", value_parser = key_value)]
+        keys: Vec<String>,
     },
     /// Change some keys of a cluster; what is not named stays
     Patch {
         /// Which
         name: String,
         /// Keys of a cluster as in the file; without a value (KEY=) its default
-        #[arg(value_name = "KEY=VALUE", value_parser = assignment, required = true)]
-        keys: Vec<Assignment>,
+        #[arg(value_name = "KEY=VALUE", value_parser = key_value, required = true)]
+        keys: Vec<String>,
     },
     /// Remove a cluster with its frontends and backends
     Remove {
@@ -104,16 +98,24 @@ pub(crate) enum FrontendVerb {
         /// Only those of this cluster
         cluster: Option<String>,
     },
-    /// Add a frontend, or change the one for the same requests
+    /// Add a frontend
     Add {
         #[command(flatten)]
         rule: RuleArguments,
         /// Keys of TLS as in the file: client_ca=/etc/ca.pem hsts.enabled=true
-        #[arg(value_name = "KEY=VALUE", value_parser = assignment)]
-        keys: Vec<Assignment>,
+        #[arg(value_name = "KEY=VALUE", value_parser = key_value)]
+        keys: Vec<String>,
         /// Refuse such requests (401) instead of forwarding them
         #[arg(long)]
         deny: bool,
+    },
+    /// Change some keys of a frontend; what is not named stays. Which requests it takes cannot be changed
+    Patch {
+        #[command(flatten)]
+        rule: RuleArguments,
+        /// Keys of a frontend as in the file: client_ca=/etc/ca.pem redirect=unauthorized; without a value (KEY=) its default
+        #[arg(value_name = "KEY=VALUE", value_parser = key_value, required = true)]
+        keys: Vec<String>,
     },
     /// Remove a frontend; requests that it led somewhere are finished
     Remove {
@@ -159,7 +161,7 @@ pub(crate) enum BackendVerb {
         /// Only those of this cluster
         cluster: Option<String>,
     },
-    /// Add a backend, or change the one of this name
+    /// Add a backend
     Add {
         /// Cluster that it belongs to
         cluster: String,
@@ -174,6 +176,16 @@ pub(crate) enum BackendVerb {
         /// Use it only when no other can be used
         #[arg(long)]
         backup: bool,
+    },
+    /// Change some keys of a backend; what is not named stays
+    Patch {
+        /// Cluster that it belongs to
+        cluster: String,
+        /// Its name in the cluster
+        id: String,
+        /// Keys of a backend as in the file: weight=50 backup=true address=10.0.0.2:80; without a value (KEY=) its default
+        #[arg(value_name = "KEY=VALUE", value_parser = key_value, required = true)]
+        keys: Vec<String>,
     },
     /// Remove a backend; it finishes the requests that it has
     Remove {
@@ -232,8 +244,15 @@ pub(crate) enum Shown {
 /// How the supervisor is asked.
 pub(crate) type Ask<'a> = &'a dyn Fn(Request) -> Result<Response, Failure>;
 
-fn apply(ask: Ask<'_>, change: Change) -> Result<Shown, Failure> {
-    ask(Request::Apply { changes: vec![change] }).map(Shown::Response)
+/// `KEY=VALUE`, as it is passed on.
+fn key_value(text: &str) -> Result<String, &'static str> {
+    edit::check_assignment(text).map(|()| text.to_owned())
+}
+
+/// Asks for an edit; relative paths are those of the working directory.
+fn edit(ask: Ask<'_>, edit: Edit) -> Result<Shown, Failure> {
+    let folder = env::current_dir().map_err(|error| Failure::Usage(error.to_string()))?;
+    ask(Request::Edit { edits: vec![edit], folder, if_generation: None }).map(Shown::Response)
 }
 
 fn state(ask: Ask<'_>) -> Result<State, Failure> {
@@ -267,37 +286,22 @@ impl ListenerVerb {
                 Ok(made(values(state.listeners.values()), print::table(&rows)))
             }
             ListenerVerb::Add { address, keys } => {
-                if state(ask)?.listeners.contains_key(address) {
-                    return Err(Failure::Refused(format!(
-                        "there is a listener {address}; `listener patch` changes it"
-                    )));
-                }
-                let listener = keys::listener(&Listener::http(*address), keys)?;
-                apply(ask, Change::SetListener { listener })
+                edit(ask, Edit::AddListener { address: *address, keys: keys.clone() })
             }
             ListenerVerb::Patch { address, keys } => {
-                change_listener(ask, *address, |it| keys::listener(it, keys))
+                edit(ask, Edit::PatchListener { address: *address, keys: keys.clone() })
             }
             ListenerVerb::Activate { address } => {
-                change_listener(ask, *address, |it| Ok(Listener { active: true, ..it.clone() }))
+                edit(ask, Edit::PatchListener { address: *address, keys: vec!["active=true".to_owned()] })
             }
             ListenerVerb::Deactivate { address } => {
-                change_listener(ask, *address, |it| Ok(Listener { active: false, ..it.clone() }))
+                edit(ask, Edit::PatchListener { address: *address, keys: vec!["active=false".to_owned()] })
             }
-            ListenerVerb::Remove { address } => apply(ask, Change::RemoveListener { address: *address }),
+            ListenerVerb::Remove { address } => {
+                edit(ask, Edit::Change(Change::RemoveListener { address: *address }))
+            }
         }
     }
-}
-
-fn change_listener(
-    ask: Ask<'_>,
-    address: SocketAddr,
-    change: impl Fn(&Listener) -> Result<Listener, Failure>,
-) -> Result<Shown, Failure> {
-    let state = state(ask)?;
-    let missing = || Failure::Refused(format!("there is no listener at {address}"));
-    let listener = change(state.listeners.get(&address).ok_or_else(missing)?)?;
-    apply(ask, Change::SetListener { listener })
 }
 
 impl ClusterVerb {
@@ -317,29 +321,14 @@ impl ClusterVerb {
                 Ok(made(objects.collect(), print::table(&rows)))
             }
             ClusterVerb::Add { name, keys } => {
-                if state(ask)?.clusters.contains_key(name) {
-                    return Err(Failure::Refused(format!(
-                        "there is a cluster `{name}`; `cluster patch` changes it"
-                    )));
-                }
-                let cluster = keys::cluster(name, &Cluster::default(), keys)?;
-                apply(ask, Change::SetCluster { name: name.clone(), cluster })
+                edit(ask, Edit::AddCluster { name: name.clone(), keys: keys.clone() })
             }
             ClusterVerb::Patch { name, keys } => {
-                let state = state(ask)?;
-                let present = state.clusters.get(name);
-                let present =
-                    present.ok_or_else(|| Failure::Refused(format!("there is no cluster `{name}`")))?;
-                // Its frontends would need their listeners to be read.
-                let bare = Cluster { frontends: Vec::new(), backends: Vec::new(), ..present.clone() };
-                let cluster = Cluster {
-                    frontends: present.frontends.clone(),
-                    backends: present.backends.clone(),
-                    ..keys::cluster(name, &bare, keys)?
-                };
-                apply(ask, Change::SetCluster { name: name.clone(), cluster })
+                edit(ask, Edit::PatchCluster { name: name.clone(), keys: keys.clone() })
             }
-            ClusterVerb::Remove { name } => apply(ask, Change::RemoveCluster { name: name.clone() }),
+            ClusterVerb::Remove { name } => {
+                edit(ask, Edit::Change(Change::RemoveCluster { name: name.clone() }))
+            }
         }
     }
 }
@@ -397,17 +386,17 @@ impl FrontendVerb {
                 Ok(made(objects, print::table(&rows)))
             }
             FrontendVerb::Add { rule, keys, deny } => {
-                let cluster = rule.cluster.clone();
-                let FrontendRule { address, hostname, path, method } = rule.rule();
-                let frontend = Frontend { address, hostname, path, method, deny: *deny, tls: None };
-                let frontend = match keys.is_empty() {
-                    true => frontend,
-                    false => keys::frontend(&state(ask)?, &cluster, &frontend, keys)?,
-                };
-                apply(ask, Change::SetFrontend { cluster, frontend })
+                let mut keys = keys.clone();
+                keys.extend(deny.then(|| "redirect=unauthorized".to_owned()));
+                edit(ask, Edit::AddFrontend { cluster: rule.cluster.clone(), rule: rule.rule(), keys })
+            }
+            FrontendVerb::Patch { rule, keys } => {
+                let (cluster, keys) = (rule.cluster.clone(), keys.clone());
+                edit(ask, Edit::PatchFrontend { cluster, rule: rule.rule(), keys })
             }
             FrontendVerb::Remove { rule } => {
-                apply(ask, Change::RemoveFrontend { cluster: rule.cluster.clone(), rule: rule.rule() })
+                let (cluster, rule) = (rule.cluster.clone(), rule.rule());
+                edit(ask, Edit::Change(Change::RemoveFrontend { cluster, rule }))
             }
         }
     }
@@ -436,9 +425,13 @@ impl BackendVerb {
             }
             BackendVerb::Add { cluster, address, id, weight, backup } => {
                 let id = id.unwrap_or_else(|| address.to_string());
-                apply(ask, Change::SetBackend { cluster, backend: Backend { id, address, weight, backup } })
+                let backend = Backend { id, address, weight, backup };
+                edit(ask, Edit::AddBackend { cluster, backend })
             }
-            BackendVerb::Remove { cluster, id } => apply(ask, Change::RemoveBackend { cluster, id }),
+            BackendVerb::Patch { cluster, id, keys } => edit(ask, Edit::PatchBackend { cluster, id, keys }),
+            BackendVerb::Remove { cluster, id } => {
+                edit(ask, Edit::Change(Change::RemoveBackend { cluster, id }))
+            }
         }
     }
 }

@@ -12,10 +12,14 @@ mod tls;
 
 pub(super) use root::ROOT;
 pub(super) use tls::{FRONTEND_TLS, TLS as LISTENER_TLS};
+pub(super) use {
+    cluster::{BACKEND, CLUSTER, FRONTEND},
+    listener::LISTENER,
+};
 #[cfg(test)]
 pub(super) use {
-    cluster::{BACKEND, CLUSTER, FRONTEND, FRONTEND_RULE, HEADER, HEALTH_CHECK, UDP, UDP_HEALTH},
-    listener::{ANSWERS, H2, LISTENER, LISTENER_DEFAULTS, LISTENER_ONLY, UDP as LISTENER_UDP},
+    cluster::{FRONTEND_RULE, HEADER, HEALTH_CHECK, UDP, UDP_HEALTH},
+    listener::{ANSWERS, H2, LISTENER_DEFAULTS, LISTENER_ONLY, UDP as LISTENER_UDP},
     root::METRICS,
     tls::{BACKEND_TLS, CERTIFICATE, HSTS},
 };
@@ -50,10 +54,6 @@ pub(super) struct Key {
     /// What it takes.
     pub kind: Kind,
     /// What applies without it, as it would be written in the file; empty: nothing.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "read by the test that keeps the reference up to date")
-    )]
     pub default: &'static str,
     /// What becomes of it.
     pub support: Support,

@@ -1,0 +1,332 @@
+//! What somebody wants of the configuration, in keys of the file: made a [`Change`] by the supervisor, of the state as it is then,
+//! so that of two who edit at the same time neither undoes what the other did.
+//!
+//! What is there already is written as a part of a file, the keys are put into it, and the part is read again: keys mean and
+//! allow the same as in a file.
+
+use std::{net::SocketAddr, path::Path};
+
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::{
+    change::{Change, ChangeError, FrontendRule},
+    config::{self, write},
+    state::{Backend, Cluster, Frontend, Listener, State},
+};
+
+/// One thing that is wanted. `keys` are `KEY=VALUE` as in the file: `hsts.max_age=5` is a key of the table `hsts`, `KEY=` takes a
+/// key back to its default, and a value that is none of TOML is a string.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Edit {
+    /// A listener more.
+    AddListener {
+        /// Where it listens.
+        address: SocketAddr,
+        /// Its keys.
+        keys: Vec<String>,
+    },
+    /// Other keys for a listener.
+    PatchListener {
+        /// Which.
+        address: SocketAddr,
+        /// Those that change.
+        keys: Vec<String>,
+    },
+    /// A cluster more, without frontends and backends.
+    AddCluster {
+        /// Its name.
+        name: String,
+        /// Its keys.
+        keys: Vec<String>,
+    },
+    /// Other keys for a cluster.
+    PatchCluster {
+        /// Which.
+        name: String,
+        /// Those that change.
+        keys: Vec<String>,
+    },
+    /// A frontend more.
+    AddFrontend {
+        /// Its cluster.
+        cluster: String,
+        /// Which requests it takes.
+        rule: FrontendRule,
+        /// Its other keys.
+        keys: Vec<String>,
+    },
+    /// Other keys for a frontend.
+    PatchFrontend {
+        /// Its cluster.
+        cluster: String,
+        /// Which.
+        rule: FrontendRule,
+        /// Those that change.
+        keys: Vec<String>,
+    },
+    /// A backend more.
+    AddBackend {
+        /// Its cluster.
+        cluster: String,
+        /// The backend.
+        backend: Backend,
+    },
+    /// Other keys for a backend.
+    PatchBackend {
+        /// Its cluster.
+        cluster: String,
+        /// Which.
+        id: String,
+        /// Those that change.
+        keys: Vec<String>,
+    },
+    /// What needs no keys.
+    Change(Change),
+}
+
+/// Why an edit is no change.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EditError {
+    /// No file could say it.
+    #[error("{0}")]
+    Usage(String),
+    /// What it names is not there.
+    #[error(transparent)]
+    Change(#[from] ChangeError),
+    /// What it adds is there already.
+    #[error("there is a {what} already; `{verb}` changes it")]
+    Exists {
+        /// What, with its name.
+        what: String,
+        /// The verb of `kakehictl` that was meant.
+        verb: &'static str,
+    },
+}
+
+/// What an edit comes to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Edited {
+    /// The change.
+    pub change: Change,
+    /// What a file would be warned of.
+    pub warnings: Vec<String>,
+}
+
+/// A key with its value; `None`: its default.
+struct Assignment {
+    key: String,
+    value: Option<Value>,
+}
+
+/// Whether `text` has the form `KEY=VALUE`.
+///
+/// # Errors
+/// What it lacks.
+pub fn check_assignment(text: &str) -> Result<(), &'static str> {
+    assignment(text).map(drop)
+}
+
+fn assignment(text: &str) -> Result<Assignment, &'static str> {
+    let (key, value) = text.split_once('=').ok_or("it has no `=`")?;
+    let parsed = toml::from_str::<Table>(&format!("value = {value}")).ok();
+    let value = match (value, parsed.and_then(|mut table| table.remove("value"))) {
+        ("", _) => None,
+        (_, Some(value)) => Some(value),
+        (text, None) => Some(text.into()),
+    };
+    Ok(Assignment { key: key.trim().to_owned(), value })
+}
+
+impl Edit {
+    /// The cluster that it is about.
+    pub fn cluster(&self) -> Option<&str> {
+        match self {
+            Edit::AddListener { .. } | Edit::PatchListener { .. } => None,
+            Edit::AddCluster { name, .. } | Edit::PatchCluster { name, .. } => Some(name),
+            Edit::AddFrontend { cluster, .. }
+            | Edit::PatchFrontend { cluster, .. }
+            | Edit::AddBackend { cluster, .. }
+            | Edit::PatchBackend { cluster, .. } => Some(cluster),
+            Edit::Change(change) => change.cluster(),
+        }
+    }
+
+    /// What it comes to, of `state`, which needs to have all listeners and its cluster. Relative paths are those of `folder`.
+    ///
+    /// # Errors
+    /// See [`EditError`].
+    pub fn change(&self, state: &State, folder: &Path) -> Result<Edited, EditError> {
+        let reader = Reader { state, folder };
+        match self {
+            Edit::AddListener { address, keys } => {
+                if state.listeners.contains_key(address) {
+                    let what = format!("listener {address}");
+                    return Err(EditError::Exists { what, verb: "listener patch" });
+                }
+                reader.listener(&Listener::http(*address), keys)
+            }
+            Edit::PatchListener { address, keys } => {
+                let present = state.listeners.get(address).ok_or(ChangeError::NoListener(*address))?;
+                reader.listener(present, keys)
+            }
+            Edit::AddCluster { name, keys } => {
+                if state.clusters.contains_key(name) {
+                    let what = format!("cluster `{name}`");
+                    return Err(EditError::Exists { what, verb: "cluster patch" });
+                }
+                reader.cluster(name, &Cluster::default(), keys)
+            }
+            Edit::PatchCluster { name, keys } => reader.cluster(name, reader.present(name)?, keys),
+            Edit::AddFrontend { cluster, rule, keys } => {
+                if reader.present(cluster)?.frontends.iter().any(|it| rule.is_of(it)) {
+                    let what = format!("frontend for these requests of cluster `{cluster}`");
+                    return Err(EditError::Exists { what, verb: "frontend patch" });
+                }
+                let FrontendRule { address, hostname, path, method } = rule.clone();
+                let frontend = Frontend { address, hostname, path, method, deny: false, tls: None };
+                reader.frontend(cluster, &frontend, keys)
+            }
+            Edit::PatchFrontend { cluster, rule, keys } => {
+                let missing =
+                    || ChangeError::NoFrontend { cluster: cluster.clone(), hostname: rule.hostname.clone() };
+                let present = reader.present(cluster)?.frontends.iter().find(|it| rule.is_of(it));
+                reader.frontend(cluster, present.ok_or_else(missing)?, keys)
+            }
+            Edit::AddBackend { cluster, backend } => {
+                if reader.present(cluster)?.backends.iter().any(|it| it.id == backend.id) {
+                    let what = format!("backend `{}` of cluster `{cluster}`", backend.id);
+                    return Err(EditError::Exists { what, verb: "backend patch" });
+                }
+                let change = Change::SetBackend { cluster: cluster.clone(), backend: backend.clone() };
+                Ok(Edited { change, warnings: Vec::new() })
+            }
+            Edit::PatchBackend { cluster, id, keys } => {
+                let missing = || ChangeError::NoBackend { cluster: cluster.clone(), id: id.clone() };
+                let present = reader.present(cluster)?.backends.iter().find(|it| it.id == *id);
+                reader.backend(cluster, present.ok_or_else(missing)?, keys)
+            }
+            Edit::Change(change) => Ok(Edited { change: change.clone(), warnings: Vec::new() }),
+        }
+    }
+}
+
+/// Reads what is there, with other keys.
+struct Reader<'a> {
+    state: &'a State,
+    folder: &'a Path,
+}
+
+fn usage(text: impl ToString) -> EditError {
+    EditError::Usage(text.to_string())
+}
+
+impl Reader<'_> {
+    fn present(&self, cluster: &str) -> Result<&Cluster, ChangeError> {
+        self.state.clusters.get(cluster).ok_or_else(|| ChangeError::NoCluster(cluster.to_owned()))
+    }
+
+    fn listener(&self, listener: &Listener, keys: &[String]) -> Result<Edited, EditError> {
+        let table = assigned(write::listener(listener), keys)?;
+        let (mut read, warnings) = self.read([("listeners", vec![table].into())])?;
+        let listener = read.listeners.remove(&listener.address);
+        let listener =
+            listener.ok_or_else(|| usage("`address` cannot be changed, and `udp` is not supported"))?;
+        Ok(Edited { change: Change::SetListener { listener }, warnings })
+    }
+
+    fn cluster(&self, name: &str, cluster: &Cluster, keys: &[String]) -> Result<Edited, EditError> {
+        let table = assigned(write::cluster(&bare(cluster)), keys)?;
+        let (mut read, warnings) = self.read([("clusters", named(name, table))])?;
+        let read = read.clusters.remove(name).ok_or_else(|| usage("such a cluster is not supported"))?;
+        // Its frontends would need their listeners to be read.
+        let (frontends, backends) = (cluster.frontends.clone(), cluster.backends.clone());
+        let cluster = Cluster { frontends, backends, ..read };
+        Ok(Edited { change: Change::SetCluster { name: name.to_owned(), cluster }, warnings })
+    }
+
+    fn frontend(&self, cluster: &str, frontend: &Frontend, keys: &[String]) -> Result<Edited, EditError> {
+        let listener = self.state.listeners.get(&frontend.address);
+        let listener = write::listener(listener.ok_or(ChangeError::NoListener(frontend.address))?);
+        let table = assigned(write::frontend(frontend), keys)?;
+        // The others of the cluster are on other listeners, and say nothing of this one.
+        let mut of_cluster = write::cluster(&bare(self.present(cluster)?));
+        of_cluster.insert("frontends".to_owned(), vec![table].into());
+        let parts = [("listeners", vec![listener].into()), ("clusters", named(cluster, of_cluster))];
+        let (read, warnings) = self.read(parts)?;
+        let mut frontends = read.clusters.into_values().flat_map(|it| it.frontends);
+        let read = frontends.next().ok_or_else(|| usage("such a frontend is not supported"))?;
+        if !FrontendRule::from(frontend).is_of(&read) {
+            return Err(usage(
+                "which requests a frontend takes cannot be changed: add another, and remove this one",
+            ));
+        }
+        Ok(Edited { change: Change::SetFrontend { cluster: cluster.to_owned(), frontend: read }, warnings })
+    }
+
+    fn backend(&self, cluster: &str, backend: &Backend, keys: &[String]) -> Result<Edited, EditError> {
+        let table = assigned(write::backend(backend), keys)?;
+        let mut of_cluster = write::cluster(&bare(self.present(cluster)?));
+        of_cluster.insert("backends".to_owned(), vec![table].into());
+        let (read, warnings) = self.read([("clusters", named(cluster, of_cluster))])?;
+        let mut backends = read.clusters.into_values().flat_map(|it| it.backends);
+        let read = backends.next().ok_or_else(|| usage("such a backend is not supported"))?;
+        if read.id != backend.id {
+            return Err(usage("`backend_id` cannot be changed: add another, and remove this one"));
+        }
+        Ok(Edited { change: Change::SetBackend { cluster: cluster.to_owned(), backend: read }, warnings })
+    }
+
+    fn read<const N: usize>(&self, parts: [(&str, Value); N]) -> Result<(State, Vec<String>), EditError> {
+        let table: Table = parts.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        let text = toml::to_string(&table).map_err(usage)?;
+        let loaded = config::parse_part(&text, "the command line", self.folder).map_err(usage)?;
+        Ok((loaded.state, loaded.warnings.iter().map(ToString::to_string).collect()))
+    }
+}
+
+fn bare(cluster: &Cluster) -> Cluster {
+    Cluster { frontends: Vec::new(), backends: Vec::new(), ..cluster.clone() }
+}
+
+fn named(name: &str, table: Table) -> Value {
+    Table::from_iter([(name.to_owned(), Value::Table(table))]).into()
+}
+
+fn assigned(mut table: Table, keys: &[String]) -> Result<Table, EditError> {
+    for text in keys {
+        let Assignment { key, value } =
+            assignment(text).map_err(|lack| usage(format!("`{text}` is no KEY=VALUE: {lack}")))?;
+        match key.split('.').next().unwrap_or_default() {
+            "frontends" | "backends" => {
+                return Err(usage(format!("`{key}` cannot be set here; it has verbs of its own")));
+            }
+            "certificate" | "certificate_chain" | "key" | "certificates" => {
+                return Err(usage(format!(
+                    "`{key}` cannot be set here; `kakehictl certificate add ADDRESS --certificate FILE --key FILE` gives a \
+                     listener a certificate"
+                )));
+            }
+            _ => put(&mut table, &key, value.as_ref())?,
+        }
+    }
+    Ok(table)
+}
+
+fn put(table: &mut Table, key: &str, value: Option<&Value>) -> Result<(), EditError> {
+    match (key.split_once('.'), value) {
+        (Some((outer, inner)), value) => {
+            match table.entry(outer).or_insert_with(|| Value::Table(Table::new())) {
+                Value::Table(table) => put(table, inner, value)?,
+                _ => return Err(usage(format!("`{outer}` is no table, so it has no `{inner}`"))),
+            }
+        }
+        (None, Some(value)) => drop(table.insert(key.to_owned(), value.clone())),
+        (None, None) => drop(table.remove(key)),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
