@@ -22,7 +22,7 @@ use super::{
     certificates::{self, Depth},
     init_system,
     listeners::{self, Sockets},
-    turn::Happened,
+    turn::{Happened, Stopped},
     worker::{Outcome, Worker},
 };
 
@@ -77,6 +77,12 @@ pub(super) enum Refused {
     Stopping,
 }
 
+impl From<Stopped> for Refused {
+    fn from(_: Stopped) -> Refused {
+        Refused::Stopping
+    }
+}
+
 /// What became of an order.
 #[derive(Debug)]
 pub(super) enum Answer {
@@ -125,7 +131,9 @@ impl Supervisor {
         }
         init_system::reloading();
         let outcome = self.reload_from(&file, false, by).await;
-        init_system::ready(self.count());
+        if !self.is_stopping() {
+            init_system::ready(self.count());
+        }
         self.compact();
         outcome
     }
@@ -138,7 +146,7 @@ impl Supervisor {
 
     async fn try_reload_from(&mut self, file: &Path, dry_run: bool, by: &str) -> Result<Changed, Refused> {
         let file = file.to_owned();
-        let mut loaded = self.serve_beside(move || config::load(&file)).await?;
+        let mut loaded = self.serve_beside(move || config::load(&file)).await??;
         let wanted = std::mem::take(&mut loaded.certificates);
         let warnings = self.certificates.furnish(&mut loaded.state, wanted, Depth::Few)?;
         let at_next_start = self.source.settings.fixed_until_restart(&loaded.state.settings);
@@ -336,13 +344,13 @@ impl Supervisor {
                 }
                 Ok::<_, Refused>(part)
             };
-            part = self.serve_beside(checked).await?;
+            part = self.serve_beside(checked).await??;
         }
         // Otherwise the workers find what contradicts other clusters.
         if compile && !self.workers.iter().any(Worker::takes_orders) {
             let mut whole = self.state.clone();
             changes.iter().try_for_each(|change| whole.apply(change))?;
-            self.serve_beside(move || kakehi_engine::worker::check(&whole)).await?;
+            self.serve_beside(move || kakehi_engine::worker::check(&whole)).await??;
         }
         let mut changed = Changed {
             applied: !dry_run,

@@ -12,7 +12,12 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{Error, Supervisor, certificates::without_keys, sleep_until, turn::Happened};
+use super::{
+    Error, Supervisor,
+    certificates::without_keys,
+    sleep_until,
+    turn::{Happened, Stopped},
+};
 
 /// A failed save is tried again after this time, then after twice as long.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -87,6 +92,9 @@ pub(super) enum Refused {
     /// It is not said where.
     #[error("`saved_state` is not set; name a file: `kakehictl state save FILE`")]
     NoPath,
+    /// It was not waited for.
+    #[error("kakehi is stopping; it may have been saved or not")]
+    Stopping,
     /// The keys cannot be had.
     #[error("the keys of certificates cannot be read: {0}")]
     Keys(io::Error),
@@ -146,8 +154,9 @@ impl Supervisor {
         self.saving.held = false;
         self.go_on_saving();
         match saved {
-            Ok(()) => Ok((path, left_out)),
-            Err(error) => Err(Refused::Store { path, error }),
+            Ok(Ok(())) => Ok((path, left_out)),
+            Ok(Err(error)) => Err(Refused::Store { path, error }),
+            Err(Stopped) => Err(Refused::Stopping),
         }
     }
 
@@ -196,7 +205,7 @@ impl Supervisor {
     /// Waits until no save after a change is under way, and has none begin.
     async fn hold_saving(&mut self) {
         self.saving.held = true;
-        while self.saving.running.is_some() {
+        while self.saving.running.is_some() && !self.is_stopping() {
             if let Happened::Event(event) = self.turn(None).await {
                 self.on_event(event);
             }

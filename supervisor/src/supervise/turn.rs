@@ -30,6 +30,9 @@ pub(super) enum Happened {
     Other,
 }
 
+/// A stop has begun.
+pub(super) struct Stopped;
+
 impl Supervisor {
     /// Waits until something happens, and attends to it; not longer than `until`. May be given up at any time without loss.
     pub(super) async fn turn(&mut self, until: Option<Instant>) -> Happened {
@@ -74,17 +77,29 @@ impl Supervisor {
 
     /// Runs what computes for long, or waits for a disk, on a thread of its own, and serves meanwhile.
     ///
+    /// # Errors
+    /// When a stop has begun: nobody waits for it any more then, though it may still be done.
+    ///
     /// # Panics
     /// When `work` does.
     pub(super) async fn serve_beside<T: Send + 'static>(
         &mut self,
         work: impl FnOnce() -> T + Send + 'static,
-    ) -> T {
-        match self.serve_until(tokio::task::spawn_blocking(work)).await {
-            Ok(done) => done,
-            // It was not cancelled: nobody else has its handle.
-            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+    ) -> Result<T, Stopped> {
+        let mut work = tokio::task::spawn_blocking(work);
+        while !self.is_stopping() {
+            tokio::select! {
+                done = &mut work => return match done {
+                    Ok(done) => Ok(done),
+                    // It was not cancelled: nobody else has its handle.
+                    Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+                },
+                happened = self.turn(None) => if let Happened::Event(event) = happened {
+                    self.on_event(event);
+                },
+            }
         }
+        Err(Stopped)
     }
 
     /// Whether a stop has begun: whatever else is under way must end.
