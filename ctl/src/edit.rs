@@ -114,6 +114,9 @@ pub struct Edited {
     pub warnings: Vec<String>,
 }
 
+/// Tables within tables that a key can be in.
+const MOST_NESTED: usize = 4;
+
 /// A key with its value; `None`: its default.
 struct Assignment {
     key: String,
@@ -298,6 +301,9 @@ fn assigned(mut table: Table, keys: &[String]) -> Result<Table, EditError> {
     for text in keys {
         let Assignment { key, value } =
             assignment(text).map_err(|lack| usage(format!("`{text}` is no KEY=VALUE: {lack}")))?;
+        if key.split('.').count() > MOST_NESTED {
+            return Err(usage("no key is that deep in tables"));
+        }
         match key.split('.').next().unwrap_or_default() {
             "frontends" | "backends" => {
                 return Err(usage(format!("`{key}` cannot be set here; it has verbs of its own")));

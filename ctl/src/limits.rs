@@ -123,8 +123,10 @@ pub const MAX_CONFIG_FILE: u64 = 64 << 20;
 
 /// Largest control frame, either way.
 pub const MAX_FRAME: usize = 64 << 20;
-/// Largest frame of a request from `kakehictl`.
+/// Largest frame of a request that loads a state, for root and kakehi's own user.
 pub const MAX_REQUEST_FRAME: usize = 64 << 20;
+/// Largest frame of any other request.
+pub const MAX_SMALL_REQUEST_FRAME: usize = 1 << 20;
 /// A worker that is not ready this long after its start is stopped, and the start fails.
 pub const WORKER_READY_TIMEOUT_MS: u64 = 10_000;
 /// A worker that answers no ping for so long is killed and replaced (`worker_liveness`; 0 = never).

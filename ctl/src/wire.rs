@@ -104,12 +104,31 @@ pub struct Decoder {
     /// Where the first frame that was not taken yet begins.
     start: usize,
     max_frame: usize,
+    /// Frames that may be larger.
+    large: Option<Large>,
 }
+
+/// Which frames may be larger than others.
+#[derive(Debug, Clone, Copy)]
+struct Large {
+    max_frame: usize,
+    /// What stands near their beginning.
+    mark: &'static str,
+}
+
+/// The mark of a large frame stands within so many bytes: behind version and number.
+const MARK_WITHIN: usize = 128;
 
 impl Decoder {
     /// A decoder that accepts frames of up to `max_frame` bytes of JSON.
     pub fn new(max_frame: usize) -> Self {
-        Decoder { buffer: Vec::new(), start: 0, max_frame }
+        Decoder { buffer: Vec::new(), start: 0, max_frame, large: None }
+    }
+
+    /// Accepts also frames of up to `max_frame` bytes, if `mark` stands near their beginning.
+    #[must_use]
+    pub fn or_large(self, max_frame: usize, mark: &'static str) -> Self {
+        Decoder { large: Some(Large { max_frame, mark }), ..self }
     }
 
     /// Takes what was read from the peer: any number of bytes, cut anywhere.
@@ -139,7 +158,16 @@ impl Decoder {
         let Some((length, rest)) = bytes.split_first_chunk::<LENGTH_SIZE>() else { return Ok(None) };
         let size = u32::from_le_bytes(*length) as usize;
         if size > self.max_frame {
-            return Err(WireError::TooLarge { size, max: self.max_frame });
+            let large = self.large.filter(|large| size <= large.max_frame);
+            let start = &rest[..rest.len().min(MARK_WITHIN)];
+            let is_marked = large.is_some_and(|large| {
+                start.windows(large.mark.len()).any(|window| window == large.mark.as_bytes())
+            });
+            // It may still come.
+            let is_open = large.is_some() && start.len() < MARK_WITHIN;
+            if !is_marked && !is_open {
+                return Err(WireError::TooLarge { size, max: self.max_frame });
+            }
         }
         let Some(text) = rest.get(..size) else { return Ok(None) };
         let message = parse(text);
@@ -374,5 +402,28 @@ mod tests {
         let mut reader = &bytes[..9];
         let cut = read_message::<Request>(&mut reader, &mut decoder);
         assert!(matches!(cut, Err(WireError::Truncated { have: 9 })), "{cut:?}");
+    }
+
+    #[test]
+    fn only_a_marked_frame_may_be_large() {
+        let large = |body: &str| {
+            let text =
+                format!("{{\"version\":1,\"id\":1,\"body\":{{\"{body}\":\"{}\"}}}}", "x".repeat(5_000));
+            [&(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat()
+        };
+        for (body, max, taken) in
+            [("load_state", 9_000, true), ("apply", 9_000, false), ("load_state", 5_000, false)]
+        {
+            let mut decoder = Decoder::new(1_000).or_large(max, "\"load_state\"");
+            let mut outcome = Ok(None);
+            for piece in large(body).chunks(7) {
+                decoder.extend(piece);
+                outcome = decoder.next::<serde_json::Value>();
+                if !matches!(outcome, Ok(None)) {
+                    break;
+                }
+            }
+            assert_eq!(outcome.is_ok_and(|it| it.is_some()), taken, "{body} {max}");
+        }
     }
 }

@@ -128,7 +128,7 @@ async fn serve_instead(
     for warning in &warnings {
         tracing::warn!("{warning}");
     }
-    if let Some(complaint) = complaint {
+    if let Some(complaint) = &complaint {
         tracing::error!("{complaint}");
     }
     if state.settings.user.is_none() && nix::unistd::geteuid().is_root() {
@@ -155,6 +155,8 @@ async fn serve_instead(
     if let Some(running) = recorded_state(&state, &orphans) {
         state = state.going_on_from(running);
         keeper.adopt(&state);
+    } else if let Some(complaint) = complaint {
+        return Err(Error::NobodyGoesOn(complaint));
     } else {
         let warnings = if let Some((mut saved, keys)) = save::load(&state)? {
             let warnings = keeper.restore(&mut saved, &keys, &State::default())?;
@@ -173,6 +175,7 @@ async fn serve_instead(
     state.settings.max_connections =
         resources::raise_limits(count, state.settings.max_connections, state.listeners.len())?;
     let mut supervisor = Supervisor::new(state, source, keeper, signals, asked);
+    let taken_over = !orphans.is_empty();
     supervisor.take_over(orphans)?;
     supervisor.complete(count, BTreeMap::new(), init_system::activated(), !refused.is_empty()).await?;
     supervisor.record.begin(&supervisor.state);
@@ -186,6 +189,10 @@ async fn serve_instead(
     when_ready();
     supervisor.catch_up(in_file, to_be_read.unwrap_or_default(), count).await;
     supervisor.compact();
+    if taken_over {
+        // What the supervisor before did not come to save.
+        supervisor.save_automatically();
+    }
     supervisor.run().await
 }
 
@@ -265,6 +272,7 @@ impl Running {
         estate.answer(outcome);
         // The sockets in it are those of the workers now.
         drop(estate);
+        self.supervisor.save_automatically();
         self.supervisor.run().await
     }
 }

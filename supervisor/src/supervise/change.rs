@@ -11,7 +11,7 @@ use kakehi_ctl::{
     change::{Change, ChangeError},
     config::{self, ConfigError},
     edit::{Edit, EditError},
-    order::{Changed, KeyPair, Order, WorkerOutcome},
+    order::{Changed, KeyPair, Order, WorkerOutcome, WorkerState},
     state::{Fingerprint, Revision, STATE_VERSION, Settings, State},
 };
 use kakehi_engine::config::CompileError;
@@ -23,8 +23,13 @@ use super::{
     init_system,
     listeners::{self, Sockets},
     turn::{Happened, Stopped},
-    worker::{Outcome, Worker},
+    worker::{Death, Outcome, Worker},
 };
+
+/// Edits that can be made in one step.
+const MOST_EDITS: usize = 1_000;
+/// A deadline that is found to have passed for so long passed while this process did not run.
+const LATE: Duration = Duration::from_millis(500);
 
 /// Why nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -265,6 +270,9 @@ impl Supervisor {
         if let Some(wanted) = if_generation.filter(|wanted| *wanted != found) {
             return Err(Refused::Generation { wanted, found });
         }
+        if edits.len() > MOST_EDITS {
+            return Err(Refused::Wrong(format!("more than {MOST_EDITS} edits cannot be made at once")));
+        }
         let mut part = self.state.without_clusters();
         for name in edits.iter().filter_map(Edit::cluster) {
             if let Some((name, cluster)) = self.state.clusters.get_key_value(name) {
@@ -274,8 +282,12 @@ impl Supervisor {
         let (mut changes, mut warnings) = (Vec::new(), Vec::new());
         for edit in edits {
             let edited = edit.change(&part, folder)?;
+            let before = part.clone();
             part.apply(&edited.change)?;
-            changes.push(edited.change);
+            // What is so already is no change.
+            if part != before {
+                changes.push(edited.change);
+            }
             warnings.extend(edited.warnings);
         }
         self.apply(changes, by).await.map(|changed| with_warnings(changed, warnings))
@@ -430,6 +442,7 @@ impl Supervisor {
             Ok(Order::Prepare { staged: 0, changes: changes.to_vec(), revision: revision.clone() })
         };
         let prepared = self.order_all(prepare, sockets).await;
+        let none_is_ready = !prepared.values().any(|answer| matches!(answer, Answer::Done));
         let mut silent = Vec::new();
         let mut refusals = Vec::new();
         for (id, answer) in prepared {
@@ -445,6 +458,12 @@ impl Supervisor {
         if !refusals.is_empty() {
             self.order_all(|_, _| Ok(Order::Abort), sockets).await;
             return Err(Refused::Workers(refusals.join("; ")));
+        }
+        if none_is_ready {
+            // Nobody has looked whether it contradicts other clusters.
+            let mut whole = self.state.clone();
+            changes.iter().try_for_each(|change| whole.apply(change))?;
+            self.serve_beside(move || kakehi_engine::worker::check(&whole)).await??;
         }
         // From here on it holds, whoever is there to say so.
         self.record.append(changes, revision);
@@ -549,7 +568,7 @@ impl Supervisor {
     async fn answers(&mut self, number: u64, mut waiting: Vec<u32>) -> BTreeMap<u32, Answer> {
         let mut answers = BTreeMap::new();
         let patience = Duration::from_millis(self.state.settings.worker_timeout_ms);
-        let deadline = Instant::now() + patience;
+        let mut deadline = Instant::now() + patience;
         while !waiting.is_empty() {
             match self.turn(Some(deadline)).await {
                 Happened::Event(event) => {
@@ -562,15 +581,21 @@ impl Supervisor {
                         other => drop(self.attend_to(id, other)),
                     }
                 }
+                // This supervisor was stopped, or starved of its core: that says nothing of the workers.
+                Happened::Late if deadline.elapsed() > LATE => deadline = Instant::now() + patience,
                 Happened::Late => {
-                    for id in waiting.drain(..) {
+                    // One that starts has a deadline of its own.
+                    let starts = |id: &u32| {
+                        self.workers.get(*id as usize).is_some_and(|it| it.state() == WorkerState::Starting)
+                    };
+                    let (starting, silent): (Vec<u32>, Vec<u32>) = waiting.drain(..).partition(starts);
+                    for id in silent {
                         let seconds = patience.as_secs_f64();
-                        self.give_up(
-                            id,
-                            format!("answered an order not within `worker_timeout` ({seconds} s)"),
-                        );
+                        let reason = format!("answered an order not within `worker_timeout` ({seconds} s)");
+                        self.give_up(id, reason);
                         answers.insert(id, Answer::Silence);
                     }
+                    (waiting, deadline) = (starting, Instant::now() + patience);
                 }
                 Happened::Other => {}
             }
@@ -579,11 +604,12 @@ impl Supervisor {
         answers
     }
 
-    /// Has another process take the place of the one of a worker.
+    /// Has another process take the place of the one of a worker, whatever `worker_automatic_restart` says: this one has not died.
     fn give_up(&mut self, id: u32, reason: String) {
-        if let Some(worker) = self.worker(id) {
-            let outcome = worker.give_up(reason);
-            self.attend_to(id, outcome);
+        let Some(worker) = self.worker(id) else { return };
+        if let Outcome::Died(Death { reason, lived, .. }) = worker.give_up(reason) {
+            let delay = worker.plan_replacement(lived);
+            tracing::error!(worker = id, "{reason}; to be replaced in {} ms", delay.as_millis());
         }
     }
 }

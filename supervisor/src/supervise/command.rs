@@ -22,6 +22,7 @@ use kakehi_ctl::{
     wire::{self, Decoder, WireError},
 };
 use nix::sys::stat::{Mode, umask};
+use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{UnixListener, UnixStream},
@@ -31,6 +32,10 @@ use tokio::{
 
 /// Clients served at a time; others are told to come back.
 const MAX_CLIENTS: usize = 64;
+/// Places that are kept for root and our own user.
+const KEPT_PLACES: usize = 8;
+/// What stands at the beginning of a request that may be large ([`Request::LoadState`]).
+const LOAD_STATE: &str = "\"load_state\"";
 /// How long a client may say nothing, or not take its answer.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause after a failed accept (no descriptor left).
@@ -46,6 +51,14 @@ pub(crate) enum Error {
         path: PathBuf,
         /// Of the process that listens, or `?`.
         pid: String,
+    },
+    /// It belongs to somebody else, who could keep us waiting.
+    #[error("`command_socket` {path} belongs to uid {owner}; remove it, or change `command_socket`", path = path.display())]
+    Foreign {
+        /// The socket.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
     },
     /// Something else has the name.
     #[error("`command_socket` {path} exists and is not a socket; remove it, or change `command_socket`", path = path.display())]
@@ -163,15 +176,29 @@ fn clear(path: &Path) -> Result<(), Error> {
     if !metadata.file_type().is_socket() {
         return Err(Error::NotASocket { path: path.to_owned() });
     }
+    if metadata.uid() != nix::unistd::geteuid().as_raw() {
+        return Err(Error::Foreign { path: path.to_owned(), owner: metadata.uid() });
+    }
     let explain = |error| Error::Io { path: path.to_owned(), error };
-    match std::os::unix::net::UnixStream::connect(path) {
+    match connect(path) {
         Ok(stream) => Err(Error::Alive { path: path.to_owned(), pid: peer_pid(&stream) }),
+        // Its queue is full: somebody listens who stands still.
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            Err(Error::Alive { path: path.to_owned(), pid: "?".to_owned() })
+        }
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             fs::remove_file(path).map_err(explain)
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(explain(error)),
     }
+}
+
+/// Connects without waiting for a place in the queue of whoever listens.
+fn connect(path: &Path) -> io::Result<std::os::unix::net::UnixStream> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    socket.connect(&SockAddr::unix(path)?)?;
+    Ok(std::os::fd::OwnedFd::from(socket).into())
 }
 
 fn peer_pid(stream: &std::os::unix::net::UnixStream) -> String {
@@ -187,6 +214,7 @@ async fn accept(listener: UnixListener, questions: mpsc::Sender<Question>, guest
     let Ok(command_socket) = listener.as_fd().try_clone_to_owned() else { return };
     let command_socket = Arc::new(command_socket);
     let places = Arc::new(Semaphore::new(MAX_CLIENTS));
+    let kept = Arc::new(Semaphore::new(KEPT_PLACES));
     loop {
         match listener.accept().await {
             Ok((mut stream, _)) if !may_use(&stream, &guests) => {
@@ -195,7 +223,9 @@ async fn accept(listener: UnixListener, questions: mpsc::Sender<Question>, guest
                     "this user may not use the command socket; see `command_allowed_uids`".to_owned();
                 let _ = timeout(Duration::ZERO, refuse(&mut stream, 0, reason)).await;
             }
-            Ok((mut stream, _)) => match Arc::clone(&places).try_acquire_owned() {
+            Ok((mut stream, _)) => match Arc::clone(&places).try_acquire_owned().or_else(|full| {
+                if is_privileged(&stream) { Arc::clone(&kept).try_acquire_owned() } else { Err(full) }
+            }) {
                 Ok(place) => {
                     let (questions, command_socket) = (questions.clone(), Arc::clone(&command_socket));
                     tokio::spawn(async move {
@@ -238,7 +268,10 @@ fn describe_peer(stream: &UnixStream) -> String {
 async fn converse(mut stream: UnixStream, questions: mpsc::Sender<Question>, command_socket: &OwnedFd) {
     let peer = describe_peer(&stream);
     let privileged = is_privileged(&stream);
-    let mut decoder = Decoder::new(limits::MAX_REQUEST_FRAME);
+    let mut decoder = Decoder::new(limits::MAX_SMALL_REQUEST_FRAME);
+    if privileged {
+        decoder = decoder.or_large(limits::MAX_REQUEST_FRAME, LOAD_STATE);
+    }
     let mut bytes = vec![0; 8192];
     loop {
         let envelope = match decoder.next::<Request>() {

@@ -130,6 +130,9 @@ pub(crate) enum Error {
         /// What it said, or how it ended.
         reason: String,
     },
+    /// The file is wrong, and no worker could be taken over.
+    #[error("{0}; no worker could be taken over")]
+    NobodyGoesOn(String),
     /// All workers are gone and none is to be replaced.
     #[error("no worker is left and `worker_automatic_restart` is false")]
     NoWorkerLeft,
@@ -171,6 +174,10 @@ struct Supervisor {
     ticket_keys_due: Instant,
     /// The start is complete.
     started_up: bool,
+    /// An operation is under way; the start is one.
+    operating: bool,
+    /// Processes that are not workers and that operations wait for.
+    helpers: Vec<u32>,
     /// A SIGHUP came while something else was under way.
     reload_due: bool,
     /// Questions that wait until the operation that runs has ended.
@@ -229,6 +236,8 @@ impl Supervisor {
             watchdog: init_system::watchdog_period().map(|period| (period, Instant::now())),
             ticket_keys_due: Instant::now(),
             started_up: false,
+            operating: true,
+            helpers: Vec::new(),
             reload_due: false,
             line: VecDeque::new(),
             changed_files: Vec::new(),
@@ -266,6 +275,7 @@ impl Supervisor {
     /// Serves until a stop is complete.
     async fn run(&mut self) -> Result<End, Error> {
         self.started_up = true;
+        self.operating = false;
         loop {
             self.forget_retired();
             let nobody_left = !self.workers.iter().any(Worker::has_future);
@@ -283,7 +293,10 @@ impl Supervisor {
                 None if nobody_left => return Err(Error::NoWorkerLeft),
                 _ => {}
             }
-            if self.operate().await {
+            self.operating = true;
+            let operated = self.operate().await;
+            self.operating = false;
+            if operated {
                 continue;
             }
             let until = [self.rebalance_due(), self.ticket_keys_due()].into_iter().flatten().min();
@@ -337,8 +350,12 @@ impl Supervisor {
 
     /// Kills whoever is still there.
     fn cut(&mut self) {
+        let anybody = self.workers.iter().any(Worker::has_future);
         if let Some(stopping) = &mut self.stopping {
             stopping.kill_at = None;
+            if anybody {
+                stopping.end = End::Cut;
+            }
         }
         self.workers.iter_mut().for_each(Worker::kill);
     }

@@ -296,8 +296,12 @@ impl Supervisor {
         if let Some(worker) = self.workers.iter().find(|worker| worker.state() != WorkerState::Running) {
             return Err(Refused::NotRunning(worker.id()));
         }
-        self.try_check(&program).await?;
-        self.try_worker(&program).await?;
+        let tried = match self.try_check(&program).await {
+            Ok(()) => self.try_worker(&program).await,
+            refused => refused,
+        };
+        self.helpers.clear();
+        tried?;
         // Nothing is on its way from a worker any more, nor will be.
         self.attendance.set_liveness(0);
         self.ping_all().await;
@@ -345,6 +349,7 @@ impl Supervisor {
         command.fd_mappings(vec![place]).map_err(io::Error::other)?;
         let child = command.spawn().map_err(|error| refused(format!("it cannot be run: {error}")))?;
         let handle = Handle::of_process(child.id())?;
+        self.helpers.push(child.id());
         let deadline = Instant::now() + CHECK_TIMEOUT;
         let ended = loop {
             tokio::select! {
@@ -393,6 +398,7 @@ impl Supervisor {
         let refused = |reason: String| Refused::Worker { program: program.to_owned(), reason };
         let mut process = Process::start(&start, 1, &counters, None, &self.attendance)
             .map_err(|error| refused(error.to_string()))?;
+        self.helpers.push(process.pid);
         let patience = Duration::from_millis(limits::WORKER_READY_TIMEOUT_MS);
         let mut outcome = Err(refused(format!("it was not ready within {} s", patience.as_secs())));
         let deadline = Instant::now() + patience;

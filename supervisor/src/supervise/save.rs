@@ -8,16 +8,12 @@ use kakehi_ctl::{
     store::{self, Error as StoreError},
 };
 use tokio::{
+    sync::oneshot,
     task::JoinHandle,
     time::{Instant, timeout},
 };
 
-use super::{
-    Error, Supervisor,
-    certificates::without_keys,
-    sleep_until,
-    turn::{Happened, Stopped},
-};
+use super::{Error, Supervisor, certificates::without_keys, sleep_until, turn::Happened};
 
 /// A failed save is tried again after this time, then after twice as long.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -30,6 +26,8 @@ const STOP_PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Default)]
 pub(super) struct Saving {
     running: Option<JoinHandle<Result<(), String>>>,
+    /// The one that is under way was asked for; how it ends is told to whoever asked.
+    by_hand: bool,
     /// The state is not as it was saved last.
     again: bool,
     /// Somebody saves the state by hand: nothing is begun.
@@ -50,7 +48,9 @@ impl Saving {
         // It cannot fail but by a panic, which ends the program.
         let ended = running.await.unwrap_or_else(|error| Err(error.to_string()));
         self.running = None;
-        self.note(ended);
+        if !std::mem::take(&mut self.by_hand) {
+            self.note(ended);
+        }
     }
 
     /// Why the state on the disk is not the one that is running, if that could not be helped.
@@ -149,15 +149,31 @@ impl Supervisor {
             (state.into_owned(), BTreeMap::new(), left_out)
         };
         self.hold_saving().await;
-        let to = path.clone();
-        let saved = self.serve_beside(move || store::save_with_keys(&to, &state, &keys)).await;
         self.saving.held = false;
-        self.go_on_saving();
-        match saved {
-            Ok(Ok(())) => Ok((path, left_out)),
-            Ok(Err(error)) => Err(Refused::Store { path, error }),
-            Err(Stopped) => Err(Refused::Stopping),
+        if self.is_stopping() {
+            return Err(Refused::Stopping);
         }
+        // As the one that is under way: two that write to one place would spoil each other's.
+        let (tell, mut told) = oneshot::channel();
+        let to = path.clone();
+        self.saving.by_hand = true;
+        self.saving.running = Some(tokio::task::spawn_blocking(move || {
+            // Whoever asked may wait no longer.
+            let _ = tell.send(store::save_with_keys(&to, &state, &keys));
+            Ok(())
+        }));
+        while !self.is_stopping() {
+            match told.try_recv() {
+                Ok(Ok(())) => return Ok((path, left_out)),
+                Ok(Err(error)) => return Err(Refused::Store { path, error }),
+                Err(_) if self.saving.running.is_none() => break,
+                Err(_) => {}
+            }
+            if let Happened::Event(event) = self.turn(None).await {
+                self.on_event(event);
+            }
+        }
+        Err(Refused::Stopping)
     }
 
     /// What is saved after a change: never a key.

@@ -43,7 +43,8 @@ impl Supervisor {
                 // When the operation that runs has ended.
                 Wish::Reload => self.reload_due = true,
                 Wish::Reap => {
-                    let ours: Vec<u32> = self.workers.iter().flat_map(Worker::pids).collect();
+                    let helpers = self.helpers.iter().copied();
+                    let ours: Vec<u32> = self.workers.iter().flat_map(Worker::pids).chain(helpers).collect();
                     signals::reap_strangers(&ours);
                 }
                 Wish::Stop(signal) => self.on_stop(signal),
@@ -86,6 +87,9 @@ impl Supervisor {
         &mut self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Stopped> {
+        if self.is_stopping() {
+            return Err(Stopped);
+        }
         let mut work = tokio::task::spawn_blocking(work);
         while !self.is_stopping() {
             tokio::select! {

@@ -12,6 +12,7 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::harness::{
     Backend, Config, OK, Process, Proxy, ask, free_port, kakehictl, program, send_signal, wait,
@@ -334,4 +335,33 @@ fn without_workers_a_wrong_file_starts_nothing() {
     let output = std::process::Command::new(program()).arg("start").arg("-c").arg(&file).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
     assert!(said(&output).contains("worker_cuont"), "{}", said(&output));
+}
+
+#[test]
+fn a_command_socket_whose_owner_stands_still_does_not_hang_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("kakehi.toml");
+    fs::write(&file, "command_socket = \"kakehi.sock\"\nworker_count = 1\n").unwrap();
+    let address = SockAddr::unix(folder.path().join("kakehi.sock")).unwrap();
+    let listener = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+    listener.bind(&address).unwrap();
+    listener.listen(1).unwrap();
+    let mut waiting = Vec::new();
+    wait::until("a full queue", || {
+        let client = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None).unwrap();
+        let connected = client.connect(&address);
+        waiting.push(client);
+        connected.is_err()
+    });
+    let mut start = std::process::Command::new(program())
+        .args(["start", "-c"])
+        .arg(&file)
+        .stderr(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    wait::until("the end of the start", || start.try_wait().unwrap().is_some());
+    let output = start.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said(&output).contains("already runs there"), "{}", said(&output));
 }

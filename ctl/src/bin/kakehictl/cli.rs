@@ -1,6 +1,11 @@
 //! The words of `kakehictl`: options and verbs, with their help.
 
-use std::{env, path::PathBuf, time::Duration};
+use std::{
+    env, fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::{Parser, Subcommand};
 use kakehi_ctl::{
@@ -217,6 +222,12 @@ impl Verb {
     }
 }
 
+/// Whether a socket that nobody has named belongs to root or to this user. Anybody may have put one into a folder.
+fn is_trusted(socket: &Path) -> bool {
+    let own = fs::metadata("/proc/self").map(|process| process.uid());
+    fs::symlink_metadata(socket).is_ok_and(|it| it.uid() == 0 || own.is_ok_and(|own| own == it.uid()))
+}
+
 impl Arguments {
     /// The control socket.
     pub(crate) fn socket(&self) -> Result<PathBuf, Failure> {
@@ -231,7 +242,7 @@ impl Arguments {
             return Ok(PathBuf::from(socket));
         }
         let mut usual = USUAL_SOCKETS.map(PathBuf::from).into_iter();
-        usual.find(|socket| socket.exists()).ok_or_else(|| {
+        usual.find(|socket| is_trusted(socket)).ok_or_else(|| {
             Failure::Usage(format!(
                 "which kakehi? There is no {}; name the control socket with -s SOCKET, the configuration with -c FILE, or set \
                  {SOCKET_VARIABLE}",
@@ -244,6 +255,8 @@ impl Arguments {
     pub(crate) fn timeout(&self, request: &Request) -> Option<Duration> {
         let default = match request {
             Request::Stop { .. } => 0,
+            // What is only looked at waits for its turn all the same.
+            Request::Reload { .. } | Request::LoadState { .. } => 120_000,
             request if request.is_change() => 120_000,
             _ => 5_000,
         };

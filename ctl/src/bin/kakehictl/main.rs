@@ -49,6 +49,10 @@ fn run(arguments: &Arguments) -> Result<String, Failure> {
             Request::Edit { edits, folder, .. } => {
                 Request::Edit { edits, folder, if_generation: arguments.if_generation }
             }
+            request if arguments.if_generation.is_some() && request.is_change() => {
+                let text = "`--if-generation` is for listeners, clusters, frontends and backends only";
+                return Err(Failure::Usage(text.to_owned()));
+            }
             request => request,
         };
         client::ask(&socket, request, timeout)

@@ -133,16 +133,22 @@ fn after(state: &State, cursor: Option<(SocketAddr, Fingerprint)>) -> Vec<Item> 
 impl Supervisor {
     /// When anything is due of what does not concern the workers.
     pub(in super::super) fn certificates_due(&self) -> Option<Instant> {
-        [self.watch_due(), self.expiry_due(), self.certificates.tidy_due()].into_iter().flatten().min()
+        [self.watch_due(), self.expiry_due(), self.tidy_due()].into_iter().flatten().min()
     }
 
     /// Does of that what is due.
     pub(in super::super) fn attend_to_certificates(&mut self) {
         self.watch_if_due();
         self.tell_expiry_if_due();
-        if self.certificates.tidy_due().is_some_and(|due| due <= Instant::now()) {
+        if self.tidy_due().is_some_and(|due| due <= Instant::now()) {
             self.certificates.tidy(&self.state);
         }
+    }
+
+    /// When what nobody uses is to be thrown away. Not while a change is under way: what it brings is in the vault already, and in no
+    /// state yet.
+    fn tidy_due(&self) -> Option<Instant> {
+        self.certificates.tidy_due().filter(|_| !self.operating)
     }
 
     /// When files are to be looked at next.
