@@ -14,7 +14,7 @@
 //! | [`adoption`] | workers that another supervisor left |
 //! | [`command`] | the command socket |
 //! | [`turn`] | waiting, for whatever an operation needs, while everything else goes on |
-//! | [`change`], [`save`] | reloads and other changes: all workers or none; the state on disk |
+//! | [`change`], [`orders`], [`save`] | reloads and other changes: all workers or none; the state on disk |
 //! | [`certificates`] | what of TLS lies in files: read, checked, watched, kept in the vault |
 //! | [`upgrade`], [`replace`] | new processes in the place of old ones: workers, and the supervisor itself |
 //! | [`scale`], [`steering`], [`placement`], [`rebalance`] | more or fewer workers, where they run, what each gets |
@@ -33,6 +33,7 @@ mod init_system;
 mod launch;
 mod listeners;
 mod liveness;
+mod orders;
 mod pid_file;
 mod placement;
 mod process;
