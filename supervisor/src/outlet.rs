@@ -3,24 +3,38 @@
 use std::{
     io,
     sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
         mpsc::{SyncSender, sync_channel},
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use nix::sys::signal::SigSet;
 
-/// Between two looks whether everything is said.
-const FLUSH_PAUSE: Duration = Duration::from_millis(2);
-
 /// A queue of bounded length, and the thread that empties it. The thread ends with the process.
 pub(crate) struct Outlet<T> {
     queue: SyncSender<T>,
-    /// Not said yet, with what is being said.
-    waiting: Arc<AtomicUsize>,
+    waiting: Arc<Waiting>,
+}
+
+/// How many are not said yet, with the one that is being said.
+#[derive(Default)]
+struct Waiting {
+    count: Mutex<usize>,
+    fewer: Condvar,
+}
+
+impl Waiting {
+    fn count(&self) -> MutexGuard<'_, usize> {
+        // A number is whole whatever has happened to who held it.
+        self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remove_one(&self) {
+        *self.count() -= 1;
+        self.fewer.notify_all();
+    }
 }
 
 impl<T: Send + 'static> Outlet<T> {
@@ -30,14 +44,14 @@ impl<T: Send + 'static> Outlet<T> {
     /// When there can be no thread.
     pub(crate) fn new(capacity: usize, mut say: impl FnMut(T) + Send + 'static) -> io::Result<Outlet<T>> {
         let (queue, waiting_ones) = sync_channel(capacity);
-        let waiting = Arc::new(AtomicUsize::new(0));
+        let waiting = Arc::new(Waiting::default());
         let counted = Arc::clone(&waiting);
         thread::Builder::new().name("outlet".to_owned()).spawn(move || {
             // Signals are for the main thread. Where that fails, they have a handler all the same.
             let _ = SigSet::all().thread_block();
             for it in waiting_ones {
                 say(it);
-                counted.fetch_sub(1, Ordering::Release);
+                counted.remove_one();
             }
         })?;
         Ok(Outlet { queue, waiting })
@@ -45,31 +59,28 @@ impl<T: Send + 'static> Outlet<T> {
 
     /// Puts something into the queue; `false` when it is full.
     pub(crate) fn put(&self, it: T) -> bool {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
+        *self.waiting.count() += 1;
         let put = self.queue.try_send(it).is_ok();
         if !put {
-            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            self.waiting.remove_one();
         }
         put
     }
 
     /// Whether everything was said.
     pub(crate) fn is_idle(&self) -> bool {
-        self.waiting.load(Ordering::Acquire) == 0
+        *self.waiting.count() == 0
     }
 
     /// Whether nothing waits behind what is being said.
     pub(crate) fn is_last(&self) -> bool {
-        self.waiting.load(Ordering::Acquire) <= 1
+        *self.waiting.count() <= 1
     }
 
     /// Waits until everything was said, not longer than `patience`: before the process ends, or becomes another program.
-    #[expect(clippy::disallowed_methods, reason = "the runtime has ended, or is about to")]
     pub(crate) fn flush(&self, patience: Duration) {
-        let give_up = Instant::now() + patience;
-        while !self.is_idle() && Instant::now() < give_up {
-            thread::sleep(FLUSH_PAUSE);
-        }
+        // Who does not listen in time has missed it.
+        let _ = self.waiting.fewer.wait_timeout_while(self.waiting.count(), patience, |count| *count > 0);
     }
 }
 

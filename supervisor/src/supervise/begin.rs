@@ -41,24 +41,26 @@ use super::{
 
 /// Runs kakehi on `loaded`, which was read from `file`, until it is stopped; the whole program `kakehi start`.
 pub(crate) fn run(loaded: Loaded, file: &Path) -> ExitCode {
-    // What is wrong with the rules shows when they are compiled.
-    if adoption::is_anybody_there(&loaded.state.settings.command_socket)
-        && let Err(error) = kakehi_engine::worker::check(&loaded.state)
-        && let Some(code) = go_on_without(&error, file)
-    {
-        return code;
+    match run_to_end(serve(loaded, Some(file.to_owned()), || {})) {
+        // What is wrong with the rules shows when they are compiled, before anything is touched.
+        Err(Error::State(error)) => {
+            go_on_without(&error, file).unwrap_or_else(|| exit_code(Err(Error::State(error))))
+        }
+        ended => exit_code(ended),
     }
-    block_on(serve(loaded, Some(file.to_owned()), || {}))
 }
 
 /// Runs a supervisor on this thread and turns its end into an exit code; errors go to standard error.
 pub(crate) fn block_on(supervisor: impl Future<Output = Result<End, Error>>) -> ExitCode {
-    exit_code(runtime().map_err(Error::Runtime).and_then(|runtime| {
-        let ended = runtime.block_on(supervisor);
-        // A thread that waits for a disk is not waited for.
-        runtime.shutdown_background();
-        ended
-    }))
+    exit_code(run_to_end(supervisor))
+}
+
+fn run_to_end(supervisor: impl Future<Output = Result<End, Error>>) -> Result<End, Error> {
+    let runtime = runtime().map_err(Error::Runtime)?;
+    let ended = runtime.block_on(supervisor);
+    // A thread that waits for a disk is not waited for.
+    runtime.shutdown_background();
+    ended
 }
 
 /// The same where the file is wrong and workers run that another supervisor left: they go on with what they have, until the
@@ -417,6 +419,11 @@ impl Supervisor {
         let Some(path) = &self.state.settings.pid_file_path else { return Ok(None) };
         match PidFile::write(path) {
             Ok(file) => Ok(Some(file)),
+            // Those that go on need no file.
+            Err(error) if self.workers.iter().any(|worker| !worker.is_fresh()) => {
+                tracing::error!("{}", Error::PidFile(error));
+                Ok(None)
+            }
             Err(error) => {
                 let fresh = self.workers.iter().filter(|worker| worker.is_fresh()).map(Worker::id).collect();
                 self.kill(&fresh).await;

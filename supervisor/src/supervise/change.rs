@@ -375,8 +375,7 @@ impl Supervisor {
         let new: Vec<SocketAddr> =
             part.active_addresses().filter(|address| !self.state.accepts(address)).collect();
         let count = self.count();
-        let sockets =
-            self.serve_until(async { listeners::open(&new, count, Vec::new(), false).await }).await?;
+        let sockets = self.serve_until(listeners::open(&new, count, Vec::new(), false)).await??;
         self.launches_held = true;
         let told = self.tell_change(&changes, &revision, &sockets).await;
         self.launches_held = false;

@@ -396,6 +396,11 @@ impl Supervisor {
             tracing::error!(worker = id, "{reason}; not replaced, as `worker_automatic_restart` is false");
             return;
         }
+        self.plan_replacement(id, &reason, lived);
+    }
+
+    /// Has another process take the place of one that has `lived` so long.
+    fn plan_replacement(&mut self, id: u32, reason: &str, lived: Duration) {
         if let Some(worker) = self.worker(id) {
             let delay = worker.plan_replacement(lived);
             tracing::error!(worker = id, "{reason}; to be replaced in {} ms", delay.as_millis());
@@ -475,51 +480,52 @@ impl Supervisor {
 
     /// Carries out what changes something, and says how it went.
     async fn carry_out_request(&mut self, question: Question) {
-        let Question { request, peer, asker, answer, .. } = question;
-        let peer = &peer;
+        let Question { request, peer, privileged, asker, answer } = question;
+        let by = &peer;
         let response = match request {
-            Request::Reload { dry_run } => respond(self.reload(dry_run, peer).await),
-            Request::UpgradeWorkers { worker } => outcomes(self.upgrade(worker, peer).await),
-            Request::Scale { count } => outcomes(self.scale(count, peer).await),
-            Request::Rebalance => outcomes(self.rebalance(peer).await),
-            Request::Pin { worker, core } => outcomes(self.pin(worker, core, peer).await),
+            Request::Reload { dry_run } => respond(self.reload(dry_run, by).await),
+            Request::UpgradeWorkers { worker } => outcomes(self.upgrade(worker, by).await),
+            Request::Scale { count } => outcomes(self.scale(count, by).await),
+            Request::Rebalance => outcomes(self.rebalance(by).await),
+            Request::Pin { worker, core } => outcomes(self.pin(worker, core, by).await),
             Request::PinAuto { no_smt, numa, reserve_for_irq } => {
-                outcomes(self.pin_auto(&placement::Wish { no_smt, numa, reserve_for_irq }, peer).await)
+                outcomes(self.pin_auto(&placement::Wish { no_smt, numa, reserve_for_irq }, by).await)
             }
             Request::Upgrade => match asker {
                 Some(asker) => {
-                    let refused = self.replace(&asker, peer).await;
-                    tracing::error!("upgrade by {peer}: {refused}");
+                    let refused = self.replace(&asker, by).await;
+                    tracing::error!("upgrade by {by}: {refused}");
                     Response::Refused { reason: format!("{refused}; everything goes on as it was") }
                 }
                 None => Response::Refused { reason: "no descriptor is left; try again".to_owned() },
             },
             Request::LoadState { state, keys, dry_run } => {
-                respond(self.load_state(*state, &keys, dry_run, peer).await)
+                respond(self.load_state(*state, &keys, dry_run, by).await)
             }
             request @ Request::AddCertificate { .. } => match certificates::Wanted::from(request) {
-                Some(wanted) => respond(self.add_certificate(&wanted, peer).await),
+                Some(wanted) => respond(self.add_certificate(&wanted, by).await),
                 None => return,
             },
             Request::RemoveCertificate { address, which } => {
-                respond(self.remove_certificate(address, &which, peer).await)
+                respond(self.remove_certificate(address, &which, by).await)
             }
             Request::SaveState { with_keys } => match self.save_state(with_keys).await {
                 Ok((path, left_out)) => Response::Saved { path, left_out },
                 Err(error) => Response::Refused { reason: error.to_string() },
             },
-            Request::Apply { changes } => respond(self.apply(changes, peer).await),
+            Request::Apply { changes } => respond(self.apply(changes, by).await),
             Request::Edit { edits, folder, if_generation } => {
-                respond(self.edit(&edits, &folder, if_generation, peer).await)
+                respond(self.edit(&edits, &folder, if_generation, by).await)
             }
-            // They were answered when they came ([`Supervisor::answer_now`]).
-            Request::Status
-            | Request::Workers
-            | Request::State
-            | Request::Topology
-            | Request::Certificates { .. }
-            | Request::Keys
-            | Request::Stop { .. } => return,
+            // It needs no turn.
+            request => {
+                let question = Question { request, peer, privileged, asker, answer };
+                if let Some(Question { answer, .. }) = self.answer_now(question) {
+                    let reason = "this program does not do that".to_owned();
+                    let _ = answer.send(Response::Refused { reason });
+                }
+                return;
+            }
         };
         // Whoever asked may have left; that is nobody's loss.
         let _ = answer.send(response);

@@ -129,10 +129,9 @@ impl Supervisor {
 
     /// Has another process take the place of the one of a worker, whatever `worker_automatic_restart` says: this one has not died.
     fn give_up(&mut self, id: u32, reason: String) {
-        let Some(worker) = self.worker(id) else { return };
-        if let Outcome::Died(Death { reason, lived, .. }) = worker.give_up(reason) {
-            let delay = worker.plan_replacement(lived);
-            tracing::error!(worker = id, "{reason}; to be replaced in {} ms", delay.as_millis());
+        let outcome = self.worker(id).map(|worker| worker.give_up(reason));
+        if let Some(Outcome::Died(Death { reason, lived, .. })) = outcome {
+            self.plan_replacement(id, &reason, lived);
         }
     }
 }

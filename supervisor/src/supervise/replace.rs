@@ -53,6 +53,8 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_COMPLAINT: u64 = 1024;
 /// The number of the worker by which a new program is tried.
 pub(super) const TRIAL: u32 = u32::MAX;
+/// What has come is heard within this time.
+const TIME_TO_HEAR: Duration = Duration::from_millis(20);
 /// Turns that the tasks of clients get to write that they are turned away: each needs one.
 const TURNS_TO_ANSWER: usize = 8;
 /// Where the new program finds the state that it is to check.
@@ -189,9 +191,7 @@ impl Estate {
         crate::logging::flush();
         // What comes in between is kept until the new program listens to it.
         signals_of_supervisor().thread_block()?;
-        let error = command.exec();
-        receive_signals()?;
-        Err(error)
+        Err(command.exec())
     }
 
     /// Tells whoever asked how it went. That it may have left is nobody's loss.
@@ -311,7 +311,6 @@ impl Supervisor {
         if let Some(worker) = self.workers.iter().find(|worker| worker.state() != WorkerState::Running) {
             return Err(Refused::NotRunning(worker.id()));
         }
-        self.turn_away_waiting().await;
         let mut sockets = Vec::new();
         for worker in &self.workers {
             for (which, socket) in worker.sockets() {
@@ -334,7 +333,36 @@ impl Supervisor {
             before: File::open("/proc/self/exe")?.into(),
         };
         tracing::info!("upgrade by {by}: {} takes the place of this program", program.display());
-        Ok(estate.leave_to(&program, &file)?)
+        let left = self.leave(&estate, &program, &file).await;
+        receive_signals()?;
+        left
+    }
+
+    /// Executes the program that comes. What signals say from here on is for that one.
+    async fn leave(
+        &mut self,
+        estate: &Estate,
+        program: &Path,
+        file: &Path,
+    ) -> Result<std::convert::Infallible, Refused> {
+        signals_of_supervisor().thread_block().map_err(io::Error::from)?;
+        // What has come before is heard here.
+        let heard = Instant::now() + TIME_TO_HEAR;
+        loop {
+            match self.turn(Some(heard)).await {
+                Happened::Late => break,
+                Happened::Event(event) => drop(self.on_event(event)),
+                Happened::Other => {}
+            }
+        }
+        self.turn_away_waiting().await;
+        if self.is_stopping() {
+            return Err(Refused::Stopping);
+        }
+        if std::mem::take(&mut self.reload_due) {
+            nix::sys::signal::raise(Signal::SIGHUP).map_err(io::Error::from)?;
+        }
+        Ok(estate.leave_to(program, file)?)
     }
 
     /// Has the new program check the running state.

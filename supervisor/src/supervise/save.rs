@@ -13,7 +13,12 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{Error, Supervisor, certificates::without_keys, sleep_until, turn::Happened};
+use super::{
+    Error, Supervisor,
+    certificates::without_keys,
+    sleep_until,
+    turn::{Happened, Stopped},
+};
 
 /// A failed save is tried again after this time, then after twice as long.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -154,7 +159,7 @@ impl Supervisor {
             return Err(Refused::Stopping);
         }
         // As the one that is under way: two that write to one place would spoil each other's.
-        let (tell, mut told) = oneshot::channel();
+        let (tell, told) = oneshot::channel();
         let to = path.clone();
         self.saving.by_hand = true;
         self.saving.running = Some(tokio::task::spawn_blocking(move || {
@@ -162,18 +167,12 @@ impl Supervisor {
             let _ = tell.send(store::save_with_keys(&to, &state, &keys));
             Ok(())
         }));
-        while !self.is_stopping() {
-            match told.try_recv() {
-                Ok(Ok(())) => return Ok((path, left_out)),
-                Ok(Err(error)) => return Err(Refused::Store { path, error }),
-                Err(_) if self.saving.running.is_none() => break,
-                Err(_) => {}
-            }
-            if let Happened::Event(event) = self.turn(None).await {
-                self.on_event(event);
-            }
+        match self.serve_until(told).await {
+            Ok(Ok(Ok(()))) => Ok((path, left_out)),
+            Ok(Ok(Err(error))) => Err(Refused::Store { path, error }),
+            // It goes on, and the stop waits for it.
+            Ok(Err(_)) | Err(Stopped) => Err(Refused::Stopping),
         }
-        Err(Refused::Stopping)
     }
 
     /// What is saved after a change: never a key.

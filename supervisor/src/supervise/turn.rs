@@ -64,22 +64,26 @@ impl Supervisor {
     }
 
     /// Serves until `work` is done, which must not need this supervisor.
-    pub(super) async fn serve_until<T>(&mut self, work: impl Future<Output = T>) -> T {
+    ///
+    /// # Errors
+    /// When a stop has begun: nobody waits for it any more then.
+    pub(super) async fn serve_until<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Stopped> {
         let mut work = pin!(work);
-        loop {
+        while !self.is_stopping() {
             tokio::select! {
-                done = &mut work => return done,
+                done = &mut work => return Ok(done),
                 happened = self.turn(None) => if let Happened::Event(event) = happened {
                     self.on_event(event);
                 },
             }
         }
+        Err(Stopped)
     }
 
     /// Runs what computes for long, or waits for a disk, on a thread of its own, and serves meanwhile.
     ///
     /// # Errors
-    /// When a stop has begun: nobody waits for it any more then, though it may still be done.
+    /// When a stop has begun: it is not begun any more then, or goes on to its end with nobody waiting.
     ///
     /// # Panics
     /// When `work` does.
@@ -90,20 +94,11 @@ impl Supervisor {
         if self.is_stopping() {
             return Err(Stopped);
         }
-        let mut work = tokio::task::spawn_blocking(work);
-        while !self.is_stopping() {
-            tokio::select! {
-                done = &mut work => return match done {
-                    Ok(done) => Ok(done),
-                    // It was not cancelled: nobody else has its handle.
-                    Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
-                },
-                happened = self.turn(None) => if let Happened::Event(event) = happened {
-                    self.on_event(event);
-                },
-            }
+        match self.serve_until(tokio::task::spawn_blocking(work)).await? {
+            Ok(done) => Ok(done),
+            // It was not cancelled: nobody else has its handle.
+            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
         }
-        Err(Stopped)
     }
 
     /// Whether a stop has begun: whatever else is under way must end.

@@ -90,8 +90,9 @@ impl Supervisor {
                 Happened::Other => {}
             }
         };
+        let stop_ms = self.is_stopping().then_some(self.state.settings.graceful_timeout_ms);
         if let Some(worker) = self.worker(id) {
-            worker.give_up_upgrade();
+            worker.give_up_upgrade(stop_ms);
         }
         Err(given_up)
     }

@@ -297,12 +297,15 @@ impl Worker {
         Ok(())
     }
 
-    /// Gives the process up that was to take the place of the present one.
-    pub(super) fn give_up_upgrade(&mut self) {
-        if let Some((process, block)) = self.coming.take() {
-            process.send(Signal::SIGKILL);
-            self.leaving.push(Leaving { process, counters: block.counters, kill_at: Instant::now() });
-        }
+    /// Gives the process up that was to take the place of the present one. At a stop it has `stop_ms` to finish: it may serve
+    /// already, without its word having come.
+    pub(super) fn give_up_upgrade(&mut self, stop_ms: Option<u64>) {
+        let Some((process, block)) = self.coming.take() else { return };
+        let kill_at = match stop_ms {
+            Some(deadline_ms) if process.order(STOP, Order::Stop { deadline_ms }).is_ok() => self.kill_at(),
+            _ => Instant::now(),
+        };
+        self.leaving.push(Leaving { process, counters: block.counters, kill_at });
     }
 
     fn start<'a>(&'a self, provisions: &'a Provisions) -> Start<'a> {

@@ -2,7 +2,7 @@
 
 use std::{process::Output, thread};
 
-use crate::harness::{Backend, Config, OK, Pki, Proxy, kakehictl};
+use crate::harness::{Backend, Config, OK, Pki, Proxy, kakehictl, wait};
 
 fn said(output: &Output) -> String {
     String::from_utf8_lossy(&[&output.stdout[..], &output.stderr[..]].concat()).into_owned()
@@ -120,4 +120,49 @@ fn an_edit_may_ask_that_nobody_has_changed_anything() {
     // What no file could say is wrong usage, and changes nothing.
     let wrong = patch(&generation(), "soon");
     assert!(wrong.status.code() == Some(2) && said(&wrong).contains("front_timeout"), "{}", said(&wrong));
+}
+
+#[test]
+fn saves_by_hand_and_after_changes_do_not_spoil_each_other() {
+    const EACH: usize = 25;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("state.json");
+    let backend = Backend::respond(OK);
+    let proxy = Config::to(&backend)
+        .root(&format!("saved_state = \"{}\"", file.display()))
+        .root("automatic_state_save = true")
+        .start();
+    kakehictl();
+    let saved = || {
+        let text = std::fs::read_to_string(&file).ok()?;
+        let state: serde_json::Value =
+            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+        state["clusters"]["all"]["backends"].as_array().map(Vec::len)
+    };
+    thread::scope(|scope| {
+        let (proxy, saved) = (&proxy, &saved);
+        let changes = scope.spawn(move || {
+            for number in 0..EACH {
+                done(&proxy.ctl(&[
+                    "backend",
+                    "add",
+                    "all",
+                    "127.0.0.1:9",
+                    "--id",
+                    &number.to_string(),
+                    "--backup",
+                ]));
+            }
+        });
+        scope.spawn(move || {
+            for _ in 0..EACH {
+                done(&proxy.ctl(&["state", "save"]));
+            }
+        });
+        while !changes.is_finished() {
+            // It is always whole.
+            saved();
+        }
+    });
+    wait::until("the last change in the file", || saved() == Some(EACH + 1));
 }

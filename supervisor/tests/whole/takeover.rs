@@ -298,3 +298,25 @@ fn a_program_that_fails_in_the_place_of_the_one_before_gives_it_back() {
     ask(&mut idle);
     ask(&mut proxy.client());
 }
+
+#[test]
+fn a_hangup_during_an_upgrade_is_obeyed() {
+    let backend = Backend::respond(OK);
+    let proxy = Proxy::to(&backend);
+    let file = proxy.folder().join("kakehi.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    // Before, while and after the one program becomes the other.
+    for (round, delay_ms) in (1..).zip([0, 40, 80, 120, 160, 200, 300]) {
+        let listed = format!("[clusters.round{round}]\nprotocol = \"http\"\n");
+        std::thread::scope(|scope| {
+            let upgrade = scope.spawn(|| proxy.ctl(&["upgrade"]));
+            wait::pace(Duration::from_millis(delay_ms));
+            fs::write(&file, format!("{text}{listed}")).unwrap();
+            send_signal(proxy.supervisor(), Signal::SIGHUP);
+            assert!(upgrade.join().unwrap().status.success(), "{}", proxy.log());
+        });
+        wait::until("what the file says", || {
+            !proxy.ctl_json("state")["clusters"][format!("round{round}")].is_null()
+        });
+    }
+}

@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::harness::{
-    Backend, Config, OK, Process, Proxy, ask, free_port, kakehictl, program, send_signal, wait,
+    Backend, Config, Issued, OK, Pki, Process, Proxy, ask, free_port, kakehictl, program, send_signal, wait,
 };
 
 /// Far less than any operation here takes, and more than an answer does on a busy machine.
@@ -364,4 +364,78 @@ fn a_command_socket_whose_owner_stands_still_does_not_hang_the_start() {
     let output = start.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(said(&output).contains("already runs there"), "{}", said(&output));
+}
+
+#[test]
+fn a_supervisor_that_was_stopped_itself_gives_nobody_up() {
+    let scene = Scene::new(&[SHORT]);
+    let before = pids(&scene.proxy);
+    let change = scene.add_listener();
+    send_signal(scene.proxy.supervisor(), Signal::SIGSTOP);
+    send_signal(scene.still, Signal::SIGCONT);
+    // Longer than `worker_timeout`: both have answered, and nobody has read it.
+    wait::pace(Duration::from_secs(4));
+    send_signal(scene.proxy.supervisor(), Signal::SIGCONT);
+    let output = change.join().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(!said(&output).contains("replaced"), "{}", said(&output));
+    assert_eq!(pids(&scene.proxy), before, "{}", scene.proxy.log());
+}
+
+#[test]
+fn a_change_that_no_worker_can_look_at_is_refused_where_it_contradicts_what_is_there() {
+    let backend = Backend::respond(OK);
+    let proxy = Config::to(&backend).root("worker_liveness = 0").root("worker_timeout = 1").start();
+    let address = proxy.address().to_string();
+    assert!(proxy.ctl(&["cluster", "add", "other"]).status.success());
+    let still = proxy.worker();
+    send_signal(still, Signal::SIGSTOP);
+    // The other cluster has it.
+    let output = proxy.ctl(&["frontend", "add", "other", &address, "*"]);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert_eq!(proxy.ctl_json("state")["clusters"]["other"]["frontends"].as_array().map(Vec::len), Some(0));
+    wait::until("another process", || proxy.ctl_json("workers")[0]["state"] == "running");
+    ask(&mut proxy.client());
+    send_signal(still, Signal::SIGCONT);
+}
+
+#[test]
+fn a_worker_that_does_not_answer_is_replaced_also_where_dead_ones_are_not() {
+    let scene = Scene::new(&["worker_timeout = 1", "worker_automatic_restart = false"]);
+    let output = scene.add_backend("another").join().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    wait::until("another process", || {
+        let workers = scene.proxy.ctl_json("workers");
+        workers[0]["pid"].as_u64() != Some(scene.still.0.into()) && workers[0]["state"] == "running"
+    });
+}
+
+/// What nobody uses is thrown out of the memory of certificates after a while; what a change brings is used by nobody yet.
+#[test]
+fn a_certificate_that_comes_while_a_worker_does_not_answer_is_served() {
+    let (backend, pki) = (Backend::respond(OK), Pki::new());
+    let [first, gone, comes] = [pki.issue(&["a"]), pki.issue(&["gone.test"]), pki.issue(&["comes.test"])];
+    let config = Config::https_to(&backend, &first).root("worker_count = 2").root("worker_liveness = 0");
+    // Longer than that while.
+    let proxy = config.root("worker_timeout = 17").start();
+    let address = proxy.address().to_string();
+    let add = |issued: &Issued| {
+        let [certificate, key] =
+            [&issued.certificate, &issued.key].map(|path| path.to_str().unwrap().to_owned());
+        let output =
+            proxy.ctl(&["certificate", "add", &address, "--certificate", &certificate, "--key", &key]);
+        assert!(output.status.success(), "{}", said(&output));
+    };
+    add(&gone);
+    assert!(proxy.ctl(&["certificate", "remove", &address, &gone.fingerprint()]).status.success());
+    let still = Process(pids(&proxy)[0]);
+    send_signal(still, Signal::SIGSTOP);
+    add(&comes);
+    wait::until("another process", || {
+        proxy.ctl_json("workers").as_array().unwrap().iter().all(|worker| worker["state"] == "running")
+    });
+    for _ in 0..8 {
+        assert_eq!(pki.caller().to("comes.test").connect(proxy.address()).served(), comes.fingerprint());
+    }
+    send_signal(still, Signal::SIGCONT);
 }
