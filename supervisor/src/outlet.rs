@@ -3,11 +3,12 @@
 use std::{
     io,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
         mpsc::{SyncSender, sync_channel},
     },
-    thread,
-    time::Duration,
+    thread::{self, Thread},
+    time::{Duration, Instant},
 };
 
 use nix::sys::signal::SigSet;
@@ -18,22 +19,24 @@ pub(crate) struct Outlet<T> {
     waiting: Arc<Waiting>,
 }
 
-/// How many are not said yet, with the one that is being said.
 #[derive(Default)]
 struct Waiting {
-    count: Mutex<usize>,
-    fewer: Condvar,
+    /// Not said yet, with what is being said.
+    count: AtomicUsize,
+    /// Who waits until nothing is left.
+    flusher: OnceLock<Thread>,
 }
 
 impl Waiting {
-    fn count(&self) -> MutexGuard<'_, usize> {
-        // A number is whole whatever has happened to who held it.
-        self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    fn count(&self) -> usize {
+        self.count.load(Ordering::Acquire)
     }
 
     fn remove_one(&self) {
-        *self.count() -= 1;
-        self.fewer.notify_all();
+        self.count.fetch_sub(1, Ordering::Release);
+        if let Some(flusher) = self.flusher.get() {
+            flusher.unpark();
+        }
     }
 }
 
@@ -59,7 +62,7 @@ impl<T: Send + 'static> Outlet<T> {
 
     /// Puts something into the queue; `false` when it is full.
     pub(crate) fn put(&self, it: T) -> bool {
-        *self.waiting.count() += 1;
+        self.waiting.count.fetch_add(1, Ordering::Relaxed);
         let put = self.queue.try_send(it).is_ok();
         if !put {
             self.waiting.remove_one();
@@ -69,18 +72,22 @@ impl<T: Send + 'static> Outlet<T> {
 
     /// Whether everything was said.
     pub(crate) fn is_idle(&self) -> bool {
-        *self.waiting.count() == 0
+        self.waiting.count() == 0
     }
 
     /// Whether nothing waits behind what is being said.
     pub(crate) fn is_last(&self) -> bool {
-        *self.waiting.count() <= 1
+        self.waiting.count() <= 1
     }
 
-    /// Waits until everything was said, not longer than `patience`: before the process ends, or becomes another program.
+    /// Waits until everything was said, not longer than `patience`: before the process ends, or becomes another program. To be
+    /// called on one thread only.
     pub(crate) fn flush(&self, patience: Duration) {
-        // Who does not listen in time has missed it.
-        let _ = self.waiting.fewer.wait_timeout_while(self.waiting.count(), patience, |count| *count > 0);
+        self.waiting.flusher.get_or_init(thread::current);
+        let give_up = Instant::now() + patience;
+        while !self.is_idle() && Instant::now() < give_up {
+            thread::park_timeout(give_up.saturating_duration_since(Instant::now()));
+        }
     }
 }
 
