@@ -7,7 +7,7 @@
 
 use std::{
     fmt::Display,
-    io::{self, IsTerminal as _, Write},
+    io::{self, IoSlice, IsTerminal as _, Write},
     os::fd::AsFd as _,
     sync::{
         OnceLock,
@@ -17,6 +17,7 @@ use std::{
 };
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::io::{Errno, ReadWriteFlags};
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 
 use crate::outlet::Outlet;
@@ -43,7 +44,7 @@ pub(crate) fn complain(error: impl Display) {
 /// Opens the log of the supervisor.
 pub(crate) fn open_for_supervisor(log_level: &str) {
     let outlet = Outlet::new(MOST_WAITING, |line: Vec<u8>| {
-        write(&line, PollTimeout::NONE);
+        while !write(&line, PollTimeout::NONE) {}
         // What was lost meanwhile would have come behind the lines that wait.
         if WAITING.get().is_some_and(Outlet::is_last) {
             say_lost(PollTimeout::NONE);
@@ -112,16 +113,32 @@ impl Write for BestEffort {
 /// Writes a line when standard output takes it within `patience`; whether it did.
 fn write(line: &[u8], patience: PollTimeout) -> bool {
     let stdout = io::stdout();
-    let mut wanted = [PollFd::new(stdout.as_fd(), PollFlags::POLLOUT)];
-    if !matches!(poll(&mut wanted, patience), Ok(count) if count > 0) {
+    if !takes(&stdout, patience) {
         return false;
     }
-    // Straight to the descriptor: a buffer would keep a line that could not be written.
-    let _ = match line.get(..MAX_LINE) {
-        None => nix::unistd::write(&stdout, line),
-        Some(start) => nix::unistd::write(&stdout, &[&start[..MAX_LINE - 1], b"\n"].concat()),
+    let cut;
+    let line = match line.get(..MAX_LINE) {
+        None => line,
+        Some(start) => {
+            cut = [&start[..MAX_LINE - 1], b"\n"].concat();
+            &cut
+        }
     };
+    // Straight to the descriptor: a buffer would keep a line that could not be written. The flag `O_NONBLOCK` belongs to everybody
+    // who has the pipe, and another of our processes may just have filled it. Before Linux 6.4 a pipe knows no other way.
+    let put = rustix::io::pwritev2(&stdout, &[IoSlice::new(line)], u64::MAX, ReadWriteFlags::NOWAIT);
+    match put {
+        Err(Errno::AGAIN) if !takes(&stdout, PollTimeout::ZERO) => return false,
+        // A file, which only says that it may take a moment.
+        Err(Errno::AGAIN | Errno::OPNOTSUPP) => drop(nix::unistd::write(&stdout, line)),
+        _ => {}
+    }
     true
+}
+
+fn takes(stdout: &io::Stdout, patience: PollTimeout) -> bool {
+    let mut wanted = [PollFd::new(stdout.as_fd(), PollFlags::POLLOUT)];
+    matches!(poll(&mut wanted, patience), Ok(count) if count > 0)
 }
 
 /// Says how many lines were lost, if any were; `false` if that cannot be said within `patience`.

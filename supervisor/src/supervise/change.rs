@@ -448,13 +448,12 @@ impl Supervisor {
             .map(|id| (id, "did not answer within `worker_timeout`; replaced".to_owned()))
             .collect();
         for (id, answer) in committed {
-            let outcome = match answer.failure() {
-                None => "changed".to_owned(),
-                Some(reason) => {
+            let outcome = match answer {
+                Answer::Done => "changed".to_owned(),
+                Answer::Silence => "did not answer within `worker_timeout`; replaced".to_owned(),
+                Answer::Refused(reason) => {
                     let reason = format!("did not make a change that all others made ({reason})");
-                    if let Some(worker) = self.worker(id) {
-                        worker.condemn(&reason);
-                    }
+                    self.give_up(id, reason.clone());
                     format!("{reason}; replaced")
                 }
             };

@@ -128,7 +128,7 @@ impl Supervisor {
     }
 
     /// Has another process take the place of the one of a worker, whatever `worker_automatic_restart` says: this one has not died.
-    fn give_up(&mut self, id: u32, reason: String) {
+    pub(super) fn give_up(&mut self, id: u32, reason: String) {
         let outcome = self.worker(id).map(|worker| worker.give_up(reason));
         if let Some(Outcome::Died(Death { reason, lived, .. })) = outcome {
             self.plan_replacement(id, &reason, lived);
