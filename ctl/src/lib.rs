@@ -6,6 +6,7 @@
 //! - [`store`] keeps a state in a file.
 //! - [`order`] holds the typed messages: requests of `kakehictl`, orders to workers, and their answers.
 //! - [`wire`] frames those messages: a length, then JSON, bounded in size.
+//! - [`keys`] are the keys of the file, each defined once.
 //! - [`limits`] is the one place where every limit and deadline has its name and default.
 //!
 //! There is no I/O loop and no socket here; whoever links the library brings their own.
@@ -13,6 +14,7 @@
 pub mod change;
 pub mod config;
 pub mod edit;
+pub mod keys;
 pub mod limits;
 pub mod order;
 pub mod state;

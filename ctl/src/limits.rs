@@ -35,6 +35,8 @@ pub const TUNNEL_TIMEOUT_MS: u64 = 3_600_000;
 pub const CONTINUE_TIMEOUT_MS: u64 = 1_000;
 /// How long an idle upstream connection stays in the pool (`upstream_idle_timeout`).
 pub const UPSTREAM_IDLE_TIMEOUT_MS: u64 = 60_000;
+/// Share of the load of a backend (`weight`).
+pub const BACKEND_WEIGHT: u8 = 100;
 /// Idle upstream connections that one worker keeps per backend (`upstream_max_idle`).
 pub const UPSTREAM_MAX_IDLE: u32 = 1_024;
 /// How long a closing connection is read and thrown away so that the peer gets the last answer whole.
@@ -72,6 +74,8 @@ pub const MAX_HANDSHAKES: u32 = 8_192;
 pub const MAX_CLIENT_HELLO: usize = 16_384;
 /// Tickets that a client of TLS 1.3 gets after a full handshake (`send_tls13_tickets`).
 pub const TLS_TICKETS: u8 = 2;
+/// How long clients remember `Strict-Transport-Security` (`max_age` of `hsts`, s): a year.
+pub const HSTS_MAX_AGE: u32 = 31_536_000;
 /// How long the supervisor uses a ticket key before it makes a new one; the one before still opens tickets
 /// (`ticket_key_rotation`).
 pub const TICKET_KEY_ROTATION_MS: u64 = 6 * 3_600_000;

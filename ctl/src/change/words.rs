@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Change, FrontendRule};
 use crate::config::compare;
+use crate::keys::Effect;
 use crate::state::{Backend, Cluster, Frontend, PathRule, Settings, State};
 
 impl State {
@@ -122,97 +123,26 @@ fn describe_backend(cluster: &str, present: Option<&Backend>, backend: &Backend)
 impl Settings {
     /// Whether a worker that runs with these settings has to be replaced by one that runs with `wanted`.
     pub fn differ_for_worker(&self, wanted: &Settings) -> bool {
-        // What concerns the supervisor alone.
-        let of_supervisor = [
-            "command_socket",
-            "pid_file_path",
-            "handle_process_affinity",
-            "command_allowed_uids",
-            "saved_state",
-            "automatic_state_save",
-        ];
-        self.fixed_until_restart(wanted).iter().any(|name| !of_supervisor.contains(name))
+        self.keys_that_differ(wanted).into_iter().any(|key| key.effect == Effect::Workers)
     }
 
     /// The settings in which `wanted` differs and that change while kakehi runs, in words.
     pub fn describe_live(&self, wanted: &Settings) -> Vec<String> {
-        let count = |settings: &Settings| {
-            settings.worker_count.map_or_else(|| "one per core".to_owned(), |count| count.to_string())
-        };
-        let cores = |settings: &Settings| format!("{:?}", settings.worker_cores);
-        let steering = |settings: &Settings| format!("{:?}", settings.steering).to_lowercase();
-        let rebalance = |settings: &Settings| {
-            let how = if settings.rebalance_auto { "auto" } else { "manual" };
-            format!("{how}, {} % every {} ms", settings.rebalance_threshold, settings.rebalance_interval_ms)
-        };
-        let millis = |millis: u64| format!("{millis} ms");
-        let settings = [
-            ("worker_count", count(self), count(wanted)),
-            ("worker_cores", cores(self), cores(wanted)),
-            ("steering", steering(self), steering(wanted)),
-            ("rebalance", rebalance(self), rebalance(wanted)),
-            ("graceful_timeout", millis(self.graceful_timeout_ms), millis(wanted.graceful_timeout_ms)),
-            ("worker_timeout", millis(self.worker_timeout_ms), millis(wanted.worker_timeout_ms)),
-            ("worker_liveness", millis(self.worker_liveness_ms), millis(wanted.worker_liveness_ms)),
-            (
-                "worker_automatic_restart",
-                self.worker_automatic_restart.to_string(),
-                wanted.worker_automatic_restart.to_string(),
-            ),
-            ("certificate_watch", self.certificate_watch.to_string(), wanted.certificate_watch.to_string()),
-            (
-                "certificate_watch_interval",
-                millis(self.certificate_watch_interval_ms),
-                millis(wanted.certificate_watch_interval_ms),
-            ),
-            (
-                "ticket_key_rotation",
-                millis(self.ticket_key_rotation_ms),
-                millis(wanted.ticket_key_rotation_ms),
-            ),
-        ];
-        let differ = settings.into_iter().filter(|(_, now, wanted)| now != wanted);
-        differ.map(|(name, now, wanted)| format!("~ {name}: {now}, then {wanted}")).collect()
+        let lines = compare::settings(self, wanted, Effect::Live);
+        lines.into_iter().map(|line| format!("~ {line}")).collect()
     }
 
-    /// Takes over the settings that concern neither listeners, clusters nor a worker's process, and change at once.
+    /// Takes over the settings that concern no worker's process and change at once. Number and place of the workers are not
+    /// among them: they are changed one by one.
     pub fn take_live(&mut self, wanted: &Settings) {
-        self.graceful_timeout_ms = wanted.graceful_timeout_ms;
-        self.worker_timeout_ms = wanted.worker_timeout_ms;
-        self.worker_liveness_ms = wanted.worker_liveness_ms;
-        self.worker_automatic_restart = wanted.worker_automatic_restart;
-        self.steering = wanted.steering;
-        self.rebalance_auto = wanted.rebalance_auto;
-        self.rebalance_interval_ms = wanted.rebalance_interval_ms;
-        self.rebalance_threshold = wanted.rebalance_threshold;
-        self.certificate_watch = wanted.certificate_watch;
-        self.certificate_watch_interval_ms = wanted.certificate_watch_interval_ms;
-        self.ticket_key_rotation_ms = wanted.ticket_key_rotation_ms;
+        let (worker_count, worker_cores) = (self.worker_count, std::mem::take(&mut self.worker_cores));
+        self.take_keys(wanted, Effect::Live);
+        (self.worker_count, self.worker_cores) = (worker_count, worker_cores);
     }
 
     /// Names of the settings in which `wanted` differs and which only a start can change.
     pub fn fixed_until_restart(&self, wanted: &Settings) -> Vec<&'static str> {
-        let pairs = [
-            ("command_socket", self.command_socket != wanted.command_socket),
-            ("pid_file_path", self.pid_file_path != wanted.pid_file_path),
-            ("handle_process_affinity", self.pin_workers != wanted.pin_workers),
-            ("max_connections", self.max_connections != wanted.max_connections),
-            ("stop_idle_grace", self.stop_idle_grace_ms != wanted.stop_idle_grace_ms),
-            ("max_handshakes", self.max_handshakes != wanted.max_handshakes),
-            ("drain_timeout", self.drain_timeout_ms != wanted.drain_timeout_ms),
-            ("command_allowed_uids", self.command_allowed_uids != wanted.command_allowed_uids),
-            ("saved_state", self.saved_state != wanted.saved_state),
-            ("automatic_state_save", self.automatic_state_save != wanted.automatic_state_save),
-            ("user", self.user != wanted.user),
-            ("group", self.group != wanted.group),
-            ("orphan_timeout", self.orphan_timeout_ms != wanted.orphan_timeout_ms),
-            ("io_uring_level", self.io_uring_level != wanted.io_uring_level),
-            ("buffer_count", self.buffer_count != wanted.buffer_count),
-            ("body_memory", self.body_memory != wanted.body_memory),
-            ("upstream_max_idle", self.upstream_max_idle != wanted.upstream_max_idle),
-            ("upstream_idle_timeout", self.upstream_idle_timeout_ms != wanted.upstream_idle_timeout_ms),
-            ("log_level", self.log_level != wanted.log_level),
-        ];
-        pairs.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
+        let keys = self.keys_that_differ(wanted).into_iter();
+        keys.filter(|key| key.effect != Effect::Live).map(|key| key.name).collect()
     }
 }

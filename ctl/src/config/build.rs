@@ -16,8 +16,9 @@ use super::{
     read::{Section, Values},
 };
 use crate::{
+    keys::{Kind, in_folder},
     limits,
-    state::{Listener, Material, Settings, State, Steering, WantedCertificate},
+    state::{Listener, Material, Settings, State, WantedCertificate},
 };
 
 mod certificates;
@@ -89,20 +90,14 @@ fn set<T>(target: &mut T, value: Option<T>) {
     }
 }
 
-/// `path`, which is relative to `folder` unless it is absolute.
-pub(super) fn in_folder(folder: &Path, path: &Path) -> PathBuf {
-    folder.join(path.strip_prefix("./").unwrap_or(path))
-}
-
 fn settings(root: &Section, folder: &Path, findings: &mut Findings<'_>) -> Settings {
     let mut settings = Settings::default();
-    let in_folder = |path: &Path| in_folder(folder, path);
-    set(&mut settings.command_socket, root.text("command_socket").map(PathBuf::from));
-    settings.command_socket = in_folder(&settings.command_socket);
+    settings.command_socket = in_folder(folder, &settings.command_socket);
+    settings.read_keys(root, root, folder);
     if settings.command_socket.as_os_str().len() > limits::MAX_SOCKET_PATH {
         let offset = root.entry("command_socket").map_or(0, |entry| entry.offset);
         let found = Quoted(&settings.command_socket.to_string_lossy()).to_string();
-        let allowed = super::keys::Kind::Socket.allowed();
+        let allowed = Kind::Socket.allowed();
         findings.error(offset, |place| ConfigError::BadValue {
             place,
             key: "command_socket",
@@ -110,46 +105,10 @@ fn settings(root: &Section, folder: &Path, findings: &mut Findings<'_>) -> Setti
             found,
         });
     }
-    settings.pid_file_path = root.text("pid_file_path").map(|path| in_folder(Path::new(path)));
-    settings.worker_count = root.integer("worker_count");
-    // No host has that many: one that does not exist is refused when a worker is tied to it.
-    let core = |core: u64| u16::try_from(core).unwrap_or(u16::MAX);
-    settings.worker_cores = root.integers("worker_cores").into_iter().map(core).collect();
-    if root.text("steering") == Some("cpu") {
-        settings.steering = Steering::Cpu;
-    }
-    settings.rebalance_auto = root.text("rebalance") == Some("auto");
-    set(&mut settings.rebalance_interval_ms, root.millis("rebalance_interval"));
-    set(&mut settings.rebalance_threshold, root.integer("rebalance_threshold"));
-    set(&mut settings.worker_automatic_restart, root.bool("worker_automatic_restart"));
-    set(&mut settings.pin_workers, root.bool("handle_process_affinity"));
-    set(&mut settings.max_connections, root.integer("max_connections"));
-    set(&mut settings.max_handshakes, root.integer("max_handshakes"));
-    set(&mut settings.graceful_timeout_ms, root.millis("graceful_timeout"));
-    set(&mut settings.stop_idle_grace_ms, root.millis("stop_idle_grace"));
-    set(&mut settings.drain_timeout_ms, root.millis("drain_timeout"));
-    settings.orphan_timeout_ms = root.millis("orphan_timeout");
-    set(&mut settings.worker_timeout_ms, root.millis("worker_timeout"));
-    set(&mut settings.worker_liveness_ms, root.millis("worker_liveness"));
-    settings.command_allowed_uids =
-        root.integers("command_allowed_uids").into_iter().map(|uid| uid as u32).collect();
-    settings.saved_state = root.text("saved_state").map(|path| in_folder(Path::new(path)));
-    set(&mut settings.automatic_state_save, root.bool("automatic_state_save"));
     if settings.automatic_state_save && settings.saved_state.is_none() {
         let offset = root.entry("automatic_state_save").map_or(0, |entry| entry.offset);
         findings.warn(offset, "`automatic_state_save` has no effect without `saved_state`");
     }
-    settings.user = root.text("user").map(str::to_owned);
-    settings.group = root.text("group").map(str::to_owned);
-    settings.io_uring_level = root.integer("io_uring_level");
-    set(&mut settings.buffer_count, root.integer("buffer_count"));
-    set(&mut settings.body_memory, root.integer("body_memory"));
-    set(&mut settings.upstream_max_idle, root.integer("upstream_max_idle"));
-    set(&mut settings.upstream_idle_timeout_ms, root.millis("upstream_idle_timeout"));
-    set(&mut settings.certificate_watch, root.bool("certificate_watch"));
-    set(&mut settings.certificate_watch_interval_ms, root.millis("certificate_watch_interval"));
-    set(&mut settings.ticket_key_rotation_ms, root.millis("ticket_key_rotation"));
-    set(&mut settings.log_level, root.text("log_level").map(str::to_owned));
     settings
 }
 

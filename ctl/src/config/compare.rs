@@ -5,10 +5,13 @@ use std::collections::BTreeSet;
 use toml::{Table, Value};
 
 use super::{
-    keys::{BACKEND, CLUSTER, FRONTEND, Kind, LISTENER, Level},
+    levels::{BACKEND, CLUSTER, FRONTEND, LISTENER, ROOT},
     write,
 };
-use crate::state::{Backend, Cluster, Frontend, Listener};
+use crate::{
+    keys::{Effect, Kind, Level},
+    state::{Backend, Cluster, Frontend, Listener, Settings},
+};
 
 /// What has no word of its own: the keys are the same, and the files that they name are not.
 const CONTENTS: &str = "what its files hold";
@@ -35,6 +38,15 @@ pub(crate) fn backend(before: &Backend, after: &Backend) -> String {
     words(&write::backend(before), &write::backend(after), &BACKEND)
 }
 
+/// The settings that differ and whose change needs `effect`, a line each.
+pub(crate) fn settings(before: &Settings, after: &Settings, effect: Effect) -> Vec<String> {
+    let mut of_effect = before.clone();
+    of_effect.take_keys(after, effect);
+    let mut lines = Vec::new();
+    differences(&write::settings(before), &write::settings(&of_effect), Some(&ROOT), "", &mut lines);
+    lines
+}
+
 fn words(before: &Table, after: &Table, level: &Level) -> String {
     let mut lines = Vec::new();
     differences(before, after, Some(level), "", &mut lines);
@@ -59,11 +71,12 @@ fn differences(before: &Table, after: &Table, level: Option<&Level>, outer: &str
             differences(&old, &new, Some(inner), &format!("{outer}{name}."), lines);
             continue;
         }
-        let text = |value: Option<&Value>| match (value, key.map_or("", |key| key.default)) {
-            (Some(value), _) => value.to_string(),
-            (None, "") => "unset".to_owned(),
-            (None, default) => default.to_owned(),
-        };
+        let text =
+            |value: Option<&Value>| match (value, key.map(|key| key.default()).filter(|it| !it.is_empty())) {
+                (Some(value), _) => value.to_string(),
+                (None, None) => "unset".to_owned(),
+                (None, Some(default)) => default,
+            };
         lines.push(format!("{outer}{name} {} → {}", text(old), text(new)));
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! For: `kakehi start`, `kakehi check` and reloads, and `kakehictl -c`, which looks for the control socket in it.
 //!
-//! The keys are those of a sozu 2.x `config.toml`, so that such a file loads unchanged, and kakehi's own. `keys` defines
-//! each of them once; `read` checks a file against them; `build` gives the values their meaning; `error` says
-//! what is wrong, and where. `write` is the way back: a state as a file.
+//! The keys are those of a sozu 2.x `config.toml`, so that such a file loads unchanged, and kakehi's own. [`crate::keys`]
+//! defines each of them once, `levels` says where they stand; `read` checks a file against them; `build` gives the values
+//! their meaning; `error` says what is wrong, and where. `write` is the way back: a state as a file.
 //!
 //! Promises: a file is used whole or not at all. A key that nobody knows is an error; one that is not honoured
 //! is a warning. Nothing is opened wider because a key is not honoured yet.
@@ -12,7 +12,7 @@
 mod build;
 pub(crate) mod compare;
 mod error;
-mod keys;
+mod levels;
 mod read;
 #[cfg(test)]
 mod reference;
@@ -30,6 +30,7 @@ use std::{
 
 use build::Extent;
 pub use error::{ConfigError, KeyHint, Loaded, Place, Warning};
+pub(crate) use read::Value;
 use sha2::{Digest as _, Sha256};
 pub use socket::command_socket;
 use toml::de::DeTable;
@@ -141,7 +142,7 @@ fn parse_in(text: &str, file_name: &str, folder: &Path, extent: Extent) -> Resul
         message: error.message().to_owned(),
     })?;
     let mut findings = error::Findings::new(&source);
-    let root = read::section(&keys::ROOT, table.get_ref(), 0, &mut findings);
+    let root = read::section(&levels::ROOT, table.get_ref(), 0, &mut findings);
     findings.check()?;
     let (state, certificates) = build::state(&root, folder, extent, &mut findings);
     findings.check()?;

@@ -12,12 +12,15 @@ use toml::{
 
 use super::{
     error::{ConfigError, Findings, KeyHint, Quoted},
-    keys::{Key, Kind, Level, MAX_SECONDS, ROOT, Support},
+    levels::ROOT,
 };
-use crate::state::BackendAddress;
+use crate::{
+    keys::{Given, Key, Kind, Level, MAX_SECONDS, Support},
+    state::BackendAddress,
+};
 
 /// One table of the file, checked.
-pub(super) struct Section {
+pub(crate) struct Section {
     /// Which one.
     pub level: &'static Level,
     /// Where it begins (offset).
@@ -36,7 +39,7 @@ pub(super) struct Entry {
 }
 
 /// A value of the kind of its key.
-enum Value {
+pub(crate) enum Value {
     Bool(bool),
     Text(String),
     Integer(u64),
@@ -361,22 +364,6 @@ pub(super) trait Values {
         }
     }
 
-    /// An integer; the range of its key fits the type.
-    fn integer<T: TryFrom<u64>>(&self, name: &str) -> Option<T> {
-        match self.entry(name)?.value {
-            Value::Integer(value) => T::try_from(value).ok(),
-            _ => None,
-        }
-    }
-
-    /// A duration (ms).
-    fn millis(&self, name: &str) -> Option<u64> {
-        match self.entry(name)?.value {
-            Value::Millis(value) => Some(value),
-            _ => None,
-        }
-    }
-
     /// An address.
     fn address(&self, name: &str) -> Option<SocketAddr> {
         match self.entry(name)?.value {
@@ -393,27 +380,11 @@ pub(super) trait Values {
         }
     }
 
-    /// Networks.
-    fn networks(&self, name: &str) -> Option<Vec<IpNet>> {
-        match &self.entry(name)?.value {
-            Value::Networks(value) => Some(value.clone()),
-            _ => None,
-        }
-    }
-
     /// Strings, each with its offset.
     fn texts(&self, name: &str) -> Option<&[(String, usize)]> {
         match &self.entry(name)?.value {
             Value::Texts(value) => Some(value),
             _ => None,
-        }
-    }
-
-    /// Integers; none where the key is absent.
-    fn integers(&self, name: &str) -> Vec<u64> {
-        match self.entry(name).map(|entry| &entry.value) {
-            Some(Value::Integers(value)) => value.clone(),
-            _ => Vec::new(),
         }
     }
 
@@ -441,6 +412,12 @@ impl Values for Section {
     }
 }
 
+impl Given for Section {
+    fn value(&self, name: &str) -> Option<&Value> {
+        self.entry(name).map(|entry| &entry.value)
+    }
+}
+
 /// A section whose absent keys are taken from the root.
 pub(super) struct Inherited<'a> {
     /// Comes first.
@@ -449,8 +426,8 @@ pub(super) struct Inherited<'a> {
     pub root: &'a Section,
 }
 
-impl Values for Inherited<'_> {
-    fn entry(&self, name: &str) -> Option<&Entry> {
-        self.own.entry(name).or_else(|| self.root.entry(name))
+impl Given for Inherited<'_> {
+    fn value(&self, name: &str) -> Option<&Value> {
+        self.own.value(name).or_else(|| self.root.value(name))
     }
 }

@@ -5,10 +5,13 @@
 
 use std::{fmt::Write as _, fs, path::PathBuf};
 
-use super::keys::{
-    ANSWERS, BACKEND, BACKEND_TLS, CERTIFICATE, CLUSTER, FRONTEND, FRONTEND_RULE, FRONTEND_TLS, H2, HEADER,
-    HEALTH_CHECK, HSTS, Key, Kind, LISTENER, LISTENER_DEFAULTS, LISTENER_ONLY, LISTENER_TLS, LISTENER_UDP,
-    Level, METRICS, ROOT, Support, UDP, UDP_HEALTH,
+use super::levels::{
+    BACKEND, BACKEND_TLS, CERTIFICATE, CLUSTER, FRONTEND, FRONTEND_RULE, FRONTEND_TLS, H2, HEADER,
+    HEALTH_CHECK, HSTS, LISTENER, LISTENER_TLS, METRICS, PLAIN_LISTENER, ROOT, UDP, UDP_HEALTH,
+};
+use crate::{
+    keys::{Key, Kind, Level, Support},
+    state::{Frontend, Tls},
 };
 
 /// Every level, with the name of its place in `docs/configuration.md`.
@@ -28,13 +31,11 @@ const LEVELS: [(&str, &Level); 13] = [
     ("metrics", &METRICS),
 ];
 
-/// The keys that the example shows in a listener without TLS.
-pub(super) static PLAIN_LISTENER: Level =
-    Level { what: "a listener", groups: &[LISTENER_ONLY, LISTENER_DEFAULTS, ANSWERS, LISTENER_UDP] };
 /// Those that it shows in one with TLS.
-static TLS_LISTENER: Level = Level { what: "a listener of `https`", groups: &[LISTENER_TLS, H2] };
+static TLS_LISTENER: Level = Level { what: "a listener of `https`", groups: &[LISTENER_TLS, Tls::OWN, H2] };
 /// Those that it shows in a frontend of a listener without TLS.
-static PLAIN_FRONTEND: Level = Level { what: "a frontend", groups: &[FRONTEND_RULE] };
+static PLAIN_FRONTEND: Level =
+    Level { what: "a frontend", groups: &[Frontend::REQUIRED, Frontend::OWN, FRONTEND_RULE] };
 /// Those that it shows in one of a listener with TLS.
 static TLS_FRONTEND: Level = Level { what: "a frontend of `https`", groups: &[FRONTEND_TLS] };
 
@@ -45,8 +46,9 @@ pub(super) fn document(name: &str) -> PathBuf {
 
 /// A level as a table of Markdown.
 fn markdown(level: &'static Level) -> String {
-    let mut text =
-        String::from("| Key | Takes | Default | Honoured | What it does |\n|---|---|---|---|---|\n");
+    let mut text = String::from(
+        "| Key | Takes | Default | Honoured | Changes | What it does |\n|---|---|---|---|---|---|\n",
+    );
     for key in level.keys() {
         let honoured = match key.support {
             Support::Yes => "yes".to_owned(),
@@ -55,10 +57,14 @@ fn markdown(level: &'static Level) -> String {
             Support::NotYet => "not yet".to_owned(),
             Support::NoUse(why) => format!("no effect: {why}"),
         };
-        let default = match key.default {
+        let default = match key.default().as_str() {
             "" => String::new(),
-            _ if is_inherited(level, key) => format!("the root's (`{}`)", key.default),
+            default if is_inherited(level, key) => format!("the root's (`{default}`)"),
             default => format!("`{default}`"),
+        };
+        let changes = match key.support {
+            Support::NotYet | Support::NoUse(_) => "",
+            _ => key.effect.words(),
         };
         let takes = match key.kind {
             Kind::Seconds => "seconds".to_owned(),
@@ -66,7 +72,12 @@ fn markdown(level: &'static Level) -> String {
             Kind::Path => "a file's path".to_owned(),
             other => other.allowed(),
         };
-        let _ = writeln!(text, "| `{}` | {takes} | {default} | {honoured} | {} |", key.name, key.doc);
+        let _ = writeln!(
+            text,
+            "| `{}` | {takes} | {default} | {honoured} | {changes} | {} |",
+            key.name,
+            key.doc()
+        );
     }
     text
 }
@@ -158,14 +169,14 @@ fn describe(level: &'static Level, key: &Key) -> String {
         Support::NotYet => " (Not yet.)",
         Support::NoUse(_) => " (No effect.)",
     };
-    let default = match key.default {
+    let default = match key.default().as_str() {
         "" => "",
         _ if is_inherited(level, key) => " Default: what the root says.",
         default => &format!(" Default: {default}."),
     };
     let mut text = String::new();
     let mut line = String::from("#");
-    for word in format!("{}{default}{mark}", key.doc).split_whitespace() {
+    for word in format!("{}{default}{mark}", key.doc()).split_whitespace() {
         if line.len() + word.len() > 108 {
             text.push_str(&line);
             text.push('\n');
@@ -179,8 +190,8 @@ fn describe(level: &'static Level, key: &Key) -> String {
 
 /// A value for a key: its default, or something that it takes.
 pub(super) fn sample(key: &Key) -> String {
-    if !key.default.is_empty() {
-        return key.default.to_owned();
+    if !key.default().is_empty() {
+        return key.default();
     }
     match key.kind {
         Kind::Bool => "true".to_owned(),

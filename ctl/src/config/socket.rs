@@ -5,7 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{build::in_folder, text_of};
+use super::text_of;
+use crate::keys::in_folder;
 use crate::state::Settings;
 
 const KEY: &str = "command_socket";

@@ -12,7 +12,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::compact::{Names, PackedFiles};
-use crate::limits;
+use crate::{
+    keys::{keyed, words},
+    limits,
+};
 
 mod names;
 
@@ -96,56 +99,44 @@ impl Group {
     pub const ALL: [Group; 4] = [Group::X25519MlKem768, Group::X25519, Group::P256, Group::P384];
 }
 
-/// How a listener terminates TLS.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Tls {
-    /// Versions that it speaks.
-    pub versions: Vec<TlsVersion>,
-    /// Cipher suites, the most wanted first.
-    pub cipher_suites: Vec<CipherSuite>,
-    /// Groups of the key exchange, the most wanted first.
-    pub groups: Vec<Group>,
-    /// Protocols that it agrees to (ALPN), the most wanted first.
-    pub alpn: Vec<String>,
-    /// Tickets that a client gets after a handshake; 0 = sessions are not resumed.
-    pub tickets: u8,
-    /// Deadline of a handshake, from accept (ms).
-    pub handshake_ms: u64,
-    /// A request must be for a name of the certificate that was served.
-    pub strict_sni: bool,
-    /// What a client gets that names no name, or one that no certificate has.
-    pub unknown_name: UnknownName,
-    /// Whether clients show certificates.
-    pub client_auth: Option<ClientAuth>,
-    /// `Strict-Transport-Security` of the responses.
-    pub hsts: Option<Hsts>,
-}
-
-impl Default for Tls {
-    fn default() -> Self {
-        Tls {
-            versions: vec![TlsVersion::V12, TlsVersion::V13],
-            cipher_suites: CipherSuite::ALL.to_vec(),
-            groups: Group::ALL.to_vec(),
-            alpn: vec!["http/1.1".to_owned()],
-            tickets: limits::TLS_TICKETS,
-            handshake_ms: limits::HANDSHAKE_TIMEOUT_MS,
-            strict_sni: true,
-            unknown_name: UnknownName::Default,
-            client_auth: None,
-            hsts: None,
-        }
+keyed! {
+    /// How a listener terminates TLS.
+    pub struct Tls;
+    own {
+        /// What a client gets that names no name, or one that no certificate has: the default certificate, or a refusal
+        /// (the alert `unrecognized_name`).
+        "unknown_sni" => unknown_name: UnknownName = UnknownName::Default, Choice(UnknownName::WORDS), Own, Live;
+        /// Tickets that a client gets after a handshake, to resume its session with; 0 = sessions are not resumed.
+        "send_tls13_tickets" => tickets: u8 = limits::TLS_TICKETS, Integer(0, 16), Yes, Live;
+        /// Deadline of the handshake, from accept, in seconds.
+        "handshake_timeout" => handshake_ms: u64 = limits::HANDSHAKE_TIMEOUT_MS, Seconds, Own, Live;
+        /// Refuse requests for a name that the certificate of the handshake does not have (421).
+        "strict_sni_binding" => strict_sni: bool = true, Bool, Yes, Live;
+    }
+    beside {
+        /// Versions that it speaks.
+        versions: Vec<TlsVersion> = vec![TlsVersion::V12, TlsVersion::V13];
+        /// Cipher suites, the most wanted first.
+        cipher_suites: Vec<CipherSuite> = CipherSuite::ALL.to_vec();
+        /// Groups of the key exchange, the most wanted first.
+        groups: Vec<Group> = Group::ALL.to_vec();
+        /// Protocols that it agrees to (ALPN), the most wanted first.
+        alpn: Vec<String> = vec!["http/1.1".to_owned()];
+        /// Whether clients show certificates.
+        client_auth: Option<ClientAuth> = None;
+        /// `Strict-Transport-Security` of the responses.
+        hsts: Option<Hsts> = None;
     }
 }
 
-/// What a client gets that names no name, or one that no certificate has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum UnknownName {
-    /// The listener's default certificate.
-    Default,
-    /// A refusal (the alert `unrecognized_name`).
-    Refuse,
+words! {
+    /// What a client gets that names no name, or one that no certificate has.
+    pub enum UnknownName {
+        /// The listener's default certificate.
+        Default = "default",
+        /// A refusal (the alert `unrecognized_name`).
+        Refuse = "refuse",
+    }
 }
 
 /// Clients show certificates.
@@ -159,19 +150,25 @@ pub struct ClientAuth {
     pub required: bool,
 }
 
-/// `Strict-Transport-Security` (RFC 6797).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Hsts {
-    /// Whether it is sent; `false` in a frontend takes that of the listener away.
-    pub enabled: bool,
-    /// How long clients remember (s).
-    pub max_age: u32,
-    /// Also for all names below.
-    pub include_subdomains: bool,
-    /// May stand in the lists of browsers.
-    pub preload: bool,
-    /// Instead of what the backend sends; otherwise that stays.
-    pub force_replace_backend: bool,
+keyed! {
+    /// `Strict-Transport-Security` (RFC 6797).
+    #[derive(Eq)]
+    pub struct Hsts;
+    required {
+        /// Whether `Strict-Transport-Security` is sent; required. `false` in a frontend takes that of its listener
+        /// away.
+        "enabled" => enabled: bool = false, Bool, Yes, Live;
+    }
+    own {
+        /// `max-age`: how long clients remember, in seconds.
+        "max_age" => max_age: u32 = limits::HSTS_MAX_AGE, Integer(0, u32::MAX as u64), Yes, Live;
+        /// `includeSubDomains`: also for all names below.
+        "include_subdomains" => include_subdomains: bool = false, Bool, Yes, Live;
+        /// `preload`: may stand in the lists of browsers.
+        "preload" => preload: bool = false, Bool, Yes, Live;
+        /// Replace what the backend sends; otherwise that stays.
+        "force_replace_backend" => force_replace_backend: bool = false, Bool, Yes, Live;
+    }
 }
 
 /// What a frontend of a listener with TLS says otherwise. It decides in the handshake, by the name that the client asks for.

@@ -170,7 +170,7 @@ fn the_number_of_workers_changes_with_the_file_too() {
     let text = fs::read_to_string(&file).unwrap();
     fs::write(&file, text.replace("worker_count = 1", "worker_count = 3")).unwrap();
     let said = ctl(&proxy, &["reload", "--dry-run"]);
-    assert!(said.contains("~ worker_count: 1, then 3"), "{said}");
+    assert!(said.contains("~ worker_count 1 → 3"), "{said}");
     assert_eq!(workers(&proxy).len(), 1);
     ctl(&proxy, &["reload"]);
     assert_eq!(workers(&proxy).len(), 3);

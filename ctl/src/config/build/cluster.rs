@@ -25,10 +25,9 @@ impl Builder<'_, '_> {
         section: &Section,
         listeners: &BTreeMap<SocketAddr, Listener>,
     ) -> Option<Cluster> {
-        let protocol = match section.text("protocol") {
-            Some("http") => ClusterProtocol::Http,
-            Some("tcp") => ClusterProtocol::Tcp,
-            Some(protocol) => {
+        let protocol = match section.text("protocol").map(|it| (it, ClusterProtocol::from_word(it))) {
+            Some((_, Some(protocol))) => protocol,
+            Some((protocol, None)) => {
                 let name = Quoted(name);
                 self.findings.warn(
                     section.offset,
@@ -50,25 +49,23 @@ impl Builder<'_, '_> {
             self.warn_at(section, "load_balancing", text);
         }
         let is_http = protocol == ClusterProtocol::Http;
-        let redirects = section.bool("https_redirect").unwrap_or(false);
-        if redirects && !is_http {
+        let mut cluster = Cluster { protocol, ..Cluster::default() };
+        cluster.read_keys(section, section, self.folder);
+        if cluster.https_redirect && !is_http {
             let text = "`https_redirect` has no effect in a cluster of `tcp`, which knows no requests";
             self.findings.warn(section.offset_of("https_redirect"), text);
+            cluster.https_redirect = false;
         }
-        let port = section.integer("https_redirect_port").filter(|port| is_http && *port != 443);
-        Some(Cluster {
-            protocol,
-            send_proxy: section.bool("send_proxy").unwrap_or(false),
-            tls: self.backend_tls(section, protocol).map(Box::new),
-            https_redirect: redirects && is_http,
-            https_redirect_port: port,
-            frontends: section
-                .tables("frontends")
-                .iter()
-                .filter_map(|frontend| self.frontend(name, protocol, frontend, listeners))
-                .collect(),
-            backends: self.backends(name, section),
-        })
+        // That of https is not written.
+        cluster.https_redirect_port = cluster.https_redirect_port.filter(|port| is_http && *port != 443);
+        cluster.tls = self.backend_tls(section, protocol).map(Box::new);
+        cluster.frontends = section
+            .tables("frontends")
+            .iter()
+            .filter_map(|frontend| self.frontend(name, protocol, frontend, listeners))
+            .collect();
+        cluster.backends = self.backends(name, section);
+        Some(cluster)
     }
 
     /// How backends are reached by TLS; `None` if they are not, or it is wrong.
@@ -143,12 +140,9 @@ impl Builder<'_, '_> {
                 });
                 continue;
             }
-            backends.push(Backend {
-                id,
-                address,
-                weight: section.integer("weight").unwrap_or(100),
-                backup: section.bool("backup").unwrap_or(false),
-            });
+            let mut backend = Backend { id, address, ..Backend::default() };
+            backend.read_keys(section, section, self.folder);
+            backends.push(backend);
         }
         backends
     }

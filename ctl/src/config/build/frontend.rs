@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use super::{
     super::{
         error::{ConfigError, Quoted},
-        keys::FRONTEND_TLS,
+        levels::FRONTEND_TLS,
         read::{Section, Values},
     },
     Builder, hostname,
@@ -69,27 +69,16 @@ impl Builder<'_, '_> {
         }
         let hostname = self.hostname(section, protocol, listener)?;
         section.warn_unhonoured(self.findings);
-        let frontend = match protocol {
-            ClusterProtocol::Http => Frontend {
-                address,
-                hostname: hostname.to_owned(),
-                path: self.path(section),
-                method: section.text("method").map(str::to_owned),
-                deny: self.deny(section),
-                tls: self.frontend_tls(section, listener),
-            },
-            ClusterProtocol::Tcp => {
-                self.refuse_http(section);
-                Frontend {
-                    address,
-                    hostname: hostname.to_owned(),
-                    path: PathRule::Prefix(String::new()),
-                    method: None,
-                    deny: false,
-                    tls: None,
-                }
+        let mut frontend = Frontend { address, hostname: hostname.to_owned(), ..Frontend::default() };
+        match protocol {
+            ClusterProtocol::Http => {
+                frontend.read_keys(section, section, self.folder);
+                frontend.path = self.path(section);
+                frontend.deny = self.deny(section);
+                frontend.tls = self.frontend_tls(section, listener);
             }
-        };
+            ClusterProtocol::Tcp => self.refuse_http(section),
+        }
         if let Some(position) = section.text("position").filter(|position| *position != "TREE") {
             self.warn_at(
                 section,

@@ -3,12 +3,12 @@
 use super::{
     super::{
         error::{ConfigError, KeyHint, Quoted},
-        keys::{FRONTEND_TLS, LISTENER_TLS},
+        levels::{FRONTEND_TLS, LISTENER_TLS},
         read::{Section, Values, nearest},
     },
     Builder, set,
 };
-use crate::state::{CipherSuite, ClientAuth, Group, Hsts, Tls, TlsVersion, UnknownName};
+use crate::state::{CipherSuite, ClientAuth, Group, Hsts, Tls, TlsVersion};
 
 /// Versions that sozu knows and kakehi does not speak, as nobody should.
 const OBSOLETE: [&str; 4] = ["SSL_V2", "SSL_V3", "TLS_V1", "TLS_V11"];
@@ -41,12 +41,7 @@ impl Builder<'_, '_> {
         let all_groups = Group::ALL.iter().flat_map(|group| group.names().iter().copied());
         set(&mut tls.groups, self.words(section, "groups_list", Group::from_name, all_groups));
         set(&mut tls.alpn, self.protocols(section));
-        set(&mut tls.tickets, section.integer("send_tls13_tickets"));
-        set(&mut tls.handshake_ms, section.millis("handshake_timeout"));
-        set(&mut tls.strict_sni, section.bool("strict_sni_binding"));
-        if section.text("unknown_sni") == Some("refuse") {
-            tls.unknown_name = UnknownName::Refuse;
-        }
+        tls.read_keys(section, section, self.folder);
         if section.bool("disable_http11") == Some(true) {
             let text = "`disable_http11` is not honoured: HTTP/2 is not spoken yet, and HTTP/1.1 goes on";
             self.findings.warn(section.offset_of("disable_http11"), text);
@@ -216,18 +211,14 @@ impl Builder<'_, '_> {
             self.missing(section, "enabled");
             return None;
         };
-        Some(Hsts {
-            enabled,
-            max_age: section.integer("max_age").unwrap_or(31_536_000),
-            include_subdomains: section.bool("include_subdomains").unwrap_or(false),
-            preload: section.bool("preload").unwrap_or(false),
-            force_replace_backend: section.bool("force_replace_backend").unwrap_or(false),
-        })
+        let mut hsts = Hsts { enabled, ..Hsts::default() };
+        hsts.read_keys(section, section, self.folder);
+        Some(hsts)
     }
 
     /// Keys of TLS where there is none: those that protect are errors, the others change nothing.
     pub(super) fn refuse_tls(&mut self, section: &Section) {
-        let all = LISTENER_TLS.iter().chain(FRONTEND_TLS).map(|key| key.name);
+        let all = LISTENER_TLS.iter().chain(Tls::OWN).chain(FRONTEND_TLS).map(|key| key.name);
         let mut names: Vec<_> = all.filter(|name| section.level.key(name).is_some()).collect();
         names.sort_unstable();
         names.dedup();

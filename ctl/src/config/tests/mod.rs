@@ -6,11 +6,12 @@ mod tls;
 use std::path::Path;
 
 use super::{
-    keys::{Kind, Support},
+    levels::PLAIN_LISTENER,
     load, parse,
-    reference::{PLAIN_LISTENER, document, example, sample},
+    reference::{document, example, sample},
 };
 use crate::{
+    keys::{Kind, Support},
     limits,
     state::{BackendAddress, Listener, PathRule, State},
 };
@@ -216,7 +217,7 @@ fn the_defaults_that_are_documented_are_those_that_apply() {
     // Those of TLS and of tables that are only there when they are asked for have tests of their own.
     let with_defaults = example(&|level, key| {
         let always = ["the root", "a listener", "a cluster", "a frontend", "a backend"].contains(&level.what);
-        (always && honoured(key.support) && !key.default.is_empty()).then(|| key.default.to_owned())
+        (always && honoured(key.support) && !key.default().is_empty()).then(|| key.default())
     });
     assert!(with_defaults.contains("\nfront_timeout = 60\n") && with_defaults.contains("\nweight = 100\n"));
     assert_eq!(read(&with_defaults), read(&example(&|_, _| None)));
@@ -231,7 +232,7 @@ fn the_example_loads_with_every_key_in_use() {
 #[test]
 fn the_highest_value_of_each_key_reaches_the_state() {
     let (plain, _) = read(&example(&|_, _| None));
-    for level in [&super::keys::ROOT, &PLAIN_LISTENER, &super::keys::CLUSTER, &super::keys::BACKEND] {
+    for level in [&super::levels::ROOT, &PLAIN_LISTENER, &super::levels::CLUSTER, &super::levels::BACKEND] {
         for key in level.keys().filter(|key| matches!(key.support, Support::Yes | Support::Own)) {
             let (Kind::Integer(_, max) | Kind::PowerOfTwo(_, max)) = key.kind else { continue };
             let (state, _) = read(&example(&|here, this| {

@@ -5,10 +5,10 @@ use std::path::Path;
 use super::{honoured, read};
 use crate::{
     config::{
-        keys::{BACKEND_TLS, CERTIFICATE, HSTS, LISTENER_TLS},
+        levels::{BACKEND_TLS, CERTIFICATE, HSTS, LISTENER_TLS},
         parse,
     },
-    state::{CipherSuite, Group, Hsts, ListenerProtocol, Tls, TlsVersion, UnknownName, proxy_peers},
+    state::{CipherSuite, Group, Hsts, Listener, ListenerProtocol, Tls, TlsVersion, UnknownName},
 };
 
 mod certificates;
@@ -61,16 +61,17 @@ fn expect_errors(cases: &[(String, &str)]) {
 
 #[test]
 fn the_documented_defaults_of_tls_are_those_that_apply() {
-    let keys = LISTENER_TLS.iter().filter(|key| honoured(key.support) && !key.default.is_empty());
-    let defaults: String = keys.map(|key| format!("{} = {}\n", key.name, key.default)).collect();
+    let keys =
+        LISTENER_TLS.iter().chain(Tls::OWN).filter(|key| honoured(key.support) && !key.default().is_empty());
+    let defaults: String = keys.map(|key| format!("{} = {}\n", key.name, key.default())).collect();
     assert!(defaults.contains("send_tls13_tickets = 2\n") && defaults.contains("cipher_list = ["));
     let (found, warnings) = tls(&defaults);
     assert_eq!((found, warnings), (Tls::default(), vec![]));
     assert_eq!(tls(""), (Tls::default(), vec![]));
 
-    let defaults = |keys: &'static crate::config::keys::Level| -> String {
-        let keys = keys.keys().filter(|key| !key.default.is_empty());
-        keys.map(|key| format!("{} = {}\n", key.name, key.default)).collect()
+    let defaults = |keys: &'static crate::keys::Level| -> String {
+        let keys = keys.keys().filter(|key| !key.default().is_empty());
+        keys.map(|key| format!("{} = {}\n", key.name, key.default())).collect()
     };
     let with = |more: &str| tls(&format!("hsts = {{ enabled = true }}\n{more}")).0.hsts.unwrap();
     let table = defaults(&HSTS).replace('\n', ", ");
@@ -329,7 +330,7 @@ fn the_proxy_protocol_is_believed_from_the_networks_that_are_named() {
             state.listeners.values().next().unwrap().clone()
         };
         let usual = of("");
-        assert!(!usual.expect_proxy && usual.proxy_peers == proxy_peers());
+        assert!(!usual.expect_proxy && usual.proxy_peers == Listener::default().proxy_peers);
         let named = of(
             "expect_proxy = true\npublic_address = \"192.0.2.1:443\"\nproxy_protocol_from = [\"192.0.2.7\"]",
         );

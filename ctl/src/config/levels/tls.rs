@@ -2,44 +2,15 @@
 
 use super::{
     Key,
-    Kind::{
-        Bool, Choice, CipherSuites, Groups, Integer, Path, Protocols, Seconds, Table, Tables, Text, Texts,
-        Versions,
-    },
+    Kind::{Bool, Choice, CipherSuites, Groups, Path, Protocols, Table, Tables, Text, Texts, Versions},
     Level,
     Support::{Own, Partly, Yes},
     key,
 };
+use crate::state::Hsts;
 
 /// `hsts`, of a listener or of a frontend.
-pub(in crate::config) static HSTS: Level = Level {
-    what: "`hsts`",
-    groups: &[&[
-        key(
-            "enabled",
-            Bool,
-            "",
-            Yes,
-            "Whether `Strict-Transport-Security` is sent; required. `false` in a frontend takes that of its listener away.",
-        ),
-        key(
-            "max_age",
-            Integer(0, u32::MAX as u64),
-            "31536000",
-            Yes,
-            "`max-age`: how long clients remember, in seconds.",
-        ),
-        key("include_subdomains", Bool, "false", Yes, "`includeSubDomains`: also for all names below."),
-        key("preload", Bool, "false", Yes, "`preload`: may stand in the lists of browsers."),
-        key(
-            "force_replace_backend",
-            Bool,
-            "false",
-            Yes,
-            "Replace what the backend sends; otherwise that stays.",
-        ),
-    ]],
-};
+pub(in crate::config) static HSTS: Level = Level { what: "`hsts`", groups: &[Hsts::REQUIRED, Hsts::OWN] };
 
 /// `[[listeners.certificates]]`.
 pub(in crate::config) static CERTIFICATE: Level = Level {
@@ -148,21 +119,6 @@ pub(in crate::config) const TLS: &[Key] = &[
         "More certificates, by the names that clients ask for.",
     ),
     key(
-        "unknown_sni",
-        Choice(&["default", "refuse"]),
-        "\"default\"",
-        Own,
-        "What a client gets that names no name, or one that no certificate has: the default certificate, or a refusal (the alert `unrecognized_name`).",
-    ),
-    key(
-        "send_tls13_tickets",
-        Integer(0, 16),
-        "2",
-        Yes,
-        "Tickets that a client gets after a handshake, to resume its session with; 0 = sessions are not resumed.",
-    ),
-    key("handshake_timeout", Seconds, "10", Own, "Deadline of the handshake, from accept, in seconds."),
-    key(
         "alpn_protocols",
         Protocols,
         "[\"http/1.1\"]",
@@ -175,13 +131,6 @@ pub(in crate::config) const TLS: &[Key] = &[
         "false",
         Partly("`true` changes nothing, as HTTP/2 is not spoken yet"),
         "Speak HTTP/2 only.",
-    ),
-    key(
-        "strict_sni_binding",
-        Bool,
-        "true",
-        Yes,
-        "Refuse requests for a name that the certificate of the handshake does not have (421).",
     ),
     key(
         "client_ca",

@@ -1,34 +1,27 @@
-//! The keys of the file: each is defined here once, with its name, its type, its default and what becomes of it.
+//! The keys of the file: each is defined once, with its name, type, range, default and what a change of it needs.
 //!
-//! For: the parser ([`super::read`]), its suggestions for unknown keys, `docs/configuration.md` and
-//! `docs/examples/kakehi.toml`, which all come out of these tables. One table per level of the file.
+//! A key that is honoured is an entry of [`define::keyed`](define) where the struct stands that has its value
+//! (`crate::state`): out of that entry come the field, its default, reading and writing, `docs/configuration.md`,
+//! `docs/examples/kakehi.toml`, and how a change of it reads (old → new) and is made. A key that is not honoured yet has a line
+//! in `crate::config::levels`, which also says at which level of the file each group of keys stands.
 //!
-//! Promises: a key that the tables do not have is refused; a key that is not honoured is never silently dropped.
+//! Promises: a key that no table has is refused; a key that is not honoured is never silently dropped.
 
-mod cluster;
-mod listener;
-mod root;
-mod tls;
-
-pub(super) use root::ROOT;
-pub(super) use tls::{FRONTEND_TLS, TLS as LISTENER_TLS};
-pub(super) use {
-    cluster::{BACKEND, CLUSTER, FRONTEND},
-    listener::LISTENER,
-};
+pub(crate) mod define;
+mod field;
 #[cfg(test)]
-pub(super) use {
-    cluster::{FRONTEND_RULE, HEADER, HEALTH_CHECK, UDP, UDP_HEALTH},
-    listener::{ANSWERS, H2, LISTENER_DEFAULTS, LISTENER_ONLY, UDP as LISTENER_UDP},
-    root::METRICS,
-    tls::{BACKEND_TLS, CERTIFICATE, HSTS},
+mod tests;
+
+pub(crate) use self::{
+    define::{keyed, words},
+    field::{Field, Given, in_folder},
 };
 
 /// Longest duration that the file can set (s): a year.
-pub(super) const MAX_SECONDS: u64 = 86_400 * 365;
+pub(crate) const MAX_SECONDS: u64 = 86_400 * 365;
 
 /// One level of the file: the root, a listener, a cluster...
-pub(super) struct Level {
+pub struct Level {
     /// As it reads in an error: `a listener`.
     pub what: &'static str,
     /// Its keys; a group that stands in two levels is defined once.
@@ -37,37 +30,81 @@ pub(super) struct Level {
 
 impl Level {
     /// The keys of this level, in the order of the reference.
-    pub(super) fn keys(&self) -> impl Iterator<Item = &'static Key> + use<> {
+    pub fn keys(&self) -> impl Iterator<Item = &'static Key> + use<> {
         self.groups.iter().copied().flatten()
     }
 
     /// The key of this name.
-    pub(super) fn key(&self, name: &str) -> Option<&'static Key> {
+    pub fn key(&self, name: &str) -> Option<&'static Key> {
         self.keys().find(|key| key.name == name)
     }
 }
 
 /// One key.
-pub(super) struct Key {
+pub struct Key {
     /// As it is written in the file.
     pub name: &'static str,
     /// What it takes.
     pub kind: Kind,
-    /// What applies without it, as it would be written in the file; empty: nothing.
-    pub default: &'static str,
+    /// What applies without it.
+    pub default: Default,
     /// What becomes of it.
     pub support: Support,
+    /// What a change of it needs.
+    pub effect: Effect,
     /// What it does, with its unit: one line of the reference.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "read by the test that keeps the reference up to date")
-    )]
     pub doc: &'static str,
+}
+
+impl Key {
+    /// What applies without it, as it would be written in the file; empty: nothing.
+    pub fn default(&self) -> String {
+        match self.default {
+            Default::Text(text) => text.to_owned(),
+            Default::Of(text) => text(),
+        }
+    }
+
+    /// [`Key::doc`] as one line.
+    pub fn doc(&self) -> String {
+        self.doc.split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// What applies without a key.
+#[derive(Clone, Copy)]
+pub enum Default {
+    /// As it would be written in the file; empty: nothing.
+    Text(&'static str),
+    /// Makes that text from the default of the field.
+    Of(fn() -> String),
+}
+
+/// What a change of a key needs, and when it holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// Nothing: what runs takes it over at once.
+    Live,
+    /// New processes of the workers: `kakehictl reload --workers`.
+    Workers,
+    /// A new start of kakehi.
+    Restart,
+}
+
+impl Effect {
+    /// As it reads in the reference and in `kakehictl settings list`.
+    pub fn words(self) -> &'static str {
+        match self {
+            Effect::Live => "at once",
+            Effect::Workers => "with new workers",
+            Effect::Restart => "at a new start",
+        }
+    }
 }
 
 /// What a key takes.
 #[derive(Clone, Copy)]
-pub(super) enum Kind {
+pub enum Kind {
     /// `true` or `false`.
     Bool,
     /// A string that is not empty.
@@ -120,7 +157,7 @@ pub(super) enum Kind {
 
 impl Kind {
     /// As it reads in an error: "`key` must be ...".
-    pub(super) fn allowed(&self) -> String {
+    pub fn allowed(&self) -> String {
         match self {
             Kind::Bool => "`true` or `false`".to_owned(),
             Kind::Text => "a string that is not empty".to_owned(),
@@ -157,13 +194,12 @@ impl Kind {
 
 /// What becomes of a key.
 #[derive(Clone, Copy)]
-pub(super) enum Support {
+pub enum Support {
     /// Honoured.
     Yes,
     /// Honoured; the key is kakehi's own.
     Own,
     /// Honoured for some values; a warning says so for the others. What happens then.
-    #[cfg_attr(not(test), expect(dead_code, reason = "read by the test that keeps the reference up to date"))]
     Partly(&'static str),
     /// Read, checked, and met with a warning.
     NotYet,
@@ -171,13 +207,13 @@ pub(super) enum Support {
     NoUse(&'static str),
 }
 
-/// Shorthand of the tables.
-const fn key(
+/// A line of a table: a key without a field, because it is not honoured or because more than its value decides.
+pub(crate) const fn key(
     name: &'static str,
     kind: Kind,
     default: &'static str,
     support: Support,
     doc: &'static str,
 ) -> Key {
-    Key { name, kind, default, support, doc }
+    Key { name, kind, default: Default::Text(default), support, effect: Effect::Live, doc }
 }

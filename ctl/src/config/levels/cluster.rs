@@ -2,110 +2,94 @@
 
 use super::{
     Key,
-    Kind::{
-        Address, AnyText, BackendAddress, Bool, Choice, Integer, Method, Path, Seconds, Table, Tables, Text,
-        TextMap, Texts,
-    },
+    Kind::{AnyText, Bool, Choice, Integer, Path, Seconds, Table, Tables, Text, TextMap, Texts},
     Level,
     Support::{NotYet, Own, Partly, Yes},
     key,
     tls::{BACKEND_TLS, FRONTEND_TLS},
 };
+use crate::state::{Backend, Cluster, Frontend};
 
 /// `[clusters.ID]`.
 pub(in crate::config) static CLUSTER: Level = Level {
     what: "a cluster",
-    groups: &[&[
-        key(
-            "protocol",
-            Choice(&["http", "tcp", "udp"]),
-            "",
-            Partly("a cluster of `udp` is skipped"),
-            "What its backends speak; required. To those of `tcp`, connections are passed on as they are.",
-        ),
-        key("frontends", Tables(&FRONTEND), "[]", Yes, "Which requests it gets."),
-        key("backends", Tables(&BACKEND), "[]", Yes, "The servers that answer them."),
-        key(
-            "load_balancing",
-            Choice(&["ROUND_ROBIN", "RANDOM", "LEAST_LOADED", "POWER_OF_TWO", "HRW", "MAGLEV"]),
-            "\"ROUND_ROBIN\"",
-            Partly("all others are treated as `ROUND_ROBIN`"),
-            "How a backend is chosen for a request.",
-        ),
-        key(
-            "https_redirect",
-            Bool,
-            "false",
-            Yes,
-            "Send clear-text requests to `https` (301) instead of forwarding them.",
-        ),
-        key(
-            "https_redirect_port",
-            Integer(1, 65_535),
-            "",
-            Yes,
-            "Port of that redirect. Without it: 443, which is not written.",
-        ),
-        key(
-            "load_metric",
-            Choice(&["connections", "requests", "connection_time"]),
-            "\"connections\"",
-            NotYet,
-            "What `LEAST_LOADED` and `POWER_OF_TWO` compare.",
-        ),
-        key("sticky_session", Bool, "false", NotYet, "Send a client's later requests to the same backend."),
-        key("http2", Bool, "false", NotYet, "Speak HTTP/2 to the backends; until it is honoured, HTTP/1.1."),
-        key(
-            "send_proxy",
-            Bool,
-            "false",
-            Yes,
-            "Begin each connection to a backend with a PROXY protocol header (version 2), which names the client.",
-        ),
-        key(
-            "backend_tls",
-            Table(&BACKEND_TLS),
-            "",
-            Own,
-            "The backends are reached by TLS; an empty table is enough. Clusters of `http` only.",
-        ),
-        key("answer_503", Path, "", NotYet, "File of the answer 503."),
-        key("answers", TextMap, "", NotYet, "Own answers, by status code."),
-        key("authorized_hashes", Texts, "", NotYet, "Users of basic authentication."),
-        key("www_authenticate", AnyText, "", NotYet, "Realm of basic authentication."),
-        key(
-            "max_connections_per_ip",
-            Integer(0, u64::MAX),
-            "",
-            NotYet,
-            "Connections of one source address; 0 = no limit.",
-        ),
-        key("retry_after", Integer(0, U32), "", NotYet, "`Retry-After` of an answer 429 (s); 0 = without."),
-        key(
-            "health_check",
-            Table(&HEALTH_CHECK),
-            "",
-            NotYet,
-            "Asks each backend regularly whether it is well.",
-        ),
-        key("udp", Table(&UDP), "", NotYet, "What only clusters of UDP have."),
-    ]],
+    groups: &[
+        Cluster::REQUIRED,
+        Cluster::OWN,
+        &[
+            key("frontends", Tables(&FRONTEND), "[]", Yes, "Which requests it gets."),
+            key("backends", Tables(&BACKEND), "[]", Yes, "The servers that answer them."),
+            key(
+                "load_balancing",
+                Choice(&["ROUND_ROBIN", "RANDOM", "LEAST_LOADED", "POWER_OF_TWO", "HRW", "MAGLEV"]),
+                "\"ROUND_ROBIN\"",
+                Partly("all others are treated as `ROUND_ROBIN`"),
+                "How a backend is chosen for a request.",
+            ),
+            key(
+                "load_metric",
+                Choice(&["connections", "requests", "connection_time"]),
+                "\"connections\"",
+                NotYet,
+                "What `LEAST_LOADED` and `POWER_OF_TWO` compare.",
+            ),
+            key(
+                "sticky_session",
+                Bool,
+                "false",
+                NotYet,
+                "Send a client's later requests to the same backend.",
+            ),
+            key(
+                "http2",
+                Bool,
+                "false",
+                NotYet,
+                "Speak HTTP/2 to the backends; until it is honoured, HTTP/1.1.",
+            ),
+            key(
+                "backend_tls",
+                Table(&BACKEND_TLS),
+                "",
+                Own,
+                "The backends are reached by TLS; an empty table is enough. Clusters of `http` only.",
+            ),
+            key("answer_503", Path, "", NotYet, "File of the answer 503."),
+            key("answers", TextMap, "", NotYet, "Own answers, by status code."),
+            key("authorized_hashes", Texts, "", NotYet, "Users of basic authentication."),
+            key("www_authenticate", AnyText, "", NotYet, "Realm of basic authentication."),
+            key(
+                "max_connections_per_ip",
+                Integer(0, u64::MAX),
+                "",
+                NotYet,
+                "Connections of one source address; 0 = no limit.",
+            ),
+            key(
+                "retry_after",
+                Integer(0, U32),
+                "",
+                NotYet,
+                "`Retry-After` of an answer 429 (s); 0 = without.",
+            ),
+            key(
+                "health_check",
+                Table(&HEALTH_CHECK),
+                "",
+                NotYet,
+                "Asks each backend regularly whether it is well.",
+            ),
+            key("udp", Table(&UDP), "", NotYet, "What only clusters of UDP have."),
+        ],
+    ],
 };
 
 /// `[[clusters.ID.frontends]]`.
 pub(in crate::config) static FRONTEND: Level =
-    Level { what: "a frontend", groups: &[FRONTEND_RULE, FRONTEND_TLS] };
+    Level { what: "a frontend", groups: &[Frontend::REQUIRED, Frontend::OWN, FRONTEND_RULE, FRONTEND_TLS] };
 
 /// What a frontend says but of TLS.
 pub(in crate::config) const FRONTEND_RULE: &[Key] = &[
-    key("address", Address, "", Yes, "Address of its listener; required."),
-    key(
-        "hostname",
-        Text,
-        "",
-        Yes,
-        "Host name: `example.org`, `*.example.org` (one label), labels between slashes that are regular expressions (`/api[0-9]+/.example.org`), or `*` for any; required, but for a cluster of `tcp` on a listener of `tcp`.",
-    ),
     key("path", AnyText, "\"\"", Yes, "Which paths, as `path_type` says; without the query."),
     key(
         "path_type",
@@ -114,7 +98,6 @@ pub(in crate::config) const FRONTEND_RULE: &[Key] = &[
         Yes,
         "How `path` is compared; a regular expression must match the whole path.",
     ),
-    key("method", Method, "", Yes, "Which method; without it: any."),
     key(
         "redirect",
         Choice(&["forward", "permanent", "unauthorized"]),
@@ -164,25 +147,11 @@ pub(in crate::config) static HEADER: Level = Level {
 /// `[[clusters.ID.backends]]`.
 pub(in crate::config) static BACKEND: Level = Level {
     what: "a backend",
-    groups: &[&[
-        key(
-            "address",
-            BackendAddress,
-            "",
-            Yes,
-            "Where it listens: `ip:port`, or `unix:/path` for a unix socket (kakehi's own addition); required.",
-        ),
-        key(
-            "backend_id",
-            Text,
-            "",
-            Yes,
-            "Its name, unique in the cluster. Without it: the cluster's id, the place in the list from 0, the address (`web-0-127.0.0.1:9000`).",
-        ),
-        key("weight", Integer(0, 255), "100", Yes, "Its share of the load; 0 = only when no other is left."),
-        key("backup", Bool, "false", Yes, "Used only when no backend without `backup` can be."),
-        key("sticky_id", Text, "", NotYet, "Its value in the cookie of sticky sessions."),
-    ]],
+    groups: &[
+        Backend::REQUIRED,
+        Backend::OWN,
+        &[key("sticky_id", Text, "", NotYet, "Its value in the cookie of sticky sessions.")],
+    ],
 };
 
 /// `[clusters.ID.health_check]`.

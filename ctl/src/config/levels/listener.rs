@@ -1,0 +1,146 @@
+//! The keys of `[[listeners]]` but those of TLS.
+
+use super::{
+    Key,
+    Kind::{Integer, Path, Text, TextMap},
+    Level,
+    Support::NotYet,
+    key,
+    tls::TLS,
+};
+use crate::state::{Forwarding, Listener, Sizes, Timeouts, Tls};
+
+/// `[[listeners]]`.
+pub(in crate::config) static LISTENER: Level = Level { what: "a listener", groups: &LISTENER_GROUPS };
+
+/// Those of TLS come last but for what is not honoured.
+const LISTENER_GROUPS: [&[Key]; 13] = [
+    Listener::REQUIRED,
+    Listener::OWN,
+    Forwarding::OWN,
+    NOT_HONOURED,
+    Timeouts::INHERITED,
+    Listener::INHERITED,
+    Sizes::INHERITED,
+    Forwarding::INHERITED,
+    ANSWERS,
+    TLS,
+    Tls::OWN,
+    H2,
+    UDP,
+];
+
+const NOT_HONOURED: &[Key] = &[
+    key("sticky_name", Text, "\"SOZUBALANCEID\"", NotYet, "Name of the cookie of sticky sessions."),
+    key(
+        "sozu_id_header",
+        Text,
+        "\"Sozu-Id\"",
+        NotYet,
+        "Name of the request id's field; kakehi sends `X-Request-Id`.",
+    ),
+];
+
+/// The keys that the example shows in a listener without TLS.
+#[cfg(test)]
+pub(in crate::config) static PLAIN_LISTENER: Level = Level {
+    what: "a listener",
+    groups: &[
+        Listener::REQUIRED,
+        Listener::OWN,
+        Forwarding::OWN,
+        NOT_HONOURED,
+        Timeouts::INHERITED,
+        Listener::INHERITED,
+        Sizes::INHERITED,
+        Forwarding::INHERITED,
+        ANSWERS,
+        UDP,
+    ],
+};
+
+const ANSWERS: &[Key] = &[
+    key("answers", TextMap, "", NotYet, "Own answers, by status code: a text, or `file://` and a path."),
+    key("answer_301", Path, "", NotYet, "File of the answer 301."),
+    key("answer_400", Path, "", NotYet, "File of the answer 400."),
+    key("answer_401", Path, "", NotYet, "File of the answer 401."),
+    key("answer_404", Path, "", NotYet, "File of the answer 404."),
+    key("answer_408", Path, "", NotYet, "File of the answer 408."),
+    key("answer_413", Path, "", NotYet, "File of the answer 413."),
+    key("answer_421", Path, "", NotYet, "File of the answer 421."),
+    key("answer_429", Path, "", NotYet, "File of the answer 429."),
+    key("answer_502", Path, "", NotYet, "File of the answer 502."),
+    key("answer_503", Path, "", NotYet, "File of the answer 503."),
+    key("answer_504", Path, "", NotYet, "File of the answer 504."),
+    key("answer_507", Path, "", NotYet, "File of the answer 507."),
+];
+
+pub(in crate::config) const H2: &[Key] = &[
+    key("h2_max_rst_stream_per_window", Integer(0, U32), "100", NotYet, "Resets of one second."),
+    key("h2_max_ping_per_window", Integer(0, U32), "100", NotYet, "Pings of one second."),
+    key("h2_max_settings_per_window", Integer(0, U32), "50", NotYet, "Settings frames of one second."),
+    key("h2_max_empty_data_per_window", Integer(0, U32), "100", NotYet, "Empty data frames of one second."),
+    key(
+        "h2_max_window_update_stream0_per_window",
+        Integer(0, U32),
+        "100",
+        NotYet,
+        "Window updates of one second.",
+    ),
+    key("h2_max_continuation_frames", Integer(0, U32), "20", NotYet, "Continuation frames of one head."),
+    key("h2_max_glitch_count", Integer(0, U32), "100", NotYet, "Small offences of one second."),
+    key("h2_max_rst_stream_lifetime", Integer(0, u64::MAX), "10000", NotYet, "Resets of one connection."),
+    key(
+        "h2_max_rst_stream_abusive_lifetime",
+        Integer(0, u64::MAX),
+        "50",
+        NotYet,
+        "Resets before a response, of one connection.",
+    ),
+    key(
+        "h2_max_rst_stream_emitted_lifetime",
+        Integer(0, u64::MAX),
+        "500",
+        NotYet,
+        "Resets that kakehi sends on one connection.",
+    ),
+    key(
+        "h2_initial_connection_window",
+        Integer(0, U32),
+        "1048576",
+        NotYet,
+        "Receive window of a connection (bytes).",
+    ),
+    key("h2_max_concurrent_streams", Integer(0, U32), "100", NotYet, "Streams of one connection at a time."),
+    key(
+        "h2_stream_shrink_ratio",
+        Integer(0, U32),
+        "2",
+        NotYet,
+        "When the places of ended streams are given back.",
+    ),
+    key(
+        "h2_max_header_list_size",
+        Integer(0, U32),
+        "65536",
+        NotYet,
+        "Largest head (bytes, as RFC 9113 counts them).",
+    ),
+    key("h2_max_header_table_size", Integer(0, U32), "65536", NotYet, "Largest HPACK table (bytes)."),
+    key("h2_max_header_fields", Integer(0, U32), "128", NotYet, "Most fields of a head."),
+    key("h2_stream_idle_timeout_seconds", Integer(0, U32), "", NotYet, "Silent stream (s)."),
+    key(
+        "h2_graceful_shutdown_deadline_seconds",
+        Integer(0, U32),
+        "5",
+        NotYet,
+        "How long open streams may take at a stop (s).",
+    ),
+];
+
+const UDP: &[Key] = &[
+    key("max_rx_datagram_size", Integer(0, U32), "1500", NotYet, "UDP: largest datagram (bytes)."),
+    key("max_flows", Integer(0, U32), "0", NotYet, "UDP: flows at a time; 0 = by the limit of open files."),
+];
+
+const U32: u64 = u32::MAX as u64;

@@ -1,0 +1,163 @@
+//! The keys of the root and of `[metrics]`.
+
+use super::{
+    Key,
+    Kind::{AnyText, Bool, Choice, Integer, NamedTables, Path, Table, Tables, Text},
+    Level,
+    Support::{NoUse, NotYet, Yes},
+    cluster::CLUSTER,
+    key,
+    listener::LISTENER,
+};
+use crate::state::{Forwarding, Listener, Settings, Sizes, Timeouts};
+
+/// Everything that stands before the first table.
+pub(in crate::config) static ROOT: Level = Level { what: "the root", groups: &ROOT_GROUPS };
+
+const ROOT_GROUPS: [&[Key]; 9] = [
+    Settings::REQUIRED,
+    Settings::OWN,
+    PROCESS,
+    Timeouts::INHERITED,
+    Listener::INHERITED,
+    Sizes::INHERITED,
+    Forwarding::INHERITED,
+    NOT_HONOURED,
+    TABLES,
+];
+
+/// `[metrics]`.
+pub(in crate::config) static METRICS: Level = Level {
+    what: "`metrics`",
+    groups: &[&[
+        key("address", Text, "", NotYet, "StatsD server that the metrics are pushed to, `ip:port`."),
+        key("tagged_metrics", Bool, "false", NotYet, "Add tags in the style of InfluxDB."),
+        key("prefix", AnyText, "\"sozu\"", NotYet, "First part of each metric's name."),
+        key(
+            "detail",
+            Choice(&["process", "frontend", "cluster", "backend"]),
+            "\"cluster\"",
+            NotYet,
+            "How fine the metrics are.",
+        ),
+    ]],
+};
+
+const PROCESS: &[Key] = &[key(
+    "activate_listeners",
+    Bool,
+    "true",
+    Yes,
+    "Accept connections from the start; with `false` no listener accepts.",
+)];
+
+const TABLES: &[Key] = &[
+    key("listeners", Tables(&LISTENER), "", Yes, "Addresses that accept connections."),
+    key(
+        "clusters",
+        NamedTables(&CLUSTER),
+        "",
+        Yes,
+        "Groups of backends, with the frontends that lead to them; the name is the cluster's id.",
+    ),
+    key("metrics", Table(&METRICS), "", NotYet, "Where the metrics go."),
+];
+
+const BUFFERS: &str = "kakehi lends buffers from an arena; see `buffer_count`";
+
+const NOT_HONOURED: &[Key] = &[
+    key(
+        "command_buffer_size",
+        Integer(0, u64::MAX),
+        "1000000",
+        NoUse("control messages are bounded by kakehi itself"),
+        "First size of a control channel's buffer (bytes).",
+    ),
+    key(
+        "max_command_buffer_size",
+        Integer(0, u64::MAX),
+        "2000000",
+        NoUse("control messages are bounded by kakehi itself"),
+        "Largest control message (bytes).",
+    ),
+    key(
+        "ctl_command_timeout",
+        Integer(0, u64::MAX),
+        "1000",
+        NoUse("`kakehictl` has the option `--timeout`"),
+        "How long the command line waits for an answer (ms).",
+    ),
+    key("min_buffers", Integer(0, u64::MAX), "1", NoUse(BUFFERS), "Buffers at start."),
+    key("max_buffers", Integer(0, u64::MAX), "1000", NoUse(BUFFERS), "Most buffers."),
+    key(
+        "buffer_size",
+        Integer(0, u64::MAX),
+        "16393",
+        NoUse("a buffer of the arena always has 16 KiB"),
+        "Size of a buffer (bytes).",
+    ),
+    key(
+        "slab_entries_per_connection",
+        Integer(2, 32),
+        "4",
+        NoUse("sessions do not live in a slab of fixed size"),
+        "Size of the session table per connection.",
+    ),
+    key(
+        "splice_pipe_capacity_bytes",
+        Integer(0, u64::MAX),
+        "",
+        NotYet,
+        "Pipe of a spliced TCP session (bytes).",
+    ),
+    key(
+        "accept_queue_timeout",
+        Integer(0, u32::MAX as u64),
+        "60",
+        NoUse("what is not accepted yet waits in the kernel"),
+        "Oldest connection that is still taken from the accept queue (s).",
+    ),
+    key(
+        "evict_on_queue_full",
+        Bool,
+        "false",
+        NotYet,
+        "Close the most idle connections when there are too many.",
+    ),
+    key(
+        "zombie_check_interval",
+        Integer(0, u32::MAX as u64),
+        "1800",
+        NoUse("every connection has deadlines of its own"),
+        "How often stuck sessions are looked for (s).",
+    ),
+    key(
+        "max_connections_per_ip",
+        Integer(0, u64::MAX),
+        "0",
+        NotYet,
+        "Connections of one source address to one cluster; 0 = no limit.",
+    ),
+    key(
+        "retry_after",
+        Integer(0, u32::MAX as u64),
+        "60",
+        NotYet,
+        "`Retry-After` of an answer 429 (s); 0 = without.",
+    ),
+    key(
+        "basic_auth_max_credential_bytes",
+        Integer(0, u64::MAX),
+        "4096",
+        NotYet,
+        "Longest credentials of basic authentication (bytes).",
+    ),
+    key("log_target", Text, "\"stdout\"", NotYet, "Where the log goes; until it is honoured, stdout."),
+    key("log_colored", Bool, "false", NotYet, "Colour the log."),
+    key("access_logs_target", Text, "", NotYet, "Where the access log goes."),
+    key("access_logs_format", Choice(&["ascii", "protobuf"]), "\"ascii\"", NotYet, "Form of the access log."),
+    key("access_logs_colored", Bool, "", NotYet, "Colour the access log."),
+    key("audit_logs_target", Path, "", NotYet, "File of the audit log."),
+    key("audit_logs_json_target", Path, "", NotYet, "File of the audit log as JSON."),
+    key("disable_cluster_metrics", Bool, "false", NotYet, "Count for the whole process only."),
+];

@@ -1,0 +1,198 @@
+//! Types of fields that have a key: how a value of the file becomes one, and how one is written as a value of the file.
+//!
+//! Promises: what is written, read again under the same [`Kind`], is the same.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use ipnet::IpNet;
+use toml::Value as Toml;
+
+use super::Kind;
+use crate::{config::Value, state::BackendAddress};
+
+/// Where values come from: a table of the file, or one whose absent keys another one has.
+pub(crate) trait Given {
+    /// The value of the key of this name, if it is there; it is of the key's kind.
+    fn value(&self, name: &str) -> Option<&Value>;
+}
+
+/// A type that a field with a key can have.
+pub(crate) trait Field: Sized {
+    /// Of a value of `kind`; relative paths are those of `folder`. `None`: a key of this kind has no such value.
+    fn read(value: &Value, kind: Kind, folder: &Path) -> Option<Self>;
+
+    /// As it is written under a key of `kind`; `None`: it is left out.
+    fn write(&self, kind: Kind) -> Option<Toml>;
+}
+
+/// `path`, which is relative to `folder` unless it is absolute.
+pub(crate) fn in_folder(folder: &Path, path: &Path) -> PathBuf {
+    folder.join(path.strip_prefix("./").unwrap_or(path))
+}
+
+/// A key without its value is one that is left out.
+impl<T: Field> Field for Option<T> {
+    fn read(value: &Value, kind: Kind, folder: &Path) -> Option<Self> {
+        T::read(value, kind, folder).map(Some)
+    }
+
+    fn write(&self, kind: Kind) -> Option<Toml> {
+        self.as_ref().and_then(|it| it.write(kind))
+    }
+}
+
+/// `true` or `false`, or one of two words: that of `false` first.
+impl Field for bool {
+    fn read(value: &Value, kind: Kind, _: &Path) -> Option<Self> {
+        match (value, kind) {
+            (Value::Bool(value), _) => Some(*value),
+            (Value::Text(word), Kind::Choice([_, on])) => Some(word == on),
+            _ => None,
+        }
+    }
+
+    fn write(&self, kind: Kind) -> Option<Toml> {
+        match kind {
+            Kind::Choice([off, on]) => Some(Toml::from(if *self { *on } else { *off })),
+            _ => Some(Toml::from(*self)),
+        }
+    }
+}
+
+/// A whole number, or a duration (ms), which is written in seconds.
+impl Field for u64 {
+    fn read(value: &Value, _: Kind, _: &Path) -> Option<Self> {
+        match value {
+            Value::Integer(number) | Value::Millis(number) => Some(*number),
+            _ => None,
+        }
+    }
+
+    fn write(&self, kind: Kind) -> Option<Toml> {
+        // TOML has no larger integers; the keys allow none either.
+        let whole = |number: u64| Toml::from(i64::try_from(number).unwrap_or(i64::MAX));
+        Some(match kind {
+            Kind::Seconds | Kind::SecondsOrZero if self.is_multiple_of(1000) => whole(self / 1000),
+            Kind::Seconds | Kind::SecondsOrZero => Toml::Float(*self as f64 / 1000.0),
+            _ => whole(*self),
+        })
+    }
+}
+
+macro_rules! smaller_integers {
+    ($($type:ty)*) => {
+        $(
+            /// The range of its key fits the type.
+            impl Field for $type {
+                fn read(value: &Value, kind: Kind, folder: &Path) -> Option<Self> {
+                    u64::read(value, kind, folder)?.try_into().ok()
+                }
+
+                fn write(&self, _: Kind) -> Option<Toml> {
+                    Some(Toml::from(i64::from(*self)))
+                }
+            }
+        )*
+    };
+}
+
+smaller_integers!(u8 u16 u32);
+
+impl Field for String {
+    fn read(value: &Value, _: Kind, _: &Path) -> Option<Self> {
+        match value {
+            Value::Text(text) => Some(text.clone()),
+            _ => None,
+        }
+    }
+
+    fn write(&self, _: Kind) -> Option<Toml> {
+        Some(Toml::from(self.as_str()))
+    }
+}
+
+impl Field for PathBuf {
+    fn read(value: &Value, _: Kind, folder: &Path) -> Option<Self> {
+        match value {
+            Value::Text(text) => Some(in_folder(folder, Path::new(text))),
+            _ => None,
+        }
+    }
+
+    fn write(&self, _: Kind) -> Option<Toml> {
+        Some(Toml::from(self.to_string_lossy().into_owned()))
+    }
+}
+
+impl Field for SocketAddr {
+    fn read(value: &Value, _: Kind, _: &Path) -> Option<Self> {
+        match value {
+            Value::Address(address) => Some(*address),
+            _ => None,
+        }
+    }
+
+    fn write(&self, _: Kind) -> Option<Toml> {
+        Some(Toml::from(self.to_string()))
+    }
+}
+
+impl Field for BackendAddress {
+    fn read(value: &Value, _: Kind, _: &Path) -> Option<Self> {
+        match value {
+            Value::Backend(address) => Some(address.clone()),
+            _ => None,
+        }
+    }
+
+    fn write(&self, _: Kind) -> Option<Toml> {
+        Some(Toml::from(self.to_string()))
+    }
+}
+
+impl Field for Vec<IpNet> {
+    fn read(value: &Value, _: Kind, _: &Path) -> Option<Self> {
+        match value {
+            Value::Networks(networks) => Some(networks.clone()),
+            _ => None,
+        }
+    }
+
+    fn write(&self, _: Kind) -> Option<Toml> {
+        Some(self.iter().map(|network| Toml::from(network.to_string())).collect::<Vec<_>>().into())
+    }
+}
+
+/// Numbers of users.
+impl Field for Vec<u32> {
+    fn read(value: &Value, _: Kind, _: &Path) -> Option<Self> {
+        match value {
+            // The kind allows no others.
+            Value::Integers(numbers) => numbers.iter().map(|it| u32::try_from(*it).ok()).collect(),
+            _ => None,
+        }
+    }
+
+    fn write(&self, _: Kind) -> Option<Toml> {
+        Some(self.iter().map(|number| Toml::from(i64::from(*number))).collect::<Vec<_>>().into())
+    }
+}
+
+/// Numbers of cores.
+impl Field for Vec<u16> {
+    fn read(value: &Value, _: Kind, _: &Path) -> Option<Self> {
+        // No host has more: a core that does not exist is refused when a worker is tied to it.
+        let core = |core: &u64| u16::try_from(*core).unwrap_or(u16::MAX);
+        match value {
+            Value::Integers(numbers) => Some(numbers.iter().map(core).collect()),
+            _ => None,
+        }
+    }
+
+    fn write(&self, _: Kind) -> Option<Toml> {
+        Some(self.iter().map(|number| Toml::from(i64::from(*number))).collect::<Vec<_>>().into())
+    }
+}

@@ -1,0 +1,103 @@
+//! What the one definition of a key promises.
+
+use std::{fs, path::Path};
+
+use super::{Default, Key, Kind};
+use crate::state::{Backend, Cluster, Forwarding, Frontend, Hsts, Listener, Settings, Sizes, Timeouts, Tls};
+
+/// Every key that has a field.
+fn all() -> impl Iterator<Item = &'static Key> {
+    let groups = [
+        Settings::OWN,
+        Timeouts::INHERITED,
+        Sizes::INHERITED,
+        Forwarding::OWN,
+        Forwarding::INHERITED,
+        Listener::REQUIRED,
+        Listener::OWN,
+        Listener::INHERITED,
+        Tls::OWN,
+        Hsts::REQUIRED,
+        Hsts::OWN,
+        Cluster::REQUIRED,
+        Cluster::OWN,
+        Frontend::REQUIRED,
+        Frontend::OWN,
+        Backend::REQUIRED,
+        Backend::OWN,
+    ];
+    groups.into_iter().flatten()
+}
+
+/// Keys whose name stands elsewhere too, because they mean something together with others.
+const ELSEWHERE: [(&str, &str); 10] = [
+    ("command_socket", "its length is bounded, and kakehictl looks for it in files that are wrong"),
+    ("automatic_state_save", "it needs `saved_state`"),
+    ("address", "who makes the object needs it first"),
+    ("protocol", "the same"),
+    ("hostname", "the same"),
+    ("backend_id", "its default comes from the address"),
+    ("backup", "a word of `kakehictl backend list`"),
+    ("enabled", "it is required"),
+    ("https_redirect", "not in a cluster of `tcp`"),
+    ("method", "not on a listener of `tcp`"),
+];
+
+/// The sources of a folder, without tests.
+fn sources(folder: &Path, text: &mut String) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        let (path, name) = (entry.path(), entry.file_name());
+        let name = name.to_string_lossy();
+        if name.starts_with("tests") || name == "reference.rs" {
+            continue;
+        }
+        if path.is_dir() {
+            sources(&path, text);
+        } else if name.ends_with(".rs") {
+            let source = fs::read_to_string(&path).unwrap();
+            text.push_str(source.split("#[cfg(test)]\nmod tests {").next().unwrap());
+        }
+    }
+}
+
+#[test]
+fn the_name_of_a_key_stands_in_one_place() {
+    let mut text = String::new();
+    for part in ["ctl", "supervisor"] {
+        sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(part).join("src"), &mut text);
+    }
+    let mut wrong = Vec::new();
+    for key in all() {
+        let found = text.matches(&format!("\"{}\"", key.name)).count();
+        let defined = all().filter(|it| it.name == key.name).count();
+        let elsewhere = ELSEWHERE.iter().any(|(name, _)| *name == key.name);
+        if (found != defined) != elsewhere {
+            wrong.push(format!("{}: {found} times, {defined} definitions, excepted: {elsewhere}", key.name));
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_default_is_a_value_that_its_key_takes() {
+    for key in all() {
+        let Default::Of(text) = key.default else { continue };
+        let text = text();
+        if text.is_empty() {
+            continue;
+        }
+        let value = toml::from_str::<toml::Table>(&format!("it = {text}")).unwrap().remove("it").unwrap();
+        let fits = match key.kind {
+            Kind::Integer(min, max) | Kind::PowerOfTwo(min, max) => {
+                value.as_integer().is_some_and(|it| (min..=max).contains(&(it as u64)))
+            }
+            Kind::Seconds | Kind::SecondsOrZero => value.is_integer() || value.is_float(),
+            Kind::Bool => value.is_bool(),
+            Kind::Choice(words) => value.as_str().is_some_and(|it| words.contains(&it)),
+            Kind::Networks | Kind::Integers => value.is_array(),
+            _ => value.is_str(),
+        };
+        assert!(fits, "{} = {text}", key.name);
+    }
+}

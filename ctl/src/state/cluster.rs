@@ -1,0 +1,163 @@
+//! Groups of backends, and the frontends that lead to them.
+
+use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+use super::{BackendTls, FrontendTls, listener::NOWHERE};
+use crate::{
+    keys::{keyed, words},
+    limits,
+};
+
+words! {
+    /// What a cluster's backends speak.
+    #[derive(Default)]
+    pub enum ClusterProtocol {
+        /// HTTP/1.1.
+        #[default]
+        Http = "http",
+        /// Whatever the clients speak: connections are passed on as they are.
+        Tcp = "tcp",
+    }
+}
+
+keyed! {
+    /// A named group of backends with the frontends that lead to it.
+    pub struct Cluster;
+    required {
+        /// What its backends speak; required. To those of `tcp`, connections are passed on as they are.
+        "protocol" => protocol: ClusterProtocol = ClusterProtocol::Http, Choice(&["http", "tcp", "udp"]), Partly("a cluster of `udp` is skipped"), Live;
+    }
+    own {
+        /// Send clear-text requests to `https` (301) instead of forwarding them.
+        "https_redirect" => https_redirect: bool = false, Bool, Yes, Live;
+        /// Port of that redirect. Without it: 443, which is not written.
+        "https_redirect_port" => https_redirect_port: Option<u16> = None, Integer(1, 65_535), Yes, Live;
+        /// Begin each connection to a backend with a PROXY protocol header (version 2), which names the client.
+        "send_proxy" => send_proxy: bool = false, Bool, Yes, Live;
+    }
+    beside {
+        /// Its backends are reached by TLS.
+        tls: Option<Box<BackendTls>> = None;
+        /// Rules that lead here.
+        frontends: Vec<Frontend> = Vec::new();
+        /// Servers that answer.
+        backends: Vec<Backend> = Vec::new();
+    }
+}
+
+keyed! {
+    /// A rule: requests for this host, path and method on this listener.
+    pub struct Frontend;
+    required {
+        /// Address of its listener; required.
+        "address" => address: SocketAddr = NOWHERE, Address, Yes, Live;
+        /// Host name: `example.org`, `*.example.org` (one label), labels between slashes that are regular expressions
+        /// (`/api[0-9]+/.example.org`), or `*` for any; required, but for a cluster of `tcp` on a listener of `tcp`.
+        "hostname" => hostname: String = String::new(), Text, Yes, Live;
+    }
+    own {
+        /// Which method; without it: any.
+        "method" => method: Option<String> = None, Method, Yes, Live;
+    }
+    beside {
+        /// Which paths (`path` and `path_type`).
+        path: PathRule = PathRule::Prefix(String::new());
+        /// Refuse with 401 instead of forwarding.
+        deny: bool = false;
+        /// What is different with TLS.
+        tls: Option<Box<FrontendTls>> = None;
+    }
+}
+
+/// Which paths a frontend takes. The query is not part of the path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE", tag = "type", content = "value")]
+pub enum PathRule {
+    /// The path starts with these bytes.
+    Prefix(String),
+    /// The path is exactly this.
+    Equals(String),
+    /// The whole path matches this regular expression.
+    Regex(String),
+}
+
+keyed! {
+    /// A server behind a cluster.
+    pub struct Backend;
+    required {
+        /// Where it listens: `ip:port`, or `unix:/path` for a unix socket (kakehi's own addition); required.
+        "address" => address: BackendAddress = BackendAddress::Ip(NOWHERE), BackendAddress, Yes, Live;
+        /// Its name, unique in the cluster. Without it: the cluster's id, the place in the list from 0, the address
+        /// (`web-0-127.0.0.1:9000`).
+        "backend_id" => id: String = String::new(), Text, Yes, Live;
+    }
+    own {
+        /// Its share of the load; 0 = only when no other is left.
+        "weight" => weight: u8 = limits::BACKEND_WEIGHT, Integer(0, 255), Yes, Live;
+        /// Used only when no backend without `backup` can be.
+        "backup" => backup: bool = false, Bool, Yes, Live;
+    }
+}
+
+/// Where a backend listens.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum BackendAddress {
+    /// `ip:port` or `[v6]:port`.
+    Ip(SocketAddr),
+    /// `unix:/path`: a stream socket of the same host.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for BackendAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BackendAddress::Ip(address) => address.fmt(f),
+            BackendAddress::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Why a text is not a backend's address.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BackendAddressError {
+    /// Neither `ip:port` nor `unix:/path`.
+    #[error("`{0}` is neither `ip:port`, `[v6]:port` nor `unix:/absolute/path` (names are not resolved)")]
+    NotAnAddress(String),
+    /// A Unix socket's path has 107 bytes at most (`sun_path`).
+    #[error("the path of `{0}` is longer than the 107 bytes that a unix socket's path may have")]
+    PathTooLong(String),
+}
+
+impl FromStr for BackendAddress {
+    type Err = BackendAddressError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            if !path.starts_with('/') {
+                return Err(BackendAddressError::NotAnAddress(text.to_owned()));
+            }
+            if path.len() > 107 {
+                return Err(BackendAddressError::PathTooLong(text.to_owned()));
+            }
+            return Ok(BackendAddress::Unix(PathBuf::from(path)));
+        }
+        text.parse().map(BackendAddress::Ip).map_err(|_| BackendAddressError::NotAnAddress(text.to_owned()))
+    }
+}
+
+impl TryFrom<String> for BackendAddress {
+    type Error = BackendAddressError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<BackendAddress> for String {
+    fn from(address: BackendAddress) -> Self {
+        address.to_string()
+    }
+}

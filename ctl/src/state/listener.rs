@@ -1,0 +1,177 @@
+//! Addresses that accept connections, and how they treat them.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use ipnet::IpNet;
+
+use super::Tls;
+use crate::{
+    keys::{keyed, words},
+    limits,
+};
+
+words! {
+    /// What a listener speaks.
+    #[derive(Default)]
+    pub enum ListenerProtocol {
+        /// HTTP/1.x in clear text.
+        #[default]
+        Http = "http",
+        /// HTTP/1.x over TLS.
+        Https = "https",
+        /// Bytes, which are passed on as they are.
+        Tcp = "tcp",
+    }
+}
+
+/// The address of nothing: what the default of a listener or frontend has.
+pub(super) const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+
+keyed! {
+    /// An address that accepts connections, and how it treats them.
+    pub struct Listener;
+    required {
+        /// Where it listens; required.
+        "address" => address: SocketAddr = NOWHERE, Address, Yes, Live;
+        /// What it speaks; required. `https` terminates TLS and speaks HTTP within; `tcp` passes connections on as
+        /// they are.
+        "protocol" => protocol: ListenerProtocol = ListenerProtocol::Http, Choice(&["http", "https", "tcp", "udp"]), Partly("a listener of `udp` is skipped, with its frontends"), Live;
+    }
+    own {
+        /// It accepts connections; otherwise it is only configured.
+        "active" => active: bool = true, Bool, Own, Live;
+        /// The address that clients see where that is another one (NAT); told to backends.
+        "public_address" => public_address: Option<SocketAddr> = None, Address, Yes, Live;
+        /// Each connection begins with a PROXY protocol header (version 1 or 2), which names the client.
+        "expect_proxy" => expect_proxy: bool = false, Bool, Yes, Live;
+        /// With `expect_proxy`: networks whose peers may send that header; connections of others are closed. Takes
+        /// the place of the default.
+        "proxy_protocol_from" => proxy_peers: Vec<IpNet> = proxy_peers(), Networks, Own, Live;
+    }
+    inherited {
+        /// A client that closes its sending side is gone: its exchange ends at once. Without it such a client gets
+        /// its answer.
+        "abort_on_close" => abort_on_close: bool = false, Bool, Own, Live;
+    }
+    beside {
+        /// Deadlines of its connections.
+        timeouts: Timeouts = Timeouts::default();
+        /// Size limits of its messages.
+        sizes: Sizes = Sizes::default();
+        /// Fields that kakehi adds to requests.
+        forwarding: Forwarding = Forwarding::default();
+        /// How it terminates TLS, if it speaks `https`.
+        tls: Option<Box<Tls>> = None;
+    }
+}
+
+keyed! {
+    /// Deadlines (ms). All are absolute: bytes that trickle do not extend them, except where a rate is named.
+    pub struct Timeouts;
+    inherited {
+        /// Deadline of a complete request head, in seconds.
+        "request_timeout" => request_ms: u64 = limits::REQUEST_TIMEOUT_MS, Seconds, Yes, Live;
+        /// How long a client connection may stay idle, or take no bytes, in seconds.
+        "front_timeout" => front_ms: u64 = limits::FRONT_TIMEOUT_MS, Seconds, Yes, Live;
+        /// How long a backend may stay silent, in seconds.
+        "back_timeout" => back_ms: u64 = limits::BACK_TIMEOUT_MS, Seconds, Yes, Live;
+        /// Deadline of one connection attempt to a backend, in seconds.
+        "connect_timeout" => connect_ms: u64 = limits::CONNECT_TIMEOUT_MS, Seconds, Yes, Live;
+        /// How long a request body may stand still before `body_min_rate` counts, in seconds.
+        "body_timeout" => body_ms: u64 = limits::BODY_TIMEOUT_MS, Seconds, Own, Live;
+        /// Slowest request body, in bytes per second; 0 = any.
+        "body_min_rate" => body_min_rate: u32 = limits::BODY_MIN_RATE, Integer(0, u32::MAX as u64), Own, Live;
+        /// Slowest response, in bytes per second, of a backend that was silent for `back_timeout` in all, or to a
+        /// client that took nothing for `front_timeout` in all; 0 = any.
+        "response_min_rate" => response_min_rate: u32 = limits::RESPONSE_MIN_RATE, Integer(0, u32::MAX as u64), Own, Live;
+        /// Deadline of a whole response, in seconds; 0 = none.
+        "max_response_time" => response_ms: u64 = limits::MAX_RESPONSE_TIME_MS, SecondsOrZero, Own, Live;
+        /// How long a request body that is still coming when its request was answered is read and thrown away, in
+        /// seconds.
+        "lingering_time" => lingering_ms: u64 = limits::LINGERING_TIME_MS, Seconds, Own, Live;
+        /// How long such a body may stand still, in seconds.
+        "lingering_timeout" => lingering_idle_ms: u64 = limits::LINGERING_TIMEOUT_MS, Seconds, Own, Live;
+        /// How long an upgraded connection (WebSocket) may stay silent, in seconds.
+        "tunnel_timeout" => tunnel_ms: u64 = limits::TUNNEL_TIMEOUT_MS, Seconds, Own, Live;
+        /// How long the backend's `100 Continue` is waited for, in seconds.
+        "continue_timeout" => continue_ms: u64 = limits::CONTINUE_TIMEOUT_MS, Seconds, Own, Live;
+    }
+}
+
+keyed! {
+    /// Size limits of messages (bytes, fields).
+    pub struct Sizes;
+    inherited {
+        /// Largest request head (bytes); beyond: 431.
+        "max_head_size" => head: u32 = limits::MAX_HEAD_SIZE, Integer(512, limits::MAX_HEAD_SIZE_CEILING as u64), Own, Live;
+        /// Most fields of a head; beyond: 431.
+        "max_head_fields" => fields: u16 = limits::MAX_HEAD_FIELDS, Integer(1, limits::MAX_HEAD_FIELDS_CEILING as u64), Own, Live;
+        /// Longest request target (bytes); beyond: 414.
+        "max_target_size" => target: u32 = limits::MAX_TARGET_SIZE, Integer(64, limits::MAX_HEAD_SIZE_CEILING as u64), Own, Live;
+        /// Largest response head of a backend (bytes); beyond: 502.
+        "max_response_head_size" => response_head: u32 = limits::MAX_RESPONSE_HEAD_SIZE, Integer(512, limits::MAX_HEAD_SIZE_CEILING as u64), Own, Live;
+        /// Largest request body (bytes), 0 = no limit; beyond: 413.
+        "max_body_size" => body: u64 = limits::MAX_BODY_SIZE, Integer(0, i64::MAX as u64), Own, Live;
+    }
+}
+
+keyed! {
+    /// Which fields kakehi adds to a request, and whose it believes.
+    ///
+    /// A field that is switched off is not added. What a peer outside `trusted_peers` sends in any of
+    /// them never reaches a backend, switched on or off.
+    pub struct Forwarding;
+    own {
+        /// Add `X-Real-IP`, the client's address.
+        "send_x_real_ip" => x_real_ip: bool = false, Bool, Yes, Live;
+        /// Drop the `X-Real-IP` that a client sent.
+        "elide_x_real_ip" => elide_x_real_ip: bool = false, Bool, Yes, Live;
+    }
+    inherited {
+        /// Add the client's address to `X-Forwarded-For`.
+        "x_forwarded_for" => x_forwarded_for: bool = true, Bool, Own, Live;
+        /// Add `X-Forwarded-Proto`.
+        "x_forwarded_proto" => x_forwarded_proto: bool = true, Bool, Own, Live;
+        /// Add `X-Forwarded-Port`, the port that the client connected to.
+        "x_forwarded_port" => x_forwarded_port: bool = true, Bool, Own, Live;
+        /// Add `X-Forwarded-Host`, the authority that the client asked for.
+        "x_forwarded_host" => x_forwarded_host: bool = true, Bool, Own, Live;
+        /// Add the client to `Forwarded` (RFC 7239).
+        "forwarded" => forwarded: bool = true, Bool, Own, Live;
+        /// Add kakehi to `Via` (RFC 9110).
+        "via" => via: bool = true, Bool, Own, Live;
+        /// Add `X-Request-Id`.
+        "x_request_id" => x_request_id: bool = true, Bool, Own, Live;
+        /// Pass on request fields with `_` in their names. They are dropped otherwise, because many backends cannot
+        /// tell `A_B` from `A-B`.
+        "underscores_in_headers" => underscores: bool = false, Bool, Own, Live;
+        /// Networks whose peers may send these fields themselves; from all others they are dropped.
+        "trusted_peers" => trusted_peers: Vec<IpNet> = Vec::new(), Networks, Own, Live;
+    }
+}
+
+impl Listener {
+    /// A listener at `address` with every default.
+    pub fn http(address: SocketAddr) -> Self {
+        Listener { address, ..Listener::default() }
+    }
+}
+
+/// Networks whose peers may send a header of the PROXY protocol where nothing else is said: those that are not reached from
+/// the internet (RFC 1918, 3927, 4193, 4291, 6598).
+fn proxy_peers() -> Vec<IpNet> {
+    [
+        "127.0.0.0/8",
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "169.254.0.0/16",
+        "100.64.0.0/10",
+        "::1/128",
+        "fc00::/7",
+        "fe80::/10",
+    ]
+    .into_iter()
+    .filter_map(|network| network.parse().ok())
+    .collect()
+}
