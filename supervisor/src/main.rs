@@ -1,18 +1,25 @@
 //! The program `kakehi`: `start`, `check`, `demo`, and the hidden `worker`.
 //!
-//! `start` becomes the supervisor ([`supervise`]), which launches this same program again as `worker`
+//! `start` becomes the supervisor ([`supervisor`]), which launches this same program again as `worker`
 //! ([`worker_main`]) once per core. What happens to a connection is the engine's business; here is only what
 //! concerns processes: their start, limits, sockets, death and end.
 //!
 //! Exit codes: 0 done or stopped cleanly, 1 could not start or go on, 2 wrong usage, 3 stopped but something was cut.
 
+mod begin;
+mod certificates;
 mod check;
+mod control;
 mod demo;
+mod fleet;
+mod host;
 mod logging;
 mod outlet;
+mod placement;
 mod scm;
-mod supervise;
+mod supervisor;
 mod sys;
+mod upgrade;
 mod worker_main;
 
 use std::{net::SocketAddr, os::fd::RawFd, path::PathBuf, process::ExitCode};
@@ -75,7 +82,7 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     match Arguments::parse().verb {
-        Verb::Start { config, resume: Some(estate) } => supervise::resume(estate, &config),
+        Verb::Start { config, resume: Some(estate) } => upgrade::program::resume(estate, &config),
         Verb::Start { config, resume: None } => start(&config),
         Verb::Check { state: Some(state), .. } => check::run_on_state(state),
         Verb::Check { config, .. } => check::run(&config.unwrap_or_default()),
@@ -86,8 +93,8 @@ fn main() -> ExitCode {
 
 fn start(file: &std::path::Path) -> ExitCode {
     match kakehi_ctl::config::load(file) {
-        Ok(loaded) => supervise::run(loaded, file),
-        Err(error) => supervise::go_on_without(&error, file).unwrap_or_else(|| {
+        Ok(loaded) => begin::run(loaded, file),
+        Err(error) => begin::go_on_without(&error, file).unwrap_or_else(|| {
             logging::complain(error);
             ExitCode::FAILURE
         }),

@@ -1,0 +1,4 @@
+//! New processes in the place of old ones.
+
+pub(crate) mod program;
+pub(crate) mod workers;
