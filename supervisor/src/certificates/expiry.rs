@@ -9,13 +9,13 @@ use kakehi_ctl::state::State;
 use kakehi_engine::tls::Vault;
 use tokio::time::Instant;
 
+use super::keeper::Keeper;
 use super::{
     content,
     files::Source,
     materials,
     verify::{SOON_S, now},
 };
-use crate::supervisor::Supervisor;
 
 /// How often it is told.
 const PERIOD: Duration = Duration::from_secs(86_400);
@@ -78,20 +78,17 @@ pub(super) fn stale_crls(state: &State, vault: &Vault, now: i64) -> BTreeSet<Str
     warnings.collect()
 }
 
-impl Supervisor {
+impl Keeper {
     /// When it is told next which certificates expire.
-    pub(super) fn expiry_due(&self) -> Option<Instant> {
-        (!self.state.certificates.is_empty()).then_some(self.certificates.expiry_due)
+    pub(crate) fn expiry_due(&self, state: &State) -> Option<Instant> {
+        (!state.certificates.is_empty()).then_some(self.expiry_due)
     }
 
-    /// Tells which certificates expire, if that is due.
-    pub(super) fn tell_expiry_if_due(&mut self) {
-        if self.expiry_due().is_none_or(|due| due > Instant::now()) {
-            return;
-        }
-        self.certificates.expiry_due = Instant::now() + PERIOD;
-        let crls = stale_crls(&self.state, self.certificates.vault(), now());
-        for line in expiring(&self.state, now()).into_iter().chain(crls) {
+    /// Tells which certificates expire.
+    pub(crate) fn tell_expiry(&mut self, state: &State) {
+        self.expiry_due = Instant::now() + PERIOD;
+        let crls = stale_crls(state, self.vault(), now());
+        for line in expiring(state, now()).into_iter().chain(crls) {
             tracing::warn!("{line}");
         }
     }

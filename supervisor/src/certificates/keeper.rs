@@ -390,12 +390,12 @@ impl Keeper {
     }
 
     /// When [`Keeper::tidy`] is due.
-    pub(super) fn tidy_due(&self) -> Option<Instant> {
+    pub(crate) fn tidy_due(&self) -> Option<Instant> {
         self.erase_at
     }
 
     /// Erases what `state`, which every worker has, does not use.
-    pub(super) fn tidy(&mut self, state: &State) {
+    pub(crate) fn tidy(&mut self, state: &State) {
         self.erase_at = None;
         if let Err(error) = self.try_tidy(state) {
             tracing::error!("keys that nobody uses any more cannot be erased: {error}");

@@ -11,9 +11,9 @@
 //! | [`materials`] | where a configuration needs the content of files |
 //! | [`keeper`] | what was read, in the vault once; what nobody uses any more is erased |
 //! | [`watch`] | files that change while kakehi runs |
-//! | [`requests`] | what `kakehictl` asks |
+//! | [`requests`] | certificates that are added, and told of |
 //! | [`stored`] | certificates in a state on the disk |
-//! | [`tickets`], [`expiry`] | keys of tickets are renewed; it is told which certificates expire |
+//! | [`expiry`] | it is told which certificates expire |
 
 mod content;
 mod expiry;
@@ -24,7 +24,6 @@ mod requests;
 mod stored;
 #[cfg(test)]
 mod tests;
-mod tickets;
 mod verify;
 mod watch;
 
@@ -37,7 +36,12 @@ pub(crate) use self::{
     keeper::{Depth, Keeper},
     verify::Mismatch,
 };
-pub(crate) use self::{expiry::figures, requests::Wanted, stored::without_keys, watch::Changed};
+pub(crate) use self::{
+    expiry::figures,
+    requests::{Wanted, find},
+    stored::without_keys,
+    watch::Changed,
+};
 
 /// Why a certificate, or another file that TLS needs, cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use kakehi_ctl::{
     change::Change,
-    order::{CertificateInfo, Changed, KeyPair, Pem, Request, Response},
+    order::{CertificateInfo, KeyPair, Pem, Request, Response},
     state::{Certificate, CertificateFiles, Fingerprint, PackedFiles, State},
 };
 use kakehi_engine::tls::{Stored, Vault};
@@ -18,7 +18,6 @@ use super::{
     verify,
     watch::replacement,
 };
-use crate::{control::change::Refused, supervisor::Supervisor};
 
 /// A certificate that somebody wants to be served.
 pub(crate) struct Wanted {
@@ -60,7 +59,7 @@ impl Keeper {
     ///
     /// # Errors
     /// When it cannot be served, or what it should replace is not there.
-    pub(super) fn add(
+    pub(crate) fn add(
         &mut self,
         state: &State,
         wanted: &Wanted,
@@ -99,7 +98,7 @@ impl Keeper {
 }
 
 /// The certificate of a listener that has this fingerprint, or is the only one for this name.
-pub(super) fn find<'a>(
+pub(crate) fn find<'a>(
     state: &'a State,
     address: SocketAddr,
     which: &str,
@@ -138,60 +137,17 @@ fn infos(vault: &Vault, which: Vec<(SocketAddr, Fingerprint, Arc<Certificate>)>)
     }
 }
 
-impl Supervisor {
-    /// Gives a listener a certificate.
-    ///
-    /// # Errors
-    /// See [`Refused`]; nothing has changed then.
-    pub(crate) async fn add_certificate(&mut self, wanted: &Wanted, by: &str) -> Result<Changed, Refused> {
-        let (changes, warnings) = self.certificates.add(&self.state, wanted)?;
-        let mut changed = self.apply(changes, by).await?;
-        changed.warnings.extend(warnings);
-        Ok(changed)
-    }
-
-    /// Takes a certificate from a listener.
-    ///
-    /// # Errors
-    /// See [`Refused`]; nothing has changed then.
-    pub(crate) async fn remove_certificate(
-        &mut self,
-        address: SocketAddr,
-        which: &str,
-        by: &str,
-    ) -> Result<Changed, Refused> {
-        let (fingerprint, _) = find(&self.state, address, which)?;
-        let changed = self.apply(vec![Change::RemoveCertificate { address, fingerprint }], by).await?;
-        self.certificates.tidy_later();
-        Ok(changed)
-    }
-
-    /// The keys that are in no file, for who may have them. That somebody may connect does not mean that: it takes the
-    /// rights of whoever could read them in memory anyway.
-    pub(crate) fn tell_keys(&self, privileged: bool, by: &str) -> Response {
-        if !privileged {
-            let reason = "only root, and the user that kakehi runs as, may have keys".to_owned();
-            return Response::Refused { reason };
-        }
-        match self.certificates.keys(&self.state) {
-            Ok(keys) => {
-                tracing::info!("{} keys were given to {by}", keys.len());
-                Response::Keys(keys)
-            }
-            Err(error) => Response::Refused { reason: error.to_string() },
-        }
-    }
-
+impl Keeper {
     /// Answers what is in certificates, when it has been read.
-    pub(crate) fn tell_certificates(&self, which: Option<&str>, answer: oneshot::Sender<Response>) {
-        let all = self.state.certificates.iter().flat_map(|(address, certificates)| {
+    pub(crate) fn tell(&self, state: &State, which: Option<&str>, answer: oneshot::Sender<Response>) {
+        let all = state.certificates.iter().flat_map(|(address, certificates)| {
             certificates.iter().map(|(fingerprint, certificate)| (*address, *fingerprint, certificate))
         });
         let asked = all.filter(|(_, fingerprint, certificate)| {
             which.is_none_or(|which| is_for(which, *fingerprint, certificate))
         });
         let asked = asked.map(|(address, fingerprint, it)| (address, fingerprint, Arc::clone(it))).collect();
-        match self.certificates.vault().try_clone() {
+        match self.vault().try_clone() {
             // There may be very many. Whoever asked may have left; that is nobody's loss.
             Ok(vault) => {
                 tokio::task::spawn_blocking(move || drop(answer.send(infos(&vault, asked))));

@@ -13,6 +13,7 @@ use kakehi_ctl::{
 use kakehi_engine::tls::Vault;
 use tokio::{task::JoinHandle, time::Instant};
 
+use super::keeper::Keeper;
 use super::{
     Error,
     content::Fault,
@@ -20,14 +21,11 @@ use super::{
     keeper::Kept,
     materials,
 };
-use crate::supervisor::Supervisor;
 
 /// Certificates that are looked at in one go.
 const BATCH: usize = 1_000;
 /// It is not looked more often (ms), whatever is configured.
 const LEAST_INTERVAL_MS: u64 = 50;
-/// Who changes certificates, in the log.
-const BY: &str = "a file";
 
 /// How far the looking is.
 pub(crate) struct Watching {
@@ -65,6 +63,18 @@ impl Watching {
     /// Waits until it is known of some files whether they are as they were; those that are not.
     pub(crate) async fn changed(&mut self) -> Vec<Changed> {
         self.seen().await.into_iter().map(Changed).collect()
+    }
+
+    /// Notes how it went to take a file anew; what went wrong is told once.
+    pub(crate) fn note(&mut self, About { name, paths }: About, taken: Result<(), String>) {
+        match taken {
+            Ok(()) => drop(self.told.remove(&name)),
+            Err(reason) if self.told.get(&name) == Some(&reason) => {}
+            Err(reason) => {
+                tracing::warn!("{paths} has changed, and what it was before stays in use: {reason}");
+                self.told.insert(name, reason);
+            }
+        }
     }
 
     /// What was seen, when some files have been looked at; otherwise waits for ever.
@@ -130,47 +140,23 @@ fn after(state: &State, cursor: Option<(SocketAddr, Fingerprint)>) -> Vec<Item> 
     with_files.take(BATCH).collect()
 }
 
-impl Supervisor {
-    /// When anything is due of what does not concern the workers.
-    pub(crate) fn certificates_due(&self) -> Option<Instant> {
-        [self.watch_due(), self.expiry_due(), self.tidy_due()].into_iter().flatten().min()
+impl Keeper {
+    /// When files are to be looked at next; `None` while they are, or where it is not wanted.
+    pub(crate) fn watch_due(&self, state: &State) -> Option<Instant> {
+        let watching = &self.watching;
+        (state.settings.certificate_watch && watching.running.is_none()).then_some(watching.due)
     }
 
-    /// Does of that what is due.
-    pub(crate) fn attend_to_certificates(&mut self) {
-        self.watch_if_due();
-        self.tell_expiry_if_due();
-        if self.tidy_due().is_some_and(|due| due <= Instant::now()) {
-            self.certificates.tidy(&self.state);
-        }
-    }
-
-    /// When what nobody uses is to be thrown away. Not while a change is under way: what it brings is in the vault already, and in no
-    /// state yet.
-    fn tidy_due(&self) -> Option<Instant> {
-        self.certificates.tidy_due().filter(|_| !self.operating)
-    }
-
-    /// When files are to be looked at next.
-    fn watch_due(&self) -> Option<Instant> {
-        let watching = &self.certificates.watching;
-        let wanted = self.state.settings.certificate_watch && self.stopping.is_none();
-        (wanted && watching.running.is_none()).then_some(watching.due)
-    }
-
-    /// Begins to look at files, or goes on, if that is due.
-    fn watch_if_due(&mut self) {
-        if self.watch_due().is_none_or(|due| due > Instant::now()) {
-            return;
-        }
-        let cursor = self.certificates.watching.cursor;
-        let certificates = after(&self.state, cursor);
-        self.certificates.watching.cursor = certificates.last().and_then(|item| item.certificate);
+    /// Begins to look at files, or goes on: [`Watching::changed`] says what was found.
+    pub(crate) fn look_at_files(&mut self, state: &State) {
+        let cursor = self.watching.cursor;
+        let certificates = after(state, cursor);
+        self.watching.cursor = certificates.last().and_then(|item| item.certificate);
         let whole = certificates.len() == BATCH;
         let mut items: Vec<Item> = Vec::new();
         if cursor.is_none() {
             let mut materials: Vec<Source> =
-                materials::listed(&self.state).into_iter().map(|(source, _)| source).collect();
+                materials::listed(state).into_iter().map(|(source, _)| source).collect();
             materials.sort_by_cached_key(Source::name);
             materials.dedup();
             let place = Place::default();
@@ -183,11 +169,11 @@ impl Supervisor {
         }
         items.extend(certificates);
         for item in &mut items {
-            item.known = self.certificates.known_stamp(&item.source.name());
+            item.known = self.known_stamp(&item.source.name());
         }
-        let interval = self.state.settings.certificate_watch_interval_ms.max(LEAST_INTERVAL_MS);
-        let vault = self.certificates.vault().try_clone();
-        let watching = &mut self.certificates.watching;
+        let interval = state.settings.certificate_watch_interval_ms.max(LEAST_INTERVAL_MS);
+        let vault = self.vault().try_clone();
+        let watching = &mut self.watching;
         watching.due = Instant::now();
         if !whole {
             watching.cursor = None;
@@ -199,65 +185,29 @@ impl Supervisor {
         }
     }
 
-    /// Makes of files that are not as they were what they are now.
-    pub(crate) async fn on_changed_files(&mut self, changed: Vec<Changed>) {
-        for Changed(Seen { source, certificate, read }) in changed {
-            let (name, which) = (source.name(), describe(&source));
-            let taken = match read {
-                Ok((read, stamp)) => self.take_anew(&source, certificate, read, stamp).await,
-                Err(error) => Err(error.to_string()),
-            };
-            let told = &mut self.certificates.watching.told;
-            match taken {
-                Ok(()) => drop(told.remove(&name)),
-                Err(reason) if told.get(&name) == Some(&reason) => {}
-                Err(reason) => {
-                    tracing::warn!("{which} has changed, and what it was before stays in use: {reason}");
-                    told.insert(name, reason);
-                }
-            }
-        }
-    }
-
-    async fn take_anew(
+    /// Puts what was read of a file that has changed into the vault; the changes by which it is used, and of what to be aware.
+    /// [`Keeper::settle`] is to be called when they have been made or refused.
+    ///
+    /// # Errors
+    /// Why what was read before stays in use.
+    pub(crate) fn take_anew(
         &mut self,
-        source: &Source,
-        certificate: Option<(SocketAddr, Fingerprint)>,
-        read: Read,
-        stamp: Short,
-    ) -> Result<(), String> {
+        state: &State,
+        Changed(Seen { source, certificate, read }): Changed,
+    ) -> Result<(Vec<Change>, Vec<String>), String> {
+        let (read, stamp) = read.map_err(|error| error.to_string())?;
         let warnings = read.warnings.clone();
-        let kept = self.certificates.keep(source, stamp, read).map_err(|error| error.to_string())?;
-        let changed = self.change_to_kept(source, certificate, &kept, warnings).await;
-        // What was refused is to be read again.
-        self.certificates.settle(changed.is_ok());
-        changed
-    }
-
-    async fn change_to_kept(
-        &mut self,
-        source: &Source,
-        certificate: Option<(SocketAddr, Fingerprint)>,
-        kept: &Kept,
-        warnings: Vec<String>,
-    ) -> Result<(), String> {
+        let kept = self.keep(&source, stamp, read).map_err(|error| error.to_string())?;
         let changes = match certificate {
             None => {
-                let changes = materials::changes(&self.state, source, kept);
-                changes.into_iter().filter(|change| is_new(&self.state, change)).collect()
+                let changes = materials::changes(state, &source, &kept);
+                changes.into_iter().filter(|change| is_new(state, change)).collect()
             }
             Some(which) => {
-                renewals(&self.state, source, which, kept).map_err(|fault| Error::Sent(fault).to_string())?
+                renewals(state, &source, which, &kept).map_err(|fault| Error::Sent(fault).to_string())?
             }
         };
-        if changes.is_empty() {
-            return Ok(());
-        }
-        for warning in warnings {
-            tracing::warn!("{warning}");
-        }
-        tracing::info!("{} has changed and is taken anew", describe(source));
-        self.change_by_file(changes, BY).await.map(drop).map_err(|refused| refused.to_string())
+        Ok((changes, warnings))
     }
 }
 
@@ -302,6 +252,27 @@ fn is_new(state: &State, change: &Change) -> bool {
 /// What was seen of a file that has changed.
 pub(crate) struct Changed(Seen);
 
+impl Changed {
+    /// Which file it is.
+    pub(crate) fn about(&self) -> About {
+        let paths: Vec<String> =
+            self.0.source.paths().iter().map(|path| path.display().to_string()).collect();
+        About { name: self.0.source.name(), paths: paths.join(", ") }
+    }
+}
+
+/// Which file, or files that belong together, something is about.
+pub(crate) struct About {
+    name: Short,
+    paths: String,
+}
+
+impl std::fmt::Display for About {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        to.write_str(&self.paths)
+    }
+}
+
 /// The changes that put one certificate into the place of another.
 pub(super) fn replacement(
     address: SocketAddr,
@@ -314,11 +285,6 @@ pub(super) fn replacement(
     let set = Change::SetCertificate { address, fingerprint: new, certificate: renewed.into() };
     let remove = (new != fingerprint).then_some(Change::RemoveCertificate { address, fingerprint });
     [Some(set), remove].into_iter().flatten().collect()
-}
-
-fn describe(source: &Source) -> String {
-    let paths: Vec<String> = source.paths().iter().map(|path| path.display().to_string()).collect();
-    paths.join(", ")
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ use crate::{
         init_system,
         listeners::{self, Sockets},
     },
+    placement::scale,
     supervisor::{Supervisor, orders::Answer, turn::Stopped},
 };
 
@@ -160,7 +161,7 @@ impl Supervisor {
         }
         if before.worker_count != wanted.worker_count {
             self.source.settings.worker_count = wanted.worker_count;
-            let count = crate::begin::worker_count(&wanted);
+            let count = scale::worker_count(&wanted);
             if let Err(refused) = self.scale(count as u32, by).await {
                 warnings.push(refused.to_string());
             }
@@ -461,30 +462,5 @@ impl Supervisor {
         }
         outcomes.sort();
         Ok(outcomes.into_iter().map(|(id, outcome)| WorkerOutcome { id, outcome }).collect())
-    }
-
-    /// Notes number and place of the workers, as somebody has asked for them, also with the workers themselves: for a
-    /// supervisor to come.
-    pub(crate) async fn note_placement(&mut self) {
-        self.state.revision = Revision {
-            generation: self.state.revision.generation + 1,
-            workers: self.state.settings.worker_count,
-            worker_cores: self.state.settings.worker_cores.clone(),
-            ..self.state.revision.clone()
-        };
-        self.record.append(&[], &self.state.revision);
-        self.note_changed();
-        let none: Vec<Sockets> = self.workers.iter().map(|_| Sockets::new()).collect();
-        let revision = self.state.revision.clone();
-        let told = |_: &Worker, _: &Sockets| {
-            Ok(Order::Prepare { staged: 0, changes: Vec::new(), revision: revision.clone() })
-        };
-        for answers in
-            [self.order_all(told, &none).await, self.order_all(|_, _| Ok(Order::Commit), &none).await]
-        {
-            for (worker, reason) in answers.into_iter().filter_map(|(id, it)| Some((id, it.failure()?))) {
-                tracing::warn!(worker, "was not told how many workers there are, and where: {reason}");
-            }
-        }
     }
 }

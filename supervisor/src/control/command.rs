@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use crate::supervisor::question::{Asker, Question};
 use kakehi_ctl::{
     limits,
     order::{Envelope, Request, Response},
@@ -80,28 +81,6 @@ pub(crate) enum Error {
         /// What the kernel said.
         error: io::Error,
     },
-}
-
-/// A request that waits for its answer.
-pub(crate) struct Question {
-    /// What is asked.
-    pub(crate) request: Request,
-    /// By whom: user and process, as the kernel knows them (`SO_PEERCRED`).
-    pub(crate) peer: String,
-    /// It is root or our own user.
-    pub(crate) privileged: bool,
-    /// Where the answer goes.
-    pub(crate) answer: oneshot::Sender<Response>,
-    /// With [`Request::Upgrade`]: what must stay open, as another program answers.
-    pub(crate) asker: Option<Asker>,
-}
-
-/// Who asked, and where.
-pub(crate) struct Asker {
-    /// Number of the request.
-    pub(crate) request: u64,
-    pub(crate) connection: OwnedFd,
-    pub(crate) command_socket: OwnedFd,
 }
 
 /// The open command socket; its file is removed when this is dropped.

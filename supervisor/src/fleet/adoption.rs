@@ -40,11 +40,11 @@ use crate::{
     fleet::{
         handle::Handle,
         launch::Launched,
+        process::KILL_SLACK,
         record::{self, ProcessRecord},
     },
     host::listeners::Sockets,
     scm,
-    supervisor::KILL_SLACK,
 };
 
 /// A worker that does not answer for so long is left alone.

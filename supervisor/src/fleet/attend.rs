@@ -26,7 +26,7 @@ use crate::{
         handle::Handle,
         liveness::{self, Look, Pulse},
     },
-    supervisor::sleep_until,
+    timer::sleep_until,
 };
 
 /// After its end, a worker's last reports must be there within this time: the kernel closes the sockets of a

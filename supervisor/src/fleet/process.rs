@@ -7,6 +7,7 @@ use std::{
     process::ExitStatus,
     str::SplitWhitespace,
     sync::Arc,
+    time::Duration,
 };
 
 use kakehi_ctl::{
@@ -30,6 +31,8 @@ use crate::{
     scm,
 };
 
+/// After the workers' own deadline they have this long to be gone before they are killed.
+pub(crate) const KILL_SLACK: Duration = Duration::from_secs(1);
 /// Orders that wait to be written; a change takes two.
 const ORDERS_ON_THEIR_WAY: usize = 16;
 
@@ -205,7 +208,7 @@ pub(crate) fn reason_of_end(last_words: Option<String>, status: io::Result<ExitS
 
 fn describe(status: ExitStatus) -> String {
     match (status.code(), status.signal().map(Signal::try_from)) {
-        (Some(code), _) if code == i32::from(crate::EXIT_CUT) => {
+        (Some(code), _) if code == i32::from(crate::worker_main::EXIT_CUT) => {
             "cut what was still in flight at its deadline".to_owned()
         }
         (Some(0), _) => "ended without being told to".to_owned(),

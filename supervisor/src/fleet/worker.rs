@@ -6,9 +6,11 @@
 //! `Dead` between the end of one process and the start of the next.
 
 mod figures;
+mod leaving;
 mod sockets;
 
-pub(crate) use figures::{add_up, sum};
+pub(crate) use self::figures::{add_up, sum};
+use self::leaving::Leaving;
 
 use std::{io, os::fd::OwnedFd, process::ExitStatus, time::Duration};
 
@@ -18,7 +20,7 @@ use kakehi_ctl::{
     state::Settings,
     wire,
 };
-use kakehi_engine::observe::{Counter, Counters};
+use kakehi_engine::observe::Counter;
 use nix::sys::signal::Signal;
 use tokio::time::Instant;
 
@@ -36,8 +38,6 @@ use crate::{
     },
 };
 
-/// A process that leaves and has not ended so long after its own deadline is killed.
-const LEAVE_SLACK: Duration = Duration::from_secs(1);
 /// The number of the orders to stop and to hand over, whose answer is the end of the process.
 const STOP: u64 = 0;
 
@@ -65,14 +65,6 @@ pub(crate) struct Worker {
     retired: bool,
     /// When something is due: a process must be ready, or be replaced.
     due: Option<Instant>,
-}
-
-/// A process whose place was taken.
-struct Leaving {
-    process: Process,
-    counters: Counters,
-    /// It is killed if it has not ended by then.
-    kill_at: Instant,
 }
 
 /// What an event means to the supervisor.
@@ -147,24 +139,6 @@ impl Worker {
         worker.process = Some(Process::adopt(about, launched, attendance)?);
         worker.state = WorkerState::Running;
         Ok(worker)
-    }
-
-    /// Takes note of a process that was leaving when another supervisor left it, or that must.
-    ///
-    /// # Errors
-    /// When the kernel refuses a descriptor or memory.
-    pub(crate) fn adopt_leaving(&mut self, orphan: Orphan, attendance: &Attendance) -> io::Result<()> {
-        let Orphan { about, counters, launched, .. } = orphan;
-        self.launches = self.launches.max(about.launch);
-        let deadline_ms = self.settings.drain_timeout_ms;
-        let must_be_told = !about.leaving;
-        let process = Process::adopt(about, launched, attendance)?;
-        if must_be_told {
-            process.order(STOP, Order::Stop { deadline_ms }).map_err(io::Error::other)?;
-        }
-        let kill_at = self.kill_at();
-        self.leaving.push(Leaving { process, counters: Block::map(counters)?.counters, kill_at });
-        Ok(())
     }
 
     /// Its number.
@@ -406,66 +380,6 @@ impl Worker {
         self.let_leave(before, counters);
     }
 
-    /// When a process must have ended that leaves from now on.
-    fn kill_at(&self) -> Instant {
-        let Settings { drain_timeout_ms, stop_idle_grace_ms, .. } = self.settings;
-        Instant::now() + Duration::from_millis(drain_timeout_ms + stop_idle_grace_ms) + LEAVE_SLACK
-    }
-
-    /// Orders a process to give away what it has and to end.
-    fn let_leave(&mut self, before: Process, counters: Counters) {
-        let deadline_ms = self.settings.drain_timeout_ms;
-        if let Err(error) = before.order(STOP, Order::HandOver { deadline_ms }) {
-            tracing::warn!(
-                worker = self.id,
-                "cannot be ordered to hand over ({error}), sending SIGTERM instead"
-            );
-            before.send(Signal::SIGTERM);
-        }
-        let kill_at = self.kill_at();
-        self.leaving.push(Leaving { process: before, counters, kill_at });
-    }
-
-    fn on_event_of_leaving(&mut self, event: Event) {
-        let Some(place) = self.leaving.iter().position(|it| it.process.launch == event.launch) else {
-            return;
-        };
-        match event.what {
-            What::Ended(status) => {
-                let Leaving { process, counters, .. } = self.leaving.remove(place);
-                self.ended.counters.absorb(&counters);
-                if process.drained == Some(true) {
-                    tracing::info!(
-                        worker = self.id,
-                        pid = process.pid,
-                        "has handed everything over and ended"
-                    );
-                } else {
-                    let reason = reason_of_end(process.last_words, status);
-                    tracing::warn!(
-                        worker = self.id,
-                        pid = process.pid,
-                        "did not hand everything over: {reason}"
-                    );
-                }
-            }
-            What::Reported(_, Report::Finished { drained }) => {
-                self.leaving[place].process.drained = Some(drained);
-            }
-            What::Reported(_, Report::Refused { reason }) => {
-                tracing::warn!(worker = self.id, "refused to hand over: {reason}");
-                self.leaving[place].process.send(Signal::SIGTERM);
-            }
-            What::Mute(position) => {
-                let reason = self.unresponsive(&position);
-                let process = &mut self.leaving[place].process;
-                process.last_words = Some(reason);
-                process.kill();
-            }
-            What::Reported(..) | What::Deaf(_) => {}
-        }
-    }
-
     /// The present process serves no new connections any more. It finishes what it has, beside the one that takes its place.
     fn on_failure(&mut self, reason: String) -> Outcome {
         // Without memory for counters, it is replaced when it has ended.
@@ -496,18 +410,6 @@ impl Worker {
     fn unresponsive(&self, position: &str) -> String {
         self.ended.counters.count(Counter::Unresponsive);
         format!("answered nothing for `worker_liveness` and is killed; it stood still: {position}")
-    }
-
-    /// When a process that leaves must have ended.
-    pub(crate) fn leave_due(&self) -> Option<Instant> {
-        self.leaving.iter().filter(|it| !it.process.killed).map(|it| it.kill_at).min()
-    }
-
-    /// Kills those that should have left by `now`.
-    pub(crate) fn kill_overdue(&mut self, now: Instant) {
-        for Leaving { process, .. } in self.leaving.iter_mut().filter(|it| it.kill_at <= now) {
-            process.kill();
-        }
     }
 
     fn bury(&mut self, status: io::Result<ExitStatus>) -> Death {

@@ -2,7 +2,10 @@
 
 use std::io;
 
-use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::sys::{
+    signal::{self as kernel, SigSet},
+    wait::{Id, WaitPidFlag, waitid},
+};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// What a signal asks for.
@@ -69,4 +72,24 @@ pub(crate) fn reap_strangers(ours: &[u32]) {
             return;
         }
     }
+}
+
+fn of_supervisor() -> SigSet {
+    [kernel::Signal::SIGTERM, kernel::Signal::SIGINT, kernel::Signal::SIGHUP].into_iter().collect()
+}
+
+/// Has the kernel keep the signals that come from now on, for this process or for a program that takes its place.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn hold_back() -> io::Result<()> {
+    Ok(of_supervisor().thread_block()?)
+}
+
+/// Lets the signals in that [`hold_back`] has kept.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn let_in() -> io::Result<()> {
+    Ok(of_supervisor().thread_unblock()?)
 }

@@ -9,11 +9,7 @@ use kakehi_ctl::order::{Order, WorkerOutcome, WorkerState};
 use kakehi_engine::worker::DescriptorKind;
 use tokio::time::Instant;
 
-use crate::{
-    fleet::worker::{Worker, add_up},
-    scm,
-    supervisor::Supervisor,
-};
+use crate::{fleet::worker::add_up, scm, supervisor::Supervisor};
 
 /// With less work than this in a period (of one core), whatever is unequal hurts nobody.
 const LEAST_LOAD: f64 = 0.05;
@@ -34,19 +30,6 @@ pub(crate) enum Refused {
         /// Why.
         reason: String,
     },
-}
-
-/// What was seen of the workers when it was looked last.
-pub(crate) struct Watch {
-    seen: Instant,
-    /// CPU time of each worker (ms), with the process that it is of.
-    cpu_ms: Vec<(u64, u32)>,
-}
-
-impl Watch {
-    pub(crate) fn new() -> Watch {
-        Watch { seen: Instant::now(), cpu_ms: Vec::new() }
-    }
 }
 
 /// One move.
@@ -102,7 +85,7 @@ impl Supervisor {
     pub(crate) fn rebalance_due(&self) -> Option<Instant> {
         let settings = &self.state.settings;
         let interval = Duration::from_millis(settings.rebalance_interval_ms);
-        (settings.rebalance_auto && self.stopping.is_none()).then(|| self.watch.seen + interval)
+        (settings.rebalance_auto && self.stopping.is_none()).then(|| self.load.seen + interval)
     }
 
     /// Moves connections if the workers were too unequally busy since it was looked last.
@@ -110,16 +93,11 @@ impl Supervisor {
         if self.rebalance_due().is_none_or(|due| due > Instant::now()) {
             return;
         }
-        let now: Vec<(u64, u32)> =
-            self.workers.iter().map(|worker| (worker.cpu_ms(), worker.info().pid)).collect();
-        let watch = std::mem::replace(&mut self.watch, Watch { seen: Instant::now(), cpu_ms: now.clone() });
-        let period_ms = watch.seen.elapsed().as_millis() as f64;
-        // A worker that has another process now has no figure for this period.
         let mut loads = Vec::new();
-        for (worker, (now, before)) in self.workers.iter().zip(now.iter().zip(&watch.cpu_ms)) {
-            if worker.state() == WorkerState::Running && now.1 == before.1 {
-                let load = now.0.saturating_sub(before.0) as f64 / period_ms;
-                loads.push((worker.id(), load, Worker::connections(worker)));
+        for (place, load) in self.load.look(&self.workers) {
+            let worker = &self.workers[place];
+            if worker.state() == WorkerState::Running {
+                loads.push((worker.id(), load, worker.connections()));
             }
         }
         let threshold = f64::from(self.state.settings.rebalance_threshold) / 100.0;

@@ -8,6 +8,7 @@
 use kakehi_ctl::{
     limits,
     order::{ListenerSocket, Order, WorkerOutcome, WorkerState},
+    state::Settings,
 };
 use std::{io, net::SocketAddr, time::Duration};
 use tokio::time::Instant;
@@ -61,12 +62,13 @@ pub(crate) enum Refused {
     Listener(#[from] listeners::Error),
 }
 
-impl Supervisor {
-    /// How many workers there are, without those that are about to end for good.
-    pub(crate) fn count(&self) -> usize {
-        self.workers.iter().take_while(|worker| !worker.is_retired()).count()
-    }
+/// Workers that the settings ask for.
+pub(crate) fn worker_count(settings: &Settings) -> usize {
+    let default = || cores::default_worker_count(&cores::allowed());
+    settings.worker_count.map_or_else(default, |configured| usize::from(configured).max(1))
+}
 
+impl Supervisor {
     /// Makes it `wanted` workers.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use kakehi_ctl::order::{Order, WorkerState};
 use tokio::time::Instant;
 
 use crate::{
-    fleet::worker::{Death, Outcome, Worker},
+    fleet::worker::{Outcome, Worker},
     host::listeners::Sockets,
     supervisor::{Supervisor, turn::Happened},
 };
@@ -124,13 +124,5 @@ impl Supervisor {
             waiting.retain(|id| self.workers.get(*id as usize).is_some_and(Worker::takes_orders));
         }
         answers
-    }
-
-    /// Has another process take the place of the one of a worker, whatever `worker_automatic_restart` says: this one has not died.
-    pub(crate) fn give_up(&mut self, id: u32, reason: String) {
-        let outcome = self.worker(id).map(|worker| worker.give_up(reason));
-        if let Some(Outcome::Died(Death { reason, lived, .. })) = outcome {
-            self.plan_replacement(id, &reason, lived);
-        }
     }
 }

@@ -8,14 +8,13 @@
 
 use std::pin::pin;
 
-use kakehi_ctl::order::{Request, Response};
 use tokio::time::Instant;
 
 use crate::{
-    control::command::Question,
     fleet::{attend::Event, worker::Worker},
     host::signals::{self, Wish},
-    supervisor::{Supervisor, sleep_until},
+    supervisor::Supervisor,
+    timer::sleep_until,
 };
 
 /// What a turn has brought.
@@ -97,43 +96,5 @@ impl Supervisor {
             // It was not cancelled: nobody else has its handle.
             Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
         }
-    }
-
-    /// Whether a stop has begun: whatever else is under way must end.
-    pub(crate) fn is_stopping(&self) -> bool {
-        self.stopping.is_some()
-    }
-
-    /// Answers what can be answered at any moment; gives back what must wait for its turn.
-    pub(crate) fn answer_now(&mut self, question: Question) -> Option<Question> {
-        let Question { request, peer, privileged, asker, answer } = question;
-        let response = match request {
-            Request::Status => Response::Status(self.status()),
-            Request::Workers => Response::Workers(self.workers.iter().map(Worker::info).collect()),
-            Request::State => Response::State(Box::new(self.state.clone())),
-            Request::Topology => {
-                self.tell_topology(answer);
-                return None;
-            }
-            Request::Certificates { which } => {
-                self.tell_certificates(which.as_deref(), answer);
-                return None;
-            }
-            Request::Keys => self.tell_keys(privileged, &peer),
-            Request::Stop { now } => {
-                tracing::info!("stop ordered by {peer}");
-                if !self.is_stopping() {
-                    self.on_stop("kakehictl");
-                }
-                if now {
-                    self.on_stop("kakehictl");
-                }
-                Response::Stopping
-            }
-            request => return Some(Question { request, peer, privileged, asker, answer }),
-        };
-        // Whoever asked may have left; that is nobody's loss.
-        let _ = answer.send(response);
-        None
     }
 }

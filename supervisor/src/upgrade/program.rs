@@ -9,42 +9,33 @@
 use std::{
     env,
     fs::{self, File},
-    io::{self, Read as _, Seek as _, Write as _},
-    os::{
-        fd::{AsRawFd as _, OwnedFd, RawFd},
-        unix::{fs::MetadataExt as _, process::CommandExt as _},
-    },
+    io::{self, Read as _, Seek as _},
+    os::{fd::RawFd, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
-    process::{Command, ExitCode, Stdio},
+    process::{Command, Stdio},
     rc::Rc,
     time::Duration,
 };
 
-use command_fds::{CommandFdExt as _, FdMapping, inherited::take_fd_ownership};
+use command_fds::{CommandFdExt as _, FdMapping};
 use kakehi_ctl::{
     limits,
-    order::{Envelope, ListenerSocket, Report, Response, WorkerOutcome, WorkerState},
-    state::{Settings, State},
-    wire,
+    order::{Report, Response, WorkerState},
+    state::State,
 };
-use nix::sys::{
-    memfd::{MFdFlags, memfd_create},
-    signal::{SigSet, Signal},
-};
-use serde::{Deserialize, Serialize};
+use nix::sys::signal::Signal;
 use tokio::time::Instant;
 
 use crate::{
-    begin,
-    control::command::Asker,
+    estate::{Estate, Will, memory_with},
     fleet::{
         attend::What,
         handle::Handle,
         launch::{Provisions, Start},
         process::{Block, Process, reason_of_end},
     },
-    host::{init_system, listeners::Sockets},
-    supervisor::{Supervisor, turn::Happened},
+    host::{listeners::Sockets, signals},
+    supervisor::{Supervisor, question::Asker, turn::Happened},
 };
 
 /// The new program may take so long to check the state.
@@ -98,137 +89,6 @@ pub(crate) enum Refused {
     System(#[from] io::Error),
 }
 
-/// What a supervisor leaves to the one that takes its place: descriptors, and what only it knows.
-pub(crate) struct Estate {
-    pub(crate) will: Will,
-    pub(crate) command_socket: OwnedFd,
-    /// The connection of whoever asked.
-    client: OwnedFd,
-    /// By worker.
-    pub(crate) sockets: Vec<(u32, ListenerSocket, OwnedFd)>,
-    /// Certificates and ticket keys. A program from before there were any leaves none.
-    pub(crate) vault: Option<OwnedFd>,
-    /// The program that ran before.
-    before: OwnedFd,
-}
-
-/// The part of an [`Estate`] that is not descriptors.
-#[derive(Clone, Serialize, Deserialize)]
-pub(crate) struct Will {
-    pub(crate) state: State,
-    /// As the file had them.
-    pub(crate) settings: Settings,
-    /// How many workers there are.
-    pub(crate) workers: usize,
-    /// Where the program lies that an upgrade runs.
-    pub(crate) program: Option<PathBuf>,
-    /// Number of the request that asked for it.
-    request: u64,
-    /// Why the new program did not come up; then the one that reads this is the one before.
-    pub(crate) failed: Option<String>,
-}
-
-/// An [`Estate`] on its way through `execve`.
-#[derive(Serialize, Deserialize)]
-struct Inventory {
-    will: Will,
-    command_socket: RawFd,
-    client: RawFd,
-    sockets: Vec<(u32, ListenerSocket, RawFd)>,
-    #[serde(default)]
-    vault: Option<RawFd>,
-    before: RawFd,
-}
-
-impl Estate {
-    /// Takes what the supervisor before left, whose inventory is in the memory behind `number`.
-    fn receive(number: RawFd) -> io::Result<Estate> {
-        let take = |number| take_fd_ownership(number).map_err(io::Error::other);
-        let mut memory = File::from(take(number)?);
-        memory.rewind()?;
-        let inventory: Inventory = serde_json::from_reader(io::BufReader::new(memory))?;
-        let sockets = inventory.sockets.into_iter();
-        Ok(Estate {
-            will: inventory.will,
-            command_socket: take(inventory.command_socket)?,
-            client: take(inventory.client)?,
-            sockets: sockets
-                .map(|(id, address, fd)| Ok((id, address, take(fd)?)))
-                .collect::<io::Result<_>>()?,
-            vault: inventory.vault.map(take).transpose()?,
-            before: take(inventory.before)?,
-        })
-    }
-
-    /// Executes `program` in the place of this one; returns only when that fails.
-    fn leave_to(&self, program: &Path, file: &Path) -> io::Result<std::convert::Infallible> {
-        let mut open = Vec::new();
-        let mut keep = |descriptor: &OwnedFd| -> io::Result<RawFd> {
-            let copy = descriptor.try_clone()?;
-            let number = copy.as_raw_fd();
-            open.push(copy);
-            Ok(number)
-        };
-        let inventory = Inventory {
-            will: self.will.clone(),
-            command_socket: keep(&self.command_socket)?,
-            client: keep(&self.client)?,
-            sockets: self
-                .sockets
-                .iter()
-                .map(|(id, which, socket)| Ok((*id, *which, keep(socket)?)))
-                .collect::<io::Result<_>>()?,
-            vault: self.vault.as_ref().map(&mut keep).transpose()?,
-            before: keep(&self.before)?,
-        };
-        let memory = keep(&memory_with(&serde_json::to_vec(&inventory)?)?)?;
-        let mut command = Command::new(program);
-        command.arg0("kakehi").arg("start").arg("--config").arg(file);
-        command.arg("--resume").arg(memory.to_string());
-        command.preserved_fds(open);
-        // What waits would be gone.
-        init_system::flush();
-        crate::logging::flush();
-        // What comes in between is kept until the new program listens to it.
-        signals_of_supervisor().thread_block()?;
-        Err(command.exec())
-    }
-
-    /// Tells whoever asked how it went. That it may have left is nobody's loss.
-    pub(crate) fn answer(&self, outcome: Result<Vec<WorkerOutcome>, String>) {
-        let response = match outcome {
-            Ok(outcomes) => Response::Outcomes(outcomes),
-            Err(reason) => {
-                tracing::error!("upgrade: {reason}");
-                Response::Refused { reason }
-            }
-        };
-        let frame = wire::encode(&Envelope::new(self.will.request, response), limits::MAX_FRAME);
-        let client = frame.and_then(|frame| Ok((frame, self.client.try_clone()?)));
-        if let Ok((frame, client)) = client {
-            // It fits the socket's buffer, which is empty.
-            let _ = std::os::unix::net::UnixStream::from(client).write_all(&frame);
-        }
-    }
-}
-
-/// Memory with `content`.
-fn memory_with(content: &[u8]) -> io::Result<OwnedFd> {
-    let mut file = File::from(memfd_create(c"kakehi", MFdFlags::MFD_CLOEXEC)?);
-    file.write_all(content)?;
-    file.rewind()?;
-    Ok(file.into())
-}
-
-fn signals_of_supervisor() -> SigSet {
-    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect()
-}
-
-/// Lets the signals in that [`Estate::leave_to`] has kept back.
-pub(crate) fn receive_signals() -> io::Result<()> {
-    Ok(signals_of_supervisor().thread_unblock()?)
-}
-
 /// Where the program lies that an upgrade runs: what was named at the start, if that is what runs.
 pub(crate) fn program_file() -> Option<PathBuf> {
     let identity = |path: &Path| fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
@@ -241,38 +101,6 @@ pub(crate) fn program_file() -> Option<PathBuf> {
     };
     let found = candidates.into_iter().find(|candidate| identity(candidate) == Some(running));
     found.or_else(|| fs::read_link("/proc/self/exe").ok())
-}
-
-/// The whole program `kakehi start --resume`: goes on where the supervisor stopped that this process was.
-pub(crate) fn resume(number: RawFd, file: &Path) -> ExitCode {
-    let complain = |error: &dyn std::fmt::Display| {
-        crate::logging::complain(format_args!("cannot go on where the supervisor before stopped: {error}"));
-        ExitCode::FAILURE
-    };
-    let mut estate = match Estate::receive(number) {
-        Ok(estate) => estate,
-        Err(error) => return complain(&error),
-    };
-    let runtime = match begin::runtime() {
-        Ok(runtime) => runtime,
-        Err(error) => return complain(&error),
-    };
-    let code = runtime.block_on(async {
-        let error = match begin::resume(&estate, file).await {
-            Ok(running) => return begin::exit_code(running.serve(estate).await),
-            Err(error) => error,
-        };
-        if estate.will.failed.is_none() {
-            estate.will.failed = Some(error.to_string());
-            let before = format!("/proc/self/fd/{}", estate.before.as_raw_fd());
-            let Err(failed) = estate.leave_to(Path::new(&before), file);
-            complain(&format_args!("{failed} (the program before cannot be run again)"));
-        }
-        complain(&error)
-    });
-    // A thread that waits for a disk is not waited for.
-    runtime.shutdown_background();
-    code
 }
 
 impl Supervisor {
@@ -334,7 +162,7 @@ impl Supervisor {
         };
         tracing::info!("upgrade by {by}: {} takes the place of this program", program.display());
         let left = self.leave(&estate, &program, &file).await;
-        receive_signals()?;
+        signals::let_in()?;
         left
     }
 
@@ -345,7 +173,7 @@ impl Supervisor {
         program: &Path,
         file: &Path,
     ) -> Result<std::convert::Infallible, Refused> {
-        signals_of_supervisor().thread_block().map_err(io::Error::from)?;
+        signals::hold_back()?;
         // What has come before is heard here.
         let heard = Instant::now() + TIME_TO_HEAR;
         loop {
