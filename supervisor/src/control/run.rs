@@ -49,7 +49,7 @@ impl Supervisor {
     }
 
     /// Carries out one operation that is due, if any is; whether there was one.
-    pub(crate) async fn operate(&mut self) -> bool {
+    async fn operate(&mut self) -> bool {
         let now = Instant::now();
         let is_due = |due: Option<Instant>| due.is_some_and(|due| due <= now);
         if std::mem::take(&mut self.reload_due) {
