@@ -9,7 +9,7 @@ use kakehi_ctl::{
 };
 
 use crate::{
-    supervise::certificates::{self, Depth, Keeper},
+    certificates::{self, Depth, Keeper},
     worker_main,
 };
 

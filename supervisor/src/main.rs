@@ -1,26 +1,47 @@
 //! The program `kakehi`: `start`, `check`, `demo`, and the hidden `worker`.
 //!
-//! `start` becomes the supervisor ([`supervise`]), which launches this same program again as `worker`
+//! `start` becomes the supervisor ([`supervisor`]), which launches this same program again as `worker`
 //! ([`worker_main`]) once per core. What happens to a connection is the engine's business; here is only what
 //! concerns processes: their start, limits, sockets, death and end.
 //!
+//! Imports go downwards only, in this order; `scripts/check-layers` refuses others.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`check`], [`demo`] | the other commands |
+//! | [`begin`] | from a configuration, or from what another supervisor left, to a supervisor that serves |
+//! | [`control`] | the loop, the command socket, requests, changes, saves |
+//! | [`placement`], [`upgrade`] | how many workers there are and where; new processes in the place of old ones |
+//! | [`supervisor`] | the state of the supervisor, and the one place where it waits |
+//! | [`certificates`], [`estate`] | what of TLS lies in files; what moves from one supervisor to the next |
+//! | [`fleet`] | the processes of one worker |
+//! | [`host`] | cores, limits, addresses, signals, the init system |
+//! | [`worker_main`] | the command `worker`, and in which descriptor it finds what |
+//! | [`logging`], [`scm`], [`outlet`], [`timer`], [`sys`] | what all of them use |
+//!
 //! Exit codes: 0 done or stopped cleanly, 1 could not start or go on, 2 wrong usage, 3 stopped but something was cut.
 
+mod begin;
+mod certificates;
 mod check;
+mod control;
 mod demo;
+mod estate;
+mod fleet;
+mod host;
 mod logging;
 mod outlet;
+mod placement;
 mod scm;
-mod supervise;
+mod supervisor;
 mod sys;
+mod timer;
+mod upgrade;
 mod worker_main;
 
 use std::{net::SocketAddr, os::fd::RawFd, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-
-/// Exit code of a stop that cut something that was in flight: of the worker that did, and then of the supervisor.
-const EXIT_CUT: u8 = 3;
 
 /// An HTTP reverse proxy: one pinned worker process per core, each with its own io_uring.
 #[derive(Parser)]
@@ -75,7 +96,7 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     match Arguments::parse().verb {
-        Verb::Start { config, resume: Some(estate) } => supervise::resume(estate, &config),
+        Verb::Start { config, resume: Some(estate) } => begin::resume(estate, &config),
         Verb::Start { config, resume: None } => start(&config),
         Verb::Check { state: Some(state), .. } => check::run_on_state(state),
         Verb::Check { config, .. } => check::run(&config.unwrap_or_default()),
@@ -86,8 +107,8 @@ fn main() -> ExitCode {
 
 fn start(file: &std::path::Path) -> ExitCode {
     match kakehi_ctl::config::load(file) {
-        Ok(loaded) => supervise::run(loaded, file),
-        Err(error) => supervise::go_on_without(&error, file).unwrap_or_else(|| {
+        Ok(loaded) => begin::run(loaded, file),
+        Err(error) => begin::go_on_without(&error, file).unwrap_or_else(|| {
             logging::complain(error);
             ExitCode::FAILURE
         }),

@@ -28,8 +28,10 @@ use kakehi_engine::{
 };
 use nix::unistd::{Group, User, getegid, geteuid};
 
-use crate::{EXIT_CUT, logging, scm, sys};
+use crate::{logging, scm, sys};
 
+/// Exit code of a stop that cut something that was in flight: of the worker that did, and then of the supervisor.
+pub(crate) const EXIT_CUT: u8 = 3;
 /// Where a worker finds its order channel.
 pub(crate) const ORDERS: RawFd = 3;
 /// Where it finds the socket over which its listeners come.

@@ -15,7 +15,7 @@ use std::{
 use kakehi_ctl::config;
 use nix::unistd::User;
 
-use crate::supervise;
+use crate::begin;
 
 /// The configuration, with names in braces for what is known only now.
 /// Whom the workers become when root runs the demo.
@@ -48,11 +48,11 @@ pub(crate) fn run(listen: Option<SocketAddr>) -> ExitCode {
     if nix::unistd::geteuid().is_root() && matches!(User::from_name(UNPRIVILEGED), Ok(Some(_))) {
         loaded.state.settings.user = Some(UNPRIVILEGED.to_owned());
     }
-    supervise::block_on(async {
+    begin::block_on(async {
         tokio::spawn(backend::serve(backend));
         let advice = advice(address, backend_address, &socket);
         // Nobody may be there to read it.
-        supervise::serve(loaded, None, || drop(writeln!(io::stdout(), "{advice}"))).await
+        begin::serve(loaded, None, || drop(writeln!(io::stdout(), "{advice}"))).await
     })
 }
 

@@ -1,0 +1,207 @@
+//! From a configuration, or from what another supervisor left, to a supervisor that serves.
+//!
+//! Workers that are still there are taken over with their connections, listening sockets and counters; only what is
+//! missing is started. They go on with the state that they have: changes that were made while kakehi ran are not lost
+//! with the supervisor. Only when the file has changed meanwhile is it applied, as by a reload.
+//!
+//! | file | what it is for |
+//! |---|---|
+//! | [`takeover`] | workers that another supervisor left, and what they serve |
+//! | [`workers`] | what is missing of the workers is added and launched |
+//! | [`resume`](self::resume()) | this program has taken the place of the one before |
+
+mod error;
+mod resume;
+mod takeover;
+mod workers;
+
+use std::{
+    collections::BTreeMap,
+    fmt::Display,
+    io,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use kakehi_ctl::{
+    config::{self, Loaded},
+    state::State,
+};
+use nix::sys::signal::SigSet;
+use tokio::{runtime::Runtime, sync::mpsc::channel};
+
+use crate::{
+    certificates::{Depth, Keeper},
+    control::{command::CommandSocket, save},
+    estate::record::StateRecord,
+    fleet::adoption::{self, Found, Trust},
+    host::{init_system, resources, signals::Signals},
+    placement::scale,
+    supervisor::{End, QUEUE, Source, Supervisor},
+    upgrade::program,
+};
+
+pub(crate) use self::resume::resume;
+use self::{
+    error::Error,
+    takeover::{recorded_state, vault_of},
+};
+
+/// Runs kakehi on `loaded`, which was read from `file`, until it is stopped; the whole program `kakehi start`.
+pub(crate) fn run(loaded: Loaded, file: &Path) -> ExitCode {
+    match run_to_end(serve(loaded, Some(file.to_owned()), || {})) {
+        // What is wrong with the rules shows when they are compiled, before anything is touched.
+        Err(Error::State(error)) => {
+            go_on_without(&error, file).unwrap_or_else(|| exit_code(Err(Error::State(error))))
+        }
+        ended => exit_code(ended),
+    }
+}
+
+/// Runs a supervisor on this thread and turns its end into an exit code; errors go to standard error.
+pub(crate) fn block_on(supervisor: impl Future<Output = Result<End, Error>>) -> ExitCode {
+    exit_code(run_to_end(supervisor))
+}
+
+fn run_to_end(supervisor: impl Future<Output = Result<End, Error>>) -> Result<End, Error> {
+    let runtime = runtime().map_err(Error::Runtime)?;
+    let ended = runtime.block_on(supervisor);
+    // A thread that waits for a disk is not waited for.
+    runtime.shutdown_background();
+    ended
+}
+
+/// The same where the file is wrong and workers run that another supervisor left: they go on with what they have, until the
+/// file is mended and read again. `None` where there are none.
+pub(crate) fn go_on_without(error: &dyn Display, file: &Path) -> Option<ExitCode> {
+    let command_socket = config::command_socket(file).ok()?;
+    if !adoption::is_anybody_there(&command_socket) {
+        return None;
+    }
+    let state = StateRecord::load(&command_socket).ok()??;
+    let complaint =
+        format!("{error}; the workers that run go on with what they have: mend the file, then reload");
+    crate::logging::complain(&complaint);
+    let loaded = Loaded { state, certificates: Vec::new(), warnings: Vec::new() };
+    Some(block_on(serve_instead(loaded, Some(file.to_owned()), Some(complaint), || {})))
+}
+
+/// What a supervisor runs on: this thread, and others for what waits for a disk, which get no signals. When this thread keeps
+/// signals back for a program that comes, nobody else takes them.
+pub(crate) fn runtime() -> io::Result<Runtime> {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime
+        .enable_all()
+        .on_thread_start(|| {
+            // Where that fails, they have a handler all the same.
+            let _ = SigSet::all().thread_block();
+        })
+        .build()
+}
+
+/// What the program ends with; errors go to standard error.
+pub(crate) fn exit_code(ended: Result<End, Error>) -> ExitCode {
+    init_system::flush();
+    crate::logging::flush();
+    match ended {
+        Ok(End::Clean) => ExitCode::SUCCESS,
+        Ok(End::Cut | End::Unsaved) => ExitCode::from(crate::worker_main::EXIT_CUT),
+        Err(error) => {
+            crate::logging::complain(error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Starts everything, calls `when_ready`, and serves until asked to stop. A reload reads `file` again.
+///
+/// # Errors
+/// See [`Error`]; no worker that was started here is left running then.
+pub(crate) async fn serve(
+    loaded: Loaded,
+    file: Option<PathBuf>,
+    when_ready: impl FnOnce(),
+) -> Result<End, Error> {
+    serve_instead(loaded, file, None, when_ready).await
+}
+
+/// As [`serve`]; with a `complaint`, `loaded` is not what the file says, and that is why.
+async fn serve_instead(
+    loaded: Loaded,
+    file: Option<PathBuf>,
+    complaint: Option<String>,
+    when_ready: impl FnOnce(),
+) -> Result<End, Error> {
+    let Loaded { mut state, certificates, warnings } = loaded;
+    let source = Source { file, settings: state.settings.clone(), program: program::program_file() };
+    crate::logging::open_for_supervisor(&state.settings.log_level);
+    for warning in &warnings {
+        tracing::warn!("{warning}");
+    }
+    if let Some(complaint) = &complaint {
+        tracing::error!("{complaint}");
+    }
+    if state.settings.user.is_none() && nix::unistd::geteuid().is_root() {
+        tracing::warn!(
+            "the workers run as root, without capabilities: set `user` to one that owns nothing (`user = \"root\"` if that is wanted)"
+        );
+    }
+    kakehi_engine::worker::check(&state)?;
+    if let Some(level) = resources::level_from_environment()? {
+        state.settings.io_uring_level = Some(level);
+    }
+    kakehi_engine::ring::check().map_err(resources::Error::from)?;
+
+    // Before there is anything to clean up: a signal from now on is answered by an orderly end.
+    let signals = Signals::new().map_err(Error::Runtime)?;
+    let (questions, asked) = channel(QUEUE);
+    let _command_file =
+        CommandSocket::open(&state.settings.command_socket, &state.settings.command_allowed_uids)?
+            .serve(questions);
+    let Found { mut orphans, refused } = adoption::find(&state.settings.command_socket, Trust::Recorded);
+    let mut keeper = Keeper::new(vault_of(&mut orphans)?).map_err(Error::Runtime)?;
+    let in_file = state.clone();
+    let mut to_be_read = Some(certificates);
+    if let Some(running) = recorded_state(&state, &orphans) {
+        state = state.going_on_from(running);
+        keeper.adopt(&state);
+    } else if let Some(complaint) = complaint {
+        return Err(Error::NobodyGoesOn(complaint));
+    } else {
+        let warnings = if let Some((mut saved, keys)) = save::load(&state)? {
+            let warnings = keeper.restore(&mut saved, &keys, &State::default())?;
+            state = state.going_on_from(saved);
+            kakehi_engine::worker::check(&state)?;
+            warnings
+        } else {
+            keeper.furnish(&mut state, to_be_read.take().unwrap_or_default(), Depth::Few)?
+        };
+        keeper.settle(true);
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
+    }
+    let count = scale::worker_count(&state.settings);
+    state.settings.max_connections =
+        resources::raise_limits(count, state.settings.max_connections, state.listeners.len())?;
+    let mut supervisor = Supervisor::new(state, source, keeper, signals, asked);
+    let taken_over = !orphans.is_empty();
+    supervisor.take_over(orphans)?;
+    supervisor.complete(count, BTreeMap::new(), init_system::activated(), !refused.is_empty()).await?;
+    supervisor.record.begin(&supervisor.state);
+    let started = supervisor.start().await?;
+    supervisor.dismiss(&refused);
+    if let Some(end) = started {
+        return Ok(end);
+    }
+    let _pid_file = supervisor.write_pid_file().await?;
+    supervisor.tell_ready();
+    when_ready();
+    supervisor.catch_up(in_file, to_be_read.unwrap_or_default(), count).await;
+    supervisor.compact();
+    if taken_over {
+        // What the supervisor before did not come to save.
+        supervisor.save_automatically();
+    }
+    Ok(supervisor.run().await?)
+}

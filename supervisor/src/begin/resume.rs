@@ -1,0 +1,142 @@
+//! `kakehi start --resume`: this program has taken the place of the one before, under the same process id.
+
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsRawFd as _, RawFd},
+    path::Path,
+    process::ExitCode,
+};
+
+use kakehi_ctl::state::State;
+use kakehi_engine::tls::Vault;
+use tokio::sync::mpsc::channel;
+
+use super::{
+    Error, exit_code, runtime,
+    takeover::{recorded_state, vault_of},
+};
+use crate::{
+    certificates::Keeper,
+    control::command::{CommandSocket, SocketFile},
+    estate::Estate,
+    fleet::adoption::{self, Found, Trust},
+    host::{
+        listeners::Sockets,
+        pid_file::PidFile,
+        signals::{self, Signals},
+    },
+    supervisor::{End, QUEUE, Source, Supervisor},
+};
+
+/// The whole program `kakehi start --resume`: goes on where the supervisor stopped that this process was.
+pub(crate) fn resume(number: RawFd, file: &Path) -> ExitCode {
+    let complain = |error: &dyn std::fmt::Display| {
+        crate::logging::complain(format_args!("cannot go on where the supervisor before stopped: {error}"));
+        ExitCode::FAILURE
+    };
+    let mut estate = match Estate::receive(number) {
+        Ok(estate) => estate,
+        Err(error) => return complain(&error),
+    };
+    let runtime = match runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => return complain(&error),
+    };
+    let code = runtime.block_on(async {
+        let error = match take_up(&estate, file).await {
+            Ok(running) => return exit_code(running.serve(estate).await),
+            Err(error) => error,
+        };
+        if estate.will.failed.is_none() {
+            estate.will.failed = Some(error.to_string());
+            let before = format!("/proc/self/fd/{}", estate.before.as_raw_fd());
+            let Err(failed) = estate.leave_to(Path::new(&before), file);
+            complain(&format_args!("{failed} (the program before cannot be run again)"));
+        }
+        complain(&error)
+    });
+    // A thread that waits for a disk is not waited for.
+    runtime.shutdown_background();
+    code
+}
+
+/// A supervisor that has taken the place of the one before.
+struct Running {
+    supervisor: Supervisor,
+    _command_file: SocketFile,
+    _pid_file: Option<PidFile>,
+}
+
+/// Goes on where the supervisor stopped that left `estate`, which was this very process.
+///
+/// # Errors
+/// See [`Error`]; the workers that were taken over go on without a supervisor.
+async fn take_up(estate: &Estate, file: &Path) -> Result<Running, Error> {
+    let will = &estate.will;
+    crate::logging::open_for_supervisor(&will.state.settings.log_level);
+    let signals = Signals::new().map_err(Error::Runtime)?;
+    signals::let_in().map_err(Error::Runtime)?;
+    let (questions, asked) = channel(QUEUE);
+    let command_socket = &will.state.settings.command_socket;
+    let source = Source {
+        file: Some(file.to_owned()),
+        settings: will.settings.clone(),
+        program: will.program.clone(),
+    };
+    let Found { mut orphans, refused } = adoption::find(command_socket, Trust::Children);
+    let vault = match &estate.vault {
+        Some(vault) => {
+            Some(Vault::take_over(vault.try_clone().map_err(Error::Runtime)?).map_err(Error::Vault)?)
+        }
+        None => vault_of(&mut orphans)?,
+    };
+    let mut keeper = Keeper::new(vault).map_err(Error::Runtime)?;
+    let mut state = will.state.clone();
+    if will.failed.is_none() {
+        kakehi_engine::worker::check(&state)?;
+    } else if let Some(running) = recorded_state(&state, &orphans) {
+        // The program that failed may have misunderstood what it was left.
+        state = State { settings: state.settings, ..running };
+    }
+    keeper.adopt(&state);
+    let mut supervisor = Supervisor::new(state, source, keeper, signals, asked);
+    supervisor.take_over(orphans)?;
+    let mut kept: BTreeMap<u32, Sockets> = BTreeMap::new();
+    for (id, which, socket) in &estate.sockets {
+        let copy = socket.try_clone().map_err(Error::Runtime)?;
+        kept.entry(*id).or_default().push((*which, copy));
+    }
+    supervisor.complete(will.workers, kept, Vec::new(), !refused.is_empty()).await?;
+    supervisor.record.begin(&supervisor.state);
+    supervisor.start().await?;
+    supervisor.dismiss(&refused);
+    let pid_file = supervisor.write_pid_file().await?;
+    // Last, as its file would be removed again if anything failed after it.
+    let copy = estate.command_socket.try_clone().map_err(Error::Runtime)?;
+    let command_file =
+        CommandSocket::inherit(copy, command_socket, &will.state.settings.command_allowed_uids)?
+            .serve(questions);
+    supervisor.tell_ready();
+    supervisor.compact();
+    Ok(Running { supervisor, _command_file: command_file, _pid_file: pid_file })
+}
+
+impl Running {
+    /// Replaces the workers, answers whoever asked for all that, and serves until asked to stop.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    async fn serve(mut self, estate: Estate) -> Result<End, Error> {
+        let outcome = match &estate.will.failed {
+            None => self.supervisor.upgrade(None, "the upgrade").await.map_err(|refused| {
+                format!("the supervisor runs the new program, but not every worker: {refused}")
+            }),
+            Some(reason) => Err(format!("the new program did not come up, the one before goes on: {reason}")),
+        };
+        estate.answer(outcome);
+        // The sockets in it are those of the workers now.
+        drop(estate);
+        self.supervisor.save_automatically();
+        Ok(self.supervisor.run().await?)
+    }
+}

@@ -1,0 +1,122 @@
+//! Workers that another supervisor left go on: as what, with which state, and how they are brought up to what the file says.
+
+use std::{collections::BTreeMap, io};
+
+use kakehi_ctl::state::{State, WantedCertificate};
+use kakehi_engine::tls::Vault;
+
+use super::Error;
+use crate::{
+    certificates::Depth,
+    estate::record::StateRecord,
+    fleet::{
+        adoption::{Orphan, Refused},
+        worker::Worker,
+    },
+    supervisor::Supervisor,
+    upgrade::program,
+};
+
+/// A worker that was only to show that it comes up is told to go.
+fn not_on_trial(orphan: &Orphan) -> bool {
+    let on_trial = orphan.about.id == program::TRIAL;
+    if on_trial {
+        orphan.launched.handle.signal(nix::sys::signal::Signal::SIGKILL);
+        orphan.launched.adoption.remove();
+    }
+    !on_trial
+}
+
+/// The vault of the workers that go on: they all have the same.
+pub(super) fn vault_of(orphans: &mut [Orphan]) -> Result<Option<Vault>, Error> {
+    let vault = orphans.iter_mut().find_map(|orphan| orphan.vault.take());
+    vault.map(Vault::take_over).transpose().map_err(Error::Vault)
+}
+
+/// What the workers serve that go on, as the supervisor before has written it down.
+pub(super) fn recorded_state(in_file: &State, orphans: &[Orphan]) -> Option<State> {
+    if !orphans.iter().any(|orphan| !orphan.about.leaving) {
+        return None;
+    }
+    let missing = || io::Error::other("there is no record of what the workers serve");
+    let recorded = StateRecord::load(&in_file.settings.command_socket).and_then(|it| it.ok_or_else(missing));
+    recorded.inspect_err(|error| tracing::warn!("{error}: what the file says holds")).ok()
+}
+
+impl Supervisor {
+    /// Makes workers out of the processes that another supervisor left.
+    pub(super) fn take_over(&mut self, orphans: Vec<Orphan>) -> Result<(), Error> {
+        let (leaving, mut serving): (Vec<_>, Vec<_>) =
+            orphans.into_iter().filter(not_on_trial).partition(|orphan| orphan.about.leaving);
+        // The newest process of a worker first: an older one beside it was about to be replaced.
+        serving.sort_by_key(|orphan| (orphan.about.id, std::cmp::Reverse(orphan.about.launch)));
+        let settings = self.state.settings.clone();
+        let mut workers = BTreeMap::new();
+        let mut older = leaving;
+        for orphan in serving {
+            let (id, pid) = (orphan.about.id, orphan.about.pid);
+            if workers.contains_key(&id) {
+                older.push(orphan);
+                continue;
+            }
+            let worker = Worker::adopt(orphan, &settings, &self.attendance).map_err(Error::Runtime)?;
+            tracing::info!(worker = id, pid, "goes on under this supervisor");
+            workers.insert(id, worker);
+        }
+        for orphan in older {
+            let id = orphan.about.id;
+            if let Some(worker) = workers.get_mut(&id) {
+                worker.adopt_leaving(orphan, &self.attendance).map_err(Error::Runtime)?;
+            }
+        }
+        self.workers = workers.into_values().collect();
+        Ok(())
+    }
+
+    /// Has what was not taken over end, now that others serve.
+    pub(super) fn dismiss(&self, refused: &[Refused]) {
+        refused.iter().for_each(|refused| refused.dismiss(self.state.settings.graceful_timeout_ms));
+    }
+
+    /// After taking workers over: those that run another program, or with other settings, are replaced one by one, and
+    /// what the file says is applied if it has changed since it was read last.
+    pub(super) async fn catch_up(
+        &mut self,
+        mut in_file: State,
+        certificates: Vec<WantedCertificate>,
+        count: usize,
+    ) {
+        // Before anything changes: they are compared with the state that they were found with.
+        let behind = |worker: &&Worker| worker.is_behind(&self.state);
+        let behind: Vec<u32> = self.workers.iter().filter(behind).map(Worker::id).collect();
+        if self.count() > count
+            && let Err(refused) = self.scale(count as u32, "the takeover").await
+        {
+            tracing::error!("{refused}");
+        }
+        for failed in self.pin_as_configured("the takeover").await {
+            tracing::error!("{failed}");
+        }
+        for id in behind.into_iter().filter(|id| (*id as usize) < self.count()).collect::<Vec<_>>() {
+            if let Err(refused) = self.upgrade(Some(id), "the takeover").await {
+                tracing::error!("{refused}");
+            }
+        }
+        self.take_ticket_key_rotation().await;
+        if self.state.revision.origin == in_file.revision.origin {
+            return;
+        }
+        let furnished = self.certificates.furnish(&mut in_file, certificates, Depth::Few);
+        let changed = match furnished {
+            Ok(warnings) => {
+                warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+                self.change_to(&in_file, "the start").await.map(drop)
+            }
+            Err(error) => Err(error.into()),
+        };
+        self.certificates.settle(changed.is_ok());
+        if let Err(refused) = changed {
+            tracing::error!("the file has changed, and cannot be applied: {refused}");
+        }
+    }
+}

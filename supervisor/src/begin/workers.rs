@@ -1,0 +1,133 @@
+//! What is missing of the workers is added and launched; whether that has gone well is said to whoever waits for it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    os::fd::OwnedFd,
+};
+
+use kakehi_ctl::order::WorkerState;
+
+use super::Error;
+use crate::{
+    fleet::worker::{Outcome, Worker},
+    host::{
+        init_system,
+        listeners::{self, Sockets},
+        pid_file::PidFile,
+    },
+    supervisor::{End, Supervisor, turn::Happened},
+};
+
+impl Supervisor {
+    /// Adds what is missing of `count` workers, without processes. They get the sockets in `kept`, or new ones; where there
+    /// is no worker at all yet, also those that the init system has `passed` on. `others_leave`: processes that were not taken
+    /// over may have the addresses, and are to end.
+    pub(super) async fn complete(
+        &mut self,
+        count: usize,
+        mut kept: BTreeMap<u32, Sockets>,
+        passed: Vec<(SocketAddr, OwnedFd)>,
+        others_leave: bool,
+    ) -> Result<(), Error> {
+        let addresses: Vec<SocketAddr> = self.state.active_addresses().collect();
+        let settings = self.state.settings.clone();
+        let present: BTreeSet<u32> = self.workers.iter().map(Worker::id).collect();
+        let highest = present.last().map_or(0, |id| *id as usize + 1);
+        let missing: Vec<u32> = (0..count.max(highest) as u32).filter(|id| !present.contains(id)).collect();
+        // With a worker that goes on, the addresses are ours, and taken.
+        let mut opened = match present.is_empty() && kept.is_empty() {
+            true => listeners::open(&addresses, missing.len(), passed, others_leave).await?,
+            false => Vec::new(),
+        }
+        .into_iter();
+        for id in missing {
+            let sockets = match (kept.remove(&id), opened.next()) {
+                (Some(sockets), _) | (None, Some(sockets)) => sockets,
+                (None, None) => listeners::open_more(&addresses, |address| self.next_rank(address))?,
+            };
+            let core = self.core_of(id);
+            self.workers.push(Worker::new(id, core, sockets, &settings).map_err(Error::Runtime)?);
+        }
+        self.workers.sort_by_key(Worker::id);
+        Ok(())
+    }
+
+    /// Launches the workers that have no process and waits until each accepts. `Some` when it was asked to stop meanwhile.
+    ///
+    /// The first start is the only one whose failure is final: what is wrong now will be wrong again. Workers that were
+    /// taken over go on then, without a supervisor.
+    pub(super) async fn start(&mut self) -> Result<Option<End>, Error> {
+        let provisions = self.provisions().map_err(Error::Runtime)?;
+        let fresh: BTreeSet<u32> =
+            self.workers.iter().filter(|worker| !worker.has_future()).map(Worker::id).collect();
+        for worker in self.workers.iter_mut().filter(|worker| fresh.contains(&worker.id())) {
+            if let Err(error) = worker.launch(&provisions, &self.attendance) {
+                let failed = Error::FirstStart { id: worker.id(), reason: error.to_string() };
+                self.kill(&fresh).await;
+                return Err(failed);
+            }
+        }
+        while !self.is_stopping() && self.workers.iter().any(|it| it.state() == WorkerState::Starting) {
+            let Happened::Event(event) = self.turn(None).await else { continue };
+            let id = event.worker;
+            match self.note(event) {
+                Outcome::Died(death) if fresh.contains(&id) && !self.is_stopping() => {
+                    self.kill(&fresh).await;
+                    return Err(Error::FirstStart { id, reason: death.reason });
+                }
+                // They are ready for the first time.
+                Outcome::Ready => {}
+                other => drop(self.attend_to(id, other)),
+            }
+        }
+        if self.is_stopping() {
+            tracing::info!("asked to stop before the start was complete");
+            self.kill(&fresh).await;
+            return Ok((fresh.len() == self.workers.len()).then_some(End::Clean));
+        }
+        Ok(None)
+    }
+
+    pub(super) async fn write_pid_file(&mut self) -> Result<Option<PidFile>, Error> {
+        let Some(path) = &self.state.settings.pid_file_path else { return Ok(None) };
+        match PidFile::write(path) {
+            Ok(file) => Ok(Some(file)),
+            // Those that go on need no file.
+            Err(error) if self.workers.iter().any(|worker| !worker.is_fresh()) => {
+                tracing::error!("{}", Error::PidFile(error));
+                Ok(None)
+            }
+            Err(error) => {
+                let fresh = self.workers.iter().filter(|worker| worker.is_fresh()).map(Worker::id).collect();
+                self.kill(&fresh).await;
+                Err(Error::PidFile(error))
+            }
+        }
+    }
+
+    pub(super) fn tell_ready(&self) {
+        let addresses: Vec<String> = self.state.active_addresses().map(|it| it.to_string()).collect();
+        let addresses = match addresses.is_empty() {
+            true => "nothing (no listener is configured)".to_owned(),
+            false => addresses.join(", "),
+        };
+        self.steer();
+        init_system::ready(self.workers.len());
+        tracing::info!("ready: {} workers, listening on {addresses}", self.workers.len());
+    }
+
+    /// Kills these workers and waits until each has ended.
+    async fn kill(&mut self, ids: &BTreeSet<u32>) {
+        let concerned = |worker: &&mut Worker| ids.contains(&worker.id());
+        for worker in self.workers.iter_mut().filter(concerned) {
+            worker.retire();
+            worker.kill();
+        }
+        while self.workers.iter().any(|worker| ids.contains(&worker.id()) && worker.has_future()) {
+            if let Happened::Event(event) = self.turn(None).await {
+                self.note(event);
+            }
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Certificates that come, go, and change, by `kakehictl` and by their files.
+
+use std::net::SocketAddr;
+
+use kakehi_ctl::{change::Change, order::Changed as Done};
+
+use crate::{
+    certificates::{self, Changed, Wanted},
+    control::change::Refused,
+    supervisor::Supervisor,
+};
+
+/// Who changes certificates, in the log.
+const BY: &str = "a file";
+
+impl Supervisor {
+    /// Gives a listener a certificate.
+    ///
+    /// # Errors
+    /// See [`Refused`]; nothing has changed then.
+    pub(crate) async fn add_certificate(&mut self, wanted: &Wanted, by: &str) -> Result<Done, Refused> {
+        let (changes, warnings) = self.certificates.add(&self.state, wanted)?;
+        let mut changed = self.apply(changes, by).await?;
+        changed.warnings.extend(warnings);
+        Ok(changed)
+    }
+
+    /// Takes a certificate from a listener.
+    ///
+    /// # Errors
+    /// See [`Refused`]; nothing has changed then.
+    pub(crate) async fn remove_certificate(
+        &mut self,
+        address: SocketAddr,
+        which: &str,
+        by: &str,
+    ) -> Result<Done, Refused> {
+        let (fingerprint, _) = certificates::find(&self.state, address, which)?;
+        let changed = self.apply(vec![Change::RemoveCertificate { address, fingerprint }], by).await?;
+        self.certificates.tidy_later();
+        Ok(changed)
+    }
+
+    /// Makes of files that are not as they were what they are now.
+    pub(crate) async fn on_changed_files(&mut self, changed: Vec<Changed>) {
+        for changed in changed {
+            let about = changed.about();
+            let taken = self.take_anew(changed).await;
+            // What was refused is to be read again.
+            self.certificates.settle(taken.is_ok());
+            self.certificates.watching.note(about, taken);
+        }
+    }
+
+    async fn take_anew(&mut self, changed: Changed) -> Result<(), String> {
+        let about = changed.about();
+        let (changes, warnings) = self.certificates.take_anew(&self.state, changed)?;
+        if changes.is_empty() {
+            return Ok(());
+        }
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
+        tracing::info!("{about} has changed and is taken anew");
+        self.change_by_file(changes, BY).await.map(drop).map_err(|refused| refused.to_string())
+    }
+}

@@ -1,0 +1,466 @@
+//! Changes while everything runs: a reload of the file, or single changes, made by all workers or by none.
+//!
+//! First everything is tried: on a copy of the state, by compiling it, by opening the sockets of new listeners, and by
+//! having each worker get ready. Only when all of that has gone well is each worker told to make the change, which
+//! cannot fail any more. A worker that does not answer within `worker_timeout` vetoes nothing: it is replaced by one that starts
+//! with the change in it. No worker is started between the two steps.
+
+use std::{collections::BTreeMap, net::SocketAddr, path::Path};
+
+use kakehi_ctl::{
+    change::{Change, ChangeError},
+    config::{self, ConfigError},
+    edit::{Edit, EditError},
+    order::{Changed, KeyPair, Order, WorkerOutcome},
+    state::{Fingerprint, Revision, STATE_VERSION, Settings, State},
+};
+use kakehi_engine::config::CompileError;
+
+use crate::{
+    certificates::{self, Depth},
+    fleet::worker::Worker,
+    host::{
+        init_system,
+        listeners::{self, Sockets},
+    },
+    placement::scale,
+    supervisor::{Supervisor, orders::Answer, turn::Stopped},
+};
+
+/// Edits that can be made in one step.
+const MOST_EDITS: usize = 1_000;
+/// Why nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refused {
+    /// There is no file.
+    #[error("kakehi was started without a configuration file, so there is none to read again")]
+    NoFile,
+    /// The file is wrong.
+    #[error("{0}; nothing was changed")]
+    File(#[from] ConfigError),
+    /// The change does not fit what is configured.
+    #[error("{0}; nothing was changed")]
+    Change(#[from] ChangeError),
+    /// What is wanted is no change of what is configured.
+    #[error("{0}; nothing was changed")]
+    Edit(#[from] EditError),
+    /// Somebody else has changed something.
+    #[error(
+        "the configuration is of generation {found}, not {wanted}: it has been changed; nothing was changed now"
+    )]
+    Generation {
+        /// What was expected.
+        wanted: u64,
+        /// What it is.
+        found: u64,
+    },
+    /// What it leads to cannot be served.
+    #[error("{0}; nothing was changed")]
+    State(#[from] CompileError),
+    /// A certificate, or another file that TLS needs, cannot be used.
+    #[error("{0}; nothing was changed")]
+    Certificate(#[from] certificates::Error),
+    /// A new listener's address cannot be listened on.
+    #[error("{0}; nothing was changed")]
+    Listener(#[from] listeners::Error),
+    /// No file could say it.
+    #[error("{0}; nothing was changed")]
+    Wrong(String),
+    /// It is a state of another version.
+    #[error("the state has version {found}, this program reads version {STATE_VERSION}; nothing was changed")]
+    StateVersion {
+        /// Its version.
+        found: u32,
+    },
+    /// A worker refused.
+    #[error("{0}; nothing was changed")]
+    Workers(String),
+    /// It is too late for changes.
+    #[error("kakehi is stopping; nothing was changed")]
+    Stopping,
+}
+
+impl From<Stopped> for Refused {
+    fn from(_: Stopped) -> Refused {
+        Refused::Stopping
+    }
+}
+
+/// How changes are made.
+struct Manner {
+    /// Digest of the file that the state stems from then.
+    origin: String,
+    /// They come from somebody who may have written anything.
+    check: bool,
+    /// They are only described.
+    dry_run: bool,
+}
+
+fn with_warnings(mut changed: Changed, warnings: Vec<String>) -> Changed {
+    changed.warnings.extend(warnings);
+    changed
+}
+
+impl Supervisor {
+    /// Reads the file again and makes what has changed.
+    ///
+    /// # Errors
+    /// See [`Refused`]; nothing has changed then.
+    pub(crate) async fn reload(&mut self, dry_run: bool, by: &str) -> Result<Changed, Refused> {
+        let file = self.source.file.clone().ok_or(Refused::NoFile)?;
+        if dry_run {
+            return self.reload_from(&file, true, by).await;
+        }
+        init_system::reloading();
+        let outcome = self.reload_from(&file, false, by).await;
+        if !self.is_stopping() {
+            init_system::ready(self.count());
+        }
+        self.compact();
+        outcome
+    }
+
+    async fn reload_from(&mut self, file: &Path, dry_run: bool, by: &str) -> Result<Changed, Refused> {
+        let outcome = self.try_reload_from(file, dry_run, by).await;
+        self.certificates.settle(outcome.is_ok() && !dry_run);
+        outcome
+    }
+
+    async fn try_reload_from(&mut self, file: &Path, dry_run: bool, by: &str) -> Result<Changed, Refused> {
+        let file = file.to_owned();
+        let mut loaded = self.serve_beside(move || config::load(&file)).await??;
+        let wanted = std::mem::take(&mut loaded.certificates);
+        let warnings = self.certificates.furnish(&mut loaded.state, wanted, Depth::Few)?;
+        let at_next_start = self.source.settings.fixed_until_restart(&loaded.state.settings);
+        let mut changed = self.change_into(&loaded.state, dry_run, by).await?;
+        changed.changes.extend(self.source.settings.describe_live(&loaded.state.settings));
+        changed.at_next_start = at_next_start.into_iter().map(str::to_owned).collect();
+        changed.warnings = loaded.warnings.iter().map(ToString::to_string).chain(warnings).collect();
+        if !dry_run {
+            changed.warnings.extend(self.change_settings(loaded.state.settings, by).await);
+        }
+        Ok(changed)
+    }
+
+    /// Makes those settings what the file says that concern no worker's process. Where it has not changed in number and
+    /// place of the workers, what was said by `kakehictl` stays. What could not be done comes back as warnings.
+    async fn change_settings(&mut self, wanted: Settings, by: &str) -> Vec<String> {
+        let before = self.source.settings.clone();
+        for line in before.describe_live(&wanted) {
+            tracing::info!("changed by {by}: {line}");
+        }
+        for settings in [&mut self.state.settings, &mut self.source.settings] {
+            settings.take_live(&wanted);
+        }
+        self.attendance.set_liveness(wanted.worker_liveness_ms);
+        let mut warnings = Vec::new();
+        if before.worker_cores != wanted.worker_cores {
+            self.state.settings.worker_cores.clone_from(&wanted.worker_cores);
+            self.source.settings.worker_cores.clone_from(&wanted.worker_cores);
+            warnings.extend(self.pin_as_configured(by).await);
+        }
+        if before.worker_count != wanted.worker_count {
+            self.source.settings.worker_count = wanted.worker_count;
+            let count = scale::worker_count(&wanted);
+            if let Err(refused) = self.scale(count as u32, by).await {
+                warnings.push(refused.to_string());
+            }
+        }
+        self.steer();
+        self.take_ticket_key_rotation().await;
+        self.note_changed();
+        warnings
+    }
+
+    /// Makes the state what the file says.
+    ///
+    /// # Errors
+    /// See [`Refused`]; nothing has changed then.
+    pub(crate) async fn change_to(&mut self, in_file: &State, by: &str) -> Result<Changed, Refused> {
+        self.change_into(in_file, false, by).await
+    }
+
+    async fn change_into(&mut self, in_file: &State, dry_run: bool, by: &str) -> Result<Changed, Refused> {
+        let changes = self.state.difference(in_file);
+        // The reader of the file has checked it.
+        let manner = Manner { origin: in_file.revision.origin.clone(), check: false, dry_run };
+        self.change(changes, manner, by).await
+    }
+
+    /// SIGHUP: a reload whose outcome stands in the log.
+    pub(crate) async fn reload_on_signal(&mut self) {
+        match self.reload(false, "SIGHUP").await {
+            Ok(Changed { changes, at_next_start, warnings, .. }) => {
+                for warning in warnings {
+                    tracing::warn!("{warning}");
+                }
+                if !at_next_start.is_empty() {
+                    tracing::warn!("changes at the next start only: {}", at_next_start.join(", "));
+                }
+                if changes.is_empty() {
+                    tracing::info!("SIGHUP: the file says what is running already");
+                }
+            }
+            Err(refused) => tracing::error!("SIGHUP: {refused}"),
+        }
+    }
+
+    /// Makes listeners, clusters, frontends and backends what they are in a state that was saved.
+    ///
+    /// # Errors
+    /// See [`Refused`]; nothing has changed then.
+    pub(crate) async fn load_state(
+        &mut self,
+        mut saved: State,
+        keys: &BTreeMap<Fingerprint, KeyPair>,
+        dry_run: bool,
+        by: &str,
+    ) -> Result<Changed, Refused> {
+        if saved.version != STATE_VERSION {
+            return Err(Refused::StateVersion { found: saved.version });
+        }
+        let outcome = match self.certificates.restore(&mut saved, keys, &self.state) {
+            Ok(warnings) => {
+                let changes = self.state.difference(&saved);
+                let origin = self.state.revision.origin.clone();
+                let changed = self.change(changes, Manner { origin, check: true, dry_run }, by).await;
+                changed.map(|changed| with_warnings(changed, warnings))
+            }
+            Err(error) => Err(error.into()),
+        };
+        self.certificates.settle(outcome.is_ok() && !dry_run);
+        outcome
+    }
+
+    /// Makes what somebody wants of the state as it is now; with `if_generation`, only if it is of that one.
+    ///
+    /// # Errors
+    /// See [`Refused`]; nothing has changed then.
+    pub(crate) async fn edit(
+        &mut self,
+        edits: &[Edit],
+        folder: &Path,
+        if_generation: Option<u64>,
+        by: &str,
+    ) -> Result<Changed, Refused> {
+        let found = self.state.revision.generation;
+        if let Some(wanted) = if_generation.filter(|wanted| *wanted != found) {
+            return Err(Refused::Generation { wanted, found });
+        }
+        if edits.len() > MOST_EDITS {
+            return Err(Refused::Wrong(format!("more than {MOST_EDITS} edits cannot be made at once")));
+        }
+        let mut part = self.state.without_clusters();
+        for name in edits.iter().filter_map(Edit::cluster) {
+            if let Some((name, cluster)) = self.state.clusters.get_key_value(name) {
+                part.clusters.insert(name.clone(), cluster.clone());
+            }
+        }
+        let (mut changes, mut warnings) = (Vec::new(), Vec::new());
+        for edit in edits {
+            let edited = edit.change(&part, folder)?;
+            let before = part.clone();
+            part.apply(&edited.change)?;
+            // What is so already is no change.
+            if part != before {
+                changes.push(edited.change);
+            }
+            warnings.extend(edited.warnings);
+        }
+        self.apply(changes, by).await.map(|changed| with_warnings(changed, warnings))
+    }
+
+    /// Makes changes that somebody asked for.
+    ///
+    /// # Errors
+    /// See [`Refused`]; nothing has changed then.
+    pub(crate) async fn apply(&mut self, mut changes: Vec<Change>, by: &str) -> Result<Changed, Refused> {
+        let outcome = match self.certificates.furnish_changes(&mut changes) {
+            Ok(warnings) => {
+                let origin = self.state.revision.origin.clone();
+                let manner = Manner { origin, check: true, dry_run: false };
+                self.change(changes, manner, by).await.map(|changed| with_warnings(changed, warnings))
+            }
+            Err(error) => Err(error.into()),
+        };
+        self.certificates.settle(outcome.is_ok());
+        outcome
+    }
+
+    /// Makes changes that follow from files other than that of the configuration.
+    ///
+    /// # Errors
+    /// See [`Refused`]; nothing has changed then.
+    pub(crate) async fn change_by_file(
+        &mut self,
+        changes: Vec<Change>,
+        by: &str,
+    ) -> Result<Changed, Refused> {
+        let origin = self.state.revision.origin.clone();
+        self.change(changes, Manner { origin, check: false, dry_run: false }, by).await
+    }
+
+    /// Makes `changes`, after which the state stems from the file with the digest `origin`.
+    async fn change(
+        &mut self,
+        changes: Vec<Change>,
+        Manner { origin, check, dry_run }: Manner,
+        by: &str,
+    ) -> Result<Changed, Refused> {
+        if self.is_stopping() {
+            return Err(Refused::Stopping);
+        }
+        // Only what the changes name is copied and looked at: the whole may be large.
+        let mut part = self.state.part(&changes);
+        let mut words = Vec::new();
+        for change in &changes {
+            words.extend(part.describe(change));
+            part.apply(change)?;
+        }
+        self.state.check_part(&part, &changes)?;
+        // A certificate is not said in a file but named there, and was looked at when it was read.
+        let of_a_certificate =
+            |it: &Change| matches!(it, Change::SetCertificate { .. } | Change::RemoveCertificate { .. });
+        let check = check && !changes.iter().all(of_a_certificate);
+        let compile = changes.iter().any(Change::concerns_routes);
+        if check || compile {
+            let checked = move || {
+                if check {
+                    config::check(&part).map_err(Refused::Wrong)?;
+                }
+                if compile {
+                    kakehi_engine::worker::check(&part)?;
+                }
+                Ok::<_, Refused>(part)
+            };
+            part = self.serve_beside(checked).await??;
+        }
+        // Otherwise the workers find what contradicts other clusters.
+        if compile && !self.workers.iter().any(Worker::takes_orders) {
+            let mut whole = self.state.clone();
+            changes.iter().try_for_each(|change| whole.apply(change))?;
+            self.serve_beside(move || kakehi_engine::worker::check(&whole)).await??;
+        }
+        let mut changed = Changed {
+            applied: !dry_run,
+            changes: words,
+            at_next_start: Vec::new(),
+            warnings: Vec::new(),
+            workers: Vec::new(),
+        };
+        // Workers are told of another origin even where nothing differs: for a supervisor to come.
+        if dry_run || (changes.is_empty() && origin == self.state.revision.origin) {
+            return Ok(changed);
+        }
+        let revision = Revision {
+            generation: self.state.revision.generation + 1,
+            origin,
+            ..self.state.revision.clone()
+        };
+        changed.workers = self.change_everywhere(changes, &part, revision).await.inspect_err(|refused| {
+            tracing::error!("a change by {by} was refused: {refused}");
+        })?;
+        for line in &changed.changes {
+            tracing::info!("changed by {by}: {line}");
+        }
+        Ok(changed)
+    }
+
+    /// Has all workers make the changes, or none, which make `part` of what they name; then the state has them.
+    async fn change_everywhere(
+        &mut self,
+        changes: Vec<Change>,
+        part: &State,
+        revision: Revision,
+    ) -> Result<Vec<WorkerOutcome>, Refused> {
+        let new: Vec<SocketAddr> =
+            part.active_addresses().filter(|address| !self.state.accepts(address)).collect();
+        let count = self.count();
+        let sockets = self.serve_until(listeners::open(&new, count, Vec::new(), false)).await??;
+        self.launches_held = true;
+        let told = self.tell_change(&changes, &revision, &sockets).await;
+        self.launches_held = false;
+        let committed = told?;
+        for (worker, sockets) in self.workers.iter_mut().zip(sockets) {
+            worker.change_sockets(sockets, |address| part.accepts(address));
+        }
+        for change in &changes {
+            // It was tried on a copy of what it concerns.
+            let applied = self.state.apply(change);
+            debug_assert!(applied.is_ok(), "{applied:?}");
+        }
+        self.state.revision = revision;
+        self.note_changed();
+        if changes
+            .iter()
+            .any(|change| !matches!(change, Change::SetBackend { .. } | Change::RemoveBackend { .. }))
+        {
+            self.certificates.tidy_later();
+        }
+        if !new.is_empty() {
+            self.steer();
+        }
+        Ok(committed)
+    }
+
+    /// Has all workers make the changes, or none. Those that do not answer are not waited for again: what takes their place
+    /// starts with the changes, if the others make them.
+    async fn tell_change(
+        &mut self,
+        changes: &[Change],
+        revision: &Revision,
+        sockets: &[Sockets],
+    ) -> Result<Vec<WorkerOutcome>, Refused> {
+        let prepare = |worker: &Worker, sockets: &Sockets| {
+            if !sockets.is_empty() {
+                worker.pass(sockets).map_err(|error| error.to_string())?;
+            }
+            Ok(Order::Prepare { staged: 0, changes: changes.to_vec(), revision: revision.clone() })
+        };
+        let prepared = self.order_all(prepare, sockets).await;
+        let none_is_ready = !prepared.values().any(|answer| matches!(answer, Answer::Done));
+        let mut silent = Vec::new();
+        let mut refusals = Vec::new();
+        for (id, answer) in prepared {
+            match answer {
+                Answer::Done => {}
+                Answer::Refused(reason) => refusals.push(format!("worker {id}: {reason}")),
+                Answer::Silence => silent.push(id),
+            }
+        }
+        if self.is_stopping() {
+            return Err(Refused::Stopping);
+        }
+        if !refusals.is_empty() {
+            self.order_all(|_, _| Ok(Order::Abort), sockets).await;
+            return Err(Refused::Workers(refusals.join("; ")));
+        }
+        if none_is_ready {
+            // Nobody has looked whether it contradicts other clusters.
+            let mut whole = self.state.clone();
+            changes.iter().try_for_each(|change| whole.apply(change))?;
+            self.serve_beside(move || kakehi_engine::worker::check(&whole)).await??;
+        }
+        // From here on it holds, whoever is there to say so.
+        self.record.append(changes, revision);
+        let committed = self.order_all(|_, _| Ok(Order::Commit), sockets).await;
+        let mut outcomes: Vec<_> = silent
+            .into_iter()
+            .map(|id| (id, "did not answer within `worker_timeout`; replaced".to_owned()))
+            .collect();
+        for (id, answer) in committed {
+            let outcome = match answer {
+                Answer::Done => "changed".to_owned(),
+                Answer::Silence => "did not answer within `worker_timeout`; replaced".to_owned(),
+                Answer::Refused(reason) => {
+                    let reason = format!("did not make a change that all others made ({reason})");
+                    self.give_up(id, reason.clone());
+                    format!("{reason}; replaced")
+                }
+            };
+            outcomes.push((id, outcome));
+        }
+        outcomes.sort();
+        Ok(outcomes.into_iter().map(|(id, outcome)| WorkerOutcome { id, outcome }).collect())
+    }
+}

@@ -1,0 +1,372 @@
+//! The command socket: takes requests of `kakehictl` and passes them to the supervisor's loop.
+//!
+//! A unix stream socket that only its owner may open (0600), or that asks for the user of whoever connects. Each client has a task of its own, at most
+//! [`MAX_CLIENTS`] at a time, each idle for [`IDLE_TIMEOUT`] at most. What is not understood is refused with the
+//! reason, and the connection closed.
+
+use std::{
+    fs::{self, Permissions},
+    io,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
+    },
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use crate::supervisor::question::{Asker, Question};
+use kakehi_ctl::{
+    limits,
+    order::{Envelope, Request, Response},
+    wire::{self, Decoder, WireError},
+};
+use nix::sys::stat::{Mode, umask};
+use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{UnixListener, UnixStream},
+    sync::{Semaphore, mpsc, oneshot},
+    time::timeout,
+};
+
+/// Clients served at a time; others are told to come back.
+const MAX_CLIENTS: usize = 64;
+/// Places that are kept for root and our own user.
+const KEPT_PLACES: usize = 8;
+/// What stands at the beginning of a request that may be large ([`Request::LoadState`]).
+const LOAD_STATE: &str = "\"load_state\"";
+/// How long a client may say nothing, or not take its answer.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Pause after a failed accept (no descriptor left).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Why there is no command socket.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// Somebody answers there.
+    #[error("kakehi already runs there: {path} is answered by pid {pid}; stop it, or change `command_socket`", path = path.display())]
+    Alive {
+        /// The socket.
+        path: PathBuf,
+        /// Of the process that listens, or `?`.
+        pid: String,
+    },
+    /// It belongs to somebody else, who could keep us waiting.
+    #[error("`command_socket` {path} belongs to uid {owner}; remove it, or change `command_socket`", path = path.display())]
+    Foreign {
+        /// The socket.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+    },
+    /// Something else has the name.
+    #[error("`command_socket` {path} exists and is not a socket; remove it, or change `command_socket`", path = path.display())]
+    NotASocket {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Unix sockets have short names.
+    #[error("the path of `command_socket` {path} is longer than {max} bytes", path = path.display(), max = limits::MAX_SOCKET_PATH)]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file system or the kernel refused.
+    #[error("the command socket {path} cannot be opened: {error}", path = path.display())]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// What the kernel said.
+        error: io::Error,
+    },
+}
+
+/// The open command socket; its file is removed when this is dropped.
+pub(crate) struct CommandSocket {
+    listener: UnixListener,
+    file: SocketFile,
+    /// Users that may use it besides root and our own. With any, every user may connect; others are refused then.
+    guests: Arc<[u32]>,
+}
+
+/// The name of the socket in the file system.
+pub(crate) struct SocketFile {
+    path: PathBuf,
+    /// Device and inode, so that a successor's file of the same name is left alone.
+    identity: Option<(u64, u64)>,
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if self.identity.is_some() && identity(&self.path) == self.identity {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+impl CommandSocket {
+    /// Opens the socket at `path`, replacing one that a dead process left.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub(crate) fn open(path: &Path, guests: &[u32]) -> Result<Self, Error> {
+        if path.as_os_str().len() > limits::MAX_SOCKET_PATH {
+            return Err(Error::TooLong { path: path.to_owned() });
+        }
+        let explain = |error| Error::Io { path: path.to_owned(), error };
+        clear(path)?;
+        // Nobody may connect in the moment between bind and a chmod. One thread only, so no other file is affected.
+        let before = umask(Mode::from_bits_truncate(0o177));
+        let listener = UnixListener::bind(path);
+        umask(before);
+        let listener = listener.map_err(explain)?;
+        let mode = if guests.is_empty() { 0o600 } else { 0o666 };
+        fs::set_permissions(path, Permissions::from_mode(mode)).map_err(explain)?;
+        let file = SocketFile { path: path.to_owned(), identity: identity(path) };
+        Ok(CommandSocket { listener, file, guests: guests.into() })
+    }
+
+    /// The open socket that another supervisor left, whose file is at `path`.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub(crate) fn inherit(socket: OwnedFd, path: &Path, guests: &[u32]) -> Result<Self, Error> {
+        let explain = |error| Error::Io { path: path.to_owned(), error };
+        let listener = std::os::unix::net::UnixListener::from(socket);
+        listener.set_nonblocking(true).map_err(explain)?;
+        let listener = UnixListener::from_std(listener).map_err(explain)?;
+        let file = SocketFile { path: path.to_owned(), identity: identity(path) };
+        Ok(CommandSocket { listener, file, guests: guests.into() })
+    }
+
+    /// Accepts clients in the background; what they ask comes to `questions`. The returned value removes
+    /// the file when it is dropped.
+    pub(crate) fn serve(self, questions: mpsc::Sender<Question>) -> SocketFile {
+        tokio::spawn(accept(self.listener, questions, self.guests));
+        self.file
+    }
+}
+
+/// Removes the file of a dead process.
+fn clear(path: &Path) -> Result<(), Error> {
+    let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(()) };
+    if !metadata.file_type().is_socket() {
+        return Err(Error::NotASocket { path: path.to_owned() });
+    }
+    if metadata.uid() != nix::unistd::geteuid().as_raw() {
+        return Err(Error::Foreign { path: path.to_owned(), owner: metadata.uid() });
+    }
+    let explain = |error| Error::Io { path: path.to_owned(), error };
+    match connect(path) {
+        Ok(stream) => Err(Error::Alive { path: path.to_owned(), pid: peer_pid(&stream) }),
+        // Its queue is full: somebody listens who stands still.
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            Err(Error::Alive { path: path.to_owned(), pid: "?".to_owned() })
+        }
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(explain)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(explain(error)),
+    }
+}
+
+/// Connects without waiting for a place in the queue of whoever listens.
+fn connect(path: &Path) -> io::Result<std::os::unix::net::UnixStream> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    socket.connect(&SockAddr::unix(path)?)?;
+    Ok(std::os::fd::OwnedFd::from(socket).into())
+}
+
+fn peer_pid(stream: &std::os::unix::net::UnixStream) -> String {
+    nix::sys::socket::getsockopt(stream, nix::sys::socket::sockopt::PeerCredentials)
+        .map_or_else(|_| "?".to_owned(), |peer| peer.pid().to_string())
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+async fn accept(listener: UnixListener, questions: mpsc::Sender<Question>, guests: Arc<[u32]>) {
+    let Ok(command_socket) = listener.as_fd().try_clone_to_owned() else { return };
+    let command_socket = Arc::new(command_socket);
+    let places = Arc::new(Semaphore::new(MAX_CLIENTS));
+    let kept = Arc::new(Semaphore::new(KEPT_PLACES));
+    loop {
+        match listener.accept().await {
+            Ok((mut stream, _)) if !may_use(&stream, &guests) => {
+                tracing::warn!("{} may not use the command socket", describe_peer(&stream));
+                let reason =
+                    "this user may not use the command socket; see `command_allowed_uids`".to_owned();
+                let _ = timeout(Duration::ZERO, refuse(&mut stream, 0, reason)).await;
+            }
+            Ok((mut stream, _)) => match Arc::clone(&places).try_acquire_owned().or_else(|full| {
+                if is_privileged(&stream) { Arc::clone(&kept).try_acquire_owned() } else { Err(full) }
+            }) {
+                Ok(place) => {
+                    let (questions, command_socket) = (questions.clone(), Arc::clone(&command_socket));
+                    tokio::spawn(async move {
+                        converse(stream, questions, &command_socket).await;
+                        drop(place);
+                    });
+                }
+                Err(_) => {
+                    let reason = format!("{MAX_CLIENTS} clients are connected already; try again");
+                    // Without waiting: this task serves all others too.
+                    let _ = timeout(Duration::ZERO, refuse(&mut stream, 0, reason)).await;
+                }
+            },
+            Err(error) => {
+                tracing::warn!("the command socket cannot accept: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Root, our own user, and guests. Whoever the kernel does not name is none of them.
+fn may_use(stream: &UnixStream, guests: &[u32]) -> bool {
+    is_privileged(stream) || stream.peer_cred().is_ok_and(|peer| guests.contains(&peer.uid()))
+}
+
+fn is_privileged(stream: &UnixStream) -> bool {
+    let own = nix::unistd::geteuid().as_raw();
+    stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own)
+}
+
+fn describe_peer(stream: &UnixStream) -> String {
+    match stream.peer_cred() {
+        Ok(peer) => format!("uid {}, pid {}", peer.uid(), peer.pid().map_or(0, |pid| pid)),
+        Err(_) => "unknown".to_owned(),
+    }
+}
+
+/// Answers one client until it leaves, falls silent or talks nonsense.
+async fn converse(mut stream: UnixStream, questions: mpsc::Sender<Question>, command_socket: &OwnedFd) {
+    let peer = describe_peer(&stream);
+    let privileged = is_privileged(&stream);
+    let mut decoder = Decoder::new(limits::MAX_SMALL_REQUEST_FRAME);
+    if privileged {
+        decoder = decoder.or_large(limits::MAX_REQUEST_FRAME, LOAD_STATE);
+    }
+    let mut bytes = vec![0; 8192];
+    loop {
+        let envelope = match decoder.next::<Request>() {
+            Ok(Some(envelope)) => envelope,
+            Ok(None) => match timeout(IDLE_TIMEOUT, stream.read(&mut bytes)).await {
+                Ok(Ok(length)) if length > 0 => {
+                    decoder.extend(&bytes[..length]);
+                    continue;
+                }
+                _ => return,
+            },
+            Err(error) => {
+                let _ = timeout(IDLE_TIMEOUT, refuse(&mut stream, 0, error.to_string())).await;
+                return;
+            }
+        };
+        let (answer, answered) = oneshot::channel();
+        let asker = match envelope.body {
+            Request::Upgrade => asker(envelope.id, &stream, command_socket).ok(),
+            _ => None,
+        };
+        let question = Question { request: envelope.body, peer: peer.clone(), privileged, answer, asker };
+        if questions.send(question).await.is_err() {
+            return;
+        }
+        let Ok(response) = answered.await else { return };
+        if !matches!(timeout(IDLE_TIMEOUT, reply(&mut stream, envelope.id, response)).await, Ok(Ok(()))) {
+            return;
+        }
+    }
+}
+
+fn asker(request: u64, stream: &UnixStream, command_socket: &OwnedFd) -> io::Result<Asker> {
+    let connection = stream.as_fd().try_clone_to_owned()?;
+    Ok(Asker { request, connection, command_socket: command_socket.try_clone()? })
+}
+
+async fn refuse(stream: &mut UnixStream, id: u64, reason: String) -> Result<(), WireError> {
+    reply(stream, id, Response::Refused { reason }).await
+}
+
+async fn reply(stream: &mut UnixStream, id: u64, response: Response) -> Result<(), WireError> {
+    let frame = wire::encode(&Envelope::new(id, response), limits::MAX_FRAME)?;
+    Ok(stream.write_all(&frame).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(folder: &tempfile::TempDir) -> PathBuf {
+        folder.path().join("kakehi.sock")
+    }
+
+    #[tokio::test]
+    async fn the_socket_is_for_its_owner_only_and_goes_with_the_supervisor() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = CommandSocket::open(&path(&folder), &[]).unwrap();
+        assert_eq!(fs::metadata(path(&folder)).unwrap().permissions().mode() & 0o777, 0o600);
+        drop(socket);
+        assert!(!path(&folder).exists());
+    }
+
+    #[tokio::test]
+    async fn with_guests_everybody_may_knock() {
+        let folder = tempfile::tempdir().unwrap();
+        let _socket = CommandSocket::open(&path(&folder), &[1000]).unwrap();
+        assert_eq!(fs::metadata(path(&folder)).unwrap().permissions().mode() & 0o777, 0o666);
+    }
+
+    #[tokio::test]
+    async fn the_socket_of_a_dead_process_is_replaced_and_that_of_a_live_one_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(std::os::unix::net::UnixListener::bind(path(&folder)).unwrap());
+        assert!(path(&folder).exists());
+        let _alive = CommandSocket::open(&path(&folder), &[]).unwrap();
+        let message = CommandSocket::open(&path(&folder), &[]).err().unwrap().to_string();
+        assert!(message.contains(&format!("answered by pid {}", std::process::id())), "{message}");
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_no_socket_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(path(&folder), "precious").unwrap();
+        assert!(matches!(CommandSocket::open(&path(&folder), &[]), Err(Error::NotASocket { .. })));
+        assert_eq!(fs::read_to_string(path(&folder)).unwrap(), "precious");
+    }
+
+    async fn answer_to(bytes: &[u8]) -> Response {
+        let folder = tempfile::tempdir().unwrap();
+        let (questions, mut asked) = mpsc::channel::<Question>(1);
+        let _file = CommandSocket::open(&path(&folder), &[]).unwrap().serve(questions);
+        let mut client = UnixStream::connect(path(&folder)).await.unwrap();
+        client.write_all(bytes).await.unwrap();
+        tokio::spawn(async move {
+            while let Some(question) = asked.recv().await {
+                let _ = question.answer.send(Response::Workers(Vec::new()));
+            }
+        });
+        let mut decoder = Decoder::new(limits::MAX_FRAME);
+        loop {
+            let mut bytes = [0; 512];
+            let length = timeout(Duration::from_secs(5), client.read(&mut bytes)).await.unwrap().unwrap();
+            assert!(length > 0, "closed without an answer");
+            decoder.extend(&bytes[..length]);
+            if let Some(envelope) = decoder.next().unwrap() {
+                return envelope.body;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_is_answered_and_nonsense_refused() {
+        let request = wire::encode(&Envelope::new(3, Request::Workers), limits::MAX_REQUEST_FRAME).unwrap();
+        assert_eq!(answer_to(&request).await, Response::Workers(Vec::new()));
+        assert!(matches!(answer_to(b"\x02\0\0\0{}").await, Response::Refused { .. }));
+        assert!(matches!(answer_to(b"\xff\xff\xff\xff").await, Response::Refused { .. }));
+    }
+}

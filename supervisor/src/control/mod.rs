@@ -1,0 +1,18 @@
+//! What is asked of a supervisor that serves, and the loop that carries it out: one operation at a time.
+//!
+//! | file | what it is for |
+//! |---|---|
+//! | [`run`] | the loop |
+//! | [`command`] | the command socket: a task for each client, which asks the loop |
+//! | [`requests`] | requests that change something, each an operation |
+//! | [`change`] | reloads and other changes, made by all workers or by none |
+//! | [`certificates`], [`tickets`] | certificates that come, go and are renewed; the keys of session tickets |
+//! | [`save`] | the state on disk, when asked, at a stop, and at the next start |
+
+pub(crate) mod certificates;
+pub(crate) mod change;
+pub(crate) mod command;
+pub(crate) mod requests;
+pub(crate) mod run;
+pub(crate) mod save;
+pub(crate) mod tickets;

@@ -1,0 +1,85 @@
+//! Requests that change something: each is an operation, one after the other.
+
+use kakehi_ctl::{
+    edit::EditError,
+    order::{Changed, Request, Response, WorkerOutcome},
+};
+
+use crate::{
+    certificates,
+    control::change,
+    placement::pin,
+    supervisor::{Supervisor, question::Question},
+};
+
+impl Supervisor {
+    /// Carries out what changes something, and says how it went.
+    pub(crate) async fn carry_out_request(&mut self, question: Question) {
+        let Question { request, peer, privileged, asker, answer } = question;
+        let by = &peer;
+        let response = match request {
+            Request::Reload { dry_run } => respond(self.reload(dry_run, by).await),
+            Request::UpgradeWorkers { worker } => outcomes(self.upgrade(worker, by).await),
+            Request::Scale { count } => outcomes(self.scale(count, by).await),
+            Request::Rebalance => outcomes(self.rebalance(by).await),
+            Request::Pin { worker, core } => outcomes(self.pin(worker, core, by).await),
+            Request::PinAuto { no_smt, numa, reserve_for_irq } => {
+                outcomes(self.pin_auto(&pin::Wish { no_smt, numa, reserve_for_irq }, by).await)
+            }
+            Request::Upgrade => match asker {
+                Some(asker) => {
+                    let refused = self.replace(&asker, by).await;
+                    tracing::error!("upgrade by {by}: {refused}");
+                    Response::Refused { reason: format!("{refused}; everything goes on as it was") }
+                }
+                None => Response::Refused { reason: "no descriptor is left; try again".to_owned() },
+            },
+            Request::LoadState { state, keys, dry_run } => {
+                respond(self.load_state(*state, &keys, dry_run, by).await)
+            }
+            request @ Request::AddCertificate { .. } => match certificates::Wanted::from(request) {
+                Some(wanted) => respond(self.add_certificate(&wanted, by).await),
+                None => return,
+            },
+            Request::RemoveCertificate { address, which } => {
+                respond(self.remove_certificate(address, &which, by).await)
+            }
+            Request::SaveState { with_keys } => match self.save_state(with_keys).await {
+                Ok((path, left_out)) => Response::Saved { path, left_out },
+                Err(error) => Response::Refused { reason: error.to_string() },
+            },
+            Request::Apply { changes } => respond(self.apply(changes, by).await),
+            Request::Edit { edits, folder, if_generation } => {
+                respond(self.edit(&edits, &folder, if_generation, by).await)
+            }
+            // It needs no turn.
+            request => {
+                let question = Question { request, peer, privileged, asker, answer };
+                if let Some(Question { answer, .. }) = self.answer_now(question) {
+                    let reason = "this program does not do that".to_owned();
+                    let _ = answer.send(Response::Refused { reason });
+                }
+                return;
+            }
+        };
+        // Whoever asked may have left; that is nobody's loss.
+        let _ = answer.send(response);
+    }
+}
+
+fn outcomes<E: std::fmt::Display>(outcome: Result<Vec<WorkerOutcome>, E>) -> Response {
+    match outcome {
+        Ok(outcomes) => Response::Outcomes(outcomes),
+        Err(refused) => Response::Refused { reason: refused.to_string() },
+    }
+}
+
+fn respond(outcome: Result<Changed, change::Refused>) -> Response {
+    match outcome {
+        Ok(changed) => Response::Changed(changed),
+        Err(change::Refused::Edit(misused @ EditError::Usage(_))) => {
+            Response::Misused { reason: misused.to_string() }
+        }
+        Err(refused) => Response::Refused { reason: refused.to_string() },
+    }
+}

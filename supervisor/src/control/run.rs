@@ -1,0 +1,73 @@
+//! The loop of a supervisor that serves: one operation at a time, and turns in between.
+
+use tokio::time::Instant;
+
+use crate::{
+    fleet::worker::Worker,
+    supervisor::{End, Supervisor, turn::Happened},
+};
+
+/// All workers are gone and none is to be replaced.
+#[derive(Debug, thiserror::Error)]
+#[error("no worker is left and `worker_automatic_restart` is false")]
+pub(crate) struct NoWorkerLeft;
+
+impl Supervisor {
+    /// Serves until a stop is complete.
+    pub(crate) async fn run(&mut self) -> Result<End, NoWorkerLeft> {
+        self.started_up = true;
+        self.operating = false;
+        self.plan_ticket_keys();
+        loop {
+            self.forget_retired();
+            let nobody_left = !self.workers.iter().any(Worker::has_future);
+            match &self.stopping {
+                Some(stopping) if nobody_left => {
+                    tracing::info!(
+                        "stopped{}",
+                        if stopping.end == End::Cut { ", connections were cut" } else { "" }
+                    );
+                    let end = stopping.end;
+                    self.record.remove();
+                    let saved = self.finish_saving().await;
+                    return Ok(if end == End::Clean && !saved { End::Unsaved } else { end });
+                }
+                None if nobody_left => return Err(NoWorkerLeft),
+                _ => {}
+            }
+            self.operating = true;
+            let operated = self.operate().await;
+            self.operating = false;
+            if operated {
+                continue;
+            }
+            let until = [self.rebalance_due(), self.ticket_keys_due()].into_iter().flatten().min();
+            if let Happened::Event(event) = self.turn(until).await {
+                self.on_event(event);
+            }
+        }
+    }
+
+    /// Carries out one operation that is due, if any is; whether there was one.
+    async fn operate(&mut self) -> bool {
+        let now = Instant::now();
+        let is_due = |due: Option<Instant>| due.is_some_and(|due| due <= now);
+        if std::mem::take(&mut self.reload_due) {
+            if !self.is_stopping() {
+                self.reload_on_signal().await;
+            }
+        } else if let Some(question) = self.line.pop_front() {
+            self.carry_out_request(question).await;
+        } else if !self.changed_files.is_empty() {
+            let changed = std::mem::take(&mut self.changed_files);
+            self.on_changed_files(changed).await;
+        } else if is_due(self.rebalance_due()) {
+            self.rebalance_if_due().await;
+        } else if is_due(self.ticket_keys_due()) {
+            self.renew_ticket_keys_if_due().await;
+        } else {
+            return false;
+        }
+        true
+    }
+}

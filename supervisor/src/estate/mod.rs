@@ -1,0 +1,149 @@
+//! What moves from one supervisor to the next: through `execve` when its program is replaced ([`Estate`]), and by a file when it
+//! dies ([`record`]). Knows of no supervisor that runs.
+
+pub(crate) mod record;
+
+use std::{
+    fs::File,
+    io::{self, Seek as _, Write as _},
+    os::{
+        fd::{AsRawFd as _, OwnedFd, RawFd},
+        unix::process::CommandExt as _,
+    },
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use command_fds::{CommandFdExt as _, inherited::take_fd_ownership};
+use kakehi_ctl::{
+    limits,
+    order::{Envelope, ListenerSocket, Response, WorkerOutcome},
+    state::{Settings, State},
+    wire,
+};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use serde::{Deserialize, Serialize};
+
+use crate::host::{init_system, signals};
+
+/// What a supervisor leaves to the one that takes its place: descriptors, and what only it knows.
+pub(crate) struct Estate {
+    pub(crate) will: Will,
+    pub(crate) command_socket: OwnedFd,
+    /// The connection of whoever asked.
+    pub(crate) client: OwnedFd,
+    /// By worker.
+    pub(crate) sockets: Vec<(u32, ListenerSocket, OwnedFd)>,
+    /// Certificates and ticket keys. A program from before there were any leaves none.
+    pub(crate) vault: Option<OwnedFd>,
+    /// The program that ran before.
+    pub(crate) before: OwnedFd,
+}
+
+/// The part of an [`Estate`] that is not descriptors.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct Will {
+    pub(crate) state: State,
+    /// As the file had them.
+    pub(crate) settings: Settings,
+    /// How many workers there are.
+    pub(crate) workers: usize,
+    /// Where the program lies that an upgrade runs.
+    pub(crate) program: Option<PathBuf>,
+    /// Number of the request that asked for it.
+    pub(crate) request: u64,
+    /// Why the new program did not come up; then the one that reads this is the one before.
+    pub(crate) failed: Option<String>,
+}
+
+/// An [`Estate`] on its way through `execve`.
+#[derive(Serialize, Deserialize)]
+struct Inventory {
+    will: Will,
+    command_socket: RawFd,
+    client: RawFd,
+    sockets: Vec<(u32, ListenerSocket, RawFd)>,
+    #[serde(default)]
+    vault: Option<RawFd>,
+    before: RawFd,
+}
+
+impl Estate {
+    /// Takes what the supervisor before left, whose inventory is in the memory behind `number`.
+    pub(crate) fn receive(number: RawFd) -> io::Result<Estate> {
+        let take = |number| take_fd_ownership(number).map_err(io::Error::other);
+        let mut memory = File::from(take(number)?);
+        memory.rewind()?;
+        let inventory: Inventory = serde_json::from_reader(io::BufReader::new(memory))?;
+        let sockets = inventory.sockets.into_iter();
+        Ok(Estate {
+            will: inventory.will,
+            command_socket: take(inventory.command_socket)?,
+            client: take(inventory.client)?,
+            sockets: sockets
+                .map(|(id, address, fd)| Ok((id, address, take(fd)?)))
+                .collect::<io::Result<_>>()?,
+            vault: inventory.vault.map(take).transpose()?,
+            before: take(inventory.before)?,
+        })
+    }
+
+    /// Executes `program` in the place of this one; returns only when that fails.
+    pub(crate) fn leave_to(&self, program: &Path, file: &Path) -> io::Result<std::convert::Infallible> {
+        let mut open = Vec::new();
+        let mut keep = |descriptor: &OwnedFd| -> io::Result<RawFd> {
+            let copy = descriptor.try_clone()?;
+            let number = copy.as_raw_fd();
+            open.push(copy);
+            Ok(number)
+        };
+        let inventory = Inventory {
+            will: self.will.clone(),
+            command_socket: keep(&self.command_socket)?,
+            client: keep(&self.client)?,
+            sockets: self
+                .sockets
+                .iter()
+                .map(|(id, which, socket)| Ok((*id, *which, keep(socket)?)))
+                .collect::<io::Result<_>>()?,
+            vault: self.vault.as_ref().map(&mut keep).transpose()?,
+            before: keep(&self.before)?,
+        };
+        let memory = keep(&memory_with(&serde_json::to_vec(&inventory)?)?)?;
+        let mut command = Command::new(program);
+        command.arg0("kakehi").arg("start").arg("--config").arg(file);
+        command.arg("--resume").arg(memory.to_string());
+        command.preserved_fds(open);
+        // What waits would be gone.
+        init_system::flush();
+        crate::logging::flush();
+        // What comes in between is kept until the new program listens to it.
+        signals::hold_back()?;
+        Err(command.exec())
+    }
+
+    /// Tells whoever asked how it went. That it may have left is nobody's loss.
+    pub(crate) fn answer(&self, outcome: Result<Vec<WorkerOutcome>, String>) {
+        let response = match outcome {
+            Ok(outcomes) => Response::Outcomes(outcomes),
+            Err(reason) => {
+                tracing::error!("upgrade: {reason}");
+                Response::Refused { reason }
+            }
+        };
+        let frame = wire::encode(&Envelope::new(self.will.request, response), limits::MAX_FRAME);
+        let client = frame.and_then(|frame| Ok((frame, self.client.try_clone()?)));
+        if let Ok((frame, client)) = client {
+            // It fits the socket's buffer, which is empty.
+            let _ = std::os::unix::net::UnixStream::from(client).write_all(&frame);
+        }
+    }
+}
+
+/// Memory with `content`.
+pub(crate) fn memory_with(content: &[u8]) -> io::Result<OwnedFd> {
+    let mut file = File::from(memfd_create(c"kakehi", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(content)?;
+    file.rewind()?;
+    Ok(file.into())
+}

@@ -1,0 +1,217 @@
+//! What a supervisor tells the one that comes after it of what the workers serve, past the workers.
+//!
+//! Workers handle what strangers send. One that strangers have taken over must gain nothing from the supervisor that takes
+//! workers over, such as a state that names root's files as certificates. So the supervisor writes the state down itself, in a file
+//! beside the command socket (`SOCKET.state`) that only its own user can read and write, and behind it, one to a line, the changes
+//! since. What it writes of each process stands in [`crate::fleet::record`].
+//!
+//! Nothing is synced to a disk: a restart of the machine ends the workers, too.
+
+use std::{
+    borrow::Cow,
+    fs::{self, File},
+    io::{self, BufRead as _, BufReader, Write as _},
+    path::{Path, PathBuf},
+};
+
+use kakehi_ctl::{
+    change::Change,
+    state::{Revision, State},
+    store,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::host::own_file;
+
+/// Changes are written one behind the other until they take so much (bytes), or more than the state itself.
+const LEAST_TO_REWRITE: u64 = 1 << 20;
+
+/// The state as the supervisor knows it, in a file. A file that could not be kept up to date is removed: what is there holds.
+pub(crate) struct StateRecord {
+    path: PathBuf,
+    /// `None`: it is to be written anew.
+    file: Option<File>,
+    state_bytes: u64,
+    change_bytes: u64,
+    warned: bool,
+}
+
+/// One line behind the state.
+#[derive(Serialize, Deserialize)]
+struct Line<'a> {
+    changes: Cow<'a, [Change]>,
+    revision: Cow<'a, Revision>,
+}
+
+impl StateRecord {
+    /// Beside this command socket; not written yet.
+    pub(crate) fn new(command_socket: &Path) -> StateRecord {
+        let path = Self::path(command_socket);
+        StateRecord { path, file: None, state_bytes: 0, change_bytes: 0, warned: false }
+    }
+
+    fn path(command_socket: &Path) -> PathBuf {
+        own_file::with_suffix(command_socket, ".state")
+    }
+
+    /// What the supervisor before wrote beside this command socket; `None` where there is nothing.
+    ///
+    /// # Errors
+    /// When it is not what a supervisor of ours writes.
+    pub(crate) fn load(command_socket: &Path) -> io::Result<Option<State>> {
+        let path = Self::path(command_socket);
+        let Some(file) = own_file::open(&path)? else { return Ok(None) };
+        read_state(file).map(Some).map_err(|error| own_file::about(&path, error))
+    }
+
+    /// Writes the whole.
+    pub(crate) fn begin(&mut self, state: &State) {
+        let written = line(state).and_then(|text| {
+            self.state_bytes = text.len() as u64;
+            self.change_bytes = 0;
+            store::write_unsynced(&self.path, &text, store::MODE)
+        });
+        match written {
+            Ok(file) => self.file = Some(file),
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    /// Writes what is about to be made, before it is.
+    pub(crate) fn append(&mut self, changes: &[Change], revision: &Revision) {
+        let Some(file) = &mut self.file else { return };
+        let entry = Line { changes: changes.into(), revision: Cow::Borrowed(revision) };
+        let written = line(&entry).and_then(|text| {
+            self.change_bytes += text.len() as u64;
+            file.write_all(&text)
+        });
+        if let Err(error) = written {
+            self.fail(&error);
+        }
+    }
+
+    /// Writes the whole again where that takes less room than the changes, or nothing is written. To be called when a change
+    /// was made.
+    pub(crate) fn tidy(&mut self, state: &State) {
+        if self.file.is_none() || self.change_bytes > self.state_bytes.max(LEAST_TO_REWRITE) {
+            self.begin(state);
+        }
+    }
+
+    /// There is nobody any more whom it could be of use for.
+    pub(crate) fn remove(&mut self) {
+        self.file = None;
+        let _ = fs::remove_file(&self.path);
+    }
+
+    fn fail(&mut self, error: &io::Error) {
+        self.remove();
+        if !std::mem::replace(&mut self.warned, true) {
+            tracing::warn!(
+                "the state cannot be written to {}: {error}; until it can, a supervisor that has to go on after this one \
+                 goes back to what the file says",
+                self.path.display()
+            );
+        }
+    }
+}
+
+fn line(content: &impl Serialize) -> io::Result<Vec<u8>> {
+    let mut text = serde_json::to_vec(content)?;
+    text.push(b'\n');
+    Ok(text)
+}
+
+fn read_state(file: File) -> io::Result<State> {
+    let mut lines = BufReader::new(file);
+    let mut text = Vec::new();
+    lines.read_until(b'\n', &mut text)?;
+    let mut state: State = serde_json::from_slice(&text)?;
+    loop {
+        text.clear();
+        lines.read_until(b'\n', &mut text)?;
+        // The last may have been cut short: then the change was not made either.
+        if text.last() != Some(&b'\n') {
+            return Ok(state);
+        }
+        let Line { changes, revision } = serde_json::from_slice(&text)?;
+        changes.iter().try_for_each(|change| state.apply(change)).map_err(io::Error::other)?;
+        state.revision = revision.into_owned();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    use super::*;
+
+    fn change(port: u16) -> Vec<Change> {
+        let listener = kakehi_ctl::state::Listener::http(([127, 0, 0, 1], port).into());
+        vec![Change::SetListener { listener }]
+    }
+
+    fn changed(state: &mut State, record: &mut StateRecord, port: u16) {
+        let changes = change(port);
+        let revision = Revision { generation: state.revision.generation + 1, ..state.revision.clone() };
+        record.append(&changes, &revision);
+        state.apply(&changes[0]).unwrap();
+        state.revision = revision;
+        record.tidy(state);
+    }
+
+    #[test]
+    fn what_was_written_and_changed_is_read_as_it_is_now() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("k.sock");
+        let (mut state, mut record) = (State::default(), StateRecord::new(&socket));
+        assert!(StateRecord::load(&socket).unwrap().is_none());
+        record.begin(&state);
+        for port in 1..=3 {
+            changed(&mut state, &mut record, port);
+            assert_eq!(StateRecord::load(&socket).unwrap().as_ref(), Some(&state));
+        }
+        assert!(record.change_bytes > 0);
+        // The changes take more than the state: it is written anew.
+        record.change_bytes += LEAST_TO_REWRITE + record.state_bytes;
+        changed(&mut state, &mut record, 4);
+        assert_eq!(record.change_bytes, 0);
+        assert_eq!(StateRecord::load(&socket).unwrap(), Some(state));
+        record.remove();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_could_not_be_kept_up_to_date_is_removed_and_written_anew_when_it_can() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("k.sock");
+        let (mut state, mut record) = (State::default(), StateRecord::new(&socket));
+        record.begin(&state);
+        // As on a disk that is full: the write fails, before the change is made.
+        record.file = Some(File::options().write(true).open("/dev/full").unwrap());
+        record.append(&change(1), &state.revision);
+        assert!(StateRecord::load(&socket).unwrap().is_none(), "what is there does not hold any more");
+        changed(&mut state, &mut record, 1);
+        assert_eq!(StateRecord::load(&socket).unwrap(), Some(state));
+    }
+
+    #[test]
+    fn what_others_can_have_written_is_no_record() {
+        let folder = tempfile::tempdir().unwrap();
+        let (socket, elsewhere) = (folder.path().join("k.sock"), folder.path().join("elsewhere"));
+        let path = StateRecord::path(&socket);
+        StateRecord::new(&socket).begin(&State::default());
+        for mode in [0o604, 0o620, 0o640] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            assert!(StateRecord::load(&socket).is_err(), "{mode:o}");
+        }
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        assert!(StateRecord::load(&socket).is_ok());
+        fs::rename(&path, &elsewhere).unwrap();
+        symlink(&elsewhere, &path).unwrap();
+        assert!(StateRecord::load(&socket).is_err(), "a link");
+        fs::remove_file(&path).unwrap();
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+        assert!(StateRecord::load(&socket).is_err(), "a FIFO");
+    }
+}

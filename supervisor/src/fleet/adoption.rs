@@ -1,0 +1,342 @@
+//! Workers that another supervisor has left behind, because it died or because this one takes its place.
+//!
+//! Each worker listens on an adoption socket from its start: a unix socket beside the command socket, named after that
+//! and the worker, so that a new supervisor finds all workers of the old one, and knows how many there are. The
+//! supervisor makes the socket and removes its file when the process has ended. A file that nobody listens behind
+//! belongs to a process that was killed while there was no supervisor.
+//!
+//! What a worker hands over is compared with what the supervisor that started it has written down ([`super::record`]). One
+//! that does not fit is told to end, and is no worker of this supervisor.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fs, io,
+    os::{
+        fd::OwnedFd,
+        unix::{fs::MetadataExt as _, net::UnixStream},
+    },
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use kakehi_ctl::{
+    limits,
+    order::{Adopted, Envelope, Order, PROTOCOL_VERSION, Report},
+    wire::{self, Decoder},
+};
+use kakehi_engine::{
+    ring,
+    worker::{AdoptRequest, DescriptorKind, Patient},
+};
+use nix::sys::{
+    signal::Signal,
+    socket::{getsockopt, sockopt::PeerCredentials},
+    stat::{Mode, umask},
+};
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use crate::{
+    fleet::{
+        handle::Handle,
+        launch::Launched,
+        process::KILL_SLACK,
+        record::{self, ProcessRecord},
+    },
+    host::listeners::Sockets,
+    scm,
+};
+
+/// A worker that does not answer for so long is left alone.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// So long it may take to take the order to end.
+const DISMISS_TIMEOUT: Duration = Duration::from_millis(100);
+/// Supervisors that may be about to take a worker over at a time.
+const BACKLOG: i32 = 8;
+/// Names that are tried for one worker: the processes of a worker that may live at a time.
+const MAX_NAMES: u32 = 100;
+
+/// The file of an adoption socket. It stays when this is dropped: the process may outlive the supervisor.
+pub(crate) struct AdoptionFile {
+    path: PathBuf,
+}
+
+impl AdoptionFile {
+    /// Removes it: the process behind it has ended, or was never started.
+    pub(crate) fn remove(&self) {
+        let _ = fs::remove_file(&self.path);
+        let _ = fs::remove_file(ProcessRecord::path(&self.path));
+    }
+
+    /// Writes down which process is behind it, for a supervisor to come.
+    pub(crate) fn note(&self, process: &ProcessRecord) {
+        if let Err(error) = process.write(&self.path) {
+            tracing::warn!(
+                worker = process.id,
+                "its record {} cannot be written: {error}; a supervisor that has to go on after this one replaces it",
+                ProcessRecord::path(&self.path).display()
+            );
+        }
+    }
+}
+
+/// Makes an adoption socket for a process of worker `id`, beside `command_socket`.
+///
+/// # Errors
+/// Those of the file system and of `socket(2)`.
+pub(crate) fn listen(command_socket: &Path, id: u32) -> io::Result<(OwnedFd, AdoptionFile)> {
+    let socket = Socket::new(Domain::UNIX, Type::SEQPACKET.nonblocking(), None)?;
+    for n in 0..MAX_NAMES {
+        let mut name = prefix(command_socket);
+        name.push(format!("{id}.{n}"));
+        let path = command_socket.with_file_name(name);
+        // For its owner only, from the first moment.
+        let before = umask(Mode::from_bits_truncate(0o177));
+        let bound = SockAddr::unix(&path).and_then(|address| socket.bind(&address));
+        umask(before);
+        match bound {
+            Ok(()) => {
+                socket.listen(BACKLOG)?;
+                return Ok((socket.into(), AdoptionFile { path }));
+            }
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            Err(error) => {
+                return Err(io::Error::new(
+                    error.kind(),
+                    format!("its adoption socket {} cannot be made: {error}", path.display()),
+                ));
+            }
+        }
+    }
+    Err(io::Error::other("there are too many adoption sockets beside the command socket"))
+}
+
+/// How the names of all adoption sockets begin.
+fn prefix(command_socket: &Path) -> OsString {
+    let mut name = command_socket.file_name().unwrap_or_default().to_owned();
+    name.push(".w");
+    name
+}
+
+/// Whether a name behind [`prefix`] is that of a socket: of worker N, its process M.
+fn is_of_worker(rest: &[u8]) -> bool {
+    let number = |text: &[u8]| !text.is_empty() && text.iter().all(u8::is_ascii_digit);
+    rest.iter()
+        .position(|byte| *byte == b'.')
+        .is_some_and(|dot| number(&rest[..dot]) && number(&rest[dot + 1..]))
+}
+
+/// Of whom it is believed that they are workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Trust {
+    /// Processes of which there is a record.
+    Recorded,
+    /// These, and children of this process: those of a program that was executed in this one's place before there were records.
+    Children,
+}
+
+/// A worker process that was found, and what it gave.
+pub(crate) struct Orphan {
+    pub(crate) about: Adopted,
+    pub(crate) sockets: Sockets,
+    pub(crate) counters: OwnedFd,
+    pub(crate) ended: OwnedFd,
+    /// A worker of a program from before there were certificates has none.
+    pub(crate) vault: Option<OwnedFd>,
+    pub(crate) launched: Launched,
+}
+
+/// What there was beside the command socket.
+#[derive(Default)]
+pub(crate) struct Found {
+    pub(crate) orphans: Vec<Orphan>,
+    /// What was not taken over. It may still serve: it is told to end when others do.
+    pub(crate) refused: Vec<Refused>,
+}
+
+/// What is behind an adoption socket, and is no worker of this supervisor.
+pub(crate) struct Refused {
+    path: PathBuf,
+    orders: UnixStream,
+}
+
+/// The adoption sockets beside `command_socket`.
+fn beside(command_socket: &Path) -> impl Iterator<Item = PathBuf> {
+    let folder = match command_socket.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let prefix = prefix(command_socket);
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let ours = entries.filter(move |entry| {
+        entry.file_name().as_encoded_bytes().strip_prefix(prefix.as_encoded_bytes()).is_some_and(is_of_worker)
+            && entry.file_type().is_ok_and(|kind| std::os::unix::fs::FileTypeExt::is_socket(&kind))
+    });
+    ours.map(|entry| entry.path())
+}
+
+/// Whether a worker process runs that a supervisor with this command socket has started.
+pub(crate) fn is_anybody_there(command_socket: &Path) -> bool {
+    beside(command_socket).any(|path| {
+        let recorded = ProcessRecord::read(&path);
+        recorded.is_ok_and(|recorded| recorded.is_some_and(|recorded| recorded.check_alive().is_ok()))
+    })
+}
+
+/// Takes over every worker process whose adoption socket is beside `command_socket`. What does not answer is left
+/// alone, with a warning.
+pub(crate) fn find(command_socket: &Path, trust: Trust) -> Found {
+    let mut found = Found::default();
+    for path in beside(command_socket) {
+        match take_over(&path, trust, &mut found.refused) {
+            Ok(Some(orphan)) => found.orphans.push(orphan),
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!("the worker behind {} cannot be taken over: {error}", path.display());
+            }
+        }
+    }
+    found
+}
+
+/// `None` when nobody listens there any more.
+fn take_over(path: &Path, trust: Trust, refused: &mut Vec<Refused>) -> io::Result<Option<Orphan>> {
+    let own = nix::unistd::geteuid().as_raw();
+    // Before anything is said to whoever it is.
+    let owner = fs::symlink_metadata(path)?.uid();
+    if owner != own {
+        return Err(io::Error::other(format!("it belongs to uid {owner}")));
+    }
+    let connection = Socket::new(Domain::UNIX, Type::SEQPACKET.nonblocking(), None)?;
+    match connection.connect(&SockAddr::unix(path)?) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            AdoptionFile { path: path.to_owned() }.remove();
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    }
+    let peer = getsockopt(&connection, PeerCredentials)?;
+    if peer.uid() != own {
+        return Err(io::Error::other(format!("it belongs to uid {}", peer.uid())));
+    }
+    let (orders, their_orders) = scm::streams()?;
+    let (descriptors, their_descriptors) = scm::pair()?;
+    let (inheritance, successor) = scm::pair()?;
+    let request = serde_json::to_string(&AdoptRequest { protocol: PROTOCOL_VERSION })?;
+    let channels = [their_orders.into(), their_descriptors, successor];
+    ring::send_descriptors(&connection, &request, &channels)?;
+    drop(channels);
+
+    let taken = receive(path, (orders.try_clone()?, descriptors, inheritance), trust);
+    if taken.is_err() {
+        refused.push(Refused { path: path.to_owned(), orders });
+    }
+    taken.map(Some)
+}
+
+impl Refused {
+    /// Tells it to end within `stop_ms`, and the process that should be there, which is killed if it does not: a worker that
+    /// nobody leads must not go on beside others, nor stand still with connections in its queues.
+    pub(crate) fn dismiss(&self, stop_ms: u64) {
+        let stop = Envelope::new(0, Order::Stop { deadline_ms: stop_ms });
+        // It may be gone, or not listen.
+        let mut orders = Patient::new(&self.orders, DISMISS_TIMEOUT);
+        let _ = wire::write_message(&mut orders, &stop, limits::MAX_FRAME);
+        if let Ok(Some(recorded)) = ProcessRecord::read(&self.path)
+            && let Ok(handle) = Handle::of_process(recorded.pid)
+            && recorded.check_alive().is_ok()
+        {
+            handle.signal(Signal::SIGTERM);
+            let adoption = AdoptionFile { path: self.path.clone() };
+            let deadline = Duration::from_millis(stop_ms) + KILL_SLACK;
+            tokio::spawn(async move {
+                if tokio::time::timeout(deadline, handle.ended()).await.is_err() {
+                    handle.signal(Signal::SIGKILL);
+                    // It is no child of this process: that it has ended is all that there is to know.
+                    let _ = handle.ended().await;
+                }
+                adoption.remove();
+            });
+        }
+    }
+}
+
+/// Takes what it hands over, and compares it with what is known.
+fn receive(
+    path: &Path,
+    (orders, descriptors, inheritance): (UnixStream, OwnedFd, OwnedFd),
+    trust: Trust,
+) -> io::Result<Orphan> {
+    let mut sockets = Sockets::new();
+    let mut others = BTreeMap::new();
+    for (kind, descriptor) in scm::receive(&descriptors, ANSWER_TIMEOUT).map_err(io::Error::other)? {
+        match kind {
+            DescriptorKind::Listener(which) => sockets.push((which, descriptor)),
+            other => drop(others.insert(other, descriptor)),
+        }
+    }
+    let vault = others.remove(&DescriptorKind::Vault);
+    let mut other =
+        |kind| others.remove(&kind).ok_or_else(|| io::Error::other(format!("it did not send {kind:?}")));
+    let (counters, ended) = (other(DescriptorKind::Counters)?, other(DescriptorKind::Ended)?);
+    let Some(Report::Adopted(about)) = answer(&orders)? else {
+        return Err(io::Error::other("it did not say what it is"));
+    };
+    // Not before it has said everything: a worker is then under this supervisor, and hears that it is to end.
+    let recorded = ProcessRecord::read(path)?;
+    if recorded.is_none() && trust == Trust::Recorded {
+        return Err(io::Error::other("no supervisor has written down that it started it"));
+    }
+    // Opened here, before its number is looked at: a number alone may become that of another process.
+    let pid = recorded.as_ref().map_or(about.pid, |recorded| recorded.pid);
+    let handle = Handle::of_process(pid);
+    match &recorded {
+        Some(recorded) => {
+            recorded.check_alive()?;
+            recorded.check_memory(&counters, &ended, vault.as_ref())?;
+            if (about.id, about.launch, about.pid) != (recorded.id, recorded.launch, recorded.pid) {
+                return Err(io::Error::other(
+                    "it says that it is another process than the one that was started",
+                ));
+            }
+        }
+        None if record::is_child(pid) => {}
+        None => return Err(io::Error::other(format!("process {pid} was not started by this one"))),
+    }
+    for (which, socket) in &sockets {
+        record::check_listener(socket, which.address)?;
+    }
+    let adoption = AdoptionFile { path: path.to_owned() };
+    let launched = Launched { pid, handle: handle?, orders, descriptors, inheritance, adoption };
+    Ok(Orphan { about: *about, sockets, counters, ended, vault, launched })
+}
+
+/// The next report; `None` at the end of the channel. Every report answers an order, so none follows on its heels.
+fn answer(orders: &UnixStream) -> io::Result<Option<Report>> {
+    let mut decoder = Decoder::new(limits::MAX_FRAME);
+    let mut orders = Patient::new(orders, ANSWER_TIMEOUT);
+    let report = wire::read_message(&mut orders, &mut decoder).map_err(io::Error::other)?;
+    Ok(report.map(|envelope: Envelope<Report>| envelope.body))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_whole_name_is_that_of_a_worker_of_this_instance() {
+        for (name, is_one) in [
+            ("0.0", true),
+            ("12.99", true),
+            ("0.0.record", false),
+            ("0.", false),
+            (".0", false),
+            ("", false),
+            // Of an instance whose command socket is `kakehi.sock.www`.
+            ("ww.w0.0", false),
+        ] {
+            assert_eq!(is_of_worker(name.as_bytes()), is_one, "{name}");
+        }
+    }
+}

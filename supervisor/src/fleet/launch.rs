@@ -1,0 +1,205 @@
+//! Starts one worker process: fork and exec of this very program, with its descriptors in known places.
+//!
+//! `/proc/self/exe` is the file that runs, even after an upgrade has replaced it on disk, so a replacement is
+//! always of the same version as the supervisor. The worker inherits standard output and error and the
+//! descriptors of [`crate::worker_main`]; everything else of the supervisor is close-on-exec. It gets a
+//! process group of its own, so that Ctrl-C in a terminal reaches the supervisor only, and no
+//! parent-death signal: it goes on serving when the supervisor is killed.
+
+use std::{
+    ffi::CStr,
+    fs::File,
+    io::{self, Write as _},
+    os::{
+        fd::OwnedFd,
+        unix::{net::UnixStream, process::CommandExt as _},
+    },
+    path::Path,
+    process::{Command, Stdio},
+    rc::Rc,
+    time::Duration,
+};
+
+use command_fds::{CommandFdExt as _, FdMapping};
+use kakehi_engine::{tls::Vault, worker::DescriptorKind};
+use nix::{
+    fcntl::{FcntlArg, SealFlag, fcntl},
+    sys::memfd::{MFdFlags, memfd_create},
+};
+
+use crate::{
+    fleet::{
+        adoption::{self, AdoptionFile},
+        handle::Handle,
+        process::Block,
+        record::ProcessRecord,
+    },
+    host::{init_system, listeners::Sockets},
+    scm, worker_main,
+};
+
+/// A worker that does not take its listeners for so long is given up (its start will time out).
+pub(crate) const PASS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A process that was started.
+pub(crate) struct Launched {
+    /// The process.
+    pub(crate) pid: u32,
+    pub(crate) handle: Handle,
+    /// The supervisor's end of the order channel, not blocking.
+    pub(crate) orders: UnixStream,
+    /// The supervisor's end of the channel over which listening sockets go.
+    pub(crate) descriptors: OwnedFd,
+    /// What the process hands over comes out here: for the one that takes its place.
+    pub(crate) inheritance: OwnedFd,
+    /// Of the socket over which another supervisor takes it over.
+    pub(crate) adoption: AdoptionFile,
+}
+
+/// What the processes of all workers start from.
+#[derive(Clone)]
+pub(crate) struct Provisions {
+    /// What to serve: the JSON text of a `State`.
+    pub(crate) state: Rc<[u8]>,
+    /// Where the certificates lie that it names.
+    pub(crate) vault: Rc<Vault>,
+}
+
+/// What every process of a worker starts from.
+#[derive(Clone, Copy)]
+pub(crate) struct Start<'a> {
+    /// Number of the worker.
+    pub(crate) id: u32,
+    pub(crate) core: Option<usize>,
+    pub(crate) provisions: &'a Provisions,
+    pub(crate) sockets: &'a Sockets,
+    /// The adoption socket gets its place beside it.
+    pub(crate) command_socket: &'a Path,
+    /// Where processes counted that have ended.
+    pub(crate) ended: &'a Block,
+    /// Another program than the one that runs.
+    pub(crate) program: Option<&'a Path>,
+}
+
+/// Starts process number `launch` of a worker, which counts in `counters`, and takes over the connections that come out
+/// of `predecessor`.
+///
+/// # Errors
+/// When the kernel refuses a process, a descriptor or memory. A worker that dies at once is no error here.
+pub(crate) fn launch(
+    start: &Start<'_>,
+    launch: u64,
+    counters: &Block,
+    predecessor: Option<&OwnedFd>,
+) -> io::Result<Launched> {
+    let Start { id, core, provisions, sockets, .. } = *start;
+    let (orders, their_orders) = scm::streams()?;
+    let (descriptors, their_descriptors) = scm::pair()?;
+    let (inheritance, successor) = scm::pair()?;
+    let (their_adoption, adoption) = adoption::listen(start.command_socket, id)?;
+    let place = |parent_fd, child_fd| FdMapping { parent_fd, child_fd };
+
+    let mut command = Command::new(start.program.unwrap_or(Path::new("/proc/self/exe")));
+    command.arg0("kakehi").arg("worker").arg("--id").arg(id.to_string());
+    command.arg("--launch").arg(launch.to_string());
+    if let Some(core) = core {
+        command.arg("--core").arg(core.to_string());
+    }
+    if predecessor.is_some() {
+        command.arg("--inherits");
+    }
+    command.stdin(Stdio::null()).process_group(0);
+    for variable in init_system::VARIABLES {
+        command.env_remove(variable);
+    }
+    command.env("GLIBC_TUNABLES", tunables(std::env::var("GLIBC_TUNABLES").ok()));
+    let mut places = vec![
+        place(their_orders.into(), worker_main::ORDERS),
+        place(their_descriptors, worker_main::DESCRIPTORS),
+        place(counters.memory.try_clone()?, worker_main::COUNTERS),
+        place(sealed(c"kakehi-state", &provisions.state)?, worker_main::STATE),
+        place(successor, worker_main::SUCCESSOR),
+        place(their_adoption, worker_main::ADOPTION),
+        place(start.ended.memory.try_clone()?, worker_main::ENDED),
+        place(provisions.vault.for_reading()?, worker_main::VAULT),
+    ];
+    if let Some(predecessor) = predecessor {
+        places.push(place(predecessor.try_clone()?, worker_main::PREDECESSOR));
+    }
+    command.fd_mappings(places).map_err(io::Error::other)?;
+    // Nobody else waits for our children: the handle alone reaps it.
+    let pid = command.spawn().inspect_err(|_| adoption.remove())?.id();
+    let handle = Handle::of_process(pid)?;
+    match ProcessRecord::of((id, launch, pid), &counters.memory, &start.ended.memory, &*provisions.vault) {
+        Ok(record) => adoption.note(&record),
+        // It has died already, which is seen and told.
+        Err(error) => tracing::debug!(worker = id, %error, "there is no record of it"),
+    }
+    // Our copies of its descriptors: with them open we would not see it close its own.
+    drop(command);
+
+    if let Err(error) = scm::send(&descriptors, &labelled(sockets), PASS_TIMEOUT) {
+        // It has died, or will be found not ready in time: either is seen, and told, by the supervisor.
+        tracing::warn!(worker = id, "{error}");
+    }
+    Ok(Launched { pid, handle, orders, descriptors, inheritance, adoption })
+}
+
+/// The sockets as [`scm`] sends them.
+pub(crate) fn labelled(sockets: &Sockets) -> Vec<(DescriptorKind, &OwnedFd)> {
+    sockets.iter().map(|(which, socket)| (DescriptorKind::Listener(*which), socket)).collect()
+}
+
+/// glibc's settings for a worker: those that the operator gave, and a cache for as much memory as a batch of requests
+/// takes and gives back together. By default it holds 7 blocks of a size, and the others take the slow path
+/// (measured: 7 % of a worker's user time). Another C library ignores it.
+fn tunables(present: Option<String>) -> String {
+    match present {
+        Some(present) if present.contains("tcache_count") => present,
+        Some(present) if !present.is_empty() => format!("{present}:{BATCH_CACHE}"),
+        _ => BATCH_CACHE.to_owned(),
+    }
+}
+
+/// Blocks of one size that are kept: those of a thousand requests.
+const BATCH_CACHE: &str = "glibc.malloc.tcache_count=1024";
+
+/// Memory with `content` that nobody can change any more.
+fn sealed(name: &CStr, content: &[u8]) -> io::Result<OwnedFd> {
+    let memory = memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+    let mut file = File::from(memory);
+    file.write_all(content)?;
+    let seals =
+        SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
+    Ok(file.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Seek as _};
+
+    use super::*;
+
+    #[test]
+    fn the_operators_own_settings_of_glibc_go_before() {
+        assert_eq!(tunables(None), BATCH_CACHE);
+        assert_eq!(
+            tunables(Some("glibc.malloc.check=1".to_owned())),
+            format!("glibc.malloc.check=1:{BATCH_CACHE}")
+        );
+        let own = "glibc.malloc.tcache_count=0".to_owned();
+        assert_eq!(tunables(Some(own.clone())), own);
+    }
+
+    #[test]
+    fn sealed_memory_is_read_but_not_written() {
+        let mut file = File::from(sealed(c"test", b"as it is").unwrap());
+        let mut text = String::new();
+        file.rewind().unwrap();
+        file.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "as it is");
+        assert!(file.write_all(b"more").is_err());
+        assert!(file.set_len(0).is_err());
+    }
+}

@@ -1,0 +1,23 @@
+//! The processes of one worker: how they are started, watched, taken over and ended. Knows of no supervisor: what happens comes out
+//! as events, and who wants something of a worker calls its methods.
+//!
+//! | file | what it is for |
+//! |---|---|
+//! | [`worker`] | one worker, through all its processes: state, sockets, figures |
+//! | [`process`], [`handle`] | one process: orders to it, its pidfd |
+//! | [`launch`] | fork and exec, with descriptors in known places |
+//! | [`attend`], [`liveness`] | the task beside a process: reports, pings, its end; where it stands if it does not answer |
+//! | [`adoption`], [`record`] | processes that another supervisor left, and what it wrote down of them |
+//! | [`backoff`] | how long to wait before one that died is replaced |
+//! | [`load`] | how busy workers are |
+
+pub(crate) mod adoption;
+pub(crate) mod attend;
+pub(crate) mod backoff;
+pub(crate) mod handle;
+pub(crate) mod launch;
+pub(crate) mod liveness;
+pub(crate) mod load;
+pub(crate) mod process;
+pub(crate) mod record;
+pub(crate) mod worker;

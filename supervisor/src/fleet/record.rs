@@ -1,0 +1,199 @@
+//! What a supervisor tells the one that comes after it of a process that it started, past that process: who it is, and on whose
+//! memory it runs.
+//!
+//! Workers handle what strangers send. One that strangers have taken over must gain nothing from the supervisor that takes
+//! workers over: memory of others, or the number of a process that is to be ended. So what counts is written down by the
+//! supervisor when it knows it, in a file beside the adoption socket (`SOCKET.wN.M.record`) that only its own user can read and
+//! write. What a worker hands over is compared with that.
+
+use std::{
+    fs,
+    io::{self, BufReader},
+    net::SocketAddr,
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use kakehi_ctl::store;
+use nix::sys::stat::fstat;
+use serde::{Deserialize, Serialize};
+use socket2::SockRef;
+
+use crate::{fleet::process::stat_fields, host::own_file};
+
+/// Memory without a name, by what the kernel knows it as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Memory {
+    device: u64,
+    inode: u64,
+}
+
+impl Memory {
+    fn of(descriptor: impl AsFd) -> io::Result<Memory> {
+        let status = fstat(descriptor)?;
+        Ok(Memory { device: status.st_dev, inode: status.st_ino })
+    }
+}
+
+/// A process as its supervisor knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ProcessRecord {
+    /// Its worker, and which of the worker's processes it is.
+    pub(crate) id: u32,
+    pub(crate) launch: u64,
+    pub(crate) pid: u32,
+    /// When it was started (clock ticks since the boot): with its number, that is it and no other.
+    started: u64,
+    boot: String,
+    counters: Memory,
+    ended: Memory,
+    vault: Memory,
+}
+
+impl ProcessRecord {
+    /// Of a process that has just been started.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub(crate) fn of(
+        (id, launch, pid): (u32, u64, u32),
+        counters: impl AsFd,
+        ended: impl AsFd,
+        vault: impl AsFd,
+    ) -> io::Result<ProcessRecord> {
+        Ok(ProcessRecord {
+            id,
+            launch,
+            pid,
+            started: started(pid)?,
+            boot: boot()?,
+            counters: Memory::of(counters)?,
+            ended: Memory::of(ended)?,
+            vault: Memory::of(vault)?,
+        })
+    }
+
+    /// Where that of the process behind an adoption socket is.
+    pub(crate) fn path(adoption: &Path) -> PathBuf {
+        own_file::with_suffix(adoption, ".record")
+    }
+
+    /// Reads that of the process behind an adoption socket; `None` where there is none.
+    ///
+    /// # Errors
+    /// When it is not what a supervisor of ours writes.
+    pub(crate) fn read(adoption: &Path) -> io::Result<Option<ProcessRecord>> {
+        let path = Self::path(adoption);
+        let Some(file) = own_file::open(&path)? else { return Ok(None) };
+        serde_json::from_reader(BufReader::new(file)).map(Some).map_err(|error| own_file::about(&path, error))
+    }
+
+    /// Writes it beside the adoption socket.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub(crate) fn write(&self, adoption: &Path) -> io::Result<()> {
+        store::write_unsynced(&Self::path(adoption), &serde_json::to_vec(self)?, store::MODE).map(drop)
+    }
+
+    /// # Errors
+    /// Unless the process of this number is still the one that was started.
+    pub(crate) fn check_alive(&self) -> io::Result<()> {
+        match (boot(), started(self.pid)) {
+            (Ok(boot), Ok(started)) if boot == self.boot && started == self.started => Ok(()),
+            (_, Err(_)) => Err(io::Error::other(format!("process {} is gone", self.pid))),
+            _ => Err(io::Error::other(format!("process {} is another than was started", self.pid))),
+        }
+    }
+
+    /// # Errors
+    /// Unless that is the memory that the process was given.
+    pub(crate) fn check_memory(
+        &self,
+        counters: &OwnedFd,
+        ended: &OwnedFd,
+        vault: Option<&OwnedFd>,
+    ) -> io::Result<()> {
+        for (handed_over, given, what) in [
+            (Some(counters), self.counters, "counters"),
+            (Some(ended), self.ended, "earlier counters"),
+            (vault, self.vault, "certificates"),
+        ] {
+            if handed_over.and_then(|memory| Memory::of(memory).ok()) != Some(given) {
+                let text = format!("it handed over memory for its {what} that is not its own");
+                return Err(io::Error::other(text));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// # Errors
+/// Unless that is a socket which listens at the address.
+pub(crate) fn check_listener(socket: &OwnedFd, address: SocketAddr) -> io::Result<()> {
+    let socket = SockRef::from(socket);
+    let bound = socket.local_addr().ok().and_then(|bound| bound.as_socket());
+    match (socket.is_listener(), socket.r#type(), bound) {
+        (Ok(true), Ok(socket2::Type::STREAM), Some(bound)) if bound == address => Ok(()),
+        _ => Err(io::Error::other(format!("it handed over no socket that listens on {address}"))),
+    }
+}
+
+/// Whether the process of this number is a child of this one.
+pub(crate) fn is_child(pid: u32) -> bool {
+    let own = std::process::id().to_string();
+    let stat = stat(pid).unwrap_or_default();
+    stat_fields(&stat).and_then(|mut fields| fields.nth(1)) == Some(&*own)
+}
+
+fn boot() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+fn stat(pid: u32) -> io::Result<String> {
+    fs::read_to_string(format!("/proc/{pid}/stat"))
+}
+
+/// Field 22 of `/proc/PID/stat`, of a process that has not ended.
+fn started(pid: u32) -> io::Result<u64> {
+    let stat = stat(pid)?;
+    let mut fields = stat_fields(&stat).ok_or(io::ErrorKind::InvalidData)?;
+    if fields.next().is_none_or(|state| matches!(state, "Z" | "X")) {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    let started = fields.nth(18).and_then(|field| field.parse().ok());
+    started.ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_known_by_its_number_and_its_time_and_its_memory() {
+        let [counters, ended, vault, other] = [(); 4].map(|()| OwnedFd::from(tempfile::tempfile().unwrap()));
+        let own = std::process::id();
+        let record = ProcessRecord::of((0, 1, own), &counters, &ended, &vault).unwrap();
+        assert!(record.check_alive().is_ok());
+        assert!(ProcessRecord { started: record.started + 1, ..record.clone() }.check_alive().is_err());
+        assert!(ProcessRecord { boot: "another".to_owned(), ..record.clone() }.check_alive().is_err());
+        assert!(record.check_memory(&counters, &ended, Some(&vault)).is_ok());
+        assert!(record.check_memory(&other, &ended, Some(&vault)).is_err());
+        assert!(record.check_memory(&counters, &other, Some(&vault)).is_err());
+        assert!(record.check_memory(&counters, &ended, Some(&other)).is_err());
+        assert!(record.check_memory(&counters, &ended, None).is_err(), "it keeps the certificates to itself");
+        assert!(!is_child(own));
+    }
+
+    #[test]
+    fn only_a_socket_that_listens_at_the_address_is_a_listener() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let client = std::net::TcpStream::connect(address).unwrap();
+        let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        assert!(check_listener(&listener.into(), address).is_ok());
+        assert!(check_listener(&other.into(), address).is_err());
+        assert!(check_listener(&client.into(), address).is_err());
+        assert!(check_listener(&tempfile::tempfile().unwrap().into(), address).is_err());
+    }
+}

@@ -1,0 +1,19 @@
+//! What kakehi has from the machine and from the init system.
+//!
+//! | file | what it is for |
+//! |---|---|
+//! | [`resources`] | io_uring, locked memory, descriptors |
+//! | [`cores`], [`topology`] | cores that may be used; what the host has, and which of them network cards interrupt |
+//! | [`listeners`] | listening sockets |
+//! | [`signals`] | signals that the supervisor obeys |
+//! | [`init_system`], [`pid_file`] | what an init system sees, and passes on |
+//! | [`own_file`] | files that only our own user can have written |
+
+pub(crate) mod cores;
+pub(crate) mod init_system;
+pub(crate) mod listeners;
+pub(crate) mod own_file;
+pub(crate) mod pid_file;
+pub(crate) mod resources;
+pub(crate) mod signals;
+pub(crate) mod topology;

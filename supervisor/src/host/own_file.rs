@@ -1,0 +1,39 @@
+//! Files that a supervisor writes for the one that comes after it: only our own user can have written them.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+/// `path` with `suffix` behind its last name.
+pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// Why the file at `path` is not believed.
+pub(crate) fn about(path: &Path, error: impl std::fmt::Display) -> io::Error {
+    io::Error::other(format!("its record {} cannot be believed: {error}", path.display()))
+}
+
+/// Opens a file that only its owner can have written, which is us; `None` where there is none.
+///
+/// # Errors
+/// When others can have written it, or it is no file, or cannot be opened.
+pub(crate) fn open(path: &Path) -> io::Result<Option<File>> {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(about(path, error)),
+    };
+    let status = file.metadata()?;
+    let is_own = status.uid() == nix::unistd::geteuid().as_raw() && status.mode() & 0o077 == 0;
+    match status.is_file() && is_own {
+        true => Ok(Some(file)),
+        false => Err(about(path, "it is not a file that only this user can write")),
+    }
+}

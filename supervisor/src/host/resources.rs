@@ -1,0 +1,131 @@
+//! What the workers need of the host: io_uring, locked memory, file descriptors.
+//!
+//! All of it is looked at before a socket is opened or a process started, so that a host that cannot run kakehi
+//! says so at once, with the remedy, instead of through a worker that dies.
+
+use kakehi_ctl::limits;
+use kakehi_engine::ring::{LOCKED_MEMORY_PER_WORKER, LOCKED_MEMORY_REMEDY, Level, Unusable};
+use nix::{
+    errno::Errno,
+    sys::resource::{Resource, getrlimit, rlim_t, setrlimit},
+};
+
+/// Locked memory that the host's limit must allow: the scheduler of a worker refuses to start with less.
+const MEMLOCK_MINIMUM: rlim_t = 512 << 10;
+/// Locked memory asked for beside what the workers take (bytes).
+const MEMLOCK_BASE: rlim_t = 8 << 20;
+/// Listeners for which room is made at a time.
+const LISTENERS_AT_A_TIME: rlim_t = 4;
+
+/// Why this host cannot run kakehi.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// There is no io_uring for us.
+    #[error(transparent)]
+    Ring(#[from] Unusable),
+    /// The hard limit of locked memory is too low.
+    #[error(
+        "the limit of locked memory is {limit} bytes, a worker needs {MEMLOCK_MINIMUM} at least: \
+         {LOCKED_MEMORY_REMEDY}"
+    )]
+    Memlock {
+        /// The hard limit (bytes).
+        limit: rlim_t,
+    },
+    /// The environment asks for a level that there is not.
+    #[error("KAKEHI_IO_URING_LEVEL is `{0}`; it must be a number from 0 to 4, or unset")]
+    Level(String),
+    /// A limit cannot be read or set.
+    #[error("the limit {resource} cannot be read or raised: {errno}")]
+    Limit {
+        /// Name of the limit.
+        resource: &'static str,
+        /// What the kernel said.
+        errno: Errno,
+    },
+}
+
+/// `KAKEHI_IO_URING_LEVEL`, which goes before the key `io_uring_level`.
+///
+/// # Errors
+/// When it is set to anything but 0 to 4.
+pub(crate) fn level_from_environment() -> Result<Option<u8>, Error> {
+    let Some(text) = std::env::var_os("KAKEHI_IO_URING_LEVEL").filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    let level = text.to_str().and_then(|text| text.parse().ok()).filter(|level| Level::new(*level).is_some());
+    level.map(Some).ok_or_else(|| Error::Level(text.to_string_lossy().into_owned()))
+}
+
+/// Raises the soft limits to what `workers` of `max_connections` and `listeners` need, as far as the hard limits
+/// let. The workers inherit them. Returns the connections that a worker can serve: where the hard limits mean fewer
+/// than `max_connections`, that is logged.
+///
+/// # Errors
+/// When the hard limit of locked memory is too low for even one worker.
+pub(crate) fn raise_limits(workers: usize, max_connections: u32, listeners: usize) -> Result<u32, Error> {
+    let (workers, listeners) = (workers as rlim_t, listeners as rlim_t);
+
+    let memlock_needed = workers * LOCKED_MEMORY_PER_WORKER;
+    let memlock_wanted = MEMLOCK_BASE + memlock_needed;
+    // Root is not bound by this limit, but the scheduler of a worker looks at it all the same; and the kernel's own
+    // default, 64 KiB before 5.16, is below what it accepts.
+    let _ = raise_hard(Resource::RLIMIT_MEMLOCK, memlock_wanted);
+    let memlock = raise("RLIMIT_MEMLOCK", Resource::RLIMIT_MEMLOCK, memlock_wanted)?;
+    if memlock < MEMLOCK_MINIMUM {
+        return Err(Error::Memlock { limit: memlock });
+    }
+    if memlock < memlock_needed {
+        tracing::warn!(
+            "the limit of locked memory is {memlock} bytes; {workers} workers want {memlock_needed}: if rings \
+             cannot be made, {LOCKED_MEMORY_REMEDY}"
+        );
+    }
+
+    // A worker has each of its listeners twice, the supervisor has those of all workers. Rounded, so that a few more
+    // listeners, or more workers, do not make another limit of connections, for which workers would have to be replaced.
+    let fixed = limits::DESCRIPTORS_BASE + 2 * listeners.next_multiple_of(LISTENERS_AT_A_TIME);
+    let nofile_needed = fixed + limits::DESCRIPTORS_PER_CONNECTION * rlim_t::from(max_connections);
+    let supervisor_needs = limits::DESCRIPTORS_BASE + listeners * (workers + 1);
+    let nofile = raise("RLIMIT_NOFILE", Resource::RLIMIT_NOFILE, nofile_needed.max(supervisor_needs))?;
+    if nofile < nofile_needed {
+        // Below `max_connections`, which is a u32; at least one, or nobody would ever be served.
+        let possible = (nofile.saturating_sub(fixed) / limits::DESCRIPTORS_PER_CONNECTION).max(1) as u32;
+        tracing::warn!(
+            "the limit of open files is {nofile}: a worker serves {possible} connections at a time, not the \
+             {max_connections} of `max_connections`; raise it to {nofile_needed} (`ulimit -n`; systemd: \
+             `LimitNOFILE=`) or lower `max_connections`"
+        );
+        return Ok(possible);
+    }
+    Ok(max_connections)
+}
+
+/// Raises the hard limit to `wanted`, never lowers it. Takes `CAP_SYS_RESOURCE`.
+fn raise_hard(resource: Resource, wanted: rlim_t) -> nix::Result<()> {
+    let (soft, hard) = getrlimit(resource)?;
+    if hard >= wanted { Ok(()) } else { setrlimit(resource, soft, wanted) }
+}
+
+/// Raises the soft limit to `wanted` or as far as the hard limit lets, never lowers it; returns what it is then.
+fn raise(name: &'static str, resource: Resource, wanted: rlim_t) -> Result<rlim_t, Error> {
+    let explain = |errno| Error::Limit { resource: name, errno };
+    let (soft, hard) = getrlimit(resource).map_err(explain)?;
+    let target = wanted.min(hard);
+    if soft >= target {
+        return Ok(soft);
+    }
+    setrlimit(resource, target, hard).map_err(explain)?;
+    Ok(target)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_is_never_lowered() {
+        let (before, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        assert_eq!(raise("RLIMIT_NOFILE", Resource::RLIMIT_NOFILE, 1).unwrap(), before);
+    }
+}

@@ -1,0 +1,193 @@
+//! The supervisor: opens the sockets, launches the workers, replaces those that die, stops them all.
+//!
+//! One thread, one loop ([`Supervisor::run`](crate::control::run)), which alone owns the workers and what is known about them.
+//! Everything that waits elsewhere is a task that sends it events: one per worker process ([`attend`](crate::fleet::attend)), one
+//! per client of the command socket ([`command`](crate::control::command)). The supervisor itself waits in one place ([`turn`]),
+//! and so does every operation that it carries out: signals, deaths, what is due and questions are attended to in each turn.
+//! Nothing here touches a connection.
+//!
+//! Here stands what holds whatever operation runs. The operations are methods of [`Supervisor`] in the folders above:
+//! [`begin`](crate::begin), [`control`](crate::control), [`placement`](crate::placement), [`upgrade`](crate::upgrade).
+//!
+//! | file | what it is for |
+//! |---|---|
+//! | [`turn`] | waiting, for whatever an operation needs, while everything else goes on |
+//! | [`orders`] | orders to workers, and the wait for their answers |
+//! | [`question`], [`answers`] | what is asked; answers that are given at any moment |
+//! | [`events`] | what happens to workers |
+//! | [`due`] | what is due at some time: replacements, kills, the watchdog, certificates |
+//! | [`saving`] | the state on disk, after each change |
+//! | [`stop`] | a stop |
+
+mod answers;
+mod due;
+mod events;
+pub(crate) mod orders;
+pub(crate) mod question;
+mod saving;
+mod stop;
+pub(crate) mod turn;
+
+use std::{collections::VecDeque, io, path::PathBuf, rc::Rc, time::Duration};
+
+use kakehi_ctl::state::{Settings, State};
+use tokio::{
+    sync::mpsc::{Receiver, channel},
+    time::Instant,
+};
+
+use crate::{
+    certificates::{self, Keeper},
+    estate::record::StateRecord,
+    fleet::{
+        attend::{Attendance, Event},
+        launch::Provisions,
+        load::Load,
+        worker::Worker,
+    },
+    host::{init_system, signals::Signals},
+    supervisor::{question::Question, saving::Saving},
+};
+
+/// A larger text of the state is made anew each time: to keep it costs more than that.
+const LARGEST_KEPT: usize = 4 << 20;
+/// Events and requests that wait for the loop; who sends more waits.
+pub(crate) const QUEUE: usize = 64;
+
+/// How a supervisor that was asked to stop has stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Every worker finished what it had.
+    Clean,
+    /// A worker cut what was still in flight, had to be killed, or died.
+    Cut,
+    /// The state could not be saved.
+    Unsaved,
+}
+
+/// Everything that is running.
+pub(crate) struct Supervisor {
+    pub(crate) state: State,
+    pub(crate) source: Source,
+    /// `state` as the workers get it, once one has got it.
+    state_text: Option<Rc<[u8]>>,
+    pub(crate) workers: Vec<Worker>,
+    signals: Signals,
+    pub(crate) asked: Receiver<Question>,
+    events: Receiver<Event>,
+    /// For the tasks beside processes to come.
+    pub(crate) attendance: Attendance,
+    started: Instant,
+    /// Orders are numbered from 1.
+    orders_given: u64,
+    pub(crate) load: Load,
+    pub(crate) saving: Saving,
+    pub(crate) record: StateRecord,
+    pub(crate) certificates: Keeper,
+    /// How often the init system's watchdog is to be fed, and when next.
+    watchdog: Option<(Duration, Instant)>,
+    /// When the keys of session tickets are to be renewed.
+    pub(crate) ticket_keys_due: Instant,
+    /// The start is complete.
+    pub(crate) started_up: bool,
+    /// An operation is under way; the start is one.
+    pub(crate) operating: bool,
+    /// Processes that are not workers and that operations wait for.
+    pub(crate) helpers: Vec<u32>,
+    /// A SIGHUP came while something else was under way.
+    pub(crate) reload_due: bool,
+    /// Questions that wait until the operation that runs has ended.
+    pub(crate) line: VecDeque<Question>,
+    /// Files of certificates that were found not to be as they were.
+    pub(crate) changed_files: Vec<certificates::Changed>,
+    /// The state is about to be another: a process that started now would start from the one before.
+    pub(crate) launches_held: bool,
+    pub(crate) stopping: Option<Stopping>,
+}
+
+/// Where the configuration came from.
+pub(crate) struct Source {
+    /// `None`: no file to read again.
+    pub(crate) file: Option<PathBuf>,
+    /// As the file had them, before they were fitted to what the host allows.
+    pub(crate) settings: Settings,
+    /// Where the program lies that an upgrade runs.
+    pub(crate) program: Option<PathBuf>,
+}
+
+/// A stop that is under way.
+pub(crate) struct Stopping {
+    /// Who has not ended by then is killed.
+    pub(crate) kill_at: Option<Instant>,
+    pub(crate) end: End,
+}
+
+impl Supervisor {
+    /// One without workers.
+    pub(crate) fn new(
+        state: State,
+        source: Source,
+        certificates: Keeper,
+        signals: Signals,
+        asked: Receiver<Question>,
+    ) -> Self {
+        let (event_sender, events) = channel(QUEUE);
+        let attendance = Attendance::new(event_sender, state.settings.worker_liveness_ms);
+        let record = StateRecord::new(&state.settings.command_socket);
+        Supervisor {
+            state,
+            source,
+            state_text: None,
+            workers: Vec::new(),
+            signals,
+            asked,
+            events,
+            attendance,
+            started: Instant::now(),
+            orders_given: 0,
+            load: Load::new(),
+            saving: Saving::default(),
+            record,
+            certificates,
+            watchdog: init_system::watchdog_period().map(|period| (period, Instant::now())),
+            ticket_keys_due: Instant::now(),
+            started_up: false,
+            operating: true,
+            helpers: Vec::new(),
+            reload_due: false,
+            line: VecDeque::new(),
+            changed_files: Vec::new(),
+            launches_held: false,
+            stopping: None,
+        }
+    }
+
+    /// The state is another than before.
+    pub(crate) fn note_changed(&mut self) {
+        self.state_text = None;
+        self.record.tidy(&self.state);
+        self.save_automatically();
+    }
+
+    /// Has the state take as little memory as it can.
+    pub(crate) fn compact(&mut self) {
+        self.state = crate::sys::compacted(std::mem::take(&mut self.state), State::detached);
+    }
+
+    /// The state as a worker gets it.
+    fn state_text(&mut self) -> io::Result<Rc<[u8]>> {
+        if let Some(text) = &self.state_text {
+            return Ok(Rc::clone(text));
+        }
+        let text: Rc<[u8]> = serde_json::to_vec(&self.state)?.into();
+        if text.len() <= LARGEST_KEPT {
+            self.state_text = Some(Rc::clone(&text));
+        }
+        Ok(text)
+    }
+
+    /// What every process of a worker starts from.
+    pub(crate) fn provisions(&mut self) -> io::Result<Provisions> {
+        Ok(Provisions { state: self.state_text()?, vault: Rc::clone(self.certificates.vault()) })
+    }
+}

@@ -1,0 +1,120 @@
+//! Questions that change nothing, which are answered at any moment; and the stop.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use kakehi_ctl::order::{Phase, Request, Response, Status, Topology, WorkerInfo};
+use tokio::sync::oneshot;
+
+use crate::{
+    certificates,
+    fleet::{
+        process::cpu_time_ms,
+        worker::{self, Worker},
+    },
+    host::topology,
+    supervisor::{Supervisor, question::Question},
+};
+
+/// How long the load of workers is measured.
+const MEASURED: Duration = Duration::from_millis(500);
+
+impl Supervisor {
+    /// Answers what can be answered at any moment; gives back what must wait for its turn.
+    pub(crate) fn answer_now(&mut self, question: Question) -> Option<Question> {
+        let Question { request, peer, privileged, asker, answer } = question;
+        let response = match request {
+            Request::Status => Response::Status(self.status()),
+            Request::Workers => Response::Workers(self.workers.iter().map(Worker::info).collect()),
+            Request::State => Response::State(Box::new(self.state.clone())),
+            Request::Topology => {
+                self.tell_topology(answer);
+                return None;
+            }
+            Request::Certificates { which } => {
+                self.certificates.tell(&self.state, which.as_deref(), answer);
+                return None;
+            }
+            Request::Keys => self.tell_keys(privileged, &peer),
+            Request::Stop { now } => {
+                tracing::info!("stop ordered by {peer}");
+                if !self.is_stopping() {
+                    self.on_stop("kakehictl");
+                }
+                if now {
+                    self.on_stop("kakehictl");
+                }
+                Response::Stopping
+            }
+            request => return Some(Question { request, peer, privileged, asker, answer }),
+        };
+        // Whoever asked may have left; that is nobody's loss.
+        let _ = answer.send(response);
+        None
+    }
+
+    fn status(&self) -> Status {
+        let workers: Vec<_> = self.workers.iter().map(Worker::info).collect();
+        let clusters = self.state.clusters.values();
+        let figures = certificates::figures(&self.state);
+        let phase = match (self.is_stopping(), self.started_up) {
+            (true, _) => Phase::Stopping,
+            (false, true) => Phase::Running,
+            (false, false) => Phase::Starting,
+        };
+        Status {
+            phase,
+            generation: self.state.revision.generation,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_s: self.started.elapsed().as_secs(),
+            listeners: self.state.active_addresses().collect(),
+            clusters: clusters.len(),
+            frontends: clusters.clone().map(|cluster| cluster.frontends.len()).sum(),
+            backends: clusters.map(|cluster| cluster.backends.len()).sum(),
+            connections: worker::add_up(workers.iter().map(|worker| worker.connections)),
+            requests: worker::add_up(workers.iter().map(|worker| worker.requests)),
+            restarts: worker::add_up(self.workers.iter().map(Worker::restarts)),
+            save_failed: self.saving.failure().map(str::to_owned),
+            counters: worker::sum(&self.workers).into_iter().chain(figures).collect(),
+            workers,
+        }
+    }
+
+    /// Tells what cores the host has, where the workers are, and how busy each is: which shows only over a while, so that
+    /// the answer comes later, and nobody waits for it but who asked.
+    fn tell_topology(&self, answer: oneshot::Sender<Response>) {
+        let mut workers: Vec<WorkerInfo> = self.workers.iter().map(Worker::info).collect();
+        let since = Instant::now();
+        tokio::spawn(async move {
+            tokio::time::sleep(MEASURED).await;
+            let time_ms = since.elapsed().as_millis().max(1) as u64;
+            for worker in &mut workers {
+                let now = cpu_time_ms(worker.pid).map(|(user, system)| user + system);
+                let before = worker.cpu_user_ms + worker.cpu_system_ms;
+                worker.load_percent = now.map(|now| now.saturating_sub(before) * 100 / time_ms);
+            }
+            let (cores, interfaces) = topology::read(Path::new("/"));
+            // Whoever asked may have left; that is nobody's loss.
+            let _ = answer.send(Response::Topology(Topology { cores, interfaces, workers }));
+        });
+    }
+
+    /// The keys that are in no file, for who may have them. That somebody may connect does not mean that: it takes the
+    /// rights of whoever could read them in memory anyway.
+    fn tell_keys(&self, privileged: bool, by: &str) -> Response {
+        if !privileged {
+            let reason = "only root, and the user that kakehi runs as, may have keys".to_owned();
+            return Response::Refused { reason };
+        }
+        match self.certificates.keys(&self.state) {
+            Ok(keys) => {
+                tracing::info!("{} keys were given to {by}", keys.len());
+                Response::Keys(keys)
+            }
+            Err(error) => Response::Refused { reason: error.to_string() },
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! What is due at some time, whatever operation runs: workers to be replaced or killed, the watchdog, certificates to look at.
+
+use std::{io, time::Duration};
+
+use kakehi_ctl::order::WorkerState;
+use tokio::time::Instant;
+
+use crate::{fleet::worker::Worker, host::init_system, supervisor::Supervisor};
+
+impl Supervisor {
+    /// When something is due that is done at any moment.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        let kill_at = self.stopping.as_ref().and_then(|stopping| stopping.kill_at);
+        let workers = self.workers.iter();
+        workers
+            .flat_map(|worker| [worker.due().filter(|_| self.may_attend(worker)), worker.leave_due()])
+            .flatten()
+            .chain(kill_at)
+            .chain(self.watchdog.map(|(_, due)| due))
+            .chain(self.certificates_due())
+            .min()
+    }
+
+    pub(super) fn on_due(&mut self) {
+        let now = Instant::now();
+        if self.stopping.as_ref().and_then(|stopping| stopping.kill_at).is_some_and(|at| at <= now) {
+            tracing::warn!("`graceful_timeout` is over: killing the workers that are left");
+            self.cut();
+        }
+        self.workers.iter_mut().for_each(|worker| worker.kill_overdue(now));
+        if self.watchdog.is_some_and(|(_, due)| due <= now) {
+            init_system::alive();
+            self.watchdog = self.watchdog.map(|(period, _)| (period, now + period));
+        }
+        self.attend_to_certificates();
+        let due = |worker: &Worker| self.may_attend(worker) && worker.due().is_some_and(|due| due <= now);
+        let due: Vec<u32> = self.workers.iter().filter(|worker| due(worker)).map(Worker::id).collect();
+        if due.is_empty() {
+            return;
+        }
+        let provisions = self.provisions();
+        for worker in self.workers.iter_mut().filter(|worker| due.contains(&worker.id())) {
+            if worker.state() == WorkerState::Starting {
+                worker.on_late_start();
+                continue;
+            }
+            let launched = match &provisions {
+                Ok(provisions) => worker.relaunch(provisions, &self.attendance),
+                Err(error) => Err(io::Error::other(error.to_string())),
+            };
+            match launched {
+                Ok(()) => {}
+                Err(error) => {
+                    let delay = worker.plan_replacement(Duration::ZERO);
+                    tracing::error!(
+                        worker = worker.id(),
+                        "cannot be replaced: {error}; to be tried again in {} ms",
+                        delay.as_millis()
+                    );
+                }
+            }
+        }
+    }
+
+    /// Whether what is due of a worker may be done now.
+    fn may_attend(&self, worker: &Worker) -> bool {
+        worker.state() == WorkerState::Starting || !(self.launches_held || worker.is_being_upgraded())
+    }
+
+    /// When anything is due of certificates that concerns no worker.
+    fn certificates_due(&self) -> Option<Instant> {
+        [self.watch_due(), self.certificates.expiry_due(&self.state), self.tidy_due()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Does of that what is due.
+    fn attend_to_certificates(&mut self) {
+        let now = Instant::now();
+        let is_due = |due: Option<Instant>| due.is_some_and(|due| due <= now);
+        if is_due(self.watch_due()) {
+            self.certificates.look_at_files(&self.state);
+        }
+        if is_due(self.certificates.expiry_due(&self.state)) {
+            self.certificates.tell_expiry(&self.state);
+        }
+        if is_due(self.tidy_due()) {
+            self.certificates.tidy(&self.state);
+        }
+    }
+
+    /// When files are to be looked at next.
+    fn watch_due(&self) -> Option<Instant> {
+        self.certificates.watch_due(&self.state).filter(|_| !self.is_stopping())
+    }
+
+    /// When what nobody uses is to be thrown away. Not while a change is under way: what it brings is in the vault already, and in no
+    /// state yet.
+    fn tidy_due(&self) -> Option<Instant> {
+        self.certificates.tidy_due().filter(|_| !self.operating)
+    }
+}

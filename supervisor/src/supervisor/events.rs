@@ -1,0 +1,84 @@
+//! What happens to workers, and what follows from it.
+
+use std::time::Duration;
+
+use crate::{
+    fleet::{
+        attend::Event,
+        worker::{Death, Outcome, Worker},
+    },
+    supervisor::{End, Supervisor},
+};
+
+impl Supervisor {
+    /// Takes note of what happened to a process, and attends to it. What an operation may wait for is given back.
+    pub(crate) fn on_event(&mut self, event: Event) -> Outcome {
+        let id = event.worker;
+        let outcome = self.note(event);
+        self.attend_to(id, outcome)
+    }
+
+    /// Attends to what happened to a worker. What an operation may wait for is given back.
+    pub(crate) fn attend_to(&mut self, id: u32, outcome: Outcome) -> Outcome {
+        match outcome {
+            Outcome::Ready => tracing::info!(worker = id, "ready, replaces the one that died"),
+            Outcome::Answered { refused: Some(reason), .. } => {
+                tracing::warn!(worker = id, "refused an order: {reason}");
+            }
+            Outcome::Died(death) => self.on_death(id, death),
+            // An upgrade that was given up, or the end of one that an operation waits for.
+            other => return other,
+        }
+        Outcome::Nothing
+    }
+
+    fn on_death(&mut self, id: u32, Death { reason, drained, lived }: Death) {
+        if let Some(stopping) = &mut self.stopping {
+            if drained {
+                tracing::info!(worker = id, "has finished");
+            } else {
+                stopping.end = End::Cut;
+                tracing::warn!(worker = id, "did not finish: {reason}");
+            }
+            return;
+        }
+        if !self.state.settings.worker_automatic_restart {
+            tracing::error!(worker = id, "{reason}; not replaced, as `worker_automatic_restart` is false");
+            return;
+        }
+        self.plan_replacement(id, &reason, lived);
+    }
+
+    /// Has another process take the place of one that has `lived` so long.
+    pub(crate) fn plan_replacement(&mut self, id: u32, reason: &str, lived: Duration) {
+        if let Some(worker) = self.worker(id) {
+            let delay = worker.plan_replacement(lived);
+            tracing::error!(worker = id, "{reason}; to be replaced in {} ms", delay.as_millis());
+        }
+    }
+
+    /// Passes the event to the worker that it is about.
+    pub(crate) fn note(&mut self, event: Event) -> Outcome {
+        match self.worker(event.worker) {
+            Some(worker) => worker.on_event(event),
+            None => Outcome::Nothing,
+        }
+    }
+
+    pub(crate) fn worker(&mut self, id: u32) -> Option<&mut Worker> {
+        self.workers.get_mut(id as usize)
+    }
+
+    /// Has another process take the place of the one of a worker, whatever `worker_automatic_restart` says: this one has not died.
+    pub(crate) fn give_up(&mut self, id: u32, reason: String) {
+        let outcome = self.worker(id).map(|worker| worker.give_up(reason));
+        if let Some(Outcome::Died(Death { reason, lived, .. })) = outcome {
+            self.plan_replacement(id, &reason, lived);
+        }
+    }
+
+    /// How many workers there are, without those that are about to end for good.
+    pub(crate) fn count(&self) -> usize {
+        self.workers.iter().take_while(|worker| !worker.is_retired()).count()
+    }
+}

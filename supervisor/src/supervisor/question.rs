@@ -1,0 +1,28 @@
+//! What is asked of a supervisor, by whom, and where the answer goes.
+
+use std::os::fd::OwnedFd;
+
+use kakehi_ctl::order::{Request, Response};
+use tokio::sync::oneshot;
+
+/// A request that waits for its answer.
+pub(crate) struct Question {
+    /// What is asked.
+    pub(crate) request: Request,
+    /// By whom: user and process, as the kernel knows them (`SO_PEERCRED`).
+    pub(crate) peer: String,
+    /// It is root or our own user.
+    pub(crate) privileged: bool,
+    /// Where the answer goes.
+    pub(crate) answer: oneshot::Sender<Response>,
+    /// With [`Request::Upgrade`]: what must stay open, as another program answers.
+    pub(crate) asker: Option<Asker>,
+}
+
+/// Who asked, and where.
+pub(crate) struct Asker {
+    /// Number of the request.
+    pub(crate) request: u64,
+    pub(crate) connection: OwnedFd,
+    pub(crate) command_socket: OwnedFd,
+}

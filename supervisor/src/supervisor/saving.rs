@@ -1,0 +1,122 @@
+//! The state is saved by itself after each change, where that is wanted. The disk is waited for elsewhere; a save that failed is
+//! tried again until it succeeds.
+
+use std::{io, rc::Rc, time::Duration};
+
+use kakehi_ctl::store;
+use tokio::{task::JoinHandle, time::Instant};
+
+use crate::{certificates::without_keys, supervisor::Supervisor, timer::sleep_until};
+
+/// A failed save is tried again after this time, then after twice as long.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// The longest time between two tries.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// Saves after changes, which a thread of their own waits for.
+#[derive(Default)]
+pub(crate) struct Saving {
+    pub(crate) running: Option<JoinHandle<Result<(), String>>>,
+    /// The one that is under way was asked for; how it ends is told to whoever asked.
+    pub(crate) by_hand: bool,
+    /// The state is not as it was saved last.
+    pub(crate) again: bool,
+    /// Somebody saves the state by hand: nothing is begun.
+    pub(crate) held: bool,
+    /// Why the last save failed.
+    failed: Option<String>,
+    /// When a save that failed is tried again, and after how long the one after it.
+    pub(crate) retry: Option<(Instant, Duration)>,
+}
+
+impl Saving {
+    /// Waits until the save that is under way has ended, or one that failed is to be tried again: [`Supervisor::go_on_saving`]
+    /// is to be called then. May be given up at any time without loss.
+    pub(crate) async fn is_to_go_on(&mut self) {
+        let Some(running) = &mut self.running else {
+            return sleep_until(self.retry.map(|(at, _)| at).filter(|_| !self.held)).await;
+        };
+        // It cannot fail but by a panic, which ends the program.
+        let ended = running.await.unwrap_or_else(|error| Err(error.to_string()));
+        self.running = None;
+        if !std::mem::take(&mut self.by_hand) {
+            self.note(ended);
+        }
+    }
+
+    /// Why the state on the disk is not the one that is running, if that could not be helped.
+    pub(crate) fn failure(&self) -> Option<&str> {
+        self.failed.as_deref()
+    }
+
+    fn note(&mut self, ended: Result<(), String>) {
+        match ended {
+            Ok(()) => {
+                if self.failed.take().is_some() {
+                    tracing::info!("the state is saved again");
+                }
+                self.retry = None;
+            }
+            Err(reason) => {
+                let pause = self.retry.map_or(FIRST_PAUSE, |(_, pause)| (pause * 2).min(LONGEST_PAUSE));
+                if self.failed.as_ref() != Some(&reason) {
+                    tracing::error!(
+                        "the state is not saved: {reason}; it is tried again until that succeeds"
+                    );
+                }
+                self.failed = Some(reason);
+                self.again = true;
+                self.retry = Some((Instant::now() + pause, pause));
+            }
+        }
+    }
+
+    fn may_begin(&self) -> bool {
+        let is_time = self.retry.is_none_or(|(at, _)| at <= Instant::now());
+        self.again && self.running.is_none() && !self.held && is_time
+    }
+}
+
+impl Supervisor {
+    /// What is saved after a change: never a key.
+    fn text_to_save(&mut self) -> io::Result<Rc<[u8]>> {
+        let (state, left_out) = without_keys(&self.state);
+        let text = match left_out {
+            0 => None,
+            _ => Some(serde_json::to_vec(&state)?.into()),
+        };
+        let before = std::mem::replace(&mut self.certificates.left_out, left_out);
+        if left_out > before {
+            tracing::warn!(
+                "the state is saved without {left_out} certificates, whose keys are in no file; they will be missing \
+                 after a stop (`kakehictl state save --with-keys` saves them)"
+            );
+        }
+        text.map_or_else(|| self.state_text(), Ok)
+    }
+
+    /// Begins to save the state, where that is wanted. The disk is waited for elsewhere; what changes meanwhile is
+    /// saved afterwards.
+    pub(crate) fn save_automatically(&mut self) {
+        if !self.state.settings.automatic_state_save {
+            return;
+        }
+        self.saving.again = true;
+        self.go_on_saving();
+    }
+
+    /// Begins the next save when it is time.
+    pub(crate) fn go_on_saving(&mut self) {
+        if !self.saving.may_begin() {
+            return;
+        }
+        self.saving.again = false;
+        let Some(path) = self.state.settings.saved_state.clone() else { return };
+        let text = match self.text_to_save() {
+            Ok(text) => text.to_vec(),
+            Err(error) => return self.saving.note(Err(error.to_string())),
+        };
+        let save = move || store::write(&path, &text).map_err(|error| format!("{}: {error}", path.display()));
+        self.saving.running = Some(tokio::task::spawn_blocking(save));
+    }
+}
