@@ -12,7 +12,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::state::{Backend, Certificate, Cluster, Fingerprint, Frontend, Listener, PathRule, State};
+use crate::state::{
+    Backend, Certificate, Cluster, Fingerprint, Frontend, Listener, PathRule, Settings, State,
+};
 
 mod words;
 
@@ -20,6 +22,11 @@ mod words;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Change {
+    /// The settings become these. What of them needs new workers or a new start is known from then on, and holds later.
+    SetSettings {
+        /// All of them.
+        settings: Box<Settings>,
+    },
     /// A listener comes, or the one at this address becomes this one. Without TLS, its certificates go.
     SetListener {
         /// The listener.
@@ -188,7 +195,8 @@ impl Change {
     pub fn concerns_routes(&self) -> bool {
         !matches!(
             self,
-            Change::SetBackend { .. }
+            Change::SetSettings { .. }
+                | Change::SetBackend { .. }
                 | Change::RemoveBackend { .. }
                 | Change::SetCertificate { .. }
                 | Change::RemoveCertificate { .. }
@@ -198,7 +206,8 @@ impl Change {
     /// The cluster that it changes.
     pub fn cluster(&self) -> Option<&str> {
         match self {
-            Change::SetListener { .. }
+            Change::SetSettings { .. }
+            | Change::SetListener { .. }
             | Change::RemoveListener { .. }
             | Change::SetCertificate { .. }
             | Change::RemoveCertificate { .. } => None,
@@ -227,6 +236,7 @@ impl State {
     /// See [`ChangeError`]; nothing has changed then.
     pub fn apply(&mut self, change: &Change) -> Result<(), ChangeError> {
         match change {
+            Change::SetSettings { settings } => self.settings.clone_from(settings),
             Change::SetListener { listener } => {
                 self.listeners.insert(listener.address, listener.clone());
                 if listener.tls.is_none() {

@@ -4,7 +4,7 @@
 //! What is there already is written as a part of a file, the keys are put into it, and the part is read again: keys mean and
 //! allow the same as in a file.
 
-use std::{net::SocketAddr, path::Path};
+use std::{collections::BTreeMap, net::SocketAddr, path::Path};
 
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -12,7 +12,8 @@ use toml::{Table, Value};
 use crate::{
     change::{Change, ChangeError, FrontendRule},
     config::{self, write},
-    state::{Backend, Cluster, Frontend, Listener, State},
+    keys::Effect,
+    state::{Backend, Cluster, Frontend, Listener, Settings, State},
 };
 
 /// One thing that is wanted. `keys` are `KEY=VALUE` as in the file: `hsts.max_age=5` is a key of the table `hsts`, `KEY=` takes a
@@ -82,6 +83,11 @@ pub enum Edit {
         /// Those that change.
         keys: Vec<String>,
     },
+    /// Other settings for the process.
+    PatchSettings {
+        /// Those that change; one without a value is again as the file says.
+        keys: Vec<String>,
+    },
     /// What needs no keys.
     Change(Change),
 }
@@ -146,7 +152,7 @@ impl Edit {
     /// The cluster that it is about.
     pub fn cluster(&self) -> Option<&str> {
         match self {
-            Edit::AddListener { .. } | Edit::PatchListener { .. } => None,
+            Edit::AddListener { .. } | Edit::PatchListener { .. } | Edit::PatchSettings { .. } => None,
             Edit::AddCluster { name, .. } | Edit::PatchCluster { name, .. } => Some(name),
             Edit::AddFrontend { cluster, .. }
             | Edit::PatchFrontend { cluster, .. }
@@ -210,8 +216,79 @@ impl Edit {
                 let present = reader.present(cluster)?.backends.iter().find(|it| it.id == *id);
                 reader.backend(cluster, present.ok_or_else(missing)?, keys)
             }
+            Edit::PatchSettings { .. } | Edit::Change(Change::SetSettings { .. }) => {
+                Err(usage("settings are not changed together with other things"))
+            }
             Edit::Change(change) => Ok(Edited { change: change.clone(), warnings: Vec::new() }),
         }
+    }
+}
+
+/// `by_hand` with other settings, by their keys, each with its value as in a file. Relative paths are those of `folder`.
+///
+/// # Errors
+/// When it is no key of the process, or one that other verbs or only a start can change, or has no such value.
+pub fn patch_settings(
+    by_hand: &BTreeMap<String, String>,
+    keys: &[String],
+    folder: &Path,
+) -> Result<BTreeMap<String, String>, EditError> {
+    let mut patched = by_hand.clone();
+    for text in keys {
+        let Assignment { key, value } =
+            assignment(text).map_err(|lack| usage(format!("`{text}` is no KEY=VALUE: {lack}")))?;
+        check_setting(&key)?;
+        let Some(value) = value else {
+            patched.remove(&key);
+            continue;
+        };
+        let table = Table::from_iter([(key.clone(), value.clone())]);
+        let settings = read_settings(&table, folder)?;
+        // As it is written, so that paths are absolute.
+        let written = write::settings(&settings).remove(&key).unwrap_or(value);
+        patched.insert(key, written.to_string());
+    }
+    Ok(patched)
+}
+
+/// `in_file` with what has been changed by hand.
+///
+/// # Errors
+/// When a value is none that the key takes.
+pub fn settings_with(in_file: &Settings, by_hand: &BTreeMap<String, String>) -> Result<Settings, EditError> {
+    if by_hand.is_empty() {
+        return Ok(in_file.clone());
+    }
+    let mut table = write::settings(in_file);
+    for (key, value) in by_hand {
+        check_setting(key)?;
+        let value = toml::from_str::<Table>(&format!("value = {value}")).map_err(usage)?.remove("value");
+        put(&mut table, key, value.as_ref())?;
+    }
+    read_settings(&table, Path::new("/"))
+}
+
+fn read_settings(table: &Table, folder: &Path) -> Result<Settings, EditError> {
+    let text = toml::to_string(table).map_err(usage)?;
+    Ok(config::parse_part(&text, "the command line", folder).map_err(usage)?.state.settings)
+}
+
+/// Whether a setting can be changed by its key while kakehi runs.
+fn check_setting(key: &str) -> Result<(), EditError> {
+    let Some(known) = Settings::OWN.iter().find(|known| known.name == key) else {
+        return Err(usage(format!(
+            "`{}` is no setting of the process (`kakehictl settings list` has them all; listeners and clusters have verbs of their own)",
+            key.escape_debug()
+        )));
+    };
+    match known.effect {
+        Effect::Placement => Err(usage(format!(
+            "`{key}` is not set here: `kakehictl workers scale N` sets the number of workers, `kakehictl pin` where they run"
+        ))),
+        Effect::Restart => {
+            Err(usage(format!("`{key}` changes at a new start only: write it into the configuration file")))
+        }
+        Effect::Live | Effect::Workers => Ok(()),
     }
 }
 

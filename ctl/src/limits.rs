@@ -9,6 +9,8 @@ pub const MAX_CONNECTIONS: u32 = 10_000;
 pub const DESCRIPTORS_PER_CONNECTION: u64 = 2;
 /// Descriptors of a worker beside its connections and listeners. Cannot be set: that is what is.
 pub const DESCRIPTORS_BASE: u64 = 128;
+/// Listeners for which a worker makes room at a time, so that a few more do not make another limit of connections. Not a key.
+pub const LISTENERS_AT_A_TIME: u64 = 4;
 /// Length of a listener's accept queue, which the kernel lowers to `net.core.somaxconn`. Cannot be set: that is what is.
 pub const ACCEPT_QUEUE: u16 = 65_535;
 

@@ -47,6 +47,9 @@ pub enum Request {
     Reload {
         /// Only say what would change.
         dry_run: bool,
+        /// Then replace the processes of the workers, for the settings that need it.
+        #[serde(default)]
+        workers: bool,
     },
     /// Replace the process of a worker, or of each worker, one after the other, without losing a connection.
     UpgradeWorkers {
@@ -159,7 +162,7 @@ impl Request {
                 | Request::Topology
                 | Request::Certificates { .. }
                 | Request::Keys
-                | Request::Reload { dry_run: true }
+                | Request::Reload { dry_run: true, .. }
                 | Request::LoadState { dry_run: true, .. }
         )
     }
@@ -318,6 +321,9 @@ pub struct Changed {
     pub changes: Vec<String>,
     /// Settings that differ in the file and change at the next start only.
     pub at_next_start: Vec<String>,
+    /// Settings that hold in new processes of the workers only, which none has yet.
+    #[serde(default)]
+    pub with_new_workers: Vec<String>,
     /// What the file was warned of.
     pub warnings: Vec<String>,
     /// What each worker said; empty after a dry run and when there is no difference.

@@ -6,6 +6,8 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
+use crate::edit;
+
 mod cluster;
 mod compact;
 mod listener;
@@ -63,6 +65,10 @@ pub struct Revision {
     /// Where it has put them since; empty: as the file says.
     #[serde(default)]
     pub worker_cores: Vec<u16>,
+    /// Settings that `kakehictl` has changed since, by their keys, with values as in a file. They go before those of the file,
+    /// also of one that has changed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub settings: BTreeMap<String, String>,
 }
 
 impl Default for State {
@@ -83,7 +89,10 @@ impl State {
     /// else from there; also with as many workers in the same places, unless the file has changed since.
     #[must_use]
     pub fn going_on_from(self, earlier: State) -> State {
-        let mut state = State { settings: self.settings, ..earlier };
+        let by_hand = edit::settings_with(&self.settings, &earlier.revision.settings);
+        // A value that no file can have any more is not taken.
+        let settings = by_hand.unwrap_or(self.settings);
+        let mut state = State { settings, ..earlier };
         if state.revision.origin == self.revision.origin {
             state.settings.worker_count = state.revision.workers.or(state.settings.worker_count);
             if !state.revision.worker_cores.is_empty() {

@@ -341,6 +341,7 @@ fn changed() -> Response {
         applied: true,
         changes: vec!["+ certificate 00 for a on 127.0.0.1:8443".to_owned()],
         at_next_start: vec![],
+        with_new_workers: vec![],
         warnings: vec![],
         workers: vec![],
     })

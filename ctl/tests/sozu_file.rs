@@ -51,7 +51,7 @@ fn what_is_honoured_reaches_the_state() {
     );
     assert_eq!(web.frontends[1].method.as_deref(), Some("GET"));
     let backends: Vec<_> = web.backends.iter().map(|it| (it.id.as_str(), it.weight, it.backup)).collect();
-    assert_eq!(backends, [("one", 50, false), ("web-1-[::1]:1027", 100, true)]);
+    assert_eq!(backends, [("one", 50, false), ("[::1]:1027", 100, true)]);
 }
 
 #[test]

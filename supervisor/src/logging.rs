@@ -33,6 +33,8 @@ const MAX_LINE: usize = 4096;
 
 /// Lines that wait; none in a worker.
 static WAITING: OnceLock<Outlet<Vec<u8>>> = OnceLock::new();
+/// Has the log take another filter.
+static CHANGE_FILTER: OnceLock<Box<dyn Fn(EnvFilter) + Send + Sync>> = OnceLock::new();
 /// Lines that were thrown away and are not said to be yet.
 static LOST: AtomicU64 = AtomicU64::new(0);
 
@@ -62,6 +64,23 @@ pub(crate) fn open_for_worker(log_level: &str) {
     open(log_level);
 }
 
+/// Whether `log_level` is a filter.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn check_level(log_level: &str) -> Result<(), String> {
+    EnvFilter::try_new(log_level).map(drop).map_err(|error| error.to_string())
+}
+
+/// Filters the log by another `log_level`, unless the environment says by what.
+pub(crate) fn set_level(log_level: &str) {
+    if std::env::var_os(VARIABLE).is_none()
+        && let (Some(change), Ok(filter)) = (CHANGE_FILTER.get(), EnvFilter::try_new(log_level))
+    {
+        change(filter);
+    }
+}
+
 /// Has the last lines written, if anybody reads them: before the process ends, or becomes another program.
 pub(crate) fn flush() {
     if let Some(waiting) = WAITING.get() {
@@ -75,14 +94,23 @@ fn open(log_level: &str) {
         Ok(filter) => (filter, None),
         Err(error) => (EnvFilter::new("info"), Some(error)),
     };
-    let opened = tracing_subscriber::fmt()
+    let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(io::stdout().is_terminal())
         .with_writer(BestEffort)
         .with_target(false)
         // The report of such an error would go to standard error, and panic when that is gone as well.
         .log_internal_errors(false)
-        .try_init();
+        .with_filter_reloading();
+    let handle = builder.reload_handle();
+    let change = move |filter| {
+        // Only a subscriber that is gone refuses it.
+        let _ = handle.reload(filter);
+    };
+    let opened = builder.try_init();
+    if opened.is_ok() {
+        let _ = CHANGE_FILTER.set(Box::new(change));
+    }
     if opened.is_ok()
         && let Some(error) = complaint
     {

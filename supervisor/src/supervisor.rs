@@ -109,7 +109,7 @@ pub(crate) struct Supervisor {
 pub(crate) struct Source {
     /// `None`: no file to read again.
     pub(crate) file: Option<PathBuf>,
-    /// As the file had them, before they were fitted to what the host allows.
+    /// As the file has them.
     pub(crate) settings: Settings,
     /// Where the program lies that an upgrade runs.
     pub(crate) program: Option<PathBuf>,

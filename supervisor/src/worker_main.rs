@@ -23,6 +23,7 @@ use kakehi_ctl::{
 };
 use kakehi_engine::{
     observe::Counters,
+    ring::Level,
     tls::Vault,
     worker::{self, DescriptorChannel, DescriptorKind, End, Identity, Setup},
 };
@@ -152,8 +153,13 @@ fn receive(place: Place, orders: &UnixStream) -> Result<Setup, Error> {
         Err(_) => Vault::create().map_err(Error::Vault)?,
     };
     let predecessor = inherits.then(|| take(PREDECESSOR)).transpose()?;
+    // The supervisor has looked at it.
+    let from_environment = level_from_environment().ok().flatten();
+    let level = from_environment.or_else(|| state.settings.io_uring_level.and_then(Level::new));
     Ok(Setup {
         identity: identity(&state)?,
+        level: level.unwrap_or(Level::HIGHEST),
+        set_log_level: logging::set_level,
         id,
         core,
         state,
@@ -170,6 +176,18 @@ fn receive(place: Place, orders: &UnixStream) -> Result<Setup, Error> {
         launch,
         program: this_program(),
     })
+}
+
+/// `KAKEHI_IO_URING_LEVEL`, which goes before the key `io_uring_level`.
+///
+/// # Errors
+/// What it is set to, when that is anything but 0 to 4.
+pub(crate) fn level_from_environment() -> Result<Option<Level>, String> {
+    let Some(text) = std::env::var_os("KAKEHI_IO_URING_LEVEL").filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    let level = text.to_str().and_then(|text| text.parse().ok()).and_then(Level::new);
+    level.map(Some).ok_or_else(|| text.to_string_lossy().into_owned())
 }
 
 /// Whom the settings have this process become, if it is not that already.

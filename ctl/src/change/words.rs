@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 
 use super::{Change, FrontendRule};
 use crate::config::compare;
-use crate::keys::Effect;
-use crate::state::{Backend, Cluster, Frontend, PathRule, Settings, State};
+use crate::state::{Backend, Cluster, Frontend, PathRule, State};
 
 impl State {
     /// `change` in words, one line for each thing that it does to this state: `+` comes, `-` goes, `~` changes.
     pub fn describe(&self, change: &Change) -> Vec<String> {
         match change {
+            Change::SetSettings { settings } => {
+                let lines = compare::settings(&self.settings, settings).into_iter();
+                lines.map(|line| format!("~ {line}")).collect()
+            }
             Change::SetListener { listener } => {
                 let address = listener.address;
                 let line = match self.listeners.get(&address) {
@@ -117,32 +120,5 @@ fn describe_backend(cluster: &str, present: Option<&Backend>, backend: &Backend)
             let keys = compare::backend(present, backend);
             format!("~ backend {id} of cluster {cluster}: {keys}")
         }
-    }
-}
-
-impl Settings {
-    /// Whether a worker that runs with these settings has to be replaced by one that runs with `wanted`.
-    pub fn differ_for_worker(&self, wanted: &Settings) -> bool {
-        self.keys_that_differ(wanted).into_iter().any(|key| key.effect == Effect::Workers)
-    }
-
-    /// The settings in which `wanted` differs and that change while kakehi runs, in words.
-    pub fn describe_live(&self, wanted: &Settings) -> Vec<String> {
-        let lines = compare::settings(self, wanted, Effect::Live);
-        lines.into_iter().map(|line| format!("~ {line}")).collect()
-    }
-
-    /// Takes over the settings that concern no worker's process and change at once. Number and place of the workers are not
-    /// among them: they are changed one by one.
-    pub fn take_live(&mut self, wanted: &Settings) {
-        let (worker_count, worker_cores) = (self.worker_count, std::mem::take(&mut self.worker_cores));
-        self.take_keys(wanted, Effect::Live);
-        (self.worker_count, self.worker_cores) = (worker_count, worker_cores);
-    }
-
-    /// Names of the settings in which `wanted` differs and which only a start can change.
-    pub fn fixed_until_restart(&self, wanted: &Settings) -> Vec<&'static str> {
-        let keys = self.keys_that_differ(wanted).into_iter();
-        keys.filter(|key| key.effect != Effect::Live).map(|key| key.name).collect()
     }
 }

@@ -9,7 +9,7 @@ use super::{
     write,
 };
 use crate::{
-    keys::{Effect, Kind, Level},
+    keys::{Kind, Level},
     state::{Backend, Cluster, Frontend, Listener, Settings},
 };
 
@@ -38,12 +38,10 @@ pub(crate) fn backend(before: &Backend, after: &Backend) -> String {
     words(&write::backend(before), &write::backend(after), &BACKEND)
 }
 
-/// The settings that differ and whose change needs `effect`, a line each.
-pub(crate) fn settings(before: &Settings, after: &Settings, effect: Effect) -> Vec<String> {
-    let mut of_effect = before.clone();
-    of_effect.take_keys(after, effect);
+/// The settings that differ, a line each.
+pub(crate) fn settings(before: &Settings, after: &Settings) -> Vec<String> {
     let mut lines = Vec::new();
-    differences(&write::settings(before), &write::settings(&of_effect), Some(&ROOT), "", &mut lines);
+    differences(&write::settings(before), &write::settings(after), Some(&ROOT), "", &mut lines);
     lines
 }
 

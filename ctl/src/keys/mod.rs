@@ -85,6 +85,8 @@ pub enum Default {
 pub enum Effect {
     /// Nothing: what runs takes it over at once.
     Live,
+    /// Workers start, end or move, one by one: by the file, or by `kakehictl workers scale` and `pin`.
+    Placement,
     /// New processes of the workers: `kakehictl reload --workers`.
     Workers,
     /// A new start of kakehi.
@@ -96,6 +98,7 @@ impl Effect {
     pub fn words(self) -> &'static str {
         match self {
             Effect::Live => "at once",
+            Effect::Placement => "at once, worker by worker",
             Effect::Workers => "with new workers",
             Effect::Restart => "at a new start",
         }

@@ -89,8 +89,7 @@ keyed! {
     required {
         /// Where it listens: `ip:port`, or `unix:/path` for a unix socket (kakehi's own addition); required.
         "address" => address: BackendAddress = BackendAddress::Ip(NOWHERE), BackendAddress, Yes, Live;
-        /// Its name, unique in the cluster. Without it: the cluster's id, the place in the list from 0, the address
-        /// (`web-0-127.0.0.1:9000`).
+        /// Its name, unique in the cluster. Without it: its address.
         "backend_id" => id: String = String::new(), Text, Yes, Live;
     }
     own {

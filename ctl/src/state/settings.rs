@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::{
-    keys::{keyed, words},
+    keys::{Effect, keyed, words},
     limits,
 };
 
@@ -26,10 +26,10 @@ keyed! {
         /// File that holds the supervisor's process id while it runs.
         "pid_file_path" => pid_file_path: Option<PathBuf> = None, Path, Yes, Restart;
         /// Number of workers. Without it: one per core that kakehi may use.
-        "worker_count" => worker_count: Option<u16> = None, Integer(1, 1024), Yes, Live;
+        "worker_count" => worker_count: Option<u16> = None, Integer(1, 1024), Yes, Placement;
         /// Cores of the workers, in their order, instead of those that `handle_process_affinity` picks; workers
         /// beyond the list are treated as without it. `kakehictl pin` shows and changes it.
-        "worker_cores" => worker_cores: Vec<u16> = Vec::new(), Integers, Own, Live;
+        "worker_cores" => worker_cores: Vec<u16> = Vec::new(), Integers, Own, Placement;
         /// Which worker gets a new connection: by a hash of its addresses, or (`cpu`) the worker on the core that
         /// received it, which pays when each core has a receive queue of the network card.
         "steering" => steering: Steering = Steering::Hash, Choice(Steering::WORDS), Own, Live;
@@ -49,29 +49,29 @@ keyed! {
         /// Replace a worker that dies.
         "worker_automatic_restart" => worker_automatic_restart: bool = true, Bool, Yes, Live;
         /// Pin each worker to a core of its own.
-        "handle_process_affinity" => pin_workers: bool = true, Bool, Yes, Restart;
+        "handle_process_affinity" => pin_workers: bool = true, Bool, Yes, Workers;
         /// How long the supervisor waits for a worker's answer to an order, in seconds. A worker that does not answer
         /// is told to finish what it has, and replaced; a change goes on with the others.
         "worker_timeout" => worker_timeout_ms: u64 = limits::WORKER_TIMEOUT_MS, Seconds, Yes, Live;
         /// Connections that one worker serves at a time; more wait in the kernel's queue.
-        "max_connections" => max_connections: u32 = limits::MAX_CONNECTIONS, Integer(1, 1_000_000), Yes, Workers;
+        "max_connections" => max_connections: u32 = limits::MAX_CONNECTIONS, Integer(1, 1_000_000), Yes, Live;
         /// TLS handshakes with clients under way at a time, in all workers together, each of which has an even share;
         /// a client address has a quarter of it at most. More wait in line, under `handshake_timeout`. 0 = any
         /// number.
-        "max_handshakes" => max_handshakes: u32 = limits::MAX_HANDSHAKES, Integer(0, 1_000_000), Own, Workers;
+        "max_handshakes" => max_handshakes: u32 = limits::MAX_HANDSHAKES, Integer(0, 1_000_000), Own, Live;
         /// What is logged: `error`, `warn`, `info`, `debug`, or directives per module (`warn,kakehi_engine=debug`).
-        "log_level" => log_level: String = "info".to_owned(), Text, Yes, Workers;
+        "log_level" => log_level: String = "info".to_owned(), Text, Yes, Live;
         /// At a stop, how long what is in flight may take to finish, in seconds.
         "graceful_timeout" => graceful_timeout_ms: u64 = limits::GRACEFUL_TIMEOUT_MS, Seconds, Own, Live;
         /// How long an idle connection waits, at a stop or when its listener was removed, for a request that is on
         /// its way, in seconds; 0 = not at all.
-        "stop_idle_grace" => stop_idle_grace_ms: u64 = limits::STOP_IDLE_GRACE_MS, SecondsOrZero, Own, Workers;
+        "stop_idle_grace" => stop_idle_grace_ms: u64 = limits::STOP_IDLE_GRACE_MS, SecondsOrZero, Own, Live;
         /// How long a tunnel (WebSocket) goes on whose listener or backend was removed, and what of a worker's old
         /// process cannot move at an upgrade, in seconds.
-        "drain_timeout" => drain_timeout_ms: u64 = limits::DRAIN_TIMEOUT_MS, Seconds, Own, Workers;
+        "drain_timeout" => drain_timeout_ms: u64 = limits::DRAIN_TIMEOUT_MS, Seconds, Own, Live;
         /// How long a worker goes on serving whose supervisor has died, if no `kakehi start` takes it over, in
         /// seconds; then it stops gracefully. Without it: for ever.
-        "orphan_timeout" => orphan_timeout_ms: Option<u64> = None, Seconds, Own, Workers;
+        "orphan_timeout" => orphan_timeout_ms: Option<u64> = None, Seconds, Own, Live;
         /// How long a worker may leave the supervisor's pings unanswered before it is killed and replaced, in
         /// seconds; 0 = for ever.
         "worker_liveness" => worker_liveness_ms: u64 = limits::WORKER_LIVENESS_MS, SecondsOrZero, Own, Live;
@@ -82,11 +82,11 @@ keyed! {
         "buffer_count" => buffer_count: u16 = limits::BUFFER_COUNT, PowerOfTwo(16, 32_768), Own, Workers;
         /// Memory that large bodies may take in one worker besides the arena (bytes); beyond it they move in arena
         /// buffers.
-        "body_memory" => body_memory: u64 = limits::BODY_MEMORY, Integer(0, 1 << 40), Own, Workers;
+        "body_memory" => body_memory: u64 = limits::BODY_MEMORY, Integer(0, 1 << 40), Own, Live;
         /// Idle connections to one backend that one worker keeps for later requests; 0 = none.
-        "upstream_max_idle" => upstream_max_idle: u32 = limits::UPSTREAM_MAX_IDLE, Integer(0, 1_000_000), Own, Workers;
+        "upstream_max_idle" => upstream_max_idle: u32 = limits::UPSTREAM_MAX_IDLE, Integer(0, 1_000_000), Own, Live;
         /// How long such a connection is kept, in seconds. Choose less than the backend's own idle timeout.
-        "upstream_idle_timeout" => upstream_idle_timeout_ms: u64 = limits::UPSTREAM_IDLE_TIMEOUT_MS, Seconds, Own, Workers;
+        "upstream_idle_timeout" => upstream_idle_timeout_ms: u64 = limits::UPSTREAM_IDLE_TIMEOUT_MS, Seconds, Own, Live;
         /// Look at the files of certificates, and take them anew when they have changed.
         "certificate_watch" => certificate_watch: bool = true, Bool, Own, Live;
         /// With `certificate_watch`: how often the files are looked at, in seconds.
@@ -98,8 +98,25 @@ keyed! {
         /// it only these may open it.
         "command_allowed_uids" => command_allowed_uids: Vec<u32> = Vec::new(), Integers, Yes, Restart;
         /// State file that is loaded at the start, if it is there and this file has not changed since it was saved.
-        "saved_state" => saved_state: Option<PathBuf> = None, Path, Yes, Restart;
+        "saved_state" => saved_state: Option<PathBuf> = None, Path, Yes, Live;
         /// Save the state to `saved_state` after each change.
-        "automatic_state_save" => automatic_state_save: bool = false, Bool, Yes, Restart;
+        "automatic_state_save" => automatic_state_save: bool = false, Bool, Yes, Live;
+    }
+}
+
+impl Settings {
+    /// What can become of these settings without a new start: `wanted`, with what a start settles and with number and place of the
+    /// workers as they are here.
+    pub fn becoming(&self, wanted: &Settings) -> Settings {
+        let mut settings = self.clone();
+        settings.take_keys(wanted, Effect::Live);
+        settings.take_keys(wanted, Effect::Workers);
+        settings
+    }
+
+    /// Names of the keys in which `wanted` differs and whose change needs `effect`.
+    pub fn differing(&self, wanted: &Settings, effect: Effect) -> Vec<&'static str> {
+        let keys = self.keys_that_differ(wanted).into_iter();
+        keys.filter(|key| key.effect == effect).map(|key| key.name).collect()
     }
 }

@@ -21,13 +21,13 @@ pub struct Connections {
     /// What their exchanges share.
     pub shared: Shared,
     /// Connections that may be open at a time.
-    pub(super) max_connections: u32,
+    max_connections: Cell<u32>,
     /// Handshakes with clients that are under way.
     pub(crate) handshakes: Rc<HandshakeLimit>,
     /// How long a tunnel goes on whose listener or backend was removed (ms).
-    pub drain_timeout_ms: u64,
+    pub drain_timeout_ms: Cell<u64>,
     /// How long an idle connection waits at a stop for a request that is on its way (ms).
-    pub stop_idle_grace_ms: u64,
+    pub stop_idle_grace_ms: Cell<u64>,
     /// When connections close that are idle then (ms on the ring's clock), once the worker drains: it is about to stop, and
     /// answers close their connections.
     idle_close_due: Cell<Option<u64>>,
@@ -56,9 +56,9 @@ impl Connections {
         Rc::new(Connections {
             handshakes: HandshakeLimit::new(&pooling.ring, max_handshakes),
             shared: Shared::new(pooling),
-            max_connections: settings.max_connections,
-            drain_timeout_ms: settings.drain_timeout_ms,
-            stop_idle_grace_ms: settings.stop_idle_grace_ms,
+            max_connections: Cell::new(settings.max_connections),
+            drain_timeout_ms: Cell::new(settings.drain_timeout_ms),
+            stop_idle_grace_ms: Cell::new(settings.stop_idle_grace_ms),
             idle_close_due: Cell::new(None),
             tunnels: Wakers::default(),
             leaving: Cell::new(false),
@@ -72,10 +72,23 @@ impl Connections {
         })
     }
 
+    /// So many connections may be open at a time from now on. Those that are open stay.
+    pub fn set_max_connections(&self, most: u32) {
+        self.max_connections.set(most);
+        self.wake_waiting();
+    }
+
+    /// Takes over what connections heed of settings that have changed, but for their number.
+    pub fn take_settings(&self, settings: &Settings) {
+        self.drain_timeout_ms.set(settings.drain_timeout_ms);
+        self.stop_idle_grace_ms.set(settings.stop_idle_grace_ms);
+        self.shared.pooling.take_settings(settings);
+    }
+
     /// Lets every connection end with the exchange that it is in. One that is idle has `stop_idle_grace` for a request that
     /// is on its way, but no more than half of `deadline_ms`, when everything is cut.
     pub fn drain(&self, deadline_ms: u64) {
-        let due = self.shared.ring.now() + self.stop_idle_grace_ms.min(deadline_ms / 2);
+        let due = self.shared.ring.now() + self.stop_idle_grace_ms.get().min(deadline_ms / 2);
         self.idle_close_due.set(Some(self.idle_close_due.get().map_or(due, |before| before.min(due))));
         self.shared.ring.wake_all();
     }
@@ -88,7 +101,7 @@ impl Connections {
     /// The worker cannot go on: it drains, and ends with this reason. The first one counts.
     pub fn fail(&self, reason: String) {
         self.failure.borrow_mut().get_or_insert(reason);
-        self.drain(self.drain_timeout_ms);
+        self.drain(self.drain_timeout_ms.get());
         if let Some(waker) = self.failing.take() {
             waker.wake();
         }
@@ -210,7 +223,7 @@ impl Connections {
 
     /// True if there are as many as there may be.
     pub(super) fn is_full(&self) -> bool {
-        self.open.get() >= self.max_connections
+        self.open.get() >= self.max_connections.get()
     }
 
     /// Notes that a listener accepts.

@@ -61,7 +61,7 @@ pub(super) async fn run(
         client: stream,
         upstream: &lease.stream,
         idle_ms,
-        drain_ms: connections.drain_timeout_ms,
+        drain_ms: connections.drain_timeout_ms.get(),
         owner: &owner,
     };
     let wake_slot = connections.tunnels.register();

@@ -34,7 +34,7 @@ struct Bulk {
 
 /// What of the worker's memory large bodies, and what waits for slow peers, may take.
 pub(super) struct BodyMemory {
-    budget: usize,
+    budget: Cell<usize>,
     in_use: Cell<usize>,
     refused: Cell<u64>,
     /// Small ones, large ones.
@@ -44,14 +44,19 @@ pub(super) struct BodyMemory {
 impl BodyMemory {
     /// `budget` bytes.
     pub(super) fn new(budget: usize) -> Rc<BodyMemory> {
-        Rc::new(BodyMemory { budget, in_use: Cell::new(0), refused: Cell::new(0), kept: Default::default() })
+        Rc::new(BodyMemory {
+            budget: Cell::new(budget),
+            in_use: Cell::new(0),
+            refused: Cell::new(0),
+            kept: Default::default(),
+        })
     }
 
     /// A buffer for `wanted` bytes or as many as it takes: [`BULK_SMALL`] or [`BULK_SIZE`]. `None` when the budget does not
     /// allow it: the body then goes on in buffers of the arena.
     pub(super) fn lend(self: &Rc<Self>, wanted: usize) -> Option<BulkBuf> {
         let sizes: &[usize] = if wanted > BULK_SMALL { &[BULK_SIZE, BULK_SMALL] } else { &[BULK_SMALL] };
-        let Some(size) = sizes.iter().find(|size| self.in_use.get() + **size <= self.budget) else {
+        let Some(size) = sizes.iter().find(|size| self.in_use.get() + **size <= self.budget.get()) else {
             self.refused.set(self.refused.get() + 1);
             return None;
         };
@@ -63,6 +68,11 @@ impl BodyMemory {
 
     fn kept(&self, size: usize) -> &Kept {
         &self.kept[usize::from(size > BULK_SMALL)]
+    }
+
+    /// Sets the budget (bytes). What is lent beyond it comes back by itself.
+    pub(super) fn set_budget(&self, budget: usize) {
+        self.budget.set(budget);
     }
 
     /// Counts memory that has to be had, whatever the budget says.

@@ -4,6 +4,10 @@
 //! connection has its receive armed, so that it reports its own death; one that says anything unasked is thrown
 //! away too, since what it says could be taken for the answer to somebody's request (RFC 9112 section 9.2).
 
+use std::cell::Cell;
+
+use kakehi_ctl::state::Settings;
+
 use crate::{
     observe::{Counter, Counters},
     ring::Ring,
@@ -17,9 +21,23 @@ pub struct Pooling {
     /// The worker's counters.
     pub counters: Counters,
     /// Idle connections that are kept per backend.
-    pub max_idle: usize,
+    max_idle: Cell<u32>,
     /// How long one is kept (ms).
-    pub idle_timeout_ms: u64,
+    idle_timeout_ms: Cell<u64>,
+}
+
+impl Pooling {
+    /// For connections on `ring`.
+    pub fn new(ring: Ring, counters: Counters, settings: &Settings) -> Pooling {
+        let (max_idle, idle_timeout_ms) = (settings.upstream_max_idle, settings.upstream_idle_timeout_ms);
+        Pooling { ring, counters, max_idle: Cell::new(max_idle), idle_timeout_ms: Cell::new(idle_timeout_ms) }
+    }
+
+    /// Takes over what the pool heeds of settings that have changed. Connections that are too many now go when they are trimmed.
+    pub fn take_settings(&self, settings: &Settings) {
+        self.max_idle.set(settings.upstream_max_idle);
+        self.idle_timeout_ms.set(settings.upstream_idle_timeout_ms);
+    }
 }
 
 struct Idle {
@@ -49,8 +67,10 @@ impl IdlePool {
     pub(super) fn trim(&mut self, pooling: &Pooling) {
         let now = pooling.ring.now();
         let before = self.idle.len();
+        let too_many = before.saturating_sub(pooling.max_idle.get() as usize);
+        self.idle.drain(..too_many);
         self.idle.retain(|idle| {
-            idle.stream.is_quiet() && now.saturating_sub(idle.since) < pooling.idle_timeout_ms
+            idle.stream.is_quiet() && now.saturating_sub(idle.since) < pooling.idle_timeout_ms.get()
         });
         for _ in self.idle.len()..before {
             pooling.counters.uncount(Counter::UpstreamIdle);
@@ -69,7 +89,7 @@ impl IdlePool {
     }
 
     pub(super) fn put(&mut self, stream: TransportStream, pooling: &Pooling) {
-        if self.idle.len() >= pooling.max_idle {
+        if self.idle.len() >= pooling.max_idle.get() as usize {
             return;
         }
         stream.watch();

@@ -11,7 +11,10 @@ use std::{
     rc::Rc,
 };
 
-use kakehi_ctl::order::{Adopted, ListenerSocket, PROTOCOL_VERSION, Program, Report};
+use kakehi_ctl::{
+    keys::Effect,
+    order::{Adopted, ListenerSocket, PROTOCOL_VERSION, Program, Report},
+};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
@@ -206,7 +209,8 @@ impl Worker {
 
     fn describe(&self) -> io::Result<Adopted> {
         let features = self.connections.shared.ring.features();
-        let (revision, settings) = self.configured.revision_and_settings();
+        let (revision, mut settings) = self.configured.revision_and_settings();
+        settings.take_keys(&self.started_with, Effect::Workers);
         Ok(Adopted {
             id: self.id,
             launch: self.adoption_state.launch,

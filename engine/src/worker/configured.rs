@@ -277,7 +277,17 @@ impl Configured {
         serde_json::to_vec(&*self.state.borrow())
     }
 
-    /// Which state is served, and with which settings the worker started.
+    /// The settings as they are now.
+    pub(super) fn settings(&self) -> Ref<'_, Settings> {
+        Ref::map(self.state.borrow(), |state| &state.settings)
+    }
+
+    /// Asks the state for something.
+    pub(super) fn with_state<T>(&self, ask: impl FnOnce(&State) -> T) -> T {
+        ask(&self.state.borrow())
+    }
+
+    /// Which state is served, and its settings.
     pub(super) fn revision_and_settings(&self) -> (Revision, Settings) {
         let state = self.state.borrow();
         (state.revision.clone(), state.settings.clone())

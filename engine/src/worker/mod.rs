@@ -2,6 +2,7 @@
 
 mod adoption;
 mod configured;
+mod host;
 mod patient;
 mod privileges;
 mod setup;
@@ -30,6 +31,7 @@ use nix::sys::{
 use self::{
     adoption::AdoptionState,
     configured::{Configured, Refusal},
+    host::{Host, grow_descriptor_table, pin, within_limits},
     privileges::drop_privileges,
 };
 pub use self::{
@@ -43,7 +45,7 @@ use crate::{
     exchange::{ListenerConfig, ListenerHandle},
     limits,
     observe::Counter,
-    ring::{self, Level, Recv, Ring, Role, Source, Stats, Stream, Timer},
+    ring::{self, Recv, Ring, Role, Source, Stats, Stream, Timer},
     tls::Context,
     upstream::{Cluster, Pooling},
 };
@@ -100,11 +102,11 @@ fn start(setup: Setup, last_words: Rc<Cell<Option<OwnedFd>>>) -> Result<End, Err
     // Before the executor, whose threads would otherwise take the signal.
     let signals = block_signals()?;
     // Before the executor too: once there are threads it is a wait each time.
-    grow_descriptor_table(&setup.orders, setup.state.settings.max_connections);
+    let max_connections = within_limits(&setup.state);
+    grow_descriptor_table(&setup.orders, max_connections);
     // Before the executor too: its complaints about a missing io_uring do not say what to do.
-    let level = setup.state.settings.io_uring_level.and_then(Level::new).unwrap_or(Level::HIGHEST);
     let ring = Ring::new(&ring::Settings {
-        level,
+        level: setup.level,
         buffer_count: setup.state.settings.buffer_count,
         buffer_size: limits::BUFFER_SIZE,
         body_memory: usize::try_from(setup.state.settings.body_memory).unwrap_or(usize::MAX),
@@ -116,29 +118,8 @@ fn start(setup: Setup, last_words: Rc<Cell<Option<OwnedFd>>>) -> Result<End, Err
         .io_memory(1 << 16)
         .make()
         .map_err(|error| Error::Executor(error.to_string()))?;
-    executor.run(serve(setup, default_workers, ring, signals, last_words))
-}
-
-/// Ties this process to one core.
-fn pin(core: usize) -> Result<(), Error> {
-    let pinned = || {
-        let mut cores = nix::sched::CpuSet::new();
-        cores.set(core)?;
-        nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &cores)
-    };
-    pinned().map_err(|error| Error::Pin { core, error: error.into() })
-}
-
-/// Has the kernel make the table of descriptors as large as the connections need it. In a process that has threads each doubling
-/// of it, from 64 on, is a wait for the kernel's readers (RCU): 10 to 20 ms in which this worker serves nobody.
-fn grow_descriptor_table(any: &impl AsFd, max_connections: u32) {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
-    let wanted = limits::DESCRIPTORS_BASE + limits::DESCRIPTORS_PER_CONNECTION * u64::from(max_connections);
-    let last = i32::try_from(wanted.min(limit).saturating_sub(1)).unwrap_or(i32::MAX);
-    // Closed at once. If there is no memory for it now, the table grows later, with those waits.
-    if let Err(error) = rustix::io::fcntl_dupfd_cloexec(any, last) {
-        tracing::debug!(%error, last, "the table of descriptors was not made larger");
-    }
+    let host = Host { default_workers, max_connections };
+    executor.run(serve(setup, host, ring, signals, last_words))
 }
 
 /// SIGTERM comes through a descriptor that the ring reads; what a terminal sends is for the supervisor.
@@ -158,14 +139,14 @@ fn block_signals() -> io::Result<SignalFd> {
 struct Worker {
     id: u32,
     core: Option<usize>,
-    /// Workers that there are where neither the file nor anybody has said how many.
-    default_workers: u32,
+    host: Host,
+    /// Settings of which this process keeps what needs another one.
+    started_with: Settings,
+    set_log_level: fn(&str),
     channel: Rc<dyn DescriptorChannel>,
     adoption_state: AdoptionState,
     connections: Rc<Connections>,
     configured: Configured,
-    graceful_timeout_ms: u64,
-    orphan_timeout_ms: Option<u64>,
     /// The channel to the process that may take this one's place, until it does.
     successor: Cell<Option<OwnedFd>>,
     /// When what is left is cut (ms on the ring's clock), once the worker is to end.
@@ -190,24 +171,19 @@ fn max_handshakes(settings: &Settings, revision: &Revision, default_workers: u32
 
 async fn serve(
     setup: Setup,
-    default_workers: u32,
+    host: Host,
     ring: Ring,
     signals: SignalFd,
     last_words: Rc<Cell<Option<OwnedFd>>>,
 ) -> Result<End, Error> {
     let settings = &setup.state.settings;
     setup.counters.reset_gauges();
-    let graceful_timeout_ms = settings.graceful_timeout_ms;
-    let orphan_timeout_ms = settings.orphan_timeout_ms;
-    let pooling = Pooling {
-        ring: ring.clone(),
-        counters: setup.counters.clone(),
-        max_idle: settings.upstream_max_idle as usize,
-        idle_timeout_ms: settings.upstream_idle_timeout_ms,
-    };
+    let pooling = Pooling::new(ring.clone(), setup.counters.clone(), settings);
     let tls = Context::new(setup.vault, settings.ticket_key_rotation_ms)?;
-    let max_handshakes = max_handshakes(settings, &setup.state.revision, default_workers);
+    let max_handshakes = max_handshakes(settings, &setup.state.revision, host.default_workers);
     let connections = Connections::new(pooling, settings, max_handshakes);
+    connections.set_max_connections(host.max_connections);
+    let started_with = settings.clone();
     let configured =
         Configured::new(&connections, setup.state, setup.listeners, Rc::clone(&setup.channel), tls)?;
     let adoption_state = AdoptionState {
@@ -221,13 +197,13 @@ async fn serve(
     let worker = Rc::new(Worker {
         id: setup.id,
         core: setup.core,
-        default_workers,
+        host,
+        started_with,
+        set_log_level: setup.set_log_level,
         channel: setup.channel,
         adoption_state,
         connections,
         configured,
-        graceful_timeout_ms,
-        orphan_timeout_ms,
         successor: Cell::new(Some(setup.successor)),
         end_due: Cell::new(None),
         end: Cell::new(None),
@@ -295,14 +271,15 @@ impl Worker {
             }
             tracing::info!("the supervisor is gone; serving goes on");
             let timer = Timer::new(&self.connections.shared.ring);
-            if let Some(orphan_timeout_ms) = self.orphan_timeout_ms {
+            let orphan_timeout_ms = self.configured.settings().orphan_timeout_ms;
+            if let Some(orphan_timeout_ms) = orphan_timeout_ms {
                 timer.set(orphan_timeout_ms);
             }
             let adopted = match timer.limit(self.adopted()).await {
                 Ok(adopted) => adopted,
                 Err(_) => {
                     tracing::warn!("`orphan_timeout` is over and no supervisor has come: stopping");
-                    self.stop(self.graceful_timeout_ms);
+                    self.stop_gracefully();
                     self.adopted().await
                 }
             };
@@ -397,10 +374,35 @@ impl Worker {
 
     /// Makes what was prepared.
     async fn commit(&self) -> Result<(), Refusal> {
+        let before = self.configured.settings().clone();
         self.configured.commit(&self.connections).await?;
         let (revision, settings) = self.configured.revision_and_settings();
-        self.connections.handshakes.set_most(max_handshakes(&settings, &revision, self.default_workers));
+        let handshakes = max_handshakes(&settings, &revision, self.host.default_workers);
+        self.connections.handshakes.set_most(handshakes);
+        if before != settings {
+            self.take_settings(&before, &settings);
+        }
         Ok(())
+    }
+
+    /// Takes over what holds at once of settings that have changed.
+    fn take_settings(&self, before: &Settings, settings: &Settings) {
+        if before.max_connections != settings.max_connections {
+            let max_connections = self.configured.with_state(within_limits);
+            if max_connections < settings.max_connections {
+                tracing::warn!(
+                    max_connections,
+                    "the limit of open files allows no more connections; raise it (`ulimit -n`; systemd: `LimitNOFILE=`)"
+                );
+            }
+            self.connections.set_max_connections(max_connections);
+        }
+        if before.log_level != settings.log_level {
+            (self.set_log_level)(&settings.log_level);
+        }
+        self.connections.take_settings(settings);
+        let body_memory = usize::try_from(settings.body_memory).unwrap_or(usize::MAX);
+        self.connections.shared.ring.set_body_memory(body_memory);
     }
 
     /// Waits for what the supervisor says next, or for what is to be said to it: once, that the worker cannot go on.
@@ -419,14 +421,19 @@ impl Worker {
     /// SIGTERM: what a worker without a supervisor can be told.
     async fn watch_sigterm(self: Rc<Self>, signals: Stream) {
         if signals.readable().await.is_ok() {
-            self.stop(self.graceful_timeout_ms);
+            self.stop_gracefully();
         }
     }
 
     /// A worker that cannot go on finishes what it has and ends. By then its supervisor has another one in its place.
     async fn end_on_failure(self: Rc<Self>) {
         self.connections.failed().await;
-        self.stop(self.connections.drain_timeout_ms);
+        self.stop(self.connections.drain_timeout_ms.get());
+    }
+
+    fn stop_gracefully(self: &Rc<Self>) {
+        let deadline_ms = self.configured.settings().graceful_timeout_ms;
+        self.stop(deadline_ms);
     }
 
     /// Accepts no more, and ends when what is in flight has ended, or at the deadline: that of an earlier stop, if that
@@ -517,7 +524,7 @@ impl Worker {
         }
         self.connections.drain(u64::MAX);
         // Each lingers for so long by itself.
-        timer.set(self.connections.stop_idle_grace_ms + 2 * limits::LINGER_TIMEOUT_MS);
+        timer.set(self.connections.stop_idle_grace_ms.get() + 2 * limits::LINGER_TIMEOUT_MS);
         let closed = async {
             while !self.connections.is_drained() {
                 self.connections.connection_closed().await;

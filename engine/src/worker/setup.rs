@@ -10,7 +10,12 @@ use kakehi_ctl::{
 use nix::unistd::{Gid, Uid};
 
 use super::DescriptorChannel;
-use crate::{config::CompileError, observe::Counters, ring::SetupError, tls::Vault};
+use crate::{
+    config::CompileError,
+    observe::Counters,
+    ring::{Level, SetupError},
+    tls::Vault,
+};
 
 /// What a worker starts from.
 pub struct Setup {
@@ -20,6 +25,10 @@ pub struct Setup {
     pub core: Option<usize>,
     /// What to serve.
     pub state: State,
+    /// The highest rung of the ladder of kernel features to use.
+    pub level: Level,
+    /// Has the log show what this `log_level` says.
+    pub set_log_level: fn(&str),
     /// Its own listening sockets, one per address of `state.listeners`.
     pub listeners: Vec<(ListenerSocket, OwnedFd)>,
     /// The order channel: a stream socket that carries `Envelope<Order>` in and `Envelope<Report>` out.

@@ -147,9 +147,7 @@ async fn serve_instead(
         );
     }
     kakehi_engine::worker::check(&state)?;
-    if let Some(level) = resources::level_from_environment()? {
-        state.settings.io_uring_level = Some(level);
-    }
+    resources::check_environment()?;
     kakehi_engine::ring::check().map_err(resources::Error::from)?;
 
     // Before there is anything to clean up: a signal from now on is answered by an orderly end.
@@ -182,8 +180,7 @@ async fn serve_instead(
         }
     }
     let count = scale::worker_count(&state.settings);
-    state.settings.max_connections =
-        resources::raise_limits(count, state.settings.max_connections, state.listeners.len())?;
+    resources::raise_limits(count, state.settings.max_connections, state.listeners.len())?;
     let mut supervisor = Supervisor::new(state, source, keeper, signals, asked);
     let taken_over = !orphans.is_empty();
     supervisor.take_over(orphans)?;

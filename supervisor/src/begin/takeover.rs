@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, io};
 
-use kakehi_ctl::state::{State, WantedCertificate};
+use kakehi_ctl::{
+    keys::Effect,
+    state::{State, WantedCertificate},
+};
 use kakehi_engine::tls::Vault;
 
 use super::Error;
@@ -103,6 +106,14 @@ impl Supervisor {
             }
         }
         self.take_ticket_key_rotation().await;
+        let differs = |worker: &Worker| {
+            worker
+                .launched_with()
+                .is_some_and(|it| !it.differing(&self.state.settings, Effect::Live).is_empty())
+        };
+        if self.workers.iter().any(differs) {
+            self.tell_settings().await;
+        }
         if self.state.revision.origin == in_file.revision.origin {
             return;
         }

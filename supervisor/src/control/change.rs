@@ -11,6 +11,7 @@ use kakehi_ctl::{
     change::{Change, ChangeError},
     config::{self, ConfigError},
     edit::{Edit, EditError},
+    keys::Effect,
     order::{Changed, KeyPair, Order, WorkerOutcome},
     state::{Fingerprint, Revision, STATE_VERSION, Settings, State},
 };
@@ -18,6 +19,7 @@ use kakehi_engine::config::CompileError;
 
 use crate::{
     certificates::{self, Depth},
+    control::settings::of_settings,
     fleet::worker::Worker,
     host::{
         init_system,
@@ -87,13 +89,23 @@ impl From<Stopped> for Refused {
 }
 
 /// How changes are made.
-struct Manner {
+pub(super) struct Manner {
     /// Digest of the file that the state stems from then.
-    origin: String,
+    pub(super) origin: String,
+    /// Settings that are changed by hand then; `None`: those that were.
+    pub(super) settings: Option<BTreeMap<String, String>>,
     /// They come from somebody who may have written anything.
-    check: bool,
+    pub(super) check: bool,
     /// They are only described.
-    dry_run: bool,
+    pub(super) dry_run: bool,
+}
+
+/// In which number and place of the workers differ, in words.
+fn placement_in_words(before: &Settings, wanted: &Settings) -> Vec<String> {
+    let mut settings = Box::new(before.clone());
+    settings.take_keys(wanted, Effect::Placement);
+    let before = State { settings: before.clone(), ..State::default() };
+    before.describe(&Change::SetSettings { settings })
 }
 
 fn with_warnings(mut changed: Changed, warnings: Vec<String>) -> Changed {
@@ -131,44 +143,36 @@ impl Supervisor {
         let mut loaded = self.serve_beside(move || config::load(&file)).await??;
         let wanted = std::mem::take(&mut loaded.certificates);
         let warnings = self.certificates.furnish(&mut loaded.state, wanted, Depth::Few)?;
-        let at_next_start = self.source.settings.fixed_until_restart(&loaded.state.settings);
+        let settings = self.wanted_settings(&loaded.state.settings)?;
+        let at_next_start = self.state.settings.differing(&settings, Effect::Restart);
         let mut changed = self.change_into(&loaded.state, dry_run, by).await?;
-        changed.changes.extend(self.source.settings.describe_live(&loaded.state.settings));
+        let before = self.source.settings.clone();
+        changed.changes.extend(placement_in_words(&before, &loaded.state.settings));
         changed.at_next_start = at_next_start.into_iter().map(str::to_owned).collect();
+        changed.with_new_workers = self.waiting_for_new_workers(&self.state.settings.becoming(&settings));
         changed.warnings = loaded.warnings.iter().map(ToString::to_string).chain(warnings).collect();
         if !dry_run {
-            changed.warnings.extend(self.change_settings(loaded.state.settings, by).await);
+            self.source.settings = loaded.state.settings;
+            let wanted = self.source.settings.clone();
+            changed.warnings.extend(self.change_placement(&before, &wanted, by).await);
         }
         Ok(changed)
     }
 
-    /// Makes those settings what the file says that concern no worker's process. Where it has not changed in number and
-    /// place of the workers, what was said by `kakehictl` stays. What could not be done comes back as warnings.
-    async fn change_settings(&mut self, wanted: Settings, by: &str) -> Vec<String> {
-        let before = self.source.settings.clone();
-        for line in before.describe_live(&wanted) {
-            tracing::info!("changed by {by}: {line}");
-        }
-        for settings in [&mut self.state.settings, &mut self.source.settings] {
-            settings.take_live(&wanted);
-        }
-        self.attendance.set_liveness(wanted.worker_liveness_ms);
+    /// Number and place of the workers become what the file says, where it has changed in that; otherwise what was said by
+    /// `kakehictl` stays. What could not be done comes back as warnings.
+    async fn change_placement(&mut self, before: &Settings, wanted: &Settings, by: &str) -> Vec<String> {
         let mut warnings = Vec::new();
         if before.worker_cores != wanted.worker_cores {
             self.state.settings.worker_cores.clone_from(&wanted.worker_cores);
-            self.source.settings.worker_cores.clone_from(&wanted.worker_cores);
             warnings.extend(self.pin_as_configured(by).await);
         }
         if before.worker_count != wanted.worker_count {
-            self.source.settings.worker_count = wanted.worker_count;
-            let count = scale::worker_count(&wanted);
+            let count = scale::worker_count(wanted);
             if let Err(refused) = self.scale(count as u32, by).await {
                 warnings.push(refused.to_string());
             }
         }
-        self.steer();
-        self.take_ticket_key_rotation().await;
-        self.note_changed();
         warnings
     }
 
@@ -181,21 +185,30 @@ impl Supervisor {
     }
 
     async fn change_into(&mut self, in_file: &State, dry_run: bool, by: &str) -> Result<Changed, Refused> {
-        let changes = self.state.difference(in_file);
+        let settings = self.wanted_settings(&in_file.settings)?;
+        let mut changes: Vec<Change> = self.change_of_settings(&settings).await?.into_iter().collect();
+        changes.extend(self.state.difference(in_file));
         // The reader of the file has checked it.
-        let manner = Manner { origin: in_file.revision.origin.clone(), check: false, dry_run };
+        let manner =
+            Manner { settings: None, origin: in_file.revision.origin.clone(), check: false, dry_run };
         self.change(changes, manner, by).await
     }
 
     /// SIGHUP: a reload whose outcome stands in the log.
     pub(crate) async fn reload_on_signal(&mut self) {
         match self.reload(false, "SIGHUP").await {
-            Ok(Changed { changes, at_next_start, warnings, .. }) => {
+            Ok(Changed { changes, at_next_start, with_new_workers, warnings, .. }) => {
                 for warning in warnings {
                     tracing::warn!("{warning}");
                 }
                 if !at_next_start.is_empty() {
                     tracing::warn!("changes at the next start only: {}", at_next_start.join(", "));
+                }
+                if !with_new_workers.is_empty() {
+                    tracing::warn!(
+                        "with new workers only (`kakehictl reload --workers`): {}",
+                        with_new_workers.join(", ")
+                    );
                 }
                 if changes.is_empty() {
                     tracing::info!("SIGHUP: the file says what is running already");
@@ -223,7 +236,8 @@ impl Supervisor {
             Ok(warnings) => {
                 let changes = self.state.difference(&saved);
                 let origin = self.state.revision.origin.clone();
-                let changed = self.change(changes, Manner { origin, check: true, dry_run }, by).await;
+                let changed =
+                    self.change(changes, Manner { origin, settings: None, check: true, dry_run }, by).await;
                 changed.map(|changed| with_warnings(changed, warnings))
             }
             Err(error) => Err(error.into()),
@@ -246,6 +260,9 @@ impl Supervisor {
         let found = self.state.revision.generation;
         if let Some(wanted) = if_generation.filter(|wanted| *wanted != found) {
             return Err(Refused::Generation { wanted, found });
+        }
+        if let Some(keys) = of_settings(edits)? {
+            return self.patch_settings(keys, folder, by).await;
         }
         if edits.len() > MOST_EDITS {
             return Err(Refused::Wrong(format!("more than {MOST_EDITS} edits cannot be made at once")));
@@ -275,10 +292,15 @@ impl Supervisor {
     /// # Errors
     /// See [`Refused`]; nothing has changed then.
     pub(crate) async fn apply(&mut self, mut changes: Vec<Change>, by: &str) -> Result<Changed, Refused> {
+        if changes.iter().any(|change| matches!(change, Change::SetSettings { .. })) {
+            return Err(Refused::Wrong(
+                "settings are changed by their keys (`kakehictl settings`)".to_owned(),
+            ));
+        }
         let outcome = match self.certificates.furnish_changes(&mut changes) {
             Ok(warnings) => {
                 let origin = self.state.revision.origin.clone();
-                let manner = Manner { origin, check: true, dry_run: false };
+                let manner = Manner { origin, settings: None, check: true, dry_run: false };
                 self.change(changes, manner, by).await.map(|changed| with_warnings(changed, warnings))
             }
             Err(error) => Err(error.into()),
@@ -297,14 +319,14 @@ impl Supervisor {
         by: &str,
     ) -> Result<Changed, Refused> {
         let origin = self.state.revision.origin.clone();
-        self.change(changes, Manner { origin, check: false, dry_run: false }, by).await
+        self.change(changes, Manner { origin, settings: None, check: false, dry_run: false }, by).await
     }
 
     /// Makes `changes`, after which the state stems from the file with the digest `origin`.
-    async fn change(
+    pub(super) async fn change(
         &mut self,
         changes: Vec<Change>,
-        Manner { origin, check, dry_run }: Manner,
+        Manner { origin, settings, check, dry_run }: Manner,
         by: &str,
     ) -> Result<Changed, Refused> {
         if self.is_stopping() {
@@ -345,16 +367,20 @@ impl Supervisor {
             applied: !dry_run,
             changes: words,
             at_next_start: Vec::new(),
+            with_new_workers: Vec::new(),
             warnings: Vec::new(),
             workers: Vec::new(),
         };
         // Workers are told of another origin even where nothing differs: for a supervisor to come.
-        if dry_run || (changes.is_empty() && origin == self.state.revision.origin) {
+        let settings_stay = settings.as_ref().is_none_or(|it| *it == self.state.revision.settings);
+        if dry_run || (changes.is_empty() && settings_stay && origin == self.state.revision.origin) {
             return Ok(changed);
         }
+        let by_hand = settings.unwrap_or_else(|| self.state.revision.settings.clone());
         let revision = Revision {
             generation: self.state.revision.generation + 1,
             origin,
+            settings: by_hand,
             ..self.state.revision.clone()
         };
         changed.workers = self.change_everywhere(changes, &part, revision).await.inspect_err(|refused| {
@@ -384,6 +410,7 @@ impl Supervisor {
         for (worker, sockets) in self.workers.iter_mut().zip(sockets) {
             worker.change_sockets(sockets, |address| part.accepts(address));
         }
+        let settings = self.state.settings.clone();
         for change in &changes {
             // It was tried on a copy of what it concerns.
             let applied = self.state.apply(change);
@@ -391,6 +418,9 @@ impl Supervisor {
         }
         self.state.revision = revision;
         self.note_changed();
+        if settings != self.state.settings {
+            self.take_settings(&settings).await;
+        }
         if changes
             .iter()
             .any(|change| !matches!(change, Change::SetBackend { .. } | Change::RemoveBackend { .. }))

@@ -7,6 +7,7 @@
 //! | [`requests`] | requests that change something, each an operation |
 //! | [`change`] | reloads and other changes, made by all workers or by none |
 //! | [`certificates`], [`tickets`] | certificates that come, go and are renewed; the keys of session tickets |
+//! | [`settings`] | settings of the process, by the file and by hand |
 //! | [`save`] | the state on disk, when asked, at a stop, and at the next start |
 
 pub(crate) mod certificates;
@@ -15,4 +16,5 @@ pub(crate) mod command;
 pub(crate) mod requests;
 pub(crate) mod run;
 pub(crate) mod save;
+pub(crate) mod settings;
 pub(crate) mod tickets;

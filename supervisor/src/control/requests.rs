@@ -18,7 +18,19 @@ impl Supervisor {
         let Question { request, peer, privileged, asker, answer } = question;
         let by = &peer;
         let response = match request {
-            Request::Reload { dry_run } => respond(self.reload(dry_run, by).await),
+            Request::Reload { dry_run, workers } => {
+                let mut outcome = self.reload(dry_run, by).await;
+                if let (Ok(changed), true, false) = (&mut outcome, workers, dry_run) {
+                    match self.upgrade(None, by).await {
+                        Ok(upgraded) => {
+                            changed.workers = upgraded;
+                            changed.with_new_workers = self.waiting_for_new_workers(&self.state.settings);
+                        }
+                        Err(refused) => changed.warnings.push(refused.to_string()),
+                    }
+                }
+                respond(outcome)
+            }
             Request::UpgradeWorkers { worker } => outcomes(self.upgrade(worker, by).await),
             Request::Scale { count } => outcomes(self.scale(count, by).await),
             Request::Rebalance => outcomes(self.rebalance(by).await),

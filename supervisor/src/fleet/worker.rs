@@ -15,6 +15,7 @@ use self::leaving::Leaving;
 use std::{io, os::fd::OwnedFd, process::ExitStatus, time::Duration};
 
 use kakehi_ctl::{
+    keys::Effect,
     limits,
     order::{ListenerSocket, Order, Report, WorkerState},
     state::Settings,
@@ -60,6 +61,8 @@ pub(crate) struct Worker {
     /// How many processes were started.
     launches: u64,
     settings: Settings,
+    /// What its present process, and one that comes, were started with; of one that was taken over, what it said.
+    launched_with: Option<Settings>,
     backoff: Backoff,
     /// It was taken out of the row, and ends for good when its last process has.
     retired: bool,
@@ -116,6 +119,7 @@ impl Worker {
             leaving: Vec::new(),
             launches: 0,
             settings: settings.clone(),
+            launched_with: None,
             backoff: Backoff::default(),
             retired: false,
             due: None,
@@ -136,6 +140,7 @@ impl Worker {
             launches: about.launch,
             ..Worker::new(about.id, core, sockets, settings)?
         };
+        worker.launched_with = Some(about.settings.clone());
         worker.process = Some(Process::adopt(about, launched, attendance)?);
         worker.state = WorkerState::Running;
         Ok(worker)
@@ -169,6 +174,7 @@ impl Worker {
         let number = self.launches + 1;
         let start = self.start(provisions);
         self.process = Some(Process::start(&start, number, &self.block, None, attendance)?);
+        self.launched_with = Some(self.settings.clone());
         self.launches += 1;
         self.state = WorkerState::Starting;
         self.due = Some(Instant::now() + Duration::from_millis(limits::WORKER_READY_TIMEOUT_MS));
@@ -184,6 +190,19 @@ impl Worker {
         self.launch(provisions, attendance)?;
         self.ended.counters.count(Counter::Restarts);
         Ok(())
+    }
+
+    /// The settings of its present process.
+    pub(crate) fn launched_with(&self) -> Option<&Settings> {
+        self.launched_with.as_ref().filter(|_| self.process.is_some())
+    }
+
+    /// The settings are these now; a process that runs takes over what it can.
+    pub(crate) fn take_settings(&mut self, settings: &Settings) {
+        self.settings.clone_from(settings);
+        if let Some(launched_with) = &mut self.launched_with {
+            launched_with.take_keys(settings, Effect::Live);
+        }
     }
 
     /// The core that it is tied to.
@@ -369,6 +388,7 @@ impl Worker {
     fn take_place(&mut self) {
         let Some((process, block)) = self.coming.take() else { return };
         let before = self.process.replace(process);
+        self.launched_with = Some(self.settings.clone());
         let counters = std::mem::replace(&mut self.block, block).counters;
         self.state = WorkerState::Running;
         self.due = None;

@@ -4,18 +4,18 @@
 //! says so at once, with the remedy, instead of through a worker that dies.
 
 use kakehi_ctl::limits;
-use kakehi_engine::ring::{LOCKED_MEMORY_PER_WORKER, LOCKED_MEMORY_REMEDY, Level, Unusable};
+use kakehi_engine::ring::{LOCKED_MEMORY_PER_WORKER, LOCKED_MEMORY_REMEDY, Unusable};
 use nix::{
     errno::Errno,
     sys::resource::{Resource, getrlimit, rlim_t, setrlimit},
 };
 
+use crate::worker_main::level_from_environment;
+
 /// Locked memory that the host's limit must allow: the scheduler of a worker refuses to start with less.
 const MEMLOCK_MINIMUM: rlim_t = 512 << 10;
 /// Locked memory asked for beside what the workers take (bytes).
 const MEMLOCK_BASE: rlim_t = 8 << 20;
-/// Listeners for which room is made at a time.
-const LISTENERS_AT_A_TIME: rlim_t = 4;
 
 /// Why this host cannot run kakehi.
 #[derive(Debug, thiserror::Error)]
@@ -45,16 +45,12 @@ pub(crate) enum Error {
     },
 }
 
-/// `KAKEHI_IO_URING_LEVEL`, which goes before the key `io_uring_level`.
+/// Whether `KAKEHI_IO_URING_LEVEL` is one that workers can obey.
 ///
 /// # Errors
 /// When it is set to anything but 0 to 4.
-pub(crate) fn level_from_environment() -> Result<Option<u8>, Error> {
-    let Some(text) = std::env::var_os("KAKEHI_IO_URING_LEVEL").filter(|text| !text.is_empty()) else {
-        return Ok(None);
-    };
-    let level = text.to_str().and_then(|text| text.parse().ok()).filter(|level| Level::new(*level).is_some());
-    level.map(Some).ok_or_else(|| Error::Level(text.to_string_lossy().into_owned()))
+pub(crate) fn check_environment() -> Result<(), Error> {
+    level_from_environment().map(drop).map_err(Error::Level)
 }
 
 /// Raises the soft limits to what `workers` of `max_connections` and `listeners` need, as far as the hard limits
@@ -84,7 +80,7 @@ pub(crate) fn raise_limits(workers: usize, max_connections: u32, listeners: usiz
 
     // A worker has each of its listeners twice, the supervisor has those of all workers. Rounded, so that a few more
     // listeners, or more workers, do not make another limit of connections, for which workers would have to be replaced.
-    let fixed = limits::DESCRIPTORS_BASE + 2 * listeners.next_multiple_of(LISTENERS_AT_A_TIME);
+    let fixed = limits::DESCRIPTORS_BASE + 2 * listeners.next_multiple_of(limits::LISTENERS_AT_A_TIME);
     let nofile_needed = fixed + limits::DESCRIPTORS_PER_CONNECTION * rlim_t::from(max_connections);
     let supervisor_needs = limits::DESCRIPTORS_BASE + listeners * (workers + 1);
     let nofile = raise("RLIMIT_NOFILE", Resource::RLIMIT_NOFILE, nofile_needed.max(supervisor_needs))?;

@@ -33,6 +33,7 @@ mod proxy_protocol;
 mod reload;
 mod routing;
 mod scale;
+mod settings;
 mod takeover;
 mod tcp_listeners;
 mod tls_backends;

@@ -171,7 +171,7 @@ fn a_dry_run_says_what_would_change_and_changes_nothing() {
     let output = proxy.ctl(&["reload", "--dry-run"]);
     let text = one_line(&output);
     assert!(output.status.success() && text.contains("+ backend") && text.contains("a dry run"), "{text}");
-    assert!(text.contains("changes at the next start only: buffer_count"), "{text}");
+    assert!(text.contains("with new workers only (`kakehictl reload --workers`): buffer_count"), "{text}");
     assert_eq!(who(&mut proxy.client()), "old");
 }
 

@@ -17,6 +17,7 @@ use crate::{
     certificate::CertificateVerb,
     client::Failure,
     routing::{BackendVerb, ClusterVerb, ConfigVerb, FrontendVerb, ListenerVerb, Shown, StateVerb},
+    settings::SettingsVerb,
 };
 
 /// Where the control socket lies if nobody says where.
@@ -94,6 +95,9 @@ pub(crate) enum Verb {
         /// Only show what would change
         #[arg(short = 'n', long)]
         dry_run: bool,
+        /// Then replace the process of each worker, one after the other, for settings that need it (`user`, `buffer_count`, ...)
+        #[arg(long, conflicts_with = "dry_run")]
+        workers: bool,
     },
 
     /// Replace kakehi by the program that is on the disk now: the supervisor, then each worker; connections go on
@@ -118,6 +122,10 @@ pub(crate) enum Verb {
     /// Compare what is configured now with the file, or write it as a file
     #[command(subcommand)]
     Config(ConfigVerb),
+
+    /// List the settings of the process, and change those that can change while kakehi runs
+    #[command(subcommand)]
+    Settings(SettingsVerb),
 
     /// List, add, change and remove listeners, until the next reload or start
     #[command(subcommand)]
@@ -200,6 +208,7 @@ impl Verb {
             Verb::Backend(verb) => return verb.run(ask),
             Verb::Certificate(verb) => return verb.run(ask),
             Verb::Config(verb) => return verb.run(ask),
+            Verb::Settings(verb) => return verb.run(ask),
             Verb::State { action: Some(verb) } => return verb.run(ask),
             Verb::Pin { action: None } => Request::Topology,
             Verb::Status => Request::Status,
@@ -216,7 +225,7 @@ impl Verb {
             Verb::State { action: None } => Request::State,
             Verb::Upgrade => Request::Upgrade,
             Verb::Stop { now } => Request::Stop { now },
-            Verb::Reload { dry_run } => Request::Reload { dry_run },
+            Verb::Reload { dry_run, workers } => Request::Reload { dry_run, workers },
         };
         ask(request).map(Shown::Response)
     }

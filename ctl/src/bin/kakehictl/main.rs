@@ -1,6 +1,6 @@
 //! `kakehictl`: the command line of a running kakehi.
 //!
-//! [`cli`] says which words there are, [`routing`] and [`certificate`] what those about the configuration ask for,
+//! [`cli`] says which words there are, [`routing`], [`settings`] and [`certificate`] what those about the configuration ask for,
 //! [`client`] asks the supervisor, [`mod@print`] shows the answer.
 //! Exit codes: 0 done, 1 refused, 2 usage, 3 not reachable, 4 outcome unknown.
 
@@ -9,6 +9,7 @@ mod cli;
 mod client;
 mod print;
 mod routing;
+mod settings;
 
 use std::{
     io::{self, Write as _},

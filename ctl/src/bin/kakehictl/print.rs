@@ -72,6 +72,10 @@ fn human_changed(changed: &Changed) -> String {
     if !changed.at_next_start.is_empty() {
         let _ = writeln!(text, "changes at the next start only: {}", changed.at_next_start.join(", "));
     }
+    if !changed.with_new_workers.is_empty() {
+        let keys = changed.with_new_workers.join(", ");
+        let _ = writeln!(text, "with new workers only (`kakehictl reload --workers`): {keys}");
+    }
     let end = match (changed.changes.is_empty(), changed.applied) {
         (true, _) => "nothing to change",
         (false, true) => "changed",

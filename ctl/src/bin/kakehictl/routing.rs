@@ -245,17 +245,17 @@ pub(crate) enum Shown {
 pub(crate) type Ask<'a> = &'a dyn Fn(Request) -> Result<Response, Failure>;
 
 /// `KEY=VALUE`, as it is passed on.
-fn key_value(text: &str) -> Result<String, &'static str> {
+pub(crate) fn key_value(text: &str) -> Result<String, &'static str> {
     edit::check_assignment(text).map(|()| text.to_owned())
 }
 
 /// Asks for an edit; relative paths are those of the working directory.
-fn edit(ask: Ask<'_>, edit: Edit) -> Result<Shown, Failure> {
+pub(crate) fn edit(ask: Ask<'_>, edit: Edit) -> Result<Shown, Failure> {
     let folder = env::current_dir().map_err(|error| Failure::Usage(error.to_string()))?;
     ask(Request::Edit { edits: vec![edit], folder, if_generation: None }).map(Shown::Response)
 }
 
-fn state(ask: Ask<'_>) -> Result<State, Failure> {
+pub(crate) fn state(ask: Ask<'_>) -> Result<State, Failure> {
     match ask(Request::State)? {
         Response::State(state) => Ok(*state),
         _ => Err(Failure::Refused("it does not tell its state".to_owned())),
@@ -462,7 +462,7 @@ fn in_cluster(cluster: &str, item: &impl Serialize) -> serde_json::Value {
 impl ConfigVerb {
     pub(crate) fn run(self, ask: Ask<'_>) -> Result<Shown, Failure> {
         match self {
-            ConfigVerb::Diff => ask(Request::Reload { dry_run: true }).map(Shown::Response),
+            ConfigVerb::Diff => ask(Request::Reload { dry_run: true, workers: false }).map(Shown::Response),
             ConfigVerb::Dump => {
                 let text = write::write(&state(ask)?);
                 Ok(Shown::Made { json: json!({ "toml": text }), text })

@@ -12,7 +12,7 @@ use super::{
     },
     Builder, hostname,
 };
-use crate::state::{Backend, BackendTls, Cluster, ClusterProtocol, Listener, Material};
+use crate::state::{Backend, BackendAddress, BackendTls, Cluster, ClusterProtocol, Listener, Material};
 
 /// Where distributions keep the certificates of those that are commonly believed.
 const COMMON_CA: &str = "/etc/ssl/certs/ca-certificates.crt";
@@ -118,17 +118,38 @@ impl Builder<'_, '_> {
         })
     }
 
+    /// The name of a backend that the file gives none: its address. One that is there twice, as files for sozu may have it,
+    /// gets twice the share, and names that differ.
+    fn nameless(
+        &mut self,
+        section: &Section,
+        address: &BackendAddress,
+        lines: &HashMap<String, usize>,
+    ) -> String {
+        let id = address.to_string();
+        let Some(first) = lines.get(&id) else { return id };
+        let text = format!(
+            "the backend {} is there already, in line {first}: it gets the share of both",
+            Quoted(&id)
+        );
+        self.findings.warn(section.offset, text);
+        let more = (2..).map(|number| format!("{id}#{number}")).find(|it| !lines.contains_key(it));
+        more.unwrap_or(id)
+    }
+
     fn backends(&mut self, cluster: &str, section: &Section) -> Vec<Backend> {
         let mut backends = Vec::new();
         let mut lines = HashMap::new();
-        for (place_in_list, section) in section.tables("backends").iter().enumerate() {
+        for section in section.tables("backends") {
             let Some(address) = section.backend_address("address").cloned() else {
                 self.missing(section, "address");
                 continue;
             };
             section.warn_unhonoured(self.findings);
-            let named = section.text("backend_id").map(str::to_owned);
-            let id = named.unwrap_or_else(|| format!("{cluster}-{place_in_list}-{address}"));
+            let id = match section.text("backend_id") {
+                Some(id) => id.to_owned(),
+                None => self.nameless(section, &address, &lines),
+            };
             let offset = section.entry("backend_id").map_or(section.offset, |entry| entry.offset);
             if let Some(first) = lines.insert(id.clone(), self.findings.source.line(offset)) {
                 let cluster = cluster.to_owned();

@@ -86,7 +86,7 @@ fn backends_have_names_of_their_own_and_may_be_unix_sockets() {
     let backends = &state.clusters["web"].backends;
     assert_eq!(
         (backends[0].id.as_str(), backends[0].weight, backends[0].backup),
-        ("web-0-127.0.0.1:9000", 100, false)
+        ("127.0.0.1:9000", 100, false)
     );
     assert_eq!((backends[1].id.as_str(), backends[1].weight, backends[1].backup), ("app", 0, true));
     assert_eq!(backends[1].address, BackendAddress::Unix("/run/app".into()));

@@ -214,6 +214,11 @@ impl Ring {
         self.core.heads.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(HEAD_SIZE))
     }
 
+    /// Private memory that bodies may take from now on (bytes).
+    pub fn set_body_memory(&self, bytes: usize) {
+        self.core.body_memory.set_budget(bytes);
+    }
+
     /// A private buffer for a large transfer of `wanted` bytes at a time, or a smaller one; it comes back by itself. `None`
     /// when `body_memory` does not allow one: the transfer then goes on in the buffers that it is received into.
     pub fn bulk_buffer(&self, wanted: usize) -> Option<BulkBuf> {

@@ -312,7 +312,7 @@ impl Configured {
             }
             _ => {
                 closed = true;
-                handle.close(connections.shared.ring.now() + connections.stop_idle_grace_ms);
+                handle.close(connections.shared.ring.now() + connections.stop_idle_grace_ms.get());
                 connections.wake_acceptors(handle);
                 self.sockets.borrow_mut().retain(|which, _| which.address != *address);
                 false

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kakehi_ctl::{order::WorkerInfo, state::State};
+use kakehi_ctl::{keys::Effect, order::WorkerInfo, state::State};
 use kakehi_engine::{http::Reason, observe::Counter};
 
 use crate::{
@@ -24,7 +24,7 @@ impl Worker {
         };
         about.program != worker_main::this_program()
             || about.revision.generation != state.revision.generation
-            || about.settings.differ_for_worker(&state.settings)
+            || !about.settings.differing(&state.settings, Effect::Workers).is_empty()
     }
 
     /// Its processes.

@@ -1,0 +1,142 @@
+//! Settings of the process change while it runs, by hand and by the file; what needs new workers says so.
+
+use std::{fs, process::Output};
+
+use nix::sys::signal::Signal;
+
+use crate::harness::{Backend, Config, OK, Process, Proxy, ask, send_signal, wait};
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&[&output.stdout[..], &output.stderr[..]].concat()).into_owned()
+}
+
+#[track_caller]
+fn patch(proxy: &Proxy, keys: &[&str]) -> String {
+    let output = proxy.ctl(&[&["settings", "patch"], keys].concat());
+    assert!(output.status.success(), "{}", said(&output));
+    said(&output)
+}
+
+/// Value and source of a setting, as `settings list` shows them.
+fn listed(proxy: &Proxy, name: &str) -> (serde_json::Value, String) {
+    let output = proxy.ctl(&["settings", "list", "--json"]);
+    let list: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let row = list.as_array().unwrap().iter().find(|it| it["name"] == name).unwrap();
+    (row["value"].clone(), row["from"].as_str().unwrap().to_owned())
+}
+
+fn edit_file(proxy: &Proxy, edit: impl Fn(String) -> String) {
+    let file = proxy.folder().join("kakehi.toml");
+    fs::write(&file, edit(fs::read_to_string(&file).unwrap())).unwrap();
+}
+
+fn pids(proxy: &Proxy) -> Vec<u64> {
+    let workers = proxy.ctl_json("workers");
+    workers.as_array().unwrap().iter().map(|it| it["pid"].as_u64().unwrap()).collect()
+}
+
+#[test]
+fn more_connections_are_served_as_soon_as_max_connections_is_raised() {
+    let backend = Backend::respond(OK);
+    let proxy = Config::to(&backend).root("worker_count = 1\nmax_connections = 2").start();
+    let mut held = [proxy.client(), proxy.client()];
+    held.iter_mut().for_each(ask);
+    let mut third = proxy.client();
+    third.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    wait::until("a third that waits", || proxy.ctl_json("status")["connections"] == 2);
+    let words = patch(&proxy, &["max_connections=3"]);
+    assert!(words.contains("~ max_connections 2 → 3"), "{words}");
+    third.response().expect(200, "ok");
+    // And down again: those that are open stay, and one more waits.
+    patch(&proxy, &["max_connections=1"]);
+    ask(&mut held[0]);
+}
+
+#[test]
+fn the_log_says_more_or_less_at_once_in_supervisor_and_workers() {
+    let backend = Backend::respond(OK);
+    let proxy = Config::to(&backend).root("worker_count = 1").start();
+    patch(&proxy, &["log_level=error"]);
+    send_signal(Process(pids(&proxy)[0] as u32), Signal::SIGKILL);
+    wait::until("its replacement", || proxy.ctl_json("status")["restarts"] == 1);
+    assert!(!proxy.log().contains("changed by"), "{}", proxy.log());
+    patch(&proxy, &["log_level=info"]);
+    patch(&proxy, &["drain_timeout=31"]);
+    wait::until("a line", || proxy.log().contains("~ drain_timeout 30 → 31"));
+    let output = proxy.ctl(&["settings", "patch", "log_level=no,such=[filter"]);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+}
+
+#[test]
+fn what_is_set_by_hand_outlives_reloads_and_supervisors_until_it_is_given_back() {
+    let backend = Backend::respond(OK);
+    let mut proxy = Config::to(&backend).root("worker_count = 1\ndrain_timeout = 20").start();
+    let before = pids(&proxy);
+    patch(&proxy, &["drain_timeout=25", "graceful_timeout=5"]);
+    edit_file(&proxy, |text| text.replace("drain_timeout = 20", "drain_timeout = 21\nupstream_max_idle = 7"));
+    let words = said(&proxy.ctl(&["reload"]));
+    assert!(words.contains("~ upstream_max_idle 1024 → 7") && !words.contains("drain_timeout"), "{words}");
+    let as_set = |proxy: &Proxy| {
+        assert_eq!(listed(proxy, "drain_timeout"), (25.into(), "hand".to_owned()));
+        assert_eq!(listed(proxy, "graceful_timeout"), (5.into(), "hand".to_owned()));
+        assert_eq!(listed(proxy, "upstream_max_idle"), (7.into(), "file".to_owned()));
+        assert_eq!(listed(proxy, "worker_timeout").1, "default");
+    };
+    as_set(&proxy);
+    proxy.kill_supervisor();
+    proxy.start_again();
+    as_set(&proxy);
+    // Also where the file has changed in the meantime, and without a new process.
+    proxy.kill_supervisor();
+    edit_file(&proxy, |text| text.replace("upstream_max_idle = 7", "upstream_max_idle = 8"));
+    proxy.start_again();
+    assert_eq!(listed(&proxy, "upstream_max_idle"), (8.into(), "file".to_owned()));
+    assert_eq!(listed(&proxy, "drain_timeout"), (25.into(), "hand".to_owned()));
+    assert_eq!(pids(&proxy), before);
+    let words = patch(&proxy, &["drain_timeout="]);
+    assert!(words.contains("~ drain_timeout 25 → 21"), "{words}");
+    assert_eq!(listed(&proxy, "drain_timeout"), (21.into(), "file".to_owned()));
+    ask(&mut proxy.client());
+}
+
+#[test]
+fn what_needs_new_workers_says_so_until_they_are_replaced() {
+    let backend = Backend::respond(OK);
+    let proxy = Config::to(&backend).root("worker_count = 2").start();
+    let before = pids(&proxy);
+    let mut idle = proxy.client();
+    ask(&mut idle);
+    let pending = "with new workers only (`kakehictl reload --workers`): buffer_count";
+    let words = patch(&proxy, &["buffer_count=256"]);
+    assert!(words.contains("~ buffer_count 2048 → 256") && words.contains(pending), "{words}");
+    assert!(said(&proxy.ctl(&["reload"])).contains(pending));
+    assert_eq!(pids(&proxy), before);
+    let output = proxy.ctl(&["reload", "--workers"]);
+    assert!(output.status.success() && !said(&output).contains("new workers only"), "{}", said(&output));
+    let after = pids(&proxy);
+    assert!(after.len() == 2 && after.iter().all(|pid| !before.contains(pid)), "{before:?}, {after:?}");
+    assert!(!said(&proxy.ctl(&["reload"])).contains(pending));
+    ask(&mut idle);
+}
+
+#[test]
+fn what_cannot_be_is_refused_and_says_what_to_do_instead() {
+    let backend = Backend::respond(OK);
+    let proxy = Config::to(&backend).root("worker_count = 1").start();
+    for (key, code, why) in [
+        ("command_socket=/tmp/x.sock", 2, "at a new start only"),
+        ("worker_count=3", 2, "workers scale"),
+        ("worker_cores=[0]", 2, "kakehictl pin"),
+        ("front_timeout=5", 2, "no setting of the process"),
+        ("max_conections=5", 2, "no setting of the process"),
+        ("max_connections=0", 2, "must be an integer from 1"),
+        ("buffer_count=100", 2, "power of two"),
+        // A worker that dies could not come back.
+        ("user=nobody-of-this-name", 1, "there is no user"),
+    ] {
+        let output = proxy.ctl(&["settings", "patch", key]);
+        assert_eq!(output.status.code(), Some(code), "{key}: {}", said(&output));
+        assert!(said(&output).contains(why), "{key}: {}", said(&output));
+    }
+    assert_eq!(proxy.ctl_json("status")["generation"], 0);
+}
