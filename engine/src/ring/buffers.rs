@@ -518,8 +518,12 @@ mod tests {
     #[test]
     #[cfg_attr(miri, ignore = "it needs a ring of the kernel")]
     fn only_a_window_of_the_arena_is_published_and_it_widens_under_demand() {
-        let Ok(uring) = IoUring::new(4) else { return };
-        let Ok(mut ring) = BufferRing::register(&uring, 1024, 64) else { return };
+        let uring = IoUring::new(4).unwrap();
+        let Ok(mut ring) = BufferRing::register(&uring, 1024, 64) else {
+            // As on Linux before 5.19; CI runs these tests on such a one too, in a guest where `CI` is not set.
+            assert!(std::env::var_os("CI").is_none(), "CI skips nothing, and there are no provided buffers");
+            return;
+        };
         assert_eq!(ring.refill(), FIRST_TARGET);
         for _ in 0..FIRST_TARGET {
             ring.consumed();

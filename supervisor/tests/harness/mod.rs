@@ -7,6 +7,7 @@
 //! - [`flow`] moves large bodies both ways at once and compares every byte.
 //! - [`Crowd`] is many clients that take more than their share, [`honest`] one that does not.
 //! - [`Load`] asks all the time while something happens.
+//! - [`machine`] says what a test needs of the machine; one that cannot run fails in CI.
 //! - [`wait`] waits for a condition; nothing here waits without a deadline.
 //!
 //! When a test fails, its proxy prints its file and its log, and its backends print what they were sent.
@@ -21,6 +22,7 @@ mod forger;
 pub(crate) mod honest;
 mod kakehictl;
 mod load;
+pub(crate) mod machine;
 mod message;
 mod pki;
 mod processes;
@@ -40,6 +42,7 @@ pub(crate) use dice::{Dice, setting};
 pub(crate) use forger::Forger;
 pub(crate) use kakehictl::kakehictl;
 pub(crate) use load::Load;
+pub(crate) use machine::Need;
 pub(crate) use message::{Framing, Message};
 pub(crate) use pki::{Issued, Pki};
 pub(crate) use processes::{Process, send_signal};

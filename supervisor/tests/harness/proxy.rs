@@ -6,7 +6,10 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
-    sync::atomic::{AtomicU16, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU16, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -23,9 +26,15 @@ const MARK: &str = "KAKEHI_TEST_FOLDER";
 /// How long a start may take: the machine may be busy with other tests.
 const START: Duration = Duration::from_secs(15);
 
-/// The program under test.
+/// The program under test; `kakehictl` lies beside it. `KAKEHI_TEST_PROGRAMS` names another folder, where the one that
+/// cargo built into cannot be read.
 pub(crate) fn program() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_kakehi"))
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    let built = || PathBuf::from(env!("CARGO_BIN_EXE_kakehi"));
+    PROGRAM.get_or_init(|| {
+        std::env::var_os("KAKEHI_TEST_PROGRAMS")
+            .map_or_else(built, |folder| PathBuf::from(folder).join("kakehi"))
+    })
 }
 
 /// A port of the loopback address that nobody listens on now. Below the range from which the kernel

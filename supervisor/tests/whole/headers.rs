@@ -1,6 +1,6 @@
 //! What kakehi adds about the client: believed from trusted peers, replaced from all others.
 
-use crate::harness::{Backend, Config, Message, OK, exchange};
+use crate::harness::{Backend, Config, Message, Need, OK, exchange, machine};
 
 /// A request that claims to come from somebody else.
 const CLAIMS: &str = "GET / HTTP/1.1\r\nHost: a.example:81\r\nX-Forwarded-For: 9.9.9.9\r\nX-Forwarded-Proto: gopher\r\n\
@@ -148,8 +148,7 @@ fn two_requests_have_two_request_ids() {
 #[test]
 fn an_ipv6_client_is_written_as_each_field_wants_it() {
     let backend = Backend::respond(OK);
-    if std::net::TcpListener::bind("[::1]:0").is_err() {
-        eprintln!("this machine has no IPv6 loopback address: nothing to see");
+    if !machine::has(Need::Ipv6) {
         return;
     }
     let proxy = Config::to(&backend).on_ipv6().start();

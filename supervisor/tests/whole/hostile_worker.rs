@@ -29,7 +29,7 @@ use nix::sys::signal::Signal;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use crate::harness::{Backend, Config, GET, OK, Pki, Process, Proxy, ask, send_signal, wait};
+use crate::harness::{Backend, Config, GET, Need, OK, Pki, Process, Proxy, ask, machine, send_signal, wait};
 
 /// Where the process of the first worker waits for a supervisor.
 fn adoption_socket(proxy: &Proxy) -> PathBuf {
@@ -266,7 +266,7 @@ fn a_worker_can_read_certificates_and_keys_and_cannot_write_them() {
     let (backend, pki) = (Backend::respond(OK), Pki::new());
     let config = Config::https_to(&backend, &pki.issue(&["a"]));
     // Only root can make it another user.
-    let is_root = nix::unistd::geteuid().is_root();
+    let is_root = machine::has(Need::Root);
     let proxy = if is_root { config.root(r#"user = "nobody""#) } else { config }.start();
     let worker = proxy.worker().0;
     let mut found = 0;

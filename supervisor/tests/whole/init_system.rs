@@ -5,7 +5,8 @@ use std::{net::TcpListener, os::unix::net::UnixDatagram, path::Path, process::Co
 use nix::sys::signal::Signal;
 
 use crate::harness::{
-    Backend, Client, Config, GET, Load, OK, Process, Proxy, ask, get, kakehictl, send_signal, wait,
+    Backend, Client, Config, GET, Load, Need, OK, Process, Proxy, ask, get, kakehictl, machine, send_signal,
+    wait,
 };
 
 /// The socket of an init system.
@@ -96,7 +97,7 @@ fn a_socket_that_several_workers_cannot_share_is_refused_with_the_remedy() {
 
 #[test]
 fn workers_become_the_user_and_serve_on_through_upgrades_and_takeovers() {
-    if !nix::unistd::geteuid().is_root() {
+    if !machine::has(Need::Root) {
         return;
     }
     let backend = Backend::respond(OK);
@@ -139,9 +140,7 @@ fn a_user_that_is_not_there_is_named() {
 
 #[test]
 fn as_process_1_it_reaps_strangers_and_can_be_upgraded_and_stopped() {
-    // Namespaces take root, and a host that lets it have them.
-    let namespace = ["--pid", "--fork", "--mount-proc", "true"];
-    if !Command::new("unshare").args(namespace).status().is_ok_and(|status| status.success()) {
+    if !machine::has(Need::Namespaces) {
         return;
     }
     let backend = Backend::respond(OK);
@@ -171,7 +170,7 @@ fn as_process_1_it_reaps_strangers_and_can_be_upgraded_and_stopped() {
 
 #[test]
 fn no_thread_of_a_worker_has_a_capability_whoever_it_runs_as() {
-    let is_root = nix::unistd::geteuid().is_root();
+    let is_root = machine::has(Need::Root);
     for user in ["", "user = \"nobody\"", "user = \"root\""].into_iter().take(if is_root { 3 } else { 1 }) {
         let backend = Backend::respond(OK);
         let proxy = Config::to(&backend).root(user).start();

@@ -18,7 +18,8 @@ use std::{
 use nix::sys::signal::Signal;
 
 use crate::harness::{
-    Backend, Client, Config, OK, Process, Proxy, exchange, get, kakehictl, program, send_signal, wait,
+    Backend, Client, Config, Need, OK, Process, Proxy, exchange, get, kakehictl, machine, program,
+    send_signal, wait,
 };
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -400,7 +401,7 @@ fn each_of_two_workers_serves() {
 
 #[test]
 fn each_worker_is_pinned_to_a_core_of_its_own() {
-    let cores = thread::available_parallelism().unwrap().get().min(2);
+    let cores = if machine::has(Need::TwoCores) { 2 } else { 1 };
     let backend = Backend::respond(OK);
     let proxy = Config::to(&backend)
         .root(&format!("worker_count = {cores}"))

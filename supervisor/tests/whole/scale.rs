@@ -10,7 +10,7 @@ use std::{
 use nix::sys::signal::Signal;
 
 use crate::harness::{
-    Backend, Client, Config, Load, OK, OPEN, Process, Proxy, SWITCHING, ask, send_signal, wait,
+    Backend, Client, Config, Load, Need, OK, OPEN, Process, Proxy, SWITCHING, ask, machine, send_signal, wait,
 };
 
 #[track_caller]
@@ -240,7 +240,7 @@ fn a_worker_moves_to_another_core_as_it_is() {
     let worker = proxy.worker();
     let load = Load::on(proxy.address());
     let on = |core: &str| worker.status("Cpus_allowed_list").as_deref() == Some(core);
-    for core in ["0", "1", "0"].into_iter().take(if cores > 1 { 3 } else { 1 }) {
+    for core in ["0", "1", "0"].into_iter().take(if machine::has(Need::TwoCores) { 3 } else { 1 }) {
         ctl(&proxy, &["pin", "set", "0", core]);
         assert!(on(core));
         load.goes_on();
@@ -271,7 +271,7 @@ fn a_worker_moves_to_another_core_as_it_is() {
 
 #[test]
 fn the_file_says_where_workers_run_and_new_connections_follow_the_core() {
-    if thread::available_parallelism().unwrap().get() < 2 {
+    if !machine::has(Need::TwoCores) {
         return;
     }
     let backend = Backend::respond(OK);

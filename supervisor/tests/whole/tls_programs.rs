@@ -6,7 +6,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use crate::harness::{Backend, Config, Issued, Pki, Proxy, contains, noise};
+use crate::harness::{Backend, Config, Issued, Need, Pki, Proxy, contains, machine, noise};
 
 /// A proxy with TLS whose backend sends back what it was sent, or says `hello`; the second listener asks for certificates.
 struct Stage {
@@ -54,20 +54,17 @@ impl Stage {
 
 /// Runs a program with this on its standard input; `None` where there is no such program.
 #[track_caller]
-fn run(program: &str, arguments: &[&str], input: &[u8]) -> Option<Output> {
-    let child = Command::new(program)
+fn run(program: &'static str, arguments: &[&str], input: &[u8]) -> Option<Output> {
+    if !machine::has(Need::Program(program)) {
+        return None;
+    }
+    let mut child = Command::new(program)
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .spawn();
-    let mut child = match child {
-        Ok(child) => child,
-        Err(error) => {
-            eprintln!("passed over: {program} cannot be run here: {error}");
-            return None;
-        }
-    };
+        .spawn()
+        .expect("the program");
     let _ = child.stdin.take().expect("its input").write_all(input);
     Some(child.wait_with_output().expect("its end"))
 }
