@@ -148,7 +148,7 @@ async fn serve_instead(
     }
     kakehi_engine::worker::check(&state)?;
     resources::check_environment()?;
-    kakehi_engine::ring::check().map_err(resources::Error::from)?;
+    resources::check_ring()?;
 
     // Before there is anything to clean up: a signal from now on is answered by an orderly end.
     let signals = Signals::new().map_err(Error::Runtime)?;

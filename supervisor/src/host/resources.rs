@@ -53,6 +53,17 @@ pub(crate) fn check_environment() -> Result<(), Error> {
     level_from_environment().map(drop).map_err(Error::Level)
 }
 
+/// Makes a ring and looks what it can do.
+///
+/// # Errors
+/// When this host has no io_uring for us, or no memory for it.
+pub(crate) fn check_ring() -> Result<(), Error> {
+    // The ring counts together with those of the user's other processes: with the soft limit as it comes, which may be far
+    // below the hard one, a second kakehi of a user could find no room for it.
+    raise("RLIMIT_MEMLOCK", Resource::RLIMIT_MEMLOCK, MEMLOCK_BASE)?;
+    Ok(kakehi_engine::ring::check()?)
+}
+
 /// Raises the soft limits to what `workers` of `max_connections` and `listeners` need, as far as the hard limits
 /// let. The workers inherit them. Returns the connections that a worker can serve: where the hard limits mean fewer
 /// than `max_connections`, that is logged.
