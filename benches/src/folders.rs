@@ -15,7 +15,7 @@ pub struct Folders {
 }
 
 impl Folders {
-    /// For a benchmark, which is `target/release/deps/NAME-HASH`.
+    /// For a benchmark, which is `target/PROFILE/deps/NAME-HASH`.
     ///
     /// # Errors
     /// If it is somewhere else.
@@ -38,7 +38,18 @@ impl Folders {
         }
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let status = Command::new(cargo)
-            .args(["build", "--release", "--package", "kakehi", "--manifest-path"])
+            // As scripts/lib/programs does: with other packages, dependencies would have other features and be built again.
+            .args([
+                "build",
+                "--release",
+                "--locked",
+                "--bins",
+                "-p",
+                "kakehi",
+                "-p",
+                "kakehi-ctl",
+                "--manifest-path",
+            ])
             .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"))
             .arg("--target-dir")
             .arg(&self.target)

@@ -22,7 +22,8 @@ fn build() -> PathBuf {
     }
     let folder = program.parent().unwrap_or(Path::new("."));
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--quiet", "-p", "kakehi-ctl", "--bin", "kakehictl", "--target-dir"]);
+    // Of the whole workspace: with the features of dependencies that `cargo test --workspace` has built already.
+    cargo.args(["build", "--quiet", "--workspace", "--bin", "kakehictl", "--target-dir"]);
     cargo.arg(folder.parent().unwrap_or(folder)).current_dir(env!("CARGO_MANIFEST_DIR"));
     if folder.ends_with("release") {
         cargo.arg("--release");
