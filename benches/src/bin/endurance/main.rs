@@ -57,6 +57,9 @@ struct Arguments {
     /// Folder of the programs `kakehi` and `kakehictl`.
     #[arg(long, default_value = "target/release")]
     programs: PathBuf,
+    /// Folder of older programs: they run instead, are replaced by those of `--programs` and upgraded; nothing else is done.
+    #[arg(long)]
+    from: Option<PathBuf>,
     /// Put the report into this file, between its marks.
     #[arg(long)]
     write: Option<PathBuf>,
@@ -76,13 +79,28 @@ enum Step {
     Rebalance,
     /// While ticket keys are renewed every second.
     Certificate,
+    /// From older programs to those that are tested.
+    OldToNew,
+    /// A change begins while a worker is stopped, which is continued before `worker_timeout`.
+    StoppedWorker,
+    /// A change goes on without a worker that is stopped, which is replaced and then continued.
+    StuckWorker,
 }
 
 impl Step {
     /// It puts other processes in the place of workers, or ends some.
     fn replaces_workers(self) -> bool {
-        use Step::{KillSupervisor, KillWorker, Scale, Upgrade, UpgradeWorkers};
-        matches!(self, UpgradeWorkers | Upgrade | KillWorker | KillSupervisor | Scale)
+        use Step::{KillSupervisor, KillWorker, OldToNew, Scale, StuckWorker, Upgrade, UpgradeWorkers};
+        matches!(
+            self,
+            UpgradeWorkers | Upgrade | OldToNew | KillWorker | KillSupervisor | Scale | StuckWorker
+        )
+    }
+
+    /// A process that it puts another in the place of cannot give its connections to it: it answers what it was asked, closes
+    /// connections that are idle, and cuts tunnels after `drain_timeout`.
+    fn strands_connections(self) -> bool {
+        self == Step::StuckWorker
     }
 }
 
@@ -93,7 +111,7 @@ struct Scenario {
     times: u32,
 }
 
-const SCENARIOS: [Scenario; 10] = [
+const SCENARIOS: [Scenario; 12] = [
     Scenario { name: "nothing", step: Step::Nothing, times: 20 },
     Scenario { name: "reload", step: Step::Reload, times: 100 },
     Scenario { name: "workers-upgrade", step: Step::UpgradeWorkers, times: 20 },
@@ -104,7 +122,13 @@ const SCENARIOS: [Scenario; 10] = [
     Scenario { name: "pin", step: Step::Pin, times: 20 },
     Scenario { name: "rebalance", step: Step::Rebalance, times: 20 },
     Scenario { name: "certificate", step: Step::Certificate, times: 100 },
+    Scenario { name: "stopped-worker", step: Step::StoppedWorker, times: 20 },
+    Scenario { name: "stuck-worker", step: Step::StuckWorker, times: 5 },
 ];
+
+/// Again and again from the start, with `--from`: no way leads back to the older programs.
+const OLD_TO_NEW: Scenario = Scenario { name: "old-to-new", step: Step::OldToNew, times: 1 };
+const OLD_TO_NEW_TIMES: usize = 10;
 
 /// What a scenario has shown.
 struct Row {
@@ -130,7 +154,8 @@ struct Row {
 impl Row {
     fn holds(&self) -> bool {
         let killed = self.killed.is_none_or(|(failed, in_flight)| failed as u64 <= in_flight);
-        let idle = self.killed.is_some() || (self.idle_closed == 0 && self.under_a_request == 0);
+        let idle = self.under_a_request == 0 && (self.idle_closed == 0 || self.step.strands_connections());
+        let idle = self.killed.is_some() || idle;
         // They cannot move: those of a process that goes end.
         let Secure { handshakes, offered, resumed, ended, idle_closed, .. } = self.secure;
         let secure = handshakes > 0
@@ -163,14 +188,22 @@ fn main() -> ExitCode {
 async fn run(arguments: &Arguments) -> io::Result<bool> {
     let wanted = |name: &str| arguments.only.is_empty() || arguments.only.iter().any(|it| it == name);
     let mut rows = Vec::new();
-    for scenario in SCENARIOS.iter().filter(|scenario| wanted(scenario.name)) {
-        let times = if arguments.short { scenario.times.div_ceil(10).max(2) } else { scenario.times };
+    let scenarios: Vec<&Scenario> = match arguments.from {
+        Some(_) => vec![&OLD_TO_NEW; if arguments.short { 2 } else { OLD_TO_NEW_TIMES }],
+        None => SCENARIOS.iter().filter(|scenario| wanted(scenario.name)).collect(),
+    };
+    for scenario in scenarios {
+        let times = if arguments.short && arguments.from.is_none() {
+            scenario.times.div_ceil(10).max(2)
+        } else {
+            scenario.times
+        };
         eprintln!("{} ({times} times)", scenario.name);
         let row = endure(arguments, scenario, times).await?;
         eprintln!("  {}", if row.holds() { "holds" } else { "DOES NOT HOLD" });
         rows.push(row);
     }
-    let memory = match wanted("memory") {
+    let memory = match arguments.from.is_none() && wanted("memory") {
         true => Some(memory(arguments).await?),
         false => None,
     };
@@ -221,7 +254,16 @@ async fn endure(arguments: &Arguments, scenario: &Scenario, times: u32) -> io::R
     ];
     let authority = Authority::new()?;
     authority.issue(folder.path())?;
-    let mut proxy = Proxy::start(&arguments.programs, folder.path(), setup).await?;
+    let programs = match &arguments.from {
+        None => arguments.programs.clone(),
+        Some(older) => {
+            let programs = folder.path().join("programs");
+            fs::create_dir(&programs)?;
+            proxy::install(older, &programs)?;
+            programs
+        }
+    };
+    let mut proxy = Proxy::start(&programs, folder.path(), setup).await?;
     let before = proxy.processes().len();
     let load = Load {
         targets: [listen, far, secure, secure_far],
@@ -249,7 +291,7 @@ async fn endure(arguments: &Arguments, scenario: &Scenario, times: u32) -> io::R
             in_flight += clients.tally.borrow().begun - begun.get();
             proxy.wait_for_workers(workers as usize, pid).await?;
         } else {
-            act(&mut proxy, scenario.step, n, &authority).await?;
+            act(&mut proxy, scenario.step, n, &authority, &arguments.programs).await?;
         }
         sleep(Duration::from_millis(300)).await;
     }
@@ -264,7 +306,7 @@ async fn endure(arguments: &Arguments, scenario: &Scenario, times: u32) -> io::R
     Ok(row(scenario, times, &clients, &kills, in_flight, processes, log))
 }
 
-async fn act(proxy: &mut Proxy, step: Step, n: u32, authority: &Authority) -> io::Result<()> {
+async fn act(proxy: &mut Proxy, step: Step, n: u32, authority: &Authority, newer: &Path) -> io::Result<()> {
     match step {
         Step::Nothing | Step::KillWorker => {}
         Step::Reload => proxy.reload().await?,
@@ -283,6 +325,9 @@ async fn act(proxy: &mut Proxy, step: Step, n: u32, authority: &Authority) -> io
         }
         Step::Rebalance => drop(proxy.ctl(&["workers", "rebalance"]).await?),
         Step::Certificate => proxy.replace_certificate(authority).await?,
+        Step::OldToNew => proxy.go_over_to(newer).await?,
+        Step::StoppedWorker => proxy.change_beside_a_stopped_worker(n).await?,
+        Step::StuckWorker => proxy.change_without_a_stuck_worker(n).await?,
     }
     Ok(())
 }
@@ -298,7 +343,10 @@ fn row(
 ) -> Row {
     let tally = clients.tally.borrow();
     let failed = Tally::inexcusable(&tally.failures, kills);
-    let broken = Tally::inexcusable(&tally.broken, kills);
+    let broken = match scenario.step.strands_connections() {
+        true => Vec::new(),
+        false => Tally::inexcusable(&tally.broken, kills),
+    };
     let (excused, broken_by_kill) = (tally.failures.len() - failed.len(), tally.broken.len() - broken.len());
     let count = |failures: &[&Failure]| {
         let mut reasons = BTreeMap::new();

@@ -21,6 +21,10 @@ use crate::{
 
 /// A step that takes longer than this has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The file's `worker_timeout`, in seconds: short, as a run waits for it again and again.
+const WORKER_TIMEOUT_S: u64 = 2;
+/// How long a worker is stopped that is to answer in time all the same.
+const STOPPED: Duration = Duration::from_millis(500);
 
 /// What stands in its file whatever else changes.
 #[derive(Clone, Copy)]
@@ -136,6 +140,71 @@ impl Proxy {
         Ok(pid)
     }
 
+    /// Puts other programs into the place of its own, as a package does, and goes over to them; then reloads.
+    ///
+    /// # Errors
+    /// When they are refused, or a process of the older ones stays.
+    pub(crate) async fn go_over_to(&mut self, newer: &Path) -> io::Result<()> {
+        install(newer, &self.programs)?;
+        self.ctl(&["upgrade"]).await?;
+        let deadline = Instant::now() + PATIENCE;
+        // Those that leave have a program whose file is not there any more.
+        let is_older = |pid: &u32| {
+            fs::read_link(format!("/proc/{pid}/exe"))
+                .is_ok_and(|program| program.to_string_lossy().ends_with(" (deleted)"))
+        };
+        while self.processes().iter().any(is_older) {
+            if Instant::now() > deadline {
+                return Err(io::Error::other("a process of the older programs stays"));
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+        self.reload().await
+    }
+
+    /// Stops a worker, begins a change, and continues the worker, which then answers.
+    ///
+    /// # Errors
+    /// When the change is refused, or the worker was replaced.
+    pub(crate) async fn change_beside_a_stopped_worker(&mut self, n: u32) -> io::Result<()> {
+        let worker = self.stop_worker(n).await?;
+        let continued = async {
+            sleep(STOPPED).await;
+            Ok(kill(worker, Signal::SIGCONT)?)
+        };
+        if n.is_multiple_of(2) {
+            let weight = format!("weight={}", 50 + n % 7);
+            let edit = ["backend", "patch", "main", "one", &weight];
+            tokio::try_join!(self.ctl(&edit), continued)?;
+        } else {
+            tokio::try_join!(self.reload(), continued)?;
+        }
+        match self.worker_pids().await?.contains(&worker.as_raw()) {
+            true => Ok(()),
+            false => Err(io::Error::other(
+                "a worker was replaced that had been stopped for less than `worker_timeout`",
+            )),
+        }
+    }
+
+    /// Stops a worker and makes a change, which goes on with the others; continues it when it has been replaced.
+    ///
+    /// # Errors
+    /// When the change is refused, or the worker is not replaced.
+    pub(crate) async fn change_without_a_stuck_worker(&mut self, n: u32) -> io::Result<()> {
+        let worker = self.stop_worker(n).await?;
+        self.reload().await?;
+        self.wait_for_workers(self.setup.workers as usize, worker.as_raw()).await?;
+        Ok(kill(worker, Signal::SIGCONT)?)
+    }
+
+    async fn stop_worker(&self, place: u32) -> io::Result<Pid> {
+        let pids = self.worker_pids().await?;
+        let worker = Pid::from_raw(pids[place as usize % pids.len()]);
+        kill(worker, Signal::SIGSTOP)?;
+        Ok(worker)
+    }
+
     /// Waits until `count` workers run, and `pid` is none of them.
     ///
     /// # Errors
@@ -214,6 +283,19 @@ impl Drop for Proxy {
     }
 }
 
+/// Puts the programs of a folder into the place of those of another, in one step each.
+///
+/// # Errors
+/// When they are not there, or cannot be written.
+pub(crate) fn install(from: &Path, to: &Path) -> io::Result<()> {
+    for name in ["kakehi", "kakehictl"] {
+        let fresh = to.join(format!("{name}.new"));
+        fs::copy(from.join(name), &fresh)?;
+        fs::rename(fresh, to.join(name))?;
+    }
+    Ok(())
+}
+
 fn launch(programs: &Path, folder: &Path) -> io::Result<Child> {
     let log = fs::File::options().create(true).append(true).open(folder.join("log"))?;
     Command::new(programs.join("kakehi"))
@@ -244,7 +326,7 @@ fn write_file(
     };
     let text = format!(
         "command_socket = \"kakehi.sock\"\nworker_count = {workers}\nhandle_process_affinity = false\n\
-         drain_timeout = 5\nticket_key_rotation = {ticket_key_rotation}\n\n\
+         drain_timeout = 5\nworker_timeout = {WORKER_TIMEOUT_S}\nticket_key_rotation = {ticket_key_rotation}\n\n\
          [[listeners]]\naddress = \"{listen}\"\nprotocol = \"http\"\nfront_timeout = {front}\n\n\
          [[listeners]]\naddress = \"{secure}\"\nprotocol = \"https\"\nfront_timeout = {front}\n\
          certificate = \"{CERTIFICATE}\"\nkey = \"{KEY}\"\n\n\
