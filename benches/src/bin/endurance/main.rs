@@ -29,7 +29,7 @@ use tokio::{net::TcpListener, task::LocalSet, time::sleep};
 use self::{
     authority::Authority,
     clients::{Clients, Load},
-    proxy::{Proxy, Setup},
+    proxy::{Leaving, Proxy, Setup},
     stream::Trust,
     tally::{Failure, Secure, Tally},
 };
@@ -37,7 +37,7 @@ use self::{
 /// Where the report stands in the specification.
 const MARKS: (&str, &str) = ("<!-- endurance: begin -->\n", "<!-- endurance: end -->\n");
 /// Processes that leave may take as long as the file's `drain_timeout`, and a little.
-const SETTLE: Duration = Duration::from_secs(8);
+const SETTLE: Duration = Duration::from_secs(23);
 
 /// Does to a running kakehi what operators do, again and again, under load, and counts what clients notice.
 #[derive(Parser)]
@@ -101,6 +101,10 @@ impl Step {
     /// connections that are idle, and cuts tunnels after `drain_timeout`.
     fn strands_connections(self) -> bool {
         self == Step::StuckWorker
+    }
+
+    fn leaving(self) -> Leaving {
+        if self.strands_connections() { Leaving::Patiently } else { Leaving::Soon }
     }
 }
 
@@ -245,6 +249,7 @@ async fn endure(arguments: &Arguments, scenario: &Scenario, times: u32) -> io::R
         backend: backend.local_addr()?,
         workers,
         ticket_key_rotation: if scenario.step == Step::Certificate { 1 } else { 3600 },
+        leaving: scenario.step.leaving(),
     };
     let [listen, secure] = setup.listen;
     let servers = [
@@ -386,7 +391,8 @@ async fn memory(arguments: &Arguments) -> io::Result<(u64, u64, u32)> {
     let server = tokio::spawn(servers::backend(backend));
     let authority = Authority::new()?;
     authority.issue(folder.path())?;
-    let setup = Setup { listen, backend: backend_at, workers: 2, ticket_key_rotation: 3600 };
+    let setup =
+        Setup { listen, backend: backend_at, workers: 2, ticket_key_rotation: 3600, leaving: Leaving::Soon };
     let mut proxy = Proxy::start(&arguments.programs, folder.path(), setup).await?;
     let [listen, secure] = listen;
     let trust = Trust::new(authority.certificate())?;

@@ -35,6 +35,25 @@ pub(crate) struct Setup {
     pub(crate) workers: u32,
     /// How long a ticket key is used (s).
     pub(crate) ticket_key_rotation: u32,
+    pub(crate) leaving: Leaving,
+}
+
+/// How a process leaves.
+#[derive(Clone, Copy)]
+pub(crate) enum Leaving {
+    Soon,
+    /// With time for all that clients sent while it was stopped, also on a busy machine, and for idle connections to get the
+    /// request whose answer says that they close.
+    Patiently,
+}
+
+impl Leaving {
+    fn settings(self) -> &'static str {
+        match self {
+            Leaving::Soon => "drain_timeout = 5",
+            Leaving::Patiently => "drain_timeout = 20\nstop_idle_grace = 10\nconnect_timeout = 15",
+        }
+    }
 }
 
 /// A running kakehi.
@@ -312,7 +331,7 @@ fn launch(programs: &Path, folder: &Path) -> io::Result<Child> {
 /// The file in its version of this number: clusters, frontends, weights and deadlines differ from that before.
 fn write_file(
     folder: &Path,
-    Setup { listen: [listen, secure], backend, workers, ticket_key_rotation }: Setup,
+    Setup { listen: [listen, secure], backend, workers, ticket_key_rotation, leaving }: Setup,
     version: u32,
 ) -> io::Result<()> {
     let (odd, weight) = (version % 2 == 1, 100 + version % 3);
@@ -326,7 +345,7 @@ fn write_file(
     };
     let text = format!(
         "command_socket = \"kakehi.sock\"\nworker_count = {workers}\nhandle_process_affinity = false\n\
-         drain_timeout = 5\nworker_timeout = {WORKER_TIMEOUT_S}\nticket_key_rotation = {ticket_key_rotation}\n\n\
+         {leaving}\nworker_timeout = {WORKER_TIMEOUT_S}\nticket_key_rotation = {ticket_key_rotation}\n\n\
          [[listeners]]\naddress = \"{listen}\"\nprotocol = \"http\"\nfront_timeout = {front}\n\n\
          [[listeners]]\naddress = \"{secure}\"\nprotocol = \"https\"\nfront_timeout = {front}\n\
          certificate = \"{CERTIFICATE}\"\nkey = \"{KEY}\"\n\n\
@@ -334,6 +353,7 @@ fn write_file(
          {{ address = \"{secure}\", hostname = \"*\" }}]\n\
          backends = [{{ address = \"{backend}\", backend_id = \"one\", weight = {weight} }}]\n{extra}",
         front = 60 + version % 2,
+        leaving = leaving.settings(),
     );
     fs::write(folder.join("kakehi.toml"), text)
 }
