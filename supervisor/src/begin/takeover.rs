@@ -10,7 +10,6 @@ use kakehi_engine::tls::Vault;
 
 use super::Error;
 use crate::{
-    certificates::Depth,
     estate::record::StateRecord,
     fleet::{
         adoption::{Orphan, Refused},
@@ -117,13 +116,12 @@ impl Supervisor {
         if self.state.revision.origin == in_file.revision.origin {
             return;
         }
-        let furnished = self.certificates.furnish(&mut in_file, certificates, Depth::Few);
-        let changed = match furnished {
+        let changed = match self.furnish(&mut in_file, certificates).await {
             Ok(warnings) => {
                 warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
                 self.change_to(&in_file, "the start").await.map(drop)
             }
-            Err(error) => Err(error.into()),
+            Err(refused) => Err(refused),
         };
         self.certificates.settle(changed.is_ok());
         if let Err(refused) = changed {

@@ -46,8 +46,17 @@ const QUEUE: usize = 64;
 pub(crate) enum Depth {
     /// Everything.
     All,
-    /// Keys and chains too where there are few; otherwise only what has to be known of each certificate.
+    /// Keys and chains too where there are few; otherwise as [`Depth::Facts`].
     Few,
+    /// Only what has to be known of each certificate: what else is wrong is found when it is first needed.
+    Facts,
+}
+
+impl Depth {
+    /// The same for all pieces of so many files as for all of them.
+    pub(crate) fn of_many(count: usize) -> Depth {
+        if count < FEW { Depth::All } else { Depth::Facts }
+    }
 }
 
 /// Holds the vault, and knows what lies where.
@@ -86,12 +95,25 @@ pub(super) struct Kept {
 }
 
 /// A certificate of the listener at an address.
-type Found = (SocketAddr, Fingerprint, Arc<Certificate>);
+pub(crate) type Found = (SocketAddr, Fingerprint, Arc<Certificate>);
 
 /// A source that was looked at: read anew, or found as it was.
 enum Looked {
     Read(Read, Short),
     Known(Kept),
+}
+
+/// Gives a state the certificates that were found for it.
+pub(crate) fn put_into(state: &mut State, certificates: Vec<Found>) {
+    let mut by_address = HashMap::<SocketAddr, Vec<(Fingerprint, Arc<Certificate>)>>::new();
+    for (address, fingerprint, certificate) in certificates {
+        by_address.entry(address).or_default().push((fingerprint, certificate));
+    }
+    for (address, certificates) in by_address {
+        // All at once, as a tree that grows one by one takes twice the memory.
+        let mut certificates: std::collections::BTreeMap<_, _> = certificates.into_iter().collect();
+        state.certificates.entry(address).or_default().append(&mut certificates);
+    }
 }
 
 impl Keeper {
@@ -149,22 +171,22 @@ impl Keeper {
         wanted: Vec<WantedCertificate>,
         depth: Depth,
     ) -> Result<Vec<String>, Error> {
+        let mut warnings = self.fill_materials(state, depth)?;
+        let (certificates, more) = self.certificates(wanted, depth)?;
+        warnings.extend(more);
+        put_into(state, certificates);
+        Ok(warnings)
+    }
+
+    /// The first half of [`Keeper::furnish`]: what is no certificate of a listener.
+    ///
+    /// # Errors
+    /// When anything cannot be used.
+    pub(crate) fn fill_materials(&mut self, state: &mut State, depth: Depth) -> Result<Vec<String>, Error> {
         let listeners = state.listeners.values_mut();
         let mut slots: Vec<Slot<'_>> = listeners.flat_map(materials::of_listener).collect();
         slots.extend(state.clusters.values_mut().flat_map(materials::of_cluster));
-        let mut warnings = self.fill(slots, depth)?;
-        let (certificates, more) = self.certificates(wanted, depth)?;
-        warnings.extend(more);
-        let mut by_address = HashMap::<SocketAddr, Vec<(Fingerprint, Arc<Certificate>)>>::new();
-        for (address, fingerprint, certificate) in certificates {
-            by_address.entry(address).or_default().push((fingerprint, certificate));
-        }
-        for (address, certificates) in by_address {
-            // All at once, as a tree that grows one by one takes twice the memory.
-            let mut certificates: std::collections::BTreeMap<_, _> = certificates.into_iter().collect();
-            state.certificates.entry(address).or_default().append(&mut certificates);
-        }
-        Ok(warnings)
+        self.fill(slots, depth)
     }
 
     /// Reads the materials that `changes` name, as far as they are not known yet.
@@ -234,7 +256,11 @@ impl Keeper {
         Ok(warnings)
     }
 
-    fn certificates(
+    /// The certificates that are `wanted`, for [`put_into`]; and of what to be aware.
+    ///
+    /// # Errors
+    /// When one cannot be used.
+    pub(crate) fn certificates(
         &mut self,
         wanted: Vec<WantedCertificate>,
         depth: Depth,
@@ -276,7 +302,11 @@ impl Keeper {
             .zip(&stamps)
             .map(|(source, stamp)| self.known_places(&source.name(), stamp))
             .collect();
-        let fully = depth == Depth::All || known.iter().filter(|it| it.is_none()).count() < FEW;
+        let fully = match depth {
+            Depth::All => true,
+            Depth::Few => known.iter().filter(|it| it.is_none()).count() < FEW,
+            Depth::Facts => false,
+        };
         let vault = Rc::clone(&self.vault);
         let vault: &Vault = &vault;
         let look = |place: usize, source: &Source| match known[place] {

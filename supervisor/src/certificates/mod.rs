@@ -33,7 +33,7 @@ use kakehi_ctl::state::Fingerprint;
 
 pub(crate) use self::{
     content::Fault,
-    keeper::{Depth, Keeper},
+    keeper::{Depth, Keeper, put_into},
     verify::Mismatch,
 };
 pub(crate) use self::{

@@ -2,10 +2,14 @@
 
 use std::net::SocketAddr;
 
-use kakehi_ctl::{change::Change, order::Changed as Done};
+use kakehi_ctl::{
+    change::Change,
+    order::Changed as Done,
+    state::{State, WantedCertificate},
+};
 
 use crate::{
-    certificates::{self, Changed, Wanted},
+    certificates::{self, Changed, Depth, Wanted, put_into},
     control::change::Refused,
     supervisor::Supervisor,
 };
@@ -13,7 +17,34 @@ use crate::{
 /// Who changes certificates, in the log.
 const BY: &str = "a file";
 
+/// Certificates that are read between two turns: some milliseconds.
+const AT_A_TIME: usize = 64;
+
 impl Supervisor {
+    /// Reads what `state` names, and the certificates that are `wanted` besides, and serves in between; says of what to be aware.
+    ///
+    /// # Errors
+    /// See [`Refused`]; nothing of it is used then.
+    pub(crate) async fn furnish(
+        &mut self,
+        state: &mut State,
+        mut wanted: Vec<WantedCertificate>,
+    ) -> Result<Vec<String>, Refused> {
+        let depth = Depth::of_many(wanted.len());
+        let mut warnings = self.certificates.fill_materials(state, depth)?;
+        let mut found = Vec::with_capacity(wanted.len());
+        while !wanted.is_empty() {
+            let rest = wanted.split_off(wanted.len().min(AT_A_TIME));
+            let (certificates, more) = self.certificates.certificates(wanted, depth)?;
+            found.extend(certificates);
+            warnings.extend(more);
+            wanted = rest;
+            self.serve_waiting().await?;
+        }
+        put_into(state, found);
+        Ok(warnings)
+    }
+
     /// Gives a listener a certificate.
     ///
     /// # Errors

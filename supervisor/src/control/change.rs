@@ -18,7 +18,7 @@ use kakehi_ctl::{
 use kakehi_engine::config::CompileError;
 
 use crate::{
-    certificates::{self, Depth},
+    certificates,
     control::settings::of_settings,
     fleet::worker::Worker,
     host::{
@@ -142,7 +142,7 @@ impl Supervisor {
         let file = file.to_owned();
         let mut loaded = self.serve_beside(move || config::load(&file)).await??;
         let wanted = std::mem::take(&mut loaded.certificates);
-        let warnings = self.certificates.furnish(&mut loaded.state, wanted, Depth::Few)?;
+        let warnings = self.furnish(&mut loaded.state, wanted).await?;
         let settings = self.wanted_settings(&loaded.state.settings)?;
         let at_next_start = self.state.settings.differing(&settings, Effect::Restart);
         let mut changed = self.change_into(&loaded.state, dry_run, by).await?;

@@ -17,6 +17,9 @@ use crate::{
     timer::sleep_until,
 };
 
+/// Most of what waits that is attended to before work on this thread goes on.
+const MOST_WAITING: usize = 16;
+
 /// What a turn has brought.
 pub(crate) enum Happened {
     /// Something about a process, of which nobody has taken note yet: [`Supervisor::on_event`] does.
@@ -75,6 +78,23 @@ impl Supervisor {
             }
         }
         Err(Stopped)
+    }
+
+    /// Attends to what waits now, in the midst of what takes long on this thread.
+    ///
+    /// # Errors
+    /// When a stop has begun.
+    pub(crate) async fn serve_waiting(&mut self) -> Result<(), Stopped> {
+        // Sockets and signals are looked at.
+        tokio::task::yield_now().await;
+        for _ in 0..MOST_WAITING {
+            match self.turn(Some(Instant::now())).await {
+                Happened::Event(event) => drop(self.on_event(event)),
+                Happened::Late => break,
+                Happened::Other => {}
+            }
+        }
+        if self.is_stopping() { Err(Stopped) } else { Ok(()) }
     }
 
     /// Runs what computes for long, or waits for a disk, on a thread of its own, and serves meanwhile.
