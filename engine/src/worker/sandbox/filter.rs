@@ -25,7 +25,7 @@ const SPEC_ALLOW: libc::c_ulong = libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
 const FLAGS: libc::c_ulong = libc::SECCOMP_FILTER_FLAG_TSYNC | libc::SECCOMP_FILTER_FLAG_LOG | SPEC_ALLOW;
 
 /// Allowed whatever the arguments are.
-const ALLOWED: &[c_long] = &[
+pub(super) const ALLOWED: &[c_long] = &[
     // The ring.
     libc::SYS_io_uring_enter,
     // Sockets that are there, new connections (to unix sockets not by the ring), descriptors from process to process.
@@ -45,7 +45,6 @@ const ALLOWED: &[c_long] = &[
     // Descriptors that are there: the log, the vault, the state that another supervisor asks for.
     libc::SYS_close,
     libc::SYS_fstat,
-    libc::SYS_lseek,
     libc::SYS_memfd_create,
     libc::SYS_pread64,
     libc::SYS_pwritev2,
@@ -60,14 +59,12 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_munmap,
     // Time, chance, threads that wait or end.
     libc::SYS_clock_gettime,
-    libc::SYS_clock_nanosleep,
     libc::SYS_exit,
     libc::SYS_exit_group,
     libc::SYS_futex,
     libc::SYS_getpid,
     libc::SYS_getrandom,
     libc::SYS_gettid,
-    libc::SYS_nanosleep,
     libc::SYS_restart_syscall,
     // The first of the scheduler's thread, which may come late.
     libc::SYS_rseq,
@@ -114,7 +111,7 @@ fn program(own: u32) -> Result<BpfProgram, seccompiler::BackendError> {
 }
 
 /// Allowed with some arguments only.
-fn conditional(own: u64) -> Result<Vec<(c_long, Vec<SeccompRule>)>, seccompiler::BackendError> {
+pub(super) fn conditional(own: u64) -> Result<Vec<(c_long, Vec<SeccompRule>)>, seccompiler::BackendError> {
     let one_of = |argument, values: &[c_long]| -> Result<Vec<_>, _> {
         let rules = values.iter().map(|value| rule([equal(argument, *value as u64)?]));
         rules.collect()
