@@ -146,8 +146,14 @@ pub(super) fn conditional(own: u64) -> Result<Vec<(c_long, Vec<SeccompRule>)>, s
         (libc::SYS_tkill, vec![rule([equal(0, own)?])?]),
         // For supervisors of earlier programs: the process itself.
         (libc::SYS_pidfd_open, vec![rule([equal(0, own)?])?]),
-        // Limits are read, not set.
-        (libc::SYS_prlimit64, vec![rule([SeccompCondition::new(2, Qword, SeccompCmpOp::Eq, 0)?])?]),
+        // Limits are read; that of open files is also raised, when `max_connections` is.
+        (
+            libc::SYS_prlimit64,
+            vec![
+                rule([SeccompCondition::new(2, Qword, SeccompCmpOp::Eq, 0)?])?,
+                rule([equal(0, 0)?, equal(1, libc::RLIMIT_NOFILE as u64)?])?,
+            ],
+        ),
     ])
 }
 

@@ -92,7 +92,7 @@ fn forbidden() -> Vec<(&'static str, c_long, [c_long; 6])> {
         ("setsockopt of a filter", libc::SYS_setsockopt, [-1, 1, libc::SO_ATTACH_FILTER.into(), 0, 0, 0]),
         ("ioctl of a terminal", libc::SYS_ioctl, [-1, libc::TIOCSTI as c_long, 0, 0, 0, 0]),
         ("fcntl that gives an owner", libc::SYS_fcntl, [-1, libc::F_SETOWN.into(), 0, 0, 0, 0]),
-        ("prlimit that sets", libc::SYS_prlimit64, [0, libc::RLIMIT_NOFILE as c_long, 1, 0, 0, 0]),
+        ("prlimit that sets", libc::SYS_prlimit64, [0, libc::RLIMIT_NPROC as c_long, 1, 0, 0, 0]),
         ("prctl", libc::SYS_prctl, [libc::PR_GET_DUMPABLE.into(), 0, 0, 0, 0, 0]),
         ("personality", libc::SYS_personality, [0xffff_ffff, 0, 0, 0, 0, 0]),
         ("seccomp", libc::SYS_seccomp, [0xffff, 0, 0, 0, 0, 0]),
