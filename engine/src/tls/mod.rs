@@ -52,3 +52,11 @@ pub use self::{
     terminator::{Context, TlsError},
     vault::{TICKET_KEYS, TicketKeys, Vault},
 };
+
+/// Has AWS-LC look where its randomness comes from, for which it may open a device: in the sandbox of a worker it cannot.
+///
+/// # Errors
+/// When there is none.
+pub(crate) fn begin_randomness() -> std::io::Result<()> {
+    aws_lc_rs::rand::fill(&mut [0; 1]).map_err(|_| std::io::Error::other("there is no randomness"))
+}

@@ -5,6 +5,7 @@ mod configured;
 mod host;
 mod patient;
 mod privileges;
+mod sandbox;
 mod setup;
 
 use std::{
@@ -33,6 +34,7 @@ use self::{
     configured::{Configured, Refusal},
     host::{Host, grow_descriptor_table, pin, within_limits},
     privileges::drop_privileges,
+    sandbox::{PREEMPT_NEVER, Sandbox},
 };
 pub use self::{
     adoption::{AdoptRequest, DescriptorChannel, DescriptorKind},
@@ -46,7 +48,7 @@ use crate::{
     limits,
     observe::Counter,
     ring::{self, Recv, Ring, Role, Source, Stats, Stream, Timer},
-    tls::Context,
+    tls::{self, Context},
     upstream::{Cluster, Pooling},
 };
 
@@ -112,14 +114,19 @@ fn start(setup: Setup, last_words: Rc<Cell<Option<OwnedFd>>>) -> Result<End, Err
         body_memory: usize::try_from(setup.state.settings.body_memory).unwrap_or(usize::MAX),
     })?;
     drop_privileges(setup.identity)?;
+    // Before files are closed: it looks for devices.
+    tls::begin_randomness()?;
+    // Before the executor too: its thread is to be in it.
+    let sandbox = Sandbox::enter(setup.id);
     let executor = glommio::LocalExecutorBuilder::new(glommio::Placement::Unbound)
         .name("kakehi")
         // Its own I/O is not used; the rest of its rings' memory counts against RLIMIT_MEMLOCK.
         .io_memory(1 << 16)
+        .preempt_timer(PREEMPT_NEVER)
         .make()
         .map_err(|error| Error::Executor(error.to_string()))?;
     let host = Host { default_workers, max_connections };
-    executor.run(serve(setup, host, ring, signals, last_words))
+    executor.run(serve(setup, host, ring, signals, last_words, sandbox))
 }
 
 /// SIGTERM comes through a descriptor that the ring reads; what a terminal sends is for the supervisor.
@@ -175,6 +182,7 @@ async fn serve(
     ring: Ring,
     signals: SignalFd,
     last_words: Rc<Cell<Option<OwnedFd>>>,
+    sandbox: Sandbox,
 ) -> Result<End, Error> {
     let settings = &setup.state.settings;
     setup.counters.reset_gauges();
@@ -220,6 +228,8 @@ async fn serve(
         io_uring_level: ring.features().level().number(),
         io_uring_features: ring.features().names().into_iter().map(str::to_owned).collect(),
     };
+    // The executor has entered its rings for the last time, and nothing of a client was read yet.
+    sandbox.close(&ring);
     report(&ring, &orders, 0, ready).await?;
     ring.spawn(Rc::clone(&worker).run_orders(orders));
     ring.spawn(Rc::clone(&worker).watch_sigterm(Stream::adopt(&ring, signals.into(), Role::Control)?));

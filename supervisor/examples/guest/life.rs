@@ -1,6 +1,6 @@
 //! The checks of kakehi's processes: the level that it chose, a worker that dies, a stop that loses nothing.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use crate::backend::Backend;
 use crate::proxy::Proxy;
@@ -18,6 +18,26 @@ pub(crate) fn all_workers_run_at_the_level(proxy: &mut Proxy<'_>, wanted: Option
         Some(wanted) if u64::from(wanted) != level => Err(format!("level {level} instead of {wanted}")),
         _ => Ok(level),
     }
+}
+
+/// A filter of system calls stands before every thread of every worker, and no worker has a ring but its own.
+pub(crate) fn all_workers_are_in_their_sandbox(proxy: &mut Proxy<'_>) -> Verdict {
+    for worker in proxy.running_workers()? {
+        let folder = format!("/proc/{}", worker.pid);
+        let entries = |name: &str| fs::read_dir(format!("{folder}/{name}")).map_err(explain(name));
+        for thread in entries("task")?.flatten() {
+            let status = fs::read_to_string(thread.path().join("status")).map_err(explain("status"))?;
+            if !status.contains("\nSeccomp:\t2\n") {
+                return Err(format!("a thread of worker {} is not filtered: {}", worker.id, proxy.log()));
+            }
+        }
+        let links = entries("fd")?.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
+        let rings = links.filter(|link| link.as_os_str() == "anon_inode:[io_uring]").count();
+        if rings != 1 {
+            return Err(format!("worker {} has {rings} rings", worker.id));
+        }
+    }
+    Ok(())
 }
 
 /// A worker ends by SIGKILL; another takes its place and both serve.

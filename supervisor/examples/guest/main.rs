@@ -198,6 +198,8 @@ fn check_one(
     report.add(&format!("{prefix}all_workers_run_at_the_level"), level.map(|_| ()));
     check_traffic(report, prefix, proxy.address);
     check_tls(report, prefix, proxy);
+    let name = format!("{prefix}all_workers_are_in_their_sandbox");
+    report.add(&name, life::all_workers_are_in_their_sandbox(proxy));
     let name = format!("{prefix}a_killed_worker_is_replaced_and_serves");
     report.add(&name, life::a_killed_worker_is_replaced_and_serves(proxy));
     let name = format!("{prefix}connections_go_on_whatever_is_replaced");

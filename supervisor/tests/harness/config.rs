@@ -22,7 +22,7 @@ pub(crate) struct Config {
     pub(super) ipv6: bool,
     pub(super) environment: Vec<(OsString, OsString)>,
     pub(super) ulimits: Vec<String>,
-    pub(super) without_io_uring: bool,
+    pub(super) refused_calls: &'static [libc::c_long],
     pub(super) program: Option<PathBuf>,
     pub(super) in_container: bool,
     pub(super) activated: Option<Arc<TcpListener>>,
@@ -170,7 +170,15 @@ impl Config {
 
     /// The kernel refuses every io_uring call of the proxy, as a container's default profile does.
     pub(crate) fn without_io_uring(mut self) -> Config {
-        self.without_io_uring = true;
+        self.refused_calls =
+            &[libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register];
+        self
+    }
+
+    /// The kernel refuses the proxy every call that a sandbox is made with, as one that has neither seccomp nor landlock.
+    pub(crate) fn without_sandbox(mut self) -> Config {
+        self.refused_calls =
+            &[libc::SYS_seccomp, libc::SYS_landlock_create_ruleset, libc::SYS_landlock_restrict_self];
         self
     }
 

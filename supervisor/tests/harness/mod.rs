@@ -30,6 +30,7 @@ mod proxy;
 mod sys;
 mod tls;
 mod tls_socket;
+pub(crate) mod traced;
 mod unwaiting;
 pub(crate) mod wait;
 mod wire;

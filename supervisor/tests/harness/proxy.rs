@@ -296,8 +296,8 @@ fn launch(config: &Config, folder: &Path) -> Child {
             None => Stdio::from(log.try_clone().expect("the log twice")),
         })
         .stderr(log);
-    if config.without_io_uring {
-        sys::refuse_io_uring(&mut command);
+    if !config.refused_calls.is_empty() {
+        sys::refuse(&mut command, config.refused_calls);
     }
     command.spawn().unwrap_or_else(|error| panic!("{}: {error}", program.display()))
 }

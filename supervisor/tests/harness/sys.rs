@@ -1,4 +1,4 @@
-//! What has to be asked of the kernel itself: who listens, and a child that it refuses io_uring (the one thing that needs
+//! What has to be asked of the kernel itself: who listens, and a child that it refuses some calls (the one thing that needs
 //! unsafe code here).
 
 use std::{fs, io, net::SocketAddr, os::unix::process::CommandExt, process::Command};
@@ -18,29 +18,33 @@ pub(super) fn listening_socket(address: SocketAddr) -> Option<String> {
     })
 }
 
-/// The program will get `EPERM` from every io_uring call, as under the default profile of a container.
-pub(super) fn refuse_io_uring(command: &mut Command) {
-    // SAFETY: between fork and exec the closure makes two system calls and touches its own stack only.
+/// The program will get `EPERM` from these calls, as under a profile of a container that does not have them.
+pub(super) fn refuse(command: &mut Command, calls: &'static [libc::c_long]) {
+    let filter = filter(calls);
+    // SAFETY: between fork and exec the closure makes two system calls and touches no memory but the filter, which is there.
     unsafe {
-        command.pre_exec(install_filter);
+        command.pre_exec(move || install_filter(&filter));
     }
 }
 
-fn install_filter() -> io::Result<()> {
+fn filter(calls: &[libc::c_long]) -> Vec<libc::sock_filter> {
     let load = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
     let equal = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
     let answer = (libc::BPF_RET | libc::BPF_K) as u16;
-    let jump = |number: libc::c_long, jt| libc::sock_filter { code: equal, jt, jf: 0, k: number as u32 };
-    let mut filter = [
-        // The number of the system call is the first word of what the filter looks at.
-        libc::sock_filter { code: load, jt: 0, jf: 0, k: 0 },
-        jump(libc::SYS_io_uring_setup, 3),
-        jump(libc::SYS_io_uring_enter, 2),
-        jump(libc::SYS_io_uring_register, 1),
-        libc::sock_filter { code: answer, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW },
-        libc::sock_filter { code: answer, jt: 0, jf: 0, k: libc::SECCOMP_RET_ERRNO | libc::EPERM as u32 },
-    ];
-    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    let statement = |code, k| libc::sock_filter { code, jt: 0, jf: 0, k };
+    // The number of the system call is the first word of what the filter looks at. Who is found jumps behind the others.
+    let mut filter = vec![statement(load, 0)];
+    filter.extend(calls.iter().enumerate().map(|(at, number)| {
+        let behind = (calls.len() - at) as u8;
+        libc::sock_filter { code: equal, jt: behind, jf: 0, k: *number as u32 }
+    }));
+    filter.push(statement(answer, libc::SECCOMP_RET_ALLOW));
+    filter.push(statement(answer, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32));
+    filter
+}
+
+fn install_filter(filter: &[libc::sock_filter]) -> io::Result<()> {
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
     // SAFETY: plain system calls; `program` and the filter that it points to live until both are done.
     let done = unsafe {
         libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0

@@ -32,6 +32,7 @@ mod liveness;
 mod proxy_protocol;
 mod reload;
 mod routing;
+mod sandbox;
 mod scale;
 mod settings;
 mod takeover;

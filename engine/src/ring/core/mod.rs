@@ -19,6 +19,7 @@ use std::{
     collections::VecDeque,
     future::Future,
     io,
+    os::fd::{AsRawFd as _, RawFd},
     rc::Rc,
     task::{Context, Poll},
     time::Instant,
@@ -132,6 +133,11 @@ impl Ring {
 
     pub(super) fn core(&self) -> &Rc<Core> {
         &self.core
+    }
+
+    /// The number of its descriptor.
+    pub fn descriptor(&self) -> RawFd {
+        self.core.uring.borrow().raw().as_raw_fd()
     }
 
     /// The features in use.

@@ -1,0 +1,112 @@
+//! What a worker that is made to run a stranger's code cannot do: the sandbox of the real program.
+
+use std::fs;
+
+use crate::harness::{Backend, Client, Config, GET, OK, Process, Proxy, send_signal, wait};
+use nix::sys::signal::Signal;
+
+fn ask(client: &mut Client) {
+    client.send(GET);
+    assert_eq!(client.response().status(), 200);
+}
+
+fn threads(process: Process) -> Vec<Process> {
+    let Ok(threads) = fs::read_dir(format!("/proc/{}/task", process.0)) else { return Vec::new() };
+    threads.flatten().map(|thread| Process(thread.file_name().to_str().unwrap().parse().unwrap())).collect()
+}
+
+/// Whether each thread of each worker has a filter, and each worker one ring, its own.
+fn is_closed(proxy: &Proxy) -> bool {
+    // Linux 5.9 began to say how many; those that the test itself runs under are inherited.
+    let filters =
+        |process: Process| process.status("Seccomp_filters").map(|count| count.parse::<u32>().unwrap());
+    let inherited = filters(proxy.supervisor());
+    proxy.workers().into_iter().all(|worker| {
+        let is_filtered = |thread: Process| {
+            thread.status("Seccomp").as_deref() == Some("2")
+                && thread.status("NoNewPrivs").as_deref() == Some("1")
+                && filters(thread) == inherited.map(|count| count + 1)
+        };
+        let descriptors = worker.descriptors();
+        let rings = descriptors.iter().filter(|link| *link == "anon_inode:[io_uring]").count();
+        threads(worker).into_iter().all(is_filtered) && rings == 1
+    })
+}
+
+#[test]
+fn each_thread_of_each_worker_is_filtered_also_after_an_upgrade_and_a_death() {
+    let backend = Backend::respond(OK);
+    let proxy = Config::to(&backend).root("worker_count = 2").start();
+    // Another worker may still begin when one serves.
+    let workers_are = |closed: &str| wait::until(closed, || proxy.workers().len() == 2 && is_closed(&proxy));
+    workers_are("closed");
+    ask(&mut proxy.client());
+    assert!(proxy.ctl(&["upgrade"]).status.success(), "{}", proxy.log());
+    workers_are("closed after an upgrade");
+    ask(&mut proxy.client());
+    let before = proxy.workers();
+    send_signal(before[0], Signal::SIGKILL);
+    wait::until("the end of one", || !proxy.workers().contains(&before[0]));
+    workers_are("closed after a death");
+    ask(&mut proxy.client());
+    assert!(
+        !proxy.log().contains("no seccomp filter") && !proxy.log().contains("stay open"),
+        "{}",
+        proxy.log()
+    );
+}
+
+/// System calls are injected as this machine has them.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn code_in_a_worker_cannot_execute_open_trace_signal_or_make_a_ring() {
+    use crate::harness::traced::Traced;
+    use libc::c_int;
+
+    let backend = Backend::respond(OK);
+    let proxy = Config::to(&backend).start();
+    let mut client = proxy.client();
+    ask(&mut client);
+    let (worker, supervisor) = (proxy.worker(), i64::from(proxy.supervisor().0));
+    let calls = |worker: &Traced| {
+        let long = |number: c_int| i64::from(number);
+        let executable = long(libc::PROT_READ | libc::PROT_EXEC);
+        let private = long(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        let calls = [
+            ("execve", libc::SYS_execve, [0; 6]),
+            ("openat", libc::SYS_openat, [long(libc::AT_FDCWD), 0, 0, 0, 0, 0]),
+            ("ptrace", libc::SYS_ptrace, [long(libc::PTRACE_SEIZE as c_int), supervisor, 0, 0, 0, 0]),
+            ("process_vm_readv", libc::SYS_process_vm_readv, [supervisor, 0, 0, 0, 0, 0]),
+            ("kill", libc::SYS_kill, [supervisor, 0, 0, 0, 0, 0]),
+            ("tgkill", libc::SYS_tgkill, [supervisor, supervisor, 0, 0, 0, 0]),
+            ("pidfd_open", libc::SYS_pidfd_open, [supervisor, 0, 0, 0, 0, 0]),
+            ("clone", libc::SYS_clone, [long(libc::SIGCHLD), 0, 0, 0, 0, 0]),
+            ("netlink", libc::SYS_socket, [long(libc::AF_NETLINK), long(libc::SOCK_RAW), 0, 0, 0, 0]),
+            ("mmap", libc::SYS_mmap, [0, 4096, executable, private, -1, 0]),
+            ("io_uring_setup", libc::SYS_io_uring_setup, [1, 0, 0, 0, 0, 0]),
+        ];
+        calls.map(|(name, number, arguments)| (name, worker.call(number, arguments)))
+    };
+    {
+        let worker = Traced::stop(worker);
+        for (name, outcome) in calls(&worker) {
+            assert_eq!(outcome, Err(nix::Error::EPERM), "{name}");
+        }
+        // What it may do is done, so that the errors are those of the calls.
+        assert_eq!(worker.call(libc::SYS_getpid, [0; 6]), Ok(u64::from(proxy.worker().0)));
+    }
+    ask(&mut client);
+    assert_eq!(proxy.worker(), worker, "it was replaced");
+}
+
+#[test]
+fn where_the_host_has_no_sandbox_it_is_said_once_and_requests_are_served() {
+    let backend = Backend::respond(OK);
+    let proxy = Config::to(&backend).root("worker_count = 2").without_sandbox().start();
+    wait::until("both to be ready", || proxy.log().contains("ready: 2 workers"));
+    ask(&mut proxy.client());
+    for what in ["no seccomp filter is in force", "landlock"] {
+        assert_eq!(proxy.log().matches(what).count(), 1, "{}", proxy.log());
+    }
+    assert!(!proxy.log().contains("stay open"), "{}", proxy.log());
+}
