@@ -361,7 +361,8 @@ impl Reader<'_> {
     fn read<const N: usize>(&self, parts: [(&str, Value); N]) -> Result<(State, Vec<String>), EditError> {
         let table: Table = parts.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
         let text = toml::to_string(&table).map_err(usage)?;
-        let loaded = config::parse_part(&text, "the command line", self.folder).map_err(usage)?;
+        let loaded = config::parse_part(&text, "the command line", self.folder);
+        let loaded = loaded.map_err(|errors| usage(errors.in_one_line()))?;
         Ok((loaded.state, loaded.warnings.iter().map(ToString::to_string).collect()))
     }
 }

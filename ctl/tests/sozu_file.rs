@@ -101,3 +101,73 @@ fn what_is_not_honoured_is_named() {
         assert!(!warnings.iter().any(|warning| warning.contains(&format!("`{honoured}`"))), "{honoured}");
     }
 }
+
+/// Of the form of the examples that come with sozu: two frontends name listeners that are not there.
+const EXAMPLE: &str = r#"
+saved_state = "./state.json"
+log_level = "info"
+log_target = "stdout"
+command_socket = "./command_folder/sock"
+command_buffer_size = 16384
+max_command_buffer_size = 163840
+worker_count = 2
+handle_process_affinity = false
+max_connections = 500
+buffer_size = 16384
+activate_listeners = true
+
+[[listeners]]
+protocol = "http"
+address = "0.0.0.0:8080"
+answer_404 = "./assets/404.html"
+
+[[listeners]]
+protocol = "https"
+address = "0.0.0.0:8443"
+tls_versions = ["TLSv1.2"]
+
+[clusters]
+
+[clusters.MyCluster]
+protocol = "http"
+frontends = [
+  { address = "0.0.0.0:8080", hostname = "lolcatho.st" },
+  { address = "0.0.0.0:8443", hostname = "lolcatho.st", certificate = "./a.pem", key = "./a.key" },
+  { address = "0.0.0.0:8444", hostname = "lolcatho.st", certificate = "./a.pem", key = "./a.key" }
+]
+backends  = [
+  { address = "127.0.0.1:1026", sticky_id = "backend-1026" }
+]
+
+[clusters.TcpTest]
+protocol = "tcp"
+frontends = [
+  { address = "0.0.0.0:8081" }
+]
+backends  = [
+  { address = "127.0.0.1:4000", weight = 100 },
+  { address = "127.0.0.1:4001", weight = 50 }
+]
+"#;
+
+#[test]
+fn an_example_of_sozu_loads_and_listeners_that_are_missing_are_made_up() {
+    let loaded = config::parse(EXAMPLE, "config.toml").unwrap_or_else(|errors| panic!("{errors}"));
+    let listeners: Vec<_> =
+        loaded.state.listeners.values().map(|it| (it.address.port(), it.protocol)).collect();
+    assert_eq!(
+        listeners,
+        [
+            (8080, ListenerProtocol::Http),
+            (8081, ListenerProtocol::Tcp),
+            (8443, ListenerProtocol::Https),
+            (8444, ListenerProtocol::Https)
+        ]
+    );
+    let frontends: usize = loaded.state.clusters.values().map(|it| it.frontends.len()).sum();
+    assert_eq!((loaded.state.clusters.len(), frontends, loaded.certificates.len()), (2, 4, 2));
+    let made_up = loaded.warnings.iter().filter(|it| it.text.contains("is made up"));
+    let line_of = |port: &str| EXAMPLE.lines().position(|line| line.contains(port)).unwrap() + 1;
+    let lines: Vec<_> = made_up.map(|it| it.place.line).collect();
+    assert_eq!(lines, [line_of(":8444"), line_of(":8081")], "{:#?}", loaded.warnings);
+}

@@ -1,4 +1,6 @@
-//! The command `check`: would this file be accepted?
+//! The command `check`: would this file be accepted? With `--here`: and would it work on this host ([`here`])?
+
+mod here;
 
 use std::{os::fd::RawFd, path::Path, process::ExitCode};
 
@@ -13,12 +15,12 @@ use crate::{
     worker_main,
 };
 
-/// Prints the verdict on `file`, rules and expressions included; opens no socket.
-pub(crate) fn run(file: &Path) -> ExitCode {
+/// Prints the verdict on `file`, rules and expressions included; listens on no socket. With `on_this_host` also on the host.
+pub(crate) fn run(file: &Path, on_this_host: bool) -> ExitCode {
     let mut loaded = match config::load(file) {
         Ok(loaded) => loaded,
-        Err(error) => {
-            crate::logging::complain(error);
+        Err(errors) => {
+            crate::logging::complain_of_file(file, &errors);
             return ExitCode::FAILURE;
         }
     };
@@ -36,6 +38,14 @@ pub(crate) fn run(file: &Path) -> ExitCode {
         }
         Err(error) => {
             crate::logging::complain(format_args!("{}: {error}", file.display()));
+            return ExitCode::FAILURE;
+        }
+    }
+    if on_this_host {
+        let here::Findings { errors, warnings } = here::look(&loaded.state);
+        warnings.iter().for_each(|it| crate::logging::complain(format_args!("warning: {it}")));
+        errors.iter().for_each(|it| crate::logging::complain(format_args!("{}: {it}", file.display())));
+        if !errors.is_empty() {
             return ExitCode::FAILURE;
         }
     }

@@ -9,6 +9,7 @@ use std::{
     fmt::Display,
     io::{self, IoSlice, IsTerminal as _, Write},
     os::fd::AsFd as _,
+    path::Path,
     sync::{
         OnceLock,
         atomic::{AtomicU64, Ordering},
@@ -16,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use kakehi_ctl::config::ConfigErrors;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::io::{Errno, ReadWriteFlags};
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
@@ -41,6 +43,13 @@ static LOST: AtomicU64 = AtomicU64::new(0);
 /// Tells whoever started the program why it ends. A standard error that is gone is no reason to panic.
 pub(crate) fn complain(error: impl Display) {
     let _ = writeln!(io::stderr(), "kakehi: {error}");
+}
+
+/// Tells everything that is wrong with the configuration: each error begins a line with its place, so that an editor finds it.
+pub(crate) fn complain_of_file(file: &Path, errors: &ConfigErrors) {
+    let count = errors.count();
+    let _ = writeln!(io::stderr(), "{errors}");
+    complain(format_args!("{}: {count} error{}", file.display(), if count == 1 { "" } else { "s" }));
 }
 
 /// Opens the log of the supervisor.

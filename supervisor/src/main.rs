@@ -67,11 +67,17 @@ enum Verb {
     },
     /// Say whether a configuration file is right, without opening a socket.
     ///
-    /// Prints warnings and exits with 0 when the file would be accepted, prints the error and exits with 1 otherwise.
+    /// Prints warnings and exits with 0 when the file would be accepted, prints all errors and exits with 1 otherwise.
     Check {
         /// The configuration file (TOML).
         #[arg(short, long, value_name = "FILE", required_unless_present = "state")]
         config: Option<PathBuf>,
+        /// Look at this host too: users, folders, addresses and ports, cores, io_uring.
+        ///
+        /// Run it as the user that kakehi is started as. Addresses that a running kakehi with the same command socket has are
+        /// not taken.
+        #[arg(long)]
+        here: bool,
         /// A running state instead, in an open descriptor.
         #[arg(long, hide = true, value_name = "FD")]
         state: Option<RawFd>,
@@ -99,7 +105,7 @@ fn main() -> ExitCode {
         Verb::Start { config, resume: Some(estate) } => begin::resume(estate, &config),
         Verb::Start { config, resume: None } => start(&config),
         Verb::Check { state: Some(state), .. } => check::run_on_state(state),
-        Verb::Check { config, .. } => check::run(&config.unwrap_or_default()),
+        Verb::Check { config, here, .. } => check::run(&config.unwrap_or_default(), here),
         Verb::Demo { listen } => demo::run(listen),
         Verb::Worker(place) => worker_main::run(place),
     }
@@ -108,10 +114,13 @@ fn main() -> ExitCode {
 fn start(file: &std::path::Path) -> ExitCode {
     match kakehi_ctl::config::load(file) {
         Ok(loaded) => begin::run(loaded, file),
-        Err(error) => begin::go_on_without(&error, file).unwrap_or_else(|| {
-            logging::complain(error);
-            ExitCode::FAILURE
-        }),
+        Err(errors) => {
+            let lines = errors.lines().collect::<Vec<_>>().join("\n");
+            begin::go_on_without(lines, file).unwrap_or_else(|| {
+                logging::complain_of_file(file, &errors);
+                ExitCode::FAILURE
+            })
+        }
     }
 }
 

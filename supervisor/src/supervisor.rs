@@ -70,7 +70,7 @@ pub(crate) struct Supervisor {
     pub(crate) state: State,
     pub(crate) source: Source,
     /// `state` as the workers get it, once one has got it.
-    state_text: Option<Rc<[u8]>>,
+    state_text: Option<Rc<Vec<u8>>>,
     pub(crate) workers: Vec<Worker>,
     signals: Signals,
     pub(crate) asked: Receiver<Question>,
@@ -175,11 +175,11 @@ impl Supervisor {
     }
 
     /// The state as a worker gets it.
-    fn state_text(&mut self) -> io::Result<Rc<[u8]>> {
+    fn state_text(&mut self) -> io::Result<Rc<Vec<u8>>> {
         if let Some(text) = &self.state_text {
             return Ok(Rc::clone(text));
         }
-        let text: Rc<[u8]> = serde_json::to_vec(&self.state)?.into();
+        let text = Rc::new(serde_json::to_vec(&self.state)?);
         if text.len() <= LARGEST_KEPT {
             self.state_text = Some(Rc::clone(&text));
         }

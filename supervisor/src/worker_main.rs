@@ -58,7 +58,7 @@ const SOCKETS_PATIENCE: Duration = Duration::from_millis(limits::WORKER_READY_TI
 
 /// Why a worker could not begin.
 #[derive(Debug, thiserror::Error)]
-enum Error {
+pub(crate) enum Error {
     #[error("descriptor {0} is missing: `kakehi worker` is started by `kakehi start` only")]
     Descriptor(RawFd),
     #[error("the order channel cannot be duplicated: {0}")]
@@ -191,7 +191,10 @@ pub(crate) fn level_from_environment() -> Result<Option<Level>, String> {
 }
 
 /// Whom the settings have this process become, if it is not that already.
-fn identity(state: &State) -> Result<Option<Identity>, Error> {
+///
+/// # Errors
+/// When there is no such user or group.
+pub(crate) fn identity(state: &State) -> Result<Option<Identity>, Error> {
     let Settings { user, group, .. } = &state.settings;
     let named = user.as_deref().map(|name| match User::from_name(name) {
         Ok(Some(user)) => Ok(user),

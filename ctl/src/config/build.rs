@@ -12,15 +12,18 @@ use std::{
 };
 
 use super::{
-    error::{ConfigError, Findings, Quoted},
-    read::{Section, Values},
+    error::{ConfigError, Quoted},
+    findings::Findings,
+    pieces::Text,
+    read::{self, Section, Values},
 };
 use crate::{
     keys::{Kind, in_folder},
     limits,
-    state::{Listener, Material, Settings, State, WantedCertificate},
+    state::{Cluster, Listener, Material, Settings, State, WantedCertificate},
 };
 
+mod address;
 mod certificates;
 mod cluster;
 mod frontend;
@@ -37,10 +40,11 @@ pub(super) enum Extent {
     Part,
 }
 
-/// Puts a state together, and lists the certificates that it needs; what is wrong goes to `findings`. Relative paths are
-/// those of `folder`.
-pub(super) fn state(
+/// Puts a state together of `root` and of `clusters`, which are read one by one, and lists the certificates that it needs; what is
+/// wrong goes to `findings`. Relative paths are those of `folder`.
+pub(super) fn state<'t>(
     root: &Section,
+    clusters: impl Iterator<Item = Text<'t>>,
     folder: &Path,
     extent: Extent,
     findings: &mut Findings<'_>,
@@ -50,21 +54,25 @@ pub(super) fn state(
     let mut builder = Builder {
         findings,
         folder,
+        extent,
         skipped: HashSet::new(),
-        rules: HashMap::new(),
-        hosts: HashMap::new(),
+        made_up: HashMap::new(),
+        rules: Default::default(),
         certificates: Default::default(),
     };
     let mut state = State { settings, ..State::default() };
     state.listeners = builder.listeners(root);
-    for (name, offset, section) in root.named_tables("clusters") {
-        if name.is_empty() || name.chars().count() > 255 || name.chars().any(char::is_control) {
-            builder.findings.error(*offset, |place| ConfigError::BadClusterName { place });
-        } else if let Some(cluster) = builder.cluster(name, section, &state.listeners) {
-            state.clusters.insert(name.clone(), cluster);
+    let mut built = Vec::new();
+    builder.clusters(root, root, &mut state.listeners, &mut built);
+    for text in clusters {
+        if let Some(of_one) = read::root(&text, builder.findings) {
+            builder.clusters(&of_one, root, &mut state.listeners, &mut built);
         }
     }
+    // All at once, as a tree that grows one by one takes twice the memory.
+    state.clusters = built.into_iter().collect();
     if extent == Extent::Whole {
+        builder.warn_of_ipv6_only(root, &state.listeners);
         builder.warn_of_missing_certificates(root, &state);
     }
     let mut certificates = builder.wanted_certificates();
@@ -112,26 +120,26 @@ fn settings(root: &Section, folder: &Path, findings: &mut Findings<'_>) -> Setti
     settings
 }
 
-/// What makes two frontends take the same requests: listener, host name, path and method.
-type RuleKey = (SocketAddr, String, String, Option<String>);
-
 struct Builder<'a, 'b> {
     findings: &'a mut Findings<'b>,
     /// That of relative paths.
     folder: &'a Path,
-    /// Listeners that are configured and not served.
+    extent: Extent,
+    /// Listeners that are configured and not served, or wrong.
     skipped: HashSet<SocketAddr>,
-    /// Where each rule stands (line), and what it leads to.
-    rules: HashMap<RuleKey, (usize, frontend::Answer)>,
-    /// By listener and host name: what is settled by that name alone.
-    hosts: HashMap<(SocketAddr, String), Vec<frontend::Settled>>,
+    /// Listeners that no table configures, and the line of the frontend that they are for.
+    made_up: HashMap<SocketAddr, usize>,
+    rules: frontend::Rules,
     /// Certificates so far.
     certificates: certificates::AskedFor,
 }
 
 impl Builder<'_, '_> {
-    /// `section` lacks `key`.
+    /// `section` lacks `key`, or has a wrong value of it, which was told already.
     fn missing(&mut self, section: &Section, key: &'static str) {
+        if section.says(key) {
+            return;
+        }
         let level = section.level.what;
         self.findings.error(section.offset, |place| ConfigError::MissingKey { place, key, level });
     }
@@ -160,6 +168,23 @@ impl Builder<'_, '_> {
         self.findings.warn(section.entry(key).map_or(section.offset, |entry| entry.offset), text);
     }
 
+    /// Adds those to `built` that stand in `text`.
+    fn clusters(
+        &mut self,
+        text: &Section,
+        root: &Section,
+        listeners: &mut BTreeMap<SocketAddr, Listener>,
+        built: &mut Vec<(String, Cluster)>,
+    ) {
+        for (name, offset, section) in text.named_tables("clusters") {
+            if name.is_empty() || name.chars().count() > 255 || name.chars().any(char::is_control) {
+                self.findings.error(*offset, |place| ConfigError::BadClusterName { place });
+            } else if let Some(cluster) = self.cluster(name, section, root, listeners) {
+                built.push((name.clone(), cluster));
+            }
+        }
+    }
+
     fn listeners(&mut self, root: &Section) -> BTreeMap<SocketAddr, Listener> {
         let mut listeners = BTreeMap::new();
         let mut lines = HashMap::new();
@@ -167,8 +192,14 @@ impl Builder<'_, '_> {
             let Some((address, offset)) = self.required_address(section) else { continue };
             let Some(protocol) = section.text("protocol") else {
                 self.missing(section, "protocol");
+                self.skipped.insert(address);
                 continue;
             };
+            if let Some(reason) = address::impossible(address) {
+                self.findings.unfit(offset, reason);
+                self.skipped.insert(address);
+                continue;
+            }
             let line = self.findings.source.line(offset);
             // A datagram socket and a stream socket may share an address.
             if let Some(first) = lines.insert((address, protocol == "udp"), line) {

@@ -1,4 +1,5 @@
-//! What can be wrong with a file, and where: errors and warnings that name file, line and column.
+//! What can be wrong with a file, and where: errors and warnings that name file, line and column. [`super::findings`] collects
+//! them, [`super::report`] shows them with their lines.
 //!
 //! Promises: what a message repeats of the file is escaped and cut, so that it cannot garble a terminal or a log.
 
@@ -56,7 +57,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// Why a file is refused. It is the first thing that is wrong; nothing of the file is used.
+/// One thing that is wrong with a file.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read, or is not UTF-8.
@@ -232,91 +233,5 @@ impl fmt::Display for Quoted<'_> {
             }
         }
         f.write_str(if characters.next().is_some() { "...`" } else { "`" })
-    }
-}
-
-/// The text of a file, to turn offsets into places.
-pub(super) struct Source<'a> {
-    text: &'a str,
-    file: &'a str,
-    /// Offset of each line's first byte.
-    lines: Vec<usize>,
-}
-
-impl<'a> Source<'a> {
-    /// `text`, which stands in `file`.
-    pub(super) fn new(text: &'a str, file: &'a str) -> Self {
-        let ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
-        Source { text, file, lines: std::iter::once(0).chain(ends.map(|(at, _)| at + 1)).collect() }
-    }
-
-    /// The line of the byte at `offset`, from 1.
-    pub(super) fn line(&self, offset: usize) -> usize {
-        self.lines.partition_point(|start| *start <= offset).max(1)
-    }
-
-    /// The place of the byte at `offset`.
-    pub(super) fn place(&self, offset: usize) -> Place {
-        let line = self.line(offset);
-        let before = self.text.as_bytes().get(self.lines[line - 1]..offset).unwrap_or_default();
-        let column = String::from_utf8_lossy(before).chars().count() + 1;
-        Place { file: self.file.to_owned(), line, column }
-    }
-}
-
-/// The first error and all warnings, in the order of the file.
-pub(super) struct Findings<'a> {
-    /// Where they are.
-    pub source: &'a Source<'a>,
-    first_error: Option<(usize, ConfigError)>,
-    warnings: Vec<(usize, String)>,
-}
-
-impl<'a> Findings<'a> {
-    /// Nothing yet.
-    pub(super) fn new(source: &'a Source<'a>) -> Self {
-        Findings { source, first_error: None, warnings: Vec::new() }
-    }
-
-    /// Something is wrong at `offset`; `error` says what, for that place.
-    pub(super) fn error(&mut self, offset: usize, error: impl FnOnce(Place) -> ConfigError) {
-        if self.first_error.as_ref().is_none_or(|(first, _)| offset < *first) {
-            self.first_error = Some((offset, error(self.source.place(offset))));
-        }
-    }
-
-    /// Keys mean nothing together, or nothing where they stand.
-    pub(super) fn unfit(&mut self, offset: usize, reason: impl Into<String>) {
-        self.error(offset, |place| ConfigError::Unfit { place, reason: reason.into() });
-    }
-
-    /// Something is not as it looks at `offset`.
-    pub(super) fn warn(&mut self, offset: usize, text: impl Into<String>) {
-        self.warnings.push((offset, text.into()));
-    }
-
-    /// The error that stands first in the file, if there is one.
-    pub(super) fn check(&mut self) -> Result<(), ConfigError> {
-        self.first_error.take().map_or(Ok(()), |(_, error)| Err(error))
-    }
-
-    /// The warnings in the order of the file, one for all that say the same.
-    pub(super) fn into_warnings(mut self) -> Vec<Warning> {
-        self.warnings.sort_by_key(|(offset, _)| *offset);
-        let mut places = std::collections::HashMap::new();
-        let mut warnings: Vec<Warning> = Vec::new();
-        for (offset, text) in self.warnings {
-            match places.get(&text) {
-                Some(&at) => {
-                    let first: &mut Warning = &mut warnings[at];
-                    first.repeated += 1;
-                }
-                None => {
-                    places.insert(text.clone(), warnings.len());
-                    warnings.push(Warning { place: self.source.place(offset), text, repeated: 0 });
-                }
-            }
-        }
-        warnings
     }
 }

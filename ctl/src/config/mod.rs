@@ -3,19 +3,24 @@
 //! For: `kakehi start`, `kakehi check` and reloads, and `kakehictl -c`, which looks for the control socket in it.
 //!
 //! The keys are those of a sozu 2.x `config.toml`, so that such a file loads unchanged, and kakehi's own. [`crate::keys`]
-//! defines each of them once, `levels` says where they stand; `read` checks a file against them; `build` gives the values
-//! their meaning; `error` says what is wrong, and where. `write` is the way back: a state as a file.
+//! defines each of them once, `levels` says where they stand; `pieces` takes a file apart, so that one cluster at a time is
+//! in memory as a parsed text; `read` checks it against the keys; `build` gives the values their meaning; `error` says what is
+//! wrong, and where, `findings` collects it and `report` shows it. `write` is the way back: a state as a file.
 //!
-//! Promises: a file is used whole or not at all. A key that nobody knows is an error; one that is not honoured
+//! Promises: a file is used whole or not at all, and everything that is wrong with it is told at once. A key that nobody knows is an error; one that is not honoured
 //! is a warning. Nothing is opened wider because a key is not honoured yet.
 
 mod build;
 pub(crate) mod compare;
+mod duration;
 mod error;
+mod findings;
 mod levels;
+mod pieces;
 mod read;
 #[cfg(test)]
 mod reference;
+mod report;
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -24,16 +29,18 @@ pub mod write;
 use std::{
     fmt::Write as _,
     fs::{self, File},
-    io::{self, Read as _},
+    io::{self, BufWriter, Read as _},
     path::Path,
 };
 
 use build::Extent;
 pub use error::{ConfigError, KeyHint, Loaded, Place, Warning};
+use findings::{Findings, Source};
+use pieces::Pieces;
 pub(crate) use read::Value;
+pub use report::ConfigErrors;
 use sha2::{Digest as _, Sha256};
 pub use socket::command_socket;
-use toml::de::DeTable;
 
 use crate::{
     limits,
@@ -44,10 +51,10 @@ use crate::{
 ///
 /// # Errors
 ///
-/// The first thing that is wrong with the file.
-pub fn load(path: impl AsRef<Path>) -> Result<Loaded, ConfigError> {
+/// Everything that is wrong with the file.
+pub fn load(path: impl AsRef<Path>) -> Result<Loaded, ConfigErrors> {
     let path = path.as_ref();
-    let unreadable = |error| ConfigError::Unreadable { path: path.to_owned(), error };
+    let unreadable = |error| ConfigErrors::unreadable(path.to_owned(), error);
     let text = text_of(path).map_err(unreadable)?;
     let absolute = std::path::absolute(path).map_err(unreadable)?;
     let folder = absolute.parent().unwrap_or(Path::new("/"));
@@ -56,18 +63,23 @@ pub fn load(path: impl AsRef<Path>) -> Result<Loaded, ConfigError> {
     Ok(loaded)
 }
 
-/// The text of a file, and of nothing else: a FIFO would be waited for, and a device has no end.
+/// The text of a file.
 fn text_of(path: &Path) -> io::Result<String> {
-    if !fs::metadata(path)?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
-    }
     let mut text = String::new();
     let most = limits::MAX_CONFIG_FILE;
-    if File::open(path)?.take(most + 1).read_to_string(&mut text)? as u64 > most {
+    if open(path)?.take(most + 1).read_to_string(&mut text)? as u64 > most {
         let what = format!("it has more than {} MiB", most >> 20);
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, what));
     }
     Ok(text)
+}
+
+/// Opens a file, and nothing else: a FIFO would be waited for, and a device has no end.
+fn open(path: &Path) -> io::Result<File> {
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    File::open(path)
 }
 
 /// Whether `part`, as a file, would be read as what it is: so what does not come out of a file is held to the same rules.
@@ -82,7 +94,7 @@ pub fn check(part: &State) -> Result<(), String> {
     let routing = routing.without_contents();
     let text = write::write(&routing);
     // Paths of a state are absolute: one that is not does not come back as it was.
-    let read = parse_part(&text, "the change", Path::new("/")).map_err(|error| error.to_string())?.state;
+    let read = parse_part(&text, "the change", Path::new("/")).map_err(|errors| errors.in_one_line())?.state;
     let said = part.certificates.values().flat_map(|it| it.values()).filter(|it| it.named);
     let mut names = said.flat_map(|it| it.names.iter());
     let named_as_in_a_file = names.all(|name| certificate_name(name).as_deref() == Ok(name));
@@ -103,12 +115,14 @@ pub fn certificate_name(name: &str) -> Result<String, &'static str> {
 
 /// SHA-256 of what `kakehictl` can change while kakehi runs, so that a comment or the order of keys is no difference.
 fn digest(loaded: &Loaded) -> String {
-    let mut digest = Sha256::new();
+    // What is written comes in very small parts.
+    let mut digest = BufWriter::new(Sha256::new());
     let State { listeners, clusters, settings, .. } = &loaded.state;
     let Settings { worker_count, worker_cores, .. } = settings;
     let changeable = (listeners, clusters, worker_count, worker_cores, &loaded.certificates);
     let written = serde_json::to_writer(&mut digest, &changeable);
     debug_assert!(written.is_ok(), "a state is always JSON");
+    let digest = digest.into_inner().unwrap_or_else(|_| Sha256::new());
     digest.finalize().iter().fold(String::new(), |mut text, byte| {
         // Writing to a string cannot fail.
         let _ = write!(text, "{byte:02x}");
@@ -120,8 +134,8 @@ fn digest(loaded: &Loaded) -> String {
 ///
 /// # Errors
 ///
-/// The first thing that is wrong with the text.
-pub fn parse(text: &str, file_name: &str) -> Result<Loaded, ConfigError> {
+/// Everything that is wrong with the text.
+pub fn parse(text: &str, file_name: &str) -> Result<Loaded, ConfigErrors> {
     parse_in(text, file_name, Path::new(file_name).parent().unwrap_or(Path::new("")), Extent::Whole)
 }
 
@@ -130,21 +144,32 @@ pub fn parse(text: &str, file_name: &str) -> Result<Loaded, ConfigError> {
 ///
 /// # Errors
 ///
-/// The first thing that is wrong with the text.
-pub fn parse_part(text: &str, name: &str, folder: &Path) -> Result<Loaded, ConfigError> {
+/// Everything that is wrong with the text.
+pub fn parse_part(text: &str, name: &str, folder: &Path) -> Result<Loaded, ConfigErrors> {
     parse_in(text, name, folder, Extent::Part)
 }
 
-fn parse_in(text: &str, file_name: &str, folder: &Path, extent: Extent) -> Result<Loaded, ConfigError> {
-    let source = error::Source::new(text, file_name);
-    let table = DeTable::parse(text).map_err(|error| ConfigError::Syntax {
-        place: source.place(error.span().map_or(0, |span| span.start)),
-        message: error.message().to_owned(),
-    })?;
-    let mut findings = error::Findings::new(&source);
-    let root = read::section(&levels::ROOT, table.get_ref(), 0, &mut findings);
-    findings.check()?;
-    let (state, certificates) = build::state(&root, folder, extent, &mut findings);
-    findings.check()?;
-    Ok(Loaded { state, certificates, warnings: findings.into_warnings() })
+fn parse_in(text: &str, file_name: &str, folder: &Path, extent: Extent) -> Result<Loaded, ConfigErrors> {
+    parse_pieces(&Pieces::of(text), text, file_name, folder, extent)
+}
+
+fn parse_pieces(
+    pieces: &Pieces<'_>,
+    text: &str,
+    file_name: &str,
+    folder: &Path,
+    extent: Extent,
+) -> Result<Loaded, ConfigErrors> {
+    let source = Source::new(text, file_name);
+    let mut findings = Findings::new(&source);
+    let (root, clusters) = (read::root(&pieces.rest, &mut findings), pieces.clusters());
+    let (state, certificates) = match root {
+        Some(root) => build::state(&root, clusters, folder, extent, &mut findings),
+        None => {
+            clusters.for_each(|text| drop(read::root(&text, &mut findings)));
+            Default::default()
+        }
+    };
+    let warnings = findings.finish()?;
+    Ok(Loaded { state, certificates, warnings })
 }

@@ -1,6 +1,7 @@
 //! From TOML to typed values: every key is looked up in the tables of [`super::keys`] and its value checked.
 //!
-//! Promises: a [`Section`] holds only known keys, each with a value of its kind and range; all else was reported.
+//! Promises: a [`Section`] holds only known keys, each with a value of its kind and range; all else was reported. Offsets are those
+//! in the file.
 
 use std::{collections::BTreeMap, net::SocketAddr, ops::Range};
 
@@ -11,11 +12,14 @@ use toml::{
 };
 
 use super::{
-    error::{ConfigError, Findings, KeyHint, Quoted},
+    duration::{Least, millis},
+    error::{ConfigError, KeyHint, Quoted},
+    findings::Findings,
     levels::ROOT,
+    pieces::Text,
 };
 use crate::{
-    keys::{Given, Key, Kind, Level, MAX_SECONDS, Support},
+    keys::{Given, Key, Kind, Level, Support},
     state::BackendAddress,
 };
 
@@ -26,6 +30,8 @@ pub(crate) struct Section {
     /// Where it begins (offset).
     pub offset: usize,
     entries: BTreeMap<&'static str, Entry>,
+    /// Keys with a value that was reported, or that were probably meant by one that was.
+    wrong: Vec<&'static str>,
 }
 
 /// One key with its value.
@@ -57,141 +63,190 @@ pub(crate) enum Value {
     Unused,
 }
 
-/// Reads `table`, which is of `level`; what is wrong goes to `findings`.
-pub(super) fn section(
-    level: &'static Level,
-    table: &DeTable<'_>,
-    offset: usize,
-    findings: &mut Findings<'_>,
-) -> Section {
-    let mut entries = BTreeMap::new();
-    for (name, value) in table {
-        let key_offset = name.span().start;
-        let Some(key) = level.key(name.get_ref()) else {
-            findings.error(key_offset, |place| ConfigError::UnknownKey {
-                place,
-                key: name.get_ref().to_string(),
-                level: level.what,
-                hint: hint(level, name.get_ref()),
-            });
-            continue;
-        };
-        let span = value.span();
-        match read(key, value.get_ref(), &span, findings) {
-            Ok(value) => drop(entries.insert(key.name, Entry { key, key_offset, offset: span.start, value })),
-            Err(Some(found)) => findings.error(span.start, |place| ConfigError::BadValue {
-                place,
-                key: key.name,
-                allowed: key.kind.allowed(),
-                found,
-            }),
-            Err(None) => {}
-        }
+/// Reads what stands in `text`, of the root; what is wrong goes to `findings`. `None` if it is no TOML: what can be read of it was
+/// looked at all the same.
+pub(super) fn root(text: &Text<'_>, findings: &mut Findings<'_>) -> Option<Section> {
+    let (table, errors) = text.parse();
+    for error in &errors {
+        let offset = text.offset(error.span().map_or(0, |span| span.start));
+        let message = error.message().to_owned();
+        findings.error(offset, |place| ConfigError::Syntax { place, message });
     }
-    Section { level, offset, entries }
+    // What was made of a line that is no TOML is not looked at.
+    let broken = errors.iter().map(|error| error.span().map_or(0, |span| span.start));
+    let broken = broken.map(|at| findings.source.line(text.offset(at))).collect();
+    let section = Reader { text, findings, broken }.section(&ROOT, &table, text.offset(0));
+    errors.is_empty().then_some(section)
 }
 
-/// The value of `key`; otherwise what was found in its place, or `None` if that was reported already.
-fn read(
-    key: &'static Key,
-    value: &DeValue<'_>,
-    span: &Range<usize>,
-    findings: &mut Findings<'_>,
-) -> Result<Value, Option<String>> {
-    let wrong_type = || Some(type_name(value).to_owned());
-    let bad = |text: &str| Some(Quoted(text).to_string());
-    match key.kind {
-        Kind::Bool => value.as_bool().map(Value::Bool).ok_or_else(wrong_type),
-        Kind::Integer(min, max) => integer(value, min, max).map(Value::Integer).map_err(Some),
-        Kind::PowerOfTwo(min, max) => match integer(value, min, max).map_err(Some)? {
-            count if count.is_power_of_two() => Ok(Value::Integer(count)),
-            other => Err(bad(&other.to_string())),
-        },
-        Kind::Seconds => millis(value, Least::Millisecond).map(Value::Millis).map_err(Some),
-        Kind::SecondsOrZero => millis(value, Least::Zero).map(Value::Millis).map_err(Some),
-        Kind::Table(level) => {
-            let table = value.as_table().ok_or_else(wrong_type)?;
-            Ok(Value::Tables(vec![section(level, table, span.start, findings)]))
+/// Where tables are read.
+struct Reader<'r, 'f> {
+    text: &'r Text<'r>,
+    findings: &'r mut Findings<'f>,
+    /// Lines that are no TOML.
+    broken: Vec<usize>,
+}
+
+impl Reader<'_, '_> {
+    /// Where in the file that begins which has this span.
+    fn at(&self, span: Range<usize>) -> usize {
+        self.text.offset(span.start)
+    }
+
+    fn error(&mut self, offset: usize, error: impl FnOnce(super::Place) -> ConfigError) {
+        if self.broken.is_empty() || !self.broken.contains(&self.findings.source.line(offset)) {
+            self.findings.error(offset, error);
         }
-        Kind::Tables(level) => {
-            let tables = value.as_array().ok_or_else(wrong_type)?;
-            let mut sections = Vec::with_capacity(tables.len());
-            for item in tables {
-                let Some(table) = item.get_ref().as_table() else {
-                    report_item(key, item, findings);
-                    continue;
-                };
-                sections.push(section(level, table, item.span().start, findings));
-            }
-            Ok(Value::Tables(sections))
-        }
-        Kind::NamedTables(level) => {
-            let mut sections = Vec::new();
-            for (name, item) in value.as_table().ok_or_else(wrong_type)? {
-                let Some(table) = item.get_ref().as_table() else {
-                    report_item(key, item, findings);
-                    continue;
-                };
-                let section = section(level, table, item.span().start, findings);
-                sections.push((name.get_ref().to_string(), name.span().start, section));
-            }
-            Ok(Value::Named(sections))
-        }
-        Kind::TextMap => {
-            for item in value.as_table().ok_or_else(wrong_type)?.values() {
-                if !item.get_ref().is_str() {
-                    report_item(key, item, findings);
+    }
+
+    /// Reads `table`, which is of `level`, and begins at `offset` of the file.
+    fn section(&mut self, level: &'static Level, table: &DeTable<'_>, offset: usize) -> Section {
+        let (mut entries, mut wrong) = (BTreeMap::new(), Vec::new());
+        for (name, value) in table {
+            let key_offset = self.at(name.span());
+            let Some(key) = level.key(name.get_ref()) else {
+                let hint = hint(level, name.get_ref());
+                if let Some(KeyHint::Nearest(meant)) = hint {
+                    wrong.push(meant);
+                }
+                self.error(key_offset, |place| ConfigError::UnknownKey {
+                    place,
+                    key: name.get_ref().to_string(),
+                    level: level.what,
+                    hint,
+                });
+                continue;
+            };
+            let offset = self.at(value.span());
+            match self.read(key, value.get_ref(), offset) {
+                Ok(value) => drop(entries.insert(key.name, Entry { key, key_offset, offset, value })),
+                Err(found) => {
+                    wrong.push(key.name);
+                    let Some(found) = found else { continue };
+                    self.error(offset, |place| ConfigError::BadValue {
+                        place,
+                        key: key.name,
+                        allowed: key.kind.allowed(),
+                        found,
+                    });
                 }
             }
-            Ok(Value::Unused)
         }
-        Kind::Texts | Kind::Versions | Kind::CipherSuites | Kind::Groups | Kind::Protocols => {
-            let mut texts = Vec::new();
-            for item in value.as_array().ok_or_else(wrong_type)? {
-                match item.get_ref().as_str() {
-                    Some(text) => texts.push((text.to_owned(), item.span().start)),
-                    None => report_item(key, item, findings),
-                }
+        Section { level, offset, entries, wrong }
+    }
+
+    /// The value of `key`, which stands at `offset` of the file; otherwise what was found in its place, or `None` if that was
+    /// reported already.
+    fn read(
+        &mut self,
+        key: &'static Key,
+        value: &DeValue<'_>,
+        offset: usize,
+    ) -> Result<Value, Option<String>> {
+        let wrong_type = || Some(type_name(value).to_owned());
+        match key.kind {
+            Kind::Table(level) => {
+                let table = value.as_table().ok_or_else(wrong_type)?;
+                Ok(Value::Tables(vec![self.section(level, table, offset)]))
             }
-            Ok(Value::Texts(texts))
-        }
-        Kind::Integers | Kind::Networks => {
-            let (mut networks, mut integers) = (Vec::new(), Vec::new());
-            for item in value.as_array().ok_or_else(wrong_type)? {
-                let fits = match (key.kind, item.get_ref()) {
-                    (Kind::Integers, item) => {
-                        let number = integer(item, 0, u32::MAX.into());
-                        integers.extend(number.as_ref().ok());
-                        number.is_ok()
+            Kind::Tables(level) => {
+                let tables = value.as_array().ok_or_else(wrong_type)?;
+                let mut sections = Vec::with_capacity(tables.len());
+                for item in tables {
+                    match item.get_ref().as_table() {
+                        Some(table) => sections.push(self.section(level, table, self.at(item.span()))),
+                        None => self.report_item(key, item),
                     }
-                    (_, item) => match item.as_str().and_then(network) {
-                        Some(network) => {
-                            networks.push(network);
-                            true
-                        }
-                        None => false,
-                    },
-                };
-                if !fits {
-                    report_item(key, item, findings);
+                }
+                Ok(Value::Tables(sections))
+            }
+            Kind::NamedTables(level) => {
+                let mut sections = Vec::new();
+                for (name, item) in value.as_table().ok_or_else(wrong_type)? {
+                    let Some(table) = item.get_ref().as_table() else {
+                        self.report_item(key, item);
+                        continue;
+                    };
+                    let section = self.section(level, table, self.at(item.span()));
+                    sections.push((name.get_ref().to_string(), self.at(name.span()), section));
+                }
+                Ok(Value::Named(sections))
+            }
+            Kind::TextMap => {
+                let table = value.as_table().ok_or_else(wrong_type)?;
+                let is_text = |item: &Spanned<DeValue<'_>>, _| item.get_ref().is_str().then_some(());
+                self.items(key, table.values(), is_text).map(|_| Value::Unused).ok_or(None)
+            }
+            Kind::Texts | Kind::Versions | Kind::CipherSuites | Kind::Groups | Kind::Protocols => {
+                let list = value.as_array().ok_or_else(wrong_type)?;
+                let text = |item: &Spanned<DeValue<'_>>, at| Some((item.get_ref().as_str()?.to_owned(), at));
+                self.items(key, list, text).map(Value::Texts).ok_or(None)
+            }
+            Kind::Integers => {
+                let list = value.as_array().ok_or_else(wrong_type)?;
+                let number =
+                    |item: &Spanned<DeValue<'_>>, _| integer(item.get_ref(), 0, u32::MAX.into()).ok();
+                self.items(key, list, number).map(Value::Integers).ok_or(None)
+            }
+            Kind::Networks => {
+                let list = value.as_array().ok_or_else(wrong_type)?;
+                let network = |item: &Spanned<DeValue<'_>>, _| item.get_ref().as_str().and_then(network);
+                self.items(key, list, network).map(Value::Networks).ok_or(None)
+            }
+            _ => scalar(key.kind, value).map_err(Some),
+        }
+    }
+
+    /// The items of an array or a map, as `read` reads each with its offset; `None` if one of them was reported.
+    fn items<'i, 'v: 'i, T>(
+        &mut self,
+        key: &'static Key,
+        items: impl IntoIterator<Item = &'i Spanned<DeValue<'v>>>,
+        read: impl Fn(&Spanned<DeValue<'_>>, usize) -> Option<T>,
+    ) -> Option<Vec<T>> {
+        let mut all = Some(Vec::new());
+        for item in items {
+            match (read(item, self.at(item.span())), &mut all) {
+                (Some(item), Some(all)) => all.push(item),
+                (Some(_), None) => {}
+                (None, _) => {
+                    all = None;
+                    self.report_item(key, item);
                 }
             }
-            Ok(if matches!(key.kind, Kind::Integers) {
-                Value::Integers(integers)
-            } else {
-                Value::Networks(networks)
-            })
         }
-        Kind::Text
-        | Kind::AnyText
-        | Kind::Path
-        | Kind::Socket
-        | Kind::Address
-        | Kind::BackendAddress
-        | Kind::Method
-        | Kind::Choice(_) => {
-            let text = value.as_str().ok_or_else(wrong_type)?;
-            read_text(key.kind, text).ok_or_else(|| bad(text))
+        all
+    }
+
+    /// An item of an array or a map that is not what its key takes.
+    fn report_item(&mut self, key: &'static Key, item: &Spanned<DeValue<'_>>) {
+        let offset = self.at(item.span());
+        self.error(offset, |place| ConfigError::BadValue {
+            place,
+            key: key.name,
+            allowed: key.kind.allowed(),
+            found: match item.get_ref() {
+                DeValue::String(text) => format!("one with {}", Quoted(text)),
+                other => format!("one with {}", type_name(other)),
+            },
+        });
+    }
+}
+
+/// A value that is neither an array nor a table, or what was found in its place.
+fn scalar(kind: Kind, value: &DeValue<'_>) -> Result<Value, String> {
+    match kind {
+        Kind::Bool => value.as_bool().map(Value::Bool).ok_or_else(|| type_name(value).to_owned()),
+        Kind::Integer(min, max) => integer(value, min, max).map(Value::Integer),
+        Kind::PowerOfTwo(min, max) => match integer(value, min, max)? {
+            count if count.is_power_of_two() => Ok(Value::Integer(count)),
+            other => Err(Quoted(&other.to_string()).to_string()),
+        },
+        Kind::Seconds => millis(value, Least::Millisecond).map(Value::Millis),
+        Kind::SecondsOrZero => millis(value, Least::Zero).map(Value::Millis),
+        _ => {
+            let text = value.as_str().ok_or_else(|| type_name(value).to_owned())?;
+            read_text(kind, text).ok_or_else(|| Quoted(text).to_string())
         }
     }
 }
@@ -218,19 +273,6 @@ fn read_text(kind: Kind, text: &str) -> Option<Value> {
     }
 }
 
-/// An item of an array or a map that is not what its key takes.
-fn report_item(key: &'static Key, item: &Spanned<DeValue<'_>>, findings: &mut Findings<'_>) {
-    findings.error(item.span().start, |place| ConfigError::BadValue {
-        place,
-        key: key.name,
-        allowed: key.kind.allowed(),
-        found: match item.get_ref() {
-            DeValue::String(text) => format!("one with {}", Quoted(text)),
-            other => format!("one with {}", type_name(other)),
-        },
-    });
-}
-
 /// `tchar` of RFC 9110 section 5.6.2.
 fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
@@ -243,42 +285,13 @@ fn integer(value: &DeValue<'_>, min: u64, max: u64) -> Result<u64, String> {
     number.filter(|number| (min..=max).contains(number)).ok_or_else(|| Quoted(written.as_str()).to_string())
 }
 
-/// The shortest duration that a key takes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Least {
-    /// None at all: the key switches something off.
-    Zero,
-    /// More than none.
-    Millisecond,
-}
-
-/// Milliseconds of a duration that is written in seconds, or what was found. Zero only where `least` is.
-fn millis(value: &DeValue<'_>, least: Least) -> Result<u64, String> {
-    let (written, seconds) = match value {
-        DeValue::Integer(number) => (
-            number.as_str(),
-            i64::from_str_radix(number.as_str(), number.radix()).ok().map(|whole| whole as f64),
-        ),
-        DeValue::Float(number) => (number.as_str(), number.as_str().parse().ok()),
-        other => return Err(type_name(other).to_owned()),
-    };
-    if least == Least::Zero && seconds == Some(0.0) {
-        return Ok(0);
-    }
-    seconds
-        .filter(|seconds: &f64| *seconds > 0.0 && *seconds <= MAX_SECONDS as f64)
-        // The range was checked, so that the conversion is exact; less than a millisecond counts as one.
-        .map(|seconds| ((seconds * 1000.0).round() as u64).max(1))
-        .ok_or_else(|| Quoted(written).to_string())
-}
-
 /// A network, or a single address as the network that holds only it.
 fn network(text: &str) -> Option<IpNet> {
     text.parse().ok().or_else(|| text.parse().ok().map(|address: std::net::IpAddr| address.into()))
 }
 
 /// As it reads in an error.
-fn type_name(value: &DeValue<'_>) -> &'static str {
+pub(super) fn type_name(value: &DeValue<'_>) -> &'static str {
     match value {
         DeValue::String(_) => "a string",
         DeValue::Integer(_) => "an integer",
@@ -321,6 +334,21 @@ pub(super) fn nearest(words: impl Iterator<Item = &'static str>, text: &str) -> 
 }
 
 impl Section {
+    /// One in which nothing stands, at `offset`.
+    pub(super) fn empty(level: &'static Level, offset: usize) -> Section {
+        Section { level, offset, entries: BTreeMap::new(), wrong: Vec::new() }
+    }
+
+    /// Its keys, in alphabetical order.
+    pub(super) fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.entries.keys().copied()
+    }
+
+    /// Whether `key` has a value, if only a wrong one.
+    pub(super) fn says(&self, key: &str) -> bool {
+        self.entries.contains_key(key) || self.wrong.contains(&key)
+    }
+
     /// Where `key` stands; the table, where it is absent (offset).
     pub(super) fn offset_of(&self, key: &str) -> usize {
         self.entry(key).map_or(self.offset, |entry| entry.key_offset)

@@ -1,13 +1,12 @@
 //! Where the command socket is, out of a file that need not be right, nor be read to its end.
 
 use std::{
-    io,
+    io::{self, BufRead as _, BufReader, Read as _},
     path::{Path, PathBuf},
 };
 
-use super::text_of;
-use crate::keys::in_folder;
-use crate::state::Settings;
+use super::open;
+use crate::{keys::in_folder, limits, state::Settings};
 
 const KEY: &str = "command_socket";
 
@@ -17,17 +16,28 @@ const KEY: &str = "command_socket";
 /// # Errors
 /// When there is no such file, or it cannot be read.
 pub fn command_socket(path: &Path) -> io::Result<PathBuf> {
-    let text = text_of(path)?;
+    let root = root_of(path)?;
     let absolute = std::path::absolute(path)?;
     let folder = absolute.parent().unwrap_or(Path::new("/"));
-    Ok(in_folder(folder, &named(&text).unwrap_or_else(|| Settings::default().command_socket)))
+    Ok(in_folder(folder, &named(&root).unwrap_or_else(|| Settings::default().command_socket)))
 }
 
-fn named(text: &str) -> Option<PathBuf> {
-    let is_header = |line: &str| line.trim_start().starts_with('[');
-    let length = text.split_inclusive('\n').take_while(|line| !is_header(line)).map(str::len).sum();
-    let root = &text[..length];
-    // Where the root is no TOML, the line of the key may be.
+/// What stands before the first table; the file may be very long.
+fn root_of(path: &Path) -> io::Result<String> {
+    let mut file = BufReader::new(open(path)?.take(limits::MAX_CONFIG_FILE));
+    let (mut root, mut end) = (String::new(), 0);
+    while file.read_line(&mut root)? > 0 {
+        if root[end..].trim_start().starts_with('[') {
+            root.truncate(end);
+            break;
+        }
+        end = root.len();
+    }
+    Ok(root)
+}
+
+/// Where the root is no TOML, the line of the key may be.
+fn named(root: &str) -> Option<PathBuf> {
     named_in(root).or_else(|| root.lines().filter(|line| line.contains(KEY)).find_map(named_in))
 }
 
@@ -58,8 +68,22 @@ mod tests {
             ("command_socket = 3\n", None),
             ("", None),
         ] {
-            assert_eq!(named(text), expected.map(PathBuf::from), "{text}");
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), text).unwrap();
+            let root = root_of(file.path()).unwrap();
+            assert_eq!(named(&root), expected.map(PathBuf::from), "{text}");
         }
+    }
+
+    #[test]
+    fn no_more_is_read_of_a_file_than_its_root() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let root = "command_socket = \"/run/a.sock\"\n";
+        // What follows is no text at all.
+        std::fs::write(file.path(), [root.as_bytes(), b" [clusters.a]\n", &[0xff; 100_000]].concat())
+            .unwrap();
+        assert_eq!(root_of(file.path()).unwrap(), root);
+        assert_eq!(command_socket(file.path()).unwrap(), Path::new("/run/a.sock"));
     }
 
     #[test]

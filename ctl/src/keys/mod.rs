@@ -136,7 +136,7 @@ pub enum Kind {
     Integers,
     /// A power of two of this range.
     PowerOfTwo(u64, u64),
-    /// Seconds, whole or with a fraction, above 0, up to [`MAX_SECONDS`].
+    /// Seconds, whole or with a fraction, or a text with a unit; above 0, up to [`MAX_SECONDS`].
     Seconds,
     /// As [`Kind::Seconds`], or 0, which switches off what the key is about.
     SecondsOrZero,
@@ -177,8 +177,16 @@ impl Kind {
             Kind::Integer(min, max) => format!("an integer from {min} to {max}"),
             Kind::Integers => "an array of integers from 0 to 4294967295".to_owned(),
             Kind::PowerOfTwo(min, max) => format!("a power of two from {min} to {max}"),
-            Kind::Seconds => format!("a number of seconds above 0 and up to {MAX_SECONDS}"),
-            Kind::SecondsOrZero => format!("a number of seconds from 0 to {MAX_SECONDS}"),
+            Kind::Seconds => {
+                format!(
+                    "a number of seconds above 0 and up to {MAX_SECONDS}, or such as `\"500ms\"`, `\"30s\"`, `\"5m\"`, `\"1h\"`"
+                )
+            }
+            Kind::SecondsOrZero => {
+                format!(
+                    "a number of seconds from 0 to {MAX_SECONDS}, or such as `\"500ms\"`, `\"30s\"`, `\"5m\"`, `\"1h\"`"
+                )
+            }
             Kind::Address => "`ip:port` or `[ipv6]:port` (names are not resolved)".to_owned(),
             Kind::BackendAddress => {
                 "`ip:port`, `[ipv6]:port` or `unix:/path` of 107 bytes at most (names are not resolved)"

@@ -152,7 +152,7 @@ pub struct ClientAuth {
 
 keyed! {
     /// `Strict-Transport-Security` (RFC 6797).
-    #[derive(Eq)]
+    #[derive(Eq, Hash)]
     pub struct Hsts;
     required {
         /// Whether `Strict-Transport-Security` is sent; required. `false` in a frontend takes that of its listener

@@ -131,6 +131,19 @@ pub enum CompileError {
 }
 
 impl ListenerConfig {
+    /// Checks everything of a state that can be without the vault.
+    ///
+    /// # Errors
+    /// See [`CompileError`].
+    pub fn check(state: &State) -> Result<(), CompileError> {
+        let mut clusters = Clusters::new();
+        for (name, configured) in &state.clusters {
+            let wrong = |error| CompileError::Backend { cluster: name.clone(), error };
+            clusters.insert(name.clone(), Rc::new(Cluster::checked(name, configured).map_err(wrong)?));
+        }
+        ListenerConfig::compile(state, &clusters, None).map(drop)
+    }
+
     /// Compiles the whole state: a config for each listener, and the clusters. Those that are `present` already stay
     /// the same, with the backends that they have. Without `tls` everything is checked that can be without the vault.
     ///

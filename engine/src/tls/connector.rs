@@ -47,7 +47,9 @@ impl Connector {
                 };
                 let chain_text = context.material(chain)?;
                 let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&chain_text).collect();
-                let certificates = certificates.map_err(|error| wrong(&chain.path, error.to_string()))?;
+                let mut certificates = certificates.map_err(|error| wrong(&chain.path, error.to_string()))?;
+                // Files of a chain often begin with the certificate itself.
+                certificates.dedup();
                 let key_der = PrivateKeyDer::from_pem_slice(&context.material(key)?)
                     .map_err(|error| wrong(&key.path, error.to_string()))?;
                 builder.with_client_auth_cert(certificates, key_der)?

@@ -100,6 +100,17 @@ impl Cluster {
         Ok(Cluster { name: name.to_owned(), share: Share::of(name), members })
     }
 
+    /// One without endpoints, for a cluster of the state that is only checked: there may be very many, with many backends.
+    ///
+    /// # Errors
+    /// See [`ClusterError`].
+    pub fn checked(name: &str, cluster: &state::Cluster) -> Result<Cluster, ClusterError> {
+        Endpoints::new(cluster, None, None)?;
+        let members =
+            Endpoints { members: Vec::new(), balance: Balance::new(0), settings: ConnectSettings::default() };
+        Ok(Cluster { name: name.to_owned(), share: Share::of(name), members: RefCell::new(Rc::new(members)) })
+    }
+
     /// From now on it consists of `members`. Backends that are not among them finish the requests that they have;
     /// their idle connections are closed.
     pub fn replace(&self, members: Endpoints, pooling: &Pooling) {

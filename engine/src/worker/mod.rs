@@ -42,7 +42,7 @@ pub use self::{
     setup::{End, Error, Identity, Setup},
 };
 use crate::{
-    config::{Clusters, CompileError},
+    config::CompileError,
     downstream::{self, Connections, HandoverRegistry, Successor},
     exchange::{ListenerConfig, ListenerHandle},
     limits,
@@ -63,7 +63,7 @@ const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
 /// # Errors
 /// See [`CompileError`].
 pub fn check(state: &State) -> Result<(), CompileError> {
-    ListenerConfig::compile(state, &Clusters::new(), None).map(drop)
+    ListenerConfig::check(state)
 }
 
 /// Serves until it is ordered to stop; says how that went. Sends `Report::Ready` when the listeners accept; when it cannot

@@ -17,7 +17,6 @@ mod workers;
 
 use std::{
     collections::BTreeMap,
-    fmt::Display,
     io,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -52,7 +51,7 @@ pub(crate) fn run(loaded: Loaded, file: &Path) -> ExitCode {
     match run_to_end(serve(loaded, Some(file.to_owned()), || {})) {
         // What is wrong with the rules shows when they are compiled, before anything is touched.
         Err(Error::State(error)) => {
-            go_on_without(&error, file).unwrap_or_else(|| exit_code(Err(Error::State(error))))
+            go_on_without(error.to_string(), file).unwrap_or_else(|| exit_code(Err(Error::State(error))))
         }
         ended => exit_code(ended),
     }
@@ -72,15 +71,14 @@ fn run_to_end(supervisor: impl Future<Output = Result<End, Error>>) -> Result<En
 }
 
 /// The same where the file is wrong and workers run that another supervisor left: they go on with what they have, until the
-/// file is mended and read again. `None` where there are none.
-pub(crate) fn go_on_without(error: &dyn Display, file: &Path) -> Option<ExitCode> {
+/// file is mended and read again. `None` where there are none. The error may have several lines.
+pub(crate) fn go_on_without(error: String, file: &Path) -> Option<ExitCode> {
     let command_socket = config::command_socket(file).ok()?;
     if !adoption::is_anybody_there(&command_socket) {
         return None;
     }
     let state = StateRecord::load(&command_socket).ok()??;
-    let complaint =
-        format!("{error}; the workers that run go on with what they have: mend the file, then reload");
+    let complaint = error + "\nthe workers that run go on with what they have: mend the file, then reload";
     crate::logging::complain(&complaint);
     let loaded = Loaded { state, certificates: Vec::new(), warnings: Vec::new() };
     Some(block_on(serve_instead(loaded, Some(file.to_owned()), Some(complaint), || {})))
@@ -139,7 +137,7 @@ async fn serve_instead(
         tracing::warn!("{warning}");
     }
     if let Some(complaint) = &complaint {
-        tracing::error!("{complaint}");
+        complaint.lines().for_each(|line| tracing::error!("{line}"));
     }
     if state.settings.user.is_none() && nix::unistd::geteuid().is_root() {
         tracing::warn!(
@@ -147,6 +145,8 @@ async fn serve_instead(
         );
     }
     kakehi_engine::worker::check(&state)?;
+    // What reading and checking of very many clusters took.
+    crate::sys::give_memory_back();
     resources::check_environment()?;
     resources::check_ring()?;
 
@@ -158,9 +158,11 @@ async fn serve_instead(
             .serve(questions);
     let Found { mut orphans, refused } = adoption::find(&state.settings.command_socket, Trust::Recorded);
     let mut keeper = Keeper::new(vault_of(&mut orphans)?).map_err(Error::Runtime)?;
-    let in_file = state.clone();
+    // What the file says, where another state goes on. There may be much of it.
+    let mut in_file = None;
     let mut to_be_read = Some(certificates);
     if let Some(running) = recorded_state(&state, &orphans) {
+        in_file = Some(state.clone());
         state = state.going_on_from(running);
         keeper.adopt(&state);
     } else if let Some(complaint) = complaint {
@@ -168,6 +170,7 @@ async fn serve_instead(
     } else {
         let warnings = if let Some((mut saved, keys)) = save::load(&state)? {
             let warnings = keeper.restore(&mut saved, &keys, &State::default())?;
+            in_file = Some(state.clone());
             state = state.going_on_from(saved);
             kakehi_engine::worker::check(&state)?;
             warnings

@@ -84,7 +84,7 @@ impl Supervisor {
     /// what the file says is applied if it has changed since it was read last.
     pub(super) async fn catch_up(
         &mut self,
-        mut in_file: State,
+        in_file: Option<State>,
         certificates: Vec<WantedCertificate>,
         count: usize,
     ) {
@@ -113,9 +113,8 @@ impl Supervisor {
         if self.workers.iter().any(differs) {
             self.tell_settings().await;
         }
-        if self.state.revision.origin == in_file.revision.origin {
-            return;
-        }
+        let changed = in_file.filter(|in_file| self.state.revision.origin != in_file.revision.origin);
+        let Some(mut in_file) = changed else { return };
         let changed = match self.furnish(&mut in_file, certificates).await {
             Ok(warnings) => {
                 warnings.iter().for_each(|warning| tracing::warn!("{warning}"));

@@ -2,7 +2,7 @@
 //!
 //! Promises: nothing here looks into a private key further than to its kind.
 
-use std::net::IpAddr;
+use std::{collections::HashSet, net::IpAddr};
 
 use kakehi_ctl::{
     config,
@@ -13,11 +13,15 @@ use kakehi_engine::tls::{Stored, distinguished_name};
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject as _};
 use sha2::{Digest as _, Sha256};
 use x509_parser::{
+    asn1_rs::{Any, Oid, Sequence, Tag},
     certificate::X509Certificate,
     extensions::GeneralName,
     oid_registry::{OID_KEY_TYPE_EC_PUBLIC_KEY, OID_PKCS1_RSAENCRYPTION, OID_SIG_ED25519},
     prelude::{CertificateRevocationList, FromDer as _},
+    x509::{AlgorithmIdentifier, X509Version},
 };
+
+use super::pem;
 
 /// What is wrong with a text that should be certificates, a key or a revocation list.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -33,9 +37,63 @@ pub(crate) enum Fault {
     TooLarge,
     /// There is no key.
     #[error(
-        "has no private key: it needs a part `-----BEGIN PRIVATE KEY-----`, `EC PRIVATE KEY` or `RSA PRIVATE KEY` (PEM); a key with a password must be decrypted before: `openssl pkey -in FILE -out NEW`"
+        "has no private key: it needs a part `-----BEGIN PRIVATE KEY-----`, `EC PRIVATE KEY` or `RSA PRIVATE KEY` (PEM)"
     )]
     NoKey,
+    /// Its key needs a password.
+    #[error(
+        "has a private key that is encrypted with a password, which nobody is there to give: decrypt it with `openssl pkey -in FILE -out NEW`, and let nobody else read NEW"
+    )]
+    EncryptedKey,
+    /// Its key writes its curve out.
+    #[error(
+        "has a private key with explicit EC parameters, which TLS does not know: write it with the name of its curve, `openssl pkey -in FILE -ec_param_enc named_curve -out NEW`; a certificate that was made with it has them too, and must be issued anew"
+    )]
+    ExplicitKey,
+    /// A certificate writes the curve of its key out.
+    #[error(
+        "certificate {place} in it has explicit EC parameters, which TLS does not know: write its key with the name of its curve, `openssl pkey -in KEY -ec_param_enc named_curve -out NEW`, and have the certificate issued anew for NEW (`openssl req -new -key NEW -subj /CN=NAME -addext subjectAltName=DNS:NAME`)"
+    )]
+    ExplicitParameters {
+        /// Which, from 1.
+        place: usize,
+    },
+    /// A certificate without extensions.
+    #[error(
+        "certificate {place} in it is of version 1 of X.509, which has no names of hosts, and which clients refuse: have it issued anew with extensions, which makes it version 3 (`openssl x509 -req -in REQUEST -CA ISSUER -CAkey ISSUERKEY -extfile FILE -out NEW`, FILE having the line `subjectAltName=DNS:NAME`)"
+    )]
+    Version1 {
+        /// Which, from 1.
+        place: usize,
+    },
+    /// A part that would be passed over.
+    #[error(
+        "has `-----BEGIN` in line {line}, and not at its beginning, or with something behind it, so that this part would not be read: give each `-----BEGIN` and `-----END` a line of its own, without spaces"
+    )]
+    Glued {
+        /// From 1.
+        line: usize,
+    },
+    /// A part that does not end.
+    #[error(
+        "has `-----BEGIN` in line {line}, before the part has ended that begins in line {begun}: is it half written?"
+    )]
+    Unended {
+        /// From 1.
+        line: usize,
+        /// Where the part begins that does not end.
+        begun: usize,
+    },
+    /// A part that nobody would look at.
+    #[error(
+        "has a part `-----BEGIN {label}-----` in line {line}, which would not be read; a certificate is `-----BEGIN CERTIFICATE-----` (`openssl x509 -in FILE -out NEW` writes it so)"
+    )]
+    Label {
+        /// From 1.
+        line: usize,
+        /// What it is called.
+        label: String,
+    },
     /// There is no revocation list.
     #[error("has no revocation list: it needs at least one part `-----BEGIN X509 CRL-----` (PEM)")]
     NoCrl,
@@ -118,9 +176,17 @@ fn served(name: &str) -> Result<String, Fault> {
 /// # Errors
 /// See [`Fault`].
 pub(crate) fn certificates(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, Fault> {
+    pem::check(text)?;
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text).collect();
     let read = read.map_err(|error| Fault::Pem(error.to_string()))?;
     if read.is_empty() { Err(Fault::NoCertificate) } else { Ok(read) }
+}
+
+/// Leaves out what stands in a chain already: files of a chain often begin with the certificate itself.
+pub(crate) fn without_repeats(chain: Vec<CertificateDer<'static>>) -> Vec<CertificateDer<'static>> {
+    let mut seen = HashSet::new();
+    let is_new: Vec<bool> = chain.iter().map(|der| seen.insert(der.as_ref())).collect();
+    chain.into_iter().zip(is_new).filter_map(|(der, is_new)| is_new.then_some(der)).collect()
 }
 
 /// The key in a text (PEM): PKCS #8, SEC1 or PKCS #1.
@@ -129,11 +195,36 @@ pub(crate) fn certificates(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, 
 /// See [`Fault`].
 pub(crate) fn key(text: &[u8]) -> Result<PrivateKeyDer<'static>, Fault> {
     use rustls_pki_types::pem::Error;
-    PrivateKeyDer::from_pem_slice(text).map_err(|error| match error {
+    pem::check(text)?;
+    let has = |words: &[u8]| text.windows(words.len()).any(|window| window == words);
+    let key = PrivateKeyDer::from_pem_slice(text).map_err(|error| match error {
+        Error::NoItemsFound if has(b"-----BEGIN ENCRYPTED PRIVATE KEY-----") => Fault::EncryptedKey,
         Error::NoItemsFound => Fault::NoKey,
+        _ if has(b"Proc-Type: 4,ENCRYPTED") => Fault::EncryptedKey,
         // Nothing of what the text says may reach a log.
         _ => Fault::Pem("a part of it does not end, or is not base64".to_owned()),
-    })
+    })?;
+    if has_explicit_parameters(&key) { Err(Fault::ExplicitKey) } else { Ok(key) }
+}
+
+/// Whether the curve of a key is described, and not named (RFC 5480 section 2.1.1 and RFC 5915 section 3 allow only names).
+fn has_explicit_parameters(key: &PrivateKeyDer<'_>) -> bool {
+    // In a sequence, the algorithm with its parameters is the second thing of PKCS #8, and the parameters the third of SEC1.
+    let parameters = |der| -> Option<Tag> {
+        let (_, sequence) = Sequence::from_der(der).ok()?;
+        let (rest, _) = Any::from_der(&sequence.content).ok()?;
+        let (rest, second) = Any::from_der(rest).ok()?;
+        let inner = match key {
+            PrivateKeyDer::Pkcs8(_) => {
+                let (parameters, kind) = Oid::from_der(second.data).ok()?;
+                (kind == OID_KEY_TYPE_EC_PUBLIC_KEY).then_some(parameters)?
+            }
+            PrivateKeyDer::Sec1(_) => Any::from_der(rest).ok().filter(|(_, it)| it.tag() == Tag(0))?.1.data,
+            _ => return None,
+        };
+        Any::from_der(inner).ok().map(|(_, parameters)| parameters.tag())
+    };
+    parameters(key.secret_der()) == Some(Tag::Sequence)
 }
 
 /// Whether a text (PEM) is who issues certificates.
@@ -149,6 +240,7 @@ pub(crate) fn check_issuers(text: &[u8]) -> Result<(), Fault> {
 /// # Errors
 /// See [`Fault`].
 pub(crate) fn check_crls(text: &[u8], now: i64) -> Result<Vec<String>, Fault> {
+    pem::check(text)?;
     let (mut place, mut warnings) = (0, Vec::new());
     for list in CertificateRevocationListDer::pem_slice_iter(text) {
         place += 1;
@@ -185,6 +277,9 @@ pub(super) fn parse(place: usize, der: &[u8]) -> Result<X509Certificate<'_>, Fau
 pub(crate) fn facts(chain: &[CertificateDer<'_>]) -> Result<Facts, Fault> {
     let der = chain.first().ok_or(Fault::NoCertificate)?;
     let certificate = parse(1, der)?;
+    if certificate.version() == X509Version::V1 {
+        return Err(Fault::Version1 { place: 1 });
+    }
     Ok(Facts {
         fingerprint: Fingerprint(Sha256::digest(der).into()),
         names: names(&certificate),
@@ -206,7 +301,11 @@ fn kin(certificate: &X509Certificate<'_>) -> [u8; 32] {
 }
 
 fn key_kind(certificate: &X509Certificate<'_>) -> Result<KeyKind, Fault> {
-    let kind = &certificate.public_key().algorithm.algorithm;
+    let AlgorithmIdentifier { algorithm: kind, parameters } = &certificate.public_key().algorithm;
+    let explicit = parameters.as_ref().is_some_and(|it| it.tag() == Tag::Sequence);
+    if *kind == OID_KEY_TYPE_EC_PUBLIC_KEY && explicit {
+        return Err(Fault::ExplicitParameters { place: 1 });
+    }
     [
         (OID_KEY_TYPE_EC_PUBLIC_KEY, KeyKind::Ecdsa),
         (OID_SIG_ED25519, KeyKind::Ed25519),

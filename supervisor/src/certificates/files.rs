@@ -256,6 +256,7 @@ fn pair(certificate: &Text<'_>, chain: Option<&Text<'_>>, key: &Text<'_>) -> Res
     if let Some(chain) = chain {
         certificates.extend(read(chain)?);
     }
+    let certificates = content::without_repeats(certificates);
     if certificates.len() > MAX_CHAIN {
         return Err(chain.unwrap_or(certificate).fault(Fault::TooMany));
     }

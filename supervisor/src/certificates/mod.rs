@@ -6,6 +6,7 @@
 //! | file | what it is for |
 //! |---|---|
 //! | [`content`] | certificates, keys and revocation lists, taken apart |
+//! | [`pem`] | are all parts of a text read |
 //! | [`verify`] | does a key belong to its certificate, does a chain hang together |
 //! | [`files`] | files: whether they have changed, and what is in them |
 //! | [`materials`] | where a configuration needs the content of files |
@@ -20,6 +21,7 @@ mod expiry;
 mod files;
 mod keeper;
 mod materials;
+mod pem;
 mod requests;
 mod stored;
 #[cfg(test)]

@@ -45,7 +45,7 @@ impl Wanted {
 pub(super) fn parse(
     KeyPair { chain: Pem(chain), key: Pem(key) }: &KeyPair,
 ) -> Result<(Stored, Facts), Fault> {
-    let chain = content::certificates(chain.as_bytes())?;
+    let chain = content::without_repeats(content::certificates(chain.as_bytes())?);
     if chain.len() > MAX_CHAIN {
         return Err(Fault::TooMany);
     }

@@ -27,6 +27,7 @@ use super::{
 };
 
 mod forged;
+mod texts;
 
 /// A certificate and its key as text.
 struct Made {
@@ -211,6 +212,7 @@ fn what_is_wrong_is_said_with_the_file_and_what_to_do() {
         certificate: write(&folder, name, text).into(),
         ..files.clone()
     };
+    let many = good.certificate.clone() + &[(); 40].map(|()| made(&["b.example"]).certificate).concat();
     let missing = CertificateFiles { key: folder.path().join("missing.key").into(), ..files.clone() };
     let encrypted = good.key.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY");
     for (files, name, hint) in [
@@ -224,7 +226,7 @@ fn what_is_wrong_is_said_with_the_file_and_what_to_do() {
             "der.pem",
             "1 in it",
         ),
-        (certificate_of("many.pem", &good.certificate.repeat(40)), "many.pem", "more certificates"),
+        (certificate_of("many.pem", &many), "many.pem", "more certificates"),
         (missing, "missing.key", "cannot be read"),
     ] {
         let error = load_one(&files, Depth::All).unwrap_err();

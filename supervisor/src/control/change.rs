@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::Path};
 
 use kakehi_ctl::{
     change::{Change, ChangeError},
-    config::{self, ConfigError},
+    config::{self, ConfigErrors},
     edit::{Edit, EditError},
     keys::Effect,
     order::{Changed, KeyPair, Order, WorkerOutcome},
@@ -37,9 +37,9 @@ pub(crate) enum Refused {
     /// There is no file.
     #[error("kakehi was started without a configuration file, so there is none to read again")]
     NoFile,
-    /// The file is wrong.
-    #[error("{0}; nothing was changed")]
-    File(#[from] ConfigError),
+    /// The file is wrong: several lines.
+    #[error("{0}\nnothing was changed")]
+    File(#[from] ConfigErrors),
     /// The change does not fit what is configured.
     #[error("{0}; nothing was changed")]
     Change(#[from] ChangeError),
@@ -213,6 +213,10 @@ impl Supervisor {
                 if changes.is_empty() {
                     tracing::info!("SIGHUP: the file says what is running already");
                 }
+            }
+            Err(Refused::File(errors)) => {
+                errors.lines().for_each(|line| tracing::error!("SIGHUP: {line}"));
+                tracing::error!("SIGHUP: the file is wrong; nothing was changed");
             }
             Err(refused) => tracing::error!("SIGHUP: {refused}"),
         }

@@ -60,7 +60,7 @@ pub(crate) struct Launched {
 #[derive(Clone)]
 pub(crate) struct Provisions {
     /// What to serve: the JSON text of a `State`.
-    pub(crate) state: Rc<[u8]>,
+    pub(crate) state: Rc<Vec<u8>>,
     /// Where the certificates lie that it names.
     pub(crate) vault: Rc<Vault>,
 }

@@ -6,7 +6,7 @@
 //! a share of the connections, silently; so each address is first bound without it, which fails if anybody listens.
 
 use std::{
-    fs, io,
+    fmt, fs, io,
     net::{IpAddr, SocketAddr},
     os::fd::OwnedFd,
     time::Duration,
@@ -29,12 +29,15 @@ pub(crate) type Sockets = Vec<(ListenerSocket, OwnedFd)>;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     /// Somebody else listens there.
-    #[error("{address} is already taken{holder}; stop that program or change `address`")]
+    #[error(
+        "{address} is already taken{}; stop that program or change `address`",
+        holder.as_ref().map(|it| format!(" (by {it})")).unwrap_or_default()
+    )]
     Taken {
         /// The address.
         address: SocketAddr,
-        /// ` (by pid N, name)`, or nothing when it is not to be found.
-        holder: String,
+        /// By whom, if that is to be found.
+        holder: Option<Holder>,
     },
     /// The init system's socket is for one process alone.
     #[error(
@@ -130,6 +133,16 @@ pub(crate) fn listen_again(sockets: &Sockets) {
     }
 }
 
+/// Whether the address could be listened on now, by a program that shares it with nobody.
+///
+/// # Errors
+/// See [`Error`].
+pub(crate) fn try_bind(address: SocketAddr) -> Result<(), Error> {
+    // Closed at once: an address that was bound but never listened on leaves nothing behind.
+    let bound = socket(address).and_then(|socket| socket.bind(&address.into()));
+    bound.map_err(|error| explain(address, error))
+}
+
 async fn check_free(address: SocketAddr) -> Result<(), Error> {
     let give_up = Instant::now() + RELEASE_PATIENCE;
     loop {
@@ -171,18 +184,28 @@ fn socket(address: SocketAddr) -> io::Result<Socket> {
 
 fn explain(address: SocketAddr, error: io::Error) -> Error {
     match error.kind() {
-        io::ErrorKind::AddrInUse => Error::Taken {
-            address,
-            holder: find_holder(address).map_or_else(String::new, |h| format!(" ({h})")),
-        },
+        io::ErrorKind::AddrInUse => Error::Taken { address, holder: find_holder(address) },
         io::ErrorKind::PermissionDenied => Error::NotPermitted { address },
         io::ErrorKind::AddrNotAvailable => Error::NotHere { address },
         _ => Error::Other { address, error },
     }
 }
 
-/// Who listens there, as `by pid N, name`. Only root sees the sockets of other users' processes.
-fn find_holder(address: SocketAddr) -> Option<String> {
+/// A process that listens.
+#[derive(Debug)]
+pub(crate) struct Holder {
+    pub(crate) pid: u32,
+    pub(crate) name: String,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pid {}, {}", self.pid, self.name)
+    }
+}
+
+/// Who listens there. Only root sees the sockets of other users' processes.
+fn find_holder(address: SocketAddr) -> Option<Holder> {
     let table =
         fs::read_to_string(if address.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" }).ok()?;
     let inode = listening_inode(&table, address)?;
@@ -199,7 +222,7 @@ fn find_holder(address: SocketAddr) -> Option<String> {
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .find(holds)?;
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    Some(format!("by pid {pid}, {}", name.trim()))
+    Some(Holder { pid, name: name.trim().to_owned() })
 }
 
 /// The inode of a socket that listens on `address`, or on one that contains it or is contained, in the text

@@ -79,7 +79,7 @@ impl Saving {
 
 impl Supervisor {
     /// What is saved after a change: never a key.
-    fn text_to_save(&mut self) -> io::Result<Rc<[u8]>> {
+    fn text_to_save(&mut self) -> io::Result<Rc<Vec<u8>>> {
         let (state, left_out) = without_keys(&self.state);
         let text = match left_out {
             0 => None,

@@ -14,6 +14,7 @@ mod client_gone;
 mod draining;
 mod duplex;
 mod edits;
+mod files;
 mod framing;
 mod freeze;
 mod gateway;

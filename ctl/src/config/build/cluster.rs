@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, SocketAddr},
+    path::Path,
 };
 
 use super::{
@@ -14,8 +15,21 @@ use super::{
 };
 use crate::state::{Backend, BackendAddress, BackendTls, Cluster, ClusterProtocol, Listener, Material};
 
-/// Where distributions keep the certificates of those that are commonly believed.
-const COMMON_CA: &str = "/etc/ssl/certs/ca-certificates.crt";
+/// Where distributions keep the certificates of those that are commonly believed: Debian and Arch, RHEL and Fedora, Alpine, SUSE,
+/// older RHEL. The first that exists is taken.
+const COMMON_CA: [&str; 5] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/cert.pem",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+];
+
+/// The one of `paths` that exists; the first one where none does, so that a message names it.
+fn common_ca(paths: &[&'static str]) -> &'static str {
+    let exists = |path: &&&str| Path::new(path).is_file();
+    paths.iter().find(exists).or(paths.first()).copied().unwrap_or_default()
+}
 
 impl Builder<'_, '_> {
     /// `None` if it is wrong, or of a protocol that is not served.
@@ -23,7 +37,8 @@ impl Builder<'_, '_> {
         &mut self,
         name: &str,
         section: &Section,
-        listeners: &BTreeMap<SocketAddr, Listener>,
+        root: &Section,
+        listeners: &mut BTreeMap<SocketAddr, Listener>,
     ) -> Option<Cluster> {
         let protocol = match section.text("protocol").map(|it| (it, ClusterProtocol::from_word(it))) {
             Some((_, Some(protocol))) => protocol,
@@ -59,11 +74,11 @@ impl Builder<'_, '_> {
         // That of https is not written.
         cluster.https_redirect_port = cluster.https_redirect_port.filter(|port| is_http && *port != 443);
         cluster.tls = self.backend_tls(section, protocol).map(Box::new);
-        cluster.frontends = section
-            .tables("frontends")
-            .iter()
-            .filter_map(|frontend| self.frontend(name, protocol, frontend, listeners))
-            .collect();
+        // Of just the size that is needed: there may be very many.
+        cluster.frontends = Vec::with_capacity(section.tables("frontends").len());
+        for frontend in section.tables("frontends") {
+            cluster.frontends.extend(self.frontend(name, protocol, frontend, root, listeners));
+        }
         cluster.backends = self.backends(name, section);
         Some(cluster)
     }
@@ -77,7 +92,7 @@ impl Builder<'_, '_> {
             self.findings.unfit(cluster.offset_of("backend_tls"), reason);
             return None;
         }
-        let common_ca = || Material { path: COMMON_CA.into(), ..Material::default() };
+        let common_ca = || Material { path: common_ca(&COMMON_CA).into(), ..Material::default() };
         let client = match (self.material(section, "certificate"), self.material(section, "key")) {
             (Some(chain), Some(key)) => Some((chain, key)),
             (None, None) => None,
@@ -138,7 +153,7 @@ impl Builder<'_, '_> {
     }
 
     fn backends(&mut self, cluster: &str, section: &Section) -> Vec<Backend> {
-        let mut backends = Vec::new();
+        let mut backends = Vec::with_capacity(section.tables("backends").len());
         let mut lines = HashMap::new();
         for section in section.tables("backends") {
             let Some(address) = section.backend_address("address").cloned() else {
@@ -166,5 +181,22 @@ impl Builder<'_, '_> {
             backends.push(backend);
         }
         backends
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_bundle_that_exists_is_taken() {
+        let there = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+        assert_eq!(common_ca(&["/nowhere/a", there, "/nowhere/b"]), there);
+        assert_eq!(common_ca(&["/nowhere/a", "/nowhere/b"]), "/nowhere/a");
+        for path in
+            ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"]
+        {
+            assert!(COMMON_CA.contains(&path), "{path}");
+        }
     }
 }

@@ -1,6 +1,10 @@
 //! `[[clusters.ID.frontends]]`: rules, and what of them is settled in the handshake already.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, HashMap, btree_map::Entry},
+    hash::{BuildHasher as _, Hash, RandomState},
+    net::SocketAddr,
+};
 
 use super::{
     super::{
@@ -8,26 +12,41 @@ use super::{
         levels::FRONTEND_TLS,
         read::{Section, Values},
     },
-    Builder, hostname,
+    Builder, Extent, hostname,
 };
 use crate::state::{
-    ClientAuth, ClusterProtocol, Frontend, FrontendTls, Hsts, Listener, ListenerProtocol, PathRule,
-    TlsVersion,
+    ClientAuth, ClusterProtocol, Frontend, FrontendTls, Listener, ListenerProtocol, PathRule, TlsVersion,
 };
 
-/// What requests of a rule meet.
-#[derive(PartialEq)]
-pub(super) struct Answer {
-    cluster: String,
-    deny: bool,
-    hsts: Option<Hsts>,
+/// What frontends say of which requests. There may be very many: of names and the like only hashes are kept.
+#[derive(Default)]
+pub(super) struct Rules {
+    /// By listener, host name, path and method: where the first one stands (line), and what it leads to.
+    answers: HashMap<u128, (usize, u128)>,
+    /// By listener and host name: what is settled by that name alone.
+    hosts: HashMap<u128, Vec<Settled>>,
+    hashers: [RandomState; 2],
+}
+
+impl Rules {
+    /// No two things that differ have the same, as nobody knows the keys of the hashes.
+    fn hash(&self, of: impl Hash) -> u128 {
+        let [one, other] = self.hashers.each_ref().map(|hasher| u128::from(hasher.hash_one(&of)));
+        one << 64 | other
+    }
 }
 
 /// What a frontend settles for a host name of a listener with TLS, before anything but that name is known.
-pub(super) struct Settled {
+struct Settled {
     line: usize,
     /// It is passed through.
     passes: bool,
+    /// `None` if that is nothing.
+    says: Option<Box<Demands>>,
+}
+
+/// Each may be nothing.
+struct Demands {
     versions: Option<Vec<TlsVersion>>,
     client_auth: Option<ClientAuth>,
 }
@@ -39,15 +58,22 @@ impl Builder<'_, '_> {
         cluster: &str,
         protocol: ClusterProtocol,
         section: &Section,
-        listeners: &BTreeMap<SocketAddr, Listener>,
+        root: &Section,
+        listeners: &mut BTreeMap<SocketAddr, Listener>,
     ) -> Option<Frontend> {
         let (address, offset) = self.required_address(section)?;
-        let Some(listener) = listeners.get(&address) else {
-            if !self.skipped.contains(&address) {
+        let listener = match listeners.entry(address) {
+            Entry::Occupied(listener) => listener.into_mut(),
+            Entry::Vacant(_) if self.skipped.contains(&address) => return None,
+            Entry::Vacant(_) if self.extent == Extent::Part => {
                 self.findings.error(offset, |place| ConfigError::NoListener { place, address });
+                return None;
             }
-            return None;
+            Entry::Vacant(place) => {
+                place.insert(self.made_up_listener(address, offset, protocol, section, root)?)
+            }
         };
+        self.refuse_clear_text(section, listener);
         match (protocol, listener.protocol) {
             (ClusterProtocol::Http, ListenerProtocol::Tcp) => {
                 let reason = format!(
@@ -73,6 +99,7 @@ impl Builder<'_, '_> {
         match protocol {
             ClusterProtocol::Http => {
                 frontend.read_keys(section, section, self.folder);
+                self.warn_of_method(section);
                 frontend.path = self.path(section);
                 frontend.deny = self.deny(section);
                 frontend.tls = self.frontend_tls(section, listener);
@@ -182,6 +209,18 @@ impl Builder<'_, '_> {
         }
     }
 
+    /// Methods are case-sensitive (RFC 9110 section 9.1), and those that there are have capitals only.
+    fn warn_of_method(&mut self, section: &Section) {
+        let method = section.text("method").unwrap_or_default();
+        if method.bytes().any(|it| it.is_ascii_lowercase()) {
+            let (found, meant) = (Quoted(method), method.to_ascii_uppercase());
+            let text = format!(
+                "methods are case-sensitive: {found} is another one than `{meant}`, which clients send"
+            );
+            self.warn_at(section, "method", text);
+        }
+    }
+
     /// What a frontend says of TLS; `None` if that is nothing.
     fn frontend_tls(&mut self, section: &Section, listener: &Listener) -> Option<Box<FrontendTls>> {
         let Some(of_listener) = &listener.tls else {
@@ -232,16 +271,12 @@ impl Builder<'_, '_> {
             PathRule::Equals(path) => format!("EQUALS {path}"),
             PathRule::Regex(path) => format!("REGEX {path}"),
         };
-        let rule = (frontend.address, frontend.hostname.to_ascii_lowercase(), path, frontend.method.clone());
-        let hsts = frontend.tls.as_ref().and_then(|tls| tls.hsts.clone());
-        let this = Answer { cluster: cluster.to_owned(), deny: frontend.deny, hsts };
+        let rule = (frontend.address, frontend.hostname.to_ascii_lowercase(), path, &frontend.method);
+        let hsts = frontend.tls.as_ref().and_then(|tls| tls.hsts.as_ref());
+        let answer = self.rules.hash((cluster, frontend.deny, hsts));
         let line = self.findings.source.line(section.offset);
-        let Some((other, answer)) = self.rules.get(&rule) else {
-            self.rules.insert(rule, (line, this));
-            return;
-        };
-        if *answer != this {
-            let other = *other;
+        let (other, answers) = *self.rules.answers.entry(self.rules.hash(rule)).or_insert((line, answer));
+        if answers != answer {
             self.findings.error(section.offset, |place| ConfigError::DuplicateFrontend { place, other });
         }
     }
@@ -249,14 +284,16 @@ impl Builder<'_, '_> {
     /// Two frontends for the same host name of a listener with TLS must not contradict each other in what is settled
     /// before a request is read.
     fn check_host(&mut self, protocol: ClusterProtocol, section: &Section, frontend: &Frontend) {
-        let tls = frontend.tls.as_deref();
+        let says = frontend.tls.as_deref().filter(|it| it.versions.is_some() || it.client_auth.is_some());
         let this = Settled {
             line: self.findings.source.line(section.offset),
             passes: protocol == ClusterProtocol::Tcp,
-            versions: tls.and_then(|tls| tls.versions.clone()),
-            client_auth: tls.and_then(|tls| tls.client_auth.clone()),
+            says: says.map(|it| {
+                Box::new(Demands { versions: it.versions.clone(), client_auth: it.client_auth.clone() })
+            }),
         };
-        let others = self.hosts.entry((frontend.address, hostname::normal(&frontend.hostname))).or_default();
+        let host = self.rules.hash((frontend.address, hostname::normal(&frontend.hostname)));
+        let others = self.rules.hosts.entry(host).or_default();
         let reason = others.iter().find_map(|other| {
             let line = other.line;
             if this.passes != other.passes {
@@ -264,9 +301,10 @@ impl Builder<'_, '_> {
                     "this host name is passed through by one frontend and decrypted for another, the one in line {line}"
                 ));
             }
-            let differ = if contradict(&this.versions, &other.versions) {
+            let (Some(one), Some(other)) = (&this.says, &other.says) else { return None };
+            let differ = if contradict(&one.versions, &other.versions) {
                 "`tls_versions`"
-            } else if contradict(&this.client_auth, &other.client_auth) {
+            } else if contradict(&one.client_auth, &other.client_auth) {
                 "client certificates"
             } else {
                 return None;
@@ -275,7 +313,11 @@ impl Builder<'_, '_> {
                 "this frontend and the one in line {line} have the same host name and say otherwise of {differ}, which are settled by that name alone"
             ))
         });
-        others.push(this);
+        // One that says nothing contradicts in nothing but whether it is passed through.
+        if others.is_empty() || this.says.is_some() {
+            others.reserve_exact(1);
+            others.push(this);
+        }
         if let Some(reason) = reason {
             self.findings.unfit(section.offset, reason);
         }

@@ -11,7 +11,7 @@ use super::{
 use crate::state::{CipherSuite, ClientAuth, Group, Hsts, Tls, TlsVersion};
 
 /// Versions that sozu knows and kakehi does not speak, as nobody should.
-const OBSOLETE: [&str; 4] = ["SSL_V2", "SSL_V3", "TLS_V1", "TLS_V11"];
+const OBSOLETE: [&str; 8] = ["SSL_V2", "SSL_V3", "TLS_V1", "TLS_V11", "SSLv2", "SSLv3", "TLSv1", "TLSv1.1"];
 
 impl Builder<'_, '_> {
     /// What a listener of `https` says of TLS.
@@ -218,11 +218,10 @@ impl Builder<'_, '_> {
 
     /// Keys of TLS where there is none: those that protect are errors, the others change nothing.
     pub(super) fn refuse_tls(&mut self, section: &Section) {
-        let all = LISTENER_TLS.iter().chain(Tls::OWN).chain(FRONTEND_TLS).map(|key| key.name);
-        let mut names: Vec<_> = all.filter(|name| section.level.key(name).is_some()).collect();
-        names.sort_unstable();
-        names.dedup();
-        for name in names.into_iter().filter(|name| section.entry(name).is_some()) {
+        let is_of_tls = |name: &&str| {
+            LISTENER_TLS.iter().chain(Tls::OWN).chain(FRONTEND_TLS).any(|key| key.name == *name)
+        };
+        for name in section.names().filter(is_of_tls) {
             let offset = section.offset_of(name);
             let protects = match name {
                 "client_ca" | "client_crl" | "certificates" => true,

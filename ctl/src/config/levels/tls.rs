@@ -43,9 +43,9 @@ pub(in crate::config) static BACKEND_TLS: Level = Level {
         key(
             "ca",
             Path,
-            "\"/etc/ssl/certs/ca-certificates.crt\"",
+            "",
             Own,
-            "Certificates of those who issue the backends' certificates (PEM).",
+            "Certificates of those who issue the backends' certificates (PEM). Without it: those of the system, the first that exists of `/etc/ssl/certs/ca-certificates.crt`, `/etc/pki/tls/certs/ca-bundle.crt`, `/etc/ssl/cert.pem`, `/etc/ssl/ca-bundle.pem` and `/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem`.",
         ),
         key(
             "server_name",

@@ -11,10 +11,16 @@ use crate::{
     limits,
 };
 
+/// The first error of a file that is refused, without its line.
 fn error(text: &str) -> String {
+    errors(text).swap_remove(0)
+}
+
+/// All errors of a file that is refused, without their lines.
+fn errors(text: &str) -> Vec<String> {
     match parse(text, "k.toml") {
         Ok(_) => panic!("this was accepted:\n{text}"),
-        Err(error) => error.to_string(),
+        Err(errors) => errors.lines().collect(),
     }
 }
 
@@ -87,23 +93,23 @@ fn each_error_names_the_place_the_key_and_what_is_allowed() {
         (in_root("log_level = \"\""), "k.toml:1:13: `log_level` must be a string that is not empty, not ``"),
         (
             in_root("front_timeout = 0"),
-            "k.toml:1:17: `front_timeout` must be a number of seconds above 0 and up to 31536000, not `0`",
+            "k.toml:1:17: `front_timeout` must be a number of seconds above 0 and up to 31536000, or such as `\"500ms\"`, `\"30s\"`, `\"5m\"`, `\"1h\"`, not `0`",
         ),
         (
             in_root("front_timeout = nan"),
-            "k.toml:1:17: `front_timeout` must be a number of seconds above 0 and up to 31536000, not `nan`",
+            "k.toml:1:17: `front_timeout` must be a number of seconds above 0 and up to 31536000, or such as `\"500ms\"`, `\"30s\"`, `\"5m\"`, `\"1h\"`, not `nan`",
         ),
         (
             in_root("front_timeout = inf"),
-            "k.toml:1:17: `front_timeout` must be a number of seconds above 0 and up to 31536000, not `inf`",
+            "k.toml:1:17: `front_timeout` must be a number of seconds above 0 and up to 31536000, or such as `\"500ms\"`, `\"30s\"`, `\"5m\"`, `\"1h\"`, not `inf`",
         ),
         (
             in_root("front_timeout = 31536001"),
-            "k.toml:1:17: `front_timeout` must be a number of seconds above 0 and up to 31536000, not `31536001`",
+            "k.toml:1:17: `front_timeout` must be a number of seconds above 0 and up to 31536000, or such as `\"500ms\"`, `\"30s\"`, `\"5m\"`, `\"1h\"`, not `31536001`",
         ),
         (
             in_root("front_timeout = \"10\""),
-            "k.toml:1:17: `front_timeout` must be a number of seconds above 0 and up to 31536000, not a string",
+            "k.toml:1:17: `front_timeout` must be a number of seconds above 0 and up to 31536000, or such as `\"500ms\"`, `\"30s\"`, `\"5m\"`, `\"1h\"`, not the text `10`",
         ),
         (
             in_root("trusted_peers = [\"10.0.0.0/8\", \"10.0.0.0/33\"]"),
@@ -113,7 +119,7 @@ fn each_error_names_the_place_the_key_and_what_is_allowed() {
             in_root("command_allowed_uids = [0, -1]"),
             "k.toml:1:28: `command_allowed_uids` must be an array of integers from 0 to 4294967295, not one with an integer",
         ),
-        (in_root("clusters = 3"), "k.toml:6:2: not TOML: "),
+        (in_root("clusters = 3"), "k.toml:1:12: `clusters` must be a table, not an integer"),
         ("listeners = 3".to_owned(), "k.toml:1:13: `listeners` must be an array of tables, not an integer"),
         (
             "listeners = [3]".to_owned(),
@@ -177,10 +183,6 @@ fn each_error_names_the_place_the_key_and_what_is_allowed() {
         (
             file("", "", "", "[[clusters.web.frontends]]\naddress = \"127.0.0.1:8080\"", ""),
             "k.toml:12:1: a frontend needs the key `hostname`",
-        ),
-        (
-            file("", "", "", "[[clusters.web.frontends]]\naddress = \"127.0.0.1:81\"\nhostname = \"x\"", ""),
-            "k.toml:13:11: no listener has the address `127.0.0.1:81` of this frontend; add a `[[listeners]]` with it",
         ),
         (
             file(
@@ -264,9 +266,83 @@ fn a_host_name_that_cannot_be_one_is_refused_where_it_stands() {
 }
 
 #[test]
-fn the_first_error_of_the_file_is_the_one_that_is_told() {
-    let found = error("zzz = 1\nworker_count = 0\naaa = 1\n");
-    assert_eq!(found, "k.toml:1:1: unknown key `zzz` in the root");
+fn all_errors_of_a_file_are_told_at_once_in_its_order() {
+    let text = file(
+        "zzz = 1\nworker_count = 0",
+        "front_timeout = \"soon\"\nprotocl = 1",
+        "",
+        "hostnme = \"b\"",
+        "weight = 256\n[[clusters.web.backends]]\nadress = \"127.0.0.1:1\"\n\
+         [clusters.b]\nprotocol = \"http\"\nfrontends = [{ address = \"127.0.0.1:8080\", hostname = \"a b\" }]\n\
+         [clusters.a]\n[clusters.a]",
+    );
+    let places: Vec<String> = errors(&text);
+    let places: Vec<&str> = places.iter().map(|it| it.split(": ").next().unwrap()).collect();
+    assert_eq!(
+        places,
+        ["1:1", "2:16", "6:17", "7:1", "14:1", "17:10", "19:1", "22:55", "24:11"]
+            .map(|it| format!("k.toml:{it}")),
+        "{:#?}",
+        errors(&text)
+    );
+}
+
+#[test]
+fn an_error_is_shown_with_its_line_and_a_mark() {
+    let text = file("", "", "", "hostnme = \"x\"", "weight = 256 # most");
+    let shown = parse(&text, "k.toml").unwrap_err().to_string();
+    let expected = "\
+k.toml:12:1: unknown key `hostnme` in a frontend; did you mean `hostname`?
+   |
+12 | hostnme = \"x\"
+   | ^^^^^^^
+k.toml:15:10: `weight` must be an integer from 0 to 255, not `256`
+   |
+15 | weight = 256 # most
+   |          ^^^";
+    assert_eq!(shown, expected);
+}
+
+#[test]
+fn what_is_no_toml_is_told_with_the_other_errors_and_nothing_is_made_of_its_line() {
+    let text =
+        file("worker_count = \nzzz = 1", "front_timeout = 10 s", "", "hostnme = \"b\"", "weight = 256");
+    let found = errors(&text);
+    let places: Vec<&str> = found.iter().map(|it| it.split(": ").next().unwrap()).collect();
+    assert_eq!(
+        places,
+        ["k.toml:1:16", "k.toml:2:1", "k.toml:6:17", "k.toml:13:1", "k.toml:16:10"],
+        "{found:#?}"
+    );
+}
+
+#[test]
+fn fifty_errors_are_told_and_the_others_counted() {
+    let many: String = (0..1000).map(|number| format!("[clusters.c{number:04}]\nx = 1\n")).collect();
+    let found = errors(&many);
+    assert_eq!(found.len(), 51);
+    assert_eq!(found[49], "k.toml:50:1: unknown key `x` in a cluster");
+    assert_eq!(found[50], "and 1950 more errors");
+}
+
+#[test]
+fn a_wrong_value_is_no_missing_key_and_costs_nobody_else() {
+    let text = file("", "protocol = \"htp\"", "", "", "").replacen("protocol = \"http\"\n", "", 1);
+    let found = errors(&text);
+    assert_eq!(found, ["k.toml:4:12: `protocol` must be `http` or `https` or `tcp` or `udp`, not `htp`"]);
+    let found = errors(&file("", "", "", "", "").replace("\"127.0.0.1:9000\"", "9000"));
+    assert_eq!(found.len(), 1, "{found:#?}");
+}
+
+#[test]
+fn an_address_at_which_nobody_can_listen_is_refused() {
+    let text = file("", "", "", "", "").replace("127.0.0.1:8080", "[::ffff:127.0.0.1]:8080");
+    let expected = "k.toml:3:11: nothing can listen at `[::ffff:127.0.0.1]:8080`, an IPv4 address in the form of IPv6: write `127.0.0.1:8080`";
+    assert_eq!(errors(&text), [expected]);
+    // Nor is one made up for a frontend.
+    let alone =
+        text.replacen("[[listeners]]\naddress = \"[::ffff:127.0.0.1]:8080\"\nprotocol = \"http\"\n", "", 1);
+    assert_eq!(errors(&alone), [expected.replace(":3:", ":7:")]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What the file means; [`errors`] has what is refused, [`tls`] what concerns TLS and `tcp`.
 
 mod errors;
+mod pieces;
 mod tls;
 
 use std::path::Path;
@@ -45,6 +46,10 @@ fn durations_are_seconds_whole_or_with_a_fraction() {
         ("1e1", 10_000),
         ("0x10", 16_000),
         ("1_000", 1_000_000),
+        ("\"500ms\"", 500),
+        ("\"30s\"", 30_000),
+        ("\"5m\"", 300_000),
+        ("\"1h\"", 3_600_000),
     ];
     for (written, milliseconds) in cases {
         let (state, _) = read(&file(&format!("front_timeout = {written}"), "", "", "", ""));
@@ -116,6 +121,65 @@ fn a_path_that_never_matches_is_a_warning() {
     );
     let relative = read(&file("", "", "", "path = \"a\"", "")).1;
     assert_eq!(relative, ["k.toml:12:8: a `path` that does not begin with `/` never matches"]);
+}
+
+#[test]
+fn a_method_in_small_letters_is_a_warning() {
+    let (state, warnings) = read(&file("", "", "", "method = \"get\"", ""));
+    assert_eq!(state.clusters["web"].frontends[0].method.as_deref(), Some("get"));
+    assert_eq!(
+        warnings,
+        ["k.toml:12:10: methods are case-sensitive: `get` is another one than `GET`, which clients send"]
+    );
+    assert_eq!(read(&file("", "", "", "method = \"M-SEARCH\"", "")).1, [""; 0]);
+}
+
+#[test]
+fn a_listener_for_ipv6_only_is_a_warning() {
+    let both = |other: &str| {
+        let other = format!("[[listeners]]\naddress = \"{other}\"\nprotocol = \"http\"");
+        read(&file("", &other, "", "", "").replace("127.0.0.1:8080", "[::]:8080")).1
+    };
+    let warning =
+        "k.toml:3:11: `[::]:8080` is for IPv6 only: clients of IPv4 need a listener at `0.0.0.0:8080` too";
+    assert_eq!(both("0.0.0.0:8080"), [""; 0]);
+    assert_eq!(both("0.0.0.0:8081"), [warning]);
+    assert_eq!(both("[::1]:8080"), [warning]);
+}
+
+#[test]
+fn a_frontend_without_a_listener_gets_one_made_up_as_by_sozu() {
+    let (state, warnings) = read(
+        "[clusters]\n[clusters.a]\nprotocol = \"http\"\nfrontends = [\n\
+         { address = \"0.0.0.0:81\", hostname = \"a\" },\n\
+         { address = \"0.0.0.0:444\", hostname = \"a\", certificate = \"a.pem\", key = \"a.key\" },\n\
+         { address = \"0.0.0.0:444\", hostname = \"b\" }]\n\
+         [clusters.b]\nprotocol = \"tcp\"\nfrontends = [{ address = \"0.0.0.0:8080\" }, { address = \"0.0.0.0:8080\" }]\n",
+    );
+    let made_up: Vec<_> = state.listeners.values().map(|it| (it.address.port(), it.protocol)).collect();
+    use crate::state::ListenerProtocol::{Http, Https, Tcp};
+    assert_eq!(made_up, [(81, Http), (444, Https), (8080, Tcp)]);
+    assert_eq!(state.listeners.values().next().unwrap(), &Listener::http("0.0.0.0:81".parse().unwrap()));
+    assert_eq!(state.clusters["a"].frontends.len(), 3);
+    let expected = [("5:13", 81, "http"), ("6:13", 444, "https"), ("10:26", 8080, "tcp")].map(|(place, port, protocol)| {
+        format!(
+            "k.toml:{place}: no listener has the address `0.0.0.0:{port}` of this frontend: one with `protocol = \"{protocol}\"` is made up; write `[[listeners]]` with that address"
+        )
+    });
+    assert_eq!(warnings, expected);
+}
+
+#[test]
+fn a_frontend_with_a_certificate_gets_no_listener_of_clear_text() {
+    let text = "[clusters.a]\nprotocol = \"http\"\nfrontends = [\n\
+        { address = \"0.0.0.0:81\", hostname = \"a\" },\n\
+        { address = \"0.0.0.0:81\", hostname = \"b\", certificate = \"b.pem\", key = \"b.key\" }]\n";
+    let errors = parse(text, "k.toml").unwrap_err();
+    let found = errors.in_one_line();
+    assert!(
+        found.starts_with("k.toml:5:") && found.contains("the frontend in line 4 has no certificate"),
+        "{found}"
+    );
 }
 
 #[test]

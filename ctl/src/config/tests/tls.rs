@@ -44,7 +44,7 @@ fn tls(keys: &str) -> (Tls, Vec<String>) {
 fn error(text: &str) -> String {
     match parse(text, "k.toml") {
         Ok(_) => panic!("this was accepted:\n{text}"),
-        Err(error) => error.to_string(),
+        Err(errors) => errors.lines().next().unwrap(),
     }
 }
 
@@ -82,7 +82,8 @@ fn the_documented_defaults_of_tls_are_those_that_apply() {
         read(&text).0.clusters["a"].tls.clone().unwrap()
     };
     assert_eq!(backend(&defaults(&BACKEND_TLS)), backend(""));
-    assert_eq!(backend("").ca.path, Path::new("/etc/ssl/certs/ca-certificates.crt"));
+    // Which one depends on the host.
+    assert!(backend("").ca.path.starts_with("/etc"));
     let certificate = |keys: &str| {
         let table = format!("[[listeners.certificates]]\ncertificate = \"c\"\nkey = \"k\"\n{keys}");
         parse(&listener("https", &table), "k.toml").unwrap().certificates

@@ -25,9 +25,17 @@ impl TlsVersion {
         }
     }
 
-    /// The version of this name.
+    /// Its names: in a file, and as OpenSSL, nginx and examples of sozu write it.
+    fn names(self) -> &'static [&'static str] {
+        match self {
+            TlsVersion::V12 => &["TLS_V12", "TLSv1.2"],
+            TlsVersion::V13 => &["TLS_V13", "TLSv1.3"],
+        }
+    }
+
+    /// The version that has this name, among others.
     pub fn from_name(text: &str) -> Option<TlsVersion> {
-        Self::ALL.into_iter().find(|it| it.name().eq_ignore_ascii_case(text))
+        named(&Self::ALL, text, TlsVersion::names)
     }
 }
 
@@ -152,7 +160,10 @@ mod tests {
         let json = |value: serde_json::Value| value.as_str().unwrap().to_owned();
         for version in TlsVersion::ALL {
             assert_eq!(json(serde_json::to_value(version).unwrap()), version.name());
-            assert_eq!(TlsVersion::from_name(&version.name().to_lowercase()), Some(version));
+            assert_eq!(version.names()[0], version.name());
+            for name in version.names() {
+                assert_eq!(TlsVersion::from_name(&name.to_lowercase()), Some(version), "{name}");
+            }
         }
         for suite in CipherSuite::ALL {
             assert_eq!(json(serde_json::to_value(suite).unwrap()), suite.name());
