@@ -23,7 +23,7 @@ use kakehi_ctl::{
     wire::{self, Decoder, WireError},
 };
 use nix::sys::stat::{Mode, umask};
-use socket2::{Domain, SockAddr, Socket, Type};
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{UnixListener, UnixStream},
@@ -175,9 +175,10 @@ fn clear(path: &Path) -> Result<(), Error> {
 
 /// Connects without waiting for a place in the queue of whoever listens.
 fn connect(path: &Path) -> io::Result<std::os::unix::net::UnixStream> {
-    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
-    socket.connect(&SockAddr::unix(path)?)?;
-    Ok(std::os::fd::OwnedFd::from(socket).into())
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket.into())
 }
 
 fn peer_pid(stream: &std::os::unix::net::UnixStream) -> String {
