@@ -141,7 +141,7 @@ async fn serve_instead(
     if let Some(complaint) = &complaint {
         tracing::error!("{complaint}");
     }
-    if state.settings.user.is_none() && nix::unistd::geteuid().is_root() {
+    if state.settings.user.is_none() && rustix::process::geteuid().is_root() {
         tracing::warn!(
             "the workers run as root, without capabilities: set `user` to one that owns nothing (`user = \"root\"` if that is wanted)"
         );

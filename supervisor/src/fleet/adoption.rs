@@ -32,11 +32,12 @@ use kakehi_engine::{
 use nix::sys::{
     signal::Signal,
     socket::{getsockopt, sockopt::PeerCredentials},
-    stat::{Mode, umask},
 };
 use rustix::{
+    fs::Mode,
     io::Errno,
     net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
+    process::umask,
 };
 
 use crate::{
@@ -210,7 +211,7 @@ pub(crate) fn find(command_socket: &Path, trust: Trust) -> Found {
 
 /// `None` when nobody listens there any more.
 fn take_over(path: &Path, trust: Trust, refused: &mut Vec<Refused>) -> io::Result<Option<Orphan>> {
-    let own = nix::unistd::geteuid().as_raw();
+    let own = rustix::process::geteuid().as_raw();
     // Before anything is said to whoever it is.
     let owner = fs::symlink_metadata(path)?.uid();
     if owner != own {
@@ -225,6 +226,7 @@ fn take_over(path: &Path, trust: Trust, refused: &mut Vec<Refused>) -> io::Resul
         }
         Err(error) => return Err(error.into()),
     }
+    // Not by rustix, which has no place for the number 0: that of a process outside of our namespace.
     let peer = getsockopt(&connection, PeerCredentials)?;
     if peer.uid() != own {
         return Err(io::Error::other(format!("it belongs to uid {}", peer.uid())));

@@ -15,10 +15,12 @@ use std::{
 };
 
 use kakehi_ctl::store;
-use nix::sys::stat::fstat;
-use rustix::net::{
-    SocketType, getsockname,
-    sockopt::{socket_acceptconn, socket_type},
+use rustix::{
+    fs::fstat,
+    net::{
+        SocketType, getsockname,
+        sockopt::{socket_acceptconn, socket_type},
+    },
 };
 use serde::{Deserialize, Serialize};
 
