@@ -8,7 +8,6 @@
 use std::{
     fmt::Display,
     io::{self, IoSlice, IsTerminal as _, Write},
-    os::fd::AsFd as _,
     path::Path,
     sync::{
         OnceLock,
@@ -18,8 +17,10 @@ use std::{
 };
 
 use kakehi_ctl::config::ConfigErrors;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use rustix::io::{Errno, ReadWriteFlags};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::{Errno, ReadWriteFlags},
+};
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 
 use crate::outlet::Outlet;
@@ -32,6 +33,11 @@ const MOST_WAITING: usize = 1024;
 const LAST_PATIENCE: Duration = Duration::from_millis(500);
 /// Longest line: a pipe that has room at all takes as much without blocking (`PIPE_BUF`).
 const MAX_LINE: usize = 4096;
+
+/// It is looked only whether standard output takes a line.
+const AT_ONCE: Option<Timespec> = Some(Timespec { tv_sec: 0, tv_nsec: 0 });
+/// A line waits as long as it takes.
+const FOR_EVER: Option<Timespec> = None;
 
 /// Lines that wait; none in a worker.
 static WAITING: OnceLock<Outlet<Vec<u8>>> = OnceLock::new();
@@ -55,10 +61,10 @@ pub(crate) fn complain_of_file(file: &Path, errors: &ConfigErrors) {
 /// Opens the log of the supervisor.
 pub(crate) fn open_for_supervisor(log_level: &str) {
     let outlet = Outlet::new(MOST_WAITING, |line: Vec<u8>| {
-        while !write(&line, PollTimeout::NONE) {}
+        while !write(&line, FOR_EVER) {}
         // What was lost meanwhile would have come behind the lines that wait.
         if WAITING.get().is_some_and(Outlet::is_last) {
-            say_lost(PollTimeout::NONE);
+            say_lost(FOR_EVER);
         }
     });
     // Without a thread lines are thrown away as those of a worker are.
@@ -134,7 +140,7 @@ struct BestEffort;
 impl Write for BestEffort {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let waiting = WAITING.get();
-        let at_once = || say_lost(PollTimeout::ZERO) && write(line, PollTimeout::ZERO);
+        let at_once = || say_lost(AT_ONCE) && write(line, AT_ONCE);
         let written = waiting.is_none_or(Outlet::is_idle) && at_once();
         if !written && !waiting.is_some_and(|waiting| waiting.put(line.to_vec())) {
             LOST.fetch_add(1, Ordering::Relaxed);
@@ -148,7 +154,7 @@ impl Write for BestEffort {
 }
 
 /// Writes a line when standard output takes it within `patience`; whether it did.
-fn write(line: &[u8], patience: PollTimeout) -> bool {
+fn write(line: &[u8], patience: Option<Timespec>) -> bool {
     let stdout = io::stdout();
     if !takes(&stdout, patience) {
         return false;
@@ -165,21 +171,21 @@ fn write(line: &[u8], patience: PollTimeout) -> bool {
     // who has the pipe, and another of our processes may just have filled it. Before Linux 6.4 a pipe knows no other way.
     let put = rustix::io::pwritev2(&stdout, &[IoSlice::new(line)], u64::MAX, ReadWriteFlags::NOWAIT);
     match put {
-        Err(Errno::AGAIN) if !takes(&stdout, PollTimeout::ZERO) => return false,
+        Err(Errno::AGAIN) if !takes(&stdout, AT_ONCE) => return false,
         // A file, which only says that it may take a moment.
-        Err(Errno::AGAIN | Errno::OPNOTSUPP) => drop(nix::unistd::write(&stdout, line)),
+        Err(Errno::AGAIN | Errno::OPNOTSUPP) => drop(rustix::io::write(&stdout, line)),
         _ => {}
     }
     true
 }
 
-fn takes(stdout: &io::Stdout, patience: PollTimeout) -> bool {
-    let mut wanted = [PollFd::new(stdout.as_fd(), PollFlags::POLLOUT)];
-    matches!(poll(&mut wanted, patience), Ok(count) if count > 0)
+fn takes(stdout: &io::Stdout, patience: Option<Timespec>) -> bool {
+    let mut wanted = [PollFd::new(stdout, PollFlags::OUT)];
+    matches!(poll(&mut wanted, patience.as_ref()), Ok(count) if count > 0)
 }
 
 /// Says how many lines were lost, if any were; `false` if that cannot be said within `patience`.
-fn say_lost(patience: PollTimeout) -> bool {
+fn say_lost(patience: Option<Timespec>) -> bool {
     let lost = LOST.swap(0, Ordering::Relaxed);
     if lost == 0 {
         return true;

@@ -7,19 +7,22 @@
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
+    mem::MaybeUninit,
     os::{
-        fd::{AsFd, AsRawFd as _, OwnedFd, RawFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
     time::Duration,
 };
 
 use kakehi_engine::worker::{DescriptorKind, Patient};
-use nix::{
-    errno::Errno,
-    poll::PollFlags,
-    sys::socket::{
-        AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
+use rustix::{
+    cmsg_space,
+    event::PollFlags,
+    io::retry_on_intr,
+    net::{
+        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+        SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg,
         socketpair,
     },
 };
@@ -31,7 +34,7 @@ const BATCH: usize = 200;
 const TEXT_SIZE: usize = 32 << 10;
 
 /// Of all channels between processes.
-const FLAGS: SockFlag = SockFlag::SOCK_CLOEXEC.union(SockFlag::SOCK_NONBLOCK);
+const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
 
 /// Why sockets did not arrive, or not leave.
 #[derive(Debug, thiserror::Error)]
@@ -58,12 +61,12 @@ struct Batch {
 
 /// A pair of sockets for [`send`] and [`receive`], both close-on-exec and not blocking.
 pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, FLAGS)?)
+    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, FLAGS, None)?)
 }
 
 /// A pair of connected streams, both close-on-exec and not blocking.
 pub(crate) fn streams() -> io::Result<(UnixStream, UnixStream)> {
-    let (one, other) = socketpair(AddressFamily::Unix, SockType::Stream, None, FLAGS)?;
+    let (one, other) = socketpair(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?;
     Ok((one.into(), other.into()))
 }
 
@@ -117,13 +120,14 @@ fn send_batch<S: AsFd, F: AsFd>(
 ) -> Result<(), Error> {
     let text = Batch { remaining, labels: batch.iter().map(|(label, _)| *label).collect() };
     let text = serde_json::to_vec(&text).map_err(io::Error::from)?;
-    let descriptors: Vec<RawFd> =
-        batch.iter().map(|(_, descriptor)| descriptor.as_fd().as_raw_fd()).collect();
-    let rights = [ControlMessage::ScmRights(&descriptors)];
-    let rights = if descriptors.is_empty() { &[][..] } else { &rights[..] };
-    let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-    let fd = channel.as_fd().as_raw_fd();
-    channel.until(PollFlags::POLLOUT, || sendmsg::<()>(fd, &[IoSlice::new(&text)], rights, flags, None))?;
+    let descriptors: Vec<BorrowedFd<'_>> = batch.iter().map(|(_, descriptor)| descriptor.as_fd()).collect();
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(BATCH))];
+    let mut rights = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() {
+        rights.push(SendAncillaryMessage::ScmRights(&descriptors));
+    }
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    channel.until(PollFlags::OUT, || sendmsg(channel, &[IoSlice::new(&text)], &mut rights, flags))?;
     Ok(())
 }
 
@@ -153,48 +157,54 @@ pub(crate) fn receive(
 
 fn receive_message<S: AsFd>(channel: &Patient<'_, S>) -> Result<(Vec<u8>, Vec<OwnedFd>), Error> {
     let mut text = vec![0; TEXT_SIZE];
-    let mut control = nix::cmsg_space!([RawFd; BATCH]);
-    let mut descriptors = Vec::new();
-    let (length, flags) = {
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(BATCH))];
+    // Owns what arrives, and closes what nobody takes out of it.
+    let mut rights = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    channel.readable()?;
+    let message = retry_on_intr(|| {
         let mut parts = [IoSliceMut::new(&mut text)];
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
-        channel.readable()?;
-        let fd = channel.as_fd().as_raw_fd();
-        let message = loop {
-            match recvmsg::<()>(fd, &mut parts, Some(&mut control), flags) {
-                Err(Errno::EINTR) => {}
-                other => break other.map_err(io::Error::from)?,
-            }
-        };
-        for part in message.cmsgs().map_err(io::Error::from)? {
-            if let ControlMessageOwned::ScmRights(numbers) = part {
-                descriptors.extend(crate::sys::own_received(&numbers));
-            }
-        }
-        (message.bytes, message.flags)
-    };
-    if length == 0 {
+        recvmsg(channel, &mut parts, &mut rights, flags)
+    });
+    let message = message.map_err(io::Error::from)?;
+    let descriptors = rights.drain().filter_map(|part| match part {
+        RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+        _ => None,
+    });
+    let descriptors: Vec<OwnedFd> = descriptors.flatten().collect();
+    if message.bytes == 0 {
         return Err(Error::Ended);
     }
-    if flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
+    if message.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
         return Err(Error::Malformed(
             "it was cut; raise the limit of open files (`ulimit -n`, `LimitNOFILE=`) if that is low",
         ));
     }
-    text.truncate(length);
+    text.truncate(message.bytes);
     Ok((text, descriptors))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{fs::File, io::Read as _, net::SocketAddr};
+    use std::{
+        fs::{self, File},
+        io::Read as _,
+        net::SocketAddr,
+        os::fd::AsRawFd as _,
+        path::Path,
+    };
 
     use kakehi_ctl::order::ListenerSocket;
-    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+    use rustix::{
+        io::{FdFlags, fcntl_getfd},
+        pipe::pipe,
+    };
 
     use super::*;
 
     const PATIENCE: Duration = Duration::from_secs(5);
+    /// `SCM_MAX_FD`.
+    const MOST_OF_KERNEL: usize = 253;
 
     #[test]
     fn what_does_not_come_is_waited_for_until_the_deadline_only() {
@@ -211,8 +221,8 @@ mod tests {
     fn numbered_pipes(count: u16) -> Vec<(DescriptorKind, OwnedFd)> {
         (0..count)
             .map(|n| {
-                let (read, write) = nix::unistd::pipe().unwrap();
-                nix::unistd::write(&write, &n.to_le_bytes()).unwrap();
+                let (read, write) = pipe().unwrap();
+                rustix::io::write(&write, &n.to_le_bytes()).unwrap();
                 (numbered(n), read)
             })
             .collect()
@@ -228,8 +238,7 @@ mod tests {
         assert_eq!(received.len(), 500);
         for (n, (label, descriptor)) in received.into_iter().enumerate() {
             assert_eq!(label, numbered(n as u16));
-            let flags = FdFlag::from_bits_retain(fcntl(&descriptor, FcntlArg::F_GETFD).unwrap());
-            assert!(flags.contains(FdFlag::FD_CLOEXEC));
+            assert!(fcntl_getfd(&descriptor).unwrap().contains(FdFlags::CLOEXEC));
             let mut number = [0; 2];
             File::from(descriptor).read_exact(&mut number).unwrap();
             assert_eq!(u16::from_le_bytes(number) as usize, n);
@@ -241,7 +250,7 @@ mod tests {
         let (here, there) = pair().unwrap();
         // Room for a message or two.
         socket2::SockRef::from(&here).set_send_buffer_size(32 << 10).unwrap();
-        let (reader, _writer) = nix::unistd::pipe().unwrap();
+        let (reader, _writer) = pipe().unwrap();
         let all: Vec<_> = (0..900).map(|n| (numbered(n), reader.as_fd())).collect();
         let receiver = std::thread::spawn(move || receive(&there, PATIENCE).map(|received| received.len()));
         let mut unsent = &all[..];
@@ -270,8 +279,32 @@ mod tests {
     #[test]
     fn garbage_is_an_error() {
         let (here, there) = pair().unwrap();
-        nix::unistd::write(&here, b"{}").unwrap();
+        rustix::io::write(&here, b"{}").unwrap();
         assert!(matches!(receive(&there, PATIENCE), Err(Error::Malformed(_))));
+    }
+
+    #[test]
+    fn a_message_with_more_descriptors_than_there_is_room_for_is_refused_and_leaves_none_open() {
+        let (here, there) = pair().unwrap();
+        let (sent, _) = pipe().unwrap();
+        let descriptors = vec![sent.as_fd(); MOST_OF_KERNEL];
+        let text = serde_json::to_vec(&Batch { remaining: 0, labels: vec![DescriptorKind::Counters; BATCH] });
+        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MOST_OF_KERNEL))];
+        let mut rights = SendAncillaryBuffer::new(&mut space);
+        assert!(rights.push(SendAncillaryMessage::ScmRights(&descriptors)));
+        sendmsg(&here, &[IoSlice::new(&text.unwrap())], &mut rights, SendFlags::empty()).unwrap();
+        let received = receive(&there, PATIENCE).map(drop);
+        assert_eq!(open_descriptors_of(&sent), 1);
+        let error = received.unwrap_err();
+        assert!(matches!(&error, Error::Malformed(reason) if reason.contains("cut")), "{error}");
+    }
+
+    /// Descriptors of this process for what `descriptor` is one for.
+    fn open_descriptors_of(descriptor: &OwnedFd) -> usize {
+        let target = |number: &Path| fs::read_link(Path::new("/proc/self/fd").join(number)).ok();
+        let wanted = target(Path::new(&descriptor.as_raw_fd().to_string())).unwrap();
+        let all = fs::read_dir("/proc/self/fd").unwrap();
+        all.filter(|entry| target(&entry.as_ref().unwrap().path()).as_ref() == Some(&wanted)).count()
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+    os::fd::{AsRawFd as _, OwnedFd},
 };
 
 use nix::sys::signal::{SigHandler, Signal, signal};
@@ -17,15 +17,6 @@ use tokio::io::{Interest, unix::AsyncFd};
 pub(crate) fn adopt_inherited_descriptors() -> io::Result<()> {
     // SAFETY: `main` calls this before anything else, so nobody owns a descriptor above 2 yet.
     unsafe { command_fds::inherited::init_inherited_fds() }
-}
-
-/// Takes ownership of descriptors that the kernel has just made for this process out of an `SCM_RIGHTS` message.
-pub(crate) fn own_received(descriptors: &[RawFd]) -> Vec<OwnedFd> {
-    descriptors
-        .iter()
-        // SAFETY: `recvmsg` returned these numbers as new descriptors; the caller passes each message's once.
-        .map(|descriptor| unsafe { OwnedFd::from_raw_fd(*descriptor) })
-        .collect()
 }
 
 /// Watches a descriptor for being readable.

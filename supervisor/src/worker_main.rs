@@ -274,6 +274,6 @@ fn report_failure(orders: &UnixStream, error: &Error) {
 /// Lets `ps` and `top` tell workers apart; the kernel keeps 15 bytes. A nicety, so failure is nothing.
 fn name_process(id: u32) {
     if let Ok(name) = std::ffi::CString::new(format!("kakehi-w{id}")) {
-        let _ = nix::sys::prctl::set_name(&name);
+        let _ = rustix::thread::set_name(&name);
     }
 }

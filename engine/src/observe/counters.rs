@@ -7,9 +7,9 @@ use std::{
     sync::atomic::AtomicU64,
 };
 
-use nix::{
-    fcntl::{FcntlArg, SealFlag, fcntl},
-    sys::memfd::{MFdFlags, memfd_create},
+use rustix::{
+    fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create},
+    io::Errno,
 };
 
 use super::{
@@ -167,10 +167,9 @@ impl Counters {
     /// # Errors
     /// Those of `memfd_create`, `ftruncate`, `fcntl` and `mmap`.
     pub fn create(name: &CStr) -> std::io::Result<(Counters, OwnedFd)> {
-        let file = memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
-        nix::unistd::ftruncate(&file, sys::BYTES as i64)?;
-        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-        fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
+        let file = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        ftruncate(&file, sys::BYTES as u64)?;
+        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         Ok((Counters::map(&file)?, file))
     }
 
@@ -189,7 +188,7 @@ impl Counters {
     /// As for [`Counters::create`] and [`Counters::map`].
     pub fn adopt(file: OwnedFd) -> std::io::Result<(Counters, OwnedFd)> {
         match Counters::map(&file) {
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::INVAL) => {}
             mapped => return Ok((mapped?, file)),
         }
         let mut page = [0; sys::BYTES];
@@ -293,18 +292,18 @@ mod tests {
     #[test]
     fn a_worker_cannot_shrink_the_page_under_the_supervisor_nor_pass_it_one_that_can_be_shrunk() {
         let (supervisor, file) = Counters::create(c"test").unwrap();
-        assert_eq!(nix::unistd::ftruncate(&file, 0), Err(nix::Error::EPERM));
+        assert_eq!(ftruncate(&file, 0), Err(Errno::PERM));
         assert_eq!(supervisor.get(Counter::Requests), 0);
-        let unsealed = memfd_create(c"test", MFdFlags::MFD_ALLOW_SEALING).unwrap();
-        nix::unistd::ftruncate(&unsealed, sys::BYTES as i64).unwrap();
+        let unsealed = memfd_create(c"test", MemfdFlags::ALLOW_SEALING).unwrap();
+        ftruncate(&unsealed, sys::BYTES as u64).unwrap();
         assert!(Counters::map(&unsealed).is_err());
         // What stands in it is copied, and no longer theirs.
-        nix::unistd::write(&unsealed, &7_u64.to_ne_bytes()).unwrap();
+        rustix::io::write(&unsealed, &7_u64.to_ne_bytes()).unwrap();
         let (adopted, memory) = Counters::adopt(unsealed.try_clone().unwrap()).unwrap();
         assert_eq!(adopted.get(Counter::ALL[0]), 7);
         assert!(Counters::map(&memory).is_ok());
-        nix::unistd::ftruncate(&unsealed, 0).unwrap();
-        fcntl(&unsealed, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).unwrap();
+        ftruncate(&unsealed, 0).unwrap();
+        fcntl_add_seals(&unsealed, SealFlags::SHRINK).unwrap();
         assert!(Counters::map(&unsealed).is_err(), "too short");
         assert!(Counters::map(&std::fs::File::open("/dev/null").unwrap().into()).is_err());
     }

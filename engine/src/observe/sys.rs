@@ -1,17 +1,15 @@
 //! The shared mapping behind the counters: the one place of this folder with `unsafe`.
 
 use std::{
-    os::fd::{AsFd, OwnedFd},
-    ptr::NonNull,
+    os::fd::OwnedFd,
+    ptr::{NonNull, null_mut},
     sync::atomic::AtomicU64,
 };
 
-use nix::{
-    fcntl::{FcntlArg, SealFlag, fcntl},
-    sys::{
-        mman::{MapFlags, ProtFlags, mmap, munmap},
-        stat::fstat,
-    },
+use rustix::{
+    fs::{SealFlags, fcntl_get_seals, fstat},
+    io::Errno,
+    mm::{MapFlags, ProtFlags, mmap, munmap},
 };
 
 /// One page of shared 64-bit words, mapped for as long as the value lives.
@@ -27,25 +25,17 @@ pub(super) const WORDS: usize = BYTES / size_of::<AtomicU64>();
 impl SharedWords {
     /// Maps the first page of `file`, which must be memory that is at least that long and sealed against shrinking:
     /// reading where a file has ended kills a process (SIGBUS), and a worker has the descriptor too.
-    pub(super) fn map(file: &OwnedFd) -> nix::Result<Self> {
-        let seals = SealFlag::from_bits_retain(fcntl(file, FcntlArg::F_GET_SEALS)?);
+    pub(super) fn map(file: &OwnedFd) -> Result<Self, Errno> {
+        let seals = fcntl_get_seals(file)?;
         let is_long_enough = usize::try_from(fstat(file)?.st_size).is_ok_and(|size| size >= BYTES);
-        if !seals.contains(SealFlag::F_SEAL_SHRINK) || !is_long_enough {
-            return Err(nix::Error::EINVAL);
+        if !seals.contains(SealFlags::SHRINK) || !is_long_enough {
+            return Err(Errno::INVAL);
         }
-        let length = std::num::NonZeroUsize::new(BYTES).ok_or(nix::Error::EINVAL)?;
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a fresh mapping at an address of the kernel's choice overlaps nothing of ours.
-        let address = unsafe {
-            mmap(
-                None,
-                length,
-                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
-                MapFlags::MAP_SHARED,
-                file.as_fd(),
-                0,
-            )
-        }?;
-        Ok(SharedWords { words: address.cast() })
+        let address = unsafe { mmap(null_mut(), BYTES, protection, MapFlags::SHARED, file, 0) }?;
+        // The kernel maps nothing at address 0 that was not asked for.
+        Ok(SharedWords { words: NonNull::new(address.cast()).ok_or(Errno::INVAL)? })
     }
 
     /// The words; all processes that map the page see the same ones.
@@ -59,6 +49,6 @@ impl SharedWords {
 impl Drop for SharedWords {
     fn drop(&mut self) {
         // SAFETY: mapped by `map` with this length, and nobody borrows from it any more.
-        let _ = unsafe { munmap(self.words.cast(), BYTES) };
+        let _ = unsafe { munmap(self.words.as_ptr().cast(), BYTES) };
     }
 }

@@ -17,13 +17,16 @@ use std::{
     hash::{Hash, Hasher},
     io,
     ops::{Deref, DerefMut},
-    ptr::NonNull,
+    ptr::{NonNull, null_mut},
     rc::Rc,
     sync::atomic::{AtomicU16, Ordering},
 };
 
 use io_uring::{IoUring, types::BufRingEntry};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use rustix::{
+    io::Errno,
+    mm::{MapFlags, ProtFlags, mmap_anonymous, munmap},
+};
 
 use super::published::{Entries, Window};
 
@@ -85,19 +88,18 @@ struct Mapping {
 
 impl Mapping {
     fn new(length: usize) -> io::Result<Mapping> {
-        let nonzero = std::num::NonZeroUsize::new(length).ok_or(io::ErrorKind::InvalidInput)?;
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a fresh mapping at an address of the kernel's choice overlaps nothing of ours.
-        let base = unsafe {
-            mmap_anonymous(None, nonzero, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE)
-        }?;
-        Ok(Mapping { base: base.cast(), length })
+        let base = unsafe { mmap_anonymous(null_mut(), length, protection, MapFlags::PRIVATE) }?;
+        // The kernel maps nothing at address 0 that was not asked for.
+        Ok(Mapping { base: NonNull::new(base.cast()).ok_or(Errno::INVAL)?, length })
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: mapped by `new` with this length; the owner of the mapping keeps it until the last user is gone.
-        let _ = unsafe { munmap(self.base.cast(), self.length) };
+        let _ = unsafe { munmap(self.base.as_ptr().cast(), self.length) };
     }
 }
 

@@ -8,17 +8,16 @@ use std::{
     cell::Cell,
     future::poll_fn,
     io,
-    os::fd::{AsRawFd, IntoRawFd, OwnedFd},
+    os::fd::{IntoRawFd, OwnedFd},
     rc::Rc,
     task::{Context, Poll, ready},
 };
 
-use nix::{
-    errno::Errno,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::socket::{SockFlag, accept4},
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    net::{SocketFlags, accept_with},
 };
-
 use socket2::SockRef;
 
 use super::{
@@ -127,9 +126,9 @@ impl Listener {
     /// Looks into the queue, without waiting.
     fn look(&self) -> Queue {
         let listener = sys::borrow(self.core.sockets.borrow_mut().get(self.slot).fd);
-        let mut events = [PollFd::new(listener, PollFlags::POLLIN)];
+        let mut events = [PollFd::from_borrowed_fd(listener, PollFlags::IN)];
         // If it cannot be told, accepting tells.
-        match poll(&mut events, PollTimeout::ZERO) {
+        match poll(&mut events, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
             Ok(0) => Queue::Empty,
             _ => Queue::Holds,
         }
@@ -143,14 +142,14 @@ impl Listener {
             // instance, shares the flag, and a queue that somebody else has emptied would then stop the worker.
             rustix::io::ioctl_fionbio(listener, true).map_err(|error| AcceptError::Broken(error.into()))?;
             // Non-blocking from its birth.
-            match accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) {
+            match accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok(connection) => {
-                    let stream = Stream::adopt_accepted(&self.ring, sys::owned(connection));
+                    let stream = Stream::adopt_accepted(&self.ring, connection);
                     return stream.map(Some).map_err(AcceptError::Exhausted);
                 }
-                Err(Errno::EAGAIN) => return Ok(None),
-                Err(Errno::EINTR | Errno::ECONNABORTED) => {}
-                Err(error) => return Err(AcceptError::from_errno(error as i32)),
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(Errno::INTR | Errno::CONNABORTED) => {}
+                Err(error) => return Err(AcceptError::from_errno(error.raw_os_error())),
             }
         }
     }

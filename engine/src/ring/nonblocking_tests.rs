@@ -11,7 +11,7 @@ use std::{
 };
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
-use nix::poll::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{Domain, Socket, Type};
 
 use super::{
@@ -50,7 +50,8 @@ fn completion(uring: &mut IoUring, limit: Duration) -> Option<(i32, u32)> {
         }
         // Deferred work shows only when the ring is entered: look again soon.
         let ring = super::sys::borrow(uring.as_raw_fd());
-        let _ = poll(&mut [PollFd::new(ring, PollFlags::POLLIN)], 1_u8);
+        let millisecond = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+        let _ = poll(&mut [PollFd::from_borrowed_fd(ring, PollFlags::IN)], Some(&millisecond));
     }
 }
 

@@ -2,15 +2,18 @@
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
-    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+    mem::MaybeUninit,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use nix::{
-    errno::Errno,
-    sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg},
+use rustix::{
+    cmsg_space,
+    io::{Errno, retry_on_intr},
+    net::{
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+        SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    },
 };
-
-use super::sys;
 
 /// Longest text that goes with a descriptor (bytes).
 const TEXT_SIZE: usize = 1024;
@@ -27,49 +30,51 @@ pub fn send_descriptors(channel: &impl AsFd, text: &str, descriptors: &[OwnedFd]
     if text.is_empty() || text.len() > TEXT_SIZE || descriptors.is_empty() || descriptors.len() > MOST {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    let rights: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
-    let rights = [ControlMessage::ScmRights(&rights)];
+    let descriptors: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MOST))];
+    let mut rights = SendAncillaryBuffer::new(&mut space);
+    rights.push(SendAncillaryMessage::ScmRights(&descriptors));
     let text = [IoSlice::new(text.as_bytes())];
-    let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-    loop {
-        match sendmsg::<()>(channel.as_fd().as_raw_fd(), &text, &rights, flags, None) {
-            Ok(_) => return Ok(()),
-            Err(Errno::EINTR) => {}
-            // The process or the user has as many descriptors on their way as it may: the receiver takes some off.
-            Err(Errno::ETOOMANYREFS) => return Err(io::ErrorKind::WouldBlock.into()),
-            Err(error) => return Err(error.into()),
-        }
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    match retry_on_intr(|| sendmsg(channel, &text, &mut rights, flags)) {
+        Ok(_) => Ok(()),
+        // The process or the user has as many descriptors on their way as it may: the receiver takes some off.
+        Err(Errno::TOOMANYREFS) => Err(io::ErrorKind::WouldBlock.into()),
+        Err(error) => Err(error.into()),
     }
 }
 
 /// Receives what [`send_descriptors`] sent; `None` when the other side has ended and everything was received.
 ///
 /// # Errors
-/// `WouldBlock` when nothing is there; `InvalidData` for what is no such message; others of `recvmsg(2)`.
+/// `WouldBlock` when nothing is there; `InvalidData` for what is no such message, or was cut; others of `recvmsg(2)`. What had
+/// arrived is closed.
 pub fn receive_descriptors(channel: &impl AsFd) -> io::Result<Option<(String, Vec<OwnedFd>)>> {
     let mut text = [0; TEXT_SIZE];
-    let mut control = nix::cmsg_space!([RawFd; MOST]);
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
-    let (length, descriptors) = {
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MOST))];
+    // Owns what arrives, and closes what nobody takes out of it.
+    let mut rights = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let message = retry_on_intr(|| {
         let mut parts = [IoSliceMut::new(&mut text)];
-        let message = loop {
-            match recvmsg::<()>(channel.as_fd().as_raw_fd(), &mut parts, Some(&mut control), flags) {
-                Err(Errno::EINTR) => {}
-                other => break other?,
-            }
-        };
-        let mut descriptors = Vec::new();
-        for part in message.cmsgs()? {
-            if let ControlMessageOwned::ScmRights(numbers) = part {
-                descriptors.extend(numbers.into_iter().map(sys::owned));
-            }
-        }
-        (message.bytes, descriptors)
-    };
-    if length == 0 && descriptors.is_empty() {
+        recvmsg(channel, &mut parts, &mut rights, flags)
+    })?;
+    let descriptors = rights.drain().filter_map(|part| match part {
+        RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+        _ => None,
+    });
+    let descriptors: Vec<OwnedFd> = descriptors.flatten().collect();
+    if message.bytes == 0 && descriptors.is_empty() {
         return Ok(None);
     }
-    match std::str::from_utf8(&text[..length]) {
+    // The space is rounded up, so that there may be room for more than are ever sent.
+    if message.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) || descriptors.len() > MOST {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the message was cut, or brought too many descriptors; raise the limit of open files if that is low",
+        ));
+    }
+    match std::str::from_utf8(&text[..message.bytes]) {
         Ok(text) if !descriptors.is_empty() => Ok(Some((text.to_owned(), descriptors))),
         _ => Err(io::ErrorKind::InvalidData.into()),
     }
@@ -77,15 +82,24 @@ pub fn receive_descriptors(channel: &impl AsFd) -> io::Result<Option<(String, Ve
 
 #[cfg(test)]
 mod tests {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-    use std::io::{Read as _, Write as _};
+    use std::{
+        fs,
+        io::{Read as _, Write as _},
+        os::fd::AsRawFd,
+        path::Path,
+    };
+
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
     use super::*;
 
+    fn pair() -> (OwnedFd, OwnedFd) {
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap()
+    }
+
     #[test]
     fn messages_arrive_one_by_one_with_their_descriptors_until_the_end() {
-        let (here, there) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        let (here, there) = pair();
         assert_eq!(receive_descriptors(&there).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         let (mut reader, writer) = std::io::pipe().unwrap();
         for (text, count) in [("one", 1), ("two", 2)] {
@@ -107,9 +121,37 @@ mod tests {
     }
 
     #[test]
+    fn a_message_that_has_no_room_is_refused_and_leaves_no_descriptor_open() {
+        let (here, there) = pair();
+        let (sent, _) = std::io::pipe().unwrap();
+        let send = |text: &str, count| {
+            let descriptors = vec![sent.as_fd(); count];
+            let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(253))];
+            let mut rights = SendAncillaryBuffer::new(&mut space);
+            assert!(rights.push(SendAncillaryMessage::ScmRights(&descriptors)));
+            sendmsg(&here, &[IoSlice::new(text.as_bytes())], &mut rights, SendFlags::empty()).unwrap();
+        };
+        for (length, count) in [(1, MOST + 1), (1, 253), (TEXT_SIZE + 1, 1)] {
+            send(&"x".repeat(length), count);
+            let received = receive_descriptors(&there).map(drop);
+            assert_eq!(open_descriptors_of(&sent), 1, "{length} bytes with {count}");
+            assert_eq!(received.unwrap_err().kind(), io::ErrorKind::InvalidData);
+        }
+        send("x", MOST);
+        assert_eq!(receive_descriptors(&there).unwrap().unwrap().1.len(), MOST);
+    }
+
+    /// Descriptors of this process for what `descriptor` is one for.
+    fn open_descriptors_of(descriptor: &impl AsRawFd) -> usize {
+        let target = |number: &Path| fs::read_link(Path::new("/proc/self/fd").join(number)).ok();
+        let wanted = target(Path::new(&descriptor.as_raw_fd().to_string())).unwrap();
+        let all = fs::read_dir("/proc/self/fd").unwrap();
+        all.filter(|entry| target(&entry.as_ref().unwrap().path()).as_ref() == Some(&wanted)).count()
+    }
+
+    #[test]
     fn a_channel_that_is_full_and_a_message_that_is_none_say_so() {
-        let (here, _there) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        let (here, _there) = pair();
         let (_, writer) = std::io::pipe().unwrap();
         let writer = [writer.into()];
         let full = (0..100_000).find_map(|_| send_descriptors(&here, "x", &writer).err());

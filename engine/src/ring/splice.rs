@@ -14,10 +14,9 @@ use std::{
     rc::Rc,
 };
 
-use nix::{
-    errno::Errno,
-    fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice},
-    unistd::pipe2,
+use rustix::{
+    io::Errno,
+    pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice},
 };
 
 use super::{
@@ -26,7 +25,7 @@ use super::{
 };
 
 /// Wanted size of a pipe (bytes); the highest that `fs.pipe-max-size` lets an ordinary user have by default.
-const PIPE_SIZE: i32 = 1 << 20;
+const PIPE_SIZE: usize = 1 << 20;
 /// Most pipes of a worker; a transfer that finds none is copied.
 const MAX_PIPES: usize = 256;
 /// Pipes that are kept for the next transfer.
@@ -39,9 +38,9 @@ struct Pipe {
 
 impl Pipe {
     fn new() -> io::Result<Pipe> {
-        let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         // Where the user has used up what pipes may take, it stays small, and the transfer takes more turns.
-        let _ = fcntl(&writer, FcntlArg::F_SETPIPE_SZ(PIPE_SIZE));
+        let _ = fcntl_setpipe_size(&writer, PIPE_SIZE);
         Ok(Pipe { reader, writer })
     }
 }
@@ -154,9 +153,9 @@ impl<'a> Splice<'a> {
 }
 
 fn move_bytes(from: BorrowedFd<'_>, to: BorrowedFd<'_>, most: usize) -> io::Result<Spliced> {
-    match splice(from, None, to, None, most, SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE) {
+    match splice(from, None, to, None, most, SpliceFlags::NONBLOCK | SpliceFlags::MOVE) {
         Ok(count) => Ok(Spliced::Moved(count)),
-        Err(Errno::EAGAIN | Errno::EINTR) => Ok(Spliced::WouldBlock),
+        Err(Errno::AGAIN | Errno::INTR) => Ok(Spliced::WouldBlock),
         Err(error) => Err(error.into()),
     }
 }

@@ -15,8 +15,10 @@ use std::{
 };
 
 use kakehi_ctl::state::Place;
-use nix::sys::memfd::{MFdFlags, memfd_create};
-use rustix::rand::GetRandomFlags;
+use rustix::{
+    fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create},
+    rand::GetRandomFlags,
+};
 
 use super::record::{MAX_RECORD, Record, Stored};
 
@@ -68,7 +70,7 @@ impl Vault {
     /// # Errors
     /// Those of `memfd_create(2)`.
     pub fn create() -> io::Result<Vault> {
-        let memory = memfd_create(c"kakehi-vault", MFdFlags::MFD_CLOEXEC)?;
+        let memory = memfd_create(c"kakehi-vault", MemfdFlags::CLOEXEC)?;
         let vault = Vault { memory: memory.into() };
         vault.keep_from_others()?;
         vault.memory.set_len(RECORDS)?;
@@ -243,13 +245,11 @@ impl Vault {
     }
 
     fn punch(&self, offset: u64, length: u64) -> io::Result<()> {
-        use nix::fcntl::{FallocateFlags, fallocate};
-        let whole = |number: u64| i64::try_from(number).map_err(|_| io::ErrorKind::InvalidInput);
         if length == 0 {
             return Ok(());
         }
-        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        Ok(fallocate(&self.memory, flags, whole(offset)?, whole(length)?)?)
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(fallocate(&self.memory, flags, offset, length)?)
     }
 
     /// Erases everything that lies outside of `used`.

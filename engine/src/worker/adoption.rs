@@ -15,9 +15,11 @@ use kakehi_ctl::{
     keys::Effect,
     order::{Adopted, ListenerSocket, PROTOCOL_VERSION, Program, Report},
 };
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
-use rustix::process::{PidfdFlags, getpid, pidfd_open};
+use rustix::{
+    fs::{MemfdFlags, memfd_create},
+    process::{PidfdFlags, geteuid, getpid, pidfd_open},
+};
 use serde::{Deserialize, Serialize};
 
 use super::{Worker, configured::Taken, report};
@@ -133,8 +135,9 @@ impl Worker {
     }
 
     async fn request(self: &Rc<Self>, connection: OwnedFd) -> io::Result<Stream> {
+        // Not by rustix, which has no place for the number 0: that of a process outside of our namespace.
         let peer = getsockopt(&connection, PeerCredentials)?;
-        if peer.uid() != 0 && peer.uid() != nix::unistd::geteuid().as_raw() {
+        if peer.uid() != 0 && peer.uid() != geteuid().as_raw() {
             return Err(io::Error::other(format!("uid {} may not take a worker over", peer.uid())));
         }
         let ring = &self.connections.shared.ring;
@@ -198,7 +201,7 @@ impl Worker {
     /// Sends the state.
     pub(super) fn tell_state(&self) -> io::Result<()> {
         let text = self.configured.state_text()?;
-        let memory = memfd_create(c"kakehi-state", MFdFlags::MFD_CLOEXEC)?;
+        let memory = memfd_create(c"kakehi-state", MemfdFlags::CLOEXEC)?;
         let mut file = std::fs::File::from(memory);
         file.write_all(&text)?;
         match self.channel.send(&[(DescriptorKind::State, file.as_fd())])? {

@@ -3,7 +3,11 @@
 use std::os::fd::AsFd;
 
 use kakehi_ctl::state::State;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::{
+    io::Errno,
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+    thread::{CpuSet, sched_setaffinity},
+};
 
 use super::Error;
 use crate::limits;
@@ -40,9 +44,12 @@ pub(super) fn within_limits(state: &State) -> u32 {
 /// Ties this process to one core.
 pub(super) fn pin(core: usize) -> Result<(), Error> {
     let pinned = || {
-        let mut cores = nix::sched::CpuSet::new();
-        cores.set(core)?;
-        nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &cores)
+        if core >= CpuSet::MAX_CPU {
+            return Err(Errno::INVAL);
+        }
+        let mut cores = CpuSet::new();
+        cores.set(core);
+        sched_setaffinity(None, &cores)
     };
     pinned().map_err(|error| Error::Pin { core, error: error.into() })
 }

@@ -2,14 +2,14 @@
 
 use std::{
     io::{self, Read, Write},
-    os::fd::{AsFd, AsRawFd as _, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd},
     time::{Duration, Instant},
 };
 
-use nix::{
-    errno::Errno,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::socket::{MsgFlags, recv, send},
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    net::{RecvFlags, SendFlags, recv, send},
 };
 
 /// A connected socket that is read from and written to within a deadline. Never blocks beyond it, even where the socket
@@ -30,9 +30,8 @@ impl<'a, S: AsFd> Patient<'a, S> {
     /// # Errors
     /// `TimedOut` at the deadline; those of `recv(2)`.
     pub fn readable(&self) -> io::Result<()> {
-        let fd = self.as_fd().as_raw_fd();
-        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-        self.until(PollFlags::POLLIN, || recv(fd, &mut [0], flags)).map(drop)
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        self.until(PollFlags::IN, || recv(self, &mut [0], flags)).map(drop)
     }
 
     /// `attempt`, again and again when the socket is ready for it.
@@ -42,16 +41,16 @@ impl<'a, S: AsFd> Patient<'a, S> {
     pub fn until<T>(&self, ready: PollFlags, mut attempt: impl FnMut() -> Result<T, Errno>) -> io::Result<T> {
         loop {
             match attempt() {
-                Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => {
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => {
                     let left = self.deadline.saturating_duration_since(Instant::now());
                     if left.is_zero() {
                         return Err(io::ErrorKind::TimedOut.into());
                     }
-                    let mut watched = [PollFd::new(self.socket.as_fd(), ready)];
-                    // Rounded up, so that it does not spin; what it says, the next attempt finds out.
-                    let left = left + Duration::from_millis(1);
-                    let _ = poll(&mut watched, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
+                    let mut watched = [PollFd::new(self.socket, ready)];
+                    // More than the kernel can count to is as good as for ever. What it says, the next attempt finds out.
+                    let left = Timespec::try_from(left).ok();
+                    let _ = poll(&mut watched, left.as_ref());
                 }
                 outcome => return Ok(outcome?),
             }
@@ -67,16 +66,15 @@ impl<S: AsFd> AsFd for Patient<'_, S> {
 
 impl<S: AsFd> Read for Patient<'_, S> {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        let fd = self.socket.as_fd().as_raw_fd();
-        self.until(PollFlags::POLLIN, || recv(fd, bytes, MsgFlags::MSG_DONTWAIT))
+        self.until(PollFlags::IN, || recv(self.socket, &mut *bytes, RecvFlags::DONTWAIT))
+            .map(|(count, _)| count)
     }
 }
 
 impl<S: AsFd> Write for Patient<'_, S> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let fd = self.socket.as_fd().as_raw_fd();
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        self.until(PollFlags::POLLOUT, || send(fd, bytes, flags))
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        self.until(PollFlags::OUT, || send(self.socket, bytes, flags))
     }
 
     fn flush(&mut self) -> io::Result<()> {

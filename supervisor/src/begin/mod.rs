@@ -139,7 +139,7 @@ async fn serve_instead(
     if let Some(complaint) = &complaint {
         complaint.lines().for_each(|line| tracing::error!("{line}"));
     }
-    if state.settings.user.is_none() && nix::unistd::geteuid().is_root() {
+    if state.settings.user.is_none() && rustix::process::geteuid().is_root() {
         tracing::warn!(
             "the workers run as root, without capabilities: set `user` to one that owns nothing (`user = \"root\"` if that is wanted)"
         );

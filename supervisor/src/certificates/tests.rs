@@ -248,7 +248,7 @@ fn only_regular_files_of_a_sensible_size_are_read() {
     let folder = TempDir::new().unwrap();
     let files = write_pair(&folder, "good", &made(&["a.example"]));
     let pipe = folder.path().join("pipe");
-    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RWXU).unwrap();
     let large = folder.path().join("large");
     File::create(&large).unwrap().set_len((16 << 20) + 1).unwrap();
     for (path, hint) in [

@@ -13,7 +13,7 @@ use std::{
 
 use kakehi_ctl::state::{Settings, State};
 use nix::unistd::{AccessFlags, access, geteuid};
-use socket2::{Domain, SockAddr, Socket, Type};
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::{
     host::{
@@ -127,10 +127,12 @@ fn cannot_be_written(path: &Path) -> Option<String> {
 
 /// The process that answers at a command socket, if one does.
 fn running(path: &PathBuf) -> Option<u32> {
-    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None).ok()?;
-    socket.connect(&SockAddr::unix(path).ok()?).ok()?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).ok()?;
+    net::connect(&socket, &SocketAddrUnix::new(path).ok()?).ok()?;
+    // Of a process outside of our namespace the kernel gives the number 0, which rustix has no place for.
     let peer = nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::PeerCredentials).ok()?;
-    u32::try_from(peer.pid()).ok()
+    u32::try_from(peer.pid()).ok().filter(|pid| *pid != 0)
 }
 
 /// Whether that process is the supervisor, or one that it started.

@@ -22,8 +22,11 @@ use kakehi_ctl::{
     order::{Envelope, Request, Response},
     wire::{self, Decoder, WireError},
 };
-use nix::sys::stat::{Mode, umask};
-use socket2::{Domain, SockAddr, Socket, Type};
+use rustix::{
+    fs::Mode,
+    net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
+    process::umask,
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{UnixListener, UnixStream},
@@ -155,7 +158,7 @@ fn clear(path: &Path) -> Result<(), Error> {
     if !metadata.file_type().is_socket() {
         return Err(Error::NotASocket { path: path.to_owned() });
     }
-    if metadata.uid() != nix::unistd::geteuid().as_raw() {
+    if metadata.uid() != rustix::process::geteuid().as_raw() {
         return Err(Error::Foreign { path: path.to_owned(), owner: metadata.uid() });
     }
     let explain = |error| Error::Io { path: path.to_owned(), error };
@@ -175,12 +178,14 @@ fn clear(path: &Path) -> Result<(), Error> {
 
 /// Connects without waiting for a place in the queue of whoever listens.
 fn connect(path: &Path) -> io::Result<std::os::unix::net::UnixStream> {
-    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
-    socket.connect(&SockAddr::unix(path)?)?;
-    Ok(std::os::fd::OwnedFd::from(socket).into())
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket.into())
 }
 
 fn peer_pid(stream: &std::os::unix::net::UnixStream) -> String {
+    // Of a process outside of our namespace the kernel gives the number 0, which rustix has no place for.
     nix::sys::socket::getsockopt(stream, nix::sys::socket::sockopt::PeerCredentials)
         .map_or_else(|_| "?".to_owned(), |peer| peer.pid().to_string())
 }
@@ -232,7 +237,7 @@ fn may_use(stream: &UnixStream, guests: &[u32]) -> bool {
 }
 
 fn is_privileged(stream: &UnixStream) -> bool {
-    let own = nix::unistd::geteuid().as_raw();
+    let own = rustix::process::geteuid().as_raw();
     stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own)
 }
 

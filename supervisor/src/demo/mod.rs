@@ -45,7 +45,7 @@ pub(crate) fn run(listen: Option<SocketAddr>) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    if nix::unistd::geteuid().is_root() && matches!(User::from_name(UNPRIVILEGED), Ok(Some(_))) {
+    if rustix::process::geteuid().is_root() && matches!(User::from_name(UNPRIVILEGED), Ok(Some(_))) {
         loaded.state.settings.user = Some(UNPRIVILEGED.to_owned());
     }
     begin::block_on(async {

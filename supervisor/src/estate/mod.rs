@@ -21,7 +21,7 @@ use kakehi_ctl::{
     state::{Settings, State},
     wire,
 };
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
 use crate::host::{init_system, signals};
@@ -142,7 +142,7 @@ impl Estate {
 
 /// Memory with `content`.
 pub(crate) fn memory_with(content: &[u8]) -> io::Result<OwnedFd> {
-    let mut file = File::from(memfd_create(c"kakehi", MFdFlags::MFD_CLOEXEC)?);
+    let mut file = File::from(memfd_create(c"kakehi", MemfdFlags::CLOEXEC)?);
     file.write_all(content)?;
     file.rewind()?;
     Ok(file.into())

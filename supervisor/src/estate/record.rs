@@ -211,7 +211,7 @@ mod tests {
         symlink(&elsewhere, &path).unwrap();
         assert!(StateRecord::load(&socket).is_err(), "a link");
         fs::remove_file(&path).unwrap();
-        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::from_bits_truncate(0o600)).unwrap();
         assert!(StateRecord::load(&socket).is_err(), "a FIFO");
     }
 }

@@ -32,9 +32,13 @@ use kakehi_engine::{
 use nix::sys::{
     signal::Signal,
     socket::{getsockopt, sockopt::PeerCredentials},
-    stat::{Mode, umask},
 };
-use socket2::{Domain, SockAddr, Socket, Type};
+use rustix::{
+    fs::Mode,
+    io::Errno,
+    net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
+    process::umask,
+};
 
 use crate::{
     fleet::{
@@ -85,30 +89,36 @@ impl AdoptionFile {
 /// # Errors
 /// Those of the file system and of `socket(2)`.
 pub(crate) fn listen(command_socket: &Path, id: u32) -> io::Result<(OwnedFd, AdoptionFile)> {
-    let socket = Socket::new(Domain::UNIX, Type::SEQPACKET.nonblocking(), None)?;
+    let socket = socket()?;
     for n in 0..MAX_NAMES {
         let mut name = prefix(command_socket);
         name.push(format!("{id}.{n}"));
         let path = command_socket.with_file_name(name);
         // For its owner only, from the first moment.
         let before = umask(Mode::from_bits_truncate(0o177));
-        let bound = SockAddr::unix(&path).and_then(|address| socket.bind(&address));
+        let bound = SocketAddrUnix::new(&path).and_then(|address| net::bind(&socket, &address));
         umask(before);
         match bound {
             Ok(()) => {
-                socket.listen(BACKLOG)?;
-                return Ok((socket.into(), AdoptionFile { path }));
+                net::listen(&socket, BACKLOG)?;
+                return Ok((socket, AdoptionFile { path }));
             }
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            Err(Errno::ADDRINUSE) => {}
             Err(error) => {
                 return Err(io::Error::new(
-                    error.kind(),
+                    io::Error::from(error).kind(),
                     format!("its adoption socket {} cannot be made: {error}", path.display()),
                 ));
             }
         }
     }
     Err(io::Error::other("there are too many adoption sockets beside the command socket"))
+}
+
+/// Not bound, not blocking.
+fn socket() -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
 }
 
 /// How the names of all adoption sockets begin.
@@ -201,21 +211,22 @@ pub(crate) fn find(command_socket: &Path, trust: Trust) -> Found {
 
 /// `None` when nobody listens there any more.
 fn take_over(path: &Path, trust: Trust, refused: &mut Vec<Refused>) -> io::Result<Option<Orphan>> {
-    let own = nix::unistd::geteuid().as_raw();
+    let own = rustix::process::geteuid().as_raw();
     // Before anything is said to whoever it is.
     let owner = fs::symlink_metadata(path)?.uid();
     if owner != own {
         return Err(io::Error::other(format!("it belongs to uid {owner}")));
     }
-    let connection = Socket::new(Domain::UNIX, Type::SEQPACKET.nonblocking(), None)?;
-    match connection.connect(&SockAddr::unix(path)?) {
+    let connection = socket()?;
+    match net::connect(&connection, &SocketAddrUnix::new(path)?) {
         Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+        Err(Errno::CONNREFUSED) => {
             AdoptionFile { path: path.to_owned() }.remove();
             return Ok(None);
         }
-        Err(error) => return Err(error),
+        Err(error) => return Err(error.into()),
     }
+    // Not by rustix, which has no place for the number 0: that of a process outside of our namespace.
     let peer = getsockopt(&connection, PeerCredentials)?;
     if peer.uid() != own {
         return Err(io::Error::other(format!("it belongs to uid {}", peer.uid())));

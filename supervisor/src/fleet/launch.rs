@@ -22,10 +22,7 @@ use std::{
 
 use command_fds::{CommandFdExt as _, FdMapping};
 use kakehi_engine::{tls::Vault, worker::DescriptorKind};
-use nix::{
-    fcntl::{FcntlArg, SealFlag, fcntl},
-    sys::memfd::{MFdFlags, memfd_create},
-};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
 use crate::{
     fleet::{
@@ -166,12 +163,10 @@ const BATCH_CACHE: &str = "glibc.malloc.tcache_count=1024";
 
 /// Memory with `content` that nobody can change any more.
 fn sealed(name: &CStr, content: &[u8]) -> io::Result<OwnedFd> {
-    let memory = memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+    let memory = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     let mut file = File::from(memory);
     file.write_all(content)?;
-    let seals =
-        SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
-    fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
+    fcntl_add_seals(&file, SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE)?;
     Ok(file.into())
 }
 

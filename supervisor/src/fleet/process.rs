@@ -220,11 +220,11 @@ fn describe(status: ExitStatus) -> String {
 
 /// User and system time of a process (ms).
 pub(crate) fn cpu_time_ms(pid: u32) -> Option<(u64, u64)> {
-    let ticks_per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok()??;
+    let ticks_per_second = rustix::param::clock_ticks_per_second();
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (user, system) = cpu_ticks(&stat)?;
-    let ms = |ticks: u64| Some(ticks.saturating_mul(1000) / u64::try_from(ticks_per_second).ok()?.max(1));
-    Some((ms(user)?, ms(system)?))
+    let ms = |ticks: u64| ticks.saturating_mul(1000) / ticks_per_second.max(1);
+    Some((ms(user), ms(system)))
 }
 
 /// What `/proc/PID/stat` says, from field 3 on; the name in field 2 may have spaces and parentheses itself.

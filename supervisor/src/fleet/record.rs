@@ -15,9 +15,14 @@ use std::{
 };
 
 use kakehi_ctl::store;
-use nix::sys::stat::fstat;
+use rustix::{
+    fs::fstat,
+    net::{
+        SocketType, getsockname,
+        sockopt::{socket_acceptconn, socket_type},
+    },
+};
 use serde::{Deserialize, Serialize};
-use socket2::SockRef;
 
 use crate::{fleet::process::stat_fields, host::own_file};
 
@@ -131,10 +136,9 @@ impl ProcessRecord {
 /// # Errors
 /// Unless that is a socket which listens at the address.
 pub(crate) fn check_listener(socket: &OwnedFd, address: SocketAddr) -> io::Result<()> {
-    let socket = SockRef::from(socket);
-    let bound = socket.local_addr().ok().and_then(|bound| bound.as_socket());
-    match (socket.is_listener(), socket.r#type(), bound) {
-        (Ok(true), Ok(socket2::Type::STREAM), Some(bound)) if bound == address => Ok(()),
+    let bound = getsockname(socket).and_then(SocketAddr::try_from);
+    match (socket_acceptconn(socket), socket_type(socket), bound) {
+        (Ok(true), Ok(SocketType::STREAM), Ok(bound)) if bound == address => Ok(()),
         _ => Err(io::Error::other(format!("it handed over no socket that listens on {address}"))),
     }
 }

@@ -6,22 +6,24 @@
 
 use std::{fs, io, num::NonZeroUsize, path::Path};
 
-use nix::{
-    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
-    unistd::Pid,
+use rustix::{
+    io::Errno,
+    process::Pid,
+    thread::{CpuSet, sched_getaffinity, sched_setaffinity},
 };
 
 /// Cores of the affinity mask, in ascending order; never empty.
 pub(crate) fn allowed() -> Vec<usize> {
-    let Ok(mask) = sched_getaffinity(Pid::from_raw(0)) else { return vec![0] };
-    let cores: Vec<usize> = (0..CpuSet::count()).filter(|core| mask.is_set(*core).unwrap_or(false)).collect();
+    let Ok(mask) = sched_getaffinity(None) else { return vec![0] };
+    let cores: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|core| mask.is_set(*core)).collect();
     if cores.is_empty() { vec![0] } else { cores }
 }
 
 /// The core that a process is tied to, if it is to one alone.
 pub(crate) fn only_core(pid: u32) -> Option<usize> {
-    let mask = sched_getaffinity(Pid::from_raw(i32::try_from(pid).ok()?)).ok()?;
-    let mut cores = (0..CpuSet::count()).filter(|core| mask.is_set(*core).unwrap_or(false));
+    let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
+    let mask = sched_getaffinity(Some(pid)).ok()?;
+    let mut cores = (0..CpuSet::MAX_CPU).filter(|core| mask.is_set(*core));
     let only = cores.next()?;
     // On a host with a single core every process is.
     (cores.next().is_none() && allowed().len() > 1).then_some(only)
@@ -32,13 +34,14 @@ pub(crate) fn only_core(pid: u32) -> Option<usize> {
 /// # Errors
 /// When the kernel refuses it for the first thread. Threads of the kernel that serve it (io_uring) may refuse.
 pub(crate) fn pin(pid: u32, core: usize) -> io::Result<()> {
+    let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let (Some(number), true) = (number, core < CpuSet::MAX_CPU) else { return Err(Errno::INVAL.into()) };
     let mut cores = CpuSet::new();
-    cores.set(core)?;
-    let pid = i32::try_from(pid).map_err(io::Error::other)?;
-    sched_setaffinity(Pid::from_raw(pid), &cores)?;
+    cores.set(core);
+    sched_setaffinity(Some(number), &cores)?;
     let threads = fs::read_dir(format!("/proc/{pid}/task"))?.flatten();
-    for thread in threads.filter_map(|entry| entry.file_name().to_str()?.parse().ok()) {
-        let _ = sched_setaffinity(Pid::from_raw(thread), &cores);
+    for thread in threads.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)) {
+        let _ = sched_setaffinity(Some(thread), &cores);
     }
     Ok(())
 }

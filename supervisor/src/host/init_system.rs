@@ -6,8 +6,8 @@
 use std::{net::SocketAddr, os::fd::OwnedFd, sync::OnceLock, time::Duration};
 
 use command_fds::inherited::take_fd_ownership;
+use rustix::net::{getsockname, sockopt::socket_acceptconn};
 use sd_notify::NotifyState;
-use socket2::SockRef;
 
 use crate::outlet::Outlet;
 
@@ -93,13 +93,13 @@ pub(crate) fn activated() -> Vec<(SocketAddr, OwnedFd)> {
     let mut sockets = Vec::new();
     for number in numbers {
         let taken = take_fd_ownership(number).map_err(|error| error.to_string()).and_then(|socket| {
-            let address = SockRef::from(&socket).local_addr().map_err(|error| error.to_string())?;
-            let listens = SockRef::from(&socket).is_listener().map_err(|error| error.to_string())?;
+            let address = getsockname(&socket).map_err(|error| error.to_string())?;
+            let listens = socket_acceptconn(&socket).map_err(|error| error.to_string())?;
             // Whoever made it may have made it so that accepting blocks.
             rustix::io::ioctl_fionbio(&socket, true).map_err(|error| error.to_string())?;
-            match address.as_socket().filter(|_| listens) {
-                Some(address) => Ok((address, socket)),
-                None => Err("it is no TCP socket that listens".to_owned()),
+            match SocketAddr::try_from(address) {
+                Ok(address) if listens => Ok((address, socket)),
+                _ => Err("it is no TCP socket that listens".to_owned()),
             }
         });
         match taken {

@@ -13,7 +13,7 @@ use std::{
 };
 
 use kakehi_ctl::{limits, order::ListenerSocket};
-use socket2::{Domain, Protocol, Socket, Type};
+use rustix::net::{self, AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 use tokio::time::Instant;
 
 /// The sockets of a process that was killed go a little after it (its ring is torn down in the background): so
@@ -127,7 +127,7 @@ pub(crate) fn open_more(
 /// Has each socket listen that does not any more. Who listens already, goes on, with all that is in its queue.
 pub(crate) fn listen_again(sockets: &Sockets) {
     for (which, socket) in sockets {
-        if let Err(error) = socket2::SockRef::from(socket).listen(limits::ACCEPT_QUEUE.into()) {
+        if let Err(error) = net::listen(socket, limits::ACCEPT_QUEUE.into()) {
             tracing::error!("the socket of {} does not listen: {error}", which.address);
         }
     }
@@ -139,7 +139,7 @@ pub(crate) fn listen_again(sockets: &Sockets) {
 /// See [`Error`].
 pub(crate) fn try_bind(address: SocketAddr) -> Result<(), Error> {
     // Closed at once: an address that was bound but never listened on leaves nothing behind.
-    let bound = socket(address).and_then(|socket| socket.bind(&address.into()));
+    let bound = socket(address).and_then(|socket| Ok(net::bind(socket, &address)?));
     bound.map_err(|error| explain(address, error))
 }
 
@@ -147,7 +147,7 @@ async fn check_free(address: SocketAddr) -> Result<(), Error> {
     let give_up = Instant::now() + RELEASE_PATIENCE;
     loop {
         // Closed at once: an address that was bound but never listened on leaves nothing behind.
-        let error = match socket(address).and_then(|socket| socket.bind(&address.into())) {
+        let error = match socket(address).and_then(|socket| Ok(net::bind(socket, &address)?)) {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
@@ -162,22 +162,24 @@ async fn check_free(address: SocketAddr) -> Result<(), Error> {
 fn open_one(address: SocketAddr) -> Result<OwnedFd, Error> {
     let open = || {
         let socket = socket(address)?;
-        socket.set_reuse_port(true)?;
+        sockopt::set_socket_reuseport(&socket, true)?;
         // Accepted connections inherit it, which saves a system call each.
-        socket.set_tcp_nodelay(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(limits::ACCEPT_QUEUE.into())?;
-        Ok(socket.into())
+        sockopt::set_tcp_nodelay(&socket, true)?;
+        net::bind(&socket, &address)?;
+        net::listen(&socket, limits::ACCEPT_QUEUE.into())?;
+        Ok(socket)
     };
     open().map_err(|error| explain(address, error))
 }
 
-fn socket(address: SocketAddr) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
+fn socket(address: SocketAddr) -> io::Result<OwnedFd> {
+    let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = net::socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
     if address.is_ipv6() {
         // `[::]` means IPv6 only, whatever net.ipv6.bindv6only says; IPv4 is a listener of its own.
-        socket.set_only_v6(true)?;
+        sockopt::set_ipv6_v6only(&socket, true)?;
     }
     Ok(socket)
 }
@@ -280,7 +282,7 @@ mod tests {
     #[tokio::test]
     async fn an_address_that_somebody_else_listens_on_is_refused_and_the_holder_named() {
         let other = open_one(free_address()).unwrap();
-        let address = Socket::from(other.try_clone().unwrap()).local_addr().unwrap().as_socket().unwrap();
+        let address = SocketAddr::try_from(net::getsockname(&other).unwrap()).unwrap();
         let message = open(&[address], 1, Vec::new(), false).await.unwrap_err().to_string();
         let me = std::process::id();
         assert!(message.starts_with(&format!("{address} is already taken (by pid {me}, ")), "{message}");

@@ -31,7 +31,7 @@ pub(crate) fn open(path: &Path) -> io::Result<Option<File>> {
         Err(error) => return Err(about(path, error)),
     };
     let status = file.metadata()?;
-    let is_own = status.uid() == nix::unistd::geteuid().as_raw() && status.mode() & 0o077 == 0;
+    let is_own = status.uid() == rustix::process::geteuid().as_raw() && status.mode() & 0o077 == 0;
     match status.is_file() && is_own {
         true => Ok(Some(file)),
         false => Err(about(path, "it is not a file that only this user can write")),

@@ -21,6 +21,9 @@ fn files(folder: &TempDir, certificate: &str, chain: Option<&str>, key: &str) ->
     }
 }
 
+/// How two texts are put behind one another.
+type Join<'a> = &'a dyn Fn(&str, &str) -> String;
+
 #[test]
 fn a_part_that_would_be_passed_over_is_refused_with_its_line_in_files_of_every_kind() {
     let folder = TempDir::new().unwrap();
@@ -28,7 +31,7 @@ fn a_part_that_would_be_passed_over_is_refused_with_its_line_in_files_of_every_k
     let made = one.issue(&["a.example"]);
     let glue = |first: &str, second: &str| format!("{}{second}", first.trim_end());
     let indent = |first: &str, second: &str| format!("{first}  {second}");
-    let joins: [&dyn Fn(&str, &str) -> String; 2] = [&glue, &indent];
+    let joins: [Join<'_>; 2] = [&glue, &indent];
     for join in joins {
         let refused = |error: String, path: &Path, text: &str| {
             let lines = text.lines().zip(1..).filter(|(line, _)| line.contains("-----BEGIN"));
