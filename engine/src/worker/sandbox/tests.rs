@@ -17,6 +17,7 @@ use std::{
 
 use libc::c_long;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::{Sandbox, domain, filter, rings, sys};
 use crate::ring::{Level, Recv, Ring, Role, Settings, Stream, Timer};
@@ -169,6 +170,9 @@ fn landlock_alone_closes_files_and_listening_also_for_later_threads() {
 #[test]
 fn without_its_rings_the_scheduler_goes_on_and_the_ring_of_the_worker_serves() {
     holds("without_its_rings_the_scheduler_goes_on_and_the_ring_of_the_worker_serves", || {
+        // glommio asks for 512 KiB, which earlier kernels do not give without being asked.
+        let memory = Rlimit { current: Some(8 << 20), maximum: Some(8 << 20) };
+        let _ = setrlimit(Resource::Memlock, memory);
         let settings =
             Settings { level: Level::HIGHEST, buffer_count: 16, buffer_size: 4096, body_memory: 1 << 20 };
         let ring = Ring::new(&settings).unwrap();
