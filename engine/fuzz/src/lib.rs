@@ -13,11 +13,13 @@
 //! | `proxy_header` | only a whole header is taken; what is written of it is read alike |
 //! | `client_hello` | the name asked for is the same in any pieces |
 //! | `control` | messages are the same in any pieces, and when written anew |
+//! | `config` | a file is refused in words that can be printed, or read again from what is written of it |
 //! | `handover` | a message is taken with its number of sockets only, and is the same when written anew |
 #![allow(clippy::panic, reason = "a violated property ends the run")]
 
 mod chunked;
 mod client_hello;
+mod config;
 mod control;
 mod handover;
 mod pieces;
@@ -44,6 +46,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "proxy_header", check: proxy_header::check, seeds: proxy_header::seeds },
     Target { name: "client_hello", check: client_hello::check, seeds: client_hello::seeds },
     Target { name: "control", check: control::check, seeds: control::seeds },
+    Target { name: "config", check: config::check, seeds: config::seeds },
     Target { name: "handover", check: handover::check, seeds: handover::seeds },
 ];
 

@@ -21,18 +21,20 @@ fn files(folder: &TempDir, certificate: &str, chain: Option<&str>, key: &str) ->
     }
 }
 
-/// How two texts are put behind one another.
-type Join<'a> = &'a dyn Fn(&str, &str) -> String;
+fn glue(first: &str, second: &str) -> String {
+    format!("{}{second}", first.trim_end())
+}
+
+fn indent(first: &str, second: &str) -> String {
+    format!("{first}  {second}")
+}
 
 #[test]
 fn a_part_that_would_be_passed_over_is_refused_with_its_line_in_files_of_every_kind() {
     let folder = TempDir::new().unwrap();
     let (one, other) = (Authority::new("One"), Authority::new("Other"));
     let made = one.issue(&["a.example"]);
-    let glue = |first: &str, second: &str| format!("{}{second}", first.trim_end());
-    let indent = |first: &str, second: &str| format!("{first}  {second}");
-    let joins: [Join<'_>; 2] = [&glue, &indent];
-    for join in joins {
+    for join in [glue as fn(&str, &str) -> String, indent] {
         let refused = |error: String, path: &Path, text: &str| {
             let lines = text.lines().zip(1..).filter(|(line, _)| line.contains("-----BEGIN"));
             let line = lines.map(|(_, number)| number).nth(1).unwrap();
