@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use nix::{fcntl::OFlag, unistd::pipe2};
+use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::sys;
 use crate::ring::Ring;
@@ -51,7 +51,7 @@ pub(super) fn take_away(descriptors: ReadDir, own: &Ring) -> io::Result<usize> {
         }
     }
     // The end of a pipe to which nobody writes.
-    let (nothing, _) = pipe2(OFlag::O_CLOEXEC)?;
+    let (nothing, _) = pipe_with(PipeFlags::CLOEXEC)?;
     for other in &others {
         sys::replace(*other, &nothing)?;
     }

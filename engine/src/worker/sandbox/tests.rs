@@ -17,7 +17,7 @@ use std::{
 
 use libc::c_long;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, geteuid, getpid, getrlimit, setrlimit};
 
 use super::{Sandbox, domain, filter, rings, sys};
 use crate::ring::{Level, Recv, Ring, Role, Settings, Stream, Timer};
@@ -127,6 +127,19 @@ fn what_serving_does_not_need_fails_with_eperm_in_every_thread() {
             let made = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None);
             assert_ne!(made.err(), Some(nix::Error::EPERM), "{family:?}");
         }
+    });
+}
+
+#[test]
+fn calls_that_never_fail_elsewhere_do_not_fail_behind_the_filter_either() {
+    holds("calls_that_never_fail_elsewhere_do_not_fail_behind_the_filter_either", || {
+        let (user, process) = (geteuid(), getpid());
+        let limit = getrlimit(Resource::Nofile);
+        nix::sys::prctl::set_no_new_privs().unwrap();
+        filter::install().unwrap();
+        // rustix ends the process, or answers with nonsense, where these fail.
+        assert_eq!((geteuid(), getpid()), (user, process));
+        assert_eq!(getrlimit(Resource::Nofile), limit);
     });
 }
 
