@@ -50,6 +50,9 @@ pub enum Request {
         /// Then replace the processes of the workers, for the settings that need it.
         #[serde(default)]
         workers: bool,
+        /// Also if nothing would accept connections any more.
+        #[serde(default)]
+        allow_empty: bool,
     },
     /// Replace the process of a worker, or of each worker, one after the other, without losing a connection.
     UpgradeWorkers {
@@ -97,6 +100,9 @@ pub enum Request {
         keys: BTreeMap<Fingerprint, KeyPair>,
         /// Only say what would change.
         dry_run: bool,
+        /// Also if nothing would accept connections any more.
+        #[serde(default)]
+        allow_empty: bool,
     },
     /// Save the state to `saved_state`.
     SaveState {

@@ -5,7 +5,7 @@
 //! cannot fail any more. A worker that does not answer within `worker_timeout` vetoes nothing: it is replaced by one that starts
 //! with the change in it. No worker is started between the two steps.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::Path};
+use std::{collections::BTreeMap, net::SocketAddr, path::Path, time::Duration};
 
 use kakehi_ctl::{
     change::{Change, ChangeError},
@@ -16,6 +16,7 @@ use kakehi_ctl::{
     state::{Fingerprint, Revision, STATE_VERSION, Settings, State},
 };
 use kakehi_engine::config::CompileError;
+use tokio::time::Instant;
 
 use crate::{
     certificates,
@@ -23,14 +24,22 @@ use crate::{
     fleet::worker::Worker,
     host::{
         init_system,
-        listeners::{self, Sockets},
+        listeners::{self, Beside, Ours, Sockets},
     },
     placement::scale,
-    supervisor::{Supervisor, orders::Answer, turn::Stopped},
+    supervisor::{
+        Supervisor,
+        orders::Answer,
+        turn::{Happened, Stopped},
+    },
 };
 
 /// Edits that can be made in one step.
 const MOST_EDITS: usize = 1_000;
+/// Clients whose handshake has begun with a listener that goes have this long to finish it, where another takes those that
+/// come after them.
+const HANDSHAKES_PATIENCE: Duration = Duration::from_millis(250);
+
 /// Why nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Refused {
@@ -74,6 +83,12 @@ pub(crate) enum Refused {
         /// Its version.
         found: u32,
     },
+    /// Nothing would be served any more.
+    #[error(
+        "it has no listener that accepts connections, and {0} do now: nothing would be served any more; say `--allow-empty` if \
+         that is wanted; nothing was changed"
+    )]
+    Empty(usize),
     /// A worker refused.
     #[error("{0}; nothing was changed")]
     Workers(String),
@@ -96,6 +111,8 @@ pub(super) struct Manner {
     pub(super) settings: Option<BTreeMap<String, String>>,
     /// They come from somebody who may have written anything.
     pub(super) check: bool,
+    /// They may leave nothing that accepts connections.
+    pub(super) allow_empty: bool,
     /// They are only described.
     pub(super) dry_run: bool,
 }
@@ -108,6 +125,15 @@ fn placement_in_words(before: &Settings, wanted: &Settings) -> Vec<String> {
     before.describe(&Change::SetSettings { settings })
 }
 
+/// What somebody wants of a reload, or of a state that is loaded.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Wish {
+    /// It is only said what would change.
+    pub(crate) dry_run: bool,
+    /// It may leave nothing that accepts connections.
+    pub(crate) allow_empty: bool,
+}
+
 fn with_warnings(mut changed: Changed, warnings: Vec<String>) -> Changed {
     changed.warnings.extend(warnings);
     changed
@@ -118,13 +144,13 @@ impl Supervisor {
     ///
     /// # Errors
     /// See [`Refused`]; nothing has changed then.
-    pub(crate) async fn reload(&mut self, dry_run: bool, by: &str) -> Result<Changed, Refused> {
+    pub(crate) async fn reload(&mut self, wish: Wish, by: &str) -> Result<Changed, Refused> {
         let file = self.source.file.clone().ok_or(Refused::NoFile)?;
-        if dry_run {
-            return self.reload_from(&file, true, by).await;
+        if wish.dry_run {
+            return self.reload_from(&file, wish, by).await;
         }
         init_system::reloading();
-        let outcome = self.reload_from(&file, false, by).await;
+        let outcome = self.reload_from(&file, wish, by).await;
         if !self.is_stopping() {
             init_system::ready(self.count());
         }
@@ -132,26 +158,26 @@ impl Supervisor {
         outcome
     }
 
-    async fn reload_from(&mut self, file: &Path, dry_run: bool, by: &str) -> Result<Changed, Refused> {
-        let outcome = self.try_reload_from(file, dry_run, by).await;
-        self.certificates.settle(outcome.is_ok() && !dry_run);
+    async fn reload_from(&mut self, file: &Path, wish: Wish, by: &str) -> Result<Changed, Refused> {
+        let outcome = self.try_reload_from(file, wish, by).await;
+        self.certificates.settle(outcome.is_ok() && !wish.dry_run);
         outcome
     }
 
-    async fn try_reload_from(&mut self, file: &Path, dry_run: bool, by: &str) -> Result<Changed, Refused> {
+    async fn try_reload_from(&mut self, file: &Path, wish: Wish, by: &str) -> Result<Changed, Refused> {
         let file = file.to_owned();
         let mut loaded = self.serve_beside(move || config::load(&file)).await??;
         let wanted = std::mem::take(&mut loaded.certificates);
         let warnings = self.furnish(&mut loaded.state, wanted).await?;
         let settings = self.wanted_settings(&loaded.state.settings)?;
         let at_next_start = self.state.settings.differing(&settings, Effect::Restart);
-        let mut changed = self.change_into(&loaded.state, dry_run, by).await?;
+        let mut changed = self.change_into(&loaded.state, wish, by).await?;
         let before = self.source.settings.clone();
         changed.changes.extend(placement_in_words(&before, &loaded.state.settings));
         changed.at_next_start = at_next_start.into_iter().map(str::to_owned).collect();
         changed.with_new_workers = self.waiting_for_new_workers(&self.state.settings.becoming(&settings));
         changed.warnings = loaded.warnings.iter().map(ToString::to_string).chain(warnings).collect();
-        if !dry_run {
+        if !wish.dry_run {
             self.source.settings = loaded.state.settings;
             let wanted = self.source.settings.clone();
             changed.warnings.extend(self.change_placement(&before, &wanted, by).await);
@@ -181,22 +207,23 @@ impl Supervisor {
     /// # Errors
     /// See [`Refused`]; nothing has changed then.
     pub(crate) async fn change_to(&mut self, in_file: &State, by: &str) -> Result<Changed, Refused> {
-        self.change_into(in_file, false, by).await
+        self.change_into(in_file, Wish::default(), by).await
     }
 
-    async fn change_into(&mut self, in_file: &State, dry_run: bool, by: &str) -> Result<Changed, Refused> {
+    async fn change_into(&mut self, in_file: &State, wish: Wish, by: &str) -> Result<Changed, Refused> {
         let settings = self.wanted_settings(&in_file.settings)?;
         let mut changes: Vec<Change> = self.change_of_settings(&settings).await?.into_iter().collect();
         changes.extend(self.state.difference(in_file));
         // The reader of the file has checked it.
-        let manner =
-            Manner { settings: None, origin: in_file.revision.origin.clone(), check: false, dry_run };
+        let Wish { dry_run, allow_empty } = wish;
+        let origin = in_file.revision.origin.clone();
+        let manner = Manner { settings: None, origin, check: false, allow_empty, dry_run };
         self.change(changes, manner, by).await
     }
 
     /// SIGHUP: a reload whose outcome stands in the log.
     pub(crate) async fn reload_on_signal(&mut self) {
-        match self.reload(false, "SIGHUP").await {
+        match self.reload(Wish::default(), "SIGHUP").await {
             Ok(Changed { changes, at_next_start, with_new_workers, warnings, .. }) => {
                 for warning in warnings {
                     tracing::warn!("{warning}");
@@ -230,7 +257,7 @@ impl Supervisor {
         &mut self,
         mut saved: State,
         keys: &BTreeMap<Fingerprint, KeyPair>,
-        dry_run: bool,
+        Wish { dry_run, allow_empty }: Wish,
         by: &str,
     ) -> Result<Changed, Refused> {
         if saved.version != STATE_VERSION {
@@ -240,8 +267,8 @@ impl Supervisor {
             Ok(warnings) => {
                 let changes = self.state.difference(&saved);
                 let origin = self.state.revision.origin.clone();
-                let changed =
-                    self.change(changes, Manner { origin, settings: None, check: true, dry_run }, by).await;
+                let manner = Manner { origin, settings: None, check: true, allow_empty, dry_run };
+                let changed = self.change(changes, manner, by).await;
                 changed.map(|changed| with_warnings(changed, warnings))
             }
             Err(error) => Err(error.into()),
@@ -304,7 +331,8 @@ impl Supervisor {
         let outcome = match self.certificates.furnish_changes(&mut changes) {
             Ok(warnings) => {
                 let origin = self.state.revision.origin.clone();
-                let manner = Manner { origin, settings: None, check: true, dry_run: false };
+                let manner =
+                    Manner { origin, settings: None, check: true, allow_empty: true, dry_run: false };
                 self.change(changes, manner, by).await.map(|changed| with_warnings(changed, warnings))
             }
             Err(error) => Err(error.into()),
@@ -323,14 +351,15 @@ impl Supervisor {
         by: &str,
     ) -> Result<Changed, Refused> {
         let origin = self.state.revision.origin.clone();
-        self.change(changes, Manner { origin, settings: None, check: false, dry_run: false }, by).await
+        let manner = Manner { origin, settings: None, check: false, allow_empty: true, dry_run: false };
+        self.change(changes, manner, by).await
     }
 
     /// Makes `changes`, after which the state stems from the file with the digest `origin`.
     pub(super) async fn change(
         &mut self,
         changes: Vec<Change>,
-        Manner { origin, settings, check, dry_run }: Manner,
+        Manner { origin, settings, check, allow_empty, dry_run }: Manner,
         by: &str,
     ) -> Result<Changed, Refused> {
         if self.is_stopping() {
@@ -344,6 +373,10 @@ impl Supervisor {
             part.apply(change)?;
         }
         self.state.check_part(&part, &changes)?;
+        let accepting = self.state.active_addresses().count();
+        if !allow_empty && accepting > 0 && part.active_addresses().next().is_none() {
+            return Err(Refused::Empty(accepting));
+        }
         // A certificate is not said in a file but named there, and was looked at when it was read.
         let of_a_certificate =
             |it: &Change| matches!(it, Change::SetCertificate { .. } | Change::RemoveCertificate { .. });
@@ -406,9 +439,13 @@ impl Supervisor {
         let new: Vec<SocketAddr> =
             part.active_addresses().filter(|address| !self.state.accepts(address)).collect();
         let count = self.count();
-        let sockets = self.serve_until(listeners::open(&new, count, Vec::new(), false)).await??;
+        let beside = match new.is_empty() {
+            true => Beside::Nobody,
+            false => Beside::Ours(self.our_sockets()),
+        };
+        let sockets = self.serve_until(listeners::open(&new, count, Vec::new(), beside)).await??;
         self.launches_held = true;
-        let told = self.tell_change(&changes, &revision, &sockets).await;
+        let told = self.tell_change(&changes, &revision, &sockets, part).await;
         self.launches_held = false;
         let committed = told?;
         for (worker, sockets) in self.workers.iter_mut().zip(sockets) {
@@ -444,6 +481,7 @@ impl Supervisor {
         changes: &[Change],
         revision: &Revision,
         sockets: &[Sockets],
+        part: &State,
     ) -> Result<Vec<WorkerOutcome>, Refused> {
         let prepare = |worker: &Worker, sockets: &Sockets| {
             if !sockets.is_empty() {
@@ -475,6 +513,10 @@ impl Supervisor {
             changes.iter().try_for_each(|change| whole.apply(change))?;
             self.serve_beside(move || kakehi_engine::worker::check(&whole)).await??;
         }
+        self.lead_clients_over(part).await;
+        if self.is_stopping() {
+            return Err(Refused::Stopping);
+        }
         // From here on it holds, whoever is there to say so.
         self.record.append(changes, revision);
         let committed = self.order_all(|_, _| Ok(Order::Commit), sockets).await;
@@ -496,5 +538,38 @@ impl Supervisor {
         }
         outcomes.sort();
         Ok(outcomes.into_iter().map(|(id, outcome)| WorkerOutcome { id, outcome }).collect())
+    }
+
+    /// The listening sockets that are no obstacle to another one.
+    fn our_sockets(&self) -> Ours {
+        let sockets = self.workers.iter().flat_map(Worker::sockets).map(|(_, socket)| socket);
+        let processes = self.workers.iter().flat_map(Worker::pids).chain([std::process::id()]);
+        Ours::new(sockets, processes.collect())
+    }
+
+    /// Has clients of listeners that are about to go find those of `part` that contain their addresses: no handshake is under
+    /// way any more where they go.
+    async fn lead_clients_over(&mut self, part: &State) {
+        let goes = |address: &SocketAddr| {
+            !part.accepts(address) && part.active_addresses().any(|it| listeners::contains(it, *address))
+        };
+        let sockets = self.workers.iter().flat_map(Worker::sockets);
+        let going: Vec<_> = sockets.filter(|(which, _)| goes(&which.address)).collect();
+        for (which, socket) in &going {
+            if let Err(error) = listeners::turn_away(socket) {
+                tracing::warn!("clients that connect to {} now may be reset: {error}", which.address);
+            }
+        }
+        if going.is_empty() {
+            return;
+        }
+        let done = Instant::now() + HANDSHAKES_PATIENCE;
+        while !self.is_stopping() {
+            match self.turn(Some(done)).await {
+                Happened::Late => return,
+                Happened::Event(event) => drop(self.on_event(event)),
+                Happened::Other => {}
+            }
+        }
     }
 }

@@ -18,8 +18,9 @@ impl Supervisor {
         let Question { request, peer, privileged, asker, answer } = question;
         let by = &peer;
         let response = match request {
-            Request::Reload { dry_run, workers } => {
-                let mut outcome = self.reload(dry_run, by).await;
+            Request::Reload { dry_run, workers, allow_empty } => {
+                let wish = change::Wish { dry_run, allow_empty };
+                let mut outcome = self.reload(wish, by).await;
                 if let (Ok(changed), true, false) = (&mut outcome, workers, dry_run) {
                     match self.upgrade(None, by).await {
                         Ok(upgraded) => {
@@ -46,8 +47,8 @@ impl Supervisor {
                 }
                 None => Response::Refused { reason: "no descriptor is left; try again".to_owned() },
             },
-            Request::LoadState { state, keys, dry_run } => {
-                respond(self.load_state(*state, &keys, dry_run, by).await)
+            Request::LoadState { state, keys, dry_run, allow_empty } => {
+                respond(self.load_state(*state, &keys, change::Wish { dry_run, allow_empty }, by).await)
             }
             request @ Request::AddCertificate { .. } => match certificates::Wanted::from(request) {
                 Some(wanted) => respond(self.add_certificate(&wanted, by).await),

@@ -6,6 +6,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod addresses;
 mod bad_backends;
 mod basics;
 mod bodies;

@@ -98,6 +98,9 @@ pub(crate) enum Verb {
         /// Then replace the process of each worker, one after the other, for settings that need it (`user`, `buffer_count`, ...)
         #[arg(long, conflicts_with = "dry_run")]
         workers: bool,
+        /// Also where the file has no listener that accepts connections: nothing is served any more then
+        #[arg(long)]
+        allow_empty: bool,
     },
 
     /// Replace kakehi by the program that is on the disk now: the supervisor, then each worker; connections go on
@@ -225,7 +228,9 @@ impl Verb {
             Verb::State { action: None } => Request::State,
             Verb::Upgrade => Request::Upgrade,
             Verb::Stop { now } => Request::Stop { now },
-            Verb::Reload { dry_run, workers } => Request::Reload { dry_run, workers },
+            Verb::Reload { dry_run, workers, allow_empty } => {
+                Request::Reload { dry_run, workers, allow_empty }
+            }
         };
         ask(request).map(Shown::Response)
     }
