@@ -227,7 +227,11 @@ struct Channel {
 impl DescriptorChannel for Channel {
     fn receive(&self) -> io::Result<Vec<(DescriptorKind, OwnedFd)>> {
         // What an order speaks of was sent before it, so it is there.
-        scm::receive(&*self.socket.borrow(), Duration::ZERO).map_err(io::Error::other)
+        scm::receive(&*self.socket.borrow(), Duration::ZERO).map_err(|error| match error {
+            scm::Error::Io(error) => error,
+            scm::Error::Ended => io::ErrorKind::UnexpectedEof.into(),
+            malformed @ scm::Error::Malformed(_) => io::Error::new(io::ErrorKind::InvalidData, malformed),
+        })
     }
 
     fn send(&self, descriptors: &[(DescriptorKind, BorrowedFd<'_>)]) -> io::Result<usize> {

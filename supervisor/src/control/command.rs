@@ -268,7 +268,16 @@ async fn converse(mut stream: UnixStream, questions: mpsc::Sender<Question>, com
                 _ => return,
             },
             Err(error) => {
-                let _ = timeout(IDLE_TIMEOUT, refuse(&mut stream, 0, error.to_string())).await;
+                // Who asks for what this program does not know may ask for something else.
+                let (id, goes_on) = match error {
+                    WireError::Unknown { id, .. } => (id, true),
+                    WireError::Version { id, .. } => (id, false),
+                    _ => (0, false),
+                };
+                let told = timeout(IDLE_TIMEOUT, refuse(&mut stream, id, error.to_string())).await;
+                if goes_on && matches!(told, Ok(Ok(()))) {
+                    continue;
+                }
                 return;
             }
         };

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kakehi_ctl::order::{Phase, Request, Response, Status, Topology, WorkerInfo};
+use kakehi_ctl::order::{Hello, Phase, Request, Response, Status, Topology, WorkerInfo};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -26,6 +26,7 @@ impl Supervisor {
     pub(crate) fn answer_now(&mut self, question: Question) -> Option<Question> {
         let Question { request, peer, privileged, asker, answer } = question;
         let response = match request {
+            Request::Hello(_) => Response::Hello(Hello::new(&[])),
             Request::Status => Response::Status(self.status()),
             Request::Workers => Response::Workers(self.workers.iter().map(Worker::info).collect()),
             Request::State => Response::State(Box::new(self.state.clone())),

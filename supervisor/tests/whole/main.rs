@@ -53,5 +53,6 @@ mod tunnels;
 mod upgrade;
 mod upstream_reuse;
 mod verbs;
+mod versions;
 mod waiting;
 mod waits;

@@ -12,6 +12,7 @@ pub(crate) use certificates::{DAY, certificate, certificates, now};
 /// The answer as JSON: an object or an array, with a line end.
 pub(crate) fn json(response: &Response) -> String {
     match response {
+        Response::Hello(hello) => pretty(hello),
         Response::Status(status) => pretty(status),
         Response::Workers(workers) => pretty(workers),
         Response::State(state) => pretty(state),
@@ -36,6 +37,7 @@ pub(crate) fn pretty(value: &impl Serialize) -> String {
 /// The answer for people.
 pub(crate) fn human(response: &Response) -> String {
     match response {
+        Response::Hello(hello) => format!("kakehi {}\n", hello.program),
         Response::Status(status) => human_status(status),
         Response::Workers(workers) => human_workers(workers),
         Response::State(state) => pretty(state),
