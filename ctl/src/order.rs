@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     change::Change,
     edit::Edit,
+    event::{Event, Topic},
     state::{CertificateFiles, Fingerprint, KeyKind, State},
 };
 
@@ -68,6 +69,9 @@ pub struct Hello {
     pub capabilities: Vec<String>,
 }
 
+/// A supervisor that can do this knows [`Request::Watch`].
+pub const WATCH: &str = "watch";
+
 impl Hello {
     /// That of this program.
     pub fn new(capabilities: &[&str]) -> Hello {
@@ -91,6 +95,13 @@ pub enum Request {
     Status,
     /// Each worker.
     Workers,
+    /// To be told what happens from now on: [`Response::Watching`], then events under the same number, then
+    /// [`Response::Ended`]. Other questions may be asked meanwhile.
+    Watch {
+        /// What about; none: everything.
+        #[serde(default)]
+        topics: Vec<Topic>,
+    },
     /// Everything that is configured now.
     State,
     /// Read the configuration file again and make what has changed.
@@ -208,6 +219,19 @@ pub enum Request {
 }
 
 impl Request {
+    /// Whether it is about what is configured, and not about workers.
+    pub fn concerns_state(&self) -> bool {
+        matches!(
+            self,
+            Request::Reload { .. }
+                | Request::LoadState { .. }
+                | Request::Apply { .. }
+                | Request::Edit { .. }
+                | Request::AddCertificate { .. }
+                | Request::RemoveCertificate { .. }
+        )
+    }
+
     /// Whether it changes something. What only asks is answered at any moment; changes are made one after the other.
     pub fn is_change(&self) -> bool {
         !matches!(
@@ -215,6 +239,7 @@ impl Request {
             Request::Hello(_)
                 | Request::Status
                 | Request::Workers
+                | Request::Watch { .. }
                 | Request::State
                 | Request::Topology
                 | Request::Certificates { .. }
@@ -231,6 +256,18 @@ impl Request {
 pub enum Response {
     /// To [`Request::Hello`].
     Hello(Hello),
+    /// To [`Request::Watch`]: events follow.
+    Watching,
+    /// To [`Request::Watch`]: something has happened.
+    Event(Event),
+    /// To [`Request::Watch`]: no more events follow.
+    Ended {
+        /// Why.
+        reason: Ending,
+        /// Events that were not told, as this watcher was too slow.
+        #[serde(default)]
+        lost: u64,
+    },
     /// To [`Request::Status`].
     Status(Status),
     /// To [`Request::Workers`].
@@ -267,6 +304,16 @@ pub enum Response {
         /// What is wrong and what to do.
         reason: String,
     },
+}
+
+/// Why no more events follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ending {
+    /// kakehi has stopped.
+    Stopped,
+    /// Another program takes its place, which can be asked for them.
+    Replaced,
 }
 
 /// Certificates or a key as text (RFC 7468), which no log shows.

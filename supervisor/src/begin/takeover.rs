@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, io};
 
 use kakehi_ctl::{
+    event::Happening,
     keys::Effect,
     state::{State, WantedCertificate},
 };
@@ -125,6 +126,7 @@ impl Supervisor {
         self.certificates.settle(changed.is_ok());
         if let Err(refused) = changed {
             tracing::error!("the file has changed, and cannot be applied: {refused}");
+            self.tell(Happening::refused("the start", &refused.to_string()));
         }
     }
 }

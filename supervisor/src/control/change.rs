@@ -11,6 +11,7 @@ use kakehi_ctl::{
     change::{Change, ChangeError},
     config::{self, ConfigErrors},
     edit::{Edit, EditError},
+    event::Happening,
     keys::Effect,
     order::{Changed, KeyPair, Order, WorkerOutcome},
     state::{Fingerprint, Revision, STATE_VERSION, Settings, State},
@@ -241,11 +242,16 @@ impl Supervisor {
                     tracing::info!("SIGHUP: the file says what is running already");
                 }
             }
-            Err(Refused::File(errors)) => {
-                errors.lines().for_each(|line| tracing::error!("SIGHUP: {line}"));
-                tracing::error!("SIGHUP: the file is wrong; nothing was changed");
+            Err(refused) => {
+                match &refused {
+                    Refused::File(errors) => {
+                        errors.lines().for_each(|line| tracing::error!("SIGHUP: {line}"));
+                        tracing::error!("SIGHUP: the file is wrong; nothing was changed");
+                    }
+                    refused => tracing::error!("SIGHUP: {refused}"),
+                }
+                self.tell(Happening::refused("SIGHUP", &refused.to_string()));
             }
-            Err(refused) => tracing::error!("SIGHUP: {refused}"),
         }
     }
 
@@ -380,7 +386,8 @@ impl Supervisor {
         // A certificate is not said in a file but named there, and was looked at when it was read.
         let of_a_certificate =
             |it: &Change| matches!(it, Change::SetCertificate { .. } | Change::RemoveCertificate { .. });
-        let check = check && !changes.iter().all(of_a_certificate);
+        let of_certificates = changes.iter().all(of_a_certificate);
+        let check = check && !of_certificates;
         let compile = changes.iter().any(Change::concerns_routes);
         if check || compile {
             let checked = move || {
@@ -425,6 +432,9 @@ impl Supervisor {
         })?;
         for line in &changed.changes {
             tracing::info!("changed by {by}: {line}");
+        }
+        if !changed.changes.is_empty() {
+            self.tell(Happening::changed(by, &changed.changes, of_certificates));
         }
         Ok(changed)
     }

@@ -2,6 +2,7 @@
 
 use kakehi_ctl::{
     edit::EditError,
+    event::Happening,
     order::{Changed, Request, Response, WorkerOutcome},
 };
 
@@ -15,8 +16,9 @@ use crate::{
 impl Supervisor {
     /// Carries out what changes something, and says how it went.
     pub(crate) async fn carry_out_request(&mut self, question: Question) {
-        let Question { request, peer, privileged, asker, answer } = question;
+        let Question { request, peer, privileged, asker, watcher, answer } = question;
         let by = &peer;
+        let concerns_state = request.is_change() && request.concerns_state();
         let response = match request {
             Request::Reload { dry_run, workers, allow_empty } => {
                 let wish = change::Wish { dry_run, allow_empty };
@@ -67,7 +69,7 @@ impl Supervisor {
             }
             // It needs no turn.
             request => {
-                let question = Question { request, peer, privileged, asker, answer };
+                let question = Question { request, peer, privileged, asker, watcher, answer };
                 if let Some(Question { answer, .. }) = self.answer_now(question) {
                     let reason = "this program does not do that".to_owned();
                     let _ = answer.send(Response::Refused { reason });
@@ -75,6 +77,9 @@ impl Supervisor {
                 return;
             }
         };
+        if let (true, Response::Refused { reason }) = (concerns_state, &response) {
+            self.tell(Happening::refused(&peer, reason));
+        }
         // Whoever asked may have left; that is nobody's loss.
         let _ = answer.send(response);
     }

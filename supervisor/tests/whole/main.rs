@@ -15,6 +15,7 @@ mod client_gone;
 mod draining;
 mod duplex;
 mod edits;
+mod events;
 mod files;
 mod framing;
 mod freeze;

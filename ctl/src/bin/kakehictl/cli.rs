@@ -10,6 +10,7 @@ use std::{
 use clap::{Parser, Subcommand};
 use kakehi_ctl::{
     config,
+    event::Topic,
     order::{Request, Response},
 };
 
@@ -54,6 +55,10 @@ pub(crate) struct Arguments {
     #[arg(short, long, global = true, value_name = "MS")]
     timeout: Option<u64>,
 
+    /// Show no steps of what takes longer
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+
     /// Change something only if the configuration is of this generation (`kakehictl status`): nobody has changed it since
     #[arg(long, global = true, value_name = "N")]
     pub(crate) if_generation: Option<u64>,
@@ -76,6 +81,16 @@ pub(crate) enum Verb {
     Workers {
         #[command(subcommand)]
         action: Option<WorkersVerb>,
+    },
+
+    /// Show what happens, one line for each event, until kakehi stops: workers that die and are replaced, changes, refusals,
+    /// certificates, steps of upgrades and scalings, the state on the disk
+    ///
+    /// With --json: one object on each line.
+    Events {
+        /// Only these; may be repeated
+        #[arg(long = "topic", value_name = "TOPIC")]
+        topics: Vec<Topic>,
     },
 
     /// Show the cores of the host, and where each worker runs with its load; change that
@@ -213,6 +228,8 @@ impl Verb {
             Verb::Config(verb) => return verb.run(ask),
             Verb::Settings(verb) => return verb.run(ask),
             Verb::State { action: Some(verb) } => return verb.run(ask),
+            // It is no question with an answer: `main` attends to it.
+            Verb::Events { topics } => Request::Watch { topics },
             Verb::Pin { action: None } => Request::Topology,
             Verb::Status => Request::Status,
             Verb::Workers { action: None } => Request::Workers,
@@ -267,6 +284,13 @@ impl Arguments {
                 USUAL_SOCKETS.join(" and no ")
             ))
         })
+    }
+
+    /// Whether steps of what is asked are shown.
+    pub(crate) fn shows_steps(&self, request: &Request) -> bool {
+        let has_steps =
+            matches!(request, Request::Upgrade | Request::UpgradeWorkers { .. } | Request::Scale { .. });
+        has_steps && !self.quiet && !self.json
     }
 
     /// Deadline of a whole conversation; `None` = for ever. For a change longer than the supervisor waits for its workers.

@@ -2,11 +2,13 @@
 
 use std::fmt::Write as _;
 
+use kakehi_ctl::event::Event;
 use kakehi_ctl::order::{Changed, Core, Phase, Response, Status, Topology, WorkerInfo, WorkerState};
 use serde::Serialize;
 
 mod certificates;
 
+use certificates::printable;
 pub(crate) use certificates::{DAY, certificate, certificates, now};
 
 /// The answer as JSON: an object or an array, with a line end.
@@ -22,9 +24,26 @@ pub(crate) fn json(response: &Response) -> String {
         Response::Keys(keys) => pretty(keys),
         Response::Certificates(certificates) => pretty(certificates),
         Response::Topology(topology) => pretty(topology),
+        Response::Event(event) => line(event),
+        Response::Watching | Response::Ended { .. } => pretty(response),
         Response::Stopping => pretty(&"stopped"),
         Response::Refused { reason } | Response::Misused { reason } => pretty(reason),
     }
+}
+
+/// A value as JSON on one line.
+pub(crate) fn line(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_default() + "\n"
+}
+
+/// An event on one line: when, and what.
+pub(crate) fn human_event(event: &Event) -> String {
+    let lost = match event.lost {
+        0 => String::new(),
+        lost => format!("({lost} events were lost) "),
+    };
+    let time = certificates::time_of_day(event.time_ms);
+    format!("{time}  {lost}{}\n", printable(&event.what.to_string()))
 }
 
 /// A value as JSON with a line end.
@@ -55,6 +74,8 @@ pub(crate) fn human(response: &Response) -> String {
         // Nobody asks for them to be shown.
         Response::Keys(keys) => format!("{} keys\n", keys.len()),
         Response::Topology(topology) => human_topology(topology),
+        Response::Event(event) => human_event(event),
+        Response::Watching | Response::Ended { .. } => String::new(),
         Response::Stopping => "stopped\n".to_owned(),
         Response::Refused { reason } | Response::Misused { reason } => format!("{reason}\n"),
     }
