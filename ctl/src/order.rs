@@ -114,6 +114,9 @@ pub enum Request {
         /// Also if nothing would accept connections any more.
         #[serde(default)]
         allow_empty: bool,
+        /// Drop what is by hand.
+        #[serde(default)]
+        discard_live: bool,
     },
     /// Replace the process of a worker, or of each worker, one after the other, without losing a connection.
     UpgradeWorkers {
@@ -401,6 +404,9 @@ pub struct Status {
     pub frontends: usize,
     /// How many are configured.
     pub backends: usize,
+    /// Entries that are by hand, and not as the file says.
+    #[serde(default)]
+    pub by_hand: usize,
     /// Open client connections, all workers.
     pub connections: u64,
     /// Requests since the supervisor started, all workers.
@@ -432,6 +438,10 @@ pub struct Changed {
     pub with_new_workers: Vec<String>,
     /// What the file was warned of.
     pub warnings: Vec<String>,
+    /// After a reload: what is not as the file says, by hand, and stays so. `+` is not in the file, `-` is there only, `~` has
+    /// other keys.
+    #[serde(default)]
+    pub by_hand: Vec<String>,
     /// What each worker said; empty after a dry run and when there is no difference.
     pub workers: Vec<WorkerOutcome>,
 }

@@ -155,6 +155,7 @@ fn status() -> Status {
         clusters: 1,
         frontends: 2,
         backends: 3,
+        by_hand: 2,
         connections: 12,
         requests: 99,
         save_failed: None,
@@ -350,6 +351,7 @@ fn changed() -> Response {
         at_next_start: vec![],
         with_new_workers: vec![],
         warnings: vec![],
+        by_hand: vec!["+ cluster mine".to_owned()],
         workers: vec![],
     })
 }

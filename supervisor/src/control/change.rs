@@ -1,4 +1,4 @@
-//! Changes while everything runs: a reload of the file, or single changes, made by all workers or by none.
+//! Changes while everything runs, made by all workers or by none.
 //!
 //! First everything is tried: on a copy of the state, by compiling it, by opening the sockets of new listeners, and by
 //! having each worker get ready. Only when all of that has gone well is each worker told to make the change, which
@@ -12,22 +12,18 @@ use kakehi_ctl::{
     config::{self, ConfigErrors},
     edit::{Edit, EditError},
     event::Happening,
-    keys::Effect,
+    layers::{ByHand, LayersError, Whose},
     order::{Changed, KeyPair, Order, WorkerOutcome},
-    state::{Fingerprint, Revision, STATE_VERSION, Settings, State},
+    state::{Fingerprint, Revision, STATE_VERSION, State},
 };
 use kakehi_engine::config::CompileError;
 use tokio::time::Instant;
 
 use crate::{
     certificates,
-    control::settings::of_settings,
+    control::{reload::Wish, settings::of_settings},
     fleet::worker::Worker,
-    host::{
-        init_system,
-        listeners::{self, Beside, Ours, Sockets},
-    },
-    placement::scale,
+    host::listeners::{self, Beside, Ours, Sockets},
     supervisor::{
         Supervisor,
         orders::Answer,
@@ -66,6 +62,9 @@ pub(crate) enum Refused {
         /// What it is.
         found: u64,
     },
+    /// What is by hand does not go with the file.
+    #[error("{0}; nothing was changed")]
+    Layers(#[from] LayersError),
     /// What it leads to cannot be served.
     #[error("{0}; nothing was changed")]
     State(#[from] CompileError),
@@ -114,25 +113,9 @@ pub(super) struct Manner {
     pub(super) check: bool,
     /// They may leave nothing that accepts connections.
     pub(super) allow_empty: bool,
+    pub(super) whose: Whose,
     /// They are only described.
     pub(super) dry_run: bool,
-}
-
-/// In which number and place of the workers differ, in words.
-fn placement_in_words(before: &Settings, wanted: &Settings) -> Vec<String> {
-    let mut settings = Box::new(before.clone());
-    settings.take_keys(wanted, Effect::Placement);
-    let before = State { settings: before.clone(), ..State::default() };
-    before.describe(&Change::SetSettings { settings })
-}
-
-/// What somebody wants of a reload, or of a state that is loaded.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Wish {
-    /// It is only said what would change.
-    pub(crate) dry_run: bool,
-    /// It may leave nothing that accepts connections.
-    pub(crate) allow_empty: bool,
 }
 
 fn with_warnings(mut changed: Changed, warnings: Vec<String>) -> Changed {
@@ -141,120 +124,6 @@ fn with_warnings(mut changed: Changed, warnings: Vec<String>) -> Changed {
 }
 
 impl Supervisor {
-    /// Reads the file again and makes what has changed.
-    ///
-    /// # Errors
-    /// See [`Refused`]; nothing has changed then.
-    pub(crate) async fn reload(&mut self, wish: Wish, by: &str) -> Result<Changed, Refused> {
-        let file = self.source.file.clone().ok_or(Refused::NoFile)?;
-        if wish.dry_run {
-            return self.reload_from(&file, wish, by).await;
-        }
-        init_system::reloading();
-        let outcome = self.reload_from(&file, wish, by).await;
-        if !self.is_stopping() {
-            init_system::ready(self.count());
-        }
-        self.compact();
-        outcome
-    }
-
-    async fn reload_from(&mut self, file: &Path, wish: Wish, by: &str) -> Result<Changed, Refused> {
-        let outcome = self.try_reload_from(file, wish, by).await;
-        self.certificates.settle(outcome.is_ok() && !wish.dry_run);
-        outcome
-    }
-
-    async fn try_reload_from(&mut self, file: &Path, wish: Wish, by: &str) -> Result<Changed, Refused> {
-        let file = file.to_owned();
-        let mut loaded = self.serve_beside(move || config::load(&file)).await??;
-        let wanted = std::mem::take(&mut loaded.certificates);
-        let warnings = self.furnish(&mut loaded.state, wanted).await?;
-        let settings = self.wanted_settings(&loaded.state.settings)?;
-        let at_next_start = self.state.settings.differing(&settings, Effect::Restart);
-        let mut changed = self.change_into(&loaded.state, wish, by).await?;
-        let before = self.source.settings.clone();
-        changed.changes.extend(placement_in_words(&before, &loaded.state.settings));
-        changed.at_next_start = at_next_start.into_iter().map(str::to_owned).collect();
-        changed.with_new_workers = self.waiting_for_new_workers(&self.state.settings.becoming(&settings));
-        changed.warnings = loaded.warnings.iter().map(ToString::to_string).chain(warnings).collect();
-        if !wish.dry_run {
-            self.source.settings = loaded.state.settings;
-            let wanted = self.source.settings.clone();
-            changed.warnings.extend(self.change_placement(&before, &wanted, by).await);
-        }
-        Ok(changed)
-    }
-
-    /// Number and place of the workers become what the file says, where it has changed in that; otherwise what was said by
-    /// `kakehictl` stays. What could not be done comes back as warnings.
-    async fn change_placement(&mut self, before: &Settings, wanted: &Settings, by: &str) -> Vec<String> {
-        let mut warnings = Vec::new();
-        if before.worker_cores != wanted.worker_cores {
-            self.state.settings.worker_cores.clone_from(&wanted.worker_cores);
-            warnings.extend(self.pin_as_configured(by).await);
-        }
-        if before.worker_count != wanted.worker_count {
-            let count = scale::worker_count(wanted);
-            if let Err(refused) = self.scale(count as u32, by).await {
-                warnings.push(refused.to_string());
-            }
-        }
-        warnings
-    }
-
-    /// Makes the state what the file says.
-    ///
-    /// # Errors
-    /// See [`Refused`]; nothing has changed then.
-    pub(crate) async fn change_to(&mut self, in_file: &State, by: &str) -> Result<Changed, Refused> {
-        self.change_into(in_file, Wish::default(), by).await
-    }
-
-    async fn change_into(&mut self, in_file: &State, wish: Wish, by: &str) -> Result<Changed, Refused> {
-        let settings = self.wanted_settings(&in_file.settings)?;
-        let mut changes: Vec<Change> = self.change_of_settings(&settings).await?.into_iter().collect();
-        changes.extend(self.state.difference(in_file));
-        // The reader of the file has checked it.
-        let Wish { dry_run, allow_empty } = wish;
-        let origin = in_file.revision.origin.clone();
-        let manner = Manner { settings: None, origin, check: false, allow_empty, dry_run };
-        self.change(changes, manner, by).await
-    }
-
-    /// SIGHUP: a reload whose outcome stands in the log.
-    pub(crate) async fn reload_on_signal(&mut self) {
-        match self.reload(Wish::default(), "SIGHUP").await {
-            Ok(Changed { changes, at_next_start, with_new_workers, warnings, .. }) => {
-                for warning in warnings {
-                    tracing::warn!("{warning}");
-                }
-                if !at_next_start.is_empty() {
-                    tracing::warn!("changes at the next start only: {}", at_next_start.join(", "));
-                }
-                if !with_new_workers.is_empty() {
-                    tracing::warn!(
-                        "with new workers only (`kakehictl reload --workers`): {}",
-                        with_new_workers.join(", ")
-                    );
-                }
-                if changes.is_empty() {
-                    tracing::info!("SIGHUP: the file says what is running already");
-                }
-            }
-            Err(refused) => {
-                match &refused {
-                    Refused::File(errors) => {
-                        errors.lines().for_each(|line| tracing::error!("SIGHUP: {line}"));
-                        tracing::error!("SIGHUP: the file is wrong; nothing was changed");
-                    }
-                    refused => tracing::error!("SIGHUP: {refused}"),
-                }
-                self.tell(Happening::refused("SIGHUP", &refused.to_string()));
-            }
-        }
-    }
-
     /// Makes listeners, clusters, frontends and backends what they are in a state that was saved.
     ///
     /// # Errors
@@ -263,7 +132,7 @@ impl Supervisor {
         &mut self,
         mut saved: State,
         keys: &BTreeMap<Fingerprint, KeyPair>,
-        Wish { dry_run, allow_empty }: Wish,
+        Wish { dry_run, allow_empty, .. }: Wish,
         by: &str,
     ) -> Result<Changed, Refused> {
         if saved.version != STATE_VERSION {
@@ -273,7 +142,8 @@ impl Supervisor {
             Ok(warnings) => {
                 let changes = self.state.difference(&saved);
                 let origin = self.state.revision.origin.clone();
-                let manner = Manner { origin, settings: None, check: true, allow_empty, dry_run };
+                let whose = Whose::Layers(ByHand::between(&self.state.file_layer(), &saved));
+                let manner = Manner { origin, settings: None, check: true, allow_empty, whose, dry_run };
                 let changed = self.change(changes, manner, by).await;
                 changed.map(|changed| with_warnings(changed, warnings))
             }
@@ -337,8 +207,14 @@ impl Supervisor {
         let outcome = match self.certificates.furnish_changes(&mut changes) {
             Ok(warnings) => {
                 let origin = self.state.revision.origin.clone();
-                let manner =
-                    Manner { origin, settings: None, check: true, allow_empty: true, dry_run: false };
+                let manner = Manner {
+                    origin,
+                    settings: None,
+                    check: true,
+                    allow_empty: true,
+                    whose: Whose::Hand,
+                    dry_run: false,
+                };
                 self.change(changes, manner, by).await.map(|changed| with_warnings(changed, warnings))
             }
             Err(error) => Err(error.into()),
@@ -357,7 +233,14 @@ impl Supervisor {
         by: &str,
     ) -> Result<Changed, Refused> {
         let origin = self.state.revision.origin.clone();
-        let manner = Manner { origin, settings: None, check: false, allow_empty: true, dry_run: false };
+        let manner = Manner {
+            origin,
+            settings: None,
+            check: false,
+            allow_empty: true,
+            whose: Whose::Files,
+            dry_run: false,
+        };
         self.change(changes, manner, by).await
     }
 
@@ -365,7 +248,7 @@ impl Supervisor {
     pub(super) async fn change(
         &mut self,
         changes: Vec<Change>,
-        Manner { origin, settings, check, allow_empty, dry_run }: Manner,
+        Manner { origin, settings, check, allow_empty, whose, dry_run }: Manner,
         by: &str,
     ) -> Result<Changed, Refused> {
         if self.is_stopping() {
@@ -413,11 +296,18 @@ impl Supervisor {
             at_next_start: Vec::new(),
             with_new_workers: Vec::new(),
             warnings: Vec::new(),
+            by_hand: Vec::new(),
             workers: Vec::new(),
         };
         // Workers are told of another origin even where nothing differs: for a supervisor to come.
         let settings_stay = settings.as_ref().is_none_or(|it| *it == self.state.revision.settings);
-        if dry_run || (changes.is_empty() && settings_stay && origin == self.state.revision.origin) {
+        let same_layers = match &whose {
+            Whose::Layers(by_hand) => *by_hand == self.state.by_hand,
+            Whose::Hand | Whose::Files => true,
+        };
+        if dry_run
+            || (changes.is_empty() && settings_stay && same_layers && origin == self.state.revision.origin)
+        {
             return Ok(changed);
         }
         let by_hand = settings.unwrap_or_else(|| self.state.revision.settings.clone());
@@ -427,7 +317,8 @@ impl Supervisor {
             settings: by_hand,
             ..self.state.revision.clone()
         };
-        changed.workers = self.change_everywhere(changes, &part, revision).await.inspect_err(|refused| {
+        let made = self.change_everywhere(changes, &part, revision, whose).await;
+        changed.workers = made.inspect_err(|refused| {
             tracing::error!("a change by {by} was refused: {refused}");
         })?;
         for line in &changed.changes {
@@ -445,6 +336,7 @@ impl Supervisor {
         changes: Vec<Change>,
         part: &State,
         revision: Revision,
+        whose: Whose,
     ) -> Result<Vec<WorkerOutcome>, Refused> {
         let new: Vec<SocketAddr> =
             part.active_addresses().filter(|address| !self.state.accepts(address)).collect();
@@ -455,18 +347,16 @@ impl Supervisor {
         };
         let sockets = self.serve_until(listeners::open(&new, count, Vec::new(), beside)).await??;
         self.launches_held = true;
-        let told = self.tell_change(&changes, &revision, &sockets, part).await;
+        let told = self.tell_change((&changes, &whose), &revision, &sockets, part).await;
         self.launches_held = false;
         let committed = told?;
         for (worker, sockets) in self.workers.iter_mut().zip(sockets) {
             worker.change_sockets(sockets, |address| part.accepts(address));
         }
         let settings = self.state.settings.clone();
-        for change in &changes {
-            // It was tried on a copy of what it concerns.
-            let applied = self.state.apply(change);
-            debug_assert!(applied.is_ok(), "{applied:?}");
-        }
+        // They were tried on a copy of what they concern.
+        let applied = self.state.apply_as(&whose, &changes);
+        debug_assert!(applied.is_ok(), "{applied:?}");
         self.state.revision = revision;
         self.note_changed();
         if settings != self.state.settings {
@@ -488,7 +378,7 @@ impl Supervisor {
     /// starts with the changes, if the others make them.
     async fn tell_change(
         &mut self,
-        changes: &[Change],
+        (changes, whose): (&[Change], &Whose),
         revision: &Revision,
         sockets: &[Sockets],
         part: &State,
@@ -528,7 +418,7 @@ impl Supervisor {
             return Err(Refused::Stopping);
         }
         // From here on it holds, whoever is there to say so.
-        self.record.append(changes, revision);
+        self.record.append(changes, revision, whose);
         let committed = self.order_all(|_, _| Ok(Order::Commit), sockets).await;
         let mut outcomes: Vec<_> = silent
             .into_iter()

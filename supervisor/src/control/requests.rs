@@ -8,7 +8,7 @@ use kakehi_ctl::{
 
 use crate::{
     certificates,
-    control::change,
+    control::{change, reload},
     placement::pin,
     supervisor::{Supervisor, question::Question},
 };
@@ -20,8 +20,8 @@ impl Supervisor {
         let by = &peer;
         let concerns_state = request.is_change() && request.concerns_state();
         let response = match request {
-            Request::Reload { dry_run, workers, allow_empty } => {
-                let wish = change::Wish { dry_run, allow_empty };
+            Request::Reload { dry_run, workers, allow_empty, discard_live } => {
+                let wish = reload::Wish { dry_run, allow_empty, discard_live };
                 let mut outcome = self.reload(wish, by).await;
                 if let (Ok(changed), true, false) = (&mut outcome, workers, dry_run) {
                     match self.upgrade(None, by).await {
@@ -50,7 +50,8 @@ impl Supervisor {
                 None => Response::Refused { reason: "no descriptor is left; try again".to_owned() },
             },
             Request::LoadState { state, keys, dry_run, allow_empty } => {
-                respond(self.load_state(*state, &keys, change::Wish { dry_run, allow_empty }, by).await)
+                let wish = reload::Wish { dry_run, allow_empty, ..reload::Wish::default() };
+                respond(self.load_state(*state, &keys, wish, by).await)
             }
             request @ Request::AddCertificate { .. } => match certificates::Wanted::from(request) {
                 Some(wanted) => respond(self.add_certificate(&wanted, by).await),

@@ -28,6 +28,7 @@ mod hostile_worker;
 mod identity;
 mod init_system;
 mod interim;
+mod layers;
 mod life;
 mod limits;
 mod lingering;

@@ -104,7 +104,7 @@ pub(crate) enum Verb {
 
     /// Read the configuration file again and change what is different: all of it in every worker, or nothing
     ///
-    /// Connections go on, but those of a listener that is gone. SIGHUP does the same.
+    /// What is by hand stays. Connections go on, but those of a listener that is gone. SIGHUP does the same.
     /// With --json: an object.
     Reload {
         /// Only show what would change
@@ -116,6 +116,9 @@ pub(crate) enum Verb {
         /// Also where the file has no listener that accepts connections: nothing is served any more then
         #[arg(long)]
         allow_empty: bool,
+        /// Drop what is by hand (`listener`, `cluster`, `frontend`, `backend`, `certificate`, `state load`): all as the file says
+        #[arg(long)]
+        discard_live: bool,
     },
 
     /// Replace kakehi by the program that is on the disk now: the supervisor, then each worker; connections go on
@@ -145,23 +148,23 @@ pub(crate) enum Verb {
     #[command(subcommand)]
     Settings(SettingsVerb),
 
-    /// List, add, change and remove listeners, until the next reload or start
+    /// List, add, change and remove listeners, until the next start; reloads leave it alone
     #[command(subcommand)]
     Listener(ListenerVerb),
 
-    /// List, add, change and remove clusters, until the next reload or start
+    /// List, add, change and remove clusters, until the next start; reloads leave it alone
     #[command(subcommand)]
     Cluster(ClusterVerb),
 
-    /// List, add and remove the frontends that lead to clusters, until the next reload or start
+    /// List, add and remove the frontends that lead to clusters, until the next start; reloads leave it alone
     #[command(subcommand)]
     Frontend(FrontendVerb),
 
-    /// List, add, change and remove the backends of clusters, until the next reload or start
+    /// List, add, change and remove the backends of clusters, until the next start; reloads leave it alone
     #[command(subcommand)]
     Backend(BackendVerb),
 
-    /// List, show, add, replace and remove the certificates of listeners, until the next reload or start
+    /// List, show, add, replace and remove the certificates of listeners, until the next start; reloads leave it alone
     #[command(subcommand)]
     Certificate(CertificateVerb),
 }
@@ -245,8 +248,8 @@ impl Verb {
             Verb::State { action: None } => Request::State,
             Verb::Upgrade => Request::Upgrade,
             Verb::Stop { now } => Request::Stop { now },
-            Verb::Reload { dry_run, workers, allow_empty } => {
-                Request::Reload { dry_run, workers, allow_empty }
+            Verb::Reload { dry_run, workers, allow_empty, discard_live } => {
+                Request::Reload { dry_run, workers, allow_empty, discard_live }
             }
         };
         ask(request).map(Shown::Response)

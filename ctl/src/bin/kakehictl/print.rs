@@ -89,6 +89,16 @@ fn human_changed(changed: &Changed) -> String {
     for change in &changed.changes {
         let _ = writeln!(text, "{change}");
     }
+    match (changed.applied, changed.by_hand.len()) {
+        (_, 0) => {}
+        (true, 1) => text.push_str("1 entry stays by hand\n"),
+        (true, count) => drop(writeln!(text, "{count} entries stay by hand")),
+        (false, _) => {
+            for line in &changed.by_hand {
+                let _ = writeln!(text, "stays, by hand: {line}");
+            }
+        }
+    }
     for worker in changed.workers.iter().filter(|worker| worker.outcome != "changed") {
         let _ = writeln!(text, "worker {}: {}", worker.id, worker.outcome);
     }
@@ -120,6 +130,7 @@ fn human_status(status: &Status) -> String {
         ("clusters", status.clusters.to_string()),
         ("frontends", status.frontends.to_string()),
         ("backends", status.backends.to_string()),
+        ("by hand", status.by_hand.to_string()),
         ("connections", status.connections.to_string()),
         ("requests", status.requests.to_string()),
         ("restarts", status.restarts.to_string()),

@@ -466,7 +466,12 @@ impl ConfigVerb {
     pub(crate) fn run(self, ask: Ask<'_>) -> Result<Shown, Failure> {
         match self {
             ConfigVerb::Diff => {
-                let request = Request::Reload { dry_run: true, workers: false, allow_empty: false };
+                let request = Request::Reload {
+                    dry_run: true,
+                    workers: false,
+                    allow_empty: false,
+                    discard_live: false,
+                };
                 ask(request).map(Shown::Response)
             }
             ConfigVerb::Dump => {
