@@ -12,6 +12,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::layers::ByHand;
 use crate::state::{
     Backend, Certificate, Cluster, Fingerprint, Frontend, Listener, PathRule, Settings, State,
 };
@@ -323,6 +324,7 @@ impl State {
             listeners: self.listeners.clone(),
             clusters: BTreeMap::new(),
             certificates: BTreeMap::new(),
+            by_hand: ByHand::default(),
         }
     }
 

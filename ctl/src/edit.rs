@@ -293,7 +293,7 @@ fn check_setting(key: &str) -> Result<(), EditError> {
 }
 
 /// Reads what is there, with other keys.
-struct Reader<'a> {
+pub(crate) struct Reader<'a> {
     state: &'a State,
     folder: &'a Path,
 }
@@ -302,41 +302,59 @@ fn usage(text: impl ToString) -> EditError {
     EditError::Usage(text.to_string())
 }
 
+impl<'a> Reader<'a> {
+    /// One for keys whose paths are absolute, as those of a state are.
+    pub(crate) fn of(state: &'a State) -> Reader<'a> {
+        Reader { state, folder: Path::new("/") }
+    }
+}
+
 impl Reader<'_> {
     fn present(&self, cluster: &str) -> Result<&Cluster, ChangeError> {
         self.state.clusters.get(cluster).ok_or_else(|| ChangeError::NoCluster(cluster.to_owned()))
     }
 
     fn listener(&self, listener: &Listener, keys: &[String]) -> Result<Edited, EditError> {
-        let table = assigned(write::listener(listener), keys)?;
-        let (mut read, warnings) = self.read([("listeners", vec![table].into())])?;
-        let listener = read.listeners.remove(&listener.address);
-        let listener =
-            listener.ok_or_else(|| usage("`address` cannot be changed, and `udp` is not supported"))?;
+        let (listener, warnings) =
+            self.listener_of(listener.address, assigned(write::listener(listener), keys)?)?;
         Ok(Edited { change: Change::SetListener { listener }, warnings })
+    }
+
+    /// The listener with these keys.
+    pub(crate) fn read_listener(&self, address: SocketAddr, table: Table) -> Result<Listener, EditError> {
+        self.listener_of(address, table).map(|(listener, _)| listener)
+    }
+
+    fn listener_of(&self, address: SocketAddr, table: Table) -> Result<(Listener, Vec<String>), EditError> {
+        let (mut read, warnings) = self.read([("listeners", vec![table].into())])?;
+        let listener = read.listeners.remove(&address);
+        let refused = || usage("`address` cannot be changed, and `udp` is not supported");
+        Ok((listener.ok_or_else(refused)?, warnings))
     }
 
     fn cluster(&self, name: &str, cluster: &Cluster, keys: &[String]) -> Result<Edited, EditError> {
         let table = assigned(write::cluster(&bare(cluster)), keys)?;
-        let (mut read, warnings) = self.read([("clusters", named(name, table))])?;
-        let read = read.clusters.remove(name).ok_or_else(|| usage("such a cluster is not supported"))?;
+        let (read, warnings) = self.cluster_of(name, table)?;
         // Its frontends would need their listeners to be read.
         let (frontends, backends) = (cluster.frontends.clone(), cluster.backends.clone());
         let cluster = Cluster { frontends, backends, ..read };
         Ok(Edited { change: Change::SetCluster { name: name.to_owned(), cluster }, warnings })
     }
 
+    /// The cluster with these keys, without frontends and backends.
+    pub(crate) fn read_cluster(&self, name: &str, table: Table) -> Result<Cluster, EditError> {
+        self.cluster_of(name, table).map(|(cluster, _)| cluster)
+    }
+
+    fn cluster_of(&self, name: &str, table: Table) -> Result<(Cluster, Vec<String>), EditError> {
+        let (mut read, warnings) = self.read([("clusters", named(name, table))])?;
+        let read = read.clusters.remove(name).ok_or_else(|| usage("such a cluster is not supported"))?;
+        Ok((read, warnings))
+    }
+
     fn frontend(&self, cluster: &str, frontend: &Frontend, keys: &[String]) -> Result<Edited, EditError> {
-        let listener = self.state.listeners.get(&frontend.address);
-        let listener = write::listener(listener.ok_or(ChangeError::NoListener(frontend.address))?);
         let table = assigned(write::frontend(frontend), keys)?;
-        // The others of the cluster are on other listeners, and say nothing of this one.
-        let mut of_cluster = write::cluster(&bare(self.present(cluster)?));
-        of_cluster.insert("frontends".to_owned(), vec![table].into());
-        let parts = [("listeners", vec![listener].into()), ("clusters", named(cluster, of_cluster))];
-        let (read, warnings) = self.read(parts)?;
-        let mut frontends = read.clusters.into_values().flat_map(|it| it.frontends);
-        let read = frontends.next().ok_or_else(|| usage("such a frontend is not supported"))?;
+        let (read, warnings) = self.frontend_of(cluster, frontend.address, table)?;
         if !FrontendRule::from(frontend).is_of(&read) {
             return Err(usage(
                 "which requests a frontend takes cannot be changed: add another, and remove this one",
@@ -345,17 +363,53 @@ impl Reader<'_> {
         Ok(Edited { change: Change::SetFrontend { cluster: cluster.to_owned(), frontend: read }, warnings })
     }
 
-    fn backend(&self, cluster: &str, backend: &Backend, keys: &[String]) -> Result<Edited, EditError> {
-        let table = assigned(write::backend(backend), keys)?;
+    /// The frontend with these keys, on the listener at `address`.
+    pub(crate) fn read_frontend(
+        &self,
+        cluster: &str,
+        address: Option<SocketAddr>,
+        table: Table,
+    ) -> Result<Frontend, EditError> {
+        let address = address.ok_or_else(|| usage("such a frontend is not supported"))?;
+        self.frontend_of(cluster, address, table).map(|(frontend, _)| frontend)
+    }
+
+    fn frontend_of(
+        &self,
+        cluster: &str,
+        address: SocketAddr,
+        table: Table,
+    ) -> Result<(Frontend, Vec<String>), EditError> {
+        let listener = self.state.listeners.get(&address);
+        let listener = write::listener(listener.ok_or(ChangeError::NoListener(address))?);
+        // The others of the cluster are on other listeners, and say nothing of this one.
         let mut of_cluster = write::cluster(&bare(self.present(cluster)?));
-        of_cluster.insert("backends".to_owned(), vec![table].into());
-        let (read, warnings) = self.read([("clusters", named(cluster, of_cluster))])?;
-        let mut backends = read.clusters.into_values().flat_map(|it| it.backends);
-        let read = backends.next().ok_or_else(|| usage("such a backend is not supported"))?;
+        of_cluster.insert("frontends".to_owned(), vec![table].into());
+        let parts = [("listeners", vec![listener].into()), ("clusters", named(cluster, of_cluster))];
+        let (read, warnings) = self.read(parts)?;
+        let mut frontends = read.clusters.into_values().flat_map(|it| it.frontends);
+        Ok((frontends.next().ok_or_else(|| usage("such a frontend is not supported"))?, warnings))
+    }
+
+    fn backend(&self, cluster: &str, backend: &Backend, keys: &[String]) -> Result<Edited, EditError> {
+        let (read, warnings) = self.backend_of(cluster, assigned(write::backend(backend), keys)?)?;
         if read.id != backend.id {
             return Err(usage("`backend_id` cannot be changed: add another, and remove this one"));
         }
         Ok(Edited { change: Change::SetBackend { cluster: cluster.to_owned(), backend: read }, warnings })
+    }
+
+    /// The backend with these keys.
+    pub(crate) fn read_backend(&self, cluster: &str, table: Table) -> Result<Backend, EditError> {
+        self.backend_of(cluster, table).map(|(backend, _)| backend)
+    }
+
+    fn backend_of(&self, cluster: &str, table: Table) -> Result<(Backend, Vec<String>), EditError> {
+        let mut of_cluster = write::cluster(&bare(self.present(cluster)?));
+        of_cluster.insert("backends".to_owned(), vec![table].into());
+        let (read, warnings) = self.read([("clusters", named(cluster, of_cluster))])?;
+        let mut backends = read.clusters.into_values().flat_map(|it| it.backends);
+        Ok((backends.next().ok_or_else(|| usage("such a backend is not supported"))?, warnings))
     }
 
     fn read<const N: usize>(&self, parts: [(&str, Value); N]) -> Result<(State, Vec<String>), EditError> {

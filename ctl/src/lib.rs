@@ -3,6 +3,8 @@
 //! - [`config`] reads the TOML file into a [`state::State`], with errors that name file, line, column and key.
 //! - [`state`] is everything that a worker needs to serve: listeners, clusters, frontends, backends, settings.
 //! - [`change`] is what can happen to a state, one change at a time, and the difference of two states.
+//! - [`layers`] is whose the entries of a state are: a file's, or by hand.
+//! - [`event`] is what those hear who watch.
 //! - [`store`] keeps a state in a file.
 //! - [`order`] holds the typed messages: requests of `kakehictl`, orders to workers, and their answers.
 //! - [`wire`] frames those messages: a length, then JSON, bounded in size.
@@ -14,7 +16,9 @@
 pub mod change;
 pub mod config;
 pub mod edit;
+pub mod event;
 pub mod keys;
+pub mod layers;
 pub mod limits;
 pub mod order;
 pub mod state;

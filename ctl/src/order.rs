@@ -1,6 +1,9 @@
 //! The messages: what `kakehictl` asks of the supervisor, what the supervisor orders its workers, and the answers.
 //!
-//! Every message travels in an [`Envelope`] with the version of the vocabulary, one [`crate::wire`] frame each.
+//! Every message travels in an [`Envelope`] with the version of its vocabulary, one [`crate::wire`] frame each. There are three
+//! vocabularies, each with a version of its own: that of clients (here), that of orders ([`Order`], [`Report`]), and that in which
+//! a supervisor takes workers over ([`ADOPTION_VERSION`]). Within a version words may be added: each side says in its greeting
+//! which it understands ([`Request::Hello`], [`Report::Ready`], [`Adopted`]), and a word that is not understood is refused at once.
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf};
 
@@ -9,16 +12,39 @@ use serde::{Deserialize, Serialize};
 use crate::{
     change::Change,
     edit::Edit,
-    state::{CertificateFiles, Fingerprint, KeyKind, Revision, Settings, State},
+    event::{Event, Topic},
+    state::{CertificateFiles, Fingerprint, KeyKind, State},
 };
 
-/// Version of the vocabulary; a peer of another version is told so and nothing else happens.
-pub const PROTOCOL_VERSION: u32 = 1;
+mod worker;
+
+pub use self::worker::{ADOPTION_VERSION, Adopted, ListenerSocket, Order, Program, Report};
+
+/// Version of the vocabulary of clients; a peer of another version is told so and nothing else happens.
+pub const CLIENT_VERSION: u32 = 1;
+
+/// A message of one of the vocabularies.
+pub trait Message {
+    /// Of its vocabulary.
+    const VERSION: u32;
+    /// What the vocabulary is for.
+    const VOCABULARY: &'static str;
+}
+
+impl Message for Request {
+    const VERSION: u32 = CLIENT_VERSION;
+    const VOCABULARY: &'static str = "clients";
+}
+
+impl Message for Response {
+    const VERSION: u32 = CLIENT_VERSION;
+    const VOCABULARY: &'static str = "clients";
+}
 
 /// A message with its version and the number that pairs an answer with what it answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Envelope<T> {
-    /// Always [`PROTOCOL_VERSION`] in what this version writes.
+    /// That of the vocabulary, in what this program writes.
     pub version: u32,
     /// Chosen by the one that asks; repeated in the answer. 0 for what nobody asked for.
     pub id: u64,
@@ -26,10 +52,36 @@ pub struct Envelope<T> {
     pub body: T,
 }
 
-impl<T> Envelope<T> {
+impl<T: Message> Envelope<T> {
     /// `body` under number `id`, in this version.
     pub fn new(id: u64, body: T) -> Self {
-        Envelope { version: PROTOCOL_VERSION, id, body }
+        Envelope { version: T::VERSION, id, body }
+    }
+}
+
+/// What a peer says of itself before anything else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Version of its program.
+    pub program: String,
+    /// What it can do beyond the first words of its vocabulary.
+    #[serde(default)]
+    pub capabilities: Vec<String>,
+}
+
+/// A supervisor that can do this knows [`Request::Watch`].
+pub const WATCH: &str = "watch";
+
+impl Hello {
+    /// That of this program.
+    pub fn new(capabilities: &[&str]) -> Hello {
+        let capabilities = capabilities.iter().map(|it| (*it).to_owned()).collect();
+        Hello { program: env!("CARGO_PKG_VERSION").to_owned(), capabilities }
+    }
+
+    /// Whether the peer can do this.
+    pub fn can(&self, capability: &str) -> bool {
+        self.capabilities.iter().any(|it| it == capability)
     }
 }
 
@@ -37,10 +89,19 @@ impl<T> Envelope<T> {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
+    /// What this supervisor is and can do.
+    Hello(Hello),
     /// The whole in a few figures.
     Status,
     /// Each worker.
     Workers,
+    /// To be told what happens from now on: [`Response::Watching`], then events under the same number, then
+    /// [`Response::Ended`]. Other questions may be asked meanwhile.
+    Watch {
+        /// What about; none: everything.
+        #[serde(default)]
+        topics: Vec<Topic>,
+    },
     /// Everything that is configured now.
     State,
     /// Read the configuration file again and make what has changed.
@@ -50,6 +111,12 @@ pub enum Request {
         /// Then replace the processes of the workers, for the settings that need it.
         #[serde(default)]
         workers: bool,
+        /// Also if nothing would accept connections any more.
+        #[serde(default)]
+        allow_empty: bool,
+        /// Drop what is by hand.
+        #[serde(default)]
+        discard_live: bool,
     },
     /// Replace the process of a worker, or of each worker, one after the other, without losing a connection.
     UpgradeWorkers {
@@ -97,6 +164,9 @@ pub enum Request {
         keys: BTreeMap<Fingerprint, KeyPair>,
         /// Only say what would change.
         dry_run: bool,
+        /// Also if nothing would accept connections any more.
+        #[serde(default)]
+        allow_empty: bool,
     },
     /// Save the state to `saved_state`.
     SaveState {
@@ -152,12 +222,27 @@ pub enum Request {
 }
 
 impl Request {
+    /// Whether it is about what is configured, and not about workers.
+    pub fn concerns_state(&self) -> bool {
+        matches!(
+            self,
+            Request::Reload { .. }
+                | Request::LoadState { .. }
+                | Request::Apply { .. }
+                | Request::Edit { .. }
+                | Request::AddCertificate { .. }
+                | Request::RemoveCertificate { .. }
+        )
+    }
+
     /// Whether it changes something. What only asks is answered at any moment; changes are made one after the other.
     pub fn is_change(&self) -> bool {
         !matches!(
             self,
-            Request::Status
+            Request::Hello(_)
+                | Request::Status
                 | Request::Workers
+                | Request::Watch { .. }
                 | Request::State
                 | Request::Topology
                 | Request::Certificates { .. }
@@ -172,6 +257,20 @@ impl Request {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "result", content = "content")]
 pub enum Response {
+    /// To [`Request::Hello`].
+    Hello(Hello),
+    /// To [`Request::Watch`]: events follow.
+    Watching,
+    /// To [`Request::Watch`]: something has happened.
+    Event(Event),
+    /// To [`Request::Watch`]: no more events follow.
+    Ended {
+        /// Why.
+        reason: Ending,
+        /// Events that were not told, as this watcher was too slow.
+        #[serde(default)]
+        lost: u64,
+    },
     /// To [`Request::Status`].
     Status(Status),
     /// To [`Request::Workers`].
@@ -208,6 +307,16 @@ pub enum Response {
         /// What is wrong and what to do.
         reason: String,
     },
+}
+
+/// Why no more events follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ending {
+    /// kakehi has stopped.
+    Stopped,
+    /// Another program takes its place, which can be asked for them.
+    Replaced,
 }
 
 /// Certificates or a key as text (RFC 7468), which no log shows.
@@ -295,6 +404,9 @@ pub struct Status {
     pub frontends: usize,
     /// How many are configured.
     pub backends: usize,
+    /// Entries that are by hand, and not as the file says.
+    #[serde(default)]
+    pub by_hand: usize,
     /// Open client connections, all workers.
     pub connections: u64,
     /// Requests since the supervisor started, all workers.
@@ -326,6 +438,10 @@ pub struct Changed {
     pub with_new_workers: Vec<String>,
     /// What the file was warned of.
     pub warnings: Vec<String>,
+    /// After a reload: what is not as the file says, by hand, and stays so. `+` is not in the file, `-` is there only, `~` has
+    /// other keys.
+    #[serde(default)]
+    pub by_hand: Vec<String>,
     /// What each worker said; empty after a dry run and when there is no difference.
     pub workers: Vec<WorkerOutcome>,
 }
@@ -429,160 +545,6 @@ pub enum WorkerState {
     Stopping,
     /// Gone; its replacement waits for the end of its back-off.
     Dead,
-}
-
-/// One of the listening sockets of an address: each worker has one, and sometimes those of workers that were removed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct ListenerSocket {
-    /// Where it listens.
-    pub address: SocketAddr,
-    /// Which one, in the order in which they were opened, from 0.
-    pub rank: u32,
-}
-
-/// What the supervisor orders a worker.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Order {
-    /// Answer with [`Report::Done`]: a sign of life.
-    Ping,
-    /// The next of the changes that the `Prepare` behind it is about. It is not answered.
-    Stage {
-        /// In their order.
-        changes: Vec<Change>,
-    },
-    /// Check the staged changes and these, and get them ready, without making them. Sockets of listeners that come were sent
-    /// before.
-    Prepare {
-        /// How many were staged.
-        #[serde(default)]
-        staged: usize,
-        /// In their order.
-        changes: Vec<Change>,
-        /// Of the state that they lead to.
-        revision: Revision,
-    },
-    /// Make the changes that were prepared last.
-    Commit,
-    /// Forget the changes that were prepared last.
-    Abort,
-    /// Read the ticket keys in the vault anew.
-    RenewTicketKeys,
-    /// Send the state as a memfd over the descriptor channel. For supervisors of earlier programs: this one asks no worker for it.
-    TellState,
-    /// Take what was sent over the descriptor channel: accept on further listening sockets, and go on with the connections
-    /// that come out of a predecessor's channel.
-    Take,
-    /// Accept no more on these listening sockets; others of the same listener stay.
-    Yield {
-        /// Which.
-        sockets: Vec<ListenerSocket>,
-    },
-    /// Look into the queue of every listening socket: another process has stopped to accept there.
-    Stir,
-    /// Give this many connections, as they come to rest, to the process behind the channel that was sent over the
-    /// descriptor channel.
-    Share {
-        /// How many.
-        connections: u32,
-    },
-    /// Accept no more, give every connection that is idle to the process that takes this one's place, finish the rest
-    /// within `deadline_ms`, then exit.
-    HandOver {
-        /// What is still there then is cut (ms from now).
-        deadline_ms: u64,
-    },
-    /// Accept no more, finish what is in flight within `deadline_ms`, then exit.
-    Stop {
-        /// What is still in flight then is cut (ms from now).
-        deadline_ms: u64,
-    },
-}
-
-/// Changes that one order names at most: reading an order holds everybody up who is served.
-const CHANGES_PER_ORDER: usize = 64;
-
-impl Order {
-    /// As orders that are each read in a short time, to be given one behind the other. Those before the last are not answered.
-    pub fn in_parts(self) -> Vec<Order> {
-        let Order::Prepare { staged: 0, mut changes, revision } = self else { return vec![self] };
-        let mut parts = Vec::new();
-        let staged = changes.len().saturating_sub(1) / CHANGES_PER_ORDER * CHANGES_PER_ORDER;
-        let last = changes.split_off(staged);
-        let mut changes = changes.into_iter();
-        while changes.len() > 0 {
-            parts.push(Order::Stage { changes: changes.by_ref().take(CHANGES_PER_ORDER).collect() });
-        }
-        parts.push(Order::Prepare { staged, changes: last, revision });
-        parts
-    }
-}
-
-/// A worker that was started by another supervisor.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Adopted {
-    /// Place in the row of workers.
-    pub id: u32,
-    /// Which of the worker's processes, counted from 1.
-    pub launch: u64,
-    /// Process.
-    pub pid: u32,
-    /// Core that it was told to run on at its start.
-    pub core: Option<u32>,
-    /// It accepts no more and will end.
-    pub leaving: bool,
-    /// Of the state that it serves.
-    pub revision: Revision,
-    /// Of the settings that it started with.
-    pub settings: Settings,
-    /// The program that it runs.
-    pub program: Program,
-    /// Rung of the ladder of kernel features, 0 to 4.
-    pub io_uring_level: u8,
-    /// Names of the kernel features in use.
-    pub io_uring_features: Vec<String>,
-}
-
-/// Which program a process runs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Program {
-    /// As it calls itself.
-    pub version: String,
-    /// Its file: device and inode.
-    pub file: (u64, u64),
-}
-
-/// What a worker tells the supervisor.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Report {
-    /// The ring stands, the listeners accept.
-    Ready {
-        /// Rung of the ladder of kernel features, 0 to 4.
-        io_uring_level: u8,
-        /// Names of the kernel features in use.
-        io_uring_features: Vec<String>,
-    },
-    /// It cannot serve and exits.
-    Failed {
-        /// What is wrong and what to do.
-        reason: String,
-    },
-    /// It goes on under this supervisor, over a channel that came through its adoption socket. What it holds was sent
-    /// over the descriptor channel.
-    Adopted(Box<Adopted>),
-    /// It ends.
-    Finished {
-        /// Nothing was in flight any more.
-        drained: bool,
-    },
-    /// An order was carried out.
-    Done,
-    /// An order was refused; nothing changed.
-    Refused {
-        /// Why.
-        reason: String,
-    },
 }
 
 #[cfg(test)]

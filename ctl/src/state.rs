@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use crate::edit;
+use crate::{edit, layers::ByHand};
 
 mod cluster;
 mod compact;
@@ -49,6 +49,9 @@ pub struct State {
     /// By the address of their listener.
     #[serde(default, deserialize_with = "compact::certificates")]
     pub certificates: BTreeMap<SocketAddr, ListenerCertificates>,
+    /// What of it is by hand, and not as the file says.
+    #[serde(default, skip_serializing_if = "ByHand::is_empty")]
+    pub by_hand: ByHand,
 }
 
 /// Which in the row of states one is, and what it came from. A supervisor that takes over workers tells by it which of
@@ -80,6 +83,7 @@ impl Default for State {
             listeners: BTreeMap::new(),
             clusters: BTreeMap::new(),
             certificates: BTreeMap::new(),
+            by_hand: ByHand::default(),
         }
     }
 }
@@ -101,6 +105,7 @@ impl State {
         } else {
             (state.revision.workers, state.revision.worker_cores) = (None, Vec::new());
         }
+        state.settle_by_hand();
         state
     }
 

@@ -6,13 +6,14 @@
 //! Relies on: the caller, who chooses how many bytes it reads at a time and the largest frame that it accepts.
 //!
 //! Promises: memory follows the bytes that came, never the length that a peer announces; a frame that is too large,
-//! cut short, not JSON, of another version or of another shape is a [`WireError`], never a panic.
+//! cut short, not JSON, of another version or of another shape is a [`WireError`], never a panic; of what is not understood the
+//! number is known, if it has one.
 
 use std::io::{self, Read, Write};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::order::{Envelope, PROTOCOL_VERSION};
+use crate::order::{Envelope, Message};
 
 /// Bytes of the length that precedes each frame.
 pub const LENGTH_SIZE: usize = 4;
@@ -45,15 +46,33 @@ pub enum WireError {
     },
     /// The peer speaks another version of the vocabulary.
     #[error(
-        "the peer speaks version {theirs} of the control protocol, this program version {ours}: use programs of one release"
+        "the peer speaks version {theirs} of the vocabulary of {vocabulary}, this program ({program}) version {ours}: use programs of \
+         one release", program = env!("CARGO_PKG_VERSION")
     )]
     Version {
-        /// [`PROTOCOL_VERSION`] of this program.
+        /// What the vocabulary is for.
+        vocabulary: &'static str,
+        /// That of this program.
         ours: u32,
         /// What the peer wrote.
         theirs: u32,
+        /// Number of the message; 0 if it has none.
+        id: u64,
     },
-    /// Not JSON, or not the expected message. The frame was dropped; the next one can be read.
+    /// A message of this version with a body that this program does not know. The frame was dropped; the next one can be read.
+    #[error("this program ({program}) does not understand it: {reason}", program = env!("CARGO_PKG_VERSION"))]
+    Unknown {
+        /// Number of the message.
+        id: u64,
+        /// What it does not know.
+        reason: String,
+    },
+    /// The peer has said what it understands, and this is not among it.
+    #[error(
+        "it runs another program, which does not know the order `{0}`; `kakehictl workers upgrade` replaces it"
+    )]
+    NotKnown(&'static str),
+    /// Not JSON, or no message. The frame was dropped; the next one can be read.
     #[error("a control message is not understood: {0}")]
     Malformed(serde_json::Error),
     /// The message cannot be written as JSON.
@@ -148,12 +167,12 @@ impl Decoder {
     /// # Errors
     ///
     /// [`WireError::TooLarge`], for ever after: the stream has no known frame any more and must be closed.
-    /// [`WireError::Version`] and [`WireError::Malformed`] for this frame only, which is dropped.
+    /// [`WireError::Version`], [`WireError::Unknown`] and [`WireError::Malformed`] for this frame only, which is dropped.
     #[expect(
         clippy::should_implement_trait,
         reason = "an iterator has one type of item; here each call names its own"
     )]
-    pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<Envelope<T>>, WireError> {
+    pub fn next<T: Message + DeserializeOwned>(&mut self) -> Result<Option<Envelope<T>>, WireError> {
         let bytes = &self.buffer[self.start..];
         let Some((length, rest)) = bytes.split_first_chunk::<LENGTH_SIZE>() else { return Ok(None) };
         let size = u32::from_le_bytes(*length) as usize;
@@ -189,22 +208,40 @@ impl Decoder {
 }
 
 /// One whole JSON text as a message of this version.
-fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<Envelope<T>, WireError> {
-    /// The part of an envelope that every version has: a body of another version need not have a known shape.
+fn parse<T: Message + DeserializeOwned>(text: &[u8]) -> Result<Envelope<T>, WireError> {
+    /// The part of an envelope that every version has: a body that is not known need not have a known shape.
     #[derive(Deserialize)]
     struct Head {
         version: u32,
+        id: Option<u64>,
     }
 
-    let theirs = match serde_json::from_slice::<Envelope<T>>(text) {
-        Ok(envelope) if envelope.version == PROTOCOL_VERSION => return Ok(envelope),
-        Ok(envelope) => envelope.version,
+    let head = match serde_json::from_slice::<Envelope<T>>(text) {
+        Ok(envelope) if envelope.version == T::VERSION => return Ok(envelope),
+        Ok(Envelope { version, id, .. }) => (version, Some(id), None),
         Err(error) => match serde_json::from_slice::<Head>(text) {
-            Ok(Head { version }) if version != PROTOCOL_VERSION => version,
-            _ => return Err(WireError::Malformed(error)),
+            Ok(Head { version, id }) => (version, id, Some(error)),
+            Err(_) => return Err(WireError::Malformed(error)),
         },
     };
-    Err(WireError::Version { ours: PROTOCOL_VERSION, theirs })
+    match head {
+        (version, Some(id), Some(error)) if version == T::VERSION => {
+            Err(WireError::Unknown { id, reason: shortened(&error) })
+        }
+        (version, None, Some(error)) if version == T::VERSION => Err(WireError::Malformed(error)),
+        (theirs, id, _) => Err(WireError::Version {
+            vocabulary: T::VOCABULARY,
+            ours: T::VERSION,
+            theirs,
+            id: id.unwrap_or_default(),
+        }),
+    }
+}
+
+/// Without the row of all that is known.
+fn shortened(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    text.split(", expected one of").next().unwrap_or_default().to_owned()
 }
 
 /// Writes one message to a blocking socket.
@@ -229,7 +266,7 @@ pub fn write_message<T: Serialize>(
 ///
 /// Those of [`Decoder::next`] and [`Decoder::finish`], and [`WireError::Io`] if the socket fails or its read deadline
 /// passes.
-pub fn read_message<T: DeserializeOwned>(
+pub fn read_message<T: Message + DeserializeOwned>(
     reader: &mut impl Read,
     decoder: &mut Decoder,
 ) -> Result<Option<Envelope<T>>, WireError> {
@@ -304,9 +341,10 @@ mod tests {
     #[test]
     fn a_large_message_is_not_kept_in_memory() {
         let mut decoder = Decoder::new(limits::MAX_FRAME);
-        decoder.extend(&encode(&Envelope::new(1, "x".repeat(1 << 20)), limits::MAX_FRAME).unwrap());
-        assert!(decoder.next::<String>().unwrap().is_some());
-        decoder.extend(&encode(&Envelope::new(2, ""), limits::MAX_FRAME).unwrap());
+        let large = Report::Failed { reason: "x".repeat(1 << 20) };
+        decoder.extend(&encode(&Envelope::new(1, large), limits::MAX_FRAME).unwrap());
+        assert!(decoder.next::<Report>().unwrap().is_some());
+        decoder.extend(&encode(&Envelope::new(2, Report::Done), limits::MAX_FRAME).unwrap());
         assert!(decoder.buffer.capacity() <= KEPT_CAPACITY);
     }
 
@@ -316,7 +354,7 @@ mod tests {
             let mut decoder = Decoder::new(1024);
             decoder.extend(&frame_of(format!("{{\"version\":9,\"id\":1,\"body\":{body}}}").as_bytes()));
             let error = decoder.next::<Request>().unwrap_err();
-            assert!(matches!(error, WireError::Version { ours: PROTOCOL_VERSION, theirs: 9 }), "{error}");
+            assert!(matches!(error, WireError::Version { ours: 1, theirs: 9, id: 1, .. }), "{error}");
             assert!(
                 error.to_string().contains("version 9") && error.to_string().contains("version 1"),
                 "{error}"
@@ -332,13 +370,31 @@ mod tests {
             b"\xff\xfe",
             b"null",
             b"{\"version\":1}",
-            b"{\"version\":1,\"id\":1,\"body\":{}}",
+            b"{\"version\":1,\"id\":\"one\",\"body\":{}}",
         ] {
             let mut decoder = Decoder::new(1024);
             decoder.extend(&frame_of(bad));
             decoder.extend(&encode(&Envelope::new(2, Request::Status), 1024).unwrap());
             assert!(matches!(decoder.next::<Request>(), Err(WireError::Malformed(_))), "{bad:?}");
             assert_eq!(decoder.next().unwrap(), Some(Envelope::new(2, Request::Status)), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn of_a_message_whose_body_is_not_known_the_number_is() {
+        for (body, said) in
+            [("\"dance\"", "unknown variant `dance`"), ("{\"scale\":{}}", "missing field `count`"), ("7", "")]
+        {
+            let mut decoder = Decoder::new(1024);
+            decoder.extend(&frame_of(format!("{{\"version\":1,\"id\":5,\"body\":{body}}}").as_bytes()));
+            decoder.extend(&encode(&Envelope::new(6, Request::Status), 1024).unwrap());
+            match decoder.next::<Request>() {
+                Err(WireError::Unknown { id: 5, reason }) if reason.contains(said) => {
+                    assert!(!reason.contains("expected one of"), "{reason}");
+                }
+                other => panic!("{body}: {other:?}"),
+            }
+            assert_eq!(decoder.next().unwrap(), Some(Envelope::new(6, Request::Status)));
         }
     }
 
@@ -373,7 +429,10 @@ mod tests {
                 loop {
                     match decoder.next::<Order>() {
                         Ok(None) => break,
-                        Ok(Some(_)) | Err(WireError::Malformed(_) | WireError::Version { .. }) => {}
+                        Ok(Some(_)) => {}
+                        Err(
+                            WireError::Malformed(_) | WireError::Unknown { .. } | WireError::Version { .. },
+                        ) => {}
                         Err(WireError::TooLarge { .. }) => break 'stream,
                         Err(error) => panic!("{error}"),
                     }
@@ -404,6 +463,15 @@ mod tests {
         assert!(matches!(cut, Err(WireError::Truncated { have: 9 })), "{cut:?}");
     }
 
+    /// Whatever it says.
+    #[derive(Deserialize)]
+    struct Anything(#[allow(dead_code, reason = "it is only read")] serde_json::Value);
+
+    impl Message for Anything {
+        const VERSION: u32 = 1;
+        const VOCABULARY: &'static str = "tests";
+    }
+
     #[test]
     fn only_a_marked_frame_may_be_large() {
         let large = |body: &str| {
@@ -418,7 +486,7 @@ mod tests {
             let mut outcome = Ok(None);
             for piece in large(body).chunks(7) {
                 decoder.extend(piece);
-                outcome = decoder.next::<serde_json::Value>();
+                outcome = decoder.next::<Anything>();
                 if !matches!(outcome, Ok(None)) {
                     break;
                 }

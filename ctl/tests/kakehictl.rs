@@ -53,9 +53,16 @@ impl Stage {
         let listener = UnixListener::bind(folder.path().join("ctl.sock")).unwrap();
         let play = move || {
             for (request, response) in dialogue {
-                let mut stream = listener.accept().unwrap().0;
-                let mut decoder = Decoder::new(limits::MAX_REQUEST_FRAME);
-                let question = wire::read_message::<Request>(&mut stream, &mut decoder).unwrap().unwrap();
+                let (mut stream, question) = loop {
+                    let mut stream = listener.accept().unwrap().0;
+                    let mut decoder = Decoder::new(limits::MAX_REQUEST_FRAME);
+                    let question = wire::read_message::<Request>(&mut stream, &mut decoder).unwrap().unwrap();
+                    let Request::Hello(_) = question.body else { break (stream, question) };
+                    // As a supervisor from before there was a greeting.
+                    let refused =
+                        Response::Refused { reason: "a control message is not understood".to_owned() };
+                    wire::write_message(&mut stream, &Envelope::new(0, refused), limits::MAX_FRAME).unwrap();
+                };
                 assert_eq!(question.body, request);
                 let answer = Envelope::new(question.id, response);
                 wire::write_message(&mut stream, &answer, limits::MAX_FRAME).unwrap();
@@ -148,6 +155,7 @@ fn status() -> Status {
         clusters: 1,
         frontends: 2,
         backends: 3,
+        by_hand: 2,
         connections: 12,
         requests: 99,
         save_failed: None,
@@ -343,6 +351,7 @@ fn changed() -> Response {
         at_next_start: vec![],
         with_new_workers: vec![],
         warnings: vec![],
+        by_hand: vec!["+ cluster mine".to_owned()],
         workers: vec![],
     })
 }

@@ -17,6 +17,7 @@
 //! | [`events`] | what happens to workers |
 //! | [`due`] | what is due at some time: replacements, kills, the watchdog, certificates |
 //! | [`saving`] | the state on disk, after each change |
+//! | [`watchers`] | clients that are told what happens |
 //! | [`stop`] | a stop |
 
 mod answers;
@@ -27,6 +28,7 @@ pub(crate) mod question;
 mod saving;
 mod stop;
 pub(crate) mod turn;
+pub(crate) mod watchers;
 
 use std::{collections::VecDeque, io, path::PathBuf, rc::Rc, time::Duration};
 
@@ -46,7 +48,7 @@ use crate::{
         worker::Worker,
     },
     host::{init_system, signals::Signals},
-    supervisor::{question::Question, saving::Saving},
+    supervisor::{question::Question, saving::Saving, watchers::Watchers},
 };
 
 /// A larger text of the state is made anew each time: to keep it costs more than that.
@@ -98,6 +100,7 @@ pub(crate) struct Supervisor {
     pub(crate) reload_due: bool,
     /// Questions that wait until the operation that runs has ended.
     pub(crate) line: VecDeque<Question>,
+    pub(crate) watchers: Watchers,
     /// Files of certificates that were found not to be as they were.
     pub(crate) changed_files: Vec<certificates::Changed>,
     /// The state is about to be another: a process that started now would start from the one before.
@@ -156,6 +159,7 @@ impl Supervisor {
             helpers: Vec::new(),
             reload_due: false,
             line: VecDeque::new(),
+            watchers: Watchers::default(),
             changed_files: Vec::new(),
             launches_held: false,
             stopping: None,

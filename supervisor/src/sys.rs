@@ -60,11 +60,20 @@ pub(crate) fn compacted<T: Send + Sync>(value: T, copy: fn(&T) -> T) -> T {
     compacted
 }
 
+/// Has a classic BPF program say which packets reach a socket: what it answers is how much of one does.
+pub(crate) fn attach_filter(socket: &OwnedFd, program: &[libc::sock_filter]) -> io::Result<()> {
+    attach(socket, libc::SO_ATTACH_FILTER, program)
+}
+
 /// Has a classic BPF program choose among the sockets of the group (`SO_REUSEPORT`) that `socket` is in.
 pub(crate) fn attach_reuseport_filter(socket: &OwnedFd, program: &[libc::sock_filter]) -> io::Result<()> {
+    attach(socket, libc::SO_ATTACH_REUSEPORT_CBPF, program)
+}
+
+fn attach(socket: &OwnedFd, option: libc::c_int, program: &[libc::sock_filter]) -> io::Result<()> {
     let length = libc::c_ushort::try_from(program.len()).map_err(io::Error::other)?;
     let filter = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut() };
-    set_option(socket, libc::SO_ATTACH_REUSEPORT_CBPF, &filter)
+    set_option(socket, option, &filter)
 }
 
 /// Takes away what [`attach_reuseport_filter`] has brought, if there is anything.

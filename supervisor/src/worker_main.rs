@@ -17,6 +17,7 @@ use std::{
 
 use command_fds::inherited::take_fd_ownership;
 use kakehi_ctl::{
+    layers::ByHand,
     limits,
     order::{Program, Report},
     state::{STATE_VERSION, Settings, State},
@@ -131,7 +132,9 @@ fn receive(place: Place, orders: &UnixStream) -> Result<Setup, Error> {
     let Place { id, launch, core, inherits } = place;
     let (counters, counters_memory) = Counters::adopt(take(COUNTERS)?).map_err(Error::Counters)?;
     counters.reset_gauges();
-    let state = parse_state(take(STATE)?)?;
+    let mut state = parse_state(take(STATE)?)?;
+    // A worker serves, whoever wanted it.
+    state.by_hand = ByHand::default();
     sys::give_memory_back();
     logging::open_for_worker(&state.settings.log_level);
     if let Err(error) = sys::ignore_hangup() {
@@ -227,7 +230,11 @@ struct Channel {
 impl DescriptorChannel for Channel {
     fn receive(&self) -> io::Result<Vec<(DescriptorKind, OwnedFd)>> {
         // What an order speaks of was sent before it, so it is there.
-        scm::receive(&*self.socket.borrow(), Duration::ZERO).map_err(io::Error::other)
+        scm::receive(&*self.socket.borrow(), Duration::ZERO).map_err(|error| match error {
+            scm::Error::Io(error) => error,
+            scm::Error::Ended => io::ErrorKind::UnexpectedEof.into(),
+            malformed @ scm::Error::Malformed(_) => io::Error::new(io::ErrorKind::InvalidData, malformed),
+        })
     }
 
     fn send(&self, descriptors: &[(DescriptorKind, BorrowedFd<'_>)]) -> io::Result<usize> {

@@ -11,6 +11,7 @@ use std::{fmt::Write as _, path::Path};
 
 use toml::{Table, Value};
 
+use crate::layers::Owner;
 use crate::state::{
     Backend, BackendTls, CertificateFiles, CipherSuite, ClientAuth, Cluster, Frontend, Group, Hsts, Listener,
     PathRule, Settings, State, Tls, TlsVersion, WantedCertificate,
@@ -37,7 +38,22 @@ pub fn write(state: &State) -> String {
         root.insert("clusters".to_owned(), Value::Table(clusters));
     }
     // Every value in it is one that TOML has.
-    without_files(state) + &toml::to_string(&root).unwrap_or_default()
+    whose(state) + &without_files(state) + &toml::to_string(&root).unwrap_or_default()
+}
+
+/// A comment that names what is by hand: `+` is not in the file that was read last, `-` is only there, `~` has other keys.
+fn whose(state: &State) -> String {
+    let (lines, owner) = (state.describe_by_hand(), Owner::Hand.words());
+    let mut text: String = lines.iter().map(|line| format!("# {owner}: {}\n", printable(line))).collect();
+    if !text.is_empty() {
+        text.push('\n');
+    }
+    text
+}
+
+/// What must not end a comment.
+fn printable(line: &str) -> String {
+    line.chars().filter(|it| !it.is_control()).collect()
 }
 
 /// A comment that names the certificates that no file can have.

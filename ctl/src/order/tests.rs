@@ -1,6 +1,7 @@
 //! Orders in parts, and what older programs say.
 
-use super::*;
+use super::{worker::CHANGES_PER_ORDER, *};
+use crate::state::Revision;
 
 #[test]
 fn many_changes_are_told_in_parts_that_make_up_the_whole() {
@@ -25,4 +26,31 @@ fn many_changes_are_told_in_parts_that_make_up_the_whole() {
         assert_eq!(told, changes);
     }
     assert_eq!(Order::Ping.in_parts(), [Order::Ping]);
+}
+
+#[test]
+fn every_order_travels_under_its_name_and_older_workers_are_given_those_that_they_know() {
+    for name in Order::KNOWN {
+        let text = match name {
+            "stage" => r#"{"stage":{"changes":[]}}"#.to_owned(),
+            "prepare" => r#"{"prepare":{"changes":[],"revision":{"generation":1,"origin":""}}}"#.to_owned(),
+            "yield" => r#"{"yield":{"sockets":[]}}"#.to_owned(),
+            "share" => r#"{"share":{"connections":1}}"#.to_owned(),
+            "hand_over" | "stop" => format!(r#"{{"{name}":{{"deadline_ms":1}}}}"#),
+            name => format!("\"{name}\""),
+        };
+        let order: Order = serde_json::from_str(&text).unwrap();
+        assert_eq!(order.name(), name);
+        assert!(order.is_understood_by(&[]) && order.is_understood_by(&[name.to_owned()]));
+        assert!(!order.is_understood_by(&["another".to_owned()]));
+    }
+}
+
+#[test]
+fn what_older_programs_say_of_themselves_is_understood() {
+    let ready: Report =
+        serde_json::from_str(r#"{"ready":{"io_uring_level":4,"io_uring_features":[]}}"#).unwrap();
+    assert!(matches!(ready, Report::Ready { capabilities, .. } if capabilities.is_empty()));
+    let hello = Hello::new(&["watch"]);
+    assert!(hello.can("watch") && !hello.can("dance"));
 }

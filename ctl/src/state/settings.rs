@@ -97,7 +97,7 @@ keyed! {
         /// Numbers of users that may use the control socket, besides root and the user that kakehi runs as. Without
         /// it only these may open it.
         "command_allowed_uids" => command_allowed_uids: Vec<u32> = Vec::new(), Integers, Yes, Restart;
-        /// State file that is loaded at the start, if it is there and this file has not changed since it was saved.
+        /// State file that is loaded at the start, if it is there. Where this file has changed since, only what is by hand counts of it.
         "saved_state" => saved_state: Option<PathBuf> = None, Path, Yes, Live;
         /// Save the state to `saved_state` after each change.
         "automatic_state_save" => automatic_state_save: bool = false, Bool, Yes, Live;

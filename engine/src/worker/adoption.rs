@@ -13,7 +13,7 @@ use std::{
 
 use kakehi_ctl::{
     keys::Effect,
-    order::{Adopted, ListenerSocket, PROTOCOL_VERSION, Program, Report},
+    order::{ADOPTION_VERSION, Adopted, ListenerSocket, Order, Program, Report},
 };
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::{
@@ -22,7 +22,7 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Worker, configured::Taken, report};
+use super::{Worker, configured::Taken, report, say_last};
 use crate::ring::{Role, Stream, Timer, receive_descriptors};
 
 /// How long whoever connects may take to say what it wants (ms).
@@ -38,8 +38,24 @@ const ACCEPT_PAUSE_MS: u64 = 100;
 /// descriptor channel and the successor's channel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AdoptRequest {
-    /// Version of the vocabulary that it speaks.
+    /// [`ADOPTION_VERSION`] of its program.
     pub protocol: u32,
+    /// Version of its program.
+    #[serde(default)]
+    pub program: String,
+}
+
+impl AdoptRequest {
+    /// That of this program.
+    pub fn new() -> AdoptRequest {
+        AdoptRequest { protocol: ADOPTION_VERSION, program: env!("CARGO_PKG_VERSION").to_owned() }
+    }
+}
+
+impl Default for AdoptRequest {
+    fn default() -> Self {
+        AdoptRequest::new()
+    }
 }
 
 /// A descriptor that goes between supervisor and worker, and what it is.
@@ -69,7 +85,7 @@ pub trait DescriptorChannel {
     /// Takes what was sent by one call, and is there: an order that speaks of it comes after it.
     ///
     /// # Errors
-    /// When there is nothing, the supervisor is gone, or sends nonsense.
+    /// When there is nothing, or the supervisor is gone. `InvalidData` when it is not understood; it is closed then.
     fn receive(&self) -> io::Result<Vec<(DescriptorKind, OwnedFd)>>;
 
     /// Sends duplicates, as many as the channel takes now: how many. The rest is to be sent next, and by itself.
@@ -147,11 +163,18 @@ impl Worker {
         timer.limit(readiness.readable()).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         let (text, channels) =
             receive_descriptors(&connection)?.ok_or_else(|| io::Error::other("it left without a word"))?;
-        let AdoptRequest { protocol } = serde_json::from_str(&text)?;
-        if protocol != PROTOCOL_VERSION {
-            return Err(io::Error::other(format!(
-                "it speaks version {protocol}, this worker version {PROTOCOL_VERSION}"
-            )));
+        let AdoptRequest { protocol, program } = serde_json::from_str(&text)?;
+        if protocol != ADOPTION_VERSION {
+            let reason = format!(
+                "the supervisor ({program}) speaks version {protocol} of the vocabulary of adoption, this worker ({}) version \
+                 {ADOPTION_VERSION}",
+                env!("CARGO_PKG_VERSION")
+            );
+            if let Some(orders) = channels.first() {
+                // Where the first channel is another one, nobody understands it.
+                let _ = say_last(orders, Report::Failed { reason: reason.clone() });
+            }
+            return Err(io::Error::other(reason));
         }
         let [orders, descriptors, successor] = <[OwnedFd; 3]>::try_from(channels)
             .map_err(|_| io::Error::other("it did not send three channels"))?;
@@ -225,6 +248,7 @@ impl Worker {
             program: self.adoption_state.program.clone(),
             io_uring_level: features.level().number(),
             io_uring_features: features.names().into_iter().map(str::to_owned).collect(),
+            capabilities: Order::KNOWN.map(str::to_owned).to_vec(),
         })
     }
 }

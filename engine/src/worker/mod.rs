@@ -5,6 +5,7 @@ mod configured;
 mod host;
 mod patient;
 mod privileges;
+mod refused;
 mod sandbox;
 mod setup;
 
@@ -227,6 +228,7 @@ async fn serve(
     let ready = Report::Ready {
         io_uring_level: ring.features().level().number(),
         io_uring_features: ring.features().names().into_iter().map(str::to_owned).collect(),
+        capabilities: Order::KNOWN.map(str::to_owned).to_vec(),
     };
     // The executor has entered its rings for the last time, and nothing of a client was read yet.
     sandbox.close(&ring);
@@ -363,18 +365,22 @@ impl Worker {
                         };
                         let answer = match outcome {
                             Ok(()) => Report::Done,
-                            Err(reason) => Report::Refused { reason },
+                            Err(reason) => self.refused(reason),
                         };
                         report(&self.connections.shared.ring, orders, id, answer).await?;
                     }
-                    Err(error @ (WireError::Malformed { .. } | WireError::Version { .. })) => {
-                        report(
-                            &self.connections.shared.ring,
-                            orders,
-                            0,
-                            Report::Refused { reason: error.to_string() },
-                        )
-                        .await?;
+                    Err(
+                        error @ (WireError::Malformed(_)
+                        | WireError::Unknown { .. }
+                        | WireError::Version { .. }),
+                    ) => {
+                        // Nobody waits for the answer to an order that has no number.
+                        let id = match error {
+                            WireError::Unknown { id, .. } | WireError::Version { id, .. } => id,
+                            _ => 0,
+                        };
+                        let answer = self.refused(error.to_string());
+                        report(&self.connections.shared.ring, orders, id, answer).await?;
                     }
                     Err(error) => return Err(error),
                 }

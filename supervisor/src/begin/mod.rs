@@ -24,7 +24,8 @@ use std::{
 
 use kakehi_ctl::{
     config::{self, Loaded},
-    state::State,
+    order::KeyPair,
+    state::{Fingerprint, State, WantedCertificate},
 };
 use nix::sys::signal::SigSet;
 use tokio::{runtime::Runtime, sync::mpsc::channel};
@@ -168,14 +169,30 @@ async fn serve_instead(
     } else if let Some(complaint) = complaint {
         return Err(Error::NobodyGoesOn(complaint));
     } else {
-        let warnings = if let Some((mut saved, keys)) = save::load(&state)? {
-            let warnings = keeper.restore(&mut saved, &keys, &State::default())?;
-            in_file = Some(state.clone());
-            state = state.going_on_from(saved);
-            kakehi_engine::worker::check(&state)?;
-            warnings
-        } else {
-            keeper.furnish(&mut state, to_be_read.take().unwrap_or_default(), Depth::Few)?
+        let wanted = to_be_read.take().unwrap_or_default();
+        let warnings = match save::load(&state)? {
+            Some((mut saved, keys)) if saved.revision.origin == state.revision.origin => {
+                let warnings = keeper.restore(&mut saved, &keys, &State::default())?;
+                in_file = Some(state.clone());
+                state = state.going_on_from(saved);
+                kakehi_engine::worker::check(&state)?;
+                to_be_read = Some(wanted);
+                warnings
+            }
+            Some((saved, keys)) if !saved.by_hand.is_empty() => {
+                match with_hand_layer(&mut keeper, &state, &wanted, (&saved, &keys)) {
+                    Ok((laid, warnings)) => {
+                        state = laid;
+                        warnings
+                    }
+                    Err(reason) => {
+                        tracing::error!("what is by hand in `saved_state` is dropped: {reason}");
+                        keeper.settle(false);
+                        keeper.furnish(&mut state, wanted, Depth::Few)?
+                    }
+                }
+            }
+            _ => keeper.furnish(&mut state, wanted, Depth::Few)?,
         };
         keeper.settle(true);
         for warning in warnings {
@@ -204,4 +221,23 @@ async fn serve_instead(
         supervisor.save_automatically();
     }
     Ok(supervisor.run().await?)
+}
+
+/// What `in_file` says, under what is by hand in a state that was saved when the file said something else; and of what to be
+/// aware.
+fn with_hand_layer(
+    keeper: &mut Keeper,
+    in_file: &State,
+    wanted: &[WantedCertificate],
+    (saved, keys): (&State, &BTreeMap<Fingerprint, KeyPair>),
+) -> Result<(State, Vec<String>), String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let (mut hand, mut state) = (saved.hand_layer(), in_file.clone());
+    let mut warnings = keeper.restore(&mut hand, keys, &State::default()).map_err(|error| text(&error))?;
+    warnings.extend(hand.lay_by_hand_over(&mut state).map_err(|error| text(&error))?);
+    warnings.extend(keeper.furnish(&mut state, wanted.to_vec(), Depth::Few).map_err(|error| text(&error))?);
+    hand.lay_certificates_over(&mut state);
+    state.check().map_err(|error| text(&error))?;
+    kakehi_engine::worker::check(&state).map_err(|error| text(&error))?;
+    Ok((state, warnings))
 }

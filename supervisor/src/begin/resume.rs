@@ -7,9 +7,9 @@ use std::{
     process::ExitCode,
 };
 
-use kakehi_ctl::state::State;
+use kakehi_ctl::{order::Response, state::State};
 use kakehi_engine::tls::Vault;
-use tokio::sync::mpsc::channel;
+use tokio::sync::{mpsc::channel, oneshot};
 
 use super::{
     Error, exit_code, runtime,
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     certificates::Keeper,
-    control::command::{CommandSocket, SocketFile},
+    control::command::{self, CommandSocket, SocketFile},
     estate::Estate,
     fleet::adoption::{self, Found, Trust},
     host::{
@@ -25,7 +25,7 @@ use crate::{
         pid_file::PidFile,
         signals::{self, Signals},
     },
-    supervisor::{End, QUEUE, Source, Supervisor},
+    supervisor::{End, QUEUE, Source, Supervisor, watchers},
 };
 
 /// The whole program `kakehi start --resume`: goes on where the supervisor stopped that this process was.
@@ -122,18 +122,41 @@ async fn take_up(estate: &Estate, file: &Path) -> Result<Running, Error> {
 }
 
 impl Running {
+    /// Has whoever asked told what happens, if it watched before, and at last how it went.
+    fn attend_to_asker(&mut self, estate: &Estate) -> oneshot::Sender<Response> {
+        let (answer, answered) = oneshot::channel();
+        let watch = estate.will.watch.clone().and_then(|(id, topics)| {
+            let (watcher, watch) = watchers::watch(id, topics, false);
+            self.supervisor.watchers.add(watcher).ok().map(|()| watch)
+        });
+        if let Err(error) = command::see_out(estate.client.try_clone(), estate.will.request, watch, answered)
+        {
+            tracing::warn!("whoever asked for the upgrade cannot be told how it went: {error}");
+        }
+        answer
+    }
+
     /// Replaces the workers, answers whoever asked for all that, and serves until asked to stop.
     ///
     /// # Errors
     /// See [`Error`].
     async fn serve(mut self, estate: Estate) -> Result<End, Error> {
+        let answer = self.attend_to_asker(&estate);
         let outcome = match &estate.will.failed {
             None => self.supervisor.upgrade(None, "the upgrade").await.map_err(|refused| {
                 format!("the supervisor runs the new program, but not every worker: {refused}")
             }),
             Some(reason) => Err(format!("the new program did not come up, the one before goes on: {reason}")),
         };
-        estate.answer(outcome);
+        let response = outcome.map_or_else(
+            |reason| {
+                tracing::error!("upgrade: {reason}");
+                Response::Refused { reason }
+            },
+            Response::Outcomes,
+        );
+        // That it may have left is nobody's loss.
+        let _ = answer.send(response);
         // The sockets in it are those of the workers now.
         drop(estate);
         self.supervisor.save_automatically();

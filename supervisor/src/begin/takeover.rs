@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, io};
 
 use kakehi_ctl::{
+    event::Happening,
     keys::Effect,
     state::{State, WantedCertificate},
 };
@@ -115,7 +116,7 @@ impl Supervisor {
         }
         let changed = in_file.filter(|in_file| self.state.revision.origin != in_file.revision.origin);
         let Some(mut in_file) = changed else { return };
-        let changed = match self.furnish(&mut in_file, certificates).await {
+        let changed = match self.furnish_file(&mut in_file, certificates, false).await {
             Ok(warnings) => {
                 warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
                 self.change_to(&in_file, "the start").await.map(drop)
@@ -125,6 +126,7 @@ impl Supervisor {
         self.certificates.settle(changed.is_ok());
         if let Err(refused) = changed {
             tracing::error!("the file has changed, and cannot be applied: {refused}");
+            self.tell(Happening::refused("the start", &refused.to_string()));
         }
     }
 }

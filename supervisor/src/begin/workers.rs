@@ -13,7 +13,7 @@ use crate::{
     fleet::worker::{Outcome, Worker},
     host::{
         init_system,
-        listeners::{self, Sockets},
+        listeners::{self, Beside, Sockets},
         pid_file::PidFile,
     },
     supervisor::{End, Supervisor, turn::Happened},
@@ -37,7 +37,10 @@ impl Supervisor {
         let missing: Vec<u32> = (0..count.max(highest) as u32).filter(|id| !present.contains(id)).collect();
         // With a worker that goes on, the addresses are ours, and taken.
         let mut opened = match present.is_empty() && kept.is_empty() {
-            true => listeners::open(&addresses, missing.len(), passed, others_leave).await?,
+            true => {
+                let beside = if others_leave { Beside::WhoLeaves } else { Beside::Nobody };
+                listeners::open(&addresses, missing.len(), passed, beside).await?
+            }
             false => Vec::new(),
         }
         .into_iter();

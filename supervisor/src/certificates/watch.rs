@@ -65,16 +65,19 @@ impl Watching {
         self.seen().await.into_iter().map(Changed).collect()
     }
 
-    /// Notes how it went to take a file anew; what went wrong is told once.
-    pub(crate) fn note(&mut self, About { name, paths }: About, taken: Result<(), String>) {
-        match taken {
-            Ok(()) => drop(self.told.remove(&name)),
-            Err(reason) if self.told.get(&name) == Some(&reason) => {}
-            Err(reason) => {
-                tracing::warn!("{paths} has changed, and what it was before stays in use: {reason}");
-                self.told.insert(name, reason);
-            }
+    /// Notes how it went to take a file anew; what went wrong is told once, and given back for those who watch.
+    pub(crate) fn note(&mut self, About { name, paths }: About, taken: Result<(), String>) -> Option<String> {
+        let Err(reason) = taken else {
+            self.told.remove(&name);
+            return None;
+        };
+        if self.told.get(&name) == Some(&reason) {
+            return None;
         }
+        let text = format!("{paths} has changed, and what it was before stays in use: {reason}");
+        tracing::warn!("{text}");
+        self.told.insert(name, reason);
+        Some(text)
     }
 
     /// What was seen, when some files have been looked at; otherwise waits for ever.

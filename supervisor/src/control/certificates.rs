@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use kakehi_ctl::{
     change::Change,
+    event::Happening,
     order::Changed as Done,
     state::{State, WantedCertificate},
 };
@@ -79,7 +80,9 @@ impl Supervisor {
             let taken = self.take_anew(changed).await;
             // What was refused is to be read again.
             self.certificates.settle(taken.is_ok());
-            self.certificates.watching.note(about, taken);
+            if let Some(news) = self.certificates.watching.note(about, taken) {
+                self.tell(Happening::refused(BY, &news));
+            }
         }
     }
 

@@ -1,36 +1,42 @@
-//! Changes while everything runs: a reload of the file, or single changes, made by all workers or by none.
+//! Changes while everything runs, made by all workers or by none.
 //!
 //! First everything is tried: on a copy of the state, by compiling it, by opening the sockets of new listeners, and by
 //! having each worker get ready. Only when all of that has gone well is each worker told to make the change, which
 //! cannot fail any more. A worker that does not answer within `worker_timeout` vetoes nothing: it is replaced by one that starts
 //! with the change in it. No worker is started between the two steps.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::Path};
+use std::{collections::BTreeMap, net::SocketAddr, path::Path, time::Duration};
 
 use kakehi_ctl::{
     change::{Change, ChangeError},
     config::{self, ConfigErrors},
     edit::{Edit, EditError},
-    keys::Effect,
+    event::Happening,
+    layers::{ByHand, LayersError, Whose},
     order::{Changed, KeyPair, Order, WorkerOutcome},
-    state::{Fingerprint, Revision, STATE_VERSION, Settings, State},
+    state::{Fingerprint, Revision, STATE_VERSION, State},
 };
 use kakehi_engine::config::CompileError;
+use tokio::time::Instant;
 
 use crate::{
     certificates,
-    control::settings::of_settings,
+    control::{reload::Wish, settings::of_settings},
     fleet::worker::Worker,
-    host::{
-        init_system,
-        listeners::{self, Sockets},
+    host::listeners::{self, Beside, Ours, Sockets},
+    supervisor::{
+        Supervisor,
+        orders::Answer,
+        turn::{Happened, Stopped},
     },
-    placement::scale,
-    supervisor::{Supervisor, orders::Answer, turn::Stopped},
 };
 
 /// Edits that can be made in one step.
 const MOST_EDITS: usize = 1_000;
+/// Clients whose handshake has begun with a listener that goes have this long to finish it, where another takes those that
+/// come after them.
+const HANDSHAKES_PATIENCE: Duration = Duration::from_millis(250);
+
 /// Why nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Refused {
@@ -56,6 +62,9 @@ pub(crate) enum Refused {
         /// What it is.
         found: u64,
     },
+    /// What is by hand does not go with the file.
+    #[error("{0}; nothing was changed")]
+    Layers(#[from] LayersError),
     /// What it leads to cannot be served.
     #[error("{0}; nothing was changed")]
     State(#[from] CompileError),
@@ -74,6 +83,12 @@ pub(crate) enum Refused {
         /// Its version.
         found: u32,
     },
+    /// Nothing would be served any more.
+    #[error(
+        "it has no listener that accepts connections, and {0} do now: nothing would be served any more; say `--allow-empty` if \
+         that is wanted; nothing was changed"
+    )]
+    Empty(usize),
     /// A worker refused.
     #[error("{0}; nothing was changed")]
     Workers(String),
@@ -96,16 +111,11 @@ pub(super) struct Manner {
     pub(super) settings: Option<BTreeMap<String, String>>,
     /// They come from somebody who may have written anything.
     pub(super) check: bool,
+    /// They may leave nothing that accepts connections.
+    pub(super) allow_empty: bool,
+    pub(super) whose: Whose,
     /// They are only described.
     pub(super) dry_run: bool,
-}
-
-/// In which number and place of the workers differ, in words.
-fn placement_in_words(before: &Settings, wanted: &Settings) -> Vec<String> {
-    let mut settings = Box::new(before.clone());
-    settings.take_keys(wanted, Effect::Placement);
-    let before = State { settings: before.clone(), ..State::default() };
-    before.describe(&Change::SetSettings { settings })
 }
 
 fn with_warnings(mut changed: Changed, warnings: Vec<String>) -> Changed {
@@ -114,114 +124,6 @@ fn with_warnings(mut changed: Changed, warnings: Vec<String>) -> Changed {
 }
 
 impl Supervisor {
-    /// Reads the file again and makes what has changed.
-    ///
-    /// # Errors
-    /// See [`Refused`]; nothing has changed then.
-    pub(crate) async fn reload(&mut self, dry_run: bool, by: &str) -> Result<Changed, Refused> {
-        let file = self.source.file.clone().ok_or(Refused::NoFile)?;
-        if dry_run {
-            return self.reload_from(&file, true, by).await;
-        }
-        init_system::reloading();
-        let outcome = self.reload_from(&file, false, by).await;
-        if !self.is_stopping() {
-            init_system::ready(self.count());
-        }
-        self.compact();
-        outcome
-    }
-
-    async fn reload_from(&mut self, file: &Path, dry_run: bool, by: &str) -> Result<Changed, Refused> {
-        let outcome = self.try_reload_from(file, dry_run, by).await;
-        self.certificates.settle(outcome.is_ok() && !dry_run);
-        outcome
-    }
-
-    async fn try_reload_from(&mut self, file: &Path, dry_run: bool, by: &str) -> Result<Changed, Refused> {
-        let file = file.to_owned();
-        let mut loaded = self.serve_beside(move || config::load(&file)).await??;
-        let wanted = std::mem::take(&mut loaded.certificates);
-        let warnings = self.furnish(&mut loaded.state, wanted).await?;
-        let settings = self.wanted_settings(&loaded.state.settings)?;
-        let at_next_start = self.state.settings.differing(&settings, Effect::Restart);
-        let mut changed = self.change_into(&loaded.state, dry_run, by).await?;
-        let before = self.source.settings.clone();
-        changed.changes.extend(placement_in_words(&before, &loaded.state.settings));
-        changed.at_next_start = at_next_start.into_iter().map(str::to_owned).collect();
-        changed.with_new_workers = self.waiting_for_new_workers(&self.state.settings.becoming(&settings));
-        changed.warnings = loaded.warnings.iter().map(ToString::to_string).chain(warnings).collect();
-        if !dry_run {
-            self.source.settings = loaded.state.settings;
-            let wanted = self.source.settings.clone();
-            changed.warnings.extend(self.change_placement(&before, &wanted, by).await);
-        }
-        Ok(changed)
-    }
-
-    /// Number and place of the workers become what the file says, where it has changed in that; otherwise what was said by
-    /// `kakehictl` stays. What could not be done comes back as warnings.
-    async fn change_placement(&mut self, before: &Settings, wanted: &Settings, by: &str) -> Vec<String> {
-        let mut warnings = Vec::new();
-        if before.worker_cores != wanted.worker_cores {
-            self.state.settings.worker_cores.clone_from(&wanted.worker_cores);
-            warnings.extend(self.pin_as_configured(by).await);
-        }
-        if before.worker_count != wanted.worker_count {
-            let count = scale::worker_count(wanted);
-            if let Err(refused) = self.scale(count as u32, by).await {
-                warnings.push(refused.to_string());
-            }
-        }
-        warnings
-    }
-
-    /// Makes the state what the file says.
-    ///
-    /// # Errors
-    /// See [`Refused`]; nothing has changed then.
-    pub(crate) async fn change_to(&mut self, in_file: &State, by: &str) -> Result<Changed, Refused> {
-        self.change_into(in_file, false, by).await
-    }
-
-    async fn change_into(&mut self, in_file: &State, dry_run: bool, by: &str) -> Result<Changed, Refused> {
-        let settings = self.wanted_settings(&in_file.settings)?;
-        let mut changes: Vec<Change> = self.change_of_settings(&settings).await?.into_iter().collect();
-        changes.extend(self.state.difference(in_file));
-        // The reader of the file has checked it.
-        let manner =
-            Manner { settings: None, origin: in_file.revision.origin.clone(), check: false, dry_run };
-        self.change(changes, manner, by).await
-    }
-
-    /// SIGHUP: a reload whose outcome stands in the log.
-    pub(crate) async fn reload_on_signal(&mut self) {
-        match self.reload(false, "SIGHUP").await {
-            Ok(Changed { changes, at_next_start, with_new_workers, warnings, .. }) => {
-                for warning in warnings {
-                    tracing::warn!("{warning}");
-                }
-                if !at_next_start.is_empty() {
-                    tracing::warn!("changes at the next start only: {}", at_next_start.join(", "));
-                }
-                if !with_new_workers.is_empty() {
-                    tracing::warn!(
-                        "with new workers only (`kakehictl reload --workers`): {}",
-                        with_new_workers.join(", ")
-                    );
-                }
-                if changes.is_empty() {
-                    tracing::info!("SIGHUP: the file says what is running already");
-                }
-            }
-            Err(Refused::File(errors)) => {
-                errors.lines().for_each(|line| tracing::error!("SIGHUP: {line}"));
-                tracing::error!("SIGHUP: the file is wrong; nothing was changed");
-            }
-            Err(refused) => tracing::error!("SIGHUP: {refused}"),
-        }
-    }
-
     /// Makes listeners, clusters, frontends and backends what they are in a state that was saved.
     ///
     /// # Errors
@@ -230,7 +132,7 @@ impl Supervisor {
         &mut self,
         mut saved: State,
         keys: &BTreeMap<Fingerprint, KeyPair>,
-        dry_run: bool,
+        Wish { dry_run, allow_empty, .. }: Wish,
         by: &str,
     ) -> Result<Changed, Refused> {
         if saved.version != STATE_VERSION {
@@ -240,8 +142,9 @@ impl Supervisor {
             Ok(warnings) => {
                 let changes = self.state.difference(&saved);
                 let origin = self.state.revision.origin.clone();
-                let changed =
-                    self.change(changes, Manner { origin, settings: None, check: true, dry_run }, by).await;
+                let whose = Whose::Layers(ByHand::between(&self.state.file_layer(), &saved));
+                let manner = Manner { origin, settings: None, check: true, allow_empty, whose, dry_run };
+                let changed = self.change(changes, manner, by).await;
                 changed.map(|changed| with_warnings(changed, warnings))
             }
             Err(error) => Err(error.into()),
@@ -304,7 +207,14 @@ impl Supervisor {
         let outcome = match self.certificates.furnish_changes(&mut changes) {
             Ok(warnings) => {
                 let origin = self.state.revision.origin.clone();
-                let manner = Manner { origin, settings: None, check: true, dry_run: false };
+                let manner = Manner {
+                    origin,
+                    settings: None,
+                    check: true,
+                    allow_empty: true,
+                    whose: Whose::Hand,
+                    dry_run: false,
+                };
                 self.change(changes, manner, by).await.map(|changed| with_warnings(changed, warnings))
             }
             Err(error) => Err(error.into()),
@@ -323,14 +233,22 @@ impl Supervisor {
         by: &str,
     ) -> Result<Changed, Refused> {
         let origin = self.state.revision.origin.clone();
-        self.change(changes, Manner { origin, settings: None, check: false, dry_run: false }, by).await
+        let manner = Manner {
+            origin,
+            settings: None,
+            check: false,
+            allow_empty: true,
+            whose: Whose::Files,
+            dry_run: false,
+        };
+        self.change(changes, manner, by).await
     }
 
     /// Makes `changes`, after which the state stems from the file with the digest `origin`.
     pub(super) async fn change(
         &mut self,
         changes: Vec<Change>,
-        Manner { origin, settings, check, dry_run }: Manner,
+        Manner { origin, settings, check, allow_empty, whose, dry_run }: Manner,
         by: &str,
     ) -> Result<Changed, Refused> {
         if self.is_stopping() {
@@ -344,10 +262,15 @@ impl Supervisor {
             part.apply(change)?;
         }
         self.state.check_part(&part, &changes)?;
+        let accepting = self.state.active_addresses().count();
+        if !allow_empty && accepting > 0 && part.active_addresses().next().is_none() {
+            return Err(Refused::Empty(accepting));
+        }
         // A certificate is not said in a file but named there, and was looked at when it was read.
         let of_a_certificate =
             |it: &Change| matches!(it, Change::SetCertificate { .. } | Change::RemoveCertificate { .. });
-        let check = check && !changes.iter().all(of_a_certificate);
+        let of_certificates = changes.iter().all(of_a_certificate);
+        let check = check && !of_certificates;
         let compile = changes.iter().any(Change::concerns_routes);
         if check || compile {
             let checked = move || {
@@ -373,11 +296,18 @@ impl Supervisor {
             at_next_start: Vec::new(),
             with_new_workers: Vec::new(),
             warnings: Vec::new(),
+            by_hand: Vec::new(),
             workers: Vec::new(),
         };
         // Workers are told of another origin even where nothing differs: for a supervisor to come.
         let settings_stay = settings.as_ref().is_none_or(|it| *it == self.state.revision.settings);
-        if dry_run || (changes.is_empty() && settings_stay && origin == self.state.revision.origin) {
+        let same_layers = match &whose {
+            Whose::Layers(by_hand) => *by_hand == self.state.by_hand,
+            Whose::Hand | Whose::Files => true,
+        };
+        if dry_run
+            || (changes.is_empty() && settings_stay && same_layers && origin == self.state.revision.origin)
+        {
             return Ok(changed);
         }
         let by_hand = settings.unwrap_or_else(|| self.state.revision.settings.clone());
@@ -387,11 +317,15 @@ impl Supervisor {
             settings: by_hand,
             ..self.state.revision.clone()
         };
-        changed.workers = self.change_everywhere(changes, &part, revision).await.inspect_err(|refused| {
+        let made = self.change_everywhere(changes, &part, revision, whose).await;
+        changed.workers = made.inspect_err(|refused| {
             tracing::error!("a change by {by} was refused: {refused}");
         })?;
         for line in &changed.changes {
             tracing::info!("changed by {by}: {line}");
+        }
+        if !changed.changes.is_empty() {
+            self.tell(Happening::changed(by, &changed.changes, of_certificates));
         }
         Ok(changed)
     }
@@ -402,24 +336,27 @@ impl Supervisor {
         changes: Vec<Change>,
         part: &State,
         revision: Revision,
+        whose: Whose,
     ) -> Result<Vec<WorkerOutcome>, Refused> {
         let new: Vec<SocketAddr> =
             part.active_addresses().filter(|address| !self.state.accepts(address)).collect();
         let count = self.count();
-        let sockets = self.serve_until(listeners::open(&new, count, Vec::new(), false)).await??;
+        let beside = match new.is_empty() {
+            true => Beside::Nobody,
+            false => Beside::Ours(self.our_sockets()),
+        };
+        let sockets = self.serve_until(listeners::open(&new, count, Vec::new(), beside)).await??;
         self.launches_held = true;
-        let told = self.tell_change(&changes, &revision, &sockets).await;
+        let told = self.tell_change((&changes, &whose), &revision, &sockets, part).await;
         self.launches_held = false;
         let committed = told?;
         for (worker, sockets) in self.workers.iter_mut().zip(sockets) {
             worker.change_sockets(sockets, |address| part.accepts(address));
         }
         let settings = self.state.settings.clone();
-        for change in &changes {
-            // It was tried on a copy of what it concerns.
-            let applied = self.state.apply(change);
-            debug_assert!(applied.is_ok(), "{applied:?}");
-        }
+        // They were tried on a copy of what they concern.
+        let applied = self.state.apply_as(&whose, &changes);
+        debug_assert!(applied.is_ok(), "{applied:?}");
         self.state.revision = revision;
         self.note_changed();
         if settings != self.state.settings {
@@ -441,9 +378,10 @@ impl Supervisor {
     /// starts with the changes, if the others make them.
     async fn tell_change(
         &mut self,
-        changes: &[Change],
+        (changes, whose): (&[Change], &Whose),
         revision: &Revision,
         sockets: &[Sockets],
+        part: &State,
     ) -> Result<Vec<WorkerOutcome>, Refused> {
         let prepare = |worker: &Worker, sockets: &Sockets| {
             if !sockets.is_empty() {
@@ -475,8 +413,12 @@ impl Supervisor {
             changes.iter().try_for_each(|change| whole.apply(change))?;
             self.serve_beside(move || kakehi_engine::worker::check(&whole)).await??;
         }
+        self.lead_clients_over(part).await;
+        if self.is_stopping() {
+            return Err(Refused::Stopping);
+        }
         // From here on it holds, whoever is there to say so.
-        self.record.append(changes, revision);
+        self.record.append(changes, revision, whose);
         let committed = self.order_all(|_, _| Ok(Order::Commit), sockets).await;
         let mut outcomes: Vec<_> = silent
             .into_iter()
@@ -496,5 +438,38 @@ impl Supervisor {
         }
         outcomes.sort();
         Ok(outcomes.into_iter().map(|(id, outcome)| WorkerOutcome { id, outcome }).collect())
+    }
+
+    /// The listening sockets that are no obstacle to another one.
+    fn our_sockets(&self) -> Ours {
+        let sockets = self.workers.iter().flat_map(Worker::sockets).map(|(_, socket)| socket);
+        let processes = self.workers.iter().flat_map(Worker::pids).chain([std::process::id()]);
+        Ours::new(sockets, processes.collect())
+    }
+
+    /// Has clients of listeners that are about to go find those of `part` that contain their addresses: no handshake is under
+    /// way any more where they go.
+    async fn lead_clients_over(&mut self, part: &State) {
+        let goes = |address: &SocketAddr| {
+            !part.accepts(address) && part.active_addresses().any(|it| listeners::contains(it, *address))
+        };
+        let sockets = self.workers.iter().flat_map(Worker::sockets);
+        let going: Vec<_> = sockets.filter(|(which, _)| goes(&which.address)).collect();
+        for (which, socket) in &going {
+            if let Err(error) = listeners::turn_away(socket) {
+                tracing::warn!("clients that connect to {} now may be reset: {error}", which.address);
+            }
+        }
+        if going.is_empty() {
+            return;
+        }
+        let done = Instant::now() + HANDSHAKES_PATIENCE;
+        while !self.is_stopping() {
+            match self.turn(Some(done)).await {
+                Happened::Late => return,
+                Happened::Event(event) => drop(self.on_event(event)),
+                Happened::Other => {}
+            }
+        }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A unix stream socket that only its owner may open (0600), or that asks for the user of whoever connects. Each client has a task of its own, at most
 //! [`MAX_CLIENTS`] at a time, each idle for [`IDLE_TIMEOUT`] at most. What is not understood is refused with the
-//! reason, and the connection closed.
+//! reason, and the connection closed. Who watches ([`watchers`]) may be idle, and may ask for other things meanwhile.
 
 use std::{
     fs::{self, Permissions},
@@ -16,10 +16,10 @@ use std::{
     time::Duration,
 };
 
-use crate::supervisor::question::{Asker, Question};
 use kakehi_ctl::{
+    event::Event,
     limits,
-    order::{Envelope, Request, Response},
+    order::{Ending, Envelope, Request, Response},
     wire::{self, Decoder, WireError},
 };
 use rustix::{
@@ -32,6 +32,11 @@ use tokio::{
     net::{UnixListener, UnixStream},
     sync::{Semaphore, mpsc, oneshot},
     time::timeout,
+};
+
+use crate::supervisor::{
+    question::{Asker, Question},
+    watchers::{self, Told, Watch},
 };
 
 /// Clients served at a time; others are told to come back.
@@ -248,49 +253,162 @@ fn describe_peer(stream: &UnixStream) -> String {
     }
 }
 
+/// What one client is told: answers, and events if it watches.
+struct Client {
+    stream: UnixStream,
+    watch: Option<Watch>,
+}
+
+/// What happens while a client is waited for.
+enum News<T> {
+    /// What it was waited for.
+    Other(T),
+    /// An event, or the end of the watch.
+    Told(Option<Told>),
+}
+
+impl Client {
+    /// Waits for `other`, or for something to tell. Events come first, so that those of an operation come before its answer.
+    async fn news<T>(watch: &mut Option<Watch>, other: impl Future<Output = T>) -> News<T> {
+        let told = async {
+            match watch {
+                Some(watch) => watch.events.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            told = told => News::Told(told),
+            other = other => News::Other(other),
+        }
+    }
+
+    /// Writes an event, however long that takes: the watch is bounded. Whether the client is there.
+    async fn tell(&mut self, told: Option<Told>) -> bool {
+        let Some(watch) = &self.watch else { return true };
+        let id = watch.id;
+        let response = match told {
+            Some((lost, event)) => Response::Event(Event { lost, ..(*event).clone() }),
+            None => {
+                let reason = watch.end.get().copied().unwrap_or(Ending::Stopped);
+                self.watch = None;
+                Response::Ended { reason, lost: 0 }
+            }
+        };
+        reply(&mut self.stream, id, response).await.is_ok()
+    }
+
+    /// Waits for the answer of this number, tells what happens meanwhile, and writes it. Whether the client is there. With the
+    /// answer that it watches, `begun` is its watch.
+    async fn answer(
+        &mut self,
+        id: u64,
+        mut answered: oneshot::Receiver<Response>,
+        begun: Option<Watch>,
+    ) -> bool {
+        let response = loop {
+            match Client::news(&mut self.watch, &mut answered).await {
+                News::Told(told) => {
+                    if !self.tell(told).await {
+                        return false;
+                    }
+                }
+                News::Other(Ok(response)) => break response,
+                News::Other(Err(_)) => return false,
+            }
+        };
+        if response == Response::Watching {
+            // One that it had already ends.
+            self.watch = begun;
+        }
+        matches!(timeout(IDLE_TIMEOUT, reply(&mut self.stream, id, response)).await, Ok(Ok(())))
+    }
+}
+
 /// Answers one client until it leaves, falls silent or talks nonsense.
-async fn converse(mut stream: UnixStream, questions: mpsc::Sender<Question>, command_socket: &OwnedFd) {
+async fn converse(stream: UnixStream, questions: mpsc::Sender<Question>, command_socket: &OwnedFd) {
     let peer = describe_peer(&stream);
     let privileged = is_privileged(&stream);
     let mut decoder = Decoder::new(limits::MAX_SMALL_REQUEST_FRAME);
     if privileged {
         decoder = decoder.or_large(limits::MAX_REQUEST_FRAME, LOAD_STATE);
     }
+    let mut client = Client { stream, watch: None };
     let mut bytes = vec![0; 8192];
     loop {
-        let envelope = match decoder.next::<Request>() {
+        let Envelope { id, body: request, .. } = match decoder.next::<Request>() {
             Ok(Some(envelope)) => envelope,
-            Ok(None) => match timeout(IDLE_TIMEOUT, stream.read(&mut bytes)).await {
-                Ok(Ok(length)) if length > 0 => {
-                    decoder.extend(&bytes[..length]);
+            Ok(None) => {
+                let watches = client.watch.is_some();
+                let read = async {
+                    match watches {
+                        true => client.stream.read(&mut bytes).await.ok(),
+                        false => timeout(IDLE_TIMEOUT, client.stream.read(&mut bytes)).await.ok()?.ok(),
+                    }
+                };
+                match Client::news(&mut client.watch, read).await {
+                    News::Other(Some(length)) if length > 0 => decoder.extend(&bytes[..length]),
+                    News::Told(told) => {
+                        if !client.tell(told).await {
+                            return;
+                        }
+                    }
+                    News::Other(_) => return,
+                }
+                continue;
+            }
+            Err(error) => {
+                // Who asks for what this program does not know may ask for something else.
+                let (id, goes_on) = match error {
+                    WireError::Unknown { id, .. } => (id, true),
+                    WireError::Version { id, .. } => (id, false),
+                    _ => (0, false),
+                };
+                let told = timeout(IDLE_TIMEOUT, refuse(&mut client.stream, id, error.to_string())).await;
+                if goes_on && matches!(told, Ok(Ok(()))) {
                     continue;
                 }
-                _ => return,
-            },
-            Err(error) => {
-                let _ = timeout(IDLE_TIMEOUT, refuse(&mut stream, 0, error.to_string())).await;
                 return;
             }
         };
         let (answer, answered) = oneshot::channel();
-        let asker = match envelope.body {
-            Request::Upgrade => asker(envelope.id, &stream, command_socket).ok(),
+        let asker = match request {
+            Request::Upgrade => asker(id, &client, command_socket).ok(),
             _ => None,
         };
-        let question = Question { request: envelope.body, peer: peer.clone(), privileged, answer, asker };
-        if questions.send(question).await.is_err() {
-            return;
+        let (watcher, begun) = match &request {
+            Request::Watch { topics } => Some(watchers::watch(id, topics.clone(), !privileged)),
+            _ => None,
         }
-        let Ok(response) = answered.await else { return };
-        if !matches!(timeout(IDLE_TIMEOUT, reply(&mut stream, envelope.id, response)).await, Ok(Ok(()))) {
+        .unzip();
+        let question = Question { request, peer: peer.clone(), privileged, answer, asker, watcher };
+        if questions.send(question).await.is_err() || !client.answer(id, answered, begun).await {
             return;
         }
     }
 }
 
-fn asker(request: u64, stream: &UnixStream, command_socket: &OwnedFd) -> io::Result<Asker> {
-    let connection = stream.as_fd().try_clone_to_owned()?;
-    Ok(Asker { request, connection, command_socket: command_socket.try_clone()? })
+/// Tells whoever has asked for an upgrade, of the program before, what happens, and at last how it went.
+///
+/// # Errors
+/// When the connection cannot be used.
+pub(crate) fn see_out(
+    connection: io::Result<OwnedFd>,
+    request: u64,
+    watch: Option<Watch>,
+    answered: oneshot::Receiver<Response>,
+) -> io::Result<()> {
+    let stream = std::os::unix::net::UnixStream::from(connection?);
+    stream.set_nonblocking(true)?;
+    let mut client = Client { stream: UnixStream::from_std(stream)?, watch };
+    tokio::spawn(async move { client.answer(request, answered, None).await });
+    Ok(())
+}
+
+fn asker(request: u64, client: &Client, command_socket: &OwnedFd) -> io::Result<Asker> {
+    let connection = client.stream.as_fd().try_clone_to_owned()?;
+    let watch = client.watch.as_ref().map(|it| (it.id, it.topics.clone(), Arc::clone(&it.end)));
+    Ok(Asker { request, watch, connection, command_socket: command_socket.try_clone()? })
 }
 
 async fn refuse(stream: &mut UnixStream, id: u64, reason: String) -> Result<(), WireError> {

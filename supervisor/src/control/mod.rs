@@ -5,7 +5,7 @@
 //! | [`run`] | the loop |
 //! | [`command`] | the command socket: a task for each client, which asks the loop |
 //! | [`requests`] | requests that change something, each an operation |
-//! | [`change`] | reloads and other changes, made by all workers or by none |
+//! | [`change`], [`reload`] | changes, made by all workers or by none; those by the file |
 //! | [`certificates`], [`tickets`] | certificates that come, go and are renewed; the keys of session tickets |
 //! | [`settings`] | settings of the process, by the file and by hand |
 //! | [`save`] | the state on disk, when asked, at a stop, and at the next start |
@@ -13,6 +13,7 @@
 pub(crate) mod certificates;
 pub(crate) mod change;
 pub(crate) mod command;
+pub(crate) mod reload;
 pub(crate) mod requests;
 pub(crate) mod run;
 pub(crate) mod save;

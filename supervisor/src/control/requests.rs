@@ -2,12 +2,13 @@
 
 use kakehi_ctl::{
     edit::EditError,
+    event::Happening,
     order::{Changed, Request, Response, WorkerOutcome},
 };
 
 use crate::{
     certificates,
-    control::change,
+    control::{change, reload},
     placement::pin,
     supervisor::{Supervisor, question::Question},
 };
@@ -15,11 +16,13 @@ use crate::{
 impl Supervisor {
     /// Carries out what changes something, and says how it went.
     pub(crate) async fn carry_out_request(&mut self, question: Question) {
-        let Question { request, peer, privileged, asker, answer } = question;
+        let Question { request, peer, privileged, asker, watcher, answer } = question;
         let by = &peer;
+        let concerns_state = request.is_change() && request.concerns_state();
         let response = match request {
-            Request::Reload { dry_run, workers } => {
-                let mut outcome = self.reload(dry_run, by).await;
+            Request::Reload { dry_run, workers, allow_empty, discard_live } => {
+                let wish = reload::Wish { dry_run, allow_empty, discard_live };
+                let mut outcome = self.reload(wish, by).await;
                 if let (Ok(changed), true, false) = (&mut outcome, workers, dry_run) {
                     match self.upgrade(None, by).await {
                         Ok(upgraded) => {
@@ -46,8 +49,9 @@ impl Supervisor {
                 }
                 None => Response::Refused { reason: "no descriptor is left; try again".to_owned() },
             },
-            Request::LoadState { state, keys, dry_run } => {
-                respond(self.load_state(*state, &keys, dry_run, by).await)
+            Request::LoadState { state, keys, dry_run, allow_empty } => {
+                let wish = reload::Wish { dry_run, allow_empty, ..reload::Wish::default() };
+                respond(self.load_state(*state, &keys, wish, by).await)
             }
             request @ Request::AddCertificate { .. } => match certificates::Wanted::from(request) {
                 Some(wanted) => respond(self.add_certificate(&wanted, by).await),
@@ -66,7 +70,7 @@ impl Supervisor {
             }
             // It needs no turn.
             request => {
-                let question = Question { request, peer, privileged, asker, answer };
+                let question = Question { request, peer, privileged, asker, watcher, answer };
                 if let Some(Question { answer, .. }) = self.answer_now(question) {
                     let reason = "this program does not do that".to_owned();
                     let _ = answer.send(Response::Refused { reason });
@@ -74,6 +78,9 @@ impl Supervisor {
                 return;
             }
         };
+        if let (true, Response::Refused { reason }) = (concerns_state, &response) {
+            self.tell(Happening::refused(&peer, reason));
+        }
         // Whoever asked may have left; that is nobody's loss.
         let _ = answer.send(response);
     }

@@ -1,5 +1,6 @@
 //! The loop of a supervisor that serves: one operation at a time, and turns in between.
 
+use kakehi_ctl::order::Ending;
 use tokio::time::Instant;
 
 use crate::{
@@ -15,6 +16,12 @@ pub(crate) struct NoWorkerLeft;
 impl Supervisor {
     /// Serves until a stop is complete.
     pub(crate) async fn run(&mut self) -> Result<End, NoWorkerLeft> {
+        let end = self.run_to_end().await;
+        self.watchers.end(Ending::Stopped, None).await;
+        end
+    }
+
+    async fn run_to_end(&mut self) -> Result<End, NoWorkerLeft> {
         self.started_up = true;
         self.operating = false;
         self.plan_ticket_keys();

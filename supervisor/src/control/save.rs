@@ -53,7 +53,7 @@ pub(crate) struct LoadError {
     error: StoreError,
 }
 
-/// The state that was saved, unless the file says something else than when it was.
+/// The state that was saved. Of one that was saved when the file said something else, only what is by hand counts.
 ///
 /// # Errors
 /// When there is a file that is not understood.
@@ -64,14 +64,13 @@ pub(crate) fn load(in_file: &State) -> Result<Option<Saved>, LoadError> {
         Err(error) if error.is_missing() => return Ok(None),
         Err(error) => return Err(LoadError { path: path.clone(), error }),
     };
-    if saved.0.revision.origin != in_file.revision.origin {
-        tracing::warn!(
-            "the file has changed since the state was saved to {}: what the file says holds",
-            path.display()
-        );
-        return Ok(None);
+    let path = path.display();
+    match saved.0.revision.origin == in_file.revision.origin {
+        true => tracing::info!("going on with the state in {path}"),
+        false => tracing::warn!(
+            "the file has changed since the state was saved to {path}: what the file says holds, and what is by hand there"
+        ),
     }
-    tracing::info!("going on with the state in {}", path.display());
     Ok(Some(saved))
 }
 

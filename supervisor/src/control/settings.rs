@@ -10,6 +10,7 @@ use kakehi_ctl::{
     change::Change,
     edit::{self, Edit},
     keys::Effect,
+    layers::Whose,
     order::{Changed, Order},
     state::Settings,
 };
@@ -39,7 +40,14 @@ impl Supervisor {
         let wanted = edit::settings_with(&self.source.settings, &by_hand)?;
         let change = self.change_of_settings(&wanted).await?;
         let origin = self.state.revision.origin.clone();
-        let manner = Manner { origin, settings: Some(by_hand), check: false, dry_run: false };
+        let manner = Manner {
+            origin,
+            settings: Some(by_hand),
+            check: false,
+            allow_empty: true,
+            whose: Whose::Files,
+            dry_run: false,
+        };
         let mut changed = self.change(change.into_iter().collect(), manner, by).await?;
         changed.with_new_workers = self.waiting_for_new_workers(&self.state.settings);
         Ok(changed)

@@ -16,10 +16,9 @@ use std::{
 
 use command_fds::{CommandFdExt as _, inherited::take_fd_ownership};
 use kakehi_ctl::{
-    limits,
-    order::{Envelope, ListenerSocket, Response, WorkerOutcome},
+    event::Topic,
+    order::ListenerSocket,
     state::{Settings, State},
-    wire,
 };
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
@@ -52,6 +51,9 @@ pub(crate) struct Will {
     pub(crate) program: Option<PathBuf>,
     /// Number of the request that asked for it.
     pub(crate) request: u64,
+    /// Under which number whoever asked is told what happens, and about which topics.
+    #[serde(default)]
+    pub(crate) watch: Option<(u64, Vec<Topic>)>,
     /// Why the new program did not come up; then the one that reads this is the one before.
     pub(crate) failed: Option<String>,
 }
@@ -120,23 +122,6 @@ impl Estate {
         // What comes in between is kept until the new program listens to it.
         signals::hold_back()?;
         Err(command.exec())
-    }
-
-    /// Tells whoever asked how it went. That it may have left is nobody's loss.
-    pub(crate) fn answer(&self, outcome: Result<Vec<WorkerOutcome>, String>) {
-        let response = match outcome {
-            Ok(outcomes) => Response::Outcomes(outcomes),
-            Err(reason) => {
-                tracing::error!("upgrade: {reason}");
-                Response::Refused { reason }
-            }
-        };
-        let frame = wire::encode(&Envelope::new(self.will.request, response), limits::MAX_FRAME);
-        let client = frame.and_then(|frame| Ok((frame, self.client.try_clone()?)));
-        if let Ok((frame, client)) = client {
-            // It fits the socket's buffer, which is empty.
-            let _ = std::os::unix::net::UnixStream::from(client).write_all(&frame);
-        }
     }
 }
 

@@ -16,6 +16,7 @@ use std::{
 
 use kakehi_ctl::{
     change::Change,
+    layers::Whose,
     state::{Revision, State},
     store,
 };
@@ -41,6 +42,9 @@ pub(crate) struct StateRecord {
 struct Line<'a> {
     changes: Cow<'a, [Change]>,
     revision: Cow<'a, Revision>,
+    /// An earlier program did not say it.
+    #[serde(default)]
+    whose: Option<Cow<'a, Whose>>,
 }
 
 impl StateRecord {
@@ -78,9 +82,10 @@ impl StateRecord {
     }
 
     /// Writes what is about to be made, before it is.
-    pub(crate) fn append(&mut self, changes: &[Change], revision: &Revision) {
+    pub(crate) fn append(&mut self, changes: &[Change], revision: &Revision, whose: &Whose) {
         let Some(file) = &mut self.file else { return };
-        let entry = Line { changes: changes.into(), revision: Cow::Borrowed(revision) };
+        let (revision, whose) = (Cow::Borrowed(revision), Some(Cow::Borrowed(whose)));
+        let entry = Line { changes: changes.into(), revision, whose };
         let written = line(&entry).and_then(|text| {
             self.change_bytes += text.len() as u64;
             file.write_all(&text)
@@ -134,8 +139,9 @@ fn read_state(file: File) -> io::Result<State> {
         if text.last() != Some(&b'\n') {
             return Ok(state);
         }
-        let Line { changes, revision } = serde_json::from_slice(&text)?;
-        changes.iter().try_for_each(|change| state.apply(change)).map_err(io::Error::other)?;
+        let Line { changes, revision, whose } = serde_json::from_slice(&text)?;
+        let whose = whose.map_or(Whose::Files, Cow::into_owned);
+        state.apply_as(&whose, &changes).map_err(io::Error::other)?;
         state.revision = revision.into_owned();
     }
 }
@@ -154,8 +160,8 @@ mod tests {
     fn changed(state: &mut State, record: &mut StateRecord, port: u16) {
         let changes = change(port);
         let revision = Revision { generation: state.revision.generation + 1, ..state.revision.clone() };
-        record.append(&changes, &revision);
-        state.apply(&changes[0]).unwrap();
+        record.append(&changes, &revision, &Whose::Hand);
+        state.apply_as(&Whose::Hand, &changes).unwrap();
         state.revision = revision;
         record.tidy(state);
     }
@@ -189,7 +195,7 @@ mod tests {
         record.begin(&state);
         // As on a disk that is full: the write fails, before the change is made.
         record.file = Some(File::options().write(true).open("/dev/full").unwrap());
-        record.append(&change(1), &state.revision);
+        record.append(&change(1), &state.revision, &Whose::Hand);
         assert!(StateRecord::load(&socket).unwrap().is_none(), "what is there does not hold any more");
         changed(&mut state, &mut record, 1);
         assert_eq!(StateRecord::load(&socket).unwrap(), Some(state));

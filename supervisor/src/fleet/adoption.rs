@@ -22,7 +22,7 @@ use std::{
 
 use kakehi_ctl::{
     limits,
-    order::{Adopted, Envelope, Order, PROTOCOL_VERSION, Report},
+    order::{Adopted, Envelope, Order, Report},
     wire::{self, Decoder},
 };
 use kakehi_engine::{
@@ -234,7 +234,7 @@ fn take_over(path: &Path, trust: Trust, refused: &mut Vec<Refused>) -> io::Resul
     let (orders, their_orders) = scm::streams()?;
     let (descriptors, their_descriptors) = scm::pair()?;
     let (inheritance, successor) = scm::pair()?;
-    let request = serde_json::to_string(&AdoptRequest { protocol: PROTOCOL_VERSION })?;
+    let request = serde_json::to_string(&AdoptRequest::new())?;
     let channels = [their_orders.into(), their_descriptors, successor];
     ring::send_descriptors(&connection, &request, &channels)?;
     drop(channels);
@@ -281,7 +281,15 @@ fn receive(
 ) -> io::Result<Orphan> {
     let mut sockets = Sockets::new();
     let mut others = BTreeMap::new();
-    for (kind, descriptor) in scm::receive(&descriptors, ANSWER_TIMEOUT).map_err(io::Error::other)? {
+    let handed_over = scm::receive(&descriptors, ANSWER_TIMEOUT).map_err(|error| match error {
+        // It may say why.
+        scm::Error::Ended => match answer(&orders) {
+            Ok(Some(Report::Failed { reason })) => io::Error::other(reason),
+            _ => io::Error::other(error),
+        },
+        error => io::Error::other(error),
+    })?;
+    for (kind, descriptor) in handed_over {
         match kind {
             DescriptorKind::Listener(which) => sockets.push((which, descriptor)),
             other => drop(others.insert(other, descriptor)),

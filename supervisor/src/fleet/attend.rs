@@ -204,8 +204,15 @@ impl Reports {
     async fn next(&mut self) -> Result<Option<Envelope<Report>>, WireError> {
         let mut bytes = [0; 4096];
         loop {
-            if let Some(envelope) = self.decoder.next::<Report>()? {
-                return Ok(Some(envelope));
+            match self.decoder.next::<Report>() {
+                Ok(Some(envelope)) => return Ok(Some(envelope)),
+                // Of another program. Whoever waits for it does not wait in vain.
+                Err(WireError::Unknown { id, reason }) => {
+                    let reason = format!("what it says is not understood: {reason}");
+                    return Ok(Some(Envelope::new(id, Report::Refused { reason })));
+                }
+                Ok(None) => {}
+                Err(error) => return Err(error),
             }
             match self.stream.read(&mut bytes).await {
                 Ok(0) => return self.decoder.finish().map(|()| None),

@@ -86,6 +86,8 @@ pub(crate) struct Process {
     pub(crate) taken_over: Option<Adopted>,
     pub(crate) io_uring_level: u8,
     pub(crate) io_uring_features: Vec<String>,
+    /// The orders that it understands; none: it does not say.
+    capabilities: Vec<String>,
     /// Why it said that it cannot serve, or why we ended it.
     pub(crate) last_words: Option<String>,
     /// It said that it ends, and whether nothing was in flight any more.
@@ -120,6 +122,7 @@ impl Process {
         let mut process = Process::attended(place, launched, attendance)?;
         process.io_uring_level = about.io_uring_level;
         process.io_uring_features.clone_from(&about.io_uring_features);
+        process.capabilities.clone_from(&about.capabilities);
         process.taken_over = Some(about);
         Ok(process)
     }
@@ -151,6 +154,7 @@ impl Process {
             taken_over: None,
             io_uring_level: 0,
             io_uring_features: Vec::new(),
+            capabilities: Vec::new(),
             last_words: None,
             drained: None,
             killed: false,
@@ -160,14 +164,23 @@ impl Process {
     /// Gives an order; its answer comes as an event with the same number.
     ///
     /// # Errors
-    /// When its channel is closed, or it does not read.
+    /// When its channel is closed, it does not read, or runs a program that does not know this order.
     pub(crate) fn order(&self, number: u64, order: Order) -> Result<(), wire::WireError> {
         let mut frames = Vec::new();
         for part in order.in_parts() {
+            if !part.is_understood_by(&self.capabilities) {
+                return Err(wire::WireError::NotKnown(part.name()));
+            }
             frames.append(&mut wire::encode(&Envelope::new(number, part), limits::MAX_FRAME)?);
         }
         // The queue is empty or nearly so: an order that finds no place means a worker that does not read.
         self.orders.try_send(frames).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe).into())
+    }
+
+    /// Takes note of what it says of itself when it is ready.
+    pub(crate) fn note_ready(&mut self, (level, features): (u8, Vec<String>), capabilities: Vec<String>) {
+        (self.io_uring_level, self.io_uring_features) = (level, features);
+        self.capabilities = capabilities;
     }
 
     /// Sends a signal, if it is still there.

@@ -327,9 +327,8 @@ impl Worker {
             return Outcome::Nothing;
         };
         match event.what {
-            What::Reported(_, Report::Ready { io_uring_level, io_uring_features }) => {
-                process.io_uring_level = io_uring_level;
-                process.io_uring_features = io_uring_features;
+            What::Reported(_, Report::Ready { io_uring_level, io_uring_features, capabilities }) => {
+                process.note_ready((io_uring_level, io_uring_features), capabilities);
                 if self.state != WorkerState::Starting {
                     return Outcome::Nothing;
                 }
@@ -366,9 +365,11 @@ impl Worker {
 
     fn on_event_of_coming(&mut self, what: What) -> Outcome {
         match (what, self.coming.as_mut()) {
-            (What::Reported(_, Report::Ready { io_uring_level, io_uring_features }), Some((process, _))) => {
-                process.io_uring_level = io_uring_level;
-                process.io_uring_features = io_uring_features;
+            (
+                What::Reported(_, Report::Ready { io_uring_level, io_uring_features, capabilities }),
+                Some((process, _)),
+            ) => {
+                process.note_ready((io_uring_level, io_uring_features), capabilities);
                 self.take_place();
                 Outcome::Upgraded
             }

@@ -3,18 +3,24 @@
 //! Each worker accepts on a socket of its own (`SO_REUSEPORT`; the kernel spreads connections over them) and the
 //! supervisor keeps a copy, so connections that wait in the queue of a worker that died are served by its
 //! replacement. `SO_REUSEPORT` also lets any second program of the same user bind the same address and take
-//! a share of the connections, silently; so each address is first bound without it, which fails if anybody listens.
+//! a share of the connections, silently; so each address is first bound without it, which fails if anybody listens. Whether
+//! that is somebody else, or sockets of ours at an address that contains this one, the kernel's table of sockets tells.
 
 use std::{
-    fmt, fs, io,
+    collections::HashSet,
+    fmt,
+    fs::{self, File},
+    io::{self, BufReader},
     net::{IpAddr, SocketAddr},
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::fs::MetadataExt as _},
     time::Duration,
 };
 
 use kakehi_ctl::{limits, order::ListenerSocket};
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 use tokio::time::Instant;
+
+use crate::sys;
 
 /// The sockets of a process that was killed go a little after it (its ring is torn down in the background): so
 /// long is a taken address tried again when no process is found that holds it.
@@ -24,6 +30,34 @@ const RELEASE_PAUSE: Duration = Duration::from_millis(10);
 
 /// The sockets of one worker.
 pub(crate) type Sockets = Vec<(ListenerSocket, OwnedFd)>;
+
+/// Whose sockets at an address are no obstacle.
+pub(crate) enum Beside {
+    /// Nobody's.
+    Nobody,
+    /// Those of processes of this user that are to end.
+    WhoLeaves,
+    /// Those of this kakehi.
+    Ours(Ours),
+}
+
+/// The listening sockets of this kakehi.
+#[derive(Default)]
+pub(crate) struct Ours {
+    /// Their inodes.
+    sockets: HashSet<u64>,
+    /// The supervisor and its workers. These may have further ones, of listeners that have just gone.
+    processes: Vec<u32>,
+}
+
+impl Ours {
+    /// These sockets, and those that these processes are about to close.
+    pub(crate) fn new<'a>(sockets: impl Iterator<Item = &'a OwnedFd>, processes: Vec<u32>) -> Ours {
+        let inode =
+            |socket: &OwnedFd| File::from(socket.try_clone().ok()?).metadata().ok().map(|it| it.ino());
+        Ours { sockets: sockets.filter_map(inode).collect(), processes }
+    }
+}
 
 /// Why an address cannot be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -73,8 +107,7 @@ pub(crate) enum Error {
     },
 }
 
-/// Opens `workers` sockets for each address; one set per worker. The first worker gets those that are `passed` on. With
-/// `beside_others`, processes of this user that are to end may have the addresses as well.
+/// Opens `workers` sockets for each address; one set per worker. The first worker gets those that are `passed` on.
 ///
 /// # Errors
 /// See [`Error`]; nothing stays open then.
@@ -82,12 +115,19 @@ pub(crate) async fn open(
     addresses: &[SocketAddr],
     workers: usize,
     passed: Vec<(SocketAddr, OwnedFd)>,
-    beside_others: bool,
+    beside: Beside,
 ) -> Result<Vec<Sockets>, Error> {
     let is_passed = |address: &SocketAddr| passed.iter().any(|(passed, _)| passed == address);
     // All addresses are tried before any is opened: one may contain another (0.0.0.0 and 127.0.0.1).
-    for address in addresses.iter().filter(|address| !beside_others && !is_passed(address)) {
-        check_free(*address).await?;
+    let ours = match beside {
+        Beside::Nobody => Some(Ours::default()),
+        Beside::Ours(ours) => Some(ours),
+        Beside::WhoLeaves => None,
+    };
+    if let Some(ours) = ours {
+        for address in addresses.iter().filter(|address| !is_passed(address)) {
+            check_free(*address, &ours).await?;
+        }
     }
     let mut sets: Vec<Sockets> = Vec::with_capacity(workers);
     for rank in 0..workers as u32 {
@@ -143,7 +183,7 @@ pub(crate) fn try_bind(address: SocketAddr) -> Result<(), Error> {
     bound.map_err(|error| explain(address, error))
 }
 
-async fn check_free(address: SocketAddr) -> Result<(), Error> {
+async fn check_free(address: SocketAddr, ours: &Ours) -> Result<(), Error> {
     let give_up = Instant::now() + RELEASE_PATIENCE;
     loop {
         // Closed at once: an address that was bound but never listened on leaves nothing behind.
@@ -151,12 +191,49 @@ async fn check_free(address: SocketAddr) -> Result<(), Error> {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
-        let taken = error.kind() == io::ErrorKind::AddrInUse;
-        if !taken || find_holder(address).is_some() || Instant::now() >= give_up {
+        if error.kind() != io::ErrorKind::AddrInUse {
             return Err(explain(address, error));
+        }
+        let there = listening(address).unwrap_or_default();
+        let others: Vec<u64> = there.iter().filter(|it| !ours.sockets.contains(it)).copied().collect();
+        if others.is_empty() && !there.is_empty() {
+            return Ok(());
+        }
+        let is_late = Instant::now() >= give_up;
+        match holder(&others) {
+            // A worker is about to close it.
+            Some(pid) if ours.processes.contains(&pid) && is_late => return Ok(()),
+            Some(pid) if ours.processes.contains(&pid) => {}
+            None if !is_late => {}
+            _ => return Err(explain(address, error)),
         }
         tokio::time::sleep(RELEASE_PAUSE).await;
     }
+}
+
+/// Has the kernel drop every further SYN to a socket, so that the client's next one, a second later, finds another socket
+/// that listens there: one that is closed resets the handshakes that it has begun. What comes behind a SYN goes on.
+///
+/// # Errors
+/// Those of `setsockopt(2)`.
+pub(crate) fn turn_away(socket: &OwnedFd) -> io::Result<()> {
+    let instruction = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+    sys::attach_filter(
+        socket,
+        &[
+            // The flags of the TCP header, of which SYN without ACK.
+            instruction(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, 13),
+            instruction(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0, 0, 0x12),
+            instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, 0x02),
+            instruction(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+            instruction(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
+        ],
+    )
+}
+
+/// Whether who connects to `inner` finds a socket of `outer` where there is none of `inner`.
+pub(crate) fn contains(outer: SocketAddr, inner: SocketAddr) -> bool {
+    outer.port() == inner.port() && outer.is_ipv4() == inner.is_ipv4() && outer.ip().is_unspecified()
 }
 
 fn open_one(address: SocketAddr) -> Result<OwnedFd, Error> {
@@ -206,39 +283,56 @@ impl fmt::Display for Holder {
     }
 }
 
-/// Who listens there. Only root sees the sockets of other users' processes.
+/// Who listens there.
 fn find_holder(address: SocketAddr) -> Option<Holder> {
-    let table =
-        fs::read_to_string(if address.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" }).ok()?;
-    let inode = listening_inode(&table, address)?;
-    let wanted = format!("socket:[{inode}]");
-    let holds = |pid: &u32| {
-        let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
-        descriptors.flatten().any(|entry| {
-            fs::read_link(entry.path()).is_ok_and(|target| target.as_os_str() == wanted.as_str())
-        })
-    };
-    let pid = fs::read_dir("/proc")
-        .ok()?
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .find(holds)?;
+    let pid = holder(&listening(address).ok()?)?;
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     Some(Holder { pid, name: name.trim().to_owned() })
 }
 
-/// The inode of a socket that listens on `address`, or on one that contains it or is contained, in the text
-/// of `/proc/net/tcp` or `tcp6`.
-fn listening_inode(table: &str, address: SocketAddr) -> Option<u64> {
-    table.lines().skip(1).find_map(|line| {
-        let columns: Vec<&str> = line.split_whitespace().collect();
-        let (local, state, inode) = (columns.get(1)?, columns.get(3)?, columns.get(9)?);
-        let (ip, port) = local.split_once(':')?;
-        let ip = parse_ip(ip)?;
-        let same_ip = ip == address.ip() || ip.is_unspecified() || address.ip().is_unspecified();
-        let listens = *state == "0A" && u16::from_str_radix(port, 16).ok()? == address.port() && same_ip;
-        if listens { inode.parse().ok() } else { None }
-    })
+/// The process that has any of these sockets. Only root sees those of other users' processes.
+fn holder(sockets: &[u64]) -> Option<u32> {
+    if sockets.is_empty() {
+        return None;
+    }
+    let wanted: Vec<String> = sockets.iter().map(|inode| format!("socket:[{inode}]")).collect();
+    let holds = |pid: &u32| {
+        let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+        descriptors.flatten().any(|entry| {
+            fs::read_link(entry.path())
+                .is_ok_and(|target| wanted.iter().any(|wanted| target.as_os_str() == wanted.as_str()))
+        })
+    };
+    let entries = fs::read_dir("/proc").ok()?.flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(holds)
+}
+
+/// The inodes of the sockets that listen on `address`, or on one that contains it or is contained.
+fn listening(address: SocketAddr) -> io::Result<Vec<u64>> {
+    let table = File::open(if address.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" })?;
+    listening_in(BufReader::new(table), address)
+}
+
+/// The same in the text of `/proc/net/tcp` or `tcp6`. Those that listen come first: connections, which may be many, are not
+/// read.
+fn listening_in(table: impl io::BufRead, address: SocketAddr) -> io::Result<Vec<u64>> {
+    let mut inodes = Vec::new();
+    for line in table.lines().skip(1) {
+        let line = line?;
+        let mut columns = line.split_whitespace().skip(1);
+        let (local, state, inode) = (columns.next(), columns.nth(1), columns.nth(5));
+        if state != Some("0A") {
+            break;
+        }
+        let overlaps = local.and_then(|local| local.split_once(':')).is_some_and(|(ip, port)| {
+            let same_port = u16::from_str_radix(port, 16).is_ok_and(|port| port == address.port());
+            let same_ip =
+                |ip: IpAddr| ip == address.ip() || ip.is_unspecified() || address.ip().is_unspecified();
+            same_port && parse_ip(ip).is_some_and(same_ip)
+        });
+        inodes.extend(inode.filter(|_| overlaps).and_then(|inode| inode.parse::<u64>().ok()));
+    }
+    Ok(inodes)
 }
 
 /// The kernel prints an address as words of 32 bits, each in the byte order of the host.
@@ -271,7 +365,7 @@ mod tests {
     #[tokio::test]
     async fn each_worker_has_a_socket_of_its_own_for_each_address() {
         let addresses = [free_address(), free_address()];
-        let sets = open(&addresses, 3, Vec::new(), false).await.unwrap();
+        let sets = open(&addresses, 3, Vec::new(), Beside::Nobody).await.unwrap();
         assert_eq!(sets.len(), 3);
         for set in &sets {
             assert_eq!(set.iter().map(|(which, _)| which.address).collect::<Vec<_>>(), addresses);
@@ -283,14 +377,15 @@ mod tests {
     async fn an_address_that_somebody_else_listens_on_is_refused_and_the_holder_named() {
         let other = open_one(free_address()).unwrap();
         let address = SocketAddr::try_from(net::getsockname(&other).unwrap()).unwrap();
-        let message = open(&[address], 1, Vec::new(), false).await.unwrap_err().to_string();
+        let message = open(&[address], 1, Vec::new(), Beside::Nobody).await.unwrap_err().to_string();
         let me = std::process::id();
         assert!(message.starts_with(&format!("{address} is already taken (by pid {me}, ")), "{message}");
     }
 
     #[tokio::test]
     async fn an_address_of_another_host_is_refused() {
-        let error = open(&["192.0.2.1:80".parse().unwrap()], 1, Vec::new(), false).await.unwrap_err();
+        let error =
+            open(&["192.0.2.1:80".parse().unwrap()], 1, Vec::new(), Beside::Nobody).await.unwrap_err();
         assert!(matches!(error, Error::NotHere { .. } | Error::NotPermitted { .. }), "{error}");
     }
 
@@ -298,21 +393,79 @@ mod tests {
     async fn an_address_inside_another_is_no_conflict_within_one_configuration() {
         let inner = free_address();
         let outer = SocketAddr::from(([0, 0, 0, 0], inner.port()));
-        open(&[outer, inner], 2, Vec::new(), false).await.unwrap();
+        open(&[outer, inner], 2, Vec::new(), Beside::Nobody).await.unwrap();
     }
 
     #[test]
     fn the_kernels_table_of_sockets_is_understood() {
         let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
-             0: 0100007F:1F90 00000000:0000 01 00000000:00000000 00:00000000 00000000     0        0 11 1\n\
-             1: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 22 1\n\
-             2: 00000000:0050 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 33 1\n";
+             0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 22 1\n\
+             1: 00000000:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 23 1\n\
+             2: 00000000:0050 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 33 1\n\
+             3: 0100007F:1F90 00000000:0000 01 00000000:00000000 00:00000000 00000000     0        0 11 1\n\
+             4: 0100007F:1F91 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 44 1\n";
+        let listening = |address: &str| listening_in(table.as_bytes(), address.parse().unwrap()).unwrap();
         if cfg!(target_endian = "little") {
-            assert_eq!(listening_inode(table, "127.0.0.1:8080".parse().unwrap()), Some(22));
-            assert_eq!(listening_inode(table, "127.0.0.2:8080".parse().unwrap()), None);
+            assert_eq!(listening("127.0.0.1:8080"), [22, 23]);
+            assert_eq!(listening("127.0.0.2:8080"), [23]);
+            assert_eq!(listening("0.0.0.0:8080"), [22, 23]);
             assert_eq!(parse_ip("00000000000000000000000001000000"), Some("::1".parse().unwrap()));
         }
-        assert_eq!(listening_inode(table, "10.0.0.1:80".parse().unwrap()), Some(33));
-        assert_eq!(listening_inode(table, "0.0.0.0:81".parse().unwrap()), None);
+        assert_eq!(listening("10.0.0.1:80"), [33]);
+        assert!(listening("0.0.0.0:81").is_empty());
+        // Behind a connection there is none that listens.
+        assert!(listening("127.0.0.1:8081").is_empty());
+    }
+
+    #[tokio::test]
+    async fn our_own_sockets_at_an_address_that_contains_it_are_no_obstacle() {
+        for (narrow, wide) in [("127.0.0.1:0", [0; 4].into()), ("[::1]:0", IpAddr::from([0_u16; 8]))] {
+            let Ok(free) = TcpListener::bind(narrow) else { continue };
+            let narrow = free.local_addr().unwrap();
+            drop(free);
+            let wide = SocketAddr::new(wide, narrow.port());
+            for (first, second) in [(narrow, wide), (wide, narrow)] {
+                let there = open_one(first).unwrap();
+                let taken = open(&[second], 1, Vec::new(), Beside::Nobody).await;
+                assert!(matches!(taken, Err(Error::Taken { .. })), "{first} then {second}");
+                let ours = Beside::Ours(Ours::new([&there].into_iter(), Vec::new()));
+                open(&[second], 2, Vec::new(), ours).await.unwrap();
+                // Another's beside it is one all the same.
+                let _another = open_one(first).unwrap();
+                let ours = Beside::Ours(Ours::new([&there].into_iter(), Vec::new()));
+                assert!(open(&[second], 1, Vec::new(), ours).await.is_err());
+            }
+            assert!(contains(wide, narrow) && !contains(narrow, wide));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_one_of_our_processes_is_about_to_close_is_waited_for_and_no_obstacle() {
+        let left = open_one(free_address()).unwrap();
+        let address = SocketAddr::try_from(net::getsockname(&left).unwrap()).unwrap();
+        let ours = Ours::new([].into_iter(), vec![std::process::id()]);
+        open(&[address], 1, Vec::new(), Beside::Ours(ours)).await.unwrap();
+    }
+
+    #[test]
+    fn a_client_that_is_turned_away_comes_to_the_other_socket() {
+        let inner = open_one(free_address()).unwrap();
+        let address = SocketAddr::try_from(net::getsockname(&inner).unwrap()).unwrap();
+        let outer = TcpListener::from(open_one((IpAddr::from([0; 4]), address.port()).into()).unwrap());
+        outer.set_nonblocking(false).unwrap();
+        turn_away(&inner).unwrap();
+        let client = std::thread::spawn(move || TcpStream::connect(address));
+        // Its first SYN is dropped; the next comes a second later.
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let sent = std::time::Instant::now();
+                while sent.elapsed() < Duration::from_millis(100) {
+                    std::thread::yield_now();
+                }
+                drop(inner);
+            });
+        });
+        assert!(outer.accept().unwrap().0.peer_addr().is_ok());
+        client.join().unwrap().unwrap();
     }
 }

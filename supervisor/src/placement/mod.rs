@@ -12,6 +12,7 @@ pub(crate) mod rebalance;
 pub(crate) mod scale;
 pub(crate) mod steering;
 
+use kakehi_ctl::layers::Whose;
 use kakehi_ctl::{order::Order, state::Revision};
 
 use crate::{fleet::worker::Worker, host::listeners::Sockets, supervisor::Supervisor};
@@ -26,7 +27,7 @@ impl Supervisor {
             worker_cores: self.state.settings.worker_cores.clone(),
             ..self.state.revision.clone()
         };
-        self.record.append(&[], &self.state.revision);
+        self.record.append(&[], &self.state.revision, &Whose::Files);
         self.note_changed();
         let none: Vec<Sockets> = self.workers.iter().map(|_| Sockets::new()).collect();
         let revision = self.state.revision.clone();

@@ -98,15 +98,18 @@ impl Supervisor {
         wanted: usize,
         outcomes: &mut Vec<WorkerOutcome>,
     ) -> Result<(), Refused> {
+        let total = self.count().abs_diff(wanted) as u32;
         while self.count() < wanted && !self.is_stopping() {
             let id = self.count() as u32;
             self.add(id).await?;
             outcomes.push(WorkerOutcome { id, outcome: "added".to_owned() });
+            self.tell_step("scale", format!("worker {id} added"), (outcomes.len() as u32, total));
         }
         while self.count() > wanted && !self.is_stopping() {
             let id = self.count() as u32 - 1;
             self.remove(id).await?;
             outcomes.push(WorkerOutcome { id, outcome: "removed".to_owned() });
+            self.tell_step("scale", format!("worker {id} removed"), (outcomes.len() as u32, total));
         }
         if self.is_stopping() { Err(Refused::Stopping) } else { Ok(()) }
     }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kakehi_ctl::order::{Phase, Request, Response, Status, Topology, WorkerInfo};
+use kakehi_ctl::order::{Hello, Phase, Request, Response, Status, Topology, WATCH, WorkerInfo};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -24,8 +24,14 @@ const MEASURED: Duration = Duration::from_millis(500);
 impl Supervisor {
     /// Answers what can be answered at any moment; gives back what must wait for its turn.
     pub(crate) fn answer_now(&mut self, question: Question) -> Option<Question> {
-        let Question { request, peer, privileged, asker, answer } = question;
+        let Question { request, peer, privileged, asker, watcher, answer } = question;
         let response = match request {
+            Request::Hello(_) => Response::Hello(Hello::new(&[WATCH])),
+            Request::Watch { .. } => match watcher.map(|watcher| self.watchers.add(watcher)) {
+                Some(Ok(())) => Response::Watching,
+                Some(Err(reason)) => Response::Refused { reason },
+                None => return None,
+            },
             Request::Status => Response::Status(self.status()),
             Request::Workers => Response::Workers(self.workers.iter().map(Worker::info).collect()),
             Request::State => Response::State(Box::new(self.state.clone())),
@@ -48,7 +54,7 @@ impl Supervisor {
                 }
                 Response::Stopping
             }
-            request => return Some(Question { request, peer, privileged, asker, answer }),
+            request => return Some(Question { request, peer, privileged, asker, watcher, answer }),
         };
         // Whoever asked may have left; that is nobody's loss.
         let _ = answer.send(response);
@@ -74,6 +80,7 @@ impl Supervisor {
             clusters: clusters.len(),
             frontends: clusters.clone().map(|cluster| cluster.frontends.len()).sum(),
             backends: clusters.map(|cluster| cluster.backends.len()).sum(),
+            by_hand: self.state.by_hand.len(),
             connections: worker::add_up(workers.iter().map(|worker| worker.connections)),
             requests: worker::add_up(workers.iter().map(|worker| worker.requests)),
             restarts: worker::add_up(self.workers.iter().map(Worker::restarts)),

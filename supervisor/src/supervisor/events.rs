@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use kakehi_ctl::event::Happening;
+
 use crate::{
     fleet::{
         attend::Event,
@@ -21,7 +23,11 @@ impl Supervisor {
     /// Attends to what happened to a worker. What an operation may wait for is given back.
     pub(crate) fn attend_to(&mut self, id: u32, outcome: Outcome) -> Outcome {
         match outcome {
-            Outcome::Ready => tracing::info!(worker = id, "ready, replaces the one that died"),
+            Outcome::Ready => {
+                tracing::info!(worker = id, "ready, replaces the one that died");
+                let pid = self.worker(id).map_or(0, |worker| worker.info().pid);
+                self.tell(Happening::WorkerReplaced { worker: id, pid });
+            }
             Outcome::Answered { refused: Some(reason), .. } => {
                 tracing::warn!(worker = id, "refused an order: {reason}");
             }
@@ -44,6 +50,7 @@ impl Supervisor {
         }
         if !self.state.settings.worker_automatic_restart {
             tracing::error!(worker = id, "{reason}; not replaced, as `worker_automatic_restart` is false");
+            self.tell(Happening::WorkerDied { worker: id, reason, replaced_in_ms: None });
             return;
         }
         self.plan_replacement(id, &reason, lived);
@@ -52,8 +59,10 @@ impl Supervisor {
     /// Has another process take the place of one that has `lived` so long.
     pub(crate) fn plan_replacement(&mut self, id: u32, reason: &str, lived: Duration) {
         if let Some(worker) = self.worker(id) {
-            let delay = worker.plan_replacement(lived);
-            tracing::error!(worker = id, "{reason}; to be replaced in {} ms", delay.as_millis());
+            let delay = worker.plan_replacement(lived).as_millis();
+            tracing::error!(worker = id, "{reason}; to be replaced in {delay} ms");
+            let (reason, replaced_in_ms) = (reason.to_owned(), u64::try_from(delay).ok());
+            self.tell(Happening::WorkerDied { worker: id, reason, replaced_in_ms });
         }
     }
 

@@ -2,8 +2,13 @@
 
 use std::os::fd::OwnedFd;
 
-use kakehi_ctl::order::{Request, Response};
+use kakehi_ctl::{
+    event::Topic,
+    order::{Request, Response},
+};
 use tokio::sync::oneshot;
+
+use crate::supervisor::watchers::{End, Watcher};
 
 /// A request that waits for its answer.
 pub(crate) struct Question {
@@ -17,12 +22,16 @@ pub(crate) struct Question {
     pub(crate) answer: oneshot::Sender<Response>,
     /// With [`Request::Upgrade`]: what must stay open, as another program answers.
     pub(crate) asker: Option<Asker>,
+    /// With [`Request::Watch`].
+    pub(crate) watcher: Option<Watcher>,
 }
 
 /// Who asked, and where.
 pub(crate) struct Asker {
     /// Number of the request.
     pub(crate) request: u64,
+    /// The watch that it has begun before.
+    pub(crate) watch: Option<(u64, Vec<Topic>, End)>,
     pub(crate) connection: OwnedFd,
     pub(crate) command_socket: OwnedFd,
 }

@@ -3,7 +3,7 @@
 
 use std::{io, rc::Rc, time::Duration};
 
-use kakehi_ctl::store;
+use kakehi_ctl::{event::Happening, store};
 use tokio::{task::JoinHandle, time::Instant};
 
 use crate::{certificates::without_keys, supervisor::Supervisor, timer::sleep_until};
@@ -25,6 +25,8 @@ pub(crate) struct Saving {
     pub(crate) held: bool,
     /// Why the last save failed.
     failed: Option<String>,
+    /// What of that those who watch know.
+    told: Option<String>,
     /// When a save that failed is tried again, and after how long the one after it.
     pub(crate) retry: Option<(Instant, Duration)>,
 }
@@ -71,6 +73,18 @@ impl Saving {
         }
     }
 
+    /// What is new for those who watch.
+    fn news(&mut self) -> Option<Happening> {
+        if self.failed == self.told {
+            return None;
+        }
+        self.told.clone_from(&self.failed);
+        Some(match &self.failed {
+            Some(reason) => Happening::SaveFailed { reason: reason.clone() },
+            None => Happening::SavedAgain,
+        })
+    }
+
     fn may_begin(&self) -> bool {
         let is_time = self.retry.is_none_or(|(at, _)| at <= Instant::now());
         self.again && self.running.is_none() && !self.held && is_time
@@ -107,6 +121,9 @@ impl Supervisor {
 
     /// Begins the next save when it is time.
     pub(crate) fn go_on_saving(&mut self) {
+        if let Some(news) = self.saving.news() {
+            self.tell(news);
+        }
         if !self.saving.may_begin() {
             return;
         }

@@ -20,7 +20,7 @@ use std::{
 use command_fds::{CommandFdExt as _, FdMapping};
 use kakehi_ctl::{
     limits,
-    order::{Report, Response, WorkerState},
+    order::{Ending, Report, Response, WorkerState},
     state::State,
 };
 use nix::sys::signal::Signal;
@@ -124,12 +124,17 @@ impl Supervisor {
         if let Some(worker) = self.workers.iter().find(|worker| worker.state() != WorkerState::Running) {
             return Err(Refused::NotRunning(worker.id()));
         }
+        self.tell_step("upgrade", format!("{} is tried", program.display()), (0, 0));
         let tried = match self.try_check(&program).await {
-            Ok(()) => self.try_worker(&program).await,
+            Ok(()) => {
+                self.tell_step("upgrade", "it accepts what is running", (0, 0));
+                self.try_worker(&program).await
+            }
             refused => refused,
         };
         self.helpers.clear();
         tried?;
+        self.tell_step("upgrade", "a worker of it comes up", (0, 0));
         // Nothing is on its way from a worker any more, nor will be.
         self.attendance.set_liveness(0);
         self.ping_all().await;
@@ -152,6 +157,7 @@ impl Supervisor {
                 workers: self.workers.len(),
                 program: Some(program.clone()),
                 request: asker.request,
+                watch: asker.watch.as_ref().map(|(id, topics, _)| (*id, topics.clone())),
                 failed: None,
             },
             command_socket: asker.command_socket.try_clone()?,
@@ -161,7 +167,8 @@ impl Supervisor {
             before: File::open("/proc/self/exe")?.into(),
         };
         tracing::info!("upgrade by {by}: {} takes the place of this program", program.display());
-        let left = self.leave(&estate, &program, &file).await;
+        self.tell_step("upgrade", format!("{} takes the place of this program", program.display()), (0, 0));
+        let left = self.leave(&estate, &program, &file, asker).await;
         signals::let_in()?;
         left
     }
@@ -172,6 +179,7 @@ impl Supervisor {
         estate: &Estate,
         program: &Path,
         file: &Path,
+        asker: &Asker,
     ) -> Result<std::convert::Infallible, Refused> {
         signals::hold_back()?;
         // What has come before is heard here.
@@ -184,6 +192,8 @@ impl Supervisor {
             }
         }
         self.turn_away_waiting().await;
+        let own = asker.watch.as_ref().map(|(_, _, end)| end);
+        self.watchers.end(Ending::Replaced, own).await;
         if self.is_stopping() {
             return Err(Refused::Stopping);
         }

@@ -54,7 +54,7 @@ impl Supervisor {
             Some(id) => id..id + 1,
             None => 0..count,
         };
-        let mut outcomes = Vec::new();
+        let (mut outcomes, total) = (Vec::new(), ids.len() as u32);
         for id in ids {
             if let Err(reason) = self.upgrade_one(id).await {
                 tracing::error!(worker = id, "was not upgraded for {by}: {reason}");
@@ -65,6 +65,7 @@ impl Supervisor {
                 return Err(Refused::Failed { id, reason, done });
             }
             tracing::info!(worker = id, "upgraded for {by}");
+            self.tell_step("upgrade", format!("worker {id} upgraded"), (outcomes.len() as u32 + 1, total));
             outcomes.push(WorkerOutcome { id, outcome: "upgraded".to_owned() });
         }
         Ok(outcomes)

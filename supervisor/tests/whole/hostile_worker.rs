@@ -20,7 +20,7 @@ use std::{
 
 use kakehi_ctl::{
     limits,
-    order::{Adopted, Envelope, Program, Report},
+    order::{Adopted, Envelope, Order, Program, Report},
     state::{Revision, Settings},
     wire,
 };
@@ -42,7 +42,7 @@ fn adoption_socket(proxy: &Proxy) -> PathBuf {
 }
 
 /// A proxy whose supervisor was killed, its worker, and where that waits for another one.
-fn orphaned(config: Config) -> (Proxy, Process, PathBuf) {
+pub(crate) fn orphaned(config: Config) -> (Proxy, Process, PathBuf) {
     let mut proxy = config.start();
     let (worker, path) = (proxy.worker(), adoption_socket(&proxy));
     proxy.kill_supervisor();
@@ -110,16 +110,15 @@ fn impostor(path: &Path, pid: u32, victim: &Victim) -> mpsc::Receiver<String> {
             program: Program { version: "0.1.0".to_owned(), file: (0, 0) },
             io_uring_level: 4,
             io_uring_features: Vec::new(),
+            capabilities: Vec::new(),
         };
         let mut orders = UnixStream::from(orders);
         orders.set_nonblocking(false).unwrap();
         let report = Envelope::new(0, Report::Adopted(Box::new(about)));
         wire::write_message(&mut orders, &report, limits::MAX_FRAME).unwrap();
         let mut decoder = wire::Decoder::new(limits::MAX_FRAME);
-        while let Ok(Some(Envelope { body, .. })) =
-            wire::read_message::<serde_json::Value>(&mut orders, &mut decoder)
-        {
-            let _ = sender.send(body.to_string());
+        while let Ok(Some(Envelope { body, .. })) = wire::read_message::<Order>(&mut orders, &mut decoder) {
+            let _ = sender.send(body.name().to_owned());
         }
     });
     news

@@ -6,6 +6,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod addresses;
 mod bad_backends;
 mod basics;
 mod bodies;
@@ -14,6 +15,7 @@ mod client_gone;
 mod draining;
 mod duplex;
 mod edits;
+mod events;
 mod files;
 mod framing;
 mod freeze;
@@ -26,6 +28,7 @@ mod hostile_worker;
 mod identity;
 mod init_system;
 mod interim;
+mod layers;
 mod life;
 mod limits;
 mod lingering;
@@ -52,5 +55,6 @@ mod tunnels;
 mod upgrade;
 mod upstream_reuse;
 mod verbs;
+mod versions;
 mod waiting;
 mod waits;

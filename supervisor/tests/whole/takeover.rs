@@ -78,7 +78,7 @@ fn a_worker_that_died_in_the_meantime_is_replaced() {
 }
 
 #[test]
-fn a_change_outlives_the_supervisor_until_the_file_changes() {
+fn a_change_outlives_the_supervisor_and_a_changed_file() {
     let (backend, other) = (Backend::respond(OK), Backend::respond(OK));
     let mut proxy = Proxy::to(&backend);
     let address = other.address().to_string();
@@ -95,7 +95,7 @@ fn a_change_outlives_the_supervisor_until_the_file_changes() {
     fs::write(&file, text + &another).unwrap();
     proxy.start_again();
     wait::until("what the file says", || proxy.ctl_json("status")["clusters"] == 2);
-    assert_eq!(backends(&proxy), Some(2), "one in each cluster: the one that was added is not in the file");
+    assert_eq!(backends(&proxy), Some(3), "two of the file, and the one that was added by hand");
     ask(&mut proxy.client());
 }
 

@@ -160,10 +160,11 @@ fn a_dump_is_a_file_that_loads_and_means_the_same() {
     ctl(&proxy, &["backend", "add", "more", &backend.address(), "--weight", "3", "--backup"]);
     let dump = ctl(&proxy, &["config", "dump"]);
     assert!(dump.contains("front_timeout = 1.5") && dump.contains("max_connections = 77"), "{dump}");
-    assert!(ctl(&proxy, &["config", "diff"]).contains("- cluster more"));
+    assert!(dump.contains("# by hand: + cluster more"), "{dump}");
+    assert!(ctl(&proxy, &["config", "diff"]).contains("stays, by hand: + cluster more"));
     fs::write(proxy.folder().join("kakehi.toml"), dump).unwrap();
     let said = ctl(&proxy, &["config", "diff"]);
-    assert!(said.contains("nothing"), "{said}");
+    assert!(said.contains("nothing") && !said.contains("by hand"), "{said}");
 }
 
 #[test]
@@ -200,7 +201,7 @@ fn a_state_is_saved_compared_and_loaded() {
 }
 
 #[test]
-fn a_saved_state_outlives_a_stop_until_the_file_changes() {
+fn a_saved_state_outlives_a_stop_and_a_changed_file_what_is_by_hand() {
     let backend = Backend::respond(OK);
     let mut proxy =
         Config::to(&backend).root("saved_state = \"state.json\"").root("automatic_state_save = true").start();
@@ -224,7 +225,9 @@ fn a_saved_state_outlives_a_stop_until_the_file_changes() {
     fs::write(&file, text + "[clusters.more]\nprotocol = \"http\"\n").unwrap();
     proxy.start_again();
     wait::until("it serves", || Client::try_connect(proxy.address()).is_ok());
-    assert_eq!(get(&proxy, "n19.test", "/").status(), 200, "the file has changed: it holds");
+    assert_eq!(get(&proxy, "n19.test", "/").status(), 401, "it is by hand");
+    let status = proxy.ctl_json("status");
+    assert!(status["clusters"] == 2 && status["by_hand"] == 20, "the file has changed, too: {status}");
 
     // One that is not understood is no reason to serve something else.
     proxy.terminate();

@@ -319,7 +319,7 @@ fn workers_are_taken_over_whatever_the_file_says() {
         fs::write(&file, format!("{right}# mended\n")).unwrap();
         let taken = proxy.ctl(&["reload"]);
         assert!(taken.status.success(), "{}", said(&taken));
-        assert!(!state().contains("by-hand"));
+        assert!(state().contains("by-hand"), "it is not the file's");
         ask(&mut idle);
     }
 }

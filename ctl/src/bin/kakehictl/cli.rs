@@ -10,6 +10,7 @@ use std::{
 use clap::{Parser, Subcommand};
 use kakehi_ctl::{
     config,
+    event::Topic,
     order::{Request, Response},
 };
 
@@ -54,6 +55,10 @@ pub(crate) struct Arguments {
     #[arg(short, long, global = true, value_name = "MS")]
     timeout: Option<u64>,
 
+    /// Show no steps of what takes longer
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+
     /// Change something only if the configuration is of this generation (`kakehictl status`): nobody has changed it since
     #[arg(long, global = true, value_name = "N")]
     pub(crate) if_generation: Option<u64>,
@@ -78,6 +83,16 @@ pub(crate) enum Verb {
         action: Option<WorkersVerb>,
     },
 
+    /// Show what happens, one line for each event, until kakehi stops: workers that die and are replaced, changes, refusals,
+    /// certificates, steps of upgrades and scalings, the state on the disk
+    ///
+    /// With --json: one object on each line.
+    Events {
+        /// Only these; may be repeated
+        #[arg(long = "topic", value_name = "TOPIC")]
+        topics: Vec<Topic>,
+    },
+
     /// Show the cores of the host, and where each worker runs with its load; change that
     ///
     /// What is set holds until kakehi stops; `worker_cores` in the file says it for good.
@@ -89,7 +104,7 @@ pub(crate) enum Verb {
 
     /// Read the configuration file again and change what is different: all of it in every worker, or nothing
     ///
-    /// Connections go on, but those of a listener that is gone. SIGHUP does the same.
+    /// What is by hand stays. Connections go on, but those of a listener that is gone. SIGHUP does the same.
     /// With --json: an object.
     Reload {
         /// Only show what would change
@@ -98,6 +113,12 @@ pub(crate) enum Verb {
         /// Then replace the process of each worker, one after the other, for settings that need it (`user`, `buffer_count`, ...)
         #[arg(long, conflicts_with = "dry_run")]
         workers: bool,
+        /// Also where the file has no listener that accepts connections: nothing is served any more then
+        #[arg(long)]
+        allow_empty: bool,
+        /// Drop what is by hand (`listener`, `cluster`, `frontend`, `backend`, `certificate`, `state load`): all as the file says
+        #[arg(long)]
+        discard_live: bool,
     },
 
     /// Replace kakehi by the program that is on the disk now: the supervisor, then each worker; connections go on
@@ -127,23 +148,23 @@ pub(crate) enum Verb {
     #[command(subcommand)]
     Settings(SettingsVerb),
 
-    /// List, add, change and remove listeners, until the next reload or start
+    /// List, add, change and remove listeners, until the next start; reloads leave it alone
     #[command(subcommand)]
     Listener(ListenerVerb),
 
-    /// List, add, change and remove clusters, until the next reload or start
+    /// List, add, change and remove clusters, until the next start; reloads leave it alone
     #[command(subcommand)]
     Cluster(ClusterVerb),
 
-    /// List, add and remove the frontends that lead to clusters, until the next reload or start
+    /// List, add and remove the frontends that lead to clusters, until the next start; reloads leave it alone
     #[command(subcommand)]
     Frontend(FrontendVerb),
 
-    /// List, add, change and remove the backends of clusters, until the next reload or start
+    /// List, add, change and remove the backends of clusters, until the next start; reloads leave it alone
     #[command(subcommand)]
     Backend(BackendVerb),
 
-    /// List, show, add, replace and remove the certificates of listeners, until the next reload or start
+    /// List, show, add, replace and remove the certificates of listeners, until the next start; reloads leave it alone
     #[command(subcommand)]
     Certificate(CertificateVerb),
 }
@@ -210,6 +231,8 @@ impl Verb {
             Verb::Config(verb) => return verb.run(ask),
             Verb::Settings(verb) => return verb.run(ask),
             Verb::State { action: Some(verb) } => return verb.run(ask),
+            // It is no question with an answer: `main` attends to it.
+            Verb::Events { topics } => Request::Watch { topics },
             Verb::Pin { action: None } => Request::Topology,
             Verb::Status => Request::Status,
             Verb::Workers { action: None } => Request::Workers,
@@ -225,7 +248,9 @@ impl Verb {
             Verb::State { action: None } => Request::State,
             Verb::Upgrade => Request::Upgrade,
             Verb::Stop { now } => Request::Stop { now },
-            Verb::Reload { dry_run, workers } => Request::Reload { dry_run, workers },
+            Verb::Reload { dry_run, workers, allow_empty, discard_live } => {
+                Request::Reload { dry_run, workers, allow_empty, discard_live }
+            }
         };
         ask(request).map(Shown::Response)
     }
@@ -262,6 +287,13 @@ impl Arguments {
                 USUAL_SOCKETS.join(" and no ")
             ))
         })
+    }
+
+    /// Whether steps of what is asked are shown.
+    pub(crate) fn shows_steps(&self, request: &Request) -> bool {
+        let has_steps =
+            matches!(request, Request::Upgrade | Request::UpgradeWorkers { .. } | Request::Scale { .. });
+        has_steps && !self.quiet && !self.json
     }
 
     /// Deadline of a whole conversation; `None` = for ever. For a change longer than the supervisor waits for its workers.

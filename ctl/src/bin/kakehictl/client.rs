@@ -1,4 +1,5 @@
-//! One question to the supervisor, one answer, one deadline for both.
+//! One question to the supervisor, one answer, one deadline for both; with progress meanwhile, where that is wanted. Or events,
+//! for as long as they come.
 
 use std::{
     io,
@@ -14,8 +15,9 @@ use std::{
 };
 
 use kakehi_ctl::{
+    event::{Event, Topic},
     limits,
-    order::{Envelope, Request, Response},
+    order::{Ending, Envelope, Hello, Request, Response, WATCH},
     wire::{self, Decoder, WireError},
 };
 
@@ -111,18 +113,24 @@ impl Failure {
 }
 
 /// Asks the supervisor behind `socket`; connecting, asking and the answer must be over within `timeout`.
-pub(crate) fn ask(socket: &Path, request: Request, timeout: Option<Duration>) -> Result<Response, Failure> {
+/// Steps of it are passed to `show` until then, if the supervisor tells them.
+pub(crate) fn ask(
+    socket: &Path,
+    request: Request,
+    timeout: Option<Duration>,
+    show: Option<Show>,
+) -> Result<Response, Failure> {
     let is_change = request.is_change();
     let sent = Arc::new(AtomicBool::new(false));
     let answer = match timeout {
-        None => converse(socket, request, &sent),
+        None => converse(socket, request, &sent, show),
         Some(timeout) => {
             let (sender, receiver) = mpsc::channel();
             let (path, sent) = (socket.to_owned(), Arc::clone(&sent));
             // Connecting to a unix socket has no deadline of its own: a thread waits for it, and ends with the process.
             thread::spawn(move || {
                 // After the deadline nobody waits for it any more.
-                let _ = sender.send(converse(&path, request, &sent));
+                let _ = sender.send(converse(&path, request, &sent, show));
             });
             receiver.recv_timeout(timeout).unwrap_or_else(|error| {
                 Err(match error {
@@ -138,24 +146,86 @@ pub(crate) fn ask(socket: &Path, request: Request, timeout: Option<Duration>) ->
     })
 }
 
-/// Asks and waits; `sent` becomes true when the request may have arrived.
-fn converse(socket: &Path, request: Request, sent: &AtomicBool) -> Result<Response, Failure> {
-    /// Of the only question that this process asks.
-    const ID: u64 = 1;
+/// How often the program that comes is looked for, after the one that was watched has gone.
+const TRIES: u32 = 5;
 
-    let failure = |error| Failure::from_wire(socket, error);
-    let mut stream = UnixStream::connect(socket).map_err(|error| failure(error.into()))?;
+/// What is done with an event.
+pub(crate) type Show = fn(&Event);
+
+/// Of the request that is wanted.
+const ID: u64 = 1;
+/// Of what is asked before it.
+const HELLO: u64 = 2;
+/// Of the events.
+const EVENTS: u64 = 3;
+
+/// A connection to the supervisor.
+struct Connection<'a> {
+    socket: &'a Path,
+    stream: UnixStream,
+    decoder: Decoder,
+}
+
+impl<'a> Connection<'a> {
+    fn new(socket: &'a Path) -> Result<Self, Failure> {
+        let stream = UnixStream::connect(socket).map_err(|error| Failure::from_wire(socket, error.into()))?;
+        Ok(Connection { socket, stream, decoder: Decoder::new(limits::MAX_FRAME) })
+    }
+
+    fn send(&mut self, id: u64, request: Request) -> Result<(), WireError> {
+        wire::write_message(&mut self.stream, &Envelope::new(id, request), limits::MAX_REQUEST_FRAME)
+    }
+
+    /// The next message; `None` at the end.
+    fn next(&mut self) -> Result<Option<Envelope<Response>>, Failure> {
+        wire::read_message(&mut self.stream, &mut self.decoder)
+            .map_err(|error| Failure::from_wire(self.socket, error))
+    }
+
+    /// Begins to watch. What the supervisor is, where it cannot be watched.
+    ///
+    /// # Errors
+    /// See [`Failure`]; a supervisor of an earlier program says no, and ends the connection.
+    fn watch(&mut self, topics: Vec<Topic>) -> Result<Result<(), Hello>, Failure> {
+        match self.answer_to(HELLO, Request::Hello(Hello::new(&[])))? {
+            Response::Hello(hello) if hello.can(WATCH) => {}
+            Response::Hello(hello) => return Ok(Err(hello)),
+            _ => return Err(Failure::Closed(self.socket.to_owned())),
+        }
+        self.answer_to(EVENTS, Request::Watch { topics }).map(|_| Ok(()))
+    }
+
+    fn answer_to(&mut self, id: u64, request: Request) -> Result<Response, Failure> {
+        self.send(id, request).map_err(|error| Failure::from_wire(self.socket, error))?;
+        match self.next()? {
+            Some(Envelope { body: Response::Refused { reason }, .. }) => Err(Failure::Refused(reason)),
+            Some(Envelope { body, .. }) => Ok(body),
+            None => Err(Failure::Closed(self.socket.to_owned())),
+        }
+    }
+}
+
+/// Asks and waits; `sent` becomes true when the request may have arrived.
+fn converse(
+    socket: &Path,
+    request: Request,
+    sent: &AtomicBool,
+    show: Option<Show>,
+) -> Result<Response, Failure> {
+    let mut connection = Connection::new(socket)?;
+    if show.is_some() && !matches!(connection.watch(vec![Topic::Operations]), Ok(Ok(()))) {
+        // It tells no steps, or has too many watchers.
+        connection = Connection::new(socket)?;
+    }
     sent.store(true, Ordering::Relaxed);
-    let written = wire::write_message(&mut stream, &Envelope::new(ID, request), limits::MAX_REQUEST_FRAME);
-    if let Err(error) = written {
+    if let Err(error) = connection.send(ID, request) {
         // Whoever is refused at the door is told so before the question.
-        return match wire::read_message::<Response>(&mut stream, &mut Decoder::new(limits::MAX_FRAME)) {
+        return match connection.next() {
             Ok(Some(Envelope { body: Response::Refused { reason }, .. })) => Err(Failure::Refused(reason)),
-            _ => Err(failure(error)),
+            _ => Err(Failure::from_wire(socket, error)),
         };
     }
-    let mut decoder = Decoder::new(limits::MAX_FRAME);
-    while let Some(answer) = wire::read_message(&mut stream, &mut decoder).map_err(failure)? {
+    while let Some(answer) = connection.next()? {
         match answer.body {
             // What could not be understood has no number: a refusal without one is for this question too.
             Response::Refused { reason } if answer.id == ID || answer.id == 0 => {
@@ -163,13 +233,71 @@ fn converse(socket: &Path, request: Request, sent: &AtomicBool) -> Result<Respon
             }
             Response::Stopping if answer.id == ID => {
                 // It has stopped when it closes the connection, in whatever way.
-                while let Ok(Some(_)) = wire::read_message::<Response>(&mut stream, &mut decoder) {}
+                while let Ok(Some(_)) = connection.next() {}
                 return Ok(Response::Stopping);
             }
             Response::Misused { reason } if answer.id == ID => return Err(Failure::Usage(reason)),
+            Response::Event(event) if answer.id == EVENTS => {
+                if let Some(show) = show {
+                    show(&event);
+                }
+            }
             body if answer.id == ID => return Ok(body),
             _ => {}
         }
     }
     Err(Failure::Closed(socket.to_owned()))
+}
+
+/// Passes what happens to `show`, until kakehi stops or nobody wants to see any more. Until events come it may take `timeout`.
+///
+/// # Errors
+/// See [`Failure`].
+pub(crate) fn watch(
+    socket: &Path,
+    topics: &[Topic],
+    timeout: Option<Duration>,
+    show: &mut dyn FnMut(&Event) -> bool,
+) -> Result<(), Failure> {
+    let slow = |failure| match (failure, timeout) {
+        (Failure::Broken { error: WireError::Io(error), .. }, Some(timeout))
+            if error.kind() == io::ErrorKind::WouldBlock =>
+        {
+            Failure::TooSlow(socket.to_owned(), timeout)
+        }
+        (failure, _) => failure,
+    };
+    let mut goes_on = 0;
+    loop {
+        let mut connection = Connection::new(socket)?;
+        let broken = |error: io::Error| Failure::from_wire(socket, error.into());
+        connection.stream.set_read_timeout(timeout).map_err(broken)?;
+        match connection.watch(topics.to_vec()) {
+            Ok(Ok(())) => {}
+            Ok(Err(hello)) => {
+                let reason = format!("this kakehi ({}) tells no events", hello.program);
+                return Err(Failure::Refused(reason));
+            }
+            // The program that goes has taken the connection, and closes it as it goes.
+            Err(Failure::Closed(_) | Failure::Refused(_)) if goes_on > 0 => {
+                goes_on -= 1;
+                continue;
+            }
+            Err(failure) => return Err(slow(failure)),
+        }
+        connection.stream.set_read_timeout(None).map_err(broken)?;
+        loop {
+            match connection.next()?.map(|message| message.body) {
+                Some(Response::Event(event)) if !show(&event) => return Ok(()),
+                Some(Response::Ended { reason: Ending::Stopped, .. }) => return Ok(()),
+                // The program that comes tells more.
+                Some(Response::Ended { reason: Ending::Replaced, .. }) => {
+                    goes_on = TRIES;
+                    break;
+                }
+                Some(_) => {}
+                None => return Err(Failure::Closed(socket.to_owned())),
+            }
+        }
+    }
 }

@@ -17,9 +17,13 @@ use std::{
 };
 
 use clap::Parser as _;
-use kakehi_ctl::order::Request;
+use kakehi_ctl::{event::Event, order::Request};
 
-use crate::{cli::Arguments, client::Failure, routing::Shown};
+use crate::{
+    cli::{Arguments, Verb},
+    client::Failure,
+    routing::Shown,
+};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -41,9 +45,24 @@ fn main() -> ExitCode {
     }
 }
 
+/// Whoever closed stderr does not want to see it.
+fn show_step(event: &Event) {
+    let _ = writeln!(io::stderr(), "{}", event.what);
+}
+
 /// Asks, and gives back what is to be printed.
 fn run(arguments: &Arguments) -> Result<String, Failure> {
     let socket = arguments.socket()?;
+    if let Verb::Events { topics } = &arguments.verb {
+        let timeout = arguments.timeout(&Request::Status);
+        let mut show = |event: &Event| {
+            let line = if arguments.json { print::line(event) } else { print::human_event(event) };
+            let mut out = io::stdout().lock();
+            // The reader may have seen enough.
+            out.write_all(line.as_bytes()).and_then(|()| out.flush()).is_ok()
+        };
+        return client::watch(&socket, topics, timeout, &mut show).map(|()| String::new());
+    }
     let ask = |request: Request| {
         let timeout = arguments.timeout(&request);
         let request = match request {
@@ -56,7 +75,8 @@ fn run(arguments: &Arguments) -> Result<String, Failure> {
             }
             request => request,
         };
-        client::ask(&socket, request, timeout)
+        let show = arguments.shows_steps(&request).then_some(show_step as client::Show);
+        client::ask(&socket, request, timeout, show)
     };
     let shown = arguments.verb.run(&ask)?;
     Ok(match (shown, arguments.json) {

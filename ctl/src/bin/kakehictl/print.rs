@@ -2,16 +2,19 @@
 
 use std::fmt::Write as _;
 
+use kakehi_ctl::event::Event;
 use kakehi_ctl::order::{Changed, Core, Phase, Response, Status, Topology, WorkerInfo, WorkerState};
 use serde::Serialize;
 
 mod certificates;
 
+use certificates::printable;
 pub(crate) use certificates::{DAY, certificate, certificates, now};
 
 /// The answer as JSON: an object or an array, with a line end.
 pub(crate) fn json(response: &Response) -> String {
     match response {
+        Response::Hello(hello) => pretty(hello),
         Response::Status(status) => pretty(status),
         Response::Workers(workers) => pretty(workers),
         Response::State(state) => pretty(state),
@@ -21,9 +24,26 @@ pub(crate) fn json(response: &Response) -> String {
         Response::Keys(keys) => pretty(keys),
         Response::Certificates(certificates) => pretty(certificates),
         Response::Topology(topology) => pretty(topology),
+        Response::Event(event) => line(event),
+        Response::Watching | Response::Ended { .. } => pretty(response),
         Response::Stopping => pretty(&"stopped"),
         Response::Refused { reason } | Response::Misused { reason } => pretty(reason),
     }
+}
+
+/// A value as JSON on one line.
+pub(crate) fn line(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_default() + "\n"
+}
+
+/// An event on one line: when, and what.
+pub(crate) fn human_event(event: &Event) -> String {
+    let lost = match event.lost {
+        0 => String::new(),
+        lost => format!("({lost} events were lost) "),
+    };
+    let time = certificates::time_of_day(event.time_ms);
+    format!("{time}  {lost}{}\n", printable(&event.what.to_string()))
 }
 
 /// A value as JSON with a line end.
@@ -36,6 +56,7 @@ pub(crate) fn pretty(value: &impl Serialize) -> String {
 /// The answer for people.
 pub(crate) fn human(response: &Response) -> String {
     match response {
+        Response::Hello(hello) => format!("kakehi {}\n", hello.program),
         Response::Status(status) => human_status(status),
         Response::Workers(workers) => human_workers(workers),
         Response::State(state) => pretty(state),
@@ -53,6 +74,8 @@ pub(crate) fn human(response: &Response) -> String {
         // Nobody asks for them to be shown.
         Response::Keys(keys) => format!("{} keys\n", keys.len()),
         Response::Topology(topology) => human_topology(topology),
+        Response::Event(event) => human_event(event),
+        Response::Watching | Response::Ended { .. } => String::new(),
         Response::Stopping => "stopped\n".to_owned(),
         Response::Refused { reason } | Response::Misused { reason } => format!("{reason}\n"),
     }
@@ -65,6 +88,16 @@ fn human_changed(changed: &Changed) -> String {
     }
     for change in &changed.changes {
         let _ = writeln!(text, "{change}");
+    }
+    match (changed.applied, changed.by_hand.len()) {
+        (_, 0) => {}
+        (true, 1) => text.push_str("1 entry stays by hand\n"),
+        (true, count) => drop(writeln!(text, "{count} entries stay by hand")),
+        (false, _) => {
+            for line in &changed.by_hand {
+                let _ = writeln!(text, "stays, by hand: {line}");
+            }
+        }
     }
     for worker in changed.workers.iter().filter(|worker| worker.outcome != "changed") {
         let _ = writeln!(text, "worker {}: {}", worker.id, worker.outcome);
@@ -97,6 +130,7 @@ fn human_status(status: &Status) -> String {
         ("clusters", status.clusters.to_string()),
         ("frontends", status.frontends.to_string()),
         ("backends", status.backends.to_string()),
+        ("by hand", status.by_hand.to_string()),
         ("connections", status.connections.to_string()),
         ("requests", status.requests.to_string()),
         ("restarts", status.restarts.to_string()),

@@ -220,6 +220,9 @@ pub(crate) enum StateVerb {
     Load {
         /// The file
         file: PathBuf,
+        /// Also where it has no listener that accepts connections: nothing is served any more then
+        #[arg(long)]
+        allow_empty: bool,
     },
     /// Show what `load` would change
     Diff {
@@ -462,7 +465,15 @@ fn in_cluster(cluster: &str, item: &impl Serialize) -> serde_json::Value {
 impl ConfigVerb {
     pub(crate) fn run(self, ask: Ask<'_>) -> Result<Shown, Failure> {
         match self {
-            ConfigVerb::Diff => ask(Request::Reload { dry_run: true, workers: false }).map(Shown::Response),
+            ConfigVerb::Diff => {
+                let request = Request::Reload {
+                    dry_run: true,
+                    workers: false,
+                    allow_empty: false,
+                    discard_live: false,
+                };
+                ask(request).map(Shown::Response)
+            }
             ConfigVerb::Dump => {
                 let text = write::write(&state(ask)?);
                 Ok(Shown::Made { json: json!({ "toml": text }), text })
@@ -473,11 +484,12 @@ impl ConfigVerb {
 
 impl StateVerb {
     pub(crate) fn run(&self, ask: Ask<'_>) -> Result<Shown, Failure> {
-        let load = |file: &PathBuf, dry_run| {
+        let load = |file: &PathBuf, dry_run, allow_empty| {
             let (state, keys) = store::load_with_keys(file).map_err(|error| {
                 Failure::Refused(format!("{}: {error}; nothing was changed", file.display()))
             })?;
-            ask(Request::LoadState { state: Box::new(state), keys, dry_run }).map(Shown::Response)
+            let state = Box::new(state);
+            ask(Request::LoadState { state, keys, dry_run, allow_empty }).map(Shown::Response)
         };
         match self {
             StateVerb::Save { file: None, with_keys } => {
@@ -497,8 +509,8 @@ impl StateVerb {
                     .map_err(|error| Failure::Refused(format!("{}: {error}", file.display())))?;
                 Ok(Shown::Response(Response::Saved { path: file.clone(), left_out }))
             }
-            StateVerb::Load { file } => load(file, false),
-            StateVerb::Diff { file } => load(file, true),
+            StateVerb::Load { file, allow_empty } => load(file, false, *allow_empty),
+            StateVerb::Diff { file } => load(file, true, false),
         }
     }
 }

@@ -72,7 +72,7 @@ fn names(certificate: &CertificateInfo) -> String {
 }
 
 /// What stands in a certificate must not garble a terminal.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     let escaped = |c: char| if c.is_control() { c.escape_debug().to_string() } else { c.to_string() };
     text.chars().map(escaped).collect()
 }
@@ -83,6 +83,18 @@ fn kind(key: KeyKind) -> &'static str {
         KeyKind::Ed25519 => "ed25519",
         KeyKind::Rsa => "rsa",
     }
+}
+
+/// Day and time (UTC) of a time in milliseconds since 1970, as in the log.
+pub(super) fn time_of_day(millis: u64) -> String {
+    let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000);
+    time.map_or_else(
+        |_| "-".to_owned(),
+        |it| {
+            let (hour, minute, second, millisecond) = it.to_hms_milli();
+            format!("{}T{hour:02}:{minute:02}:{second:02}.{millisecond:03}Z", it.date())
+        },
+    )
 }
 
 /// The day (UTC) of a time in seconds since 1970.

@@ -1,0 +1,234 @@
+//! What the supervisor orders its workers, what they report, and how they say who they are.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::Message;
+use crate::{
+    change::Change,
+    state::{Revision, Settings},
+};
+
+/// Version of the vocabulary of orders and reports.
+const ORDERS_VERSION: u32 = 1;
+
+/// Version of the vocabulary in which a supervisor takes a worker over.
+pub const ADOPTION_VERSION: u32 = 1;
+
+impl Message for Order {
+    const VERSION: u32 = ORDERS_VERSION;
+    const VOCABULARY: &'static str = "orders";
+}
+
+impl Message for Report {
+    const VERSION: u32 = ORDERS_VERSION;
+    const VOCABULARY: &'static str = "orders";
+}
+
+/// One of the listening sockets of an address: each worker has one, and sometimes those of workers that were removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ListenerSocket {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Which one, in the order in which they were opened, from 0.
+    pub rank: u32,
+}
+
+/// What the supervisor orders a worker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Order {
+    /// Answer with [`Report::Done`]: a sign of life.
+    Ping,
+    /// The next of the changes that the `Prepare` behind it is about. It is not answered.
+    Stage {
+        /// In their order.
+        changes: Vec<Change>,
+    },
+    /// Check the staged changes and these, and get them ready, without making them. Sockets of listeners that come were sent
+    /// before.
+    Prepare {
+        /// How many were staged.
+        #[serde(default)]
+        staged: usize,
+        /// In their order.
+        changes: Vec<Change>,
+        /// Of the state that they lead to.
+        revision: Revision,
+    },
+    /// Make the changes that were prepared last.
+    Commit,
+    /// Forget the changes that were prepared last.
+    Abort,
+    /// Read the ticket keys in the vault anew.
+    RenewTicketKeys,
+    /// Send the state as a memfd over the descriptor channel. For supervisors of earlier programs: this one asks no worker for it.
+    TellState,
+    /// Take what was sent over the descriptor channel: accept on further listening sockets, and go on with the connections
+    /// that come out of a predecessor's channel.
+    Take,
+    /// Accept no more on these listening sockets; others of the same listener stay.
+    Yield {
+        /// Which.
+        sockets: Vec<ListenerSocket>,
+    },
+    /// Look into the queue of every listening socket: another process has stopped to accept there.
+    Stir,
+    /// Give this many connections, as they come to rest, to the process behind the channel that was sent over the
+    /// descriptor channel.
+    Share {
+        /// How many.
+        connections: u32,
+    },
+    /// Accept no more, give every connection that is idle to the process that takes this one's place, finish the rest
+    /// within `deadline_ms`, then exit.
+    HandOver {
+        /// What is still there then is cut (ms from now).
+        deadline_ms: u64,
+    },
+    /// Accept no more, finish what is in flight within `deadline_ms`, then exit.
+    Stop {
+        /// What is still in flight then is cut (ms from now).
+        deadline_ms: u64,
+    },
+}
+
+/// Changes that one order names at most: reading an order holds everybody up who is served.
+pub(super) const CHANGES_PER_ORDER: usize = 64;
+
+impl Order {
+    /// The orders that every worker understands which does not say which it understands.
+    const FIRST: [&'static str; 13] = [
+        "ping",
+        "stage",
+        "prepare",
+        "commit",
+        "abort",
+        "renew_ticket_keys",
+        "tell_state",
+        "take",
+        "yield",
+        "stir",
+        "share",
+        "hand_over",
+        "stop",
+    ];
+
+    /// The orders that this program understands.
+    pub const KNOWN: [&'static str; 13] = Self::FIRST;
+
+    /// Its name, as it travels.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Order::Ping => "ping",
+            Order::Stage { .. } => "stage",
+            Order::Prepare { .. } => "prepare",
+            Order::Commit => "commit",
+            Order::Abort => "abort",
+            Order::RenewTicketKeys => "renew_ticket_keys",
+            Order::TellState => "tell_state",
+            Order::Take => "take",
+            Order::Yield { .. } => "yield",
+            Order::Stir => "stir",
+            Order::Share { .. } => "share",
+            Order::HandOver { .. } => "hand_over",
+            Order::Stop { .. } => "stop",
+        }
+    }
+
+    /// Whether a worker with these capabilities understands it; none: one that does not say.
+    pub fn is_understood_by(&self, capabilities: &[String]) -> bool {
+        match capabilities {
+            [] => Self::FIRST.contains(&self.name()),
+            said => said.iter().any(|it| it == self.name()),
+        }
+    }
+
+    /// As orders that are each read in a short time, to be given one behind the other. Those before the last are not answered.
+    pub fn in_parts(self) -> Vec<Order> {
+        let Order::Prepare { staged: 0, mut changes, revision } = self else { return vec![self] };
+        let mut parts = Vec::new();
+        let staged = changes.len().saturating_sub(1) / CHANGES_PER_ORDER * CHANGES_PER_ORDER;
+        let last = changes.split_off(staged);
+        let mut changes = changes.into_iter();
+        while changes.len() > 0 {
+            parts.push(Order::Stage { changes: changes.by_ref().take(CHANGES_PER_ORDER).collect() });
+        }
+        parts.push(Order::Prepare { staged, changes: last, revision });
+        parts
+    }
+}
+
+/// A worker that was started by another supervisor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Adopted {
+    /// Place in the row of workers.
+    pub id: u32,
+    /// Which of the worker's processes, counted from 1.
+    pub launch: u64,
+    /// Process.
+    pub pid: u32,
+    /// Core that it was told to run on at its start.
+    pub core: Option<u32>,
+    /// It accepts no more and will end.
+    pub leaving: bool,
+    /// Of the state that it serves.
+    pub revision: Revision,
+    /// Of the settings that it started with.
+    pub settings: Settings,
+    /// The program that it runs.
+    pub program: Program,
+    /// Rung of the ladder of kernel features, 0 to 4.
+    pub io_uring_level: u8,
+    /// Names of the kernel features in use.
+    pub io_uring_features: Vec<String>,
+    /// The orders that it understands.
+    #[serde(default)]
+    pub capabilities: Vec<String>,
+}
+
+/// Which program a process runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Program {
+    /// As it calls itself.
+    pub version: String,
+    /// Its file: device and inode.
+    pub file: (u64, u64),
+}
+
+/// What a worker tells the supervisor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Report {
+    /// The ring stands, the listeners accept.
+    Ready {
+        /// Rung of the ladder of kernel features, 0 to 4.
+        io_uring_level: u8,
+        /// Names of the kernel features in use.
+        io_uring_features: Vec<String>,
+        /// The orders that it understands.
+        #[serde(default)]
+        capabilities: Vec<String>,
+    },
+    /// It cannot serve and exits.
+    Failed {
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// It goes on under this supervisor, over a channel that came through its adoption socket. What it holds was sent
+    /// over the descriptor channel.
+    Adopted(Box<Adopted>),
+    /// It ends.
+    Finished {
+        /// Nothing was in flight any more.
+        drained: bool,
+    },
+    /// An order was carried out.
+    Done,
+    /// An order was refused, or not understood; nothing changed, and the descriptors that came for it are closed.
+    Refused {
+        /// Why.
+        reason: String,
+    },
+}
