@@ -3,7 +3,7 @@
 
 use std::fmt::Debug;
 
-use kakehi_ctl::order::{Envelope, Order, Report, Request};
+use kakehi_ctl::order::{Envelope, Message, Order, Report, Request};
 use kakehi_ctl::wire::{Decoder, encode};
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -21,7 +21,7 @@ pub(crate) fn check(data: &[u8]) {
     }
 }
 
-fn check_type<T: DeserializeOwned + Serialize + PartialEq + Debug>(input: &Input<'_>) {
+fn check_type<T: Message + DeserializeOwned + Serialize + PartialEq + Debug>(input: &Input<'_>) {
     let whole = read::<T>([input.bytes]);
     assert_eq!(whole, read::<T>(input.pieces()), "in pieces");
     for message in whole.into_iter().flatten() {
@@ -38,7 +38,7 @@ fn check_type<T: DeserializeOwned + Serialize + PartialEq + Debug>(input: &Input
 }
 
 /// The messages of `pieces`, which arrive one after the other, and the text of what is wrong with those that are none.
-fn read<'a, T: DeserializeOwned>(
+fn read<'a, T: Message + DeserializeOwned>(
     pieces: impl IntoIterator<Item = &'a [u8]>,
 ) -> Vec<Result<Envelope<T>, String>> {
     let mut decoder = Decoder::new(MAX);
