@@ -1,4 +1,4 @@
-//! From TOML to typed values: every key is looked up in the tables of [`super::keys`] and its value checked.
+//! From TOML to typed values: every key is looked up in the tables of [`crate::keys`] and its value checked.
 //!
 //! Promises: a [`Section`] holds only known keys, each with a value of its kind and range; all else was reported. Offsets are those
 //! in the file.

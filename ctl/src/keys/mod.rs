@@ -1,6 +1,6 @@
 //! The keys of the file: each is defined once, with its name, type, range, default and what a change of it needs.
 //!
-//! A key that is honoured is an entry of [`define::keyed`](define) where the struct stands that has its value
+//! A key that is honoured is an entry of the macro `keyed!` (`define`) where the struct stands that has its value
 //! (`crate::state`): out of that entry come the field, its default, reading and writing, `docs/configuration.md`,
 //! `docs/examples/kakehi.toml`, and how a change of it reads (old → new) and is made. A key that is not honoured yet has a line
 //! in `crate::config::levels`, which also says at which level of the file each group of keys stands.
@@ -136,7 +136,7 @@ pub enum Kind {
     Integers,
     /// A power of two of this range.
     PowerOfTwo(u64, u64),
-    /// Seconds, whole or with a fraction, or a text with a unit; above 0, up to [`MAX_SECONDS`].
+    /// Seconds, whole or with a fraction, or a text with a unit; above 0, up to a year.
     Seconds,
     /// As [`Kind::Seconds`], or 0, which switches off what the key is about.
     SecondsOrZero,
