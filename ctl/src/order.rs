@@ -18,7 +18,7 @@ use crate::{
 
 mod worker;
 
-pub use self::worker::{ADOPTION_VERSION, Adopted, ListenerSocket, Order, Program, Report};
+pub use self::worker::{ADOPTION_VERSION, Adopted, Fact, ListenerSocket, Order, Program, Report};
 
 /// Version of the vocabulary of clients; a peer of another version is told so and nothing else happens.
 pub const CLIENT_VERSION: u32 = 1;

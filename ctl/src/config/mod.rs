@@ -43,6 +43,7 @@ use sha2::{Digest as _, Sha256};
 pub use socket::command_socket;
 
 use crate::{
+    keys::Said as _,
     limits,
     state::{Settings, State},
 };
@@ -113,21 +114,31 @@ pub fn certificate_name(name: &str) -> Result<String, &'static str> {
     build::certificate_name(name)
 }
 
-/// SHA-256 of what `kakehictl` can change while kakehi runs, so that a comment or the order of keys is no difference.
+/// SHA-256 of what `kakehictl` can change while kakehi runs, so that neither a comment, the order of keys, nor a key that this
+/// program knows and an earlier one did not is a difference.
 fn digest(loaded: &Loaded) -> String {
     // What is written comes in very small parts.
-    let mut digest = BufWriter::new(Sha256::new());
-    let State { listeners, clusters, settings, .. } = &loaded.state;
-    let Settings { worker_count, worker_cores, .. } = settings;
-    let changeable = (listeners, clusters, worker_count, worker_cores, &loaded.certificates);
-    let written = serde_json::to_writer(&mut digest, &changeable);
-    debug_assert!(written.is_ok(), "a state is always JSON");
-    let digest = digest.into_inner().unwrap_or_else(|_| Sha256::new());
+    let mut sink = BufWriter::new(Sha256::new());
+    let said = say(loaded, &mut sink);
+    debug_assert!(said.is_ok(), "a digest takes everything");
+    let digest = sink.into_inner().unwrap_or_else(|_| Sha256::new());
     digest.finalize().iter().fold(String::new(), |mut text, byte| {
         // Writing to a string cannot fail.
         let _ = write!(text, "{byte:02x}");
         text
     })
+}
+
+fn say(loaded: &Loaded, sink: &mut dyn io::Write) -> io::Result<()> {
+    let State { listeners, clusters, settings, .. } = &loaded.state;
+    listeners.values().try_for_each(|listener| listener.say(sink))?;
+    for (name, cluster) in clusters {
+        name.say(sink)?;
+        cluster.say(sink)?;
+    }
+    settings.worker_count.say(sink)?;
+    settings.worker_cores.say(sink)?;
+    Ok(serde_json::to_writer(sink, &loaded.certificates)?)
 }
 
 /// Reads `text`, which is called `file_name` in messages. Relative paths in it are those of that file's folder.

@@ -23,7 +23,8 @@
 //! | `beside` | fields without a key, or whose key needs more than its value to be read: `name: type = default` |
 //!
 //! What comes out: the struct with serde (what a state of an earlier program lacks has the default) and `Default`, and
-//! `REQUIRED`, `OWN` and `INHERITED` (the [`Key`](super::Key)s), `read_keys`, `write_keys`, `take_keys`.
+//! `REQUIRED`, `OWN` and `INHERITED` (the [`Key`](super::Key)s), `read_keys`, `write_keys`, `take_keys`, and
+//! [`Said`](super::Said).
 
 /// See the module.
 macro_rules! keyed {
@@ -84,6 +85,17 @@ macro_rules! keyed_struct {
                     $($o_field: $o_default,)*
                     $($i_field: $i_default,)*
                 }
+            }
+        }
+
+        impl $crate::keys::Said for $Name {
+            fn say(&self, sink: &mut dyn ::std::io::Write) -> ::std::io::Result<()> {
+                sink.write_all(b"{")?;
+                $($crate::keys::say_unless_usual(sink, $r_key, &self.$r_field, &{ let usual: $r_type = $r_default; usual })?;)*
+                $($crate::keys::say_unless_usual(sink, $o_key, &self.$o_field, &{ let usual: $o_type = $o_default; usual })?;)*
+                $($crate::keys::say_unless_usual(sink, $i_key, &self.$i_field, &{ let usual: $i_type = $i_default; usual })?;)*
+                $($crate::keys::say_unless_usual(sink, stringify!($b_field), &self.$b_field, &{ let usual: $b_type = $b_default; usual })?;)*
+                sink.write_all(b"}")
             }
         }
 

@@ -9,12 +9,14 @@
 
 pub(crate) mod define;
 mod field;
+mod said;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use self::{
     define::{keyed, words},
     field::{Field, Given, in_folder},
+    said::{Said, say_unless_usual},
 };
 
 /// Longest duration that the file can set (s): a year.

@@ -61,7 +61,13 @@ pub enum Order {
     Commit,
     /// Forget the changes that were prepared last.
     Abort,
-    /// Read the ticket keys in the vault anew.
+    /// Something is so from now on that is no configuration: no state has it, it makes no generation, and the next process of
+    /// the worker is told anew.
+    Fact {
+        /// What.
+        fact: Fact,
+    },
+    /// As [`Fact::TicketKeys`], from supervisors of earlier programs.
     RenewTicketKeys,
     /// Send the state as a memfd over the descriptor channel. For supervisors of earlier programs: this one asks no worker for it.
     TellState,
@@ -94,6 +100,14 @@ pub enum Order {
     },
 }
 
+/// What is so, and is found out rather than configured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fact {
+    /// The ticket keys in the vault, or how long they are good, are others than before.
+    TicketKeys,
+}
+
 /// Changes that one order names at most: reading an order holds everybody up who is served.
 pub(super) const CHANGES_PER_ORDER: usize = 64;
 
@@ -116,7 +130,22 @@ impl Order {
     ];
 
     /// The orders that this program understands.
-    pub const KNOWN: [&'static str; 13] = Self::FIRST;
+    pub const KNOWN: [&'static str; 14] = [
+        "ping",
+        "stage",
+        "prepare",
+        "commit",
+        "abort",
+        "fact",
+        "renew_ticket_keys",
+        "tell_state",
+        "take",
+        "yield",
+        "stir",
+        "share",
+        "hand_over",
+        "stop",
+    ];
 
     /// Its name, as it travels.
     pub fn name(&self) -> &'static str {
@@ -126,6 +155,7 @@ impl Order {
             Order::Prepare { .. } => "prepare",
             Order::Commit => "commit",
             Order::Abort => "abort",
+            Order::Fact { .. } => "fact",
             Order::RenewTicketKeys => "renew_ticket_keys",
             Order::TellState => "tell_state",
             Order::Take => "take",

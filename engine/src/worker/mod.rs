@@ -21,7 +21,7 @@ use std::{
 };
 
 use kakehi_ctl::{
-    order::{Envelope, Order, Report},
+    order::{Envelope, Fact, Order, Report},
     state::{Revision, Settings, State},
     wire::{self, Decoder, WireError},
 };
@@ -353,7 +353,7 @@ impl Worker {
                             Order::Share { connections } => {
                                 self.share(connections).map_err(|error| error.to_string())
                             }
-                            Order::RenewTicketKeys => {
+                            Order::Fact { fact: Fact::TicketKeys } | Order::RenewTicketKeys => {
                                 self.configured.renew_ticket_keys().map_err(|error| error.to_string())
                             }
                             Order::TellState => self.tell_state().map_err(|error| error.to_string()),

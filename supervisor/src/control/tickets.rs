@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use kakehi_ctl::order::Order;
+use kakehi_ctl::order::{Fact, Order};
 use tokio::time::Instant;
 
 use crate::supervisor::Supervisor;
 
+/// What workers are told.
+const TICKET_KEYS: Order = Order::Fact { fact: Fact::TicketKeys };
 /// A failed renewal is tried again after this time.
 const PAUSE: Duration = Duration::from_secs(60);
 
@@ -34,7 +36,7 @@ impl Supervisor {
         };
         match noted {
             Ok(()) => {
-                for (worker, reason) in self.tell_all(&Order::RenewTicketKeys).await {
+                for (worker, reason) in self.tell_all(&TICKET_KEYS).await {
                     tracing::warn!(worker, "does not know how long tickets are good now: {reason}");
                 }
             }
@@ -55,7 +57,7 @@ impl Supervisor {
         });
         match renewed {
             Ok(()) => {
-                for (worker, reason) in self.tell_all(&Order::RenewTicketKeys).await {
+                for (worker, reason) in self.tell_all(&TICKET_KEYS).await {
                     tracing::warn!(worker, "does not use the new ticket keys: {reason}");
                 }
                 let rotation = Duration::from_millis(rotation_ms);

@@ -80,7 +80,7 @@ impl Supervisor {
             clusters: clusters.len(),
             frontends: clusters.clone().map(|cluster| cluster.frontends.len()).sum(),
             backends: clusters.map(|cluster| cluster.backends.len()).sum(),
-            by_hand: self.state.by_hand.len(),
+            by_hand: self.state.by_hand.len() + self.state.revision.settings.len(),
             connections: worker::add_up(workers.iter().map(|worker| worker.connections)),
             requests: worker::add_up(workers.iter().map(|worker| worker.requests)),
             restarts: worker::add_up(self.workers.iter().map(Worker::restarts)),

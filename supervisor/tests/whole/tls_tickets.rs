@@ -188,4 +188,6 @@ fn a_ticket_outlives_one_rotation_of_keys() {
         wait::pace(Duration::from_millis(20));
     }
     proxy.wait_for_counter("tls.resumed", count);
+    // That the keys are others is a fact, and no change of the configuration.
+    assert_eq!(proxy.ctl_json("status")["generation"], 0);
 }

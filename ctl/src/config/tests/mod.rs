@@ -365,3 +365,19 @@ fn what_no_file_could_say_is_refused() {
 fn the_listener_mut(state: &mut State) -> &mut Listener {
     state.listeners.values_mut().next().unwrap()
 }
+
+#[test]
+fn a_key_more_that_a_program_knows_is_no_change_of_the_file() {
+    let text = file("", "front_timeout = 70", "https_redirect = true", "path = \"/a\"", "weight = 7");
+    let digest = |text: &str| super::digest(&parse(text, "k.toml").unwrap());
+    assert_eq!(
+        digest(&text),
+        "49a54a54b87e160d6a81cf6bce107edad9b2ad0d6a8b10b9a0c7d2f6b81f5353",
+        "what a state was saved with, or what a supervisor that died had read, must be found again"
+    );
+    assert_eq!(
+        digest(&text),
+        digest(&text.replace("front_timeout = 70", "front_timeout = 70\nvia = true # as without it"))
+    );
+    assert_ne!(digest(&text), digest(&text.replace("weight = 7", "weight = 8")));
+}
