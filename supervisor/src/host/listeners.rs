@@ -453,7 +453,14 @@ mod tests {
         let address = SocketAddr::try_from(net::getsockname(&inner).unwrap()).unwrap();
         let outer = TcpListener::from(open_one((IpAddr::from([0; 4]), address.port()).into()).unwrap());
         outer.set_nonblocking(false).unwrap();
-        turn_away(&inner).unwrap();
+        if let Err(error) = turn_away(&inner) {
+            // Some kernels let only root attach a filter; a reload goes on with a warning then.
+            assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+            assert!(!rustix::process::geteuid().is_root(), "{error}");
+            let declared = std::env::var("KAKEHI_TESTS_WITHOUT").is_ok_and(|it| it.contains("root"));
+            assert!(declared || std::env::var_os("CI").is_none(), "CI skips nothing: {error}");
+            return eprintln!("SKIPPED: this kernel lets only root attach a filter");
+        }
         let client = std::thread::spawn(move || TcpStream::connect(address));
         // Its first SYN is dropped; the next comes a second later.
         std::thread::scope(|scope| {
