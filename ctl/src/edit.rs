@@ -237,11 +237,14 @@ pub fn patch_settings(
     for text in keys {
         let Assignment { key, value } =
             assignment(text).map_err(|lack| usage(format!("`{text}` is no KEY=VALUE: {lack}")))?;
-        check_setting(&key)?;
         let Some(value) = value else {
-            patched.remove(&key);
+            // Also one that this program does not take any more.
+            if patched.remove(&key).is_none() {
+                check_setting(&key)?;
+            }
             continue;
         };
+        check_setting(&key)?;
         let table = Table::from_iter([(key.clone(), value.clone())]);
         let settings = read_settings(&table, folder)?;
         // As it is written, so that paths are absolute.
@@ -266,6 +269,21 @@ pub fn settings_with(in_file: &Settings, by_hand: &BTreeMap<String, String>) -> 
         put(&mut table, key, value.as_ref())?;
     }
     read_settings(&table, Path::new("/"))
+}
+
+/// The same where some of it may be of another program: what of `by_hand` is none of this one's goes from there.
+pub fn settings_that_fit(in_file: &Settings, by_hand: &mut BTreeMap<String, String>) -> Settings {
+    let mut settings = in_file.clone();
+    let mut fit = BTreeMap::new();
+    for (key, value) in by_hand.iter() {
+        fit.insert(key.clone(), value.clone());
+        match settings_with(in_file, &fit) {
+            Ok(with) => settings = with,
+            Err(_) => drop(fit.remove(key)),
+        }
+    }
+    *by_hand = fit;
+    settings
 }
 
 fn read_settings(table: &Table, folder: &Path) -> Result<Settings, EditError> {

@@ -125,7 +125,7 @@ pub enum Request {
     },
     /// Replace the supervisor and then each worker by the program that is on the disk now.
     Upgrade,
-    /// Make it so many workers.
+    /// Set the number of workers.
     Scale {
         /// How many.
         count: u32,

@@ -93,9 +93,8 @@ impl State {
     /// else from there; also with as many workers in the same places, unless the file has changed since.
     #[must_use]
     pub fn going_on_from(self, earlier: State) -> State {
-        let by_hand = edit::settings_with(&self.settings, &earlier.revision.settings);
-        // A value that no file can have any more is not taken.
-        let settings = by_hand.unwrap_or(self.settings);
+        let mut earlier = earlier;
+        let settings = edit::settings_that_fit(&self.settings, &mut earlier.revision.settings);
         let mut state = State { settings, ..earlier };
         if state.revision.origin == self.revision.origin {
             state.settings.worker_count = state.revision.workers.or(state.settings.worker_count);

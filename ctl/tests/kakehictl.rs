@@ -25,7 +25,7 @@ use kakehi_ctl::{
 mod edits;
 use tempfile::TempDir;
 
-/// A folder with a control socket in it, on which `play` answers one connection.
+/// A folder with a command socket in it, on which `play` answers one connection.
 struct Stage {
     folder: TempDir,
     supervisor: Option<JoinHandle<()>>,
@@ -264,7 +264,7 @@ fn another_version_is_named() {
 #[test]
 fn wrong_usage_is_exit_code_2() {
     let cases: [(&[&str], &str); 5] = [
-        (&["status"], "name the control socket with -s SOCKET"),
+        (&["status"], "name the command socket with -s SOCKET"),
         (&["-s", "x", "dance"], "unrecognized subcommand 'dance'"),
         (&["-s", "x", "-c", "y", "status"], "cannot be used with"),
         (&["-s", "x"], "Usage: kakehictl"),

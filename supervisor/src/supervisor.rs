@@ -30,7 +30,13 @@ mod stop;
 pub(crate) mod turn;
 pub(crate) mod watchers;
 
-use std::{collections::VecDeque, io, path::PathBuf, rc::Rc, time::Duration};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    io,
+    path::PathBuf,
+    rc::Rc,
+    time::Duration,
+};
 
 use kakehi_ctl::state::{Settings, State};
 use tokio::{
@@ -90,6 +96,8 @@ pub(crate) struct Supervisor {
     watchdog: Option<(Duration, Instant)>,
     /// When the keys of session tickets are to be renewed.
     pub(crate) ticket_keys_due: Instant,
+    /// Workers that were taken over and serve, or may serve, something else than the state: until they are replaced.
+    pub(crate) unlike_state: BTreeSet<u32>,
     /// The start is complete.
     pub(crate) started_up: bool,
     /// An operation is under way; the start is one.
@@ -154,6 +162,7 @@ impl Supervisor {
             certificates,
             watchdog: init_system::watchdog_period().map(|period| (period, Instant::now())),
             ticket_keys_due: Instant::now(),
+            unlike_state: BTreeSet::new(),
             started_up: false,
             operating: true,
             helpers: Vec::new(),

@@ -160,7 +160,7 @@ fn receive(place: Place, orders: &UnixStream) -> Result<Setup, Error> {
     let from_environment = level_from_environment().ok().flatten();
     let level = from_environment.or_else(|| state.settings.io_uring_level.and_then(Level::new));
     Ok(Setup {
-        identity: identity(&state)?,
+        identity: identity(&state.settings)?,
         level: level.unwrap_or(Level::HIGHEST),
         set_log_level: logging::set_level,
         id,
@@ -197,8 +197,8 @@ pub(crate) fn level_from_environment() -> Result<Option<Level>, String> {
 ///
 /// # Errors
 /// When there is no such user or group.
-pub(crate) fn identity(state: &State) -> Result<Option<Identity>, Error> {
-    let Settings { user, group, .. } = &state.settings;
+pub(crate) fn identity(settings: &Settings) -> Result<Option<Identity>, Error> {
+    let Settings { user, group, .. } = settings;
     let named = user.as_deref().map(|name| match User::from_name(name) {
         Ok(Some(user)) => Ok(user),
         _ => Err(Error::NoUser(name.to_owned())),

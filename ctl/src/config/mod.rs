@@ -1,6 +1,6 @@
 //! The configuration: a TOML file becomes a [`State`].
 //!
-//! For: `kakehi start`, `kakehi check` and reloads, and `kakehictl -c`, which looks for the control socket in it.
+//! For: `kakehi start`, `kakehi check` and reloads, and `kakehictl -c`, which looks for the command socket in it.
 //!
 //! The keys are those of a sozu 2.x `config.toml`, so that such a file loads unchanged, and kakehi's own. [`crate::keys`]
 //! defines each of them once, `levels` says where they stand; `pieces` takes a file apart, so that one cluster at a time is

@@ -84,12 +84,18 @@ impl<'a> Pieces<'a> {
     pub(super) fn clusters(&self) -> impl Iterator<Item = Text<'a>> {
         self.clusters.chunk_by(|(one, _), (other, _)| one == other).map(|of_one| {
             let mut ranges = Vec::with_capacity(of_one.len());
+            let mut last_header: Option<Range<u32>> = None;
             for (_, range) in of_one {
                 // A line below `[clusters]` means nothing without it; each of them is taken once.
                 let before = self.headers.partition_point(|header| header.end <= range.start);
                 let header = before.checked_sub(1).map(|it| &self.headers[it]);
                 let of_line = header.filter(|_| !self.file[range.start as usize..].starts_with('['));
-                ranges.extend(of_line.filter(|header| !ranges.contains(*header)).cloned());
+                // They come in their order: the last that was taken is the only one that it can be.
+                let header = of_line.filter(|header| last_header.as_ref() != Some(*header));
+                if let Some(header) = header {
+                    last_header = Some(header.clone());
+                    ranges.push(header.clone());
+                }
                 ranges.push(range.clone());
             }
             Text::new(self.file, &ranges)

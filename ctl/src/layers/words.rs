@@ -15,9 +15,15 @@ impl Owner {
 }
 
 impl State {
+    /// The settings that are by hand, a line each.
+    pub fn describe_settings_by_hand(&self) -> Vec<String> {
+        let settings = self.revision.settings.iter();
+        settings.map(|(key, value)| format!("~ setting {key}: {value}")).collect()
+    }
+
     /// What is by hand, a line each: `+` is not in the file, `-` is in the file only, `~` has other keys than there.
     pub fn describe_by_hand(&self) -> Vec<String> {
-        let mut lines = Vec::new();
+        let mut lines = self.describe_settings_by_hand();
         for (address, in_file) in &self.by_hand.listeners {
             lines.extend(line(
                 &format!("listener {address}"),

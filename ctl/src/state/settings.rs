@@ -94,7 +94,7 @@ keyed! {
         /// How long a key that encrypts session tickets is used before there is a new one, in seconds. The one before
         /// still opens tickets.
         "ticket_key_rotation" => ticket_key_rotation_ms: u64 = limits::TICKET_KEY_ROTATION_MS, Seconds, Own, Live;
-        /// Numbers of users that may use the control socket, besides root and the user that kakehi runs as. Without
+        /// Numbers of users that may use the command socket, besides root and the user that kakehi runs as. Without
         /// it only these may open it.
         "command_allowed_uids" => command_allowed_uids: Vec<u32> = Vec::new(), Integers, Yes, Restart;
         /// State file that is loaded at the start, if it is there. Where this file has changed since, only what is by hand counts of it.

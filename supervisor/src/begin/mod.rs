@@ -24,6 +24,7 @@ use std::{
 
 use kakehi_ctl::{
     config::{self, Loaded},
+    edit,
     order::KeyPair,
     state::{Fingerprint, State, WantedCertificate},
 };
@@ -162,7 +163,9 @@ async fn serve_instead(
     // What the file says, where another state goes on. There may be much of it.
     let mut in_file = None;
     let mut to_be_read = Some(certificates);
-    if let Some(running) = recorded_state(&state, &orphans) {
+    let running = recorded_state(&state, &orphans);
+    let recorded = running.is_some();
+    if let Some(running) = running {
         in_file = Some(state.clone());
         state = state.going_on_from(running);
         keeper.adopt(&state);
@@ -179,7 +182,7 @@ async fn serve_instead(
                 to_be_read = Some(wanted);
                 warnings
             }
-            Some((saved, keys)) if !saved.by_hand.is_empty() => {
+            Some((saved, keys)) if !saved.by_hand.is_empty() || !saved.revision.settings.is_empty() => {
                 match with_hand_layer(&mut keeper, &state, &wanted, (&saved, &keys)) {
                     Ok((laid, warnings)) => {
                         state = laid;
@@ -204,6 +207,10 @@ async fn serve_instead(
     let mut supervisor = Supervisor::new(state, source, keeper, signals, asked);
     let taken_over = !orphans.is_empty();
     supervisor.take_over(orphans)?;
+    if !recorded {
+        // What they serve is not known: by its number it may look like the state.
+        supervisor.unlike_state.extend(supervisor.workers.iter().map(|it| it.id()).collect::<Vec<_>>());
+    }
     supervisor.complete(count, BTreeMap::new(), init_system::activated(), !refused.is_empty()).await?;
     supervisor.record.begin(&supervisor.state);
     let started = supervisor.start().await?;
@@ -233,6 +240,8 @@ fn with_hand_layer(
 ) -> Result<(State, Vec<String>), String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let (mut hand, mut state) = (saved.hand_layer(), in_file.clone());
+    state.revision.settings.clone_from(&saved.revision.settings);
+    state.settings = edit::settings_that_fit(&in_file.settings, &mut state.revision.settings);
     let mut warnings = keeper.restore(&mut hand, keys, &State::default()).map_err(|error| text(&error))?;
     warnings.extend(hand.lay_by_hand_over(&mut state).map_err(|error| text(&error))?);
     warnings.extend(keeper.furnish(&mut state, wanted.to_vec(), Depth::Few).map_err(|error| text(&error))?);

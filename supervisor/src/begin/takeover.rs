@@ -70,7 +70,15 @@ impl Supervisor {
             let id = orphan.about.id;
             if let Some(worker) = workers.get_mut(&id) {
                 worker.adopt_leaving(orphan, &self.attendance).map_err(Error::Runtime)?;
+                continue;
             }
+            // It says that it leaves, and nobody has taken its place: nobody would see to it that it does.
+            tracing::warn!(
+                worker = id,
+                pid = orphan.about.pid,
+                "leaves without anybody in its place: told to end"
+            );
+            orphan.end_within(self.state.settings.drain_timeout_ms);
         }
         self.workers = workers.into_values().collect();
         Ok(())
@@ -90,7 +98,8 @@ impl Supervisor {
         count: usize,
     ) {
         // Before anything changes: they are compared with the state that they were found with.
-        let behind = |worker: &&Worker| worker.is_behind(&self.state);
+        let behind =
+            |worker: &&Worker| worker.is_behind(&self.state) || self.unlike_state.contains(&worker.id());
         let behind: Vec<u32> = self.workers.iter().filter(behind).map(Worker::id).collect();
         if self.count() > count
             && let Err(refused) = self.scale(count as u32, "the takeover").await

@@ -44,6 +44,20 @@ impl Supervisor {
             false => Vec::new(),
         }
         .into_iter();
+        // The one before may have died between the record of a change and the workers that make it.
+        for id in present {
+            let here: BTreeSet<SocketAddr> =
+                self.worker(id).iter().flat_map(|it| it.sockets()).map(|(which, _)| which.address).collect();
+            let lacks: Vec<SocketAddr> = addresses.iter().filter(|it| !here.contains(it)).copied().collect();
+            if lacks.is_empty() && here.len() == addresses.len() {
+                continue;
+            }
+            let come = listeners::open_more(&lacks, |address| self.next_rank(address))?;
+            if let Some(worker) = self.worker(id) {
+                worker.change_sockets(come, |address| addresses.contains(address));
+            }
+            self.unlike_state.insert(id);
+        }
         for id in missing {
             let sockets = match (kept.remove(&id), opened.next()) {
                 (Some(sockets), _) | (None, Some(sockets)) => sockets,

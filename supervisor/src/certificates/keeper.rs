@@ -52,13 +52,6 @@ pub(crate) enum Depth {
     Facts,
 }
 
-impl Depth {
-    /// The same for all pieces of so many files as for all of them.
-    pub(crate) fn of_many(count: usize) -> Depth {
-        if count < FEW { Depth::All } else { Depth::Facts }
-    }
-}
-
 /// Holds the vault, and knows what lies where.
 pub(crate) struct Keeper {
     vault: Rc<Vault>,
@@ -176,6 +169,13 @@ impl Keeper {
         warnings.extend(more);
         put_into(state, certificates);
         Ok(warnings)
+    }
+
+    /// How much is to be looked at of files that are read in pieces: of many that were never read, only their facts.
+    pub(crate) fn depth_of(&self, wanted: &[WantedCertificate]) -> Depth {
+        let is_new =
+            |it: &&WantedCertificate| !self.known.contains_key(&Source::Certificate(it.files.clone()).name());
+        if wanted.iter().filter(is_new).count() < FEW { Depth::Few } else { Depth::Facts }
     }
 
     /// The first half of [`Keeper::furnish`]: what is no certificate of a listener.

@@ -50,7 +50,7 @@ impl Findings {
     fn identity(&mut self, state: &State) {
         let Settings { user, group, .. } = &state.settings;
         let none = String::new();
-        match worker_main::identity(state) {
+        match worker_main::identity(&state.settings) {
             Err(error) => self.errors.push(error.to_string()),
             Ok(Some(_)) if !geteuid().is_root() => {
                 let (key, name) = match (user, group) {

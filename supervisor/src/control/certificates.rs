@@ -10,7 +10,7 @@ use kakehi_ctl::{
 };
 
 use crate::{
-    certificates::{self, Changed, Depth, Wanted, put_into},
+    certificates::{self, Changed, Wanted, put_into},
     control::change::Refused,
     supervisor::Supervisor,
 };
@@ -31,7 +31,8 @@ impl Supervisor {
         state: &mut State,
         mut wanted: Vec<WantedCertificate>,
     ) -> Result<Vec<String>, Refused> {
-        let depth = Depth::of_many(wanted.len());
+        // Counted once for all: a piece alone always has few.
+        let depth = self.certificates.depth_of(&wanted);
         let mut warnings = self.certificates.fill_materials(state, depth)?;
         let mut found = Vec::with_capacity(wanted.len());
         while !wanted.is_empty() {

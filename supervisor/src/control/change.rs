@@ -92,6 +92,9 @@ pub(crate) enum Refused {
     /// A worker refused.
     #[error("{0}; nothing was changed")]
     Workers(String),
+    /// A guest of the command socket asks for what only root and kakehi's own user may.
+    #[error("only root and the user that kakehi runs as may change settings; nothing was changed")]
+    Guest,
     /// It is too late for changes.
     #[error("kakehi is stopping; nothing was changed")]
     Stopping,
@@ -162,13 +165,17 @@ impl Supervisor {
         edits: &[Edit],
         folder: &Path,
         if_generation: Option<u64>,
-        by: &str,
+        (by, privileged): (&str, bool),
     ) -> Result<Changed, Refused> {
         let found = self.state.revision.generation;
         if let Some(wanted) = if_generation.filter(|wanted| *wanted != found) {
             return Err(Refused::Generation { wanted, found });
         }
         if let Some(keys) = of_settings(edits)? {
+            if !privileged {
+                // They say where root writes, and as whom workers run.
+                return Err(Refused::Guest);
+            }
             return self.patch_settings(keys, folder, by).await;
         }
         if edits.len() > MOST_EDITS {

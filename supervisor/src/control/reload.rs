@@ -138,7 +138,8 @@ impl Supervisor {
         let (origin, whose) = (in_file.revision.origin.clone(), Whose::Layers(in_file.by_hand.clone()));
         let manner = Manner { origin, settings: given_back, check, allow_empty, whose, dry_run };
         let mut changed = self.change(changes, manner, by).await?;
-        changed.by_hand = in_file.describe_by_hand();
+        changed.by_hand = if discard_live { Vec::new() } else { self.state.describe_settings_by_hand() };
+        changed.by_hand.extend(in_file.describe_by_hand());
         Ok(changed)
     }
 

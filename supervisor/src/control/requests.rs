@@ -22,17 +22,21 @@ impl Supervisor {
         let response = match request {
             Request::Reload { dry_run, workers, allow_empty, discard_live } => {
                 let wish = reload::Wish { dry_run, allow_empty, discard_live };
-                let mut outcome = self.reload(wish, by).await;
-                if let (Ok(changed), true, false) = (&mut outcome, workers, dry_run) {
-                    match self.upgrade(None, by).await {
+                let outcome = self.reload(wish, by).await;
+                match outcome {
+                    Ok(changed) if workers && !dry_run => match self.upgrade(None, by).await {
                         Ok(upgraded) => {
-                            changed.workers = upgraded;
-                            changed.with_new_workers = self.waiting_for_new_workers(&self.state.settings);
+                            let with_new_workers = self.waiting_for_new_workers(&self.state.settings);
+                            Response::Changed(Changed { workers: upgraded, with_new_workers, ..changed })
                         }
-                        Err(refused) => changed.warnings.push(refused.to_string()),
-                    }
+                        Err(refused) => {
+                            let reason =
+                                format!("the file is applied, but not every worker was replaced: {refused}");
+                            Response::Refused { reason }
+                        }
+                    },
+                    outcome => respond(outcome),
                 }
-                respond(outcome)
             }
             Request::UpgradeWorkers { worker } => outcomes(self.upgrade(worker, by).await),
             Request::Scale { count } => outcomes(self.scale(count, by).await),
@@ -66,7 +70,7 @@ impl Supervisor {
             },
             Request::Apply { changes } => respond(self.apply(changes, by).await),
             Request::Edit { edits, folder, if_generation } => {
-                respond(self.edit(&edits, &folder, if_generation, by).await)
+                respond(self.edit(&edits, &folder, if_generation, (by, privileged)).await)
             }
             // It needs no turn.
             request => {

@@ -6,16 +6,6 @@
 
 use std::{collections::BTreeSet, path::Path};
 
-use kakehi_ctl::{
-    change::Change,
-    edit::{self, Edit},
-    keys::Effect,
-    layers::Whose,
-    order::{Changed, Order},
-    state::Settings,
-};
-use nix::unistd::{Group, User};
-
 use crate::{
     control::change::{Manner, Refused},
     fleet::worker::Worker,
@@ -23,6 +13,15 @@ use crate::{
     logging,
     placement::scale,
     supervisor::Supervisor,
+    worker_main,
+};
+use kakehi_ctl::{
+    change::Change,
+    edit::{self, Edit},
+    keys::Effect,
+    layers::Whose,
+    order::{Changed, Order},
+    state::Settings,
 };
 
 impl Supervisor {
@@ -145,15 +144,9 @@ pub(super) fn of_settings(edits: &[Edit]) -> Result<Option<&[String]>, Refused> 
 
 /// Whether processes can start with these settings.
 fn check(settings: &Settings) -> Result<(), String> {
-    if let Some(user) = &settings.user
-        && !matches!(User::from_name(user), Ok(Some(_)))
-    {
-        return Err(format!("there is no user `{}` (`user`)", user.escape_debug()));
-    }
-    if let Some(group) = &settings.group
-        && !matches!(Group::from_name(group), Ok(Some(_)))
-    {
-        return Err(format!("there is no group `{}` (`group`)", group.escape_debug()));
+    let become_other = worker_main::identity(settings).map_err(|error| error.to_string())?.is_some();
+    if become_other && !rustix::process::geteuid().is_root() {
+        return Err("only root can have workers become another user (`user`, `group`)".to_owned());
     }
     logging::check_level(&settings.log_level).map_err(|error| {
         format!("`{}` is not a filter of the log (`log_level`): {error}", settings.log_level.escape_debug())

@@ -273,6 +273,23 @@ impl Refused {
     }
 }
 
+impl Orphan {
+    /// Has the process end, which is killed if it has not within `stop_ms`.
+    pub(crate) fn end_within(self, stop_ms: u64) {
+        let Launched { handle, adoption, .. } = self.launched;
+        handle.signal(Signal::SIGTERM);
+        let deadline = Duration::from_millis(stop_ms) + KILL_SLACK;
+        tokio::spawn(async move {
+            if tokio::time::timeout(deadline, handle.ended()).await.is_err() {
+                handle.signal(Signal::SIGKILL);
+                // It is no child of this process: that it has ended is all that there is to know.
+                let _ = handle.ended().await;
+            }
+            adoption.remove();
+        });
+    }
+}
+
 /// Takes what it hands over, and compares it with what is known.
 fn receive(
     path: &Path,

@@ -98,6 +98,8 @@ impl Supervisor {
     /// When what nobody uses is to be thrown away. Not while a change is under way: what it brings is in the vault already, and in no
     /// state yet.
     fn tidy_due(&self) -> Option<Instant> {
-        self.certificates.tidy_due().filter(|_| !self.operating)
+        // A worker that serves something else may still need what the state does not name.
+        let all_known = self.workers.iter().all(|it| it.is_fresh() || !self.unlike_state.contains(&it.id()));
+        self.certificates.tidy_due().filter(|_| !self.operating && all_known)
     }
 }

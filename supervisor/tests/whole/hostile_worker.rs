@@ -29,7 +29,9 @@ use nix::sys::signal::Signal;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use crate::harness::{Backend, Config, GET, Need, OK, Pki, Process, Proxy, ask, machine, send_signal, wait};
+use crate::harness::{
+    Backend, Config, GET, Need, OK, Pki, Process, Proxy, ask, free_port, machine, send_signal, wait,
+};
 
 /// Where the process of the first worker waits for a supervisor.
 fn adoption_socket(proxy: &Proxy) -> PathBuf {
@@ -258,6 +260,33 @@ fn what_workers_serve_is_what_the_supervisor_wrote_down_and_without_that_what_th
         fs::read_dir(proxy.folder()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     let of_ours = |name: &&std::ffi::OsString| name.to_string_lossy().starts_with("kakehi.sock");
     assert_eq!(left.iter().find(of_ours), None, "{left:?}");
+}
+
+#[test]
+fn without_a_record_workers_are_replaced_also_where_nothing_was_ever_changed() {
+    let (backend, other) = (Backend::respond(OK), Backend::respond(OK));
+    let mut proxy = Config::to(&backend).root("worker_count = 2").start();
+    let before = proxy.workers();
+    proxy.kill_supervisor();
+    fs::remove_file(proxy.folder().join("kakehi.sock.state")).unwrap();
+    // The file says something else, and the first state of both has the number 0. There is also a listener more.
+    let more = free_port();
+    let file = proxy.folder().join("kakehi.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    let text = text.replace(&backend.address().to_string(), &other.address().to_string());
+    let listener = format!("[[listeners]]\naddress = \"127.0.0.1:{more}\"\nprotocol = \"http\"\n");
+    fs::write(&file, format!("{text}{listener}")).unwrap();
+    proxy.start_again();
+    wait::until("other workers", || before.iter().all(|worker| !worker.runs()));
+    (0..8).for_each(|_| ask(&mut proxy.client()));
+    assert!(backend.requests().is_empty() && other.requests().len() == 8);
+    assert!(std::net::TcpStream::connect(("127.0.0.1", more)).is_ok());
+    // And a worker that dies comes back.
+    send_signal(proxy.workers()[0], Signal::SIGKILL);
+    wait::until("its replacement", || proxy.ctl_json("status")["restarts"] == 1);
+    wait::until("all of them", || {
+        proxy.ctl_json("workers").as_array().unwrap().iter().all(|it| it["state"] == "running")
+    });
 }
 
 #[test]

@@ -120,6 +120,33 @@ fn what_needs_new_workers_says_so_until_they_are_replaced() {
 }
 
 #[test]
+fn what_is_set_by_hand_outlives_a_stop_where_the_state_is_saved_also_when_the_file_changes() {
+    let backend = Backend::respond(OK);
+    let mut proxy = Config::to(&backend)
+        .root("worker_count = 1")
+        .root("saved_state = \"state.json\"")
+        .root("automatic_state_save = true")
+        .start();
+    patch(&proxy, &["drain_timeout=25"]);
+    wait::until("the state on disk", || {
+        fs::read_to_string(proxy.folder().join("state.json")).is_ok_and(|it| it.contains("drain_timeout"))
+    });
+    for file_changes in [false, true] {
+        proxy.terminate();
+        assert_eq!(proxy.wait(std::time::Duration::from_secs(10)).code(), Some(0));
+        if file_changes {
+            edit_file(&proxy, |text| text.replace("worker_count = 1", "worker_count = 2"));
+        }
+        proxy.start_again();
+        assert_eq!(listed(&proxy, "drain_timeout"), (25.into(), "hand".to_owned()), "{file_changes}");
+    }
+    let dump = said(&proxy.ctl(&["config", "dump"]));
+    assert!(dump.contains("# by hand: ~ setting drain_timeout: 25"), "{dump}");
+    let words = said(&proxy.ctl(&["reload", "--discard-live"]));
+    assert!(words.contains("~ drain_timeout 25 → 30"), "{words}");
+}
+
+#[test]
 fn what_cannot_be_is_refused_and_says_what_to_do_instead() {
     let backend = Backend::respond(OK);
     let proxy = Config::to(&backend).root("worker_count = 1").start();

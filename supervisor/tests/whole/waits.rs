@@ -36,6 +36,8 @@ impl Scene {
         let backend = Backend::respond(OK);
         let config = Config::to(&backend).root("worker_count = 2").root("worker_liveness = 0");
         let proxy = keys.iter().fold(config, |config, key| config.root(key)).start();
+        // Before it is ready, a worker that stands still ends the start.
+        wait::until("the end of the start", || proxy.ctl_json("status")["phase"] == "running");
         let still = Process(pids(&proxy)[0]);
         send_signal(still, Signal::SIGSTOP);
         Scene { proxy, still, _backend: backend }
@@ -55,8 +57,16 @@ impl Scene {
     fn add_listener(&self) -> JoinHandle<Output> {
         let address = format!("127.0.0.1:{}", free_port());
         let change = self.beside(&["listener", "add", &address, "protocol=http"]);
-        wait::until("a socket of the new listener", || TcpStream::connect(&address).is_ok());
-        change
+        let mut change = Some(change);
+        wait::until("a socket of the new listener", || {
+            if change.as_ref().is_some_and(JoinHandle::is_finished)
+                && let Some(ended) = change.take()
+            {
+                panic!("it has ended: {}", said(&ended.join().unwrap()));
+            }
+            TcpStream::connect(&address).is_ok()
+        });
+        change.unwrap()
     }
 
     fn has(&self, backend: &str) -> bool {

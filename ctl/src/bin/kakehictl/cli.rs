@@ -21,14 +21,14 @@ use crate::{
     settings::SettingsVerb,
 };
 
-/// Where the control socket lies if nobody says where.
+/// Where the command socket lies if nobody says where.
 const USUAL_SOCKETS: [&str; 2] = ["/run/kakehi/kakehi.sock", "./kakehi.sock"];
-/// Environment variable that names the control socket.
+/// Environment variable that names the command socket.
 const SOCKET_VARIABLE: &str = "KAKEHI_SOCKET";
 
 /// Ask a running kakehi how it is, and change what it does.
 ///
-/// kakehictl talks to the supervisor over its control socket. It finds the socket by --socket, by --config
+/// kakehictl talks to the supervisor over its command socket. It finds the socket by --socket, by --config
 /// (`command_socket` in that file, which may be wrong otherwise), by the environment variable KAKEHI_SOCKET, at
 /// /run/kakehi/kakehi.sock, or at ./kakehi.sock, in this order.
 #[derive(Debug, Parser)]
@@ -38,7 +38,7 @@ const SOCKET_VARIABLE: &str = "KAKEHI_SOCKET";
     after_help = "Exit codes: 0 done, 1 refused, 2 wrong usage, 3 kakehi is not reachable, 4 outcome unknown."
 )]
 pub(crate) struct Arguments {
-    /// Control socket of kakehi
+    /// Command socket of kakehi
     #[arg(short, long, global = true, value_name = "SOCKET", conflicts_with = "config")]
     socket: Option<PathBuf>,
 
@@ -116,7 +116,8 @@ pub(crate) enum Verb {
         /// Also where the file has no listener that accepts connections: nothing is served any more then
         #[arg(long)]
         allow_empty: bool,
-        /// Drop what is by hand (`listener`, `cluster`, `frontend`, `backend`, `certificate`, `state load`): all as the file says
+        /// Drop what was changed by hand: listeners, clusters, frontends, backends, certificates, settings. Number and cores of the
+        /// workers (`workers scale`, `pin`) stay
         #[arg(long)]
         discard_live: bool,
     },
@@ -148,23 +149,33 @@ pub(crate) enum Verb {
     #[command(subcommand)]
     Settings(SettingsVerb),
 
-    /// List, add, change and remove listeners, until the next start; reloads leave it alone
+    /// List, add, change and remove listeners
+    ///
+    /// Changes survive reloads, upgrades, and a restart with `saved_state`.
     #[command(subcommand)]
     Listener(ListenerVerb),
 
-    /// List, add, change and remove clusters, until the next start; reloads leave it alone
+    /// List, add, change and remove clusters
+    ///
+    /// Changes survive reloads, upgrades, and a restart with `saved_state`.
     #[command(subcommand)]
     Cluster(ClusterVerb),
 
-    /// List, add and remove the frontends that lead to clusters, until the next start; reloads leave it alone
+    /// List, add, change and remove the frontends that lead to clusters
+    ///
+    /// Changes survive reloads, upgrades, and a restart with `saved_state`.
     #[command(subcommand)]
     Frontend(FrontendVerb),
 
-    /// List, add, change and remove the backends of clusters, until the next start; reloads leave it alone
+    /// List, add, change and remove the backends of clusters
+    ///
+    /// Changes survive reloads, upgrades, and a restart with `saved_state`.
     #[command(subcommand)]
     Backend(BackendVerb),
 
-    /// List, show, add, replace and remove the certificates of listeners, until the next start; reloads leave it alone
+    /// List, show, add, replace and remove the certificates of listeners
+    ///
+    /// Changes survive reloads, upgrades, and a restart with `saved_state`.
     #[command(subcommand)]
     Certificate(CertificateVerb),
 }
@@ -179,7 +190,7 @@ pub(crate) enum WorkersVerb {
         /// Which worker; without it, all
         worker: Option<u32>,
     },
-    /// Make it so many workers; connections of those that go move to others
+    /// Set the number of workers; connections of those that go move to others
     ///
     /// With --json: an array with one object per worker that came or went.
     Scale {
@@ -267,7 +278,7 @@ fn is_trusted(socket: &Path) -> bool {
 }
 
 impl Arguments {
-    /// The control socket.
+    /// The command socket.
     pub(crate) fn socket(&self) -> Result<PathBuf, Failure> {
         if let Some(socket) = &self.socket {
             return Ok(socket.clone());
@@ -282,7 +293,7 @@ impl Arguments {
         let mut usual = USUAL_SOCKETS.map(PathBuf::from).into_iter();
         usual.find(|socket| is_trusted(socket)).ok_or_else(|| {
             Failure::Usage(format!(
-                "which kakehi? There is no {}; name the control socket with -s SOCKET, the configuration with -c FILE, or set \
+                "which kakehi? There is no {}; name the command socket with -s SOCKET, the configuration with -c FILE, or set \
                  {SOCKET_VARIABLE}",
                 USUAL_SOCKETS.join(" and no ")
             ))

@@ -70,7 +70,8 @@ fn run(arguments: &Arguments) -> Result<String, Failure> {
                 Request::Edit { edits, folder, if_generation: arguments.if_generation }
             }
             request if arguments.if_generation.is_some() && request.is_change() => {
-                let text = "`--if-generation` is for listeners, clusters, frontends and backends only";
+                let text =
+                    "`--if-generation` is for listeners, clusters, frontends, backends and settings only";
                 return Err(Failure::Usage(text.to_owned()));
             }
             request => request,

@@ -48,7 +48,7 @@ impl Sandbox {
         let Sandbox { voice, descriptors } = self;
         match descriptors.and_then(|descriptors| rings::take_away(descriptors, ring)) {
             Ok(count) => tracing::debug!(count, "rings of the scheduler are taken away"),
-            Err(error) => voice.warn(&format!("rings of the scheduler stay open: {error}")),
+            Err(error) => tracing::warn!("rings of the scheduler stay open: {error}"),
         }
         match filter::install() {
             Ok(instructions) => tracing::debug!(instructions, "the seccomp filter is in force"),

@@ -50,7 +50,7 @@ pub(crate) fn certificate(it: &CertificateInfo, now: i64) -> String {
         ("chain", format!("{} more", it.chain_length)),
     ];
     match &it.files {
-        None => rows.push(("files", "none: it came over the control socket".to_owned())),
+        None => rows.push(("files", "none: it came over the command socket".to_owned())),
         Some(files) => {
             rows.push(("file", printable(&files.certificate.to_string_lossy())));
             rows.extend(files.chain.iter().map(|chain| ("chain file", printable(&chain.to_string_lossy()))));
