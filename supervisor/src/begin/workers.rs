@@ -45,17 +45,18 @@ impl Supervisor {
         }
         .into_iter();
         // The one before may have died between the record of a change and the workers that make it.
-        for id in present {
+        // Their places in the row are not settled yet: some are missing.
+        for place in 0..self.workers.len() {
+            let worker = &self.workers[place];
+            let id = worker.id();
             let here: BTreeSet<SocketAddr> =
-                self.worker(id).iter().flat_map(|it| it.sockets()).map(|(which, _)| which.address).collect();
+                worker.sockets().iter().map(|(which, _)| which.address).collect();
             let lacks: Vec<SocketAddr> = addresses.iter().filter(|it| !here.contains(it)).copied().collect();
             if lacks.is_empty() && here.len() == addresses.len() {
                 continue;
             }
             let come = listeners::open_more(&lacks, |address| self.next_rank(address))?;
-            if let Some(worker) = self.worker(id) {
-                worker.change_sockets(come, |address| addresses.contains(address));
-            }
+            self.workers[place].change_sockets(come, |address| addresses.contains(address));
             self.unlike_state.insert(id);
         }
         for id in missing {
