@@ -26,6 +26,9 @@ const MARK: &str = "KAKEHI_TEST_FOLDER";
 /// How long a start may take: the machine may be busy with other tests.
 const START: Duration = Duration::from_secs(15);
 
+/// How long the log may take to say that the start is complete, once somebody answers.
+const START_SEEN: Duration = Duration::from_secs(3);
+
 /// The program under test; `kakehictl` lies beside it. `KAKEHI_TEST_PROGRAMS` names another folder, where the one that
 /// cargo built into cannot be read.
 pub(crate) fn program() -> &'static Path {
@@ -79,6 +82,7 @@ impl Proxy {
                     break format!("kakehi ended at its start: {status}");
                 }
                 if proxy.listeners_answer() && UnixStream::connect(proxy.socket()).is_ok() {
+                    proxy.wait_for_the_end_of_the_start();
                     return proxy;
                 }
                 if Instant::now() > deadline {
@@ -91,6 +95,15 @@ impl Proxy {
             assert!(taken && attempt < 3, "{failure}\n{}\n{}", proxy.file(), proxy.log());
         }
         unreachable!("the loop returns or fails");
+    }
+
+    /// The first worker that is ready answers, while others are not yet: what is done to them then is done to a start. Where
+    /// nobody reads the log, the wait ends by itself.
+    fn wait_for_the_end_of_the_start(&self) {
+        let give_up = Instant::now() + START_SEEN;
+        while !self.log().contains("ready: ") && Instant::now() < give_up {
+            wait::pace(Duration::from_millis(2));
+        }
     }
 
     /// Starts the program with a configuration that it must not take; gives its status and what it printed.
