@@ -43,7 +43,7 @@ use sha2::{Digest as _, Sha256};
 pub use socket::command_socket;
 
 use crate::{
-    keys::Said as _,
+    keys::Canonical as _,
     limits,
     state::{Settings, State},
 };
@@ -119,8 +119,8 @@ pub fn certificate_name(name: &str) -> Result<String, &'static str> {
 fn digest(loaded: &Loaded) -> String {
     // What is written comes in very small parts.
     let mut sink = BufWriter::new(Sha256::new());
-    let said = say(loaded, &mut sink);
-    debug_assert!(said.is_ok(), "a digest takes everything");
+    let written = write_canonical(loaded, &mut sink);
+    debug_assert!(written.is_ok(), "a digest takes everything");
     let digest = sink.into_inner().unwrap_or_else(|_| Sha256::new());
     digest.finalize().iter().fold(String::new(), |mut text, byte| {
         // Writing to a string cannot fail.
@@ -129,15 +129,15 @@ fn digest(loaded: &Loaded) -> String {
     })
 }
 
-fn say(loaded: &Loaded, sink: &mut dyn io::Write) -> io::Result<()> {
+fn write_canonical(loaded: &Loaded, sink: &mut dyn io::Write) -> io::Result<()> {
     let State { listeners, clusters, settings, .. } = &loaded.state;
-    listeners.values().try_for_each(|listener| listener.say(sink))?;
+    listeners.values().try_for_each(|listener| listener.write_canonical(sink))?;
     for (name, cluster) in clusters {
-        name.say(sink)?;
-        cluster.say(sink)?;
+        name.write_canonical(sink)?;
+        cluster.write_canonical(sink)?;
     }
-    settings.worker_count.say(sink)?;
-    settings.worker_cores.say(sink)?;
+    settings.worker_count.write_canonical(sink)?;
+    settings.worker_cores.write_canonical(sink)?;
     Ok(serde_json::to_writer(sink, &loaded.certificates)?)
 }
 

@@ -24,7 +24,7 @@
 //!
 //! What comes out: the struct with serde (what a state of an earlier program lacks has the default) and `Default`, and
 //! `REQUIRED`, `OWN` and `INHERITED` (the [`Key`](super::Key)s), `read_keys`, `write_keys`, `take_keys`, and
-//! [`Said`](super::Said).
+//! [`Canonical`](super::Canonical).
 
 /// See the module.
 macro_rules! keyed {
@@ -88,13 +88,13 @@ macro_rules! keyed_struct {
             }
         }
 
-        impl $crate::keys::Said for $Name {
-            fn say(&self, sink: &mut dyn ::std::io::Write) -> ::std::io::Result<()> {
+        impl $crate::keys::Canonical for $Name {
+            fn write_canonical(&self, sink: &mut dyn ::std::io::Write) -> ::std::io::Result<()> {
                 sink.write_all(b"{")?;
-                $($crate::keys::say_unless_usual(sink, $r_key, &self.$r_field, &{ let usual: $r_type = $r_default; usual })?;)*
-                $($crate::keys::say_unless_usual(sink, $o_key, &self.$o_field, &{ let usual: $o_type = $o_default; usual })?;)*
-                $($crate::keys::say_unless_usual(sink, $i_key, &self.$i_field, &{ let usual: $i_type = $i_default; usual })?;)*
-                $($crate::keys::say_unless_usual(sink, stringify!($b_field), &self.$b_field, &{ let usual: $b_type = $b_default; usual })?;)*
+                $($crate::keys::write_unless_default(sink, $r_key, &self.$r_field, &{ let usual: $r_type = $r_default; usual })?;)*
+                $($crate::keys::write_unless_default(sink, $o_key, &self.$o_field, &{ let usual: $o_type = $o_default; usual })?;)*
+                $($crate::keys::write_unless_default(sink, $i_key, &self.$i_field, &{ let usual: $i_type = $i_default; usual })?;)*
+                $($crate::keys::write_unless_default(sink, stringify!($b_field), &self.$b_field, &{ let usual: $b_type = $b_default; usual })?;)*
                 sink.write_all(b"}")
             }
         }

@@ -7,16 +7,16 @@
 //!
 //! Promises: a key that no table has is refused; a key that is not honoured is never silently dropped.
 
+mod canonical;
 pub(crate) mod define;
 mod field;
-mod said;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use self::{
+    canonical::{Canonical, write_unless_default},
     define::{keyed, words},
     field::{Field, Given, in_folder},
-    said::{Said, say_unless_usual},
 };
 
 /// Longest duration that the file can set (s): a year.

@@ -7,7 +7,7 @@ use toml::{Table, Value};
 use super::{ByHand, ClusterByHand, InFile, Said, as_in_file, bare, by_id, by_rule, rule};
 use crate::{
     edit::Reader,
-    state::{Backend, Cluster, Frontend, State},
+    state::{Backend, Cluster, State},
 };
 
 /// What is by hand does not go together with what the file says.
@@ -52,6 +52,33 @@ fn one<T: Said + Clone + PartialEq>(
             Outcome::Hand(read(merged(&base.said(), &present.said(), file.said()))?)
         }
     })
+}
+
+/// [`one`] for each entry of `bases`, which are here and in the file as `sides` give them; what is by hand of them goes to
+/// `marks`, what the file has dropped to `void`. `words` name an entry, and make a value of keys.
+fn each<'a, T: Said + Clone + PartialEq + 'a>(
+    bases: &BTreeMap<String, InFile<T>>,
+    marks: &mut BTreeMap<String, InFile<T>>,
+    (here, there): (impl Fn(&str) -> Option<&'a T>, impl Fn(&str) -> Option<&'a T>),
+    (what, read): (impl Fn(&str) -> String, impl Fn(&str, Table) -> Result<T, String>),
+    void: &mut Vec<String>,
+) -> Result<BTreeMap<String, Outcome<T>>, LayersError> {
+    let mut outcomes = BTreeMap::new();
+    for (name, base) in bases {
+        let (present, in_file) = (here(name), there(name));
+        let outcome = one(base, present, in_file, |table| read(name, table));
+        let outcome = outcome.map_err(|reason| LayersError { what: what(name), reason })?;
+        match &outcome {
+            Outcome::Void => void.push(what(name)),
+            Outcome::Hand(made) if as_in_file(Some(made), &InFile::of(in_file.cloned())) => {}
+            Outcome::Hand(_) | Outcome::Gone => {
+                marks.insert(name.clone(), InFile::of(in_file.cloned()));
+            }
+            Outcome::File => {}
+        }
+        outcomes.insert(name.clone(), outcome);
+    }
+    Ok(outcomes)
 }
 
 /// The keys of `file`, and of those in which `present` differs from `base`, those of `present`.
@@ -173,49 +200,24 @@ impl State {
         void: &mut Vec<String>,
     ) -> Result<Cluster, LayersError> {
         let present = self.clusters.get(name);
-        let mut outcomes: BTreeMap<String, Outcome<Frontend>> = BTreeMap::new();
         let (here, there) = (by_rule(present), by_rule(Some(&cluster)));
-        for (rule, base) in &base.frontends {
-            let (present, in_file) = (here.get(rule).copied(), there.get(rule).copied());
-            let what = || format!("frontend {rule} of cluster {name}");
-            let read = |table| {
-                let address = in_file.or(present).map(|it| it.address);
-                Reader::of(file).read_frontend(name, address, table).map_err(|error| error.to_string())
-            };
-            let outcome =
-                one(base, present, in_file, read).map_err(|reason| LayersError { what: what(), reason })?;
-            match &outcome {
-                Outcome::Void => void.push(what()),
-                Outcome::Hand(made) if as_in_file(Some(made), &InFile::of(in_file.cloned())) => {}
-                Outcome::Hand(_) | Outcome::Gone => {
-                    marks.frontends.insert(rule.clone(), InFile::of(in_file.cloned()));
-                }
-                Outcome::File => {}
-            }
-            outcomes.insert(rule.clone(), outcome);
-        }
+        let read = |rule: &str, table| {
+            let address = there.get(rule).or(here.get(rule)).map(|it| it.address);
+            Reader::of(file).read_frontend(name, address, table).map_err(|error| error.to_string())
+        };
+        let what = |rule: &str| format!("frontend {rule} of cluster {name}");
+        let sides = (|rule: &str| here.get(rule).copied(), |rule: &str| there.get(rule).copied());
+        let outcomes = each(&base.frontends, &mut marks.frontends, sides, (what, read), void)?;
         cluster.frontends = match outcomes.is_empty() {
             true => cluster.frontends,
             false => entries(cluster.frontends, rule, outcomes, present.map_or(&[], |it| &it.frontends)),
         };
-        let mut outcomes: BTreeMap<String, Outcome<Backend>> = BTreeMap::new();
         let (here, there) = (by_id(present), by_id(Some(&cluster)));
-        for (id, base) in &base.backends {
-            let (present, in_file) = (here.get(id.as_str()).copied(), there.get(id.as_str()).copied());
-            let what = || format!("backend {id} of cluster {name}");
-            let read = |table| Reader::of(file).read_backend(name, table).map_err(|error| error.to_string());
-            let outcome =
-                one(base, present, in_file, read).map_err(|reason| LayersError { what: what(), reason })?;
-            match &outcome {
-                Outcome::Void => void.push(what()),
-                Outcome::Hand(made) if as_in_file(Some(made), &InFile::of(in_file.cloned())) => {}
-                Outcome::Hand(_) | Outcome::Gone => {
-                    marks.backends.insert(id.clone(), InFile::of(in_file.cloned()));
-                }
-                Outcome::File => {}
-            }
-            outcomes.insert(id.clone(), outcome);
-        }
+        let read =
+            |_: &str, table| Reader::of(file).read_backend(name, table).map_err(|error| error.to_string());
+        let what = |id: &str| format!("backend {id} of cluster {name}");
+        let sides = (|id: &str| here.get(id).copied(), |id: &str| there.get(id).copied());
+        let outcomes = each(&base.backends, &mut marks.backends, sides, (what, read), void)?;
         let id = |it: &Backend| it.id.clone();
         cluster.backends = entries(cluster.backends, id, outcomes, present.map_or(&[], |it| &it.backends));
         Ok(cluster)

@@ -30,7 +30,7 @@ fn many_changes_are_told_in_parts_that_make_up_the_whole() {
 
 #[test]
 fn every_order_travels_under_its_name_and_older_workers_are_given_those_that_they_know() {
-    for name in Order::KNOWN {
+    for name in Order::known() {
         let text = match name {
             "stage" => r#"{"stage":{"changes":[]}}"#.to_owned(),
             "prepare" => r#"{"prepare":{"changes":[],"revision":{"generation":1,"origin":""}}}"#.to_owned(),

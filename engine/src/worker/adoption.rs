@@ -248,7 +248,7 @@ impl Worker {
             program: self.adoption_state.program.clone(),
             io_uring_level: features.level().number(),
             io_uring_features: features.names().into_iter().map(str::to_owned).collect(),
-            capabilities: Order::KNOWN.map(str::to_owned).to_vec(),
+            capabilities: Order::known().map(str::to_owned).collect(),
         })
     }
 }

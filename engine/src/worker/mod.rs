@@ -228,7 +228,7 @@ async fn serve(
     let ready = Report::Ready {
         io_uring_level: ring.features().level().number(),
         io_uring_features: ring.features().names().into_iter().map(str::to_owned).collect(),
-        capabilities: Order::KNOWN.map(str::to_owned).to_vec(),
+        capabilities: Order::known().map(str::to_owned).collect(),
     };
     // The executor has entered its rings for the last time, and nothing of a client was read yet.
     sandbox.close(&ring);

@@ -13,7 +13,7 @@ use crate::state::{Forwarding, Listener, Sizes, Timeouts, Tls};
 /// `[[listeners]]`.
 pub(in crate::config) static LISTENER: Level = Level { what: "a listener", groups: &LISTENER_GROUPS };
 
-/// Those of TLS come last but for what is not honoured.
+/// Those of a listener without TLS come first.
 const LISTENER_GROUPS: [&[Key]; 13] = [
     Listener::REQUIRED,
     Listener::OWN,
@@ -24,10 +24,10 @@ const LISTENER_GROUPS: [&[Key]; 13] = [
     Sizes::INHERITED,
     Forwarding::INHERITED,
     ANSWERS,
+    UDP,
     TLS,
     Tls::OWN,
     H2,
-    UDP,
 ];
 
 const NOT_HONOURED: &[Key] = &[
@@ -43,21 +43,8 @@ const NOT_HONOURED: &[Key] = &[
 
 /// The keys that the example shows in a listener without TLS.
 #[cfg(test)]
-pub(in crate::config) static PLAIN_LISTENER: Level = Level {
-    what: "a listener",
-    groups: &[
-        Listener::REQUIRED,
-        Listener::OWN,
-        Forwarding::OWN,
-        NOT_HONOURED,
-        Timeouts::INHERITED,
-        Listener::INHERITED,
-        Sizes::INHERITED,
-        Forwarding::INHERITED,
-        ANSWERS,
-        UDP,
-    ],
-};
+pub(in crate::config) static PLAIN_LISTENER: Level =
+    Level { what: "a listener", groups: LISTENER_GROUPS.split_at(10).0 };
 
 const ANSWERS: &[Key] = &[
     key("answers", TextMap, "", NotYet, "Own answers, by status code: a text, or `file://` and a path."),

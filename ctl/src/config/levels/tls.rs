@@ -72,6 +72,12 @@ pub(in crate::config) static BACKEND_TLS: Level = Level {
     ]],
 };
 
+// What listeners and frontends say alike.
+const CHAIN: Key =
+    key("certificate_chain", Path, "", Yes, "Its chain (PEM), where that is a file of its own.");
+const KEY: Key = key("key", Path, "", Yes, "Its private key (PEM).");
+const CLIENT_CRL: Key = key("client_crl", Path, "", Own, "Revocation lists of those issuers (PEM).");
+
 /// What a listener of `https` may say of TLS.
 pub(in crate::config) const TLS: &[Key] = &[
     key(
@@ -109,8 +115,8 @@ pub(in crate::config) const TLS: &[Key] = &[
         Yes,
         "Certificate (PEM), with or without its chain, for clients that name no name or one that no other certificate has. Needs `key`.",
     ),
-    key("certificate_chain", Path, "", Yes, "Its chain (PEM), where that is a file of its own."),
-    key("key", Path, "", Yes, "Its private key (PEM)."),
+    CHAIN,
+    KEY,
     key(
         "certificates",
         Tables(&CERTIFICATE),
@@ -139,7 +145,7 @@ pub(in crate::config) const TLS: &[Key] = &[
         Own,
         "Certificates of those who issue the clients' certificates (PEM): clients show certificates.",
     ),
-    key("client_crl", Path, "", Own, "Revocation lists of those issuers (PEM)."),
+    CLIENT_CRL,
     key(
         "client_auth",
         Choice(&["none", "optional", "required"]),
@@ -159,8 +165,8 @@ pub(in crate::config) const FRONTEND_TLS: &[Key] = &[
         Yes,
         "Certificate (PEM), with or without its chain, that its listener serves for the names in it. Needs `key`.",
     ),
-    key("key", Path, "", Yes, "Its private key (PEM)."),
-    key("certificate_chain", Path, "", Yes, "Its chain (PEM), where that is a file of its own."),
+    KEY,
+    CHAIN,
     key(
         "tls_versions",
         Versions,
@@ -175,7 +181,7 @@ pub(in crate::config) const FRONTEND_TLS: &[Key] = &[
         Own,
         "Clients that ask for this host name show certificates that these issued (PEM): an exact name, or `*.name`. Without it: as the listener says.",
     ),
-    key("client_crl", Path, "", Own, "Revocation lists of those issuers (PEM)."),
+    CLIENT_CRL,
     key(
         "client_auth",
         Choice(&["none", "optional", "required"]),

@@ -12,19 +12,19 @@ use crate::state::{
 };
 
 /// Something that a file says.
-pub(crate) trait Said {
+pub(crate) trait Canonical {
     /// Writes it. No two values are written the same way.
     ///
     /// # Errors
     /// Those of the sink.
-    fn say(&self, sink: &mut dyn Write) -> io::Result<()>;
+    fn write_canonical(&self, sink: &mut dyn Write) -> io::Result<()>;
 }
 
 /// Writes a key with its value where that is not the usual one.
 ///
 /// # Errors
 /// Those of the sink.
-pub(crate) fn say_unless_usual<T: Said + PartialEq>(
+pub(crate) fn write_unless_default<T: Canonical + PartialEq>(
     sink: &mut dyn Write,
     key: &str,
     value: &T,
@@ -33,16 +33,16 @@ pub(crate) fn say_unless_usual<T: Said + PartialEq>(
     if value == usual {
         return Ok(());
     }
-    key.say(sink)?;
-    value.say(sink)
+    key.write_canonical(sink)?;
+    value.write_canonical(sink)
 }
 
 /// What is one value for the file.
 macro_rules! as_json {
     ($($type:ty)*) => {
         $(
-            impl Said for $type {
-                fn say(&self, sink: &mut dyn Write) -> io::Result<()> {
+            impl Canonical for $type {
+                fn write_canonical(&self, sink: &mut dyn Write) -> io::Result<()> {
                     json(sink, self)
                 }
             }
@@ -61,25 +61,25 @@ fn json<T: Serialize + ?Sized>(sink: &mut dyn Write, value: &T) -> io::Result<()
     sink.write_all(b",")
 }
 
-impl<T: Said> Said for Option<T> {
-    fn say(&self, sink: &mut dyn Write) -> io::Result<()> {
+impl<T: Canonical> Canonical for Option<T> {
+    fn write_canonical(&self, sink: &mut dyn Write) -> io::Result<()> {
         match self {
-            Some(value) => value.say(sink),
+            Some(value) => value.write_canonical(sink),
             None => sink.write_all(b"-"),
         }
     }
 }
 
-impl<T: Said + ?Sized> Said for Box<T> {
-    fn say(&self, sink: &mut dyn Write) -> io::Result<()> {
-        (**self).say(sink)
+impl<T: Canonical + ?Sized> Canonical for Box<T> {
+    fn write_canonical(&self, sink: &mut dyn Write) -> io::Result<()> {
+        (**self).write_canonical(sink)
     }
 }
 
-impl<T: Said> Said for Vec<T> {
-    fn say(&self, sink: &mut dyn Write) -> io::Result<()> {
+impl<T: Canonical> Canonical for Vec<T> {
+    fn write_canonical(&self, sink: &mut dyn Write) -> io::Result<()> {
         sink.write_all(b"[")?;
-        self.iter().try_for_each(|item| item.say(sink))?;
+        self.iter().try_for_each(|item| item.write_canonical(sink))?;
         sink.write_all(b"]")
     }
 }
