@@ -19,6 +19,7 @@ use kakehi_benches::generator::tls::{Tickets, Tls};
 use kakehi_benches::identity::Identity;
 use kakehi_benches::measure::{Bench, CASES, Case, Transport};
 use kakehi_benches::peers::{Kind, Peer};
+use kakehi_benches::point::{NoPoint, Point};
 use kakehi_benches::report::{Environment, Record, Report, Traced};
 use kakehi_benches::{Attempt, BenchError, benchmark};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -27,7 +28,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 #[derive(Debug, Parser)]
 struct Options {
     /// Cases to measure: ka64, ka1000, ka1, close, big, idle, start, tls_handshake, tls_resumed, tls_ka64,
-    /// tls_big, tls_idle [default: all]
+    /// tls_big, tls_idle [default: all]; a body of any size: [tls_]down|up_SIZE[_chunked][_xCONNECTIONS], as in
+    /// `up_64k`, `tls_down_16k_chunked_x1000`; `curve` and `curve_full` are many of them
     cases: Vec<String>,
     /// Proxies, the first being the one that is compared: kakehi, kakehi@LEVEL, floor, nginx, haproxy,
     /// sozu, envoy, direct; those that are not installed are left out
@@ -133,10 +135,10 @@ struct Comparison {
 }
 
 impl Comparison {
-    fn rounds(&mut self, rounds: u32, cases: &[(&str, Case)], peers: &[Peer], levels: &[Peer]) {
+    fn rounds(&mut self, rounds: u32, cases: &[(String, Case)], peers: &[Peer], levels: &[Peer]) {
         for round in 0..rounds {
-            for &(name, case) in cases {
-                self.in_turn(round, name, case, peers);
+            for (name, case) in cases {
+                self.in_turn(round, name, *case, peers);
             }
             if let Some(&(name, case)) = CASES.first()
                 && !levels.is_empty()
@@ -177,8 +179,9 @@ impl Comparison {
         }
     }
 
-    fn count_system_calls(&mut self, cases: &[(&str, Case)], peers: &[Peer]) {
-        for &(name, case) in cases {
+    fn count_system_calls(&mut self, cases: &[(String, Case)], peers: &[Peer]) {
+        for (name, case) in cases {
+            let case = *case;
             for peer in peers {
                 if self.has_given_up(peer, case) {
                     continue;
@@ -187,7 +190,7 @@ impl Comparison {
                     Ok(None) => {}
                     Ok(Some((calls, requests))) => {
                         self.report.traced.push(Traced {
-                            case: name.to_owned(),
+                            case: name.clone(),
                             peer: peer.name(),
                             requests,
                             calls,
@@ -223,16 +226,26 @@ fn speaks_tls(case: Case) -> bool {
     case.transport() != Transport::Clear
 }
 
-fn choose_cases(names: &[String], quick: bool) -> Result<Vec<(&'static str, Case)>, BenchError> {
-    for name in names {
-        if !CASES.iter().any(|(known, _)| known == name) {
-            let known = CASES.map(|(known, _)| known).join(", ");
-            return Err(BenchError::Usage(format!("no case is called {name}: there are {known}")));
-        }
-    }
+/// The cases of these names, in the order in which they are measured; all of [`CASES`] where there are none.
+fn choose_cases(names: &[String], quick: bool) -> Result<Vec<(String, Case)>, BenchError> {
+    let named = |(name, case): (&str, Case)| (name.to_owned(), if quick { case.quick() } else { case });
     let wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
-    let chosen = CASES.into_iter().filter(|(name, _)| wanted(name));
-    Ok(chosen.map(|(name, case)| (name, if quick { case.quick() } else { case })).collect())
+    let mut chosen: Vec<_> = CASES.into_iter().filter(|(name, _)| wanted(name)).map(named).collect();
+    for name in names.iter().filter(|name| !CASES.iter().any(|(known, _)| known == name)) {
+        let points = match (name.as_str(), name.parse::<Point>()) {
+            ("curve", _) => Point::curve(true),
+            ("curve_full", _) => Point::curve(false),
+            (_, Ok(point)) => vec![point],
+            (_, Err(NoPoint)) => {
+                let known = CASES.map(|(known, _)| known).join(", ");
+                return Err(BenchError::Usage(format!(
+                    "no case is called {name}: there are {known}, curve, curve_full, and points of the curve"
+                )));
+            }
+        };
+        chosen.extend(points.into_iter().map(|point| (point.to_string(), point.case())));
+    }
+    Ok(chosen)
 }
 
 fn find_peers(names: &[String], programs: &Path) -> Result<Vec<Peer>, BenchError> {

@@ -9,6 +9,7 @@ use std::fs;
 use std::io;
 use std::time::Duration;
 
+use nix::sys::resource::{UsageWho, getrusage};
 use nix::unistd::Pid;
 
 use crate::{Attempt, BenchError};
@@ -137,6 +138,17 @@ pub fn tree(root: u32) -> Result<Vec<u32>, BenchError> {
         next += 1;
     }
     Ok(found)
+}
+
+/// CPU time of this process, in which clients and backend run.
+///
+/// # Errors
+/// Those of `getrusage(2)`.
+pub fn own_cpu() -> Result<Duration, BenchError> {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).attempt(|| "cannot read the own CPU time".into())?;
+    let times = [usage.user_time(), usage.system_time()];
+    let micros: i64 = times.iter().map(|time| time.tv_sec() * 1_000_000 + time.tv_usec()).sum();
+    Ok(Duration::from_micros(micros.unsigned_abs()))
 }
 
 /// The fields of `/proc/PID/stat` that are needed here.

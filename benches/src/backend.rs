@@ -1,7 +1,7 @@
 //! A backend that costs as little as it can: fixed answers, one thread, keep-alive, edge-triggered epoll.
 //!
-//! `GET /bytes/N` answers N bytes of [`payload`]; `/16` and `/1m` are short for the two usual sizes. A request
-//! body with `Content-Length` is read and thrown away before the answer. Per request it makes one `read` and
+//! `GET /bytes/N` answers N bytes of [`payload`], `/chunked/N` the same in chunks; `/16` and `/1m` are short for the two
+//! usual sizes. A request body is read and thrown away before the answer. Per request it makes one `read` and
 //! one `write`.
 
 use std::io::{self, IoSlice, Read, Write};
@@ -16,7 +16,8 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use slab::Slab;
 use socket2::{Domain, Socket, Type};
 
-use crate::{Attempt, BenchError, cores, payload};
+use crate::chunks::{Chunks, Malformed};
+use crate::{Attempt, BenchError, chunks, cores, payload};
 
 mod request;
 
@@ -84,6 +85,8 @@ struct Connection {
     input: Vec<u8>,
     /// Bytes of a request body that are still to be thrown away, before `answer` is sent.
     skip: u64,
+    /// The same of one in chunks.
+    chunks: Option<Chunks>,
     answer: Option<Answer>,
     close: bool,
 }
@@ -152,7 +155,7 @@ impl Server {
             let entry = self.connections.vacant_entry();
             let token = Token(entry.key());
             let connection =
-                entry.insert(Connection { stream, input: Vec::new(), skip: 0, answer: None, close: false });
+                entry.insert(Connection { stream, input: Vec::new(), skip: 0, chunks: None, answer: None, close: false });
             let registered = connection.stream.set_nodelay(true).and_then(|()| {
                 let interest = Interest::READABLE | Interest::WRITABLE;
                 self.poll.registry().register(&mut connection.stream, token, interest)
@@ -187,6 +190,7 @@ impl Connection {
         let mut drained = false;
         loop {
             if self.skip == 0
+                && self.chunks.is_none()
                 && let Some(answer) = &mut self.answer
             {
                 if !answer.write(&mut self.stream, &answers.arena)? {
@@ -210,8 +214,9 @@ impl Connection {
                 Err(error) => return Err(error),
             };
             drained = length < scratch.len();
-            let skipped = self.skip.min(length as u64) as usize;
+            let mut skipped = self.skip.min(length as u64) as usize;
             self.skip -= skipped as u64;
+            skipped += self.skip_chunks(&scratch[skipped..length])?;
             self.input.extend_from_slice(&scratch[skipped..length]);
         }
     }
@@ -220,11 +225,26 @@ impl Connection {
     fn start_request(&mut self, answers: &mut Answers) -> io::Result<bool> {
         let Some(request) = parse(&self.input)? else { return Ok(false) };
         self.close = request.close;
-        self.answer = Some(answers.to(request.body));
+        self.answer = Some(answers.to(request.body, request.chunked));
+        self.chunks = request.in_chunks.then(Chunks::default);
         let skipped = request.content_length.min((self.input.len() - request.head_length) as u64);
         self.skip = request.content_length - skipped;
         self.input.drain(..request.head_length + skipped as usize);
+        let input = std::mem::take(&mut self.input);
+        let skipped = self.skip_chunks(&input)?;
+        self.input.extend_from_slice(&input[skipped..]);
         Ok(true)
+    }
+
+    /// Throws away what belongs to a request body in chunks, and says how much that was.
+    fn skip_chunks(&mut self, input: &[u8]) -> io::Result<usize> {
+        let Some(chunks) = &mut self.chunks else { return Ok(0) };
+        let taken = chunks.take(input, |_| Ok::<_, Malformed>(()));
+        let taken = taken.map_err(|Malformed| io::Error::from(io::ErrorKind::InvalidData))?;
+        if chunks.is_done() {
+            self.chunks = None;
+        }
+        Ok(taken)
     }
 }
 
@@ -251,36 +271,46 @@ impl Answer {
     }
 }
 
+/// Length of a body, if there is one, and whether it is in chunks.
+type Asked = (Option<usize>, bool);
+
 /// Answers that were made before; a run asks for very few sizes.
 struct Answers {
     arena: Vec<u8>,
-    known: Vec<(Option<usize>, Rc<[u8]>)>,
+    known: Vec<(Asked, Rc<[u8]>)>,
 }
 
 impl Answers {
     /// The answer with a body of `length` bytes, or the 404 if there is none.
-    fn to(&mut self, length: Option<usize>) -> Answer {
-        let start = match self.known.iter().find(|(known, _)| *known == length) {
+    fn to(&mut self, length: Option<usize>, chunked: bool) -> Answer {
+        let asked = (length, chunked);
+        let start = match self.known.iter().find(|(known, _)| *known == asked) {
             Some((_, start)) => Rc::clone(start),
             None => {
-                let start = self.make(length);
-                self.known.push((length, Rc::clone(&start)));
+                let start = self.make(asked);
+                self.known.push((asked, Rc::clone(&start)));
                 start
             }
         };
-        let arena_length = length.filter(|&length| length > WHOLE_ANSWER_MAX).unwrap_or(0);
+        let arena_length = length.filter(|&length| length > WHOLE_ANSWER_MAX && !chunked).unwrap_or(0);
         Answer { start, arena_length, written: 0 }
     }
 
-    fn make(&self, length: Option<usize>) -> Rc<[u8]> {
+    fn make(&self, (length, chunked): Asked) -> Rc<[u8]> {
         let Some(length) = length else {
             return Rc::from(&b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"[..]);
         };
+        let framing = match chunked {
+            true => "Transfer-Encoding: chunked".to_owned(),
+            false => format!("Content-Length: {length}"),
+        };
         let mut answer = format!(
-            "HTTP/1.1 200 OK\r\nServer: bench\r\nContent-Type: application/octet-stream\r\nContent-Length: {length}\r\n\r\n"
+            "HTTP/1.1 200 OK\r\nServer: bench\r\nContent-Type: application/octet-stream\r\n{framing}\r\n\r\n"
         )
         .into_bytes();
-        if length <= WHOLE_ANSWER_MAX {
+        if chunked {
+            answer.extend(chunks::body(length));
+        } else if length <= WHOLE_ANSWER_MAX {
             answer.extend_from_slice(&self.arena[..length]);
         }
         answer.into()

@@ -23,7 +23,7 @@ use answer::{Answer, Progress};
 pub use tally::{Fault, Faults, Handshakes, Tally};
 use tls::{Client, Session, Tls, WIRE_BUFFER};
 
-use crate::payload;
+use crate::{chunks, payload};
 use crate::{Attempt, BenchError};
 
 /// Host of every request; the proxies route by it.
@@ -63,6 +63,8 @@ pub struct Load {
     pub body: usize,
     /// Length of each request body (bytes); above 0 the requests are POSTs.
     pub upload: usize,
+    /// The body that was asked for, or the one that is sent, is in chunks.
+    pub chunked: bool,
     /// What happens to a connection after an answer.
     pub mode: Mode,
 }
@@ -370,17 +372,23 @@ fn remaining(bound: Bound, elapsed: Duration, tally: &Tally) -> Result<Option<Du
 }
 
 fn request(load: &Load) -> Vec<u8> {
-    let (method, length) = match load.upload {
-        0 => ("GET", String::new()),
-        upload => ("POST", format!("Content-Length: {upload}\r\n")),
+    let (method, framing) = match (load.upload, load.chunked) {
+        (0, _) => ("GET", String::new()),
+        (_, true) => ("POST", "Transfer-Encoding: chunked\r\n".to_owned()),
+        (upload, false) => ("POST", format!("Content-Length: {upload}\r\n")),
     };
+    let path = if load.chunked && load.upload == 0 { "chunked" } else { "bytes" };
     let close = if load.mode == Mode::Close { "Connection: close\r\n" } else { "" };
     let head = format!(
-        "{method} /bytes/{} HTTP/1.1\r\nHost: {HOST}\r\nUser-Agent: bench\r\nAccept: */*\r\n{length}{close}\r\n",
+        "{method} /{path}/{} HTTP/1.1\r\nHost: {HOST}\r\nUser-Agent: bench\r\nAccept: */*\r\n{framing}{close}\r\n",
         load.body
     );
     let mut request = head.into_bytes();
-    request.extend(payload::body(load.upload));
+    match (load.upload, load.chunked) {
+        (0, _) => {}
+        (upload, true) => request.extend(chunks::body(upload)),
+        (upload, false) => request.extend(payload::body(upload)),
+    }
     request
 }
 
@@ -429,7 +437,7 @@ mod tests {
     }
 
     fn load(backend: &Backend) -> Load {
-        Load { target: backend.address(), connections: 8, body: 16, upload: 0, mode: Mode::KeepAlive }
+        Load { target: backend.address(), connections: 8, body: 16, upload: 0, chunked: false, mode: Mode::KeepAlive }
     }
 
     fn drive(load: Load, requests: u64) -> (Tally, Generator) {
@@ -442,10 +450,12 @@ mod tests {
     fn kept_connections_carry_many_requests_without_a_fault() {
         let backend = backend();
         for body in [0, 16, 16_384, 16_385, 1 << 20] {
-            let (tally, generator) = drive(Load { body, ..load(&backend) }, 100);
-            assert!(tally.requests >= 100);
-            assert_eq!((tally.faults.total(), tally.renewed), (0, 0), "{body}");
-            assert_eq!(generator.open_connections(), 8);
+            for chunked in [false, true] {
+                let (tally, generator) = drive(Load { body, chunked, ..load(&backend) }, 100);
+                assert!(tally.requests >= 100);
+                assert_eq!((tally.faults.total(), tally.renewed), (0, 0), "{body} {chunked}");
+                assert_eq!(generator.open_connections(), 8);
+            }
         }
     }
 
@@ -460,8 +470,10 @@ mod tests {
     fn uploads_are_taken_whole_before_they_are_answered() {
         let backend = backend();
         for upload in [1, 1_000, 300_000] {
-            let (tally, _) = drive(Load { upload, ..load(&backend) }, 50);
-            assert_eq!(tally.faults.to_string(), "none", "{upload}");
+            for chunked in [false, true] {
+                let (tally, _) = drive(Load { upload, chunked, ..load(&backend) }, 50);
+                assert_eq!(tally.faults.to_string(), "none", "{upload} {chunked}");
+            }
         }
     }
 
@@ -480,7 +492,7 @@ mod tests {
     #[test]
     fn a_server_that_is_not_there_ends_the_run() {
         let address = backend().address();
-        let gone = Load { target: address, connections: 1, body: 16, upload: 0, mode: Mode::KeepAlive };
+        let gone = Load { target: address, connections: 1, body: 16, upload: 0, chunked: false, mode: Mode::KeepAlive };
         let result = Generator::new(gone).unwrap().drive(Bound::Requests(1));
         assert!(matches!(result, Err(BenchError::TooManyFaults { .. })), "{result:?}");
     }

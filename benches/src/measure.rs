@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::accounting;
-use crate::accounting::{Usage, pss_kib};
+use crate::accounting::{Usage, own_cpu, pss_kib};
 use crate::cores::Cores;
 use crate::generator::tls::{Tickets, Tls};
 use crate::generator::{Bound, Fault, Faults, Generator, Handshakes, Load, Mode, Tally};
@@ -50,6 +50,10 @@ pub enum Case {
         connections: usize,
         /// Response body (bytes).
         body: usize,
+        /// Request body (bytes).
+        upload: usize,
+        /// The larger one is in chunks.
+        chunked: bool,
         /// Keep-alive or a new connection per request.
         mode: Mode,
         /// With or without TLS.
@@ -93,8 +97,8 @@ impl Case {
     }
 
     fn load(self, target: SocketAddr) -> Option<Load> {
-        let Self::Traffic { connections, body, mode, .. } = self else { return None };
-        Some(Load { target, connections, body, upload: 0, mode })
+        let Self::Traffic { connections, body, upload, chunked, mode, .. } = self else { return None };
+        Some(Load { target, connections, body, upload, chunked, mode })
     }
 }
 
@@ -102,7 +106,7 @@ const FULL: Transport = Transport::Tls(Tickets::Ignore);
 const RESUMED: Transport = Transport::Tls(Tickets::Use);
 
 const fn traffic(connections: usize, body: usize, mode: Mode, transport: Transport) -> Case {
-    Case::Traffic { connections, body, mode, transport }
+    Case::Traffic { connections, body, upload: 0, chunked: false, mode, transport }
 }
 
 /// The cases of a full run, by name.
@@ -159,6 +163,8 @@ pub struct Traffic {
     /// Share of its core that the proxy used, 0 to 1. Well below 1, its load was the bottleneck and the
     /// rate says nothing about the proxy.
     pub busy: Option<f64>,
+    /// CPU time of client and backend per request (us): what a proxy saves itself, they may have to pay.
+    pub ends_us: f64,
     /// How often per request the proxy went to sleep.
     pub sleeps: Option<f64>,
     /// What kakehi's ring did, warm-up included; absent for all other proxies.
@@ -280,11 +286,13 @@ impl Bench {
         let warm_up = generator.drive(Bound::Time(self.warm_up))?;
         let mut faults = warm_up.faults;
         let before = running.usage()?;
+        let ends_before = own_cpu()?;
         let tally = generator.drive(Bound::Time(self.duration))?;
+        let ends = own_cpu()?.saturating_sub(ends_before);
         let after = running.usage()?;
         faults.add(tally.faults);
         let used = after.zip(before).map(|(after, before)| after.since(&before));
-        let mut found = Traffic::new(&tally, used);
+        let mut found = Traffic::new(&tally, used, ends);
         let (resumed, refused) =
             (warm_up.handshakes.resumed + tally.handshakes.resumed, faults.of(Fault::NotResumed));
         found.resumed_share = (resumed + refused > 0).then(|| resumed as f64 / (resumed + refused) as f64);
@@ -307,7 +315,7 @@ impl Running {
 }
 
 impl Traffic {
-    fn new(tally: &Tally, used: Option<Usage>) -> Self {
+    fn new(tally: &Tally, used: Option<Usage>, ends: Duration) -> Self {
         let requests = tally.requests.max(1) as f64;
         let elapsed_ns = tally.elapsed.as_nanos().max(1) as f64;
         let latency = |quantile| tally.latency.value_at_quantile(quantile) as f64 / 1e3;
@@ -318,6 +326,7 @@ impl Traffic {
             cpu_us: used.map(|used| used.cpu_ns as f64 / 1e3 / requests),
             user_share: used.and_then(|used| used.user_share()),
             busy: used.map(|used| used.cpu_ns as f64 / elapsed_ns),
+            ends_us: ends.as_nanos() as f64 / 1e3 / requests,
             sleeps: used.map(|used| used.sleeps as f64 / requests),
             ring: None,
             p50_us: latency(0.5),
@@ -332,7 +341,7 @@ impl Traffic {
 
 fn idle(running: &Running, connections: usize) -> Result<Option<Measured>, BenchError> {
     let Some(process) = &running.process else { return Ok(None) };
-    let load = Load { target: running.target, connections: 16, body: 16, upload: 0, mode: Mode::KeepAlive };
+    let load = Load { target: running.target, connections: 16, body: 16, upload: 0, chunked: false, mode: Mode::KeepAlive };
     let mut faults = running.generator(load)?.drive(Bound::Requests(REQUESTS_AT_REST))?.faults;
     let at_rest_kib = pss_kib(process.id())?;
     let mut generator = running.generator(Load { connections, mode: Mode::Hold, ..load })?;

@@ -20,11 +20,13 @@ mod table;
 use table::{Cell, Table};
 
 /// Columns of a case of traffic.
-const TRAFFIC: [&str; 13] = [
+const TRAFFIC: [&str; 16] = [
     "proxy",
     "CPU us/request",
     "user",
     "system",
+    "ends",
+    "all",
     "core busy",
     "requests/s",
     "p50 us",
@@ -33,6 +35,7 @@ const TRAFFIC: [&str; 13] = [
     "enters/request",
     "syscalls/request",
     "CPU ratio",
+    "all ratio",
     "rate ratio",
 ];
 
@@ -188,11 +191,14 @@ impl Report {
         match of_case.first().map(|record| &record.finding) {
             Some(Finding::Traffic(_)) => {
                 let cpu = traffic(|found| found.cpu_us);
+                let all = traffic(|found| Some(found.cpu_us.unwrap_or_default() + found.ends_us));
                 let rate = traffic(|found| Some(found.rate));
                 cells.extend([
                     rounds.median(&cpu, 2),
                     rounds.median(&traffic(|found| Some(found.cpu_us? * found.user_share?)), 2),
                     rounds.median(&traffic(|found| Some(found.cpu_us? * (1.0 - found.user_share?))), 2),
+                    rounds.median(&traffic(|found| Some(found.ends_us)), 2),
+                    rounds.median(&all, 2),
                     rounds.median(&traffic(|found| found.busy), 2),
                     rounds.median(&rate, 0),
                     rounds.median(&traffic(|found| Some(found.p50_us)), 0),
@@ -201,6 +207,7 @@ impl Report {
                     rounds.median(&traffic(|found| Some(found.ring?.enters)), 3),
                     self.system_calls(case, peer),
                     rounds.ratio(&cpu),
+                    rounds.ratio(&all),
                     rounds.ratio(&rate),
                 ]);
                 if resumes(of_case) {

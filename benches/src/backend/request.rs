@@ -4,6 +4,9 @@ use std::io;
 
 use crate::payload;
 
+/// What the path begins with that asks for a body in chunks.
+const CHUNKED: &str = "/chunked/";
+
 /// The few things that the backend wants to know of a request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Request {
@@ -11,8 +14,12 @@ pub(super) struct Request {
     pub(super) head_length: usize,
     /// Length of the body asked for (bytes), `None` if the path names none.
     pub(super) body: Option<usize>,
+    /// The body asked for is to be in chunks.
+    pub(super) chunked: bool,
     /// Length of the request's own body (bytes).
     pub(super) content_length: u64,
+    /// The request's own body is in chunks.
+    pub(super) in_chunks: bool,
     /// Whether the client wants the connection closed after the answer.
     pub(super) close: bool,
 }
@@ -20,7 +27,7 @@ pub(super) struct Request {
 /// Parses a request head; `None` if it is not whole yet.
 ///
 /// # Errors
-/// `InvalidData` if it is malformed or has a body that is not framed by `Content-Length`.
+/// `InvalidData` if it is malformed or has a body that is framed neither by `Content-Length` nor in chunks.
 pub(super) fn parse(bytes: &[u8]) -> io::Result<Option<Request>> {
     let mut fields = [httparse::EMPTY_HEADER; 64];
     let mut head = httparse::Request::new(&mut fields);
@@ -29,15 +36,20 @@ pub(super) fn parse(bytes: &[u8]) -> io::Result<Option<Request>> {
         Ok(httparse::Status::Partial) => return Ok(None),
         Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
     };
+    let chunked = head.path.is_some_and(|path| path.starts_with(CHUNKED));
     let body = head.path.and_then(body_length);
-    let mut request = Request { head_length, body, content_length: 0, close: head.version == Some(0) };
+    let close = head.version == Some(0);
+    let mut request = Request { head_length, body, chunked, content_length: 0, in_chunks: false, close };
     for field in head.headers.iter() {
         if field.name.eq_ignore_ascii_case("content-length") {
             request.content_length = decimal(field.value).ok_or(io::ErrorKind::InvalidData)?;
         } else if field.name.eq_ignore_ascii_case("connection") {
             request.close = field.value.eq_ignore_ascii_case(b"close");
         } else if field.name.eq_ignore_ascii_case("transfer-encoding") {
-            return Err(io::ErrorKind::InvalidData.into());
+            if !field.value.eq_ignore_ascii_case(b"chunked") {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            request.in_chunks = true;
         }
     }
     Ok(Some(request))
@@ -47,7 +59,7 @@ fn body_length(path: &str) -> Option<usize> {
     let length = match path {
         "/16" => 16,
         "/1m" => 1 << 20,
-        _ => path.strip_prefix("/bytes/")?.parse().ok()?,
+        _ => path.strip_prefix("/bytes/").or(path.strip_prefix(CHUNKED))?.parse().ok()?,
     };
     (length <= payload::MAX_BODY).then_some(length)
 }
@@ -64,8 +76,15 @@ mod tests {
     fn a_request_says_its_size_its_body_and_whether_to_close() {
         let bytes =
             b"POST /bytes/70 HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello";
-        let expected =
-            Request { head_length: bytes.len() - 5, body: Some(70), content_length: 5, close: true };
+        let head_length = bytes.len() - 5;
+        let expected = Request {
+            head_length,
+            body: Some(70),
+            chunked: false,
+            content_length: 5,
+            in_chunks: false,
+            close: true,
+        };
         assert_eq!(parse(bytes).unwrap(), Some(expected));
         assert_eq!(parse(&bytes[..40]).unwrap(), None);
     }
@@ -84,7 +103,9 @@ mod tests {
     }
 
     #[test]
-    fn chunked_requests_are_not_for_this_backend() {
-        assert!(parse(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n").is_err());
+    fn bodies_in_chunks_are_told_from_others() {
+        let head = parse(b"POST /chunked/9 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap().unwrap();
+        assert!(head.in_chunks && head.chunked && head.body == Some(9));
+        assert!(parse(b"POST / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n").is_err());
     }
 }

@@ -49,6 +49,9 @@ enum Verb {
         /// Request body in bytes
         #[arg(short, long, default_value_t = 0)]
         upload: usize,
+        /// The body in chunks, whichever way it goes
+        #[arg(long)]
+        chunked: bool,
         /// Seconds
         #[arg(short, long, default_value_t = 5.0)]
         seconds: f64,
@@ -87,9 +90,9 @@ fn run(verb: Verb) -> Result<ExitCode, BenchError> {
             Identity::generate()?.write(&folder)?;
             Ok(ExitCode::SUCCESS)
         }
-        Verb::Drive { address, connections, body, upload, seconds, close, tls, resume } => {
+        Verb::Drive { address, connections, body, upload, chunked, seconds, close, tls, resume } => {
             let mode = if close { Mode::Close } else { Mode::KeepAlive };
-            let load = Load { target: address, connections, body, upload, mode };
+            let load = Load { target: address, connections, body, upload, chunked, mode };
             let seconds =
                 Duration::try_from_secs_f64(seconds).map_err(|error| BenchError::Usage(error.to_string()))?;
             let tickets = if resume { Tickets::Use } else { Tickets::Ignore };

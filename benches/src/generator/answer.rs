@@ -1,9 +1,10 @@
 //! Reads one response and checks it; no sockets here.
 //!
-//! A response must be a 200, framed by `Content-Length` with the length that was asked for, and carry the
+//! A response must be a 200, framed by `Content-Length` with the length that was asked for or in chunks, and carry the
 //! bytes of [`payload`]. Anything else is a [`Fault`].
 
 use super::tally::Fault;
+use crate::chunks::{Chunks, Malformed};
 use crate::payload;
 
 /// A head longer than this is not one that a proxy in this comparison sends.
@@ -22,6 +23,14 @@ pub(super) struct Answer {
 struct Body {
     received: u64,
     close: bool,
+    /// `None`: it has a length.
+    chunks: Option<Chunks>,
+}
+
+impl From<Malformed> for Fault {
+    fn from(_: Malformed) -> Self {
+        Fault::Length
+    }
 }
 
 /// How far a response is.
@@ -74,32 +83,48 @@ impl Answer {
         if head.code != Some(200) {
             return Err(Fault::Status);
         }
-        let mut length = None;
+        let (mut length, mut chunks): (Option<u64>, _) = (None, None);
         let mut close = head.version == Some(0);
         for field in head.headers.iter() {
             if field.name.eq_ignore_ascii_case("content-length") {
                 length = std::str::from_utf8(field.value).ok().and_then(|digits| digits.parse().ok());
+            } else if field.name.eq_ignore_ascii_case("transfer-encoding") {
+                chunks = field.value.eq_ignore_ascii_case(b"chunked").then(Chunks::default);
             } else if field.name.eq_ignore_ascii_case("connection") {
                 close = field.value.eq_ignore_ascii_case(b"close");
             }
         }
-        if length != Some(expected) {
+        if chunks.is_some() == length.is_some() || length.is_some_and(|length| length != expected) {
             return Err(Fault::Length);
         }
-        self.body = Some(Body { received: 0, close });
+        self.body = Some(Body { received: 0, close, chunks });
         Ok(Some(head_length))
     }
 
     fn take_body(&mut self, piece: &[u8], expected: u64) -> Result<Progress, Fault> {
         let Some(body) = &mut self.body else { return Ok(Progress::More) };
-        if !payload::fits(body.received, piece) {
-            return Err(Fault::Content);
-        }
-        body.received += piece.len() as u64;
-        if body.received > expected {
+        let received = &mut body.received;
+        let mut data = |piece: &[u8]| {
+            if !payload::fits(*received, piece) {
+                return Err(Fault::Content);
+            }
+            *received += piece.len() as u64;
+            Ok(())
+        };
+        let (complete, behind) = match &mut body.chunks {
+            Some(chunks) => {
+                let taken = chunks.take(piece, data)?;
+                (chunks.is_done(), taken < piece.len())
+            }
+            None => {
+                data(piece)?;
+                (body.received == expected, false)
+            }
+        };
+        if body.received > expected || behind || (complete && body.received < expected) {
             return Err(Fault::Length);
         }
-        if body.received < expected {
+        if !complete {
             return Ok(Progress::More);
         }
         let close = body.close;
@@ -132,6 +157,7 @@ mod tests {
             ("HTTP/1.1 502 Bad Gateway\r\nContent-Length: 16\r\n\r\n", 16, Fault::Status),
             ("HTTP/1.1 200 OK\r\nContent-Length: 17\r\n\r\n", 17, Fault::Length),
             ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", 16, Fault::Length),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n", 16, Fault::Length),
             ("HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n", 17, Fault::Length),
             ("HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\nx", 15, Fault::Content),
             ("\0\r\n\r\n", 0, Fault::Head),

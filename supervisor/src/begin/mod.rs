@@ -146,7 +146,11 @@ async fn serve_instead(
             "the workers run as root, without capabilities: set `user` to one that owns nothing (`user = \"root\"` if that is wanted)"
         );
     }
-    kakehi_engine::worker::check(&state)?;
+    // Where others have left nothing, the first worker finds what is wrong with the rules: of very many they are compiled once
+    // less before anybody is served.
+    if adoption::is_anybody_there(&state.settings.command_socket) {
+        kakehi_engine::worker::check(&state)?;
+    }
     // What reading and checking of very many clusters took.
     crate::sys::give_memory_back();
     resources::check_environment()?;
@@ -213,7 +217,13 @@ async fn serve_instead(
     }
     supervisor.complete(count, BTreeMap::new(), init_system::activated(), !refused.is_empty()).await?;
     supervisor.record.begin(&supervisor.state);
-    let started = supervisor.start().await?;
+    let started = match supervisor.start().await {
+        Err(failed @ Error::FirstStart { .. }) => {
+            kakehi_engine::worker::check(&supervisor.state)?;
+            return Err(failed);
+        }
+        started => started?,
+    };
     supervisor.dismiss(&refused);
     if let Some(end) = started {
         return Ok(end);
