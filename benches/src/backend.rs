@@ -154,8 +154,14 @@ impl Server {
         while let Ok((stream, _)) = self.listener.accept() {
             let entry = self.connections.vacant_entry();
             let token = Token(entry.key());
-            let connection =
-                entry.insert(Connection { stream, input: Vec::new(), skip: 0, chunks: None, answer: None, close: false });
+            let connection = entry.insert(Connection {
+                stream,
+                input: Vec::new(),
+                skip: 0,
+                chunks: None,
+                answer: None,
+                close: false,
+            });
             let registered = connection.stream.set_nodelay(true).and_then(|()| {
                 let interest = Interest::READABLE | Interest::WRITABLE;
                 self.poll.registry().register(&mut connection.stream, token, interest)

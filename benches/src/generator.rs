@@ -23,8 +23,8 @@ use answer::{Answer, Progress};
 pub use tally::{Fault, Faults, Handshakes, Tally};
 use tls::{Client, Session, Tls, WIRE_BUFFER};
 
-use crate::{chunks, payload};
 use crate::{Attempt, BenchError};
+use crate::{chunks, payload};
 
 /// Host of every request; the proxies route by it.
 pub const HOST: &str = "bench.localhost";
@@ -437,7 +437,14 @@ mod tests {
     }
 
     fn load(backend: &Backend) -> Load {
-        Load { target: backend.address(), connections: 8, body: 16, upload: 0, chunked: false, mode: Mode::KeepAlive }
+        Load {
+            target: backend.address(),
+            connections: 8,
+            body: 16,
+            upload: 0,
+            chunked: false,
+            mode: Mode::KeepAlive,
+        }
     }
 
     fn drive(load: Load, requests: u64) -> (Tally, Generator) {
@@ -492,7 +499,14 @@ mod tests {
     #[test]
     fn a_server_that_is_not_there_ends_the_run() {
         let address = backend().address();
-        let gone = Load { target: address, connections: 1, body: 16, upload: 0, chunked: false, mode: Mode::KeepAlive };
+        let gone = Load {
+            target: address,
+            connections: 1,
+            body: 16,
+            upload: 0,
+            chunked: false,
+            mode: Mode::KeepAlive,
+        };
         let result = Generator::new(gone).unwrap().drive(Bound::Requests(1));
         assert!(matches!(result, Err(BenchError::TooManyFaults { .. })), "{result:?}");
     }

@@ -341,7 +341,14 @@ impl Traffic {
 
 fn idle(running: &Running, connections: usize) -> Result<Option<Measured>, BenchError> {
     let Some(process) = &running.process else { return Ok(None) };
-    let load = Load { target: running.target, connections: 16, body: 16, upload: 0, chunked: false, mode: Mode::KeepAlive };
+    let load = Load {
+        target: running.target,
+        connections: 16,
+        body: 16,
+        upload: 0,
+        chunked: false,
+        mode: Mode::KeepAlive,
+    };
     let mut faults = running.generator(load)?.drive(Bound::Requests(REQUESTS_AT_REST))?.faults;
     let at_rest_kib = pss_kib(process.id())?;
     let mut generator = running.generator(Load { connections, mode: Mode::Hold, ..load })?;

@@ -52,7 +52,13 @@ impl Point {
                         for &size in sizes {
                             // A thousand bodies of 16 MiB at a time measure memory, and only that.
                             let sensible = connections < 1_000 || size <= 1 << 20;
-                            points.extend(sensible.then_some(Point { tls, upload, size, chunked, connections }));
+                            points.extend(sensible.then_some(Point {
+                                tls,
+                                upload,
+                                size,
+                                chunked,
+                                connections,
+                            }));
                         }
                     }
                 }
@@ -139,7 +145,9 @@ mod tests {
     fn sizes_between_the_points_have_names_too() {
         let point = Point { tls: false, upload: false, size: 17_000, chunked: true, connections: 7 };
         assert_eq!("down_17000_chunked_x7".parse(), Ok(point));
-        for wrong in ["", "down", "down_", "down_x", "sideways_1k", "up_0", "down_17m", "down_1k_x0", "down_1k_x9999"] {
+        for wrong in
+            ["", "down", "down_", "down_x", "sideways_1k", "up_0", "down_17m", "down_1k_x0", "down_1k_x9999"]
+        {
             assert_eq!(wrong.parse::<Point>(), Err(NoPoint), "{wrong}");
         }
     }

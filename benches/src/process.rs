@@ -88,7 +88,14 @@ impl Process {
     /// # Errors
     /// [`BenchError::NotReady`] with the end of its output.
     pub fn wait_until_ready(&mut self) -> Result<Duration, BenchError> {
-        let load = Load { target: self.listen, connections: 1, body: 16, upload: 0, chunked: false, mode: Mode::KeepAlive };
+        let load = Load {
+            target: self.listen,
+            connections: 1,
+            body: 16,
+            upload: 0,
+            chunked: false,
+            mode: Mode::KeepAlive,
+        };
         while self.started.elapsed() < READY_WITHIN {
             if std::net::TcpStream::connect(self.listen).is_ok() {
                 let answered = Generator::with(load, self.tls.clone())?.drive(Bound::Requests(1));
