@@ -10,7 +10,11 @@
 //! | an entry that no file has | is there | [`InFile::Nothing`] |
 //! | an entry of the file that was removed | is not there | [`InFile::This`] |
 //! | an entry of the file with other keys | is there | [`InFile::This`], which tells the keys |
+//!
+//! Entries are known by what stays the same of them: listeners by address, clusters by name, certificates by their file, and only
+//! those without one by their fingerprint.
 
+mod certificates;
 mod over;
 mod words;
 
@@ -226,34 +230,6 @@ impl State {
         by_hand.settle(self, change);
         self.by_hand = by_hand;
         applied
-    }
-
-    /// As [`State::apply`], where it follows from files other than that of the configuration: whose the entries are does not
-    /// change. A certificate that comes as another goes is whose that was.
-    ///
-    /// # Errors
-    /// See [`ChangeError`]; changes before the one that fails are made.
-    fn apply_renewed(&mut self, changes: &[Change]) -> Result<(), ChangeError> {
-        for change in changes {
-            self.apply(change)?;
-        }
-        for change in changes {
-            let Change::RemoveCertificate { address, fingerprint } = change else { continue };
-            let Some(marks) = self.by_hand.certificates.get_mut(address) else { continue };
-            if marks.get(fingerprint) != Some(&InFile::Nothing) {
-                continue;
-            }
-            marks.remove(fingerprint);
-            for other in changes {
-                if let Change::SetCertificate { address: there, fingerprint, .. } = other
-                    && there == address
-                {
-                    marks.entry(*fingerprint).or_insert(InFile::Nothing);
-                }
-            }
-        }
-        self.by_hand.tidy();
-        Ok(())
     }
 
     /// Only the entries that are by hand, for who lays them over another file and needs nothing else.
@@ -476,11 +452,7 @@ impl ByHand {
             }
             Change::SetCertificate { address, fingerprint, .. }
             | Change::RemoveCertificate { address, fingerprint } => {
-                let present = state.certificate(*address, fingerprint);
-                let marks = self.certificates.entry(*address).or_default();
-                if marks.get(fingerprint).is_some_and(|it| it.as_ref() == present) {
-                    marks.remove(fingerprint);
-                }
+                self.settle_certificate(state, *address, fingerprint);
             }
         }
         self.tidy_of(change);

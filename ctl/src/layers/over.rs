@@ -1,6 +1,6 @@
 //! The layer by hand over that of another file.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::collections::BTreeMap;
 
 use toml::{Table, Value};
 
@@ -221,36 +221,6 @@ impl State {
         let id = |it: &Backend| it.id.clone();
         cluster.backends = entries(cluster.backends, id, outcomes, present.map_or(&[], |it| &it.backends));
         Ok(cluster)
-    }
-
-    /// The same for certificates, once those of the file have been read; those whose listener has no TLS any more go.
-    pub fn lay_certificates_over(&self, file: &mut State) {
-        for (address, marks) in &self.by_hand.certificates {
-            for (fingerprint, base) in marks {
-                let present = self.certificate(*address, fingerprint);
-                let in_file = file.certificate(*address, fingerprint).cloned();
-                let certificates = file.certificates.entry(*address).or_default();
-                match (base, present, &in_file) {
-                    (InFile::Nothing, Some(present), _) | (InFile::This(_), Some(present), Some(_)) => {
-                        certificates.insert(*fingerprint, Arc::clone(present));
-                    }
-                    (InFile::This(_), None, Some(_)) => drop(certificates.remove(fingerprint)),
-                    _ => continue,
-                }
-                let marks = file.by_hand.certificates.entry(*address).or_default();
-                marks.insert(*fingerprint, InFile::of(in_file));
-            }
-        }
-        let listeners = &file.listeners;
-        let terminates = |address: &SocketAddr| listeners.get(address).is_some_and(|it| it.tls.is_some());
-        file.certificates.retain(|address, it| !it.is_empty() && terminates(address));
-        file.by_hand.certificates.retain(|address, _| terminates(address));
-        let certificates = &file.certificates;
-        for (address, marks) in &mut file.by_hand.certificates {
-            let present = certificates.get(address);
-            marks.retain(|fingerprint, it| it.as_ref() != present.and_then(|all| all.get(fingerprint)));
-        }
-        file.by_hand.tidy();
     }
 }
 

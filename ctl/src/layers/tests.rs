@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     config::parse,
     edit::{Edit, EditError},
-    state::BackendAddress,
+    state::{BackendAddress, CertificateFiles, KeyKind, PackedFiles, Place},
 };
 
 const FILE: &str = r#"
@@ -239,4 +239,107 @@ fn keys_that_contradict_each_other_are_named() {
 fn layers_lie_over_each_other_in_this_order() {
     assert!(Owner::File < Owner::Feed && Owner::Feed < Owner::Hand);
     assert_eq!(Owner::Hand.words(), "by hand");
+}
+
+fn certificate(n: u8, name: &str, default: bool) -> Arc<Certificate> {
+    let path = |end: &str| std::path::Path::new(&format!("/{name}.{end}")).into();
+    let files = CertificateFiles { certificate: path("pem"), chain: None, key: path("key") };
+    Arc::new(Certificate {
+        names: [name].into(),
+        key: KeyKind::Ecdsa,
+        not_after: i64::from(n),
+        default,
+        named: false,
+        place: Place { offset: u64::from(n) * 4_096, length: 9 },
+        files: Some(PackedFiles::from(&files)),
+    })
+}
+
+fn fingerprint(n: u8) -> Fingerprint {
+    Fingerprint([n; 32])
+}
+
+/// A listener of TLS with these certificates.
+fn with_certificates(certificates: &[(u8, &str)]) -> State {
+    let mut state = of("[[listeners]]\naddress = \"127.0.0.1:80\"\nprotocol = \"https\"\n");
+    for (n, name) in certificates {
+        let at = state.certificates.entry(address()).or_default();
+        at.insert(fingerprint(*n), certificate(*n, name, false));
+    }
+    state
+}
+
+fn set(n: u8, name: &str, default: bool) -> Change {
+    let (fingerprint, certificate) = (fingerprint(n), certificate(n, name, default));
+    Change::SetCertificate { address: address(), fingerprint, certificate }
+}
+
+fn removed(n: u8) -> Change {
+    Change::RemoveCertificate { address: address(), fingerprint: fingerprint(n) }
+}
+
+/// What is served when a file has these, and what of it is by hand.
+fn reloaded(state: &State, certificates: &[(u8, &str)]) -> (State, Vec<u8>) {
+    let mut file = with_certificates(certificates);
+    state.lay_by_hand_over(&mut file).unwrap();
+    state.lay_certificates_over(&mut file);
+    let served = file.certificates.get(&address()).into_iter().flatten().map(|(it, _)| it.0[0]).collect();
+    (file, served)
+}
+
+#[test]
+fn a_certificate_that_was_removed_by_hand_stays_so_however_often_its_file_is_renewed() {
+    // The order of fingerprints says nothing.
+    for renewed in [1, 9] {
+        let mut state = with_certificates(&[(4, "gone"), (5, "stays")]);
+        state.apply_as(&Whose::Hand, &[removed(4)]).unwrap();
+        for n in [renewed, renewed + 1] {
+            let served;
+            (state, served) = reloaded(&state, &[(n, "gone"), (5, "stays")]);
+            assert_eq!((served, state.by_hand.len()), (vec![5], 1));
+        }
+        // The file drops it: what comes later under its name is another.
+        let (dropped, served) = reloaded(&state, &[(5, "stays")]);
+        assert_eq!((served, dropped.by_hand.len()), (vec![5], 0));
+        // By hand it comes back with what its file holds now, and is the file's again.
+        let mut back = state.clone();
+        back.apply_as(&Whose::Hand, &[set(7, "gone", false)]).unwrap();
+        assert!(back.by_hand.is_empty(), "{:?}", back.describe_by_hand());
+        let (back, served) = reloaded(&back, &[(7, "gone"), (5, "stays")]);
+        assert_eq!((served, back.by_hand.len()), (vec![5, 7], 0));
+    }
+}
+
+#[test]
+fn what_was_said_of_a_certificate_by_hand_goes_with_its_file() {
+    let mut state = with_certificates(&[(4, "a")]);
+    state.apply_as(&Whose::Hand, &[set(4, "a", true)]).unwrap();
+    assert_eq!(state.by_hand.len(), 1);
+    // Renewed by the watch, and then by a reload.
+    state.apply_as(&Whose::Files, &[set(6, "a", true), removed(4)]).unwrap();
+    assert_eq!(state.describe_by_hand().len(), 1);
+    for n in [6, 2] {
+        let served;
+        (state, served) = reloaded(&state, &[(n, "a")]);
+        assert_eq!((served, state.by_hand.len()), (vec![n], 1));
+        assert!(state.certificate(address(), &fingerprint(n)).unwrap().default);
+    }
+    // One that was added by hand, and that the file has now as well, is served with what its file holds.
+    let mut state = with_certificates(&[(4, "a")]);
+    state.apply_as(&Whose::Hand, &[set(5, "b", false)]).unwrap();
+    let (state, served) = reloaded(&state, &[(4, "a"), (3, "b")]);
+    assert_eq!((served, state.by_hand.len()), (vec![3, 4], 0));
+}
+
+#[test]
+fn a_certificate_that_took_the_place_of_another_by_hand_keeps_it_when_the_file_of_that_is_renewed() {
+    let mut state = with_certificates(&[(4, "a")]);
+    state.apply_as(&Whose::Hand, &[set(5, "mine", false), removed(4)]).unwrap();
+    assert_eq!(state.by_hand.len(), 2);
+    let (state, served) = reloaded(&state, &[(1, "a")]);
+    assert_eq!((served, state.by_hand.len()), (vec![5], 2));
+    // One of the same file is that of the file.
+    let mut state = with_certificates(&[(4, "a")]);
+    state.apply_as(&Whose::Hand, &[set(5, "a", false), removed(4)]).unwrap();
+    assert!(state.by_hand.is_empty());
 }

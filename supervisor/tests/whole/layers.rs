@@ -165,9 +165,10 @@ fn what_is_by_hand_outlives_an_upgrade_and_a_stop_with_a_saved_state() {
 #[test]
 fn certificates_that_come_and_go_by_hand_stay_so_also_when_their_files_are_renewed() {
     let (backend, pki) = (Backend::respond(OK), Pki::new());
-    let [first, gone, mine, renewed] =
-        [&["a"], &["gone.test"], &["mine.test"], &["mine.test"]].map(|names| pki.issue(names));
-    let proxy = Config::https_to(&backend, &first)
+    let [first, gone, mine, renewed, gone_renewed] =
+        [&["a"], &["gone.test"], &["mine.test"], &["mine.test"], &["gone.test"]]
+            .map(|names| pki.issue(names));
+    let mut proxy = Config::https_to(&backend, &first)
         .certificate(&gone, "")
         .root("certificate_watch_interval = 0.1")
         .start();
@@ -193,9 +194,23 @@ fn certificates_that_come_and_go_by_hand_stay_so_also_when_their_files_are_renew
     wait::until("the renewed one", || served("mine.test") == fingerprint);
     done(&proxy, &["reload"]);
     assert_eq!((served("mine.test"), by_hand(&proxy)), (fingerprint, 2));
+    // What was removed stays so when its file is renewed, whoever reads the file then.
+    let ([new_certificate, new_key], [certificate, key]) = (paths(&gone_renewed), paths(&gone));
+    let fingerprint = gone_renewed.fingerprint();
+    fs::rename(new_key, key).unwrap();
+    fs::rename(new_certificate, certificate).unwrap();
+    done(&proxy, &["reload"]);
+    let is_served = |name: &str| pki.caller().to(name).expecting("a").connect(proxy.address()).served();
+    assert_eq!((is_served("gone.test"), by_hand(&proxy)), (first.fingerprint(), 2));
+    proxy.kill_supervisor();
+    proxy.start_again();
+    done(&proxy, &["reload"]);
+    let certificates = proxy.ctl_json("state")["certificates"][&address].clone();
+    assert!(certificates[&fingerprint].is_null() && by_hand(&proxy) == 2, "{certificates}");
     done(&proxy, &["reload", "--discard-live"]);
-    assert!(is_there(&gone) && is_there(&first) && !is_there(&renewed));
-    assert_eq!(served("gone.test"), gone.fingerprint());
+    let certificates = proxy.ctl_json("state")["certificates"][&address].clone();
+    let is_there = |fingerprint: String| !certificates[fingerprint].is_null();
+    assert!(is_there(fingerprint) && is_there(first.fingerprint()) && !is_there(renewed.fingerprint()));
 }
 
 #[test]
