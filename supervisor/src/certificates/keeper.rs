@@ -63,6 +63,8 @@ pub(crate) struct Keeper {
     models: HashMap<Whole, Place>,
     /// Names of sources that were read, and are not in use yet.
     fresh: Vec<Short>,
+    /// Times that reading was begun.
+    readings: Reading,
     /// When it is to be looked for what nobody uses any more.
     erase_at: Option<Instant>,
     pub(crate) watching: Watching,
@@ -72,8 +74,12 @@ pub(crate) struct Keeper {
     pub(crate) left_out: usize,
 }
 
+/// When a file was read: the reading of a higher number was begun later, and has what was in the file then or later.
+pub(super) type Reading = u64;
+
 struct Known {
     stamp: Short,
+    reading: Reading,
     /// One, or two for a chain and its key as materials.
     places: [Place; 2],
 }
@@ -121,6 +127,7 @@ impl Keeper {
             contents: HashMap::new(),
             models: HashMap::new(),
             fresh: Vec::new(),
+            readings: 0,
             erase_at: None,
             watching: Watching::new(),
             expiry_due: Instant::now(),
@@ -288,6 +295,7 @@ impl Keeper {
     /// Has what is in the sources in the vault, in their order. Those that have not changed since they were read are not
     /// read again.
     fn keep_all(&mut self, sources: &[Source], depth: Depth) -> Result<(Vec<Kept>, Vec<String>), Error> {
+        let reading = self.begin_reading();
         let mut stamps = vec![Short::default(); sources.len()];
         in_parallel(
             sources,
@@ -300,7 +308,11 @@ impl Keeper {
         let known: Vec<Option<[Place; 2]>> = sources
             .iter()
             .zip(&stamps)
-            .map(|(source, stamp)| self.known_places(&source.name(), stamp))
+            .map(|(source, stamp)| {
+                let known = self.known.get_mut(&source.name()).filter(|known| known.stamp == *stamp)?;
+                known.reading = reading;
+                Some(known.places)
+            })
             .collect();
         let fully = match depth {
             Depth::All => true,
@@ -321,7 +333,7 @@ impl Keeper {
                 Looked::Known(known) => known,
                 Looked::Read(mut read, stamp) => {
                     warnings.append(&mut read.warnings);
-                    self.keep(&sources[place], stamp, read)?
+                    self.keep(&sources[place], (stamp, reading), read)?
                 }
             });
             Ok(())
@@ -330,14 +342,29 @@ impl Keeper {
         Ok((kept.into_iter().flatten().collect(), warnings))
     }
 
-    /// Where what was read of a source of this name lies, if it was read with this stamp.
-    fn known_places(&self, name: &Short, stamp: &Short) -> Option<[Place; 2]> {
-        self.known.get(name).filter(|known| known.stamp == *stamp).map(|known| known.places)
-    }
-
     /// The stamp with which a source of this name was read last.
     pub(super) fn known_stamp(&self, name: &Short) -> Option<Short> {
         self.known.get(name).map(|known| known.stamp)
+    }
+
+    /// To be called before files are looked at: the number of what is read then.
+    pub(super) fn begin_reading(&mut self) -> Reading {
+        self.readings += 1;
+        self.readings
+    }
+
+    /// Whether what was read of a source of this name is older than what is known of it: then it must not take its place.
+    pub(super) fn is_outdated(&self, name: &Short, reading: Reading) -> bool {
+        self.known.get(name).is_some_and(|known| known.reading > reading)
+    }
+
+    /// Takes note that `place` has what somebody else has read of a source just now.
+    pub(super) fn note_sent(&mut self, source: &Source, place: Place) {
+        let (name, reading) = (source.name(), self.begin_reading());
+        // No file has this stamp: it is looked at next time.
+        let known = Known { stamp: Short::default(), reading, places: [place, Place::default()] };
+        self.known.insert(name, known);
+        self.fresh.push(name);
     }
 
     /// What was read since the last time is in use now, or not: then it is read again, lest a file that has changed be
@@ -354,13 +381,18 @@ impl Keeper {
     ///
     /// # Errors
     /// When there is no memory.
-    pub(super) fn keep(&mut self, source: &Source, stamp: Short, read: Read) -> Result<Kept, Error> {
+    pub(super) fn keep(
+        &mut self,
+        source: &Source,
+        (stamp, reading): (Short, Reading),
+        read: Read,
+    ) -> Result<Kept, Error> {
         let (mut places, mut digests) = ([Place::default(); 2], [Whole::default(); 2]);
         for (n, record) in read.records.iter().take(2).enumerate() {
             (places[n], digests[n]) = (self.put(record)?, record.digest);
         }
         let name = source.name();
-        self.known.insert(name, Known { stamp, places });
+        self.known.insert(name, Known { stamp, reading, places });
         self.fresh.push(name);
         Ok(Kept { places, digests, facts: read.facts })
     }

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use super::{
     Error,
     content::{self, Facts, Fault},
-    files::{MAX_CHAIN, Record},
+    files::{MAX_CHAIN, Record, Source},
     keeper::Keeper,
     verify,
     watch::replacement,
@@ -73,6 +73,9 @@ impl Keeper {
         let mut certificate = facts.clone().certificate(names, default).map_err(Error::Sent)?;
         certificate.files = files.as_ref().map(PackedFiles::from);
         certificate.place = self.put(&Record::of_pair(stored, &facts))?;
+        if let Some(files) = files {
+            self.note_sent(&Source::Certificate(files.clone()), certificate.place);
+        }
         let mut changes = Vec::new();
         if default {
             for (fingerprint, present) in state.certificates.get(address).into_iter().flatten() {

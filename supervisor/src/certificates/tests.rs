@@ -27,6 +27,7 @@ use super::{
 };
 
 mod forged;
+mod readings;
 mod texts;
 
 /// A certificate and its key as text.

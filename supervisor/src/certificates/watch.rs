@@ -3,6 +3,9 @@
 //! Some files at a time are looked at on a thread of their own, and read there if they are not as they were. Links are
 //! followed, so that it is seen when another file lies where they lead. Whatever is wrong with a file, what was read
 //! before stays: half a file, or one whose key has not come yet, is looked at again after a while.
+//!
+//! What was read waits while an operation is under way, which may read the same files itself. So readings are numbered when they
+//! begin: one that is older than what is known of a file is dropped.
 
 use std::{collections::HashMap, net::SocketAddr, time::Duration};
 
@@ -13,12 +16,11 @@ use kakehi_ctl::{
 use kakehi_engine::tls::Vault;
 use tokio::{task::JoinHandle, time::Instant};
 
-use super::keeper::Keeper;
 use super::{
     Error,
     content::Fault,
     files::{self, Read, Short, Source},
-    keeper::Kept,
+    keeper::{Keeper, Kept, Reading},
     materials,
 };
 
@@ -51,6 +53,7 @@ struct Item {
 /// Something that is not as it was.
 struct Seen {
     source: Source,
+    reading: Reading,
     certificate: Option<(SocketAddr, Fingerprint)>,
     read: Result<(Read, Short), files::Error>,
 }
@@ -94,7 +97,7 @@ impl Watching {
     }
 }
 
-fn look(vault: &Vault, items: Vec<Item>) -> Vec<Seen> {
+fn look(vault: &Vault, items: Vec<Item>, reading: Reading) -> Vec<Seen> {
     let mut seen = Vec::new();
     for Item { source, certificate, known, place } in items {
         // After a supervisor has taken over, files are not known, but mostly what they were.
@@ -114,7 +117,7 @@ fn look(vault: &Vault, items: Vec<Item>) -> Vec<Seen> {
             .map(|read| (read, stamp)),
             Err(error) => Err(error),
         };
-        seen.push(Seen { source, certificate, read });
+        seen.push(Seen { source, reading, certificate, read });
     }
     seen
 }
@@ -175,7 +178,7 @@ impl Keeper {
             item.known = self.known_stamp(&item.source.name());
         }
         let interval = state.settings.certificate_watch_interval_ms.max(LEAST_INTERVAL_MS);
-        let vault = self.vault().try_clone();
+        let (vault, reading) = (self.vault().try_clone(), self.begin_reading());
         let watching = &mut self.watching;
         watching.due = Instant::now();
         if !whole {
@@ -184,7 +187,7 @@ impl Keeper {
         }
         // Without a descriptor: at the next interval.
         if let (false, Ok(vault)) = (items.is_empty(), vault) {
-            watching.running = Some(tokio::task::spawn_blocking(move || look(&vault, items)));
+            watching.running = Some(tokio::task::spawn_blocking(move || look(&vault, items, reading)));
         }
     }
 
@@ -196,11 +199,14 @@ impl Keeper {
     pub(crate) fn take_anew(
         &mut self,
         state: &State,
-        Changed(Seen { source, certificate, read }): Changed,
+        Changed(Seen { source, reading, certificate, read }): Changed,
     ) -> Result<(Vec<Change>, Vec<String>), String> {
+        if self.is_outdated(&source.name(), reading) {
+            return Ok(Default::default());
+        }
         let (read, stamp) = read.map_err(|error| error.to_string())?;
         let warnings = read.warnings.clone();
-        let kept = self.keep(&source, stamp, read).map_err(|error| error.to_string())?;
+        let kept = self.keep(&source, (stamp, reading), read).map_err(|error| error.to_string())?;
         let changes = match certificate {
             None => {
                 let changes = materials::changes(state, &source, &kept);
