@@ -148,6 +148,9 @@ pub(crate) fn receive(
         if batch.labels.len() != descriptors.len() {
             return Err(Error::Malformed("it has not one descriptor per label"));
         }
+        if batch.remaining > 0 && descriptors.is_empty() {
+            return Err(Error::Malformed("it brings nothing, and says that there is more"));
+        }
         received.extend(batch.labels.into_iter().zip(descriptors));
         if batch.remaining == 0 {
             return Ok(received);
@@ -274,6 +277,13 @@ mod tests {
         send_batch(&Patient::new(&here, PATIENCE), &numbered_pipes(1), 1).unwrap();
         drop(here);
         assert!(matches!(receive(&there, PATIENCE), Err(Error::Ended)));
+    }
+
+    #[test]
+    fn who_sends_for_ever_without_sending_anything_is_not_listened_to() {
+        let (here, there) = pair().unwrap();
+        rustix::io::write(&here, br#"{"remaining":1,"labels":[]}"#).unwrap();
+        assert!(matches!(receive(&there, PATIENCE), Err(Error::Malformed(_))));
     }
 
     #[test]

@@ -51,9 +51,10 @@ use crate::{
         attend::{Attendance, Event},
         launch::Provisions,
         load::Load,
+        socket_record::SocketRecord,
         worker::Worker,
     },
-    host::{init_system, signals::Signals},
+    host::{init_system, listeners::Sockets, signals::Signals},
     supervisor::{question::Question, saving::Saving, watchers::Watchers},
 };
 
@@ -91,6 +92,7 @@ pub(crate) struct Supervisor {
     pub(crate) load: Load,
     pub(crate) saving: Saving,
     pub(crate) record: StateRecord,
+    socket_record: SocketRecord,
     pub(crate) certificates: Keeper,
     /// How often the init system's watchdog is to be fed, and when next.
     watchdog: Option<(Duration, Instant)>,
@@ -145,6 +147,7 @@ impl Supervisor {
         let (event_sender, events) = channel(QUEUE);
         let attendance = Attendance::new(event_sender, state.settings.worker_liveness_ms);
         let record = StateRecord::new(&state.settings.command_socket);
+        let socket_record = SocketRecord::new(&state.settings.command_socket);
         Supervisor {
             state,
             source,
@@ -159,6 +162,7 @@ impl Supervisor {
             load: Load::new(),
             saving: Saving::default(),
             record,
+            socket_record,
             certificates,
             watchdog: init_system::watchdog_period().map(|period| (period, Instant::now())),
             ticket_keys_due: Instant::now(),
@@ -180,6 +184,18 @@ impl Supervisor {
         self.state_text = None;
         self.record.tidy(&self.state);
         self.save_automatically();
+    }
+
+    /// Writes down which listening sockets there are, before workers get those that `come`.
+    pub(crate) fn note_sockets(&mut self, come: &[Sockets]) {
+        let sockets = self.workers.iter().map(Worker::sockets).chain(come).flatten();
+        self.socket_record.write(sockets.map(|(which, socket)| (*which, socket)));
+    }
+
+    /// What was written down is of no use any more: there are no workers.
+    pub(crate) fn remove_records(&mut self) {
+        self.record.remove();
+        self.socket_record.remove();
     }
 
     /// Has the state take as little memory as it can.

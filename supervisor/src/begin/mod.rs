@@ -26,7 +26,7 @@ use kakehi_ctl::{
     config::{self, Loaded},
     edit,
     order::KeyPair,
-    state::{Fingerprint, State, WantedCertificate},
+    state::{Fingerprint, Settings, State, WantedCertificate},
 };
 use nix::sys::signal::SigSet;
 use tokio::{runtime::Runtime, sync::mpsc::channel};
@@ -34,8 +34,8 @@ use tokio::{runtime::Runtime, sync::mpsc::channel};
 use crate::{
     certificates::{Depth, Keeper},
     control::{command::CommandSocket, save},
-    estate::record::StateRecord,
-    fleet::adoption::{self, Found, Trust},
+    estate::record::{Recorded, StateRecord},
+    fleet::adoption::{self, Found},
     host::{init_system, resources, signals::Signals},
     placement::scale,
     supervisor::{End, QUEUE, Source, Supervisor},
@@ -45,7 +45,7 @@ use crate::{
 pub(crate) use self::resume::resume;
 use self::{
     error::Error,
-    takeover::{recorded_state, vault_of},
+    takeover::{orphans, recorded_state, vault_of},
 };
 
 /// Runs kakehi on `loaded`, which was read from `file`, until it is stopped; the whole program `kakehi start`.
@@ -79,11 +79,12 @@ pub(crate) fn go_on_without(error: String, file: &Path) -> Option<ExitCode> {
     if !adoption::is_anybody_there(&command_socket) {
         return None;
     }
-    let state = StateRecord::load(&command_socket).ok()??;
+    let Recorded { state, in_file } = StateRecord::load(&command_socket).ok()??;
     let complaint = error + "\nthe workers that run go on with what they have: mend the file, then reload";
     crate::logging::complain(&complaint);
     let loaded = Loaded { state, certificates: Vec::new(), warnings: Vec::new() };
-    Some(block_on(serve_instead(loaded, Some(file.to_owned()), Some(complaint), || {})))
+    let instead = Instead { complaint, in_file };
+    Some(block_on(serve_instead(loaded, Some(file.to_owned()), Some(instead), || {})))
 }
 
 /// What a supervisor runs on: this thread, and others for what waits for a disk, which get no signals. When this thread keeps
@@ -125,15 +126,25 @@ pub(crate) async fn serve(
     serve_instead(loaded, file, None, when_ready).await
 }
 
-/// As [`serve`]; with a `complaint`, `loaded` is not what the file says, and that is why.
+/// Why something else is served than what the file says.
+struct Instead {
+    complaint: String,
+    /// The settings that the file had when it was last read.
+    in_file: Option<Settings>,
+}
+
+/// As [`serve`]; `instead`: `loaded` is not what the file says.
 async fn serve_instead(
     loaded: Loaded,
     file: Option<PathBuf>,
-    complaint: Option<String>,
+    instead: Option<Instead>,
     when_ready: impl FnOnce(),
 ) -> Result<End, Error> {
     let Loaded { mut state, certificates, warnings } = loaded;
-    let source = Source { file, settings: state.settings.clone(), program: program::program_file() };
+    let (complaint, in_file) = instead.map(|it| (it.complaint, it.in_file)).unzip();
+    // What of it is by hand is not the file's.
+    let settings = in_file.flatten().unwrap_or_else(|| state.settings.clone());
+    let source = Source { file, settings, program: program::program_file() };
     crate::logging::open_for_supervisor(&state.settings.log_level);
     for warning in &warnings {
         tracing::warn!("{warning}");
@@ -162,7 +173,7 @@ async fn serve_instead(
     let _command_file =
         CommandSocket::open(&state.settings.command_socket, &state.settings.command_allowed_uids)?
             .serve(questions);
-    let Found { mut orphans, refused } = adoption::find(&state.settings.command_socket, Trust::Recorded);
+    let Found { mut orphans, refused } = orphans(&state.settings.command_socket);
     let mut keeper = Keeper::new(vault_of(&mut orphans)?).map_err(Error::Runtime)?;
     // What the file says, where another state goes on. There may be much of it.
     let mut in_file = None;
@@ -216,7 +227,8 @@ async fn serve_instead(
         supervisor.unlike_state.extend(supervisor.workers.iter().map(|it| it.id()).collect::<Vec<_>>());
     }
     supervisor.complete(count, BTreeMap::new(), init_system::activated(), !refused.is_empty()).await?;
-    supervisor.record.begin(&supervisor.state);
+    supervisor.record.begin(&supervisor.state, &supervisor.source.settings);
+    supervisor.note_sockets(&[]);
     let started = match supervisor.start().await {
         Err(failed @ Error::FirstStart { .. }) => {
             kakehi_engine::worker::check(&supervisor.state)?;

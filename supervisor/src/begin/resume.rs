@@ -1,8 +1,8 @@
 //! `kakehi start --resume`: this program has taken the place of the one before, under the same process id.
 
 use std::{
-    collections::BTreeMap,
-    os::fd::{AsRawFd as _, RawFd},
+    collections::{BTreeMap, BTreeSet},
+    os::fd::{AsRawFd as _, OwnedFd, RawFd},
     path::Path,
     process::ExitCode,
 };
@@ -19,7 +19,10 @@ use crate::{
     certificates::Keeper,
     control::command::{self, CommandSocket, SocketFile},
     estate::Estate,
-    fleet::adoption::{self, Found, Trust},
+    fleet::{
+        adoption::{self, Found, Known, Trust},
+        socket_record::KnownSockets,
+    },
     host::{
         listeners::Sockets,
         pid_file::PidFile,
@@ -83,7 +86,7 @@ async fn take_up(estate: &Estate, file: &Path) -> Result<Running, Error> {
         settings: will.settings.clone(),
         program: will.program.clone(),
     };
-    let Found { mut orphans, refused } = adoption::find(command_socket, Trust::Children);
+    let Found { mut orphans, refused } = orphans(estate, command_socket)?;
     let vault = match &estate.vault {
         Some(vault) => {
             Some(Vault::take_over(vault.try_clone().map_err(Error::Runtime)?).map_err(Error::Vault)?)
@@ -100,16 +103,28 @@ async fn take_up(estate: &Estate, file: &Path) -> Result<Running, Error> {
     }
     keeper.adopt(&state);
     let mut supervisor = Supervisor::new(state, source, keeper, signals, asked);
-    supervisor.take_over(orphans)?;
     let mut kept: BTreeMap<u32, Sockets> = BTreeMap::new();
     for (id, which, socket) in &estate.sockets {
         let copy = socket.try_clone().map_err(Error::Runtime)?;
         kept.entry(*id).or_default().push((*which, copy));
     }
+    for orphan in orphans.iter_mut().filter(|orphan| !orphan.about.leaving) {
+        // Also those that a worker has kept to itself: it is about to be replaced.
+        let copy = |(which, socket): &(_, OwnedFd)| Ok((*which, socket.try_clone().map_err(Error::Runtime)?));
+        let own = kept.get(&orphan.about.id).into_iter().flatten();
+        orphan.sockets = own.map(copy).collect::<Result<_, Error>>()?;
+    }
+    let mut left: BTreeSet<u32> = will.processes.iter().flatten().copied().collect();
+    for pid in orphans.iter().map(|it| it.launched.pid).chain(refused.iter().filter_map(|it| it.pid())) {
+        left.remove(&pid);
+    }
+    supervisor.take_over(orphans)?;
     supervisor.complete(will.workers, kept, Vec::new(), !refused.is_empty()).await?;
-    supervisor.record.begin(&supervisor.state);
+    supervisor.record.begin(&supervisor.state, &supervisor.source.settings);
+    supervisor.note_sockets(&[]);
     supervisor.start().await?;
     supervisor.dismiss(&refused);
+    supervisor.dismiss_children(left);
     let pid_file = supervisor.write_pid_file().await?;
     // Last, as its file would be removed again if anything failed after it.
     let copy = estate.command_socket.try_clone().map_err(Error::Runtime)?;
@@ -119,6 +134,14 @@ async fn take_up(estate: &Estate, file: &Path) -> Result<Running, Error> {
     supervisor.tell_ready();
     supervisor.compact();
     Ok(Running { supervisor, _command_file: command_file, _pid_file: pid_file })
+}
+
+/// The workers of the program before, which this very process was. What it knew of them itself holds.
+fn orphans(estate: &Estate, command_socket: &Path) -> Result<Found, Error> {
+    let sockets = estate.sockets.iter().map(|(_, which, socket)| (*which, socket));
+    let sockets = KnownSockets::of(sockets).map_err(Error::Runtime)?;
+    let trust = if estate.will.processes.is_some() { Trust::Recorded } else { Trust::Children };
+    Ok(adoption::find(command_socket, &Known { trust, sockets: Some(&sockets) }))
 }
 
 impl Running {

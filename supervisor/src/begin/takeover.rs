@@ -1,6 +1,10 @@
 //! Workers that another supervisor left go on: as what, with which state, and how they are brought up to what the file says.
 
-use std::{collections::BTreeMap, io};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::Path,
+};
 
 use kakehi_ctl::{
     event::Happening,
@@ -13,7 +17,8 @@ use super::Error;
 use crate::{
     estate::record::StateRecord,
     fleet::{
-        adoption::{Orphan, Refused},
+        adoption::{self, Found, Known, Orphan, Refused, Trust},
+        socket_record::KnownSockets,
         worker::Worker,
     },
     supervisor::Supervisor,
@@ -30,6 +35,15 @@ fn not_on_trial(orphan: &Orphan) -> bool {
     !on_trial
 }
 
+/// The workers of a supervisor that is no more.
+pub(super) fn orphans(command_socket: &Path) -> Found {
+    let sockets = KnownSockets::read(command_socket).unwrap_or_else(|error| {
+        tracing::warn!("{error}");
+        None
+    });
+    adoption::find(command_socket, &Known { trust: Trust::Recorded, sockets: sockets.as_ref() })
+}
+
 /// The vault of the workers that go on: they all have the same.
 pub(super) fn vault_of(orphans: &mut [Orphan]) -> Result<Option<Vault>, Error> {
     let vault = orphans.iter_mut().find_map(|orphan| orphan.vault.take());
@@ -43,7 +57,8 @@ pub(super) fn recorded_state(in_file: &State, orphans: &[Orphan]) -> Option<Stat
     }
     let missing = || io::Error::other("there is no record of what the workers serve");
     let recorded = StateRecord::load(&in_file.settings.command_socket).and_then(|it| it.ok_or_else(missing));
-    recorded.inspect_err(|error| tracing::warn!("{error}: what the file says holds")).ok()
+    let recorded = recorded.inspect_err(|error| tracing::warn!("{error}: what the file says holds"));
+    recorded.ok().map(|recorded| recorded.state)
 }
 
 impl Supervisor {
@@ -87,6 +102,14 @@ impl Supervisor {
     /// Has what was not taken over end, now that others serve.
     pub(super) fn dismiss(&self, refused: &[Refused]) {
         refused.iter().for_each(|refused| refused.dismiss(self.state.settings.graceful_timeout_ms));
+    }
+
+    /// The same for processes of workers that nobody is there for any more, though the program before had started them.
+    pub(super) fn dismiss_children(&self, left: BTreeSet<u32>) {
+        for pid in left {
+            tracing::warn!(pid, "this process of a worker cannot be found where it should wait: told to end");
+            adoption::dismiss_child(pid, self.state.settings.graceful_timeout_ms);
+        }
     }
 
     /// After taking workers over: those that run another program, or with other settings, are replaced one by one, and

@@ -353,6 +353,9 @@ impl Supervisor {
             false => Beside::Ours(self.our_sockets()),
         };
         let sockets = self.serve_until(listeners::open(&new, count, Vec::new(), beside)).await??;
+        if !new.is_empty() {
+            self.note_sockets(&sockets);
+        }
         self.launches_held = true;
         let told = self.tell_change((&changes, &whose), &revision, &sockets, part).await;
         self.launches_held = false;

@@ -73,6 +73,7 @@ impl Supervisor {
         changed.warnings = loaded.warnings.iter().map(ToString::to_string).chain(warnings).collect();
         if !wish.dry_run {
             self.source.settings = loaded.state.settings;
+            self.record.note_file(&self.state.revision, &self.source.settings);
             let wanted = self.source.settings.clone();
             changed.warnings.extend(self.change_placement(&before, &wanted, by).await);
         }

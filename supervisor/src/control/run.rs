@@ -35,7 +35,7 @@ impl Supervisor {
                         if stopping.end == End::Cut { ", connections were cut" } else { "" }
                     );
                     let end = stopping.end;
-                    self.record.remove();
+                    self.remove_records();
                     let saved = self.finish_saving().await;
                     return Ok(if end == End::Clean && !saved { End::Unsaved } else { end });
                 }

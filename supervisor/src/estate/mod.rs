@@ -54,6 +54,9 @@ pub(crate) struct Will {
     /// Under which number whoever asked is told what happens, and about which topics.
     #[serde(default)]
     pub(crate) watch: Option<(u64, Vec<Topic>)>,
+    /// The processes of workers, of each of which there is a record. A program from before there were any does not say it.
+    #[serde(default)]
+    pub(crate) processes: Option<Vec<u32>>,
     /// Why the new program did not come up; then the one that reads this is the one before.
     pub(crate) failed: Option<String>,
 }

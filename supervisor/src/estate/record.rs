@@ -3,7 +3,8 @@
 //! Workers handle what strangers send. One that strangers have taken over must gain nothing from the supervisor that takes
 //! workers over, such as a state that names root's files as certificates. So the supervisor writes the state down itself, in a file
 //! beside the command socket (`SOCKET.state`) that only its own user can read and write, and behind it, one to a line, the changes
-//! since. What it writes of each process stands in [`crate::fleet::record`].
+//! since. There also stands how the configuration file has the settings, of which some may be by hand in the state: the next
+//! supervisor may find a file that it cannot read. What it writes of each process stands in [`crate::fleet::record`].
 //!
 //! Nothing is synced to a disk: a restart of the machine ends the workers, too.
 
@@ -17,7 +18,7 @@ use std::{
 use kakehi_ctl::{
     change::Change,
     layers::Whose,
-    state::{Revision, State},
+    state::{Revision, Settings, State},
     store,
 };
 use serde::{Deserialize, Serialize};
@@ -30,6 +31,8 @@ const LEAST_TO_REWRITE: u64 = 1 << 20;
 /// The state as the supervisor knows it, in a file. A file that could not be kept up to date is removed: what is there holds.
 pub(crate) struct StateRecord {
     path: PathBuf,
+    /// As the configuration file has them.
+    in_file: Settings,
     /// `None`: it is to be written anew.
     file: Option<File>,
     state_bytes: u64,
@@ -45,13 +48,24 @@ struct Line<'a> {
     /// An earlier program did not say it.
     #[serde(default)]
     whose: Option<Cow<'a, Whose>>,
+    /// How the configuration file has the settings from here on, where that has changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    in_file: Option<Cow<'a, Settings>>,
+}
+
+/// What a supervisor has written down.
+pub(crate) struct Recorded {
+    pub(crate) state: State,
+    /// Settings as the configuration file had them; an earlier program did not say it.
+    pub(crate) in_file: Option<Settings>,
 }
 
 impl StateRecord {
     /// Beside this command socket; not written yet.
     pub(crate) fn new(command_socket: &Path) -> StateRecord {
         let path = Self::path(command_socket);
-        StateRecord { path, file: None, state_bytes: 0, change_bytes: 0, warned: false }
+        let in_file = Settings::default();
+        StateRecord { path, in_file, file: None, state_bytes: 0, change_bytes: 0, warned: false }
     }
 
     fn path(command_socket: &Path) -> PathBuf {
@@ -62,15 +76,21 @@ impl StateRecord {
     ///
     /// # Errors
     /// When it is not what a supervisor of ours writes.
-    pub(crate) fn load(command_socket: &Path) -> io::Result<Option<State>> {
+    pub(crate) fn load(command_socket: &Path) -> io::Result<Option<Recorded>> {
         let path = Self::path(command_socket);
         let Some(file) = own_file::open(&path)? else { return Ok(None) };
         read_state(file).map(Some).map_err(|error| own_file::about(&path, error))
     }
 
-    /// Writes the whole.
-    pub(crate) fn begin(&mut self, state: &State) {
-        let written = line(state).and_then(|text| {
+    /// Writes the whole, with the settings as the configuration file has them.
+    pub(crate) fn begin(&mut self, state: &State, in_file: &Settings) {
+        self.in_file.clone_from(in_file);
+        self.write(state);
+    }
+
+    fn write(&mut self, state: &State) {
+        let written = line(state).and_then(|mut text| {
+            text.append(&mut line(&Line::of_settings(&state.revision, &self.in_file))?);
             self.state_bytes = text.len() as u64;
             self.change_bytes = 0;
             store::write_unsynced(&self.path, &text, store::MODE)
@@ -83,10 +103,22 @@ impl StateRecord {
 
     /// Writes what is about to be made, before it is.
     pub(crate) fn append(&mut self, changes: &[Change], revision: &Revision, whose: &Whose) {
-        let Some(file) = &mut self.file else { return };
         let (revision, whose) = (Cow::Borrowed(revision), Some(Cow::Borrowed(whose)));
-        let entry = Line { changes: changes.into(), revision, whose };
-        let written = line(&entry).and_then(|text| {
+        let entry = Line { changes: changes.into(), revision, whose, in_file: None };
+        self.add(&entry);
+    }
+
+    /// Writes down that the configuration file has the settings so from now on.
+    pub(crate) fn note_file(&mut self, revision: &Revision, in_file: &Settings) {
+        if self.in_file != *in_file {
+            self.in_file.clone_from(in_file);
+            self.add(&Line::of_settings(revision, in_file));
+        }
+    }
+
+    fn add(&mut self, entry: &Line<'_>) {
+        let Some(file) = &mut self.file else { return };
+        let written = line(entry).and_then(|text| {
             self.change_bytes += text.len() as u64;
             file.write_all(&text)
         });
@@ -99,7 +131,7 @@ impl StateRecord {
     /// was made.
     pub(crate) fn tidy(&mut self, state: &State) {
         if self.file.is_none() || self.change_bytes > self.state_bytes.max(LEAST_TO_REWRITE) {
-            self.begin(state);
+            self.write(state);
         }
     }
 
@@ -121,28 +153,36 @@ impl StateRecord {
     }
 }
 
+impl<'a> Line<'a> {
+    fn of_settings(revision: &'a Revision, in_file: &'a Settings) -> Line<'a> {
+        let (revision, in_file) = (Cow::Borrowed(revision), Some(Cow::Borrowed(in_file)));
+        Line { changes: Cow::Borrowed(&[]), revision, whose: Some(Cow::Owned(Whose::Files)), in_file }
+    }
+}
+
 fn line(content: &impl Serialize) -> io::Result<Vec<u8>> {
     let mut text = serde_json::to_vec(content)?;
     text.push(b'\n');
     Ok(text)
 }
 
-fn read_state(file: File) -> io::Result<State> {
+fn read_state(file: File) -> io::Result<Recorded> {
     let mut lines = BufReader::new(file);
     let mut text = Vec::new();
     lines.read_until(b'\n', &mut text)?;
-    let mut state: State = serde_json::from_slice(&text)?;
+    let (mut state, mut known) = (serde_json::from_slice::<State>(&text)?, None);
     loop {
         text.clear();
         lines.read_until(b'\n', &mut text)?;
         // The last may have been cut short: then the change was not made either.
         if text.last() != Some(&b'\n') {
-            return Ok(state);
+            return Ok(Recorded { state, in_file: known });
         }
-        let Line { changes, revision, whose } = serde_json::from_slice(&text)?;
+        let Line { changes, revision, whose, in_file } = serde_json::from_slice(&text)?;
         let whose = whose.map_or(Whose::Files, Cow::into_owned);
         state.apply_as(&whose, &changes).map_err(io::Error::other)?;
         state.revision = revision.into_owned();
+        known = in_file.map(Cow::into_owned).or(known);
     }
 }
 
@@ -155,6 +195,29 @@ mod tests {
     fn change(port: u16) -> Vec<Change> {
         let listener = kakehi_ctl::state::Listener::http(([127, 0, 0, 1], port).into());
         vec![Change::SetListener { listener }]
+    }
+
+    fn read(socket: &Path) -> Option<State> {
+        StateRecord::load(socket).unwrap().map(|recorded| recorded.state)
+    }
+
+    #[test]
+    fn settings_stand_there_as_the_file_has_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("k.sock");
+        let (mut state, mut record) = (State::default(), StateRecord::new(&socket));
+        let in_file = |drain_timeout_ms| Settings { drain_timeout_ms, ..Settings::default() };
+        let known = || StateRecord::load(&socket).unwrap().unwrap().in_file;
+        // By hand it is another.
+        state.settings.drain_timeout_ms = 7;
+        record.begin(&state, &in_file(1));
+        assert_eq!(known(), Some(in_file(1)));
+        changed(&mut state, &mut record, 1);
+        record.note_file(&state.revision, &in_file(2));
+        assert_eq!((known(), read(&socket).as_ref()), (Some(in_file(2)), Some(&state)));
+        record.change_bytes += LEAST_TO_REWRITE + record.state_bytes;
+        changed(&mut state, &mut record, 2);
+        assert_eq!((known(), read(&socket).as_ref()), (Some(in_file(2)), Some(&state)));
     }
 
     fn changed(state: &mut State, record: &mut StateRecord, port: u16) {
@@ -172,17 +235,17 @@ mod tests {
         let socket = folder.path().join("k.sock");
         let (mut state, mut record) = (State::default(), StateRecord::new(&socket));
         assert!(StateRecord::load(&socket).unwrap().is_none());
-        record.begin(&state);
+        record.begin(&state, &Settings::default());
         for port in 1..=3 {
             changed(&mut state, &mut record, port);
-            assert_eq!(StateRecord::load(&socket).unwrap().as_ref(), Some(&state));
+            assert_eq!(read(&socket).as_ref(), Some(&state));
         }
         assert!(record.change_bytes > 0);
         // The changes take more than the state: it is written anew.
         record.change_bytes += LEAST_TO_REWRITE + record.state_bytes;
         changed(&mut state, &mut record, 4);
         assert_eq!(record.change_bytes, 0);
-        assert_eq!(StateRecord::load(&socket).unwrap(), Some(state));
+        assert_eq!(read(&socket), Some(state));
         record.remove();
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
@@ -192,13 +255,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("k.sock");
         let (mut state, mut record) = (State::default(), StateRecord::new(&socket));
-        record.begin(&state);
+        record.begin(&state, &Settings::default());
         // As on a disk that is full: the write fails, before the change is made.
         record.file = Some(File::options().write(true).open("/dev/full").unwrap());
         record.append(&change(1), &state.revision, &Whose::Hand);
         assert!(StateRecord::load(&socket).unwrap().is_none(), "what is there does not hold any more");
         changed(&mut state, &mut record, 1);
-        assert_eq!(StateRecord::load(&socket).unwrap(), Some(state));
+        assert_eq!(read(&socket), Some(state));
     }
 
     #[test]
@@ -206,7 +269,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (socket, elsewhere) = (folder.path().join("k.sock"), folder.path().join("elsewhere"));
         let path = StateRecord::path(&socket);
-        StateRecord::new(&socket).begin(&State::default());
+        StateRecord::new(&socket).begin(&State::default(), &Settings::default());
         for mode in [0o604, 0o620, 0o640] {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
             assert!(StateRecord::load(&socket).is_err(), "{mode:o}");

@@ -5,8 +5,8 @@
 //! supervisor makes the socket and removes its file when the process has ended. A file that nobody listens behind
 //! belongs to a process that was killed while there was no supervisor.
 //!
-//! What a worker hands over is compared with what the supervisor that started it has written down ([`super::record`]). One
-//! that does not fit is told to end, and is no worker of this supervisor.
+//! What a worker hands over is compared with what the supervisor that started it has written down ([`super::record`],
+//! [`super::socket_record`]). One that does not fit is told to end, and is no worker of this supervisor.
 
 use std::{
     collections::BTreeMap,
@@ -46,6 +46,7 @@ use crate::{
         launch::Launched,
         process::KILL_SLACK,
         record::{self, ProcessRecord},
+        socket_record::KnownSockets,
     },
     host::listeners::Sockets,
     scm,
@@ -136,6 +137,13 @@ fn is_of_worker(rest: &[u8]) -> bool {
         .is_some_and(|dot| number(&rest[..dot]) && number(&rest[dot + 1..]))
 }
 
+/// What is known before anything is asked of workers.
+pub(crate) struct Known<'a> {
+    pub(crate) trust: Trust,
+    /// The listening sockets that workers were given; `None`: that is not known.
+    pub(crate) sockets: Option<&'a KnownSockets>,
+}
+
 /// Of whom it is believed that they are workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Trust {
@@ -195,10 +203,10 @@ pub(crate) fn is_anybody_there(command_socket: &Path) -> bool {
 
 /// Takes over every worker process whose adoption socket is beside `command_socket`. What does not answer is left
 /// alone, with a warning.
-pub(crate) fn find(command_socket: &Path, trust: Trust) -> Found {
+pub(crate) fn find(command_socket: &Path, known: &Known<'_>) -> Found {
     let mut found = Found::default();
     for path in beside(command_socket) {
-        match take_over(&path, trust, &mut found.refused) {
+        match take_over(&path, known, &mut found) {
             Ok(Some(orphan)) => found.orphans.push(orphan),
             Ok(None) => {}
             Err(error) => {
@@ -210,7 +218,7 @@ pub(crate) fn find(command_socket: &Path, trust: Trust) -> Found {
 }
 
 /// `None` when nobody listens there any more.
-fn take_over(path: &Path, trust: Trust, refused: &mut Vec<Refused>) -> io::Result<Option<Orphan>> {
+fn take_over(path: &Path, known: &Known<'_>, found: &mut Found) -> io::Result<Option<Orphan>> {
     let own = rustix::process::geteuid().as_raw();
     // Before anything is said to whoever it is.
     let owner = fs::symlink_metadata(path)?.uid();
@@ -239,11 +247,23 @@ fn take_over(path: &Path, trust: Trust, refused: &mut Vec<Refused>) -> io::Resul
     ring::send_descriptors(&connection, &request, &channels)?;
     drop(channels);
 
-    let taken = receive(path, (orders.try_clone()?, descriptors, inheritance), trust);
+    let taken = receive(path, (orders.try_clone()?, descriptors, inheritance), known);
+    let taken = taken.and_then(|orphan| match found.has(&orphan) {
+        true => Err(io::Error::other("it says that it is a worker that is there already")),
+        false => Ok(orphan),
+    });
     if taken.is_err() {
-        refused.push(Refused { path: path.to_owned(), orders });
+        found.refused.push(Refused { path: path.to_owned(), orders });
     }
     taken.map(Some)
+}
+
+impl Found {
+    /// Whether another one says that it is the same process. Where there are records, none can.
+    fn has(&self, orphan: &Orphan) -> bool {
+        let place = |it: &Orphan| (it.about.id, it.about.launch);
+        self.orphans.iter().any(|it| it.launched.pid == orphan.launched.pid || place(it) == place(orphan))
+    }
 }
 
 impl Refused {
@@ -254,39 +274,54 @@ impl Refused {
         // It may be gone, or not listen.
         let mut orders = Patient::new(&self.orders, DISMISS_TIMEOUT);
         let _ = wire::write_message(&mut orders, &stop, limits::MAX_FRAME);
-        if let Ok(Some(recorded)) = ProcessRecord::read(&self.path)
+        if let Some(recorded) = self.recorded()
             && let Ok(handle) = Handle::of_process(recorded.pid)
             && recorded.check_alive().is_ok()
         {
-            handle.signal(Signal::SIGTERM);
-            let adoption = AdoptionFile { path: self.path.clone() };
-            let deadline = Duration::from_millis(stop_ms) + KILL_SLACK;
-            tokio::spawn(async move {
-                if tokio::time::timeout(deadline, handle.ended()).await.is_err() {
-                    handle.signal(Signal::SIGKILL);
-                    // It is no child of this process: that it has ended is all that there is to know.
-                    let _ = handle.ended().await;
-                }
-                adoption.remove();
-            });
+            end_within(stop_ms, handle, Some(AdoptionFile { path: self.path.clone() }));
         }
     }
+
+    fn recorded(&self) -> Option<ProcessRecord> {
+        ProcessRecord::read(&self.path).ok().flatten()
+    }
+
+    /// The process that should be there.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.recorded().map(|recorded| recorded.pid)
+    }
+}
+
+/// Tells a child of this process to end, which is killed if it has not within `stop_ms`.
+pub(crate) fn dismiss_child(pid: u32, stop_ms: u64) {
+    if let Ok(handle) = Handle::of_process(pid)
+        && record::is_child(pid)
+    {
+        end_within(stop_ms, handle, None);
+    }
+}
+
+/// Tells a process to end, kills it if it has not within `stop_ms`, and removes its adoption socket then.
+fn end_within(stop_ms: u64, handle: Handle, adoption: Option<AdoptionFile>) {
+    handle.signal(Signal::SIGTERM);
+    let deadline = Duration::from_millis(stop_ms) + KILL_SLACK;
+    tokio::spawn(async move {
+        if tokio::time::timeout(deadline, handle.ended()).await.is_err() {
+            handle.signal(Signal::SIGKILL);
+            // How it has ended is nobody's business.
+            let _ = handle.ended().await;
+        }
+        if let Some(adoption) = adoption {
+            adoption.remove();
+        }
+    });
 }
 
 impl Orphan {
     /// Has the process end, which is killed if it has not within `stop_ms`.
     pub(crate) fn end_within(self, stop_ms: u64) {
         let Launched { handle, adoption, .. } = self.launched;
-        handle.signal(Signal::SIGTERM);
-        let deadline = Duration::from_millis(stop_ms) + KILL_SLACK;
-        tokio::spawn(async move {
-            if tokio::time::timeout(deadline, handle.ended()).await.is_err() {
-                handle.signal(Signal::SIGKILL);
-                // It is no child of this process: that it has ended is all that there is to know.
-                let _ = handle.ended().await;
-            }
-            adoption.remove();
-        });
+        end_within(stop_ms, handle, Some(adoption));
     }
 }
 
@@ -294,7 +329,7 @@ impl Orphan {
 fn receive(
     path: &Path,
     (orders, descriptors, inheritance): (UnixStream, OwnedFd, OwnedFd),
-    trust: Trust,
+    known: &Known<'_>,
 ) -> io::Result<Orphan> {
     let mut sockets = Sockets::new();
     let mut others = BTreeMap::new();
@@ -316,12 +351,12 @@ fn receive(
     let mut other =
         |kind| others.remove(&kind).ok_or_else(|| io::Error::other(format!("it did not send {kind:?}")));
     let (counters, ended) = (other(DescriptorKind::Counters)?, other(DescriptorKind::Ended)?);
-    let Some(Report::Adopted(about)) = answer(&orders)? else {
+    let Some(Report::Adopted(mut about)) = answer(&orders)? else {
         return Err(io::Error::other("it did not say what it is"));
     };
     // Not before it has said everything: a worker is then under this supervisor, and hears that it is to end.
     let recorded = ProcessRecord::read(path)?;
-    if recorded.is_none() && trust == Trust::Recorded {
+    if recorded.is_none() && known.trust == Trust::Recorded {
         return Err(io::Error::other("no supervisor has written down that it started it"));
     }
     // Opened here, before its number is looked at: a number alone may become that of another process.
@@ -331,17 +366,16 @@ fn receive(
         Some(recorded) => {
             recorded.check_alive()?;
             recorded.check_memory(&counters, &ended, vault.as_ref())?;
-            if (about.id, about.launch, about.pid) != (recorded.id, recorded.launch, recorded.pid) {
-                return Err(io::Error::other(
-                    "it says that it is another process than the one that was started",
-                ));
-            }
+            recorded.check_words(&mut about)?;
         }
-        None if record::is_child(pid) => {}
-        None => return Err(io::Error::other(format!("process {pid} was not started by this one"))),
+        None => record::check_child(&about)?,
     }
-    for (which, socket) in &sockets {
-        record::check_listener(socket, which.address)?;
+    // Nobody uses those of one that leaves.
+    sockets.retain(|_| !about.leaving);
+    match known.sockets {
+        Some(known) => known.check(&sockets)?,
+        None if sockets.is_empty() => {}
+        None => return Err(io::Error::other("it is not known which listening sockets it was given")),
     }
     let adoption = AdoptionFile { path: path.to_owned() };
     let launched = Launched { pid, handle: handle?, orders, descriptors, inheritance, adoption };

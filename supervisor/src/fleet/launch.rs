@@ -21,6 +21,7 @@ use std::{
 };
 
 use command_fds::{CommandFdExt as _, FdMapping};
+use kakehi_ctl::state::Settings;
 use kakehi_engine::{tls::Vault, worker::DescriptorKind};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
@@ -76,6 +77,8 @@ pub(crate) struct Start<'a> {
     pub(crate) ended: &'a Block,
     /// Another program than the one that runs.
     pub(crate) program: Option<&'a Path>,
+    /// Those of its state.
+    pub(crate) settings: &'a Settings,
 }
 
 /// Starts process number `launch` of a worker, which counts in `counters`, and takes over the connections that come out
@@ -128,7 +131,10 @@ pub(crate) fn launch(
     let pid = command.spawn().inspect_err(|_| adoption.remove())?.id();
     let handle = Handle::of_process(pid)?;
     match ProcessRecord::of((id, launch, pid), &counters.memory, &start.ended.memory, &*provisions.vault) {
-        Ok(record) => adoption.note(&record),
+        Ok(record) => {
+            let program = start.program.is_none().then(worker_main::this_program);
+            adoption.note(&record.with(program, start.settings));
+        }
         // It has died already, which is seen and told.
         Err(error) => tracing::debug!(worker = id, %error, "there is no record of it"),
     }

@@ -7,7 +7,8 @@
 //! | [`process`], [`handle`] | one process: orders to it, its pidfd |
 //! | [`launch`] | fork and exec, with descriptors in known places |
 //! | [`attend`], [`liveness`] | the task beside a process: reports, pings, its end; where it stands if it does not answer |
-//! | [`adoption`], [`record`] | processes that another supervisor left, and what it wrote down of them |
+//! | [`adoption`] | processes that another supervisor left |
+//! | [`record`], [`socket_record`] | what it wrote down of them, and of their listening sockets |
 //! | [`backoff`] | how long to wait before one that died is replaced |
 //! | [`load`] | how busy workers are |
 
@@ -20,4 +21,5 @@ pub(crate) mod liveness;
 pub(crate) mod load;
 pub(crate) mod process;
 pub(crate) mod record;
+pub(crate) mod socket_record;
 pub(crate) mod worker;

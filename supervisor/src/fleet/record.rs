@@ -9,19 +9,18 @@
 use std::{
     fs,
     io::{self, BufReader},
-    net::SocketAddr,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
-use kakehi_ctl::store;
-use rustix::{
-    fs::fstat,
-    net::{
-        SocketType, getsockname,
-        sockopt::{socket_acceptconn, socket_type},
-    },
+use kakehi_ctl::{
+    keys::Effect,
+    limits,
+    order::{Adopted, Program},
+    state::Settings,
+    store,
 };
+use rustix::fs::fstat;
 use serde::{Deserialize, Serialize};
 
 use crate::{fleet::process::stat_fields, host::own_file};
@@ -41,7 +40,7 @@ impl Memory {
 }
 
 /// A process as its supervisor knows it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ProcessRecord {
     /// Its worker, and which of the worker's processes it is.
     pub(crate) id: u32,
@@ -53,6 +52,12 @@ pub(crate) struct ProcessRecord {
     counters: Memory,
     ended: Memory,
     vault: Memory,
+    /// What it runs. An earlier program did not say it, nor the settings.
+    #[serde(default)]
+    program: Option<Program>,
+    /// What it was started with.
+    #[serde(default)]
+    settings: Option<Settings>,
 }
 
 impl ProcessRecord {
@@ -75,7 +80,15 @@ impl ProcessRecord {
             counters: Memory::of(counters)?,
             ended: Memory::of(ended)?,
             vault: Memory::of(vault)?,
+            program: None,
+            settings: None,
         })
+    }
+
+    /// The same, of one that runs this program with these settings.
+    #[must_use]
+    pub(crate) fn with(self, program: Option<Program>, settings: &Settings) -> ProcessRecord {
+        ProcessRecord { program, settings: Some(settings.clone()), ..self }
     }
 
     /// Where that of the process behind an adoption socket is.
@@ -111,6 +124,23 @@ impl ProcessRecord {
         }
     }
 
+    /// Has what the process says of itself be what is known of it.
+    ///
+    /// # Errors
+    /// When it says that it is another.
+    pub(crate) fn check_words(&self, about: &mut Adopted) -> io::Result<()> {
+        let is_it = (about.id, about.launch, about.pid) == (self.id, self.launch, self.pid)
+            && self.program.as_ref().is_none_or(|program| *program == about.program);
+        if !is_it {
+            let text = "it says that it is another process than the one that was started";
+            return Err(io::Error::other(text));
+        }
+        if let Some(settings) = &self.settings {
+            about.settings.take_keys(settings, Effect::Workers);
+        }
+        Ok(())
+    }
+
     /// # Errors
     /// Unless that is the memory that the process was given.
     pub(crate) fn check_memory(
@@ -133,13 +163,15 @@ impl ProcessRecord {
     }
 }
 
+/// Of a process of which there is no record.
+///
 /// # Errors
-/// Unless that is a socket which listens at the address.
-pub(crate) fn check_listener(socket: &OwnedFd, address: SocketAddr) -> io::Result<()> {
-    let bound = getsockname(socket).and_then(SocketAddr::try_from);
-    match (socket_acceptconn(socket), socket_type(socket), bound) {
-        (Ok(true), Ok(SocketType::STREAM), Ok(bound)) if bound == address => Ok(()),
-        _ => Err(io::Error::other(format!("it handed over no socket that listens on {address}"))),
+/// Unless it is a child of this one, with numbers that a worker can have.
+pub(crate) fn check_child(about: &Adopted) -> io::Result<()> {
+    match is_child(about.pid) {
+        true if about.id < limits::MAX_WORKERS && about.launch <= u64::from(u32::MAX) => Ok(()),
+        true => Err(io::Error::other("it says numbers of itself that no worker has")),
+        false => Err(io::Error::other(format!("process {} was not started by this one", about.pid))),
     }
 }
 
@@ -171,6 +203,8 @@ fn started(pid: u32) -> io::Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use kakehi_ctl::state::Revision;
+
     use super::*;
 
     #[test]
@@ -190,14 +224,38 @@ mod tests {
     }
 
     #[test]
-    fn only_a_socket_that_listens_at_the_address_is_a_listener() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        let client = std::net::TcpStream::connect(address).unwrap();
-        let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        assert!(check_listener(&listener.into(), address).is_ok());
-        assert!(check_listener(&other.into(), address).is_err());
-        assert!(check_listener(&client.into(), address).is_err());
-        assert!(check_listener(&tempfile::tempfile().unwrap().into(), address).is_err());
+    fn what_a_process_says_of_itself_counts_only_where_it_is_what_is_known() {
+        let [counters, ended, vault] = [(); 3].map(|()| OwnedFd::from(tempfile::tempfile().unwrap()));
+        let own = std::process::id();
+        let settings = Settings { user: Some("nobody".to_owned()), ..Settings::default() };
+        let program = Program { version: "1".to_owned(), file: (1, 2) };
+        let record = ProcessRecord::of((0, 1, own), &counters, &ended, &vault).unwrap();
+        let record = record.with(Some(program.clone()), &settings);
+        let about = Adopted {
+            id: 0,
+            launch: 1,
+            pid: own,
+            core: None,
+            leaving: false,
+            revision: Revision::default(),
+            settings: Settings::default(),
+            program,
+            io_uring_level: 4,
+            io_uring_features: Vec::new(),
+            capabilities: Vec::new(),
+        };
+        let mut known = about.clone();
+        assert!(record.check_words(&mut known).is_ok());
+        assert_eq!(known.settings.user.as_deref(), Some("nobody"));
+        let other = Program { version: "1".to_owned(), file: (1, 3) };
+        for mut lie in [
+            Adopted { id: 1, ..about.clone() },
+            Adopted { launch: u64::MAX, ..about.clone() },
+            Adopted { pid: 1, ..about.clone() },
+            Adopted { program: other, ..about.clone() },
+        ] {
+            assert!(record.check_words(&mut lie).is_err(), "{lie:?}");
+        }
+        assert!(check_child(&about).is_err());
     }
 }

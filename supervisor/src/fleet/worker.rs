@@ -171,11 +171,11 @@ impl Worker {
     /// # Errors
     /// When the kernel refuses.
     pub(crate) fn launch(&mut self, provisions: &Provisions, attendance: &Attendance) -> io::Result<()> {
-        let number = self.launches + 1;
+        let number = self.launches.saturating_add(1);
         let start = self.start(provisions);
         self.process = Some(Process::start(&start, number, &self.block, None, attendance)?);
         self.launched_with = Some(self.settings.clone());
-        self.launches += 1;
+        self.launches = number;
         self.state = WorkerState::Starting;
         self.due = Some(Instant::now() + Duration::from_millis(limits::WORKER_READY_TIMEOUT_MS));
         Ok(())
@@ -287,10 +287,10 @@ impl Worker {
             _ => return Err(io::Error::other("it does not run now; try again")),
         };
         let block = Block::new(self.id)?;
-        let number = self.launches + 1;
+        let number = self.launches.saturating_add(1);
         let process = Process::start(&self.start(provisions), number, &block, Some(present), attendance)?;
         self.coming = Some((process, block));
-        self.launches += 1;
+        self.launches = number;
         Ok(())
     }
 
@@ -314,6 +314,7 @@ impl Worker {
             command_socket: &self.settings.command_socket,
             ended: &self.ended,
             program: None,
+            settings: &self.settings,
         }
     }
 

@@ -128,7 +128,7 @@ impl Supervisor {
     pub(crate) fn next_rank(&self, address: SocketAddr) -> u32 {
         let sockets = self.workers.iter().flat_map(Worker::sockets);
         let ranks = sockets.filter(|(which, _)| which.address == address).map(|(which, _)| which.rank);
-        ranks.max().map_or(0, |rank| rank + 1)
+        ranks.max().map_or(0, |rank| rank.saturating_add(1))
     }
 
     async fn add(&mut self, id: u32) -> Result<(), Refused> {
@@ -151,6 +151,7 @@ impl Supervisor {
             Some(worker) => worker.come_back(core, sockets),
             None => self.workers.push(Worker::new(id, core, sockets, &settings)?),
         }
+        self.note_sockets(&[]);
         if let Err(reason) = self.launch_and_wait(id).await {
             if self.is_stopping() {
                 return Err(Refused::Stopping);

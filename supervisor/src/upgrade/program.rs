@@ -33,6 +33,7 @@ use crate::{
         handle::Handle,
         launch::{Provisions, Start},
         process::{Block, Process, reason_of_end},
+        worker::Worker,
     },
     host::{listeners::Sockets, signals},
     supervisor::{Supervisor, question::Asker, turn::Happened},
@@ -158,6 +159,7 @@ impl Supervisor {
                 program: Some(program.clone()),
                 request: asker.request,
                 watch: asker.watch.as_ref().map(|(id, topics, _)| (*id, topics.clone())),
+                processes: Some(self.workers.iter().flat_map(Worker::pids).collect()),
                 failed: None,
             },
             command_socket: asker.command_socket.try_clone()?,
@@ -260,6 +262,7 @@ impl Supervisor {
             command_socket: &self.state.settings.command_socket,
             ended: &ended,
             program: Some(program),
+            settings: &self.state.settings,
         };
         let refused = |reason: String| Refused::Worker { program: program.to_owned(), reason };
         let mut process = Process::start(&start, 1, &counters, None, &self.attendance)

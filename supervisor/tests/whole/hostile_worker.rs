@@ -4,6 +4,7 @@
 use std::{
     fs,
     io::Write as _,
+    net::SocketAddr,
     os::{
         fd::OwnedFd,
         unix::{
@@ -20,13 +21,13 @@ use std::{
 
 use kakehi_ctl::{
     limits,
-    order::{Adopted, Envelope, Order, Program, Report},
+    order::{Adopted, Envelope, ListenerSocket, Order, Program, Report},
     state::{Revision, Settings},
     wire,
 };
-use kakehi_engine::{observe::Counters, ring, tls::Vault};
+use kakehi_engine::{observe::Counters, ring, tls::Vault, worker::DescriptorKind};
 use nix::sys::signal::Signal;
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::harness::{
@@ -75,31 +76,17 @@ impl Drop for Victim {
     }
 }
 
-/// Something else than the worker behind its adoption socket: hands over what it has made itself, and says that it is
-/// process `pid`. What comes over the channel is that a supervisor has come, and then whatever it orders.
-fn impostor(path: &Path, pid: u32, victim: &Victim) -> mpsc::Receiver<String> {
-    fs::remove_file(path).expect("the worker's own socket");
-    let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None).unwrap();
-    socket.bind(&SockAddr::unix(path).unwrap()).unwrap();
-    socket.listen(8).unwrap();
-    let (sender, news) = mpsc::channel();
-    let process = victim.pidfd();
-    thread::spawn(move || {
-        let (connection, _) = socket.accept().expect("a supervisor");
-        let connection = OwnedFd::from(connection);
-        let request = || ring::receive_descriptors(&connection).ok().flatten();
-        let (_, channels) = wait::within(wait::SOON, "its request", request);
-        let [orders, descriptors, _successor] = <[OwnedFd; 3]>::try_from(channels).expect("three channels");
+/// What an impostor says and hands over.
+struct Lie {
+    about: Adopted,
+    descriptors: Vec<(DescriptorKind, OwnedFd)>,
+}
+
+impl Lie {
+    /// That it is process `pid`, on memory that it has made itself; `victim` is the process that it would have ended.
+    fn of(pid: u32, victim: &Victim) -> Lie {
         let [counters, ended] = [(); 2].map(|()| Counters::create(c"impostor").unwrap().1);
         let vault = OwnedFd::from(Vault::create().unwrap());
-        let _ = sender.send("a supervisor".to_owned());
-        let texts = [
-            r#"{"remaining":2,"labels":["counters","ended"]}"#,
-            r#"{"remaining":0,"labels":["vault","process"]}"#,
-        ];
-        for (text, pair) in texts.into_iter().zip([[counters, ended], [vault, process]]) {
-            ring::send_descriptors(&descriptors, text, &pair).unwrap();
-        }
         let about = Adopted {
             id: 0,
             launch: 1,
@@ -114,9 +101,83 @@ fn impostor(path: &Path, pid: u32, victim: &Victim) -> mpsc::Receiver<String> {
             io_uring_features: Vec::new(),
             capabilities: Vec::new(),
         };
+        let descriptors = vec![
+            (DescriptorKind::Counters, counters),
+            (DescriptorKind::Ended, ended),
+            (DescriptorKind::Vault, vault),
+            (DescriptorKind::Process, victim.pidfd()),
+        ];
+        Lie { about, descriptors }
+    }
+
+    /// What the worker itself would say and hand over, but for its listening sockets, as which it hands over `sockets`.
+    fn with_sockets(worker: Process, sockets: Vec<(ListenerSocket, OwnedFd)>, victim: &Victim) -> Lie {
+        let mut lie = Lie::of(worker.0, victim);
+        let program = fs::metadata(format!("/proc/{}/exe", worker.0)).unwrap();
+        lie.about.program.file = (program.dev(), program.ino());
+        // The places of `docs/architecture.md`.
+        for ((_, memory), place) in lie.descriptors.iter_mut().zip([5, 10, 11]) {
+            *memory = stolen(worker, place).unwrap();
+        }
+        let listeners = sockets.into_iter().map(|(which, socket)| (DescriptorKind::Listener(which), socket));
+        lie.descriptors.extend(listeners);
+        lie
+    }
+}
+
+/// A copy of a descriptor of another process.
+fn stolen(process: Process, number: i32) -> Option<OwnedFd> {
+    let pid = Pid::from_raw(process.0 as i32).unwrap();
+    let process = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+    pidfd_getfd(process, number, PidfdGetfdFlags::empty()).ok()
+}
+
+/// The socket by which a worker listens at an address.
+fn listening(worker: Process, address: SocketAddr) -> OwnedFd {
+    let numbers = fs::read_dir(format!("/proc/{}/fd", worker.0)).unwrap();
+    let numbers = numbers.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap());
+    let mut sockets = numbers.filter_map(|number| stolen(worker, number));
+    let is_it = |socket: &OwnedFd| {
+        let bound = rustix::net::getsockname(socket).and_then(SocketAddr::try_from);
+        bound == Ok(address) && rustix::net::sockopt::socket_acceptconn(socket) == Ok(true)
+    };
+    sockets.find(is_it).expect("a socket that listens")
+}
+
+/// Another socket that listens there, beside that of the worker.
+fn another(address: SocketAddr) -> OwnedFd {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_reuse_port(true).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    socket.bind(&address.into()).unwrap();
+    socket.listen(8).unwrap();
+    socket.into()
+}
+
+/// Something else than the worker behind its adoption socket. What comes over the channel is that a supervisor has come, and then
+/// whatever it orders.
+fn impostor(path: &Path, lie: Lie) -> mpsc::Receiver<String> {
+    fs::remove_file(path).expect("the worker's own socket");
+    let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None).unwrap();
+    socket.bind(&SockAddr::unix(path).unwrap()).unwrap();
+    socket.listen(8).unwrap();
+    let (sender, news) = mpsc::channel();
+    thread::spawn(move || {
+        let (connection, _) = socket.accept().expect("a supervisor");
+        let connection = OwnedFd::from(connection);
+        let request = || ring::receive_descriptors(&connection).ok().flatten();
+        let (_, channels) = wait::within(wait::SOON, "its request", request);
+        let [orders, descriptors, _successor] = <[OwnedFd; 3]>::try_from(channels).expect("three channels");
+        let _ = sender.send("a supervisor".to_owned());
+        let mut remaining = lie.descriptors.len();
+        for (kind, descriptor) in lie.descriptors {
+            remaining -= 1;
+            let text = serde_json::json!({ "remaining": remaining, "labels": [kind] }).to_string();
+            ring::send_descriptors(&descriptors, &text, &[descriptor]).unwrap();
+        }
         let mut orders = UnixStream::from(orders);
         orders.set_nonblocking(false).unwrap();
-        let report = Envelope::new(0, Report::Adopted(Box::new(about)));
+        let report = Envelope::new(0, Report::Adopted(Box::new(lie.about)));
         wire::write_message(&mut orders, &report, limits::MAX_FRAME).unwrap();
         let mut decoder = wire::Decoder::new(limits::MAX_FRAME);
         while let Ok(Some(Envelope { body, .. })) = wire::read_message::<Order>(&mut orders, &mut decoder) {
@@ -150,7 +211,7 @@ fn what_is_not_the_process_that_was_started_is_no_worker_and_its_process_is_left
     let (mut proxy, worker, path) = orphaned(Config::to(&backend).root("drain_timeout = 1"));
     send_signal(worker, Signal::SIGKILL);
     wait::until("its end", || !worker.runs());
-    let news = impostor(&path, victim.process().0, &victim);
+    let news = impostor(&path, Lie::of(victim.process().0, &victim));
     proxy.start_again();
     expect_refused(proxy, &news, &victim, &format!("process {} is gone", worker.0));
 }
@@ -159,11 +220,109 @@ fn what_is_not_the_process_that_was_started_is_no_worker_and_its_process_is_left
 fn memory_that_the_worker_was_not_given_is_not_taken_from_it() {
     let (backend, victim) = (Backend::respond(OK), Victim::new());
     let (mut proxy, worker, path) = orphaned(Config::to(&backend));
-    let news = impostor(&path, worker.0, &victim);
+    let news = impostor(&path, Lie::of(worker.0, &victim));
     proxy.start_again();
     expect_refused(proxy, &news, &victim, "that is not its own");
     // What it was not itself, the worker that should be there is told as well.
     wait::until("the end of the worker", || !worker.runs());
+}
+
+#[test]
+fn sockets_that_the_worker_was_not_given_are_not_taken_from_it() {
+    let (backend, victim) = (Backend::respond(OK), Victim::new());
+    type Sockets = Vec<(ListenerSocket, OwnedFd)>;
+    type Made = fn(Process, SocketAddr, SocketAddr) -> Sockets;
+    let lies: [(&str, Made); 5] = [
+        ("that no worker was given", |_, address, _| {
+            vec![(ListenerSocket { address, rank: 0 }, another(address))]
+        }),
+        ("that no worker was given", |worker, address, _| {
+            vec![(ListenerSocket { address, rank: u32::MAX }, listening(worker, address))]
+        }),
+        ("twice", |worker, address, _| {
+            let one = |()| (ListenerSocket { address, rank: 0 }, listening(worker, address));
+            [(); 2].map(one).into()
+        }),
+        ("no socket that listens on", |worker, address, second| {
+            vec![(ListenerSocket { address, rank: 0 }, listening(worker, second))]
+        }),
+        ("no socket that listens on", |_, address, _| {
+            let udp = std::net::UdpSocket::bind(address).unwrap();
+            vec![(ListenerSocket { address, rank: 0 }, udp.into())]
+        }),
+    ];
+    for (why, sockets) in lies {
+        let (mut proxy, worker, path) = orphaned(Config::to(&backend).another_listener());
+        let sockets = sockets(worker, proxy.address(), proxy.address_of(1));
+        let news = impostor(&path, Lie::with_sockets(worker, sockets, &victim));
+        proxy.start_again();
+        expect_refused(proxy, &news, &victim, why);
+        wait::until("the end of the worker", || !worker.runs());
+    }
+}
+
+#[test]
+fn what_a_worker_hands_over_is_believed_where_it_is_what_the_supervisor_wrote_down() {
+    let (backend, victim) = (Backend::respond(OK), Victim::new());
+    let (mut proxy, worker, path) = orphaned(Config::to(&backend));
+    let address = proxy.address();
+    let sockets = vec![(ListenerSocket { address, rank: 0 }, listening(worker, address))];
+    let news = impostor(&path, Lie::with_sockets(worker, sockets, &victim));
+    proxy.start_again();
+    assert_eq!(news.recv_timeout(wait::SOON).as_deref(), Ok("a supervisor"));
+    // That all others are refused is because of the lie.
+    assert!(!proxy.log().contains("cannot be taken over"), "{}", proxy.log());
+    assert!(victim.process().runs());
+    // Without the file, nobody knows which sockets are those of workers.
+    let (mut proxy, worker, _) = orphaned(Config::to(&backend));
+    fs::remove_file(proxy.folder().join("kakehi.sock.sockets")).unwrap();
+    proxy.start_again();
+    assert!(proxy.log().contains("which listening sockets it was given"), "{}", proxy.log());
+    wait::until("the end of the worker", || !worker.runs());
+    ask(&mut proxy.client());
+}
+
+#[test]
+fn an_upgrade_believes_a_worker_no_more_than_a_takeover_does() {
+    let (backend, victim) = (Backend::respond(OK), Victim::new());
+    type Made = fn(&Proxy, &Path, &[Process], &Victim) -> Lie;
+    let lies: [(&str, Made); 4] = [
+        // Memory of its own, and the process of another worker, which is to be ended in its place.
+        ("that is not its own", |_, _, workers, victim| Lie::of(workers[1].0, victim)),
+        ("no supervisor has written down that it started it", |_, path, workers, victim| {
+            fs::remove_file(format!("{}.record", path.display())).unwrap();
+            Lie::of(workers[1].0, victim)
+        }),
+        ("another process than the one that was started", |_, _, workers, victim| {
+            let mut lie = Lie::with_sockets(workers[0], Vec::new(), victim);
+            lie.about.pid = workers[1].0;
+            lie
+        }),
+        ("that no worker was given", |proxy, _, workers, victim| {
+            let address = proxy.address();
+            let sockets = vec![(ListenerSocket { address, rank: 0 }, another(address))];
+            Lie::with_sockets(workers[0], sockets, victim)
+        }),
+    ];
+    for (why, lie) in lies {
+        let config = Config::to(&backend).root("worker_count = 2\ngraceful_timeout = 1\ndrain_timeout = 1");
+        let proxy = config.start();
+        let (workers, path) = (proxy.workers(), proxy.folder().join("kakehi.sock.w0.0"));
+        let news = impostor(&path, lie(&proxy, &path, &workers, &victim));
+        let upgraded = proxy.ctl(&["upgrade"]);
+        let log = proxy.log();
+        assert!(upgraded.status.success(), "{upgraded:?}: {log}");
+        assert!(log.contains("cannot be taken over") && log.contains(why), "{why}: {log}");
+        assert_eq!(news.recv_timeout(wait::SOON).as_deref(), Ok("a supervisor"));
+        let order = news.recv_timeout(wait::SOON).unwrap();
+        assert!(order.contains("stop"), "{order}");
+        // It does not go on beside the others, and the other one was replaced as ever.
+        wait::until("the ends of both", || workers.iter().all(|worker| !worker.runs()));
+        let log = proxy.log();
+        assert!(log.contains("has handed everything over and ended"), "{log}");
+        assert!(victim.process().runs(), "it was ended");
+        (0..8).for_each(|_| ask(&mut proxy.client()));
+    }
 }
 
 #[test]
@@ -211,7 +370,7 @@ fn what_nobody_has_written_down_is_no_worker() {
     let (mut proxy, worker, path) = orphaned(Config::to(&backend));
     send_signal(worker, Signal::SIGKILL);
     fs::remove_file(format!("{}.record", path.display())).unwrap();
-    let news = impostor(&path, victim.process().0, &victim);
+    let news = impostor(&path, Lie::of(victim.process().0, &victim));
     proxy.start_again();
     expect_refused(proxy, &news, &victim, "no supervisor has written down that it started it");
 }

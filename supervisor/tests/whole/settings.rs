@@ -167,3 +167,33 @@ fn what_cannot_be_is_refused_and_says_what_to_do_instead() {
     }
     assert_eq!(proxy.ctl_json("status")["generation"], 0);
 }
+
+#[test]
+fn what_is_by_hand_is_by_hand_also_under_a_supervisor_that_could_not_read_its_file() {
+    let backend = Backend::respond(OK);
+    let mut proxy = Config::to(&backend).root("worker_count = 1\ndrain_timeout = 20").start();
+    patch(&proxy, &["drain_timeout=25", "graceful_timeout=5", "upstream_max_idle=9"]);
+    // What the file says since it was read again is part of it.
+    edit_file(&proxy, |text| text.replace("drain_timeout = 20", "drain_timeout = 21"));
+    assert!(proxy.ctl(&["reload"]).status.success());
+    proxy.kill_supervisor();
+    edit_file(&proxy, |text| format!("no_such_key = 1\n{text}"));
+    proxy.start_again();
+    assert!(proxy.log().contains("no_such_key"), "{}", proxy.log());
+    let hand = |value: u64| (value.into(), "hand".to_owned());
+    assert_eq!(listed(&proxy, "drain_timeout"), hand(25));
+    // What is given back is what the file said.
+    patch(&proxy, &["upstream_max_idle="]);
+    assert_eq!(listed(&proxy, "upstream_max_idle").1, "default");
+    patch(&proxy, &["drain_timeout="]);
+    assert_eq!(listed(&proxy, "drain_timeout").0, 21, "{}", proxy.log());
+    patch(&proxy, &["drain_timeout=26"]);
+    edit_file(&proxy, |text| text.replace("no_such_key = 1\n", ""));
+    let words = said(&proxy.ctl(&["reload"]));
+    assert!(words.contains("nothing to change"), "{words}");
+    assert_eq!((listed(&proxy, "drain_timeout"), listed(&proxy, "graceful_timeout")), (hand(26), hand(5)));
+    assert!(proxy.ctl(&["reload", "--discard-live"]).status.success());
+    assert_eq!(listed(&proxy, "drain_timeout"), (21.into(), "file".to_owned()));
+    assert_eq!(listed(&proxy, "graceful_timeout").1, "default");
+    ask(&mut proxy.client());
+}
