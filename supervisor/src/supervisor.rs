@@ -51,6 +51,7 @@ use crate::{
         attend::{Attendance, Event},
         launch::Provisions,
         load::Load,
+        roster::Roster,
         socket_record::SocketRecord,
         worker::Worker,
     },
@@ -143,9 +144,10 @@ impl Supervisor {
         certificates: Keeper,
         signals: Signals,
         asked: Receiver<Question>,
+        roster: Roster,
     ) -> Self {
         let (event_sender, events) = channel(QUEUE);
-        let attendance = Attendance::new(event_sender, state.settings.worker_liveness_ms);
+        let attendance = Attendance::new(event_sender, state.settings.worker_liveness_ms, roster);
         let record = StateRecord::new(&state.settings.command_socket);
         let socket_record = SocketRecord::new(&state.settings.command_socket);
         Supervisor {

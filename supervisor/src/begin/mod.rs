@@ -35,7 +35,10 @@ use crate::{
     certificates::{Depth, Keeper},
     control::{command::CommandSocket, save},
     estate::record::{Recorded, StateRecord},
-    fleet::adoption::{self, Found},
+    fleet::{
+        adoption::{self, Found},
+        roster::Roster,
+    },
     host::{init_system, resources, signals::Signals},
     placement::scale,
     supervisor::{End, QUEUE, Source, Supervisor},
@@ -170,10 +173,11 @@ async fn serve_instead(
     // Before there is anything to clean up: a signal from now on is answered by an orderly end.
     let signals = Signals::new().map_err(Error::Runtime)?;
     let (questions, asked) = channel(QUEUE);
+    let roster = Roster::default();
     let _command_file =
         CommandSocket::open(&state.settings.command_socket, &state.settings.command_allowed_uids)?
-            .serve(questions);
-    let Found { mut orphans, refused } = orphans(&state.settings.command_socket);
+            .serve(questions, roster.clone());
+    let Found { mut orphans, refused } = orphans(&state.settings.command_socket, &roster);
     let mut keeper = Keeper::new(vault_of(&mut orphans)?).map_err(Error::Runtime)?;
     // What the file says, where another state goes on. There may be much of it.
     let mut in_file = None;
@@ -219,7 +223,7 @@ async fn serve_instead(
     }
     let count = scale::worker_count(&state.settings);
     resources::raise_limits(count, state.settings.max_connections, state.listeners.len())?;
-    let mut supervisor = Supervisor::new(state, source, keeper, signals, asked);
+    let mut supervisor = Supervisor::new(state, source, keeper, signals, asked, roster);
     let taken_over = !orphans.is_empty();
     supervisor.take_over(orphans)?;
     if !recorded {
@@ -236,7 +240,7 @@ async fn serve_instead(
         }
         started => started?,
     };
-    supervisor.dismiss(&refused);
+    supervisor.dismiss(refused);
     if let Some(end) = started {
         return Ok(end);
     }

@@ -21,6 +21,7 @@ use crate::{
     estate::Estate,
     fleet::{
         adoption::{self, Found, Known, Trust},
+        roster::Roster,
         socket_record::KnownSockets,
     },
     host::{
@@ -80,13 +81,14 @@ async fn take_up(estate: &Estate, file: &Path) -> Result<Running, Error> {
     let signals = Signals::new().map_err(Error::Runtime)?;
     signals::let_in().map_err(Error::Runtime)?;
     let (questions, asked) = channel(QUEUE);
+    let roster = Roster::default();
     let command_socket = &will.state.settings.command_socket;
     let source = Source {
         file: Some(file.to_owned()),
         settings: will.settings.clone(),
         program: will.program.clone(),
     };
-    let Found { mut orphans, refused } = orphans(estate, command_socket)?;
+    let Found { mut orphans, refused } = orphans(estate, command_socket, &roster)?;
     let vault = match &estate.vault {
         Some(vault) => {
             Some(Vault::take_over(vault.try_clone().map_err(Error::Runtime)?).map_err(Error::Vault)?)
@@ -102,7 +104,7 @@ async fn take_up(estate: &Estate, file: &Path) -> Result<Running, Error> {
         state = State { settings: state.settings, ..running };
     }
     keeper.adopt(&state);
-    let mut supervisor = Supervisor::new(state, source, keeper, signals, asked);
+    let mut supervisor = Supervisor::new(state, source, keeper, signals, asked, roster.clone());
     let mut kept: BTreeMap<u32, Sockets> = BTreeMap::new();
     for (id, which, socket) in &estate.sockets {
         let copy = socket.try_clone().map_err(Error::Runtime)?;
@@ -123,25 +125,25 @@ async fn take_up(estate: &Estate, file: &Path) -> Result<Running, Error> {
     supervisor.record.begin(&supervisor.state, &supervisor.source.settings);
     supervisor.note_sockets(&[]);
     supervisor.start().await?;
-    supervisor.dismiss(&refused);
+    supervisor.dismiss(refused);
     supervisor.dismiss_children(left);
     let pid_file = supervisor.write_pid_file().await?;
     // Last, as its file would be removed again if anything failed after it.
     let copy = estate.command_socket.try_clone().map_err(Error::Runtime)?;
     let command_file =
         CommandSocket::inherit(copy, command_socket, &will.state.settings.command_allowed_uids)?
-            .serve(questions);
+            .serve(questions, roster.clone());
     supervisor.tell_ready();
     supervisor.compact();
     Ok(Running { supervisor, _command_file: command_file, _pid_file: pid_file })
 }
 
 /// The workers of the program before, which this very process was. What it knew of them itself holds.
-fn orphans(estate: &Estate, command_socket: &Path) -> Result<Found, Error> {
+fn orphans(estate: &Estate, command_socket: &Path, roster: &Roster) -> Result<Found, Error> {
     let sockets = estate.sockets.iter().map(|(_, which, socket)| (*which, socket));
     let sockets = KnownSockets::of(sockets).map_err(Error::Runtime)?;
     let trust = if estate.will.processes.is_some() { Trust::Recorded } else { Trust::Children };
-    Ok(adoption::find(command_socket, &Known { trust, sockets: Some(&sockets) }))
+    Ok(adoption::find(command_socket, &Known { trust, sockets: Some(&sockets), roster }))
 }
 
 impl Running {

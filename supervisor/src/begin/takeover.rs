@@ -18,6 +18,7 @@ use crate::{
     estate::record::StateRecord,
     fleet::{
         adoption::{self, Found, Known, Orphan, Refused, Trust},
+        roster::Roster,
         socket_record::KnownSockets,
         worker::Worker,
     },
@@ -36,12 +37,12 @@ fn not_on_trial(orphan: &Orphan) -> bool {
 }
 
 /// The workers of a supervisor that is no more.
-pub(super) fn orphans(command_socket: &Path) -> Found {
+pub(super) fn orphans(command_socket: &Path, roster: &Roster) -> Found {
     let sockets = KnownSockets::read(command_socket).unwrap_or_else(|error| {
         tracing::warn!("{error}");
         None
     });
-    adoption::find(command_socket, &Known { trust: Trust::Recorded, sockets: sockets.as_ref() })
+    adoption::find(command_socket, &Known { trust: Trust::Recorded, sockets: sockets.as_ref(), roster })
 }
 
 /// The vault of the workers that go on: they all have the same.
@@ -93,22 +94,22 @@ impl Supervisor {
                 pid = orphan.about.pid,
                 "leaves without anybody in its place: told to end"
             );
-            orphan.end_within(self.state.settings.drain_timeout_ms);
+            orphan.end_within(self.state.settings.drain_timeout_ms, &self.attendance.roster);
         }
         self.workers = workers.into_values().collect();
         Ok(())
     }
 
     /// Has what was not taken over end, now that others serve.
-    pub(super) fn dismiss(&self, refused: &[Refused]) {
-        refused.iter().for_each(|refused| refused.dismiss(self.state.settings.graceful_timeout_ms));
+    pub(super) fn dismiss(&self, refused: Vec<Refused>) {
+        refused.into_iter().for_each(|refused| refused.dismiss(self.state.settings.graceful_timeout_ms));
     }
 
     /// The same for processes of workers that nobody is there for any more, though the program before had started them.
     pub(super) fn dismiss_children(&self, left: BTreeSet<u32>) {
         for pid in left {
             tracing::warn!(pid, "this process of a worker cannot be found where it should wait: told to end");
-            adoption::dismiss_child(pid, self.state.settings.graceful_timeout_ms);
+            adoption::dismiss_child(pid, self.state.settings.graceful_timeout_ms, &self.attendance.roster);
         }
     }
 

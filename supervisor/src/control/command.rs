@@ -1,8 +1,8 @@
 //! The command socket: takes requests of `kakehictl` and passes them to the supervisor's loop.
 //!
-//! A unix stream socket that only its owner may open (0600), or that asks for the user of whoever connects. Each client has a task of its own, at most
-//! [`MAX_CLIENTS`] at a time, each idle for [`IDLE_TIMEOUT`] at most. What is not understood is refused with the
-//! reason, and the connection closed. Who watches ([`watchers`]) may be idle, and may ask for other things meanwhile.
+//! A unix stream socket that only its owner may open (0600), or that asks for the user of whoever connects. Workers are refused,
+//! whoever they run as: none has business here. Each client has a task of its own, at most [`MAX_CLIENTS`] at a time, each idle for
+//! [`IDLE_TIMEOUT`] at most. What is not understood is refused with the reason, and the connection closed. Who watches ([`watchers`]) may be idle, and may ask for other things meanwhile.
 
 use std::{
     fs::{self, Permissions},
@@ -31,12 +31,15 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{UnixListener, UnixStream},
     sync::{Semaphore, mpsc, oneshot},
-    time::timeout,
+    time::{Instant, timeout},
 };
 
-use crate::supervisor::{
-    question::{Asker, Question},
-    watchers::{self, Told, Watch},
+use crate::{
+    fleet::roster::Roster,
+    supervisor::{
+        question::{Asker, Question},
+        watchers::{self, Told, Watch},
+    },
 };
 
 /// Clients served at a time; others are told to come back.
@@ -47,6 +50,8 @@ const KEPT_PLACES: usize = 8;
 const LOAD_STATE: &str = "\"load_state\"";
 /// How long a client may say nothing, or not take its answer.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Pause between two lines of the log that say the same of a worker.
+const ALARM_PAUSE: Duration = Duration::from_secs(1);
 /// Pause after a failed accept (no descriptor left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -151,8 +156,14 @@ impl CommandSocket {
 
     /// Accepts clients in the background; what they ask comes to `questions`. The returned value removes
     /// the file when it is dropped.
-    pub(crate) fn serve(self, questions: mpsc::Sender<Question>) -> SocketFile {
-        tokio::spawn(accept(self.listener, questions, self.guests));
+    ///
+    /// The processes in `workers` have no business here.
+    pub(crate) fn serve(self, questions: mpsc::Sender<Question>, workers: Roster) -> SocketFile {
+        tokio::spawn(accept(
+            self.listener,
+            questions,
+            Admission { guests: self.guests, workers, alarmed: None },
+        ));
         self.file
     }
 }
@@ -199,17 +210,49 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
     fs::symlink_metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
-async fn accept(listener: UnixListener, questions: mpsc::Sender<Question>, guests: Arc<[u32]>) {
+/// Who may ask.
+struct Admission {
+    guests: Arc<[u32]>,
+    workers: Roster,
+    /// When it was last told that a worker has connected.
+    alarmed: Option<Instant>,
+}
+
+impl Admission {
+    /// Why whoever has connected may not.
+    fn refuse(&mut self, stream: &UnixStream) -> Option<String> {
+        let pid = stream.peer_cred().ok().and_then(|peer| peer.pid()?.try_into().ok());
+        if let Some(worker) = pid.and_then(|pid| self.workers.worker_of(pid)) {
+            if self.alarmed.is_none_or(|at| at.elapsed() >= ALARM_PAUSE) {
+                self.alarmed = Some(Instant::now());
+                tracing::error!(
+                    "ALARM: {}, which is a worker or was started by one (pid {worker}), has connected to the command socket: \
+                 what runs in it may be a stranger's code; refused",
+                    describe_peer(stream)
+                );
+            }
+            return Some("workers may not use the command socket".to_owned());
+        }
+        if !may_use(stream, &self.guests) {
+            tracing::warn!("{} may not use the command socket", describe_peer(stream));
+            let reason = "this user may not use the command socket; see `command_allowed_uids`";
+            return Some(reason.to_owned());
+        }
+        None
+    }
+}
+
+async fn accept(listener: UnixListener, questions: mpsc::Sender<Question>, mut admission: Admission) {
     let Ok(command_socket) = listener.as_fd().try_clone_to_owned() else { return };
     let command_socket = Arc::new(command_socket);
     let places = Arc::new(Semaphore::new(MAX_CLIENTS));
     let kept = Arc::new(Semaphore::new(KEPT_PLACES));
     loop {
-        match listener.accept().await {
-            Ok((mut stream, _)) if !may_use(&stream, &guests) => {
-                tracing::warn!("{} may not use the command socket", describe_peer(&stream));
-                let reason =
-                    "this user may not use the command socket; see `command_allowed_uids`".to_owned();
+        let accepted = listener.accept().await;
+        let refused = accepted.as_ref().ok().and_then(|(stream, _)| admission.refuse(stream));
+        match accepted {
+            Ok((mut stream, _)) if refused.is_some() => {
+                let reason = refused.unwrap_or_default();
                 let _ = timeout(Duration::ZERO, refuse(&mut stream, 0, reason)).await;
             }
             Ok((mut stream, _)) => match Arc::clone(&places).try_acquire_owned().or_else(|full| {
@@ -465,7 +508,7 @@ mod tests {
     async fn answer_to(bytes: &[u8]) -> Response {
         let folder = tempfile::tempdir().unwrap();
         let (questions, mut asked) = mpsc::channel::<Question>(1);
-        let _file = CommandSocket::open(&path(&folder), &[]).unwrap().serve(questions);
+        let _file = CommandSocket::open(&path(&folder), &[]).unwrap().serve(questions, Roster::default());
         let mut client = UnixStream::connect(path(&folder)).await.unwrap();
         client.write_all(bytes).await.unwrap();
         tokio::spawn(async move {

@@ -46,6 +46,7 @@ use crate::{
         launch::Launched,
         process::KILL_SLACK,
         record::{self, ProcessRecord},
+        roster::{Entry, Roster},
         socket_record::KnownSockets,
     },
     host::listeners::Sockets,
@@ -142,6 +143,7 @@ pub(crate) struct Known<'a> {
     pub(crate) trust: Trust,
     /// The listening sockets that workers were given; `None`: that is not known.
     pub(crate) sockets: Option<&'a KnownSockets>,
+    pub(crate) roster: &'a Roster,
 }
 
 /// Of whom it is believed that they are workers.
@@ -176,6 +178,8 @@ pub(crate) struct Found {
 pub(crate) struct Refused {
     path: PathBuf,
     orders: UnixStream,
+    /// Of the process that should be there, and that it is a worker's all the same.
+    recorded: Option<(ProcessRecord, Entry)>,
 }
 
 /// The adoption sockets beside `command_socket`.
@@ -253,7 +257,9 @@ fn take_over(path: &Path, known: &Known<'_>, found: &mut Found) -> io::Result<Op
         false => Ok(orphan),
     });
     if taken.is_err() {
-        found.refused.push(Refused { path: path.to_owned(), orders });
+        let recorded = ProcessRecord::read(path).ok().flatten().filter(|it| it.check_alive().is_ok());
+        let recorded = recorded.map(|it| (it.pid, it)).map(|(pid, it)| (it, known.roster.enter(pid)));
+        found.refused.push(Refused { path: path.to_owned(), orders, recorded });
     }
     taken.map(Some)
 }
@@ -269,40 +275,36 @@ impl Found {
 impl Refused {
     /// Tells it to end within `stop_ms`, and the process that should be there, which is killed if it does not: a worker that
     /// nobody leads must not go on beside others, nor stand still with connections in its queues.
-    pub(crate) fn dismiss(&self, stop_ms: u64) {
+    pub(crate) fn dismiss(self, stop_ms: u64) {
         let stop = Envelope::new(0, Order::Stop { deadline_ms: stop_ms });
         // It may be gone, or not listen.
         let mut orders = Patient::new(&self.orders, DISMISS_TIMEOUT);
         let _ = wire::write_message(&mut orders, &stop, limits::MAX_FRAME);
-        if let Some(recorded) = self.recorded()
+        if let Some((recorded, entry)) = self.recorded
             && let Ok(handle) = Handle::of_process(recorded.pid)
             && recorded.check_alive().is_ok()
         {
-            end_within(stop_ms, handle, Some(AdoptionFile { path: self.path.clone() }));
+            end_within(stop_ms, (handle, entry), Some(AdoptionFile { path: self.path }));
         }
-    }
-
-    fn recorded(&self) -> Option<ProcessRecord> {
-        ProcessRecord::read(&self.path).ok().flatten()
     }
 
     /// The process that should be there.
     pub(crate) fn pid(&self) -> Option<u32> {
-        self.recorded().map(|recorded| recorded.pid)
+        self.recorded.as_ref().map(|(recorded, _)| recorded.pid)
     }
 }
 
 /// Tells a child of this process to end, which is killed if it has not within `stop_ms`.
-pub(crate) fn dismiss_child(pid: u32, stop_ms: u64) {
+pub(crate) fn dismiss_child(pid: u32, stop_ms: u64, roster: &Roster) {
     if let Ok(handle) = Handle::of_process(pid)
         && record::is_child(pid)
     {
-        end_within(stop_ms, handle, None);
+        end_within(stop_ms, (handle, roster.enter(pid)), None);
     }
 }
 
 /// Tells a process to end, kills it if it has not within `stop_ms`, and removes its adoption socket then.
-fn end_within(stop_ms: u64, handle: Handle, adoption: Option<AdoptionFile>) {
+fn end_within(stop_ms: u64, (handle, entry): (Handle, Entry), adoption: Option<AdoptionFile>) {
     handle.signal(Signal::SIGTERM);
     let deadline = Duration::from_millis(stop_ms) + KILL_SLACK;
     tokio::spawn(async move {
@@ -311,6 +313,7 @@ fn end_within(stop_ms: u64, handle: Handle, adoption: Option<AdoptionFile>) {
             // How it has ended is nobody's business.
             let _ = handle.ended().await;
         }
+        drop(entry);
         if let Some(adoption) = adoption {
             adoption.remove();
         }
@@ -319,9 +322,9 @@ fn end_within(stop_ms: u64, handle: Handle, adoption: Option<AdoptionFile>) {
 
 impl Orphan {
     /// Has the process end, which is killed if it has not within `stop_ms`.
-    pub(crate) fn end_within(self, stop_ms: u64) {
-        let Launched { handle, adoption, .. } = self.launched;
-        end_within(stop_ms, handle, Some(adoption));
+    pub(crate) fn end_within(self, stop_ms: u64, roster: &Roster) {
+        let Launched { pid, handle, adoption, .. } = self.launched;
+        end_within(stop_ms, (handle, roster.enter(pid)), Some(adoption));
     }
 }
 

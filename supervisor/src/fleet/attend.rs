@@ -25,6 +25,7 @@ use crate::{
         adoption::AdoptionFile,
         handle::Handle,
         liveness::{self, Look, Pulse},
+        roster::{Entry, Roster},
     },
     timer::sleep_until,
 };
@@ -43,13 +44,14 @@ pub(crate) struct Attendance {
     pub(crate) events: Sender<Event>,
     /// How long a process may leave pings unanswered; zero: for ever.
     liveness: Arc<watch::Sender<Duration>>,
+    pub(crate) roster: Roster,
 }
 
 impl Attendance {
-    /// Events go to `events`.
-    pub(crate) fn new(events: Sender<Event>, liveness_ms: u64) -> Attendance {
+    /// Events go to `events`; processes stand in `roster`.
+    pub(crate) fn new(events: Sender<Event>, liveness_ms: u64, roster: Roster) -> Attendance {
         let (liveness, _) = watch::channel(Duration::from_millis(liveness_ms));
-        Attendance { events, liveness: Arc::new(liveness) }
+        Attendance { events, liveness: Arc::new(liveness), roster }
     }
 
     /// Pings may stay unanswered for so long from now on; 0: for ever, and there are none any more.
@@ -95,13 +97,14 @@ pub(crate) struct Attended {
     /// Frames on their way to it.
     pub(crate) orders: Sender<Vec<u8>>,
     pub(crate) adoption: AdoptionFile,
+    pub(crate) entry: Entry,
     /// It takes orders already; otherwise only once it has said that it is ready.
     pub(crate) ready: bool,
 }
 
 /// Stands beside the process until it has ended, and removes its adoption socket then.
 pub(crate) async fn attend(process: Attended, attendance: Attendance) {
-    let Attended { worker, launch, pid, handle, reports, orders, adoption, ready } = process;
+    let Attended { worker, launch, pid, handle, reports, orders, adoption, entry: _entry, ready } = process;
     let tell = async |what| {
         // The receiver is gone only when the supervisor ends.
         let _ = attendance.events.send(Event { worker, launch, what }).await;

@@ -9,6 +9,7 @@
 //! | [`attend`], [`liveness`] | the task beside a process: reports, pings, its end; where it stands if it does not answer |
 //! | [`adoption`] | processes that another supervisor left |
 //! | [`record`], [`socket_record`] | what it wrote down of them, and of their listening sockets |
+//! | [`roster`] | which processes are workers |
 //! | [`backoff`] | how long to wait before one that died is replaced |
 //! | [`load`] | how busy workers are |
 
@@ -21,5 +22,6 @@ pub(crate) mod liveness;
 pub(crate) mod load;
 pub(crate) mod process;
 pub(crate) mod record;
+pub(crate) mod roster;
 pub(crate) mod socket_record;
 pub(crate) mod worker;

@@ -140,6 +140,7 @@ impl Process {
             reports: launched.orders,
             orders: orders.clone(),
             adoption: launched.adoption,
+            entry: attendance.roster.enter(launched.pid),
             ready,
         };
         tokio::spawn(attend(attended, attendance.clone()));
@@ -238,6 +239,12 @@ pub(crate) fn cpu_time_ms(pid: u32) -> Option<(u64, u64)> {
     let (user, system) = cpu_ticks(&stat)?;
     let ms = |ticks: u64| ticks.saturating_mul(1000) / ticks_per_second.max(1);
     Some((ms(user), ms(system)))
+}
+
+/// The parent of a process; `None` when it is gone, or has none that is to be seen.
+pub(crate) fn parent_of(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat_fields(&stat)?.nth(1)?.parse().ok().filter(|parent| *parent > 0)
 }
 
 /// What `/proc/PID/stat` says, from field 3 on; the name in field 2 may have spaces and parentheses itself.

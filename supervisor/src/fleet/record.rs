@@ -23,7 +23,10 @@ use kakehi_ctl::{
 use rustix::fs::fstat;
 use serde::{Deserialize, Serialize};
 
-use crate::{fleet::process::stat_fields, host::own_file};
+use crate::{
+    fleet::process::{parent_of, stat_fields},
+    host::own_file,
+};
 
 /// Memory without a name, by what the kernel knows it as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -177,9 +180,7 @@ pub(crate) fn check_child(about: &Adopted) -> io::Result<()> {
 
 /// Whether the process of this number is a child of this one.
 pub(crate) fn is_child(pid: u32) -> bool {
-    let own = std::process::id().to_string();
-    let stat = stat(pid).unwrap_or_default();
-    stat_fields(&stat).and_then(|mut fields| fields.nth(1)) == Some(&*own)
+    parent_of(pid) == Some(std::process::id())
 }
 
 fn boot() -> io::Result<String> {

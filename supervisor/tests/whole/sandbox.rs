@@ -82,6 +82,8 @@ fn code_in_a_worker_cannot_execute_open_trace_signal_or_make_a_ring() {
             ("pidfd_open", libc::SYS_pidfd_open, [supervisor, 0, 0, 0, 0, 0]),
             ("clone", libc::SYS_clone, [long(libc::SIGCHLD), 0, 0, 0, 0, 0]),
             ("netlink", libc::SYS_socket, [long(libc::AF_NETLINK), long(libc::SOCK_RAW), 0, 0, 0, 0]),
+            ("seqpacket", libc::SYS_socket, [long(libc::AF_UNIX), long(libc::SOCK_SEQPACKET), 0, 0, 0, 0]),
+            ("datagram", libc::SYS_socket, [long(libc::AF_UNIX), long(libc::SOCK_DGRAM), 0, 0, 0, 0]),
             ("mmap", libc::SYS_mmap, [0, 4096, executable, private, -1, 0]),
             ("io_uring_setup", libc::SYS_io_uring_setup, [1, 0, 0, 0, 0, 0]),
         ];
@@ -97,6 +99,71 @@ fn code_in_a_worker_cannot_execute_open_trace_signal_or_make_a_ring() {
     }
     ask(&mut client);
     assert_eq!(proxy.worker(), worker, "it was replaced");
+}
+
+/// Code in a worker connects to a unix socket by its path, and sends it something; how the first of these went.
+#[cfg(target_arch = "x86_64")]
+fn connected(worker: Process, path: &std::path::Path, text: &[u8]) -> Result<u64, nix::Error> {
+    use crate::harness::traced::Traced;
+    use libc::c_int;
+
+    let long = |number: c_int| i64::from(number);
+    let worker = Traced::stop(worker);
+    let kind = [long(libc::AF_UNIX), long(libc::SOCK_STREAM), 0, 0, 0, 0];
+    let socket = worker.call(libc::SYS_socket, kind).expect("a socket").cast_signed();
+    let mut address = (libc::AF_UNIX as u16).to_ne_bytes().to_vec();
+    address.extend(path.as_os_str().as_encoded_bytes());
+    address.push(0);
+    let length = address.len() as i64;
+    let connected = worker.call(libc::SYS_connect, [socket, worker.put(&address), length, 0, 0, 0]);
+    if connected.is_ok() {
+        // It may be refused by then.
+        let _ = worker.call(libc::SYS_write, [socket, worker.put(text), text.len() as i64, 0, 0, 0]);
+    }
+    connected
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn code_in_a_worker_can_ask_nothing_over_the_command_socket_whoever_it_runs_as() {
+    use crate::harness::{Need, machine};
+    use kakehi_ctl::{
+        limits,
+        order::{Envelope, Request},
+        wire,
+    };
+
+    let backend = Backend::respond(OK);
+    let stop =
+        wire::encode(&Envelope::new(1, Request::Stop { now: true }), limits::MAX_REQUEST_FRAME).unwrap();
+    // As the supervisor's own user.
+    let proxy = Config::to(&backend).start();
+    let path = proxy.folder().join("kakehi.sock");
+    let worker = proxy.worker();
+    // Where workers wait for another supervisor, they cannot connect at all: that takes a socket of a kind that they cannot make.
+    let adoption = proxy.folder().join("kakehi.sock.w0.0");
+    assert_eq!(connected(worker, &adoption, &[]), Err(nix::Error::EPROTOTYPE));
+    assert_eq!(connected(worker, &path, &stop), Ok(0));
+    wait::until("the alarm", || proxy.log().contains(&format!("pid {}, which is a worker", worker.0)));
+    assert!(proxy.ctl(&["status"]).status.success(), "{}", proxy.log());
+    ask(&mut proxy.client());
+    assert_eq!(proxy.worker(), worker);
+    // One that was taken over is known as well.
+    let mut proxy = proxy;
+    proxy.kill_supervisor();
+    proxy.start_again();
+    let alarms = || proxy.log().matches("ALARM").count();
+    let before = alarms();
+    assert_eq!(connected(worker, &path, &stop), Ok(0));
+    wait::until("the alarm", || alarms() > before);
+    assert!(proxy.ctl(&["status"]).status.success(), "{}", proxy.log());
+    // As another, it cannot even connect. Only root can make it another user.
+    if machine::has(Need::Root) {
+        let proxy = Config::to(&backend).root(r#"user = "nobody""#).start();
+        let path = proxy.folder().join("kakehi.sock");
+        assert_eq!(connected(proxy.worker(), &path, &stop), Err(nix::Error::EACCES));
+        ask(&mut proxy.client());
+    }
 }
 
 #[test]
