@@ -283,6 +283,38 @@ fn what_a_worker_hands_over_is_believed_where_it_is_what_the_supervisor_wrote_do
 }
 
 #[test]
+fn sockets_that_came_and_went_while_workers_ran_are_known_to_the_next_supervisor() {
+    let backend = Backend::respond(OK);
+    let mut proxy = Config::to(&backend).root("worker_count = 2").start();
+    let added = SocketAddr::from(([127, 0, 0, 1], free_port())).to_string();
+    let done = |proxy: &Proxy, arguments: &[&str]| {
+        let output = proxy.ctl(arguments);
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+    };
+    // Each step leaves workers with other sockets than they were started with.
+    for (count, step) in [
+        (2, &["listener", "add", &added, "protocol=http"][..]),
+        (1, &["workers", "scale", "1"]),
+        (3, &["workers", "scale", "3"]),
+        (3, &["upgrade"]),
+        (3, &["listener", "remove", &added]),
+    ] {
+        done(&proxy, step);
+        let pids = |proxy: &Proxy| {
+            let workers = proxy.ctl_json("workers");
+            workers.as_array().unwrap().iter().map(|it| it["pid"].as_u64().unwrap()).collect::<Vec<_>>()
+        };
+        wait::until("the end of those that leave", || pids(&proxy).len() == count);
+        let workers = pids(&proxy);
+        proxy.kill_supervisor();
+        proxy.start_again();
+        assert_eq!(pids(&proxy), workers, "{step:?}: {}", proxy.log());
+        assert!(!proxy.log().contains("cannot be taken over"), "{step:?}: {}", proxy.log());
+        (0..4).for_each(|_| ask(&mut proxy.client()));
+    }
+}
+
+#[test]
 fn an_upgrade_believes_a_worker_no_more_than_a_takeover_does() {
     let (backend, victim) = (Backend::respond(OK), Victim::new());
     type Made = fn(&Proxy, &Path, &[Process], &Victim) -> Lie;
