@@ -248,11 +248,7 @@ impl State {
             copy.backends.extend(backends.cloned());
             hand.clusters.insert(name.clone(), copy);
         }
-        for (address, marks) in &self.by_hand.certificates {
-            let present = |it: &Fingerprint| Some((*it, Arc::clone(self.certificate(*address, it)?)));
-            let certificates = marks.keys().filter_map(present).collect();
-            hand.certificates.insert(*address, certificates);
-        }
+        hand.certificates = self.certificates_by_hand();
         hand
     }
 

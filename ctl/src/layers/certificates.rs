@@ -6,11 +6,8 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 use super::{ByHand, InFile};
 use crate::{
     change::{Change, ChangeError},
-    state::{Certificate, Fingerprint, State},
+    state::{Certificate, Fingerprint, ListenerCertificates, State},
 };
-
-/// Certificates of a listener.
-type Certificates = BTreeMap<Fingerprint, Arc<Certificate>>;
 
 /// Whether two certificates of a listener are one entry, before and after it was renewed: they come from the same file.
 fn same_entry(one: &Certificate, other: &Certificate) -> bool {
@@ -29,7 +26,7 @@ fn with_content_of(said: &Certificate, content: &Certificate) -> Arc<Certificate
 
 /// What of `certificates` is the entry of the file that `base` or `present` was: itself, or what its file holds now.
 fn entry_in<'a>(
-    certificates: Option<&'a Certificates>,
+    certificates: Option<&'a ListenerCertificates>,
     fingerprint: &Fingerprint,
     base: &InFile<Arc<Certificate>>,
     present: Option<&Arc<Certificate>>,
@@ -100,6 +97,35 @@ impl State {
         }
         self.by_hand.tidy();
         Ok(())
+    }
+
+    /// The certificates that are here and of which something is by hand.
+    #[must_use]
+    pub fn certificates_by_hand(&self) -> BTreeMap<SocketAddr, ListenerCertificates> {
+        let of_listener = |(address, marks): (&SocketAddr, &BTreeMap<Fingerprint, _>)| {
+            let present = |it: &Fingerprint| Some((*it, Arc::clone(self.certificate(*address, it)?)));
+            (*address, marks.keys().filter_map(present).collect())
+        };
+        self.by_hand.certificates.iter().map(of_listener).collect()
+    }
+
+    /// Has what is by hand of certificates go on with what their files hold now, which were read again; `before`: as
+    /// [`State::certificates_by_hand`] was until then.
+    pub fn follow_files(&mut self, before: &BTreeMap<SocketAddr, ListenerCertificates>) {
+        for (address, before) in before {
+            let (Some(marks), Some(now)) =
+                (self.by_hand.certificates.get_mut(address), self.certificates.get(address))
+            else {
+                continue;
+            };
+            for (fingerprint, before) in before.iter().filter(|(it, _)| !now.contains_key(it)) {
+                let renewed = now.iter().find(|(_, it)| same_entry(it, before));
+                if let (Some((renewed, certificate)), Some(base)) = (renewed, marks.remove(fingerprint)) {
+                    let base = base.as_ref().map(|base| with_content_of(base, certificate));
+                    marks.entry(*renewed).or_insert(InFile::of(base));
+                }
+            }
+        }
     }
 
     /// As [`State::lay_by_hand_over`] for certificates, once those of the file have been read; those whose listener has no TLS any

@@ -324,6 +324,16 @@ fn what_was_said_of_a_certificate_by_hand_goes_with_its_file() {
         assert_eq!((served, state.by_hand.len()), (vec![n], 1));
         assert!(state.certificate(address(), &fingerprint(n)).unwrap().default);
     }
+    // Its file was renewed while nobody ran, and the state was saved before.
+    let mut saved = state.clone();
+    let before = saved.certificates_by_hand();
+    saved.certificates = BTreeMap::from([(address(), [(fingerprint(8), certificate(8, "a", true))].into())]);
+    saved.follow_files(&before);
+    saved.settle_by_hand();
+    assert_eq!(saved.by_hand.len(), 1);
+    let (saved, served) = reloaded(&saved, &[(8, "a")]);
+    assert_eq!((served, saved.by_hand.len()), (vec![8], 1));
+    assert!(saved.certificate(address(), &fingerprint(8)).unwrap().default);
     // One that was added by hand, and that the file has now as well, is served with what its file holds.
     let mut state = with_certificates(&[(4, "a")]);
     state.apply_as(&Whose::Hand, &[set(5, "b", false)]).unwrap();

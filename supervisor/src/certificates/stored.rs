@@ -29,6 +29,7 @@ impl Keeper {
         present: &State,
     ) -> Result<Vec<String>, Error> {
         let (mut wanted, mut others, mut left_out) = (Vec::new(), Vec::new(), 0);
+        let by_hand = state.certificates_by_hand();
         for (address, certificates) in std::mem::take(&mut state.certificates) {
             for (fingerprint, certificate) in certificates {
                 // What else is said of it counts for nothing: it is taken from the certificate.
@@ -60,6 +61,7 @@ impl Keeper {
         for (address, fingerprint, certificate) in others {
             state.certificates.entry(address).or_default().insert(fingerprint, certificate.into());
         }
+        state.follow_files(&by_hand);
         if left_out > 0 {
             warnings.push(format!(
                 "{left_out} certificates that came over the command socket are left out: their keys were not saved \

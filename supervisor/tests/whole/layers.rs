@@ -214,6 +214,47 @@ fn certificates_that_come_and_go_by_hand_stay_so_also_when_their_files_are_renew
 }
 
 #[test]
+fn certificates_by_hand_stay_so_when_their_files_are_renewed_while_nobody_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let (backend, pki) = (Backend::respond(OK), Pki::new());
+    let [first, gone, mine] = [&["a"], &["gone.test"], &["mine.test"]].map(|names| pki.issue(names));
+    let mut proxy = Config::https_to(&backend, &first)
+        .certificate(&gone, "")
+        .root(&format!("saved_state = \"{}\"", folder.path().join("state.json").display()))
+        .root("automatic_state_save = true")
+        .start();
+    let address = proxy.address().to_string();
+    let [certificate, key] = [&mine.certificate, &mine.key].map(|path| path.to_str().unwrap());
+    done(&proxy, &["certificate", "add", &address, "--certificate", certificate, "--key", key, "--default"]);
+    done(&proxy, &["certificate", "remove", &address, &gone.fingerprint()]);
+    // The one that was the default is not any more, where the file does not say so.
+    let there = |proxy: &Proxy| proxy.ctl_json("state")["certificates"][&address].clone();
+    let count = by_hand(&proxy);
+    proxy.terminate();
+    assert_eq!(proxy.wait(Duration::from_secs(10)).code(), Some(0));
+    let renewed = [&first, &gone, &mine].map(|old| {
+        let new = pki.issue(&[match old.fingerprint() {
+            it if it == first.fingerprint() => "a",
+            it if it == gone.fingerprint() => "gone.test",
+            _ => "mine.test",
+        }]);
+        let fingerprint = new.fingerprint();
+        fs::rename(&new.certificate, &old.certificate).unwrap();
+        fs::rename(&new.key, &old.key).unwrap();
+        fingerprint
+    });
+    proxy.start_again();
+    for _ in 0..2 {
+        let certificates = there(&proxy);
+        let [first, gone, mine] = renewed.each_ref().map(|it| &certificates[it]);
+        assert!(gone.is_null() && certificates.as_object().unwrap().len() == 2, "{certificates}");
+        assert_eq!((&first["default"], &mine["default"]), (&false.into(), &true.into()), "{certificates}");
+        assert_eq!(by_hand(&proxy), count);
+        done(&proxy, &["reload"]);
+    }
+}
+
+#[test]
 fn a_file_that_does_not_go_with_what_is_by_hand_is_refused_and_says_so() {
     let backend = Backend::respond(OK);
     let proxy = Config::to(&backend).another_listener().start();
