@@ -233,7 +233,12 @@ async fn serve_instead(
     supervisor.complete(count, BTreeMap::new(), init_system::activated(), !refused.is_empty()).await?;
     supervisor.record.begin(&supervisor.state, &supervisor.source.settings);
     supervisor.note_sockets(&[]);
-    let started = match supervisor.start().await {
+    let started = supervisor.start().await;
+    if !taken_over && !matches!(started, Ok(None)) {
+        // No worker is left.
+        supervisor.remove_records();
+    }
+    let started = match started {
         Err(failed @ Error::FirstStart { .. }) => {
             kakehi_engine::worker::check(&supervisor.state)?;
             return Err(failed);
