@@ -187,6 +187,18 @@ fn impostor(path: &Path, lie: Lie) -> mpsc::Receiver<String> {
     news
 }
 
+/// Waits until requests are answered whatever socket they come to: those of a worker that has ended close a little later, with what
+/// waited there.
+#[track_caller]
+fn until_answered(proxy: &Proxy) {
+    let answered = || {
+        let mut client = proxy.client();
+        client.send(GET);
+        client.try_response().is_ok_and(|response| response.status() == 200)
+    };
+    wait::until("every connection at other workers", || (0..20).all(|_| answered()));
+}
+
 /// The new supervisor has looked at the impostor, and has nothing to do with it.
 #[track_caller]
 fn expect_refused(mut proxy: Proxy, news: &mpsc::Receiver<String>, victim: &Victim, why: &str) {
@@ -196,7 +208,7 @@ fn expect_refused(mut proxy: Proxy, news: &mpsc::Receiver<String>, victim: &Vict
     // It is told to end, and nothing else: not what it serves.
     let order = news.recv_timeout(wait::SOON).unwrap();
     assert!(order.contains("stop"), "{order}");
-    ask(&mut proxy.client());
+    until_answered(&proxy);
     let workers = proxy.ctl_json("workers");
     assert_ne!(workers[0]["pid"].as_u64(), Some(u64::from(victim.process().0)));
     proxy.terminate();
@@ -252,9 +264,13 @@ fn sockets_that_the_worker_was_not_given_are_not_taken_from_it() {
         }),
     ];
     for (why, sockets) in lies {
-        let (mut proxy, worker, path) = orphaned(Config::to(&backend).another_listener());
+        let mut proxy = Config::to(&backend).another_listener().start();
+        let (worker, path) = (proxy.worker(), adoption_socket(&proxy));
+        // Only root may take descriptors from a process that is no child.
         let sockets = sockets(worker, proxy.address(), proxy.address_of(1));
-        let news = impostor(&path, Lie::with_sockets(worker, sockets, &victim));
+        let lie = Lie::with_sockets(worker, sockets, &victim);
+        proxy.kill_supervisor();
+        let news = impostor(&path, lie);
         proxy.start_again();
         expect_refused(proxy, &news, &victim, why);
         wait::until("the end of the worker", || !worker.runs());
@@ -264,10 +280,12 @@ fn sockets_that_the_worker_was_not_given_are_not_taken_from_it() {
 #[test]
 fn what_a_worker_hands_over_is_believed_where_it_is_what_the_supervisor_wrote_down() {
     let (backend, victim) = (Backend::respond(OK), Victim::new());
-    let (mut proxy, worker, path) = orphaned(Config::to(&backend));
-    let address = proxy.address();
+    let mut proxy = Config::to(&backend).start();
+    let (worker, path, address) = (proxy.worker(), adoption_socket(&proxy), proxy.address());
     let sockets = vec![(ListenerSocket { address, rank: 0 }, listening(worker, address))];
-    let news = impostor(&path, Lie::with_sockets(worker, sockets, &victim));
+    let lie = Lie::with_sockets(worker, sockets, &victim);
+    proxy.kill_supervisor();
+    let news = impostor(&path, lie);
     proxy.start_again();
     assert_eq!(news.recv_timeout(wait::SOON).as_deref(), Ok("a supervisor"));
     // That all others are refused is because of the lie.
@@ -279,7 +297,7 @@ fn what_a_worker_hands_over_is_believed_where_it_is_what_the_supervisor_wrote_do
     proxy.start_again();
     assert!(proxy.log().contains("which listening sockets it was given"), "{}", proxy.log());
     wait::until("the end of the worker", || !worker.runs());
-    ask(&mut proxy.client());
+    until_answered(&proxy);
 }
 
 #[test]
@@ -366,13 +384,7 @@ fn a_worker_that_stands_still_holds_no_start_up_and_is_replaced() {
     assert!(proxy.log().contains("cannot be taken over"), "{}", proxy.log());
     // It would keep the connections in its queues for ever.
     wait::until("its end", || !worker.runs());
-    // Its sockets close a little later, with what waited there.
-    let answered = || {
-        let mut client = proxy.client();
-        client.send(GET);
-        client.try_response().is_ok_and(|response| response.status() == 200)
-    };
-    wait::until("every connection at the other worker", || (0..20).all(|_| answered()));
+    until_answered(&proxy);
 }
 
 #[test]
