@@ -13,20 +13,24 @@
 //! |---|---|
 //! | [`turn`] | waiting, for whatever an operation needs, while everything else goes on |
 //! | [`orders`] | orders to workers, and the wait for their answers |
+//! | [`door`] | who may use the command socket |
 //! | [`question`], [`answers`] | what is asked; answers that are given at any moment |
 //! | [`events`] | what happens to workers |
 //! | [`due`] | what is due at some time: replacements, kills, the watchdog, certificates |
 //! | [`saving`] | the state on disk, after each change |
 //! | [`watchers`] | clients that are told what happens |
 //! | [`stop`] | a stop |
+//! | [`trial`] | a worker that only shows that it comes up |
 
 mod answers;
+pub(crate) mod door;
 mod due;
 mod events;
 pub(crate) mod orders;
 pub(crate) mod question;
 mod saving;
 mod stop;
+pub(crate) mod trial;
 pub(crate) mod turn;
 pub(crate) mod watchers;
 
@@ -55,8 +59,8 @@ use crate::{
         socket_record::SocketRecord,
         worker::Worker,
     },
-    host::{init_system, listeners::Sockets, signals::Signals},
-    supervisor::{question::Question, saving::Saving, watchers::Watchers},
+    host::{init_system, listeners::Sockets, pid_file::PidFile, signals::Signals},
+    supervisor::{door::Door, question::Question, saving::Saving, watchers::Watchers},
 };
 
 /// A larger text of the state is made anew each time: to keep it costs more than that.
@@ -107,11 +111,17 @@ pub(crate) struct Supervisor {
     pub(crate) operating: bool,
     /// Processes that are not workers and that operations wait for.
     pub(crate) helpers: Vec<u32>,
+    /// Workers that were on trial.
+    trials: u64,
     /// A SIGHUP came while something else was under way.
     pub(crate) reload_due: bool,
     /// Questions that wait until the operation that runs has ended.
     pub(crate) line: VecDeque<Question>,
     pub(crate) watchers: Watchers,
+    /// That of the command socket, once there is one.
+    pub(crate) door: Option<Door>,
+    /// Once it was written.
+    pub(crate) pid_file: Option<PidFile>,
     /// Files of certificates that were found not to be as they were.
     pub(crate) changed_files: Vec<certificates::Changed>,
     /// The state is about to be another: a process that started now would start from the one before.
@@ -172,9 +182,12 @@ impl Supervisor {
             started_up: false,
             operating: true,
             helpers: Vec::new(),
+            trials: 0,
             reload_due: false,
             line: VecDeque::new(),
             watchers: Watchers::default(),
+            door: None,
+            pid_file: None,
             changed_files: Vec::new(),
             launches_held: false,
             stopping: None,

@@ -24,7 +24,7 @@ keyed! {
         /// Unix socket on which `kakehictl` is answered.
         "command_socket" => command_socket: PathBuf = PathBuf::from("./kakehi.sock"), Socket, Yes, Restart;
         /// File that holds the supervisor's process id while it runs.
-        "pid_file_path" => pid_file_path: Option<PathBuf> = None, Path, Yes, Restart;
+        "pid_file_path" => pid_file_path: Option<PathBuf> = None, Path, Yes, Live;
         /// Number of workers. Without it: one per core that kakehi may use.
         "worker_count" => worker_count: Option<u16> = None, Integer(1, 1024), Yes, Placement;
         /// Cores of the workers, in their order, instead of those that `handle_process_affinity` picks; workers
@@ -96,7 +96,7 @@ keyed! {
         "ticket_key_rotation" => ticket_key_rotation_ms: u64 = limits::TICKET_KEY_ROTATION_MS, Seconds, Own, Live;
         /// Numbers of users that may use the command socket, besides root and the user that kakehi runs as. Without
         /// it only these may open it.
-        "command_allowed_uids" => command_allowed_uids: Vec<u32> = Vec::new(), Integers, Yes, Restart;
+        "command_allowed_uids" => command_allowed_uids: Vec<u32> = Vec::new(), Integers, Yes, Live;
         /// State file that is loaded at the start, if it is there. Where this file has changed since, only what is by hand counts of it.
         "saved_state" => saved_state: Option<PathBuf> = None, Path, Yes, Live;
         /// Save the state to `saved_state` after each change.

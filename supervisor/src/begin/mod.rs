@@ -174,9 +174,8 @@ async fn serve_instead(
     let signals = Signals::new().map_err(Error::Runtime)?;
     let (questions, asked) = channel(QUEUE);
     let roster = Roster::default();
-    let _command_file =
-        CommandSocket::open(&state.settings.command_socket, &state.settings.command_allowed_uids)?
-            .serve(questions, roster.clone());
+    let door = CommandSocket::open(&state.settings.command_socket, &state.settings.command_allowed_uids)?
+        .serve(questions, roster.clone());
     let Found { mut orphans, refused } = orphans(&state.settings.command_socket, &roster);
     let mut keeper = Keeper::new(vault_of(&mut orphans)?).map_err(Error::Runtime)?;
     // What the file says, where another state goes on. There may be much of it.
@@ -224,6 +223,9 @@ async fn serve_instead(
     let count = scale::worker_count(&state.settings);
     resources::raise_limits(count, state.settings.max_connections, state.listeners.len())?;
     let mut supervisor = Supervisor::new(state, source, keeper, signals, asked, roster);
+    supervisor.door = Some(door);
+    // They may have been changed by hand.
+    supervisor.admit_guests();
     let taken_over = !orphans.is_empty();
     supervisor.take_over(orphans)?;
     if !recorded {
@@ -249,7 +251,7 @@ async fn serve_instead(
     if let Some(end) = started {
         return Ok(end);
     }
-    let _pid_file = supervisor.write_pid_file().await?;
+    supervisor.write_pid_file().await?;
     supervisor.tell_ready();
     when_ready();
     supervisor.catch_up(in_file, to_be_read.unwrap_or_default(), count).await;

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     certificates::Keeper,
-    control::command::{self, CommandSocket, SocketFile},
+    control::command::{self, CommandSocket},
     estate::Estate,
     fleet::{
         adoption::{self, Found, Known, Trust},
@@ -26,7 +26,6 @@ use crate::{
     },
     host::{
         listeners::Sockets,
-        pid_file::PidFile,
         signals::{self, Signals},
     },
     supervisor::{End, QUEUE, Source, Supervisor, watchers},
@@ -67,8 +66,6 @@ pub(crate) fn resume(number: RawFd, file: &Path) -> ExitCode {
 /// A supervisor that has taken the place of the one before.
 struct Running {
     supervisor: Supervisor,
-    _command_file: SocketFile,
-    _pid_file: Option<PidFile>,
 }
 
 /// Goes on where the supervisor stopped that left `estate`, which was this very process.
@@ -127,15 +124,14 @@ async fn take_up(estate: &Estate, file: &Path) -> Result<Running, Error> {
     supervisor.start().await?;
     supervisor.dismiss(refused);
     supervisor.dismiss_children(left);
-    let pid_file = supervisor.write_pid_file().await?;
+    supervisor.write_pid_file().await?;
     // Last, as its file would be removed again if anything failed after it.
     let copy = estate.command_socket.try_clone().map_err(Error::Runtime)?;
-    let command_file =
-        CommandSocket::inherit(copy, command_socket, &will.state.settings.command_allowed_uids)?
-            .serve(questions, roster.clone());
+    let door = CommandSocket::inherit(copy, command_socket, &will.state.settings.command_allowed_uids)?;
+    supervisor.door = Some(door.serve(questions, roster.clone()));
     supervisor.tell_ready();
     supervisor.compact();
-    Ok(Running { supervisor, _command_file: command_file, _pid_file: pid_file })
+    Ok(Running { supervisor })
 }
 
 /// The workers of the program before, which this very process was. What it knew of them itself holds.

@@ -22,13 +22,12 @@ use crate::{
         socket_record::KnownSockets,
         worker::Worker,
     },
-    supervisor::Supervisor,
-    upgrade::program,
+    supervisor::{Supervisor, trial::TRIAL},
 };
 
 /// A worker that was only to show that it comes up is told to go.
 fn not_on_trial(orphan: &Orphan) -> bool {
-    let on_trial = orphan.about.id == program::TRIAL;
+    let on_trial = orphan.about.id == TRIAL;
     if on_trial {
         orphan.launched.handle.signal(nix::sys::signal::Signal::SIGKILL);
         orphan.launched.adoption.remove();

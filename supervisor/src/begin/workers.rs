@@ -107,14 +107,17 @@ impl Supervisor {
         Ok(None)
     }
 
-    pub(super) async fn write_pid_file(&mut self) -> Result<Option<PidFile>, Error> {
-        let Some(path) = &self.state.settings.pid_file_path else { return Ok(None) };
+    pub(super) async fn write_pid_file(&mut self) -> Result<(), Error> {
+        let Some(path) = &self.state.settings.pid_file_path else { return Ok(()) };
         match PidFile::write(path) {
-            Ok(file) => Ok(Some(file)),
+            Ok(file) => {
+                self.pid_file = Some(file);
+                Ok(())
+            }
             // Those that go on need no file.
             Err(error) if self.workers.iter().any(|worker| !worker.is_fresh()) => {
                 tracing::error!("{}", Error::PidFile(error));
-                Ok(None)
+                Ok(())
             }
             Err(error) => {
                 let fresh = self.workers.iter().filter(|worker| worker.is_fresh()).map(Worker::id).collect();

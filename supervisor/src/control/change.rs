@@ -5,7 +5,7 @@
 //! cannot fail any more. A worker that does not answer within `worker_timeout` vetoes nothing: it is replaced by one that starts
 //! with the change in it. No worker is started between the two steps.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::Path, time::Duration};
+use std::{collections::BTreeMap, io, net::SocketAddr, path::Path, time::Duration};
 
 use kakehi_ctl::{
     change::{Change, ChangeError},
@@ -89,6 +89,12 @@ pub(crate) enum Refused {
          that is wanted; nothing was changed"
     )]
     Empty(usize),
+    /// The pid file cannot be written.
+    #[error("`pid_file_path` cannot be written: {0}; nothing was changed")]
+    PidFile(io::Error),
+    /// A worker with the new settings does not come up.
+    #[error("a worker that starts with these settings does not come up: {0}; nothing was changed")]
+    Trial(String),
     /// A worker refused.
     #[error("{0}; nothing was changed")]
     Workers(String),
@@ -324,10 +330,17 @@ impl Supervisor {
             settings: by_hand,
             ..self.state.revision.clone()
         };
+        // Before the one that is there goes. Where the change is refused, it goes itself.
+        let (moves, pid_file) =
+            (self.pid_file_moves(&part.settings), self.write_pid_file_of(&part.settings).await?);
         let made = self.change_everywhere(changes, &part, revision, whose).await;
         changed.workers = made.inspect_err(|refused| {
             tracing::error!("a change by {by} was refused: {refused}");
         })?;
+        // Two paths may lead to one file, which stays.
+        if moves && (pid_file.is_some() || part.settings.pid_file_path.is_none()) {
+            self.pid_file = pid_file;
+        }
         for line in &changed.changes {
             tracing::info!("changed by {by}: {line}");
         }

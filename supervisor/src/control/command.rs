@@ -5,11 +5,10 @@
 //! [`IDLE_TIMEOUT`] at most. What is not understood is refused with the reason, and the connection closed. Who watches ([`watchers`]) may be idle, and may ask for other things meanwhile.
 
 use std::{
-    fs::{self, Permissions},
-    io,
+    fs, io,
     os::{
         fd::{AsFd as _, OwnedFd},
-        unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
+        unix::fs::{FileTypeExt as _, MetadataExt as _},
     },
     path::{Path, PathBuf},
     sync::Arc,
@@ -30,13 +29,14 @@ use rustix::{
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{UnixListener, UnixStream},
-    sync::{Semaphore, mpsc, oneshot},
+    sync::{Semaphore, mpsc, oneshot, watch},
     time::{Instant, timeout},
 };
 
 use crate::{
     fleet::roster::Roster,
     supervisor::{
+        door::{Door, SocketFile},
         question::{Asker, Question},
         watchers::{self, Told, Watch},
     },
@@ -101,22 +101,7 @@ pub(crate) struct CommandSocket {
     listener: UnixListener,
     file: SocketFile,
     /// Users that may use it besides root and our own. With any, every user may connect; others are refused then.
-    guests: Arc<[u32]>,
-}
-
-/// The name of the socket in the file system.
-pub(crate) struct SocketFile {
-    path: PathBuf,
-    /// Device and inode, so that a successor's file of the same name is left alone.
-    identity: Option<(u64, u64)>,
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if self.identity.is_some() && identity(&self.path) == self.identity {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
+    guests: Vec<u32>,
 }
 
 impl CommandSocket {
@@ -135,10 +120,9 @@ impl CommandSocket {
         let listener = UnixListener::bind(path);
         umask(before);
         let listener = listener.map_err(explain)?;
-        let mode = if guests.is_empty() { 0o600 } else { 0o666 };
-        fs::set_permissions(path, Permissions::from_mode(mode)).map_err(explain)?;
-        let file = SocketFile { path: path.to_owned(), identity: identity(path) };
-        Ok(CommandSocket { listener, file, guests: guests.into() })
+        let file = SocketFile::at(path);
+        file.open_to(guests).map_err(explain)?;
+        Ok(CommandSocket { listener, file, guests: guests.to_vec() })
     }
 
     /// The open socket that another supervisor left, whose file is at `path`.
@@ -150,21 +134,19 @@ impl CommandSocket {
         let listener = std::os::unix::net::UnixListener::from(socket);
         listener.set_nonblocking(true).map_err(explain)?;
         let listener = UnixListener::from_std(listener).map_err(explain)?;
-        let file = SocketFile { path: path.to_owned(), identity: identity(path) };
-        Ok(CommandSocket { listener, file, guests: guests.into() })
+        let file = SocketFile::at(path);
+        Ok(CommandSocket { listener, file, guests: guests.to_vec() })
     }
 
-    /// Accepts clients in the background; what they ask comes to `questions`. The returned value removes
+    /// Accepts clients in the background; what they ask comes to `questions`. The returned value says who may ask, and removes
     /// the file when it is dropped.
     ///
     /// The processes in `workers` have no business here.
-    pub(crate) fn serve(self, questions: mpsc::Sender<Question>, workers: Roster) -> SocketFile {
-        tokio::spawn(accept(
-            self.listener,
-            questions,
-            Admission { guests: self.guests, workers, alarmed: None },
-        ));
-        self.file
+    pub(crate) fn serve(self, questions: mpsc::Sender<Question>, workers: Roster) -> Door {
+        let (door, guests) = Door::new(self.file, self.guests);
+        let admission = Admission { guests, workers, alarmed: None };
+        tokio::spawn(accept(self.listener, questions, admission));
+        door
     }
 }
 
@@ -206,13 +188,9 @@ fn peer_pid(stream: &std::os::unix::net::UnixStream) -> String {
         .map_or_else(|_| "?".to_owned(), |peer| peer.pid().to_string())
 }
 
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    fs::symlink_metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
-}
-
 /// Who may ask.
 struct Admission {
-    guests: Arc<[u32]>,
+    guests: watch::Receiver<Vec<u32>>,
     workers: Roster,
     /// When it was last told that a worker has connected.
     alarmed: Option<Instant>,
@@ -260,8 +238,13 @@ async fn accept(listener: UnixListener, questions: mpsc::Sender<Question>, mut a
             }) {
                 Ok(place) => {
                     let (questions, command_socket) = (questions.clone(), Arc::clone(&command_socket));
+                    let (peer, shut_out) =
+                        (describe_peer(&stream), shut_out(guest(&stream), admission.guests.clone()));
                     tokio::spawn(async move {
-                        converse(stream, questions, &command_socket).await;
+                        tokio::select! {
+                            () = converse(stream, questions, &command_socket) => {}
+                            () = shut_out => tracing::warn!("{peer} may not use the command socket any more"),
+                        }
                         drop(place);
                     });
                 }
@@ -280,8 +263,22 @@ async fn accept(listener: UnixListener, questions: mpsc::Sender<Question>, mut a
 }
 
 /// Root, our own user, and guests. Whoever the kernel does not name is none of them.
-fn may_use(stream: &UnixStream, guests: &[u32]) -> bool {
-    is_privileged(stream) || stream.peer_cred().is_ok_and(|peer| guests.contains(&peer.uid()))
+fn may_use(stream: &UnixStream, guests: &watch::Receiver<Vec<u32>>) -> bool {
+    is_privileged(stream) || guest(stream).is_some_and(|uid| guests.borrow().contains(&uid))
+}
+
+/// The user, if it is neither root nor our own.
+fn guest(stream: &UnixStream) -> Option<u32> {
+    if is_privileged(stream) { None } else { stream.peer_cred().ok().map(|peer| peer.uid()) }
+}
+
+/// Ends when this user is none of the guests any more.
+async fn shut_out(guest: Option<u32>, mut guests: watch::Receiver<Vec<u32>>) {
+    let Some(uid) = guest else { return std::future::pending().await };
+    if guests.wait_for(|guests| !guests.contains(&uid)).await.is_err() {
+        // The supervisor ends, and tells whoever waits.
+        std::future::pending().await
+    }
 }
 
 fn is_privileged(stream: &UnixStream) -> bool {
@@ -371,7 +368,7 @@ impl Client {
 /// Answers one client until it leaves, falls silent or talks nonsense.
 async fn converse(stream: UnixStream, questions: mpsc::Sender<Question>, command_socket: &OwnedFd) {
     let peer = describe_peer(&stream);
-    let privileged = is_privileged(&stream);
+    let (guest, privileged) = (guest(&stream), is_privileged(&stream));
     let mut decoder = Decoder::new(limits::MAX_SMALL_REQUEST_FRAME);
     if privileged {
         decoder = decoder.or_large(limits::MAX_REQUEST_FRAME, LOAD_STATE);
@@ -424,7 +421,7 @@ async fn converse(stream: UnixStream, questions: mpsc::Sender<Question>, command
             _ => None,
         }
         .unzip();
-        let question = Question { request, peer: peer.clone(), privileged, answer, asker, watcher };
+        let question = Question { request, peer: peer.clone(), guest, privileged, answer, asker, watcher };
         if questions.send(question).await.is_err() || !client.answer(id, answered, begun).await {
             return;
         }
@@ -465,6 +462,8 @@ async fn reply(stream: &mut UnixStream, id: u64, response: Response) -> Result<(
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     fn path(folder: &tempfile::TempDir) -> PathBuf {

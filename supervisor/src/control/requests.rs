@@ -16,7 +16,12 @@ use crate::{
 impl Supervisor {
     /// Carries out what changes something, and says how it went.
     pub(crate) async fn carry_out_request(&mut self, question: Question) {
-        let Question { request, peer, privileged, asker, watcher, answer } = question;
+        // It may have been shut out while it waited; what asks only is answered at once.
+        if self.is_shut_out(&question) {
+            drop(self.answer_now(question));
+            return;
+        }
+        let Question { request, peer, guest, privileged, asker, watcher, answer } = question;
         let by = &peer;
         let concerns_state = request.is_change() && request.concerns_state();
         let response = match request {
@@ -26,6 +31,8 @@ impl Supervisor {
                 match outcome {
                     Ok(changed) if workers && !dry_run => match self.upgrade(None, by).await {
                         Ok(upgraded) => {
+                            // They may be on other cores.
+                            self.steer();
                             let with_new_workers = self.waiting_for_new_workers(&self.state.settings);
                             Response::Changed(Changed { workers: upgraded, with_new_workers, ..changed })
                         }
@@ -38,7 +45,11 @@ impl Supervisor {
                     outcome => respond(outcome),
                 }
             }
-            Request::UpgradeWorkers { worker } => outcomes(self.upgrade(worker, by).await),
+            Request::UpgradeWorkers { worker } => {
+                let outcome = self.upgrade(worker, by).await;
+                self.steer();
+                outcomes(outcome)
+            }
             Request::Scale { count } => outcomes(self.scale(count, by).await),
             Request::Rebalance => outcomes(self.rebalance(by).await),
             Request::Pin { worker, core } => outcomes(self.pin(worker, core, by).await),
@@ -74,7 +85,7 @@ impl Supervisor {
             }
             // It needs no turn.
             request => {
-                let question = Question { request, peer, privileged, asker, watcher, answer };
+                let question = Question { request, peer, guest, privileged, asker, watcher, answer };
                 if let Some(Question { answer, .. }) = self.answer_now(question) {
                     let reason = "this program does not do that".to_owned();
                     let _ = answer.send(Response::Refused { reason });

@@ -9,10 +9,10 @@ use std::{collections::BTreeSet, path::Path};
 use crate::{
     control::change::{Manner, Refused},
     fleet::worker::Worker,
-    host::{listeners::Sockets, resources},
+    host::{listeners::Sockets, pid_file::PidFile, resources},
     logging,
     placement::scale,
-    supervisor::Supervisor,
+    supervisor::{Supervisor, trial},
     worker_main,
 };
 use kakehi_ctl::{
@@ -69,6 +69,13 @@ impl Supervisor {
         let to_check = Settings::clone(&settings);
         // Users may be looked up over the network.
         self.serve_beside(move || check(&to_check)).await?.map_err(Refused::Wrong)?;
+        // What a new process needs shows when one starts: with them accepted, every one that replaces another could fail.
+        if !self.state.settings.differing(&settings, Effect::Workers).is_empty() {
+            self.try_worker(&settings, None).await.map_err(|failed| match failed {
+                trial::Failed::Stopping => Refused::Stopping,
+                trial::Failed::NotReady(reason) => Refused::Trial(reason),
+            })?;
+        }
         Ok(Some(Change::SetSettings { settings }))
     }
 
@@ -102,7 +109,25 @@ impl Supervisor {
         if before.steering != settings.steering {
             self.steer();
         }
+        self.admit_guests();
         self.take_ticket_key_rotation().await;
+    }
+
+    /// Writes the pid file that these settings name, if it is another than the one that is there.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(super) async fn write_pid_file_of(&mut self, wanted: &Settings) -> Result<Option<PidFile>, Refused> {
+        let path = wanted.pid_file_path.clone().filter(|_| self.pid_file_moves(wanted));
+        let Some(path) = path else { return Ok(None) };
+        let present = self.pid_file.as_ref().and_then(PidFile::place);
+        let written = self.serve_beside(move || PidFile::write_beside(present, &path)).await?;
+        written.map_err(Refused::PidFile)
+    }
+
+    /// Whether these settings name another pid file, or none.
+    pub(super) fn pid_file_moves(&self, wanted: &Settings) -> bool {
+        wanted.pid_file_path != self.state.settings.pid_file_path
     }
 
     /// Has workers that were taken over, and may have started with other settings, take over what they can.

@@ -172,6 +172,7 @@ impl Worker {
     /// When the kernel refuses.
     pub(crate) fn launch(&mut self, provisions: &Provisions, attendance: &Attendance) -> io::Result<()> {
         let number = self.launches.saturating_add(1);
+        self.core = self.core_to_come();
         let start = self.start(provisions);
         self.process = Some(Process::start(&start, number, &self.block, None, attendance)?);
         self.launched_with = Some(self.settings.clone());
@@ -305,10 +306,17 @@ impl Worker {
         self.leaving.push(Leaving { process, counters: block.counters, kill_at });
     }
 
+    /// The core of the next process: that of the present one, unless `handle_process_affinity` has changed since that started.
+    fn core_to_come(&self) -> Option<usize> {
+        let pinned = |settings: &Settings| settings.pin_workers;
+        let stays = self.launched_with.as_ref().is_none_or(|it| pinned(it) == pinned(&self.settings));
+        if stays { self.core } else { cores::of_worker(&self.settings, self.id) }
+    }
+
     fn start<'a>(&'a self, provisions: &'a Provisions) -> Start<'a> {
         Start {
             id: self.id,
-            core: self.core,
+            core: self.core_to_come(),
             provisions,
             sockets: &self.sockets,
             command_socket: &self.settings.command_socket,
@@ -390,6 +398,7 @@ impl Worker {
     fn take_place(&mut self) {
         let Some((process, block)) = self.coming.take() else { return };
         let before = self.process.replace(process);
+        self.core = self.core_to_come();
         self.launched_with = Some(self.settings.clone());
         let counters = std::mem::replace(&mut self.block, block).counters;
         self.state = WorkerState::Running;

@@ -6,6 +6,7 @@
 
 use std::{fs, io, num::NonZeroUsize, path::Path};
 
+use kakehi_ctl::state::Settings;
 use rustix::{
     io::Errno,
     process::Pid,
@@ -17,6 +18,15 @@ pub(crate) fn allowed() -> Vec<usize> {
     let Ok(mask) = sched_getaffinity(None) else { return vec![0] };
     let cores: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|core| mask.is_set(*core)).collect();
     if cores.is_empty() { vec![0] } else { cores }
+}
+
+/// The core of worker `id`, where workers are pinned.
+pub(crate) fn of_worker(settings: &Settings, id: u32) -> Option<usize> {
+    if let Some(core) = settings.worker_cores.get(id as usize) {
+        return Some(usize::from(*core));
+    }
+    let allowed = allowed();
+    settings.pin_workers.then(|| allowed[id as usize % allowed.len()])
 }
 
 /// The core that a process is tied to, if it is to one alone.

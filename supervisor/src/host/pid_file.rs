@@ -1,6 +1,7 @@
 //! The pid file: written when kakehi is ready, removed when it stops.
 
 use std::{
+    ffi::OsString,
     fs, io,
     path::{Path, PathBuf},
     process,
@@ -14,6 +15,18 @@ const MODE: u32 = 0o644;
 /// A pid file of ours; removed when dropped, unless somebody else has written theirs over it.
 pub(crate) struct PidFile {
     path: PathBuf,
+    place: Option<Place>,
+}
+
+/// A folder without links in its path, and a name in it: two paths of one file have one place.
+#[derive(Clone, PartialEq)]
+pub(crate) struct Place(PathBuf, OsString);
+
+impl Place {
+    fn of(path: &Path) -> Option<Place> {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Some(Place(fs::canonicalize(folder).ok()?, path.file_name()?.to_owned()))
+    }
 }
 
 impl PidFile {
@@ -24,7 +37,22 @@ impl PidFile {
     /// Those of the file system.
     pub(crate) fn write(path: &Path) -> io::Result<Self> {
         store::write_unsynced(path, content().as_bytes(), MODE)?;
-        Ok(PidFile { path: path.to_owned() })
+        Ok(PidFile { path: path.to_owned(), place: Place::of(path) })
+    }
+
+    /// As [`PidFile::write`], unless `path` leads to the one that is there already.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub(crate) fn write_beside(present: Option<Place>, path: &Path) -> io::Result<Option<Self>> {
+        match present {
+            Some(present) if Place::of(path).as_ref() == Some(&present) => Ok(None),
+            _ => PidFile::write(path).map(Some),
+        }
+    }
+
+    pub(crate) fn place(&self) -> Option<Place> {
+        self.place.clone()
     }
 }
 
@@ -59,6 +87,21 @@ mod tests {
         drop(file);
         assert!(path.exists());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn two_paths_of_one_file_are_one_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let (real, link) = (folder.path().join("real"), folder.path().join("link"));
+        fs::create_dir(&real).unwrap();
+        symlink(&real, &link).unwrap();
+        let file = PidFile::write(&real.join("kakehi.pid")).unwrap();
+        assert!(PidFile::write_beside(file.place(), &link.join("kakehi.pid")).unwrap().is_none());
+        let other = PidFile::write_beside(file.place(), &link.join("other.pid")).unwrap().unwrap();
+        drop(file);
+        assert!(!real.join("kakehi.pid").exists() && real.join("other.pid").exists());
+        drop(other);
+        assert!(!real.join("other.pid").exists());
     }
 
     #[test]

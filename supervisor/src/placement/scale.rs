@@ -116,12 +116,7 @@ impl Supervisor {
 
     /// The core of worker `id`, where workers are pinned.
     pub(crate) fn core_of(&self, id: u32) -> Option<usize> {
-        let settings = &self.state.settings;
-        if let Some(core) = settings.worker_cores.get(id as usize) {
-            return Some(usize::from(*core));
-        }
-        let allowed = cores::allowed();
-        settings.pin_workers.then(|| allowed[id as usize % allowed.len()])
+        cores::of_worker(&self.state.settings, id)
     }
 
     /// The rank of the next socket of an address.

@@ -24,7 +24,12 @@ const MEASURED: Duration = Duration::from_millis(500);
 impl Supervisor {
     /// Answers what can be answered at any moment; gives back what must wait for its turn.
     pub(crate) fn answer_now(&mut self, question: Question) -> Option<Question> {
-        let Question { request, peer, privileged, asker, watcher, answer } = question;
+        if self.is_shut_out(&question) {
+            let reason = "this user may not use the command socket any more".to_owned();
+            let _ = question.answer.send(Response::Refused { reason });
+            return None;
+        }
+        let Question { request, peer, guest, privileged, asker, watcher, answer } = question;
         let response = match request {
             Request::Hello(_) => Response::Hello(Hello::new(&[WATCH])),
             Request::Watch { .. } => match watcher.map(|watcher| self.watchers.add(watcher)) {
@@ -54,7 +59,7 @@ impl Supervisor {
                 }
                 Response::Stopping
             }
-            request => return Some(Question { request, peer, privileged, asker, watcher, answer }),
+            request => return Some(Question { request, peer, guest, privileged, asker, watcher, answer }),
         };
         // Whoever asked may have left; that is nobody's loss.
         let _ = answer.send(response);

@@ -16,6 +16,8 @@ pub(crate) struct Question {
     pub(crate) request: Request,
     /// By whom: user and process, as the kernel knows them (`SO_PEERCRED`).
     pub(crate) peer: String,
+    /// Which user, if it is neither root nor our own.
+    pub(crate) guest: Option<u32>,
     /// It is root or our own user.
     pub(crate) privileged: bool,
     /// Where the answer goes.

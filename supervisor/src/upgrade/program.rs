@@ -13,38 +13,25 @@ use std::{
     os::{fd::RawFd, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    rc::Rc,
     time::Duration,
 };
 
 use command_fds::{CommandFdExt as _, FdMapping};
-use kakehi_ctl::{
-    limits,
-    order::{Ending, Report, Response, WorkerState},
-    state::State,
-};
+use kakehi_ctl::order::{Ending, Response, WorkerState};
 use nix::sys::signal::Signal;
 use tokio::time::Instant;
 
 use crate::{
     estate::{Estate, Will, memory_with},
-    fleet::{
-        attend::What,
-        handle::Handle,
-        launch::{Provisions, Start},
-        process::{Block, Process, reason_of_end},
-        worker::Worker,
-    },
-    host::{listeners::Sockets, signals},
-    supervisor::{Supervisor, question::Asker, turn::Happened},
+    fleet::{handle::Handle, worker::Worker},
+    host::signals,
+    supervisor::{Supervisor, question::Asker, trial, turn::Happened},
 };
 
 /// The new program may take so long to check the state.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(30);
 /// Of what the new program says when it refuses, so much is passed on (bytes).
 const MAX_COMPLAINT: u64 = 1024;
-/// The number of the worker by which a new program is tried.
-pub(crate) const TRIAL: u32 = u32::MAX;
 /// What has come is heard within this time.
 const TIME_TO_HEAR: Duration = Duration::from_millis(20);
 /// Turns that the tasks of clients get to write that they are turned away: each needs one.
@@ -129,7 +116,11 @@ impl Supervisor {
         let tried = match self.try_check(&program).await {
             Ok(()) => {
                 self.tell_step("upgrade", "it accepts what is running", (0, 0));
-                self.try_worker(&program).await
+                let settings = self.state.settings.clone();
+                self.try_worker(&settings, Some(&program)).await.map_err(|failed| match failed {
+                    trial::Failed::Stopping => Refused::Stopping,
+                    trial::Failed::NotReady(reason) => Refused::Worker { program: program.clone(), reason },
+                })
             }
             refused => refused,
         };
@@ -246,59 +237,6 @@ impl Supervisor {
         let read = output.rewind().and_then(|()| output.take(MAX_COMPLAINT).read_to_string(&mut complaint));
         let said = complaint.lines().rfind(|line| !line.trim().is_empty()).filter(|_| read.is_ok());
         Err(refused(said.map_or_else(|| ended.to_string(), str::to_owned)))
-    }
-
-    /// Has a worker of the new program come up, without listeners, and go again.
-    async fn try_worker(&mut self, program: &Path) -> Result<(), Refused> {
-        let state = State { settings: self.state.settings.clone(), ..State::default() };
-        let text = serde_json::to_vec(&state).map_err(io::Error::from)?;
-        let provisions = Provisions { state: text.into(), vault: Rc::clone(self.certificates.vault()) };
-        let (counters, ended) = (Block::new(TRIAL)?, Block::new(TRIAL)?);
-        let start = Start {
-            id: TRIAL,
-            core: None,
-            provisions: &provisions,
-            sockets: &Sockets::new(),
-            command_socket: &self.state.settings.command_socket,
-            ended: &ended,
-            program: Some(program),
-            settings: &self.state.settings,
-        };
-        let refused = |reason: String| Refused::Worker { program: program.to_owned(), reason };
-        let mut process = Process::start(&start, 1, &counters, None, &self.attendance)
-            .map_err(|error| refused(error.to_string()))?;
-        self.helpers.push(process.pid);
-        let patience = Duration::from_millis(limits::WORKER_READY_TIMEOUT_MS);
-        let mut outcome = Err(refused(format!("it was not ready within {} s", patience.as_secs())));
-        let deadline = Instant::now() + patience;
-        loop {
-            let event = match self.turn(Some(deadline)).await {
-                Happened::Event(event) if event.worker == TRIAL => event,
-                Happened::Event(event) => {
-                    self.on_event(event);
-                    continue;
-                }
-                Happened::Late => {
-                    process.kill();
-                    return outcome;
-                }
-                Happened::Other if self.is_stopping() => {
-                    process.kill();
-                    return Err(Refused::Stopping);
-                }
-                Happened::Other => continue,
-            };
-            match event.what {
-                What::Reported(_, Report::Ready { .. }) => {
-                    outcome = Ok(());
-                    process.kill();
-                }
-                What::Reported(_, Report::Failed { reason }) => process.last_words = Some(reason),
-                What::Ended(_) if outcome.is_ok() => return outcome,
-                What::Ended(status) => return Err(refused(reason_of_end(process.last_words, status))),
-                What::Reported(..) | What::Deaf(_) | What::Mute(_) => {}
-            }
-        }
     }
 
     /// Tells those whose questions wait that they are not heard: the program that comes does not know of them.
