@@ -133,6 +133,10 @@ pub const MAX_FRAME: usize = 64 << 20;
 pub const MAX_REQUEST_FRAME: usize = 64 << 20;
 /// Largest frame of any other request.
 pub const MAX_SMALL_REQUEST_FRAME: usize = 1 << 20;
+/// While what a client has asked for takes time, it gets a sign of life so often (ms).
+pub const WORKING_INTERVAL_MS: u64 = 1_000;
+/// A client that gets no sign of life for so long gives up (ms).
+pub const CLIENT_SILENCE_MS: u64 = 30_000;
 /// A worker that is not ready this long after its start is stopped, and the start fails.
 pub const WORKER_READY_TIMEOUT_MS: u64 = 10_000;
 /// A worker that answers no ping for so long is killed and replaced (`worker_liveness`; 0 = never).

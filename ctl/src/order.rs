@@ -71,6 +71,8 @@ pub struct Hello {
 
 /// A supervisor that can do this knows [`Request::Watch`].
 pub const WATCH: &str = "watch";
+/// A client that can do this knows [`Response::Working`]; a supervisor sends it while what was asked takes time.
+pub const WORKING: &str = "working";
 
 impl Hello {
     /// That of this program.
@@ -259,6 +261,9 @@ impl Request {
 pub enum Response {
     /// To [`Request::Hello`].
     Hello(Hello),
+    /// The answer is not there yet: a sign of life every [`limits::WORKING_INTERVAL_MS`](crate::limits::WORKING_INTERVAL_MS),
+    /// for clients that know it ([`WORKING`]).
+    Working,
     /// To [`Request::Watch`]: events follow.
     Watching,
     /// To [`Request::Watch`]: something has happened.

@@ -47,14 +47,17 @@ pub(crate) fn compacted<T: Send + Sync>(value: T, copy: fn(&T) -> T) -> T {
     if cfg!(not(target_env = "gnu")) {
         return value;
     }
-    let copy = std::thread::scope(|scope| scope.spawn(|| copy(&value)).join());
+    let copy = std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, || copy(&value));
+        // Where there can be no other thread now, it stays as it is.
+        thread.ok()?.join().ok()
+    });
     let compacted = match copy {
-        Ok(copy) => {
+        Some(copy) => {
             drop(value);
             copy
         }
-        // It cannot fail but by a panic, which ends the program.
-        Err(_) => value,
+        None => value,
     };
     give_memory_back();
     compacted

@@ -21,7 +21,7 @@ keyed! {
     /// What applies to the whole process.
     pub struct Settings;
     own {
-        /// Unix socket on which `kakehictl` is answered.
+        /// Unix socket on which `kakehictl` is answered. The next supervisor finds what this one leaves by its path.
         "command_socket" => command_socket: PathBuf = PathBuf::from("./kakehi.sock"), Socket, Yes, Restart;
         /// File that holds the supervisor's process id while it runs.
         "pid_file_path" => pid_file_path: Option<PathBuf> = None, Path, Yes, Live;

@@ -9,7 +9,10 @@ use std::{
 
 use kakehi_ctl::{order::Response, state::State};
 use kakehi_engine::tls::Vault;
-use tokio::sync::{mpsc::channel, oneshot};
+use tokio::sync::{
+    mpsc::{Sender, channel},
+    oneshot,
+};
 
 use super::{
     Error, exit_code, runtime,
@@ -28,7 +31,7 @@ use crate::{
         listeners::Sockets,
         signals::{self, Signals},
     },
-    supervisor::{End, QUEUE, Source, Supervisor, watchers},
+    supervisor::{End, QUEUE, Source, Supervisor, question::Question, watchers},
 };
 
 /// The whole program `kakehi start --resume`: goes on where the supervisor stopped that this process was.
@@ -66,6 +69,7 @@ pub(crate) fn resume(number: RawFd, file: &Path) -> ExitCode {
 /// A supervisor that has taken the place of the one before.
 struct Running {
     supervisor: Supervisor,
+    questions: Sender<Question>,
 }
 
 /// Goes on where the supervisor stopped that left `estate`, which was this very process.
@@ -128,10 +132,14 @@ async fn take_up(estate: &Estate, file: &Path) -> Result<Running, Error> {
     // Last, as its file would be removed again if anything failed after it.
     let copy = estate.command_socket.try_clone().map_err(Error::Runtime)?;
     let door = CommandSocket::inherit(copy, command_socket, &will.state.settings.command_allowed_uids)?;
+<<<<<<< HEAD
     supervisor.door = Some(door.serve(questions, roster.clone()));
+=======
+    supervisor.door = Some(door.serve(questions.clone()));
+>>>>>>> f2bc372 (kakehictl waits as long as kakehi gives signs of life; tests of trials, of live settings, and of how long a change takes)
     supervisor.tell_ready();
     supervisor.compact();
-    Ok(Running { supervisor })
+    Ok(Running { supervisor, questions })
 }
 
 /// The workers of the program before, which this very process was. What it knew of them itself holds.
@@ -150,7 +158,10 @@ impl Running {
             let (watcher, watch) = watchers::watch(id, topics, false);
             self.supervisor.watchers.add(watcher).ok().map(|()| watch)
         });
-        if let Err(error) = command::see_out(estate.client.try_clone(), estate.will.request, watch, answered)
+        let told = (watch, estate.will.knows_signs);
+        let questions = self.questions.clone();
+        if let Err(error) =
+            command::see_out(estate.client.try_clone(), estate.will.request, told, answered, questions)
         {
             tracing::warn!("whoever asked for the upgrade cannot be told how it went: {error}");
         }

@@ -18,7 +18,7 @@ use std::{
 use kakehi_ctl::{
     event::Event,
     limits,
-    order::{Ending, Envelope, Request, Response},
+    order::{Ending, Envelope, Hello, Request, Response, WORKING},
     wire::{self, Decoder, WireError},
 };
 use rustix::{
@@ -30,7 +30,11 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{UnixListener, UnixStream},
     sync::{Semaphore, mpsc, oneshot, watch},
+<<<<<<< HEAD
     time::{Instant, timeout},
+=======
+    time::{Instant, sleep_until, timeout},
+>>>>>>> f2bc372 (kakehictl waits as long as kakehi gives signs of life; tests of trials, of live settings, and of how long a change takes)
 };
 
 use crate::{
@@ -50,8 +54,13 @@ const KEPT_PLACES: usize = 8;
 const LOAD_STATE: &str = "\"load_state\"";
 /// How long a client may say nothing, or not take its answer.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+<<<<<<< HEAD
 /// Pause between two lines of the log that say the same of a worker.
 const ALARM_PAUSE: Duration = Duration::from_secs(1);
+=======
+/// How often a client gets a sign of life while it waits for an answer.
+const WORKING_INTERVAL: Duration = Duration::from_millis(limits::WORKING_INTERVAL_MS);
+>>>>>>> f2bc372 (kakehictl waits as long as kakehi gives signs of life; tests of trials, of live settings, and of how long a change takes)
 /// Pause after a failed accept (no descriptor left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -293,10 +302,47 @@ fn describe_peer(stream: &UnixStream) -> String {
     }
 }
 
-/// What one client is told: answers, and events if it watches.
+/// Who asks, and what is asked for it.
+#[derive(Clone)]
+struct Peer {
+    /// User and process.
+    name: String,
+    guest: Option<u32>,
+    privileged: bool,
+    questions: mpsc::Sender<Question>,
+}
+
+impl Peer {
+    fn of(stream: &UnixStream, questions: mpsc::Sender<Question>) -> Peer {
+        let (guest, privileged) = (guest(stream), is_privileged(stream));
+        Peer { name: describe_peer(stream), guest, privileged, questions }
+    }
+
+    fn question(&self, request: Request) -> (Question, oneshot::Receiver<Response>) {
+        let (answer, answered) = oneshot::channel();
+        let Peer { name, guest, privileged, .. } = self.clone();
+        let question =
+            Question { request, peer: name, guest, privileged, answer, asker: None, watcher: None };
+        (question, answered)
+    }
+
+    /// Ends when the supervisor's loop has taken a turn at `due` or later: that this task runs says nothing of it.
+    async fn sign_of_life(&self, due: Option<Instant>) {
+        let Some(due) = due else { return std::future::pending().await };
+        sleep_until(due).await;
+        let (question, answered) = self.question(Request::Hello(Hello::new(&[])));
+        let is_answered = self.questions.send(question).await.is_ok() && answered.await.is_ok();
+        if !is_answered {
+            std::future::pending().await
+        }
+    }
+}
+
+/// What one client is told: answers, events if it watches, and signs of life if it knows them.
 struct Client {
     stream: UnixStream,
     watch: Option<Watch>,
+    knows_signs: bool,
 }
 
 /// What happens while a client is waited for.
@@ -338,25 +384,44 @@ impl Client {
         reply(&mut self.stream, id, response).await.is_ok()
     }
 
-    /// Waits for the answer of this number, tells what happens meanwhile, and writes it. Whether the client is there. With the
-    /// answer that it watches, `begun` is its watch.
+    /// Waits for the answer of this number to `peer`, tells what happens meanwhile, and writes it. Whether the client is there. With
+    /// the answer that it watches, `begun` is its watch.
     async fn answer(
         &mut self,
         id: u64,
         mut answered: oneshot::Receiver<Response>,
         begun: Option<Watch>,
+        peer: &Peer,
     ) -> bool {
+        let next_sign = || Instant::now() + WORKING_INTERVAL;
+        let mut sign_due = self.knows_signs.then(next_sign);
+        // One that has left keeps its place until what it has asked for is done: what waits is as much as there are places.
+        let mut is_there = true;
         let response = loop {
-            match Client::news(&mut self.watch, &mut answered).await {
-                News::Told(told) => {
-                    if !self.tell(told).await {
-                        return false;
-                    }
+            let waited = async {
+                tokio::select! {
+                    biased;
+                    answered = &mut answered => Some(answered),
+                    () = peer.sign_of_life(sign_due) => None,
                 }
-                News::Other(Ok(response)) => break response,
-                News::Other(Err(_)) => return false,
+            };
+            match Client::news(&mut self.watch, waited).await {
+                News::Told(told) => is_there = self.tell(told).await,
+                News::Other(None) => {
+                    let told = timeout(IDLE_TIMEOUT, reply(&mut self.stream, id, Response::Working)).await;
+                    is_there = matches!(told, Ok(Ok(())));
+                    sign_due = Some(next_sign());
+                }
+                News::Other(Some(Ok(response))) => break response,
+                News::Other(Some(Err(_))) => return false,
+            }
+            if !is_there {
+                (self.watch, sign_due) = (None, None);
             }
         };
+        if !is_there {
+            return false;
+        }
         if response == Response::Watching {
             // One that it had already ends.
             self.watch = begun;
@@ -367,13 +432,12 @@ impl Client {
 
 /// Answers one client until it leaves, falls silent or talks nonsense.
 async fn converse(stream: UnixStream, questions: mpsc::Sender<Question>, command_socket: &OwnedFd) {
-    let peer = describe_peer(&stream);
-    let (guest, privileged) = (guest(&stream), is_privileged(&stream));
+    let peer = Peer::of(&stream, questions);
     let mut decoder = Decoder::new(limits::MAX_SMALL_REQUEST_FRAME);
-    if privileged {
+    if peer.privileged {
         decoder = decoder.or_large(limits::MAX_REQUEST_FRAME, LOAD_STATE);
     }
-    let mut client = Client { stream, watch: None };
+    let mut client = Client { stream, watch: None, knows_signs: false };
     let mut bytes = vec![0; 8192];
     loop {
         let Envelope { id, body: request, .. } = match decoder.next::<Request>() {
@@ -411,20 +475,25 @@ async fn converse(stream: UnixStream, questions: mpsc::Sender<Question>, command
                 return;
             }
         };
-        let (answer, answered) = oneshot::channel();
         let asker = match request {
             Request::Upgrade => asker(id, &client, command_socket).ok(),
             _ => None,
         };
         let (watcher, begun) = match &request {
-            Request::Watch { topics } => Some(watchers::watch(id, topics.clone(), !privileged)),
+            Request::Watch { topics } => Some(watchers::watch(id, topics.clone(), !peer.privileged)),
             _ => None,
         }
         .unzip();
-        let question = Question { request, peer: peer.clone(), guest, privileged, answer, asker, watcher };
-        if questions.send(question).await.is_err() || !client.answer(id, answered, begun).await {
+        let knows_signs = match &request {
+            Request::Hello(hello) => hello.can(WORKING),
+            _ => client.knows_signs,
+        };
+        let (question, answered) = peer.question(request);
+        let question = Question { asker, watcher, ..question };
+        if peer.questions.send(question).await.is_err() || !client.answer(id, answered, begun, &peer).await {
             return;
         }
+        client.knows_signs = knows_signs;
     }
 }
 
@@ -435,20 +504,24 @@ async fn converse(stream: UnixStream, questions: mpsc::Sender<Question>, command
 pub(crate) fn see_out(
     connection: io::Result<OwnedFd>,
     request: u64,
-    watch: Option<Watch>,
+    (watch, knows_signs): (Option<Watch>, bool),
     answered: oneshot::Receiver<Response>,
+    questions: mpsc::Sender<Question>,
 ) -> io::Result<()> {
     let stream = std::os::unix::net::UnixStream::from(connection?);
     stream.set_nonblocking(true)?;
-    let mut client = Client { stream: UnixStream::from_std(stream)?, watch };
-    tokio::spawn(async move { client.answer(request, answered, None).await });
+    let stream = UnixStream::from_std(stream)?;
+    let peer = Peer::of(&stream, questions);
+    let mut client = Client { stream, watch, knows_signs };
+    tokio::spawn(async move { client.answer(request, answered, None, &peer).await });
     Ok(())
 }
 
 fn asker(request: u64, client: &Client, command_socket: &OwnedFd) -> io::Result<Asker> {
     let connection = client.stream.as_fd().try_clone_to_owned()?;
     let watch = client.watch.as_ref().map(|it| (it.id, it.topics.clone(), Arc::clone(&it.end)));
-    Ok(Asker { request, watch, connection, command_socket: command_socket.try_clone()? })
+    let knows_signs = client.knows_signs;
+    Ok(Asker { request, watch, knows_signs, connection, command_socket: command_socket.try_clone()? })
 }
 
 async fn refuse(stream: &mut UnixStream, id: u64, reason: String) -> Result<(), WireError> {

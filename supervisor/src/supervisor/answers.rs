@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kakehi_ctl::order::{Hello, Phase, Request, Response, Status, Topology, WATCH, WorkerInfo};
+use kakehi_ctl::order::{Hello, Phase, Request, Response, Status, Topology, WATCH, WORKING, WorkerInfo};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -31,7 +31,7 @@ impl Supervisor {
         }
         let Question { request, peer, guest, privileged, asker, watcher, answer } = question;
         let response = match request {
-            Request::Hello(_) => Response::Hello(Hello::new(&[WATCH])),
+            Request::Hello(_) => Response::Hello(Hello::new(&[WATCH, WORKING])),
             Request::Watch { .. } => match watcher.map(|watcher| self.watchers.add(watcher)) {
                 Some(Ok(())) => Response::Watching,
                 Some(Err(reason)) => Response::Refused { reason },

@@ -34,6 +34,8 @@ pub(crate) struct Asker {
     pub(crate) request: u64,
     /// The watch that it has begun before.
     pub(crate) watch: Option<(u64, Vec<Topic>, End)>,
+    /// It knows [`Response::Working`].
+    pub(crate) knows_signs: bool,
     pub(crate) connection: OwnedFd,
     pub(crate) command_socket: OwnedFd,
 }

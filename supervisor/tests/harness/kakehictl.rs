@@ -1,15 +1,33 @@
 //! The control command, built once where it may be older than the sources.
 
 use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
     sync::OnceLock,
 };
 
+use super::Proxy;
+
 /// A `kakehictl` without arguments and without a socket in its environment.
 pub(crate) fn kakehictl() -> Command {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     let mut command = Command::new(PROGRAM.get_or_init(build));
+    command.env_remove("KAKEHI_SOCKET");
+    command
+}
+
+/// A `kakehictl` of another user for the socket of `proxy`: takes root and `setpriv`.
+pub(crate) fn kakehictl_of(uid: u32, proxy: &Proxy) -> Command {
+    fs::set_permissions(proxy.folder(), fs::Permissions::from_mode(0o755)).expect("chmod");
+    // Where it was built, not everybody may go.
+    let copy = proxy.folder().join("kakehictl");
+    if !copy.exists() {
+        fs::copy(kakehictl().get_program(), &copy).expect("a copy of kakehictl");
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", &uid.to_string(), "--clear-groups"]).arg(copy).arg("-s").arg(proxy.socket());
     command.env_remove("KAKEHI_SOCKET");
     command
 }

@@ -51,6 +51,7 @@ mod tls_hosts;
 mod tls_live_certificates;
 mod tls_programs;
 mod tls_tickets;
+mod trials;
 mod tunnels;
 mod upgrade;
 mod upstream_reuse;

@@ -1,10 +1,16 @@
 //! Settings of the process change while it runs, by hand and by the file; what needs new workers says so.
 
-use std::{fs, process::Output};
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
+    process::{Output, Stdio},
+};
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{Backend, Config, OK, Process, Proxy, ask, send_signal, wait};
+use crate::harness::{
+    Backend, Config, Need, OK, Process, Proxy, ask, kakehictl_of, machine, send_signal, wait,
+};
 
 fn said(output: &Output) -> String {
     String::from_utf8_lossy(&[&output.stdout[..], &output.stderr[..]].concat()).into_owned()
@@ -152,6 +158,7 @@ fn what_cannot_be_is_refused_and_says_what_to_do_instead() {
     let proxy = Config::to(&backend).root("worker_count = 1").start();
     for (key, code, why) in [
         ("command_socket=/tmp/x.sock", 2, "at a new start only"),
+        ("pid_file_path=/missing/kakehi.pid", 1, "`pid_file_path` cannot be written"),
         ("worker_count=3", 2, "workers scale"),
         ("worker_cores=[0]", 2, "kakehictl pin"),
         ("front_timeout=5", 2, "no setting of the process"),
@@ -169,6 +176,7 @@ fn what_cannot_be_is_refused_and_says_what_to_do_instead() {
 }
 
 #[test]
+<<<<<<< HEAD
 fn what_is_by_hand_is_by_hand_also_under_a_supervisor_that_could_not_read_its_file() {
     let backend = Backend::respond(OK);
     let mut proxy = Config::to(&backend).root("worker_count = 1\ndrain_timeout = 20").start();
@@ -195,5 +203,92 @@ fn what_is_by_hand_is_by_hand_also_under_a_supervisor_that_could_not_read_its_fi
     assert!(proxy.ctl(&["reload", "--discard-live"]).status.success());
     assert_eq!(listed(&proxy, "drain_timeout"), (21.into(), "file".to_owned()));
     assert_eq!(listed(&proxy, "graceful_timeout").1, "default");
+=======
+fn the_pid_file_moves_and_what_a_link_points_to_stays_as_it_is() {
+    let backend = Backend::respond(OK);
+    let mut proxy = Config::to(&backend).root("worker_count = 1\npid_file_path = \"first.pid\"").start();
+    let [first, second, victim] = ["first.pid", "second.pid", "victim"].map(|name| proxy.folder().join(name));
+    let pid = format!("{}\n", proxy.supervisor().0);
+    let is_pid = |path: &std::path::Path| fs::read_to_string(path).is_ok_and(|text| text == pid);
+    wait::until("the pid file", || is_pid(&first));
+    fs::write(&victim, "as it was").unwrap();
+    symlink(&victim, &second).unwrap();
+    let words = patch(&proxy, &[&format!("pid_file_path={}", second.display())]);
+    assert!(words.contains("~ pid_file_path "), "{words}");
+    assert!(is_pid(&second) && fs::symlink_metadata(&second).unwrap().is_file() && !first.exists());
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "as it was");
+    // Another path of the same file.
+    let link = proxy.folder().join("link");
+    symlink(proxy.folder(), &link).unwrap();
+    let inode = fs::metadata(&second).unwrap().ino();
+    patch(&proxy, &[&format!("pid_file_path={}", link.join("second.pid").display())]);
+    assert!(is_pid(&second) && fs::metadata(&second).unwrap().ino() == inode);
+    // One that cannot be written changes nothing.
+    let output = proxy.ctl(&["settings", "patch", "pid_file_path=/missing/kakehi.pid"]);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(is_pid(&second));
+    // As the file says, which says something else by now.
+    patch(&proxy, &["pid_file_path="]);
+    assert!(is_pid(&first) && !second.exists());
+    edit_file(&proxy, |text| text.replace("first.pid", "third.pid"));
+    let words = said(&proxy.ctl(&["reload"]));
+    assert!(words.contains("~ pid_file_path ") && !words.contains("new start"), "{words}");
+    let third = proxy.folder().join("third.pid");
+    assert!(is_pid(&third) && !first.exists());
+    proxy.terminate();
+    assert_eq!(proxy.wait(wait::SOON).code(), Some(0));
+    assert!(!third.exists());
+}
+
+#[test]
+fn who_may_use_the_command_socket_changes_at_once_also_for_those_who_are_connected() {
+    const GUEST: u32 = 65_534;
+    let backend = Backend::respond(OK);
+    let mut proxy = Config::to(&backend).root("worker_count = 1").start();
+    let mode = |proxy: &Proxy| fs::metadata(proxy.socket()).unwrap().permissions().mode() & 0o777;
+    let is_root = machine::has(Need::Root) && machine::has(Need::Program("setpriv"));
+    let status = |proxy: &Proxy| {
+        if !is_root {
+            return None;
+        }
+        let output = kakehictl_of(GUEST, proxy).arg("status").output().unwrap();
+        output.status.code()
+    };
+    assert!(mode(&proxy) == 0o600 && status(&proxy).is_none_or(|code| code == 3));
+    patch(&proxy, &["command_allowed_uids=[65534]"]);
+    assert!(mode(&proxy) == 0o666 && status(&proxy).is_none_or(|code| code == 0));
+    // What is by hand holds for the next supervisor too.
+    proxy.kill_supervisor();
+    proxy.start_again();
+    assert!(mode(&proxy) == 0o666 && status(&proxy).is_none_or(|code| code == 0));
+    let watcher = is_root.then(|| {
+        let mut command = kakehictl_of(GUEST, &proxy);
+        let mut watcher =
+            command.args(["events"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = std::io::BufReader::new(watcher.stdout.take().unwrap());
+        // It hears of a change: it watches.
+        let mut line = String::new();
+        let tell = |value: &str| patch(&proxy, &[&format!("drain_timeout={value}")]);
+        wait::until("a watcher", || {
+            tell("31");
+            tell("32");
+            std::io::BufRead::fill_buf(&mut lines).is_ok_and(|bytes| !bytes.is_empty())
+        });
+        std::io::BufRead::read_line(&mut lines, &mut line).unwrap();
+        assert!(line.contains("drain_timeout"), "{line}");
+        watcher
+    });
+    let words = patch(&proxy, &["command_allowed_uids="]);
+    assert!(
+        words.contains("~ command_allowed_uids [65534] → []") || words.contains("~ command_allowed_uids"),
+        "{words}"
+    );
+    assert!(mode(&proxy) == 0o600 && status(&proxy).is_none_or(|code| code == 3));
+    if let Some(mut watcher) = watcher {
+        wait::until("the end of its connection", || watcher.try_wait().unwrap().is_some());
+        let output = watcher.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(3), "{}", said(&output));
+    }
+>>>>>>> f2bc372 (kakehictl waits as long as kakehi gives signs of life; tests of trials, of live settings, and of how long a change takes)
     ask(&mut proxy.client());
 }

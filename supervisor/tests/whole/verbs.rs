@@ -9,8 +9,8 @@ use std::{
 };
 
 use crate::harness::{
-    Backend, Client, Config, GET, Load, Need, OK, Proxy, exchange, free_port, get, kakehictl, machine, noise,
-    wait,
+    Backend, Client, Config, GET, Load, Need, OK, Proxy, exchange, free_port, get, kakehictl_of, machine,
+    noise, wait,
 };
 
 #[track_caller]
@@ -305,28 +305,20 @@ fn other_users_may_use_the_command_socket_if_they_are_named() {
     if !machine::has(Need::Root) || !machine::has(Need::Program("setpriv")) {
         return;
     }
-    let program = kakehictl().get_program().to_owned();
-    let as_user = |uid: &str, proxy: &Proxy, verb: &[&str]| {
-        fs::set_permissions(proxy.folder(), fs::Permissions::from_mode(0o755)).unwrap();
-        let copy = proxy.folder().join("kakehictl");
-        fs::copy(&program, &copy).unwrap();
-        let mut command = Command::new("setpriv");
-        command.args(["--reuid", uid, "--clear-groups"]).arg(copy).arg("-s").arg(proxy.socket()).args(verb);
-        command
-            .output()
-            .map(|output| (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
-            .unwrap()
+    let as_user = |uid, proxy: &Proxy, verb: &[&str]| {
+        let output = kakehictl_of(uid, proxy).args(verb).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
-    let (code, said) = as_user("65534", &open, &["status"]);
+    let (code, said) = as_user(65534, &open, &["status"]);
     assert_eq!(code, Some(0), "{said}");
     // They say where root writes, and as whom workers run.
     for key in ["saved_state=/tmp/kakehi-of-a-guest", "user=root", "log_level=debug"] {
-        let (code, said) = as_user("65534", &open, &["settings", "patch", key]);
+        let (code, said) = as_user(65534, &open, &["settings", "patch", key]);
         assert!(code == Some(1) && said.contains("only root and the user"), "{key}: {code:?} {said}");
     }
-    let (code, said) = as_user("65533", &open, &["status"]);
+    let (code, said) = as_user(65533, &open, &["status"]);
     assert!(code == Some(1) && said.contains("command_allowed_uids"), "{said}");
-    let (code, said) = as_user("65534", &closed, &["status"]);
+    let (code, said) = as_user(65534, &closed, &["status"]);
     assert!(code == Some(3) && said.contains("permission"), "{said}");
     exchange(&open, GET).expect(200, "ok");
 }

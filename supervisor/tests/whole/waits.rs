@@ -5,12 +5,21 @@ use std::{
     fs::{self, File},
     io::{BufRead as _, BufReader},
     net::TcpStream,
-    os::unix::{fs::PermissionsExt as _, net::UnixDatagram},
+    os::unix::{
+        fs::PermissionsExt as _,
+        net::{UnixDatagram, UnixStream},
+    },
     process::Output,
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
+use kakehi_ctl::{
+    edit::Edit,
+    limits,
+    order::{Envelope, Hello, Request, Response, WORKING},
+    wire::{self, Decoder},
+};
 use nix::sys::signal::Signal;
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -448,4 +457,74 @@ fn a_certificate_that_comes_while_a_worker_does_not_answer_is_served() {
         assert_eq!(pki.caller().to("comes.test").connect(proxy.address()).served(), comes.fingerprint());
     }
     send_signal(still, Signal::SIGCONT);
+}
+
+/// Two workers, of which the first stands still, and how long a change took that it did not answer.
+fn change_beside_one_that_stands_still(change: impl Fn(&Proxy) -> Output) -> (Output, Duration) {
+    let backend = Backend::respond(OK);
+    let config = Config::to(&backend).root("worker_count = 2").root("worker_liveness = 0").root(SHORT);
+    let proxy = config.start();
+    assert!(proxy.ctl(&["cluster", "add", "other"]).status.success());
+    let still = Process(pids(&proxy)[0]);
+    send_signal(still, Signal::SIGSTOP);
+    let asked = Instant::now();
+    let output = change(&proxy);
+    let took = asked.elapsed();
+    send_signal(still, Signal::SIGCONT);
+    (output, took)
+}
+
+/// [`SHORT`] once.
+const ONE_WAIT: std::ops::Range<Duration> = Duration::from_millis(2_900)..Duration::from_millis(4_500);
+
+#[test]
+fn a_change_that_is_made_takes_one_wait_for_the_worker_that_does_not_answer() {
+    let add = ["backend", "add", "all", "127.0.0.1:9", "--id", "another"];
+    let (output, took) = change_beside_one_that_stands_still(|proxy| proxy.ctl(&add));
+    assert!(output.status.success() && said(&output).contains("replaced"), "{}", said(&output));
+    assert!(ONE_WAIT.contains(&took), "it took {took:?}");
+}
+
+#[test]
+fn a_change_that_is_refused_takes_one_wait_for_the_worker_that_does_not_answer() {
+    // The other worker finds that another cluster has it, and everybody is told to forget it.
+    let (output, took) = change_beside_one_that_stands_still(|proxy| {
+        proxy.ctl(&["frontend", "add", "other", &proxy.address().to_string(), "*"])
+    });
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("worker 1: "), "{}", said(&output));
+    assert!(ONE_WAIT.contains(&took), "it took {took:?}");
+}
+
+#[test]
+fn a_client_that_knows_signs_of_life_gets_them_until_its_answer_and_others_do_not() {
+    let scene = Scene::new(&[SHORT]);
+    // The second waits in line behind the first.
+    let clients: Vec<_> = [(&[WORKING][..], "drain_timeout=31"), (&[], "drain_timeout=32")]
+        .into_iter()
+        .map(|(can, key)| {
+            let mut stream = UnixStream::connect(scene.proxy.socket()).unwrap();
+            stream.set_read_timeout(Some(wait::SOON)).unwrap();
+            let edits = vec![Edit::PatchSettings { keys: vec![key.to_owned()] }];
+            let change = Request::Edit { edits, folder: "/".into(), if_generation: None };
+            thread::spawn(move || {
+                let mut decoder = Decoder::new(limits::MAX_FRAME);
+                for (id, request) in [(1, Request::Hello(Hello::new(can))), (2, change)] {
+                    wire::write_message(&mut stream, &Envelope::new(id, request), limits::MAX_REQUEST_FRAME)
+                        .unwrap();
+                }
+                let mut answers = Vec::new();
+                while !matches!(answers.last(), Some(Response::Changed(_))) {
+                    let answer = wire::read_message::<Response>(&mut stream, &mut decoder).unwrap().unwrap();
+                    assert_eq!(answer.id, if answers.is_empty() { 1 } else { 2 });
+                    answers.push(answer.body);
+                }
+                answers
+            })
+        })
+        .collect();
+    let [with, without] = clients.try_into().unwrap_or_else(|_| unreachable!());
+    let signs = |answers: Vec<Response>| answers.iter().filter(|it| **it == Response::Working).count();
+    assert!(matches!(signs(with.join().unwrap()), 1..=8));
+    assert_eq!(signs(without.join().unwrap()), 0);
 }

@@ -16,13 +16,15 @@ use kakehi_ctl::{
 
 use crate::{
     certificate::CertificateVerb,
-    client::Failure,
+    client::{Failure, Patience},
     routing::{BackendVerb, ClusterVerb, ConfigVerb, FrontendVerb, ListenerVerb, Shown, StateVerb},
     settings::SettingsVerb,
 };
 
 /// Where the command socket lies if nobody says where.
 const USUAL_SOCKETS: [&str; 2] = ["/run/kakehi/kakehi.sock", "./kakehi.sock"];
+/// How long what changes nothing may take.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
 /// Environment variable that names the command socket.
 const SOCKET_VARIABLE: &str = "KAKEHI_SOCKET";
 
@@ -50,8 +52,8 @@ pub(crate) struct Arguments {
     #[arg(short, long, global = true)]
     pub(crate) json: bool,
 
-    /// How long kakehi may take for its answer, in milliseconds; 0 = for ever. By default 5000 for questions, 120000 for
-    /// what changes something, for ever for `stop`
+    /// How long kakehi may take for its answer, in milliseconds; 0 = for ever. By default 5000 for questions, for ever for
+    /// `stop`, and for what changes something as long as kakehi gives signs of life (one each second; none for 30 s: given up)
     #[arg(short, long, global = true, value_name = "MS")]
     timeout: Option<u64>,
 
@@ -307,16 +309,21 @@ impl Arguments {
         has_steps && !self.quiet && !self.json
     }
 
-    /// Deadline of a whole conversation; `None` = for ever. For a change longer than the supervisor waits for its workers.
-    pub(crate) fn timeout(&self, request: &Request) -> Option<Duration> {
-        let default = match request {
-            Request::Stop { .. } => 0,
+    /// How long what is asked for may take.
+    pub(crate) fn patience(&self, request: &Request) -> Patience {
+        match (self.timeout, request) {
+            (Some(0), _) | (None, Request::Stop { .. }) => Patience::ForEver,
+            (Some(timeout), _) => Patience::Total(Duration::from_millis(timeout)),
             // What is only looked at waits for its turn all the same.
-            Request::Reload { .. } | Request::LoadState { .. } => 120_000,
-            request if request.is_change() => 120_000,
-            _ => 5_000,
-        };
-        let timeout = self.timeout.unwrap_or(default);
-        (timeout > 0).then(|| Duration::from_millis(timeout))
+            (None, Request::Reload { .. } | Request::LoadState { .. }) => Patience::WITH_CHANGES,
+            (None, request) if request.is_change() => Patience::WITH_CHANGES,
+            (None, _) => Patience::Total(QUESTION_TIMEOUT),
+        }
+    }
+
+    /// How long it may take until events come; `None` = for ever.
+    pub(crate) fn watch_timeout(&self) -> Option<Duration> {
+        let timeout = self.timeout.map_or(QUESTION_TIMEOUT, Duration::from_millis);
+        (!timeout.is_zero()).then_some(timeout)
     }
 }

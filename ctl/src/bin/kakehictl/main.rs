@@ -54,7 +54,7 @@ fn show_step(event: &Event) {
 fn run(arguments: &Arguments) -> Result<String, Failure> {
     let socket = arguments.socket()?;
     if let Verb::Events { topics } = &arguments.verb {
-        let timeout = arguments.timeout(&Request::Status);
+        let timeout = arguments.watch_timeout();
         let mut show = |event: &Event| {
             let line = if arguments.json { print::line(event) } else { print::human_event(event) };
             let mut out = io::stdout().lock();
@@ -64,7 +64,7 @@ fn run(arguments: &Arguments) -> Result<String, Failure> {
         return client::watch(&socket, topics, timeout, &mut show).map(|()| String::new());
     }
     let ask = |request: Request| {
-        let timeout = arguments.timeout(&request);
+        let patience = arguments.patience(&request);
         let request = match request {
             Request::Edit { edits, folder, .. } => {
                 Request::Edit { edits, folder, if_generation: arguments.if_generation }
@@ -77,7 +77,7 @@ fn run(arguments: &Arguments) -> Result<String, Failure> {
             request => request,
         };
         let show = arguments.shows_steps(&request).then_some(show_step as client::Show);
-        client::ask(&socket, request, timeout, show)
+        client::ask(&socket, request, patience, show)
     };
     let shown = arguments.verb.run(&ask)?;
     Ok(match (shown, arguments.json) {

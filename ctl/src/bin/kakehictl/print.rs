@@ -25,7 +25,7 @@ pub(crate) fn json(response: &Response) -> String {
         Response::Certificates(certificates) => pretty(certificates),
         Response::Topology(topology) => pretty(topology),
         Response::Event(event) => line(event),
-        Response::Watching | Response::Ended { .. } => pretty(response),
+        Response::Working | Response::Watching | Response::Ended { .. } => pretty(response),
         Response::Stopping => pretty(&"stopped"),
         Response::Refused { reason } | Response::Misused { reason } => pretty(reason),
     }
@@ -75,7 +75,7 @@ pub(crate) fn human(response: &Response) -> String {
         Response::Keys(keys) => format!("{} keys\n", keys.len()),
         Response::Topology(topology) => human_topology(topology),
         Response::Event(event) => human_event(event),
-        Response::Watching | Response::Ended { .. } => String::new(),
+        Response::Working | Response::Watching | Response::Ended { .. } => String::new(),
         Response::Stopping => "stopped\n".to_owned(),
         Response::Refused { reason } | Response::Misused { reason } => format!("{reason}\n"),
     }
