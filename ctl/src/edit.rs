@@ -306,7 +306,7 @@ fn check_setting(key: &str) -> Result<(), EditError> {
         Effect::Restart => {
             Err(usage(format!("`{key}` changes at a new start only: write it into the configuration file")))
         }
-        Effect::Live | Effect::Workers => Ok(()),
+        _ => Ok(()),
     }
 }
 

@@ -9,7 +9,7 @@ use super::{
     write,
 };
 use crate::{
-    keys::{Kind, Level},
+    keys::{Effect, Kind, Level},
     state::{Backend, Cluster, Frontend, Listener, Settings},
 };
 
@@ -75,7 +75,12 @@ fn differences(before: &Table, after: &Table, level: Option<&Level>, outer: &str
                 (None, None) => "unset".to_owned(),
                 (None, Some(default)) => default,
             };
-        lines.push(format!("{outer}{name} {} → {}", text(old), text(new)));
+        // Who looks for it on a connection that there is looks in vain.
+        let when = match key.map(|key| key.effect) {
+            Some(effect @ Effect::Connections) => format!(" ({})", effect.words()),
+            _ => String::new(),
+        };
+        lines.push(format!("{outer}{name} {} → {}{when}", text(old), text(new)));
     }
 }
 
@@ -97,6 +102,7 @@ mod tests {
             ("", "public_address = \"1.2.3.4:80\"", "public_address unset → \"1.2.3.4:80\""),
             ("trusted_peers = [\"10.0.0.0/8\"]", "", "trusted_peers [\"10.0.0.0/8\"] → []"),
             ("", "active = false", "active true → false"),
+            ("", "expect_proxy = true", "expect_proxy false → true (for new connections)"),
         ] {
             assert_eq!(listener(&of(before), &of(after)), expected);
         }

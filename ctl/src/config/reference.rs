@@ -64,6 +64,8 @@ fn markdown(level: &'static Level) -> String {
         };
         let changes = match key.support {
             Support::NotYet | Support::NoUse(_) => "",
+            // Its keys say it.
+            _ if key.is_table() => "",
             _ => key.effect.words(),
         };
         let takes = match key.kind {

@@ -59,6 +59,11 @@ pub struct Key {
 }
 
 impl Key {
+    /// Whether it is a table or an array of tables.
+    pub const fn is_table(&self) -> bool {
+        matches!(self.kind, Kind::Table(_) | Kind::Tables(_) | Kind::NamedTables(_))
+    }
+
     /// What applies without it, as it would be written in the file; empty: nothing.
     pub fn default(&self) -> String {
         match self.default {
@@ -82,11 +87,19 @@ pub enum Default {
     Of(fn() -> String),
 }
 
-/// What a change of a key needs, and when it holds.
+/// What a change of a key affects and needs, and when it holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
-    /// Nothing: what runs takes it over at once.
+    /// Needs nothing: what runs takes it over at once.
     Live,
+    /// The next requests, also of connections that there are.
+    Requests,
+    /// New connections of clients: those that there are go on as they began.
+    Connections,
+    /// Which way requests find: the rules of the hosts concerned are compiled anew.
+    Routes,
+    /// Which backends are chosen, and how they are reached.
+    Backends,
     /// Workers start, end or move, one by one: by the file, or by `kakehictl workers scale` and `pin`.
     Placement,
     /// New processes of the workers: `kakehictl reload --workers`.
@@ -100,6 +113,10 @@ impl Effect {
     pub fn words(self) -> &'static str {
         match self {
             Effect::Live => "at once",
+            Effect::Requests => "from the next request on",
+            Effect::Connections => "for new connections",
+            Effect::Routes => "routes, from the next request on",
+            Effect::Backends => "backends, from the next request on",
             Effect::Placement => "at once, worker by worker",
             Effect::Workers => "with new workers",
             Effect::Restart => "at a new start",
@@ -229,4 +246,16 @@ pub(crate) const fn key(
     doc: &'static str,
 ) -> Key {
     Key { name, kind, default: Default::Text(default), support, effect: Effect::Live, doc }
+}
+
+/// The same keys, with what a change of them affects; tables have keys of their own that say it.
+pub(crate) const fn affecting<const N: usize>(effect: Effect, mut keys: [Key; N]) -> [Key; N] {
+    let mut n = 0;
+    while n < N {
+        if !keys[n].is_table() {
+            keys[n].effect = effect;
+        }
+        n += 1;
+    }
+    keys
 }

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use super::{Default, Key, Kind};
+use super::{Default, Effect, Key, Kind};
 use crate::state::{Backend, Cluster, Forwarding, Frontend, Hsts, Listener, Settings, Sizes, Timeouts, Tls};
 
 /// Every key that has a field.
@@ -77,6 +77,20 @@ fn the_name_of_a_key_stands_in_one_place() {
         }
     }
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_setting_of_the_process_says_what_the_process_needs_and_no_other_key_does() {
+    let of_the_process = [Effect::Placement, Effect::Workers, Effect::Restart];
+    for key in all() {
+        let is_setting = Settings::OWN.iter().any(|it| it.name == key.name);
+        let fits = if is_setting {
+            key.effect == Effect::Live || of_the_process.contains(&key.effect)
+        } else {
+            !of_the_process.contains(&key.effect)
+        };
+        assert!(fits, "{}: {:?}", key.name, key.effect);
+    }
 }
 
 #[test]

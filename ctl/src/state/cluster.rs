@@ -27,15 +27,15 @@ keyed! {
     pub struct Cluster;
     required {
         /// What its backends speak; required. To those of `tcp`, connections are passed on as they are.
-        "protocol" => protocol: ClusterProtocol = ClusterProtocol::Http, Choice(&["http", "tcp", "udp"]), Partly("a cluster of `udp` is skipped"), Live;
+        "protocol" => protocol: ClusterProtocol = ClusterProtocol::Http, Choice(&["http", "tcp", "udp"]), Partly("a cluster of `udp` is skipped"), Routes;
     }
     own {
         /// Send clear-text requests to `https` (301) instead of forwarding them.
-        "https_redirect" => https_redirect: bool = false, Bool, Yes, Live;
+        "https_redirect" => https_redirect: bool = false, Bool, Yes, Routes;
         /// Port of that redirect. Without it: 443, which is not written.
-        "https_redirect_port" => https_redirect_port: Option<u16> = None, Integer(1, 65_535), Yes, Live;
+        "https_redirect_port" => https_redirect_port: Option<u16> = None, Integer(1, 65_535), Yes, Routes;
         /// Begin each connection to a backend with a PROXY protocol header (version 2), which names the client.
-        "send_proxy" => send_proxy: bool = false, Bool, Yes, Live;
+        "send_proxy" => send_proxy: bool = false, Bool, Yes, Backends;
     }
     beside {
         /// Its backends are reached by TLS.
@@ -52,14 +52,14 @@ keyed! {
     pub struct Frontend;
     required {
         /// Address of its listener; required.
-        "address" => address: SocketAddr = NOWHERE, Address, Yes, Live;
+        "address" => address: SocketAddr = NOWHERE, Address, Yes, Routes;
         /// Host name: `example.org`, `*.example.org` (one label), labels between slashes that are regular expressions
         /// (`/api[0-9]+/.example.org`), or `*` for any; required, but for a cluster of `tcp` on a listener of `tcp`.
-        "hostname" => hostname: String = String::new(), Text, Yes, Live;
+        "hostname" => hostname: String = String::new(), Text, Yes, Routes;
     }
     own {
         /// Which method; without it: any.
-        "method" => method: Option<String> = None, Method, Yes, Live;
+        "method" => method: Option<String> = None, Method, Yes, Routes;
     }
     beside {
         /// Which paths (`path` and `path_type`).
@@ -88,15 +88,15 @@ keyed! {
     pub struct Backend;
     required {
         /// Where it listens: `ip:port`, or `unix:/path` for a unix socket (kakehi's own addition); required.
-        "address" => address: BackendAddress = BackendAddress::Ip(NOWHERE), BackendAddress, Yes, Live;
+        "address" => address: BackendAddress = BackendAddress::Ip(NOWHERE), BackendAddress, Yes, Backends;
         /// Its name, unique in the cluster. Without it: its address.
-        "backend_id" => id: String = String::new(), Text, Yes, Live;
+        "backend_id" => id: String = String::new(), Text, Yes, Backends;
     }
     own {
         /// Its share of the load; 0 = only when no other is left.
-        "weight" => weight: u8 = limits::BACKEND_WEIGHT, Integer(0, 255), Yes, Live;
+        "weight" => weight: u8 = limits::BACKEND_WEIGHT, Integer(0, 255), Yes, Backends;
         /// Used only when no backend without `backup` can be.
-        "backup" => backup: bool = false, Bool, Yes, Live;
+        "backup" => backup: bool = false, Bool, Yes, Backends;
     }
 }
 

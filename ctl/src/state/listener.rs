@@ -41,17 +41,17 @@ keyed! {
         /// It accepts connections; otherwise it is only configured.
         "active" => active: bool = true, Bool, Own, Live;
         /// The address that clients see where that is another one (NAT); told to backends.
-        "public_address" => public_address: Option<SocketAddr> = None, Address, Yes, Live;
+        "public_address" => public_address: Option<SocketAddr> = None, Address, Yes, Requests;
         /// Each connection begins with a PROXY protocol header (version 1 or 2), which names the client.
-        "expect_proxy" => expect_proxy: bool = false, Bool, Yes, Live;
+        "expect_proxy" => expect_proxy: bool = false, Bool, Yes, Connections;
         /// With `expect_proxy`: networks whose peers may send that header; connections of others are closed. Takes
         /// the place of the default.
-        "proxy_protocol_from" => proxy_peers: Vec<IpNet> = proxy_peers(), Networks, Own, Live;
+        "proxy_protocol_from" => proxy_peers: Vec<IpNet> = proxy_peers(), Networks, Own, Connections;
     }
     inherited {
         /// A client that closes its sending side is gone: its exchange ends at once. Without it such a client gets
         /// its answer.
-        "abort_on_close" => abort_on_close: bool = false, Bool, Own, Live;
+        "abort_on_close" => abort_on_close: bool = false, Bool, Own, Requests;
     }
     beside {
         /// Deadlines of its connections.
@@ -70,31 +70,31 @@ keyed! {
     pub struct Timeouts;
     inherited {
         /// Deadline of a complete request head, in seconds.
-        "request_timeout" => request_ms: u64 = limits::REQUEST_TIMEOUT_MS, Seconds, Yes, Live;
+        "request_timeout" => request_ms: u64 = limits::REQUEST_TIMEOUT_MS, Seconds, Yes, Requests;
         /// How long a client connection may stay idle, or take no bytes, in seconds.
-        "front_timeout" => front_ms: u64 = limits::FRONT_TIMEOUT_MS, Seconds, Yes, Live;
+        "front_timeout" => front_ms: u64 = limits::FRONT_TIMEOUT_MS, Seconds, Yes, Requests;
         /// How long a backend may stay silent, in seconds.
-        "back_timeout" => back_ms: u64 = limits::BACK_TIMEOUT_MS, Seconds, Yes, Live;
+        "back_timeout" => back_ms: u64 = limits::BACK_TIMEOUT_MS, Seconds, Yes, Requests;
         /// Deadline of one connection attempt to a backend, in seconds.
-        "connect_timeout" => connect_ms: u64 = limits::CONNECT_TIMEOUT_MS, Seconds, Yes, Live;
+        "connect_timeout" => connect_ms: u64 = limits::CONNECT_TIMEOUT_MS, Seconds, Yes, Requests;
         /// How long a request body may stand still before `body_min_rate` counts, in seconds.
-        "body_timeout" => body_ms: u64 = limits::BODY_TIMEOUT_MS, Seconds, Own, Live;
+        "body_timeout" => body_ms: u64 = limits::BODY_TIMEOUT_MS, Seconds, Own, Requests;
         /// Slowest request body, in bytes per second; 0 = any.
-        "body_min_rate" => body_min_rate: u32 = limits::BODY_MIN_RATE, Integer(0, u32::MAX as u64), Own, Live;
+        "body_min_rate" => body_min_rate: u32 = limits::BODY_MIN_RATE, Integer(0, u32::MAX as u64), Own, Requests;
         /// Slowest response, in bytes per second, of a backend that was silent for `back_timeout` in all, or to a
         /// client that took nothing for `front_timeout` in all; 0 = any.
-        "response_min_rate" => response_min_rate: u32 = limits::RESPONSE_MIN_RATE, Integer(0, u32::MAX as u64), Own, Live;
+        "response_min_rate" => response_min_rate: u32 = limits::RESPONSE_MIN_RATE, Integer(0, u32::MAX as u64), Own, Requests;
         /// Deadline of a whole response, in seconds; 0 = none.
-        "max_response_time" => response_ms: u64 = limits::MAX_RESPONSE_TIME_MS, SecondsOrZero, Own, Live;
+        "max_response_time" => response_ms: u64 = limits::MAX_RESPONSE_TIME_MS, SecondsOrZero, Own, Requests;
         /// How long a request body that is still coming when its request was answered is read and thrown away, in
         /// seconds.
-        "lingering_time" => lingering_ms: u64 = limits::LINGERING_TIME_MS, Seconds, Own, Live;
+        "lingering_time" => lingering_ms: u64 = limits::LINGERING_TIME_MS, Seconds, Own, Requests;
         /// How long such a body may stand still, in seconds.
-        "lingering_timeout" => lingering_idle_ms: u64 = limits::LINGERING_TIMEOUT_MS, Seconds, Own, Live;
+        "lingering_timeout" => lingering_idle_ms: u64 = limits::LINGERING_TIMEOUT_MS, Seconds, Own, Requests;
         /// How long an upgraded connection (WebSocket) may stay silent, in seconds.
-        "tunnel_timeout" => tunnel_ms: u64 = limits::TUNNEL_TIMEOUT_MS, Seconds, Own, Live;
+        "tunnel_timeout" => tunnel_ms: u64 = limits::TUNNEL_TIMEOUT_MS, Seconds, Own, Requests;
         /// How long the backend's `100 Continue` is waited for, in seconds.
-        "continue_timeout" => continue_ms: u64 = limits::CONTINUE_TIMEOUT_MS, Seconds, Own, Live;
+        "continue_timeout" => continue_ms: u64 = limits::CONTINUE_TIMEOUT_MS, Seconds, Own, Requests;
     }
 }
 
@@ -103,15 +103,15 @@ keyed! {
     pub struct Sizes;
     inherited {
         /// Largest request head (bytes); beyond: 431.
-        "max_head_size" => head: u32 = limits::MAX_HEAD_SIZE, Integer(512, limits::MAX_HEAD_SIZE_CEILING as u64), Own, Live;
+        "max_head_size" => head: u32 = limits::MAX_HEAD_SIZE, Integer(512, limits::MAX_HEAD_SIZE_CEILING as u64), Own, Requests;
         /// Most fields of a head; beyond: 431.
-        "max_head_fields" => fields: u16 = limits::MAX_HEAD_FIELDS, Integer(1, limits::MAX_HEAD_FIELDS_CEILING as u64), Own, Live;
+        "max_head_fields" => fields: u16 = limits::MAX_HEAD_FIELDS, Integer(1, limits::MAX_HEAD_FIELDS_CEILING as u64), Own, Requests;
         /// Longest request target (bytes); beyond: 414.
-        "max_target_size" => target: u32 = limits::MAX_TARGET_SIZE, Integer(64, limits::MAX_HEAD_SIZE_CEILING as u64), Own, Live;
+        "max_target_size" => target: u32 = limits::MAX_TARGET_SIZE, Integer(64, limits::MAX_HEAD_SIZE_CEILING as u64), Own, Requests;
         /// Largest response head of a backend (bytes); beyond: 502.
-        "max_response_head_size" => response_head: u32 = limits::MAX_RESPONSE_HEAD_SIZE, Integer(512, limits::MAX_HEAD_SIZE_CEILING as u64), Own, Live;
+        "max_response_head_size" => response_head: u32 = limits::MAX_RESPONSE_HEAD_SIZE, Integer(512, limits::MAX_HEAD_SIZE_CEILING as u64), Own, Requests;
         /// Largest request body (bytes), 0 = no limit; beyond: 413.
-        "max_body_size" => body: u64 = limits::MAX_BODY_SIZE, Integer(0, i64::MAX as u64), Own, Live;
+        "max_body_size" => body: u64 = limits::MAX_BODY_SIZE, Integer(0, i64::MAX as u64), Own, Requests;
     }
 }
 
@@ -123,30 +123,30 @@ keyed! {
     pub struct Forwarding;
     own {
         /// Add `X-Real-IP`, the client's address.
-        "send_x_real_ip" => x_real_ip: bool = false, Bool, Yes, Live;
+        "send_x_real_ip" => x_real_ip: bool = false, Bool, Yes, Requests;
         /// Drop the `X-Real-IP` that a client sent.
-        "elide_x_real_ip" => elide_x_real_ip: bool = false, Bool, Yes, Live;
+        "elide_x_real_ip" => elide_x_real_ip: bool = false, Bool, Yes, Requests;
     }
     inherited {
         /// Add the client's address to `X-Forwarded-For`.
-        "x_forwarded_for" => x_forwarded_for: bool = true, Bool, Own, Live;
+        "x_forwarded_for" => x_forwarded_for: bool = true, Bool, Own, Requests;
         /// Add `X-Forwarded-Proto`.
-        "x_forwarded_proto" => x_forwarded_proto: bool = true, Bool, Own, Live;
+        "x_forwarded_proto" => x_forwarded_proto: bool = true, Bool, Own, Requests;
         /// Add `X-Forwarded-Port`, the port that the client connected to.
-        "x_forwarded_port" => x_forwarded_port: bool = true, Bool, Own, Live;
+        "x_forwarded_port" => x_forwarded_port: bool = true, Bool, Own, Requests;
         /// Add `X-Forwarded-Host`, the authority that the client asked for.
-        "x_forwarded_host" => x_forwarded_host: bool = true, Bool, Own, Live;
+        "x_forwarded_host" => x_forwarded_host: bool = true, Bool, Own, Requests;
         /// Add the client to `Forwarded` (RFC 7239).
-        "forwarded" => forwarded: bool = true, Bool, Own, Live;
+        "forwarded" => forwarded: bool = true, Bool, Own, Requests;
         /// Add kakehi to `Via` (RFC 9110).
-        "via" => via: bool = true, Bool, Own, Live;
+        "via" => via: bool = true, Bool, Own, Requests;
         /// Add `X-Request-Id`.
-        "x_request_id" => x_request_id: bool = true, Bool, Own, Live;
+        "x_request_id" => x_request_id: bool = true, Bool, Own, Requests;
         /// Pass on request fields with `_` in their names. They are dropped otherwise, because many backends cannot
         /// tell `A_B` from `A-B`.
-        "underscores_in_headers" => underscores: bool = false, Bool, Own, Live;
+        "underscores_in_headers" => underscores: bool = false, Bool, Own, Requests;
         /// Networks whose peers may send these fields themselves; from all others they are dropped.
-        "trusted_peers" => trusted_peers: Vec<IpNet> = Vec::new(), Networks, Own, Live;
+        "trusted_peers" => trusted_peers: Vec<IpNet> = Vec::new(), Networks, Own, Requests;
     }
 }
 

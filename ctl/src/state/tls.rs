@@ -105,13 +105,13 @@ keyed! {
     own {
         /// What a client gets that names no name, or one that no certificate has: the default certificate, or a refusal
         /// (the alert `unrecognized_name`).
-        "unknown_sni" => unknown_name: UnknownName = UnknownName::Default, Choice(UnknownName::WORDS), Own, Live;
+        "unknown_sni" => unknown_name: UnknownName = UnknownName::Default, Choice(UnknownName::WORDS), Own, Connections;
         /// Tickets that a client gets after a handshake, to resume its session with; 0 = sessions are not resumed.
-        "send_tls13_tickets" => tickets: u8 = limits::TLS_TICKETS, Integer(0, 16), Yes, Live;
+        "send_tls13_tickets" => tickets: u8 = limits::TLS_TICKETS, Integer(0, 16), Yes, Connections;
         /// Deadline of the handshake, from accept, in seconds.
-        "handshake_timeout" => handshake_ms: u64 = limits::HANDSHAKE_TIMEOUT_MS, Seconds, Own, Live;
+        "handshake_timeout" => handshake_ms: u64 = limits::HANDSHAKE_TIMEOUT_MS, Seconds, Own, Connections;
         /// Refuse requests for a name that the certificate of the handshake does not have (421).
-        "strict_sni_binding" => strict_sni: bool = true, Bool, Yes, Live;
+        "strict_sni_binding" => strict_sni: bool = true, Bool, Yes, Requests;
     }
     beside {
         /// Versions that it speaks.
@@ -157,17 +157,17 @@ keyed! {
     required {
         /// Whether `Strict-Transport-Security` is sent; required. `false` in a frontend takes that of its listener
         /// away.
-        "enabled" => enabled: bool = false, Bool, Yes, Live;
+        "enabled" => enabled: bool = false, Bool, Yes, Requests;
     }
     own {
         /// `max-age`: how long clients remember, in seconds.
-        "max_age" => max_age: u32 = limits::HSTS_MAX_AGE, Integer(0, u32::MAX as u64), Yes, Live;
+        "max_age" => max_age: u32 = limits::HSTS_MAX_AGE, Integer(0, u32::MAX as u64), Yes, Requests;
         /// `includeSubDomains`: also for all names below.
-        "include_subdomains" => include_subdomains: bool = false, Bool, Yes, Live;
+        "include_subdomains" => include_subdomains: bool = false, Bool, Yes, Requests;
         /// `preload`: may stand in the lists of browsers.
-        "preload" => preload: bool = false, Bool, Yes, Live;
+        "preload" => preload: bool = false, Bool, Yes, Requests;
         /// Replace what the backend sends; otherwise that stays.
-        "force_replace_backend" => force_replace_backend: bool = false, Bool, Yes, Live;
+        "force_replace_backend" => force_replace_backend: bool = false, Bool, Yes, Requests;
     }
 }
 

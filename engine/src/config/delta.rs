@@ -13,6 +13,7 @@ use std::{
 
 use kakehi_ctl::{
     change::Change,
+    keys::Effect,
     state::{self, State},
 };
 use rustc_hash::{FxHashSet, FxHasher};
@@ -255,12 +256,15 @@ fn differing<'a>(
     now: Option<&'a state::Cluster>,
     then: Option<&'a state::Cluster>,
 ) -> impl Iterator<Item = &'a state::Frontend> {
-    let treatment =
-        |cluster: &state::Cluster| (cluster.protocol, cluster.https_redirect, cluster.https_redirect_port);
+    // That is what keys say that affect routes.
+    let same_treatment = match (now, then) {
+        (Some(now), Some(then)) => now.keys_that_differ(then).iter().all(|key| key.effect != Effect::Routes),
+        (now, then) => now.is_none() && then.is_none(),
+    };
     let frontends =
         |cluster: Option<&'a state::Cluster>| cluster.map_or(&[][..], |cluster| &cluster.frontends);
     let (mut a, mut b) = (frontends(now), frontends(then));
-    if now.map(treatment) == then.map(treatment) {
+    if same_treatment {
         while let (Some((x, after_x)), Some((y, after_y))) = (a.split_first(), b.split_first()) {
             if x != y {
                 break;

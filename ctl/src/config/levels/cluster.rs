@@ -1,11 +1,11 @@
 //! The keys of `[clusters.ID]` and of what stands in it: frontends, backends, health checks.
 
 use super::{
-    Key,
+    Effect, Key,
     Kind::{AnyText, Bool, Choice, Integer, Path, Seconds, Table, Tables, Text, TextMap, Texts},
     Level,
     Support::{NotYet, Own, Partly, Yes},
-    key,
+    affecting, key,
     tls::{BACKEND_TLS, FRONTEND_TLS},
 };
 use crate::state::{Backend, Cluster, Frontend};
@@ -89,50 +89,53 @@ pub(in crate::config) static FRONTEND: Level =
     Level { what: "a frontend", groups: &[Frontend::REQUIRED, Frontend::OWN, FRONTEND_RULE, FRONTEND_TLS] };
 
 /// What a frontend says but of TLS.
-pub(in crate::config) const FRONTEND_RULE: &[Key] = &[
-    key("path", AnyText, "\"\"", Yes, "Which paths, as `path_type` says; without the query."),
-    key(
-        "path_type",
-        Choice(&["PREFIX", "EQUALS", "REGEX"]),
-        "\"PREFIX\"",
-        Yes,
-        "How `path` is compared; a regular expression must match the whole path.",
-    ),
-    key(
-        "redirect",
-        Choice(&["forward", "permanent", "unauthorized"]),
-        "\"forward\"",
-        Partly("`permanent` is refused with 401"),
-        "`forward` to a backend, or refuse (`unauthorized`, 401).",
-    ),
-    key(
-        "required_auth",
-        Bool,
-        "false",
-        Partly("with `true` every request is refused with 401"),
-        "Ask for basic authentication.",
-    ),
-    key(
-        "position",
-        Choice(&["PRE", "TREE", "POST"]),
-        "\"TREE\"",
-        Partly("`PRE` and `POST` are treated as `TREE`"),
-        "Whether the rule is looked at before or after the others.",
-    ),
-    key("tags", TextMap, "", NotYet, "Words that are copied to the access log."),
-    key(
-        "redirect_scheme",
-        Choice(&["use-same", "use-http", "use-https"]),
-        "\"use-same\"",
-        NotYet,
-        "Scheme of a redirect.",
-    ),
-    key("redirect_template", AnyText, "", NotYet, "Body of a redirect."),
-    key("rewrite_host", AnyText, "", NotYet, "Host that the backend sees."),
-    key("rewrite_path", AnyText, "", NotYet, "Path that the backend sees."),
-    key("rewrite_port", Integer(0, U32), "", NotYet, "Port that the backend sees."),
-    key("headers", Tables(&HEADER), "", NotYet, "Fields to add, replace or remove."),
-];
+pub(in crate::config) const FRONTEND_RULE: &[Key] = &affecting(
+    Effect::Routes,
+    [
+        key("path", AnyText, "\"\"", Yes, "Which paths, as `path_type` says; without the query."),
+        key(
+            "path_type",
+            Choice(&["PREFIX", "EQUALS", "REGEX"]),
+            "\"PREFIX\"",
+            Yes,
+            "How `path` is compared; a regular expression must match the whole path.",
+        ),
+        key(
+            "redirect",
+            Choice(&["forward", "permanent", "unauthorized"]),
+            "\"forward\"",
+            Partly("`permanent` is refused with 401"),
+            "`forward` to a backend, or refuse (`unauthorized`, 401).",
+        ),
+        key(
+            "required_auth",
+            Bool,
+            "false",
+            Partly("with `true` every request is refused with 401"),
+            "Ask for basic authentication.",
+        ),
+        key(
+            "position",
+            Choice(&["PRE", "TREE", "POST"]),
+            "\"TREE\"",
+            Partly("`PRE` and `POST` are treated as `TREE`"),
+            "Whether the rule is looked at before or after the others.",
+        ),
+        key("tags", TextMap, "", NotYet, "Words that are copied to the access log."),
+        key(
+            "redirect_scheme",
+            Choice(&["use-same", "use-http", "use-https"]),
+            "\"use-same\"",
+            NotYet,
+            "Scheme of a redirect.",
+        ),
+        key("redirect_template", AnyText, "", NotYet, "Body of a redirect."),
+        key("rewrite_host", AnyText, "", NotYet, "Host that the backend sees."),
+        key("rewrite_path", AnyText, "", NotYet, "Path that the backend sees."),
+        key("rewrite_port", Integer(0, U32), "", NotYet, "Port that the backend sees."),
+        key("headers", Tables(&HEADER), "", NotYet, "Fields to add, replace or remove."),
+    ],
+);
 
 /// `[[clusters.ID.frontends.headers]]`.
 pub(in crate::config) static HEADER: Level = Level {

@@ -21,4 +21,4 @@ pub(super) use self::{
     root::METRICS,
     tls::{BACKEND_TLS, CERTIFICATE, HSTS},
 };
-use crate::keys::{Key, Kind, Level, Support, key};
+use crate::keys::{Effect, Key, Kind, Level, Support, affecting, key};
