@@ -20,7 +20,8 @@ pub(crate) enum SettingsVerb {
     /// Change some; what is not named stays
     ///
     /// A value that is set here goes before that of the file, also after a reload, a restart with `saved_state`, or an upgrade,
-    /// until it is given back with KEY= (no value). With --json: an object.
+    /// until it is given back with KEY= (no value). What needs new workers is tried on one first: a value with which it does not
+    /// come up is refused. With --json: an object.
     Patch {
         /// Keys as in the file: max_connections=20000 drain_timeout=60 log_level=debug; without a value (KEY=) as the file says
         #[arg(value_name = "KEY=VALUE", value_parser = key_value, required = true)]
