@@ -132,11 +132,7 @@ async fn take_up(estate: &Estate, file: &Path) -> Result<Running, Error> {
     // Last, as its file would be removed again if anything failed after it.
     let copy = estate.command_socket.try_clone().map_err(Error::Runtime)?;
     let door = CommandSocket::inherit(copy, command_socket, &will.state.settings.command_allowed_uids)?;
-<<<<<<< HEAD
-    supervisor.door = Some(door.serve(questions, roster.clone()));
-=======
-    supervisor.door = Some(door.serve(questions.clone()));
->>>>>>> f2bc372 (kakehictl waits as long as kakehi gives signs of life; tests of trials, of live settings, and of how long a change takes)
+    supervisor.door = Some(door.serve(questions.clone(), roster.clone()));
     supervisor.tell_ready();
     supervisor.compact();
     Ok(Running { supervisor, questions })

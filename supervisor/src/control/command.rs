@@ -30,11 +30,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{UnixListener, UnixStream},
     sync::{Semaphore, mpsc, oneshot, watch},
-<<<<<<< HEAD
-    time::{Instant, timeout},
-=======
     time::{Instant, sleep_until, timeout},
->>>>>>> f2bc372 (kakehictl waits as long as kakehi gives signs of life; tests of trials, of live settings, and of how long a change takes)
 };
 
 use crate::{
@@ -54,13 +50,10 @@ const KEPT_PLACES: usize = 8;
 const LOAD_STATE: &str = "\"load_state\"";
 /// How long a client may say nothing, or not take its answer.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-<<<<<<< HEAD
 /// Pause between two lines of the log that say the same of a worker.
 const ALARM_PAUSE: Duration = Duration::from_secs(1);
-=======
 /// How often a client gets a sign of life while it waits for an answer.
 const WORKING_INTERVAL: Duration = Duration::from_millis(limits::WORKING_INTERVAL_MS);
->>>>>>> f2bc372 (kakehictl waits as long as kakehi gives signs of life; tests of trials, of live settings, and of how long a change takes)
 /// Pause after a failed accept (no descriptor left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 

@@ -54,15 +54,12 @@ pub(crate) struct Will {
     /// Under which number whoever asked is told what happens, and about which topics.
     #[serde(default)]
     pub(crate) watch: Option<(u64, Vec<Topic>)>,
-<<<<<<< HEAD
     /// The processes of workers, of each of which there is a record. A program from before there were any does not say it.
     #[serde(default)]
     pub(crate) processes: Option<Vec<u32>>,
-=======
     /// Whoever asked knows signs of life.
     #[serde(default)]
     pub(crate) knows_signs: bool,
->>>>>>> f2bc372 (kakehictl waits as long as kakehi gives signs of life; tests of trials, of live settings, and of how long a change takes)
     /// Why the new program did not come up; then the one that reads this is the one before.
     pub(crate) failed: Option<String>,
 }

@@ -150,11 +150,8 @@ impl Supervisor {
                 program: Some(program.clone()),
                 request: asker.request,
                 watch: asker.watch.as_ref().map(|(id, topics, _)| (*id, topics.clone())),
-<<<<<<< HEAD
                 processes: Some(self.workers.iter().flat_map(Worker::pids).collect()),
-=======
                 knows_signs: asker.knows_signs,
->>>>>>> f2bc372 (kakehictl waits as long as kakehi gives signs of life; tests of trials, of live settings, and of how long a change takes)
                 failed: None,
             },
             command_socket: asker.command_socket.try_clone()?,

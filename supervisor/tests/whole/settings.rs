@@ -176,7 +176,6 @@ fn what_cannot_be_is_refused_and_says_what_to_do_instead() {
 }
 
 #[test]
-<<<<<<< HEAD
 fn what_is_by_hand_is_by_hand_also_under_a_supervisor_that_could_not_read_its_file() {
     let backend = Backend::respond(OK);
     let mut proxy = Config::to(&backend).root("worker_count = 1\ndrain_timeout = 20").start();
@@ -203,7 +202,10 @@ fn what_is_by_hand_is_by_hand_also_under_a_supervisor_that_could_not_read_its_fi
     assert!(proxy.ctl(&["reload", "--discard-live"]).status.success());
     assert_eq!(listed(&proxy, "drain_timeout"), (21.into(), "file".to_owned()));
     assert_eq!(listed(&proxy, "graceful_timeout").1, "default");
-=======
+    ask(&mut proxy.client());
+}
+
+#[test]
 fn the_pid_file_moves_and_what_a_link_points_to_stays_as_it_is() {
     let backend = Backend::respond(OK);
     let mut proxy = Config::to(&backend).root("worker_count = 1\npid_file_path = \"first.pid\"").start();
@@ -287,6 +289,5 @@ fn who_may_use_the_command_socket_changes_at_once_also_for_those_who_are_connect
         let output = watcher.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(3), "{}", said(&output));
     }
->>>>>>> f2bc372 (kakehictl waits as long as kakehi gives signs of life; tests of trials, of live settings, and of how long a change takes)
     ask(&mut proxy.client());
 }
