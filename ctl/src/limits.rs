@@ -118,8 +118,9 @@ pub const MAX_REGEX_SIZE: usize = 1 << 20;
 
 /// Buffers in a worker's arena (`buffer_count`); a power of two.
 pub const BUFFER_COUNT: u16 = 2_048;
-/// Size of one arena buffer (bytes). Not a key: it is the unit of the ring's provided buffers.
-pub const BUFFER_SIZE: u32 = 16_384;
+/// Size of one arena buffer (bytes): a body of 16 KiB with its head, or a whole TLS record. Not a key: it is the unit of the
+/// ring's provided buffers.
+pub const BUFFER_SIZE: u32 = 17 * 1024;
 
 /// Private memory that bodies may take in one worker (`body_memory`): beyond it large bodies move in arena buffers.
 pub const BODY_MEMORY: u64 = 64 << 20;

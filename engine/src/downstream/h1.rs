@@ -7,7 +7,7 @@ use crate::{
     exchange::{Client, Downstream, Encoded, Failure, ListenerConfig, LocalReply, Outcome, Request, Shared},
     h1::{HeadProgress, OutConnection, OutFraming, RequestHead, ResponseHead, ResponsePlan},
     http::Reason,
-    ring::{Recv, Timer},
+    ring::{Recv, SendBuf, Timer},
     transfer::{ReadBuffer, RelayError, flush},
     transport::{AddressPair, TransportStream},
     upstream::{Cluster, Lease},
@@ -88,13 +88,20 @@ impl Downstream for ClientConnection {
     }
 
     async fn interim(&self, head: Vec<u8>, stall_ms: u64) -> Result<(), Failure> {
-        self.respond(head, stall_ms).await
+        self.respond(head.into(), false, stall_ms).await
     }
 
-    async fn respond(&self, head: Vec<u8>, stall_ms: u64) -> Result<(), Failure> {
+    async fn respond(&self, mut head: SendBuf, before_more: bool, stall_ms: u64) -> Result<(), Failure> {
+        if self.stream.is_sending() {
+            // What was sent before may take the client long.
+            head = head.out_of_arena();
+        }
         match flush(&self.stream, &self.timer, stall_ms).await {
             Ok(()) => {
-                self.stream.start_send(head.into());
+                match before_more {
+                    true => self.stream.start_send_before_more(head),
+                    false => self.stream.start_send(head),
+                }
                 Ok(())
             }
             Err(RelayError::SinkStalled) => Err(Failure::ClientStalled),

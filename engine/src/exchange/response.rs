@@ -8,7 +8,9 @@ use crate::{
     http::{Reason, Version},
     observe::Counter,
     ring::Recv,
-    transfer::{Body, MinRate, ReadBuffer, Relay, RelayError, receive_watching},
+    transfer::{
+        Body, MinRate, ReadBuffer, Relay, RelayError, follows_in_bulk, note_length, receive_watching,
+    },
     upstream::Lease,
 };
 
@@ -135,17 +137,20 @@ pub(super) async fn forward<D: Downstream>(context: ResponseContext<'_, D>) -> R
     let mut read_buffer = ReadBuffer::default();
     let Final { encoded, mut body, reusable, upgraded, authenticates_connection } =
         await_head(&context, &mut read_buffer, last_due).await?;
-    let Encoded { mut head, framing, keep_alive } = encoded;
+    let Encoded { head, framing, keep_alive } = encoded;
     if let Some(duplex) = duplex {
         duplex.answered.set(true);
     }
     let head_bytes = head.len() as u64;
-    if !upgraded {
+    let head = if upgraded {
+        head.into()
+    } else {
         // The head has not gone out yet: what is wrong with the body's beginning can still be told.
-        let coalesced = body.coalesce(&mut read_buffer, &mut head);
-        coalesced.map_err(|reason| Failure::Refused(ResponseDefect::Body(reason)))?;
-    }
-    downstream.respond(head, timeouts.front_ms).await?;
+        let behind = body.behind(&mut read_buffer, head, ring);
+        behind.map_err(|reason| Failure::Refused(ResponseDefect::Body(reason)))?
+    };
+    let unpushed = !upgraded && follows_in_bulk(&body, &lease.stream, downstream.body());
+    downstream.respond(head, unpushed, timeouts.front_ms).await?;
     record.add_response_bytes(head_bytes);
     if upgraded {
         return Ok(Answered::Upgraded(read_buffer));
@@ -164,6 +169,7 @@ pub(super) async fn forward<D: Downstream>(context: ResponseContext<'_, D>) -> R
             due: last_due,
             watch: request.watch(),
             limit: 0,
+            unpushed,
         };
         let relayed = Box::pin(relay.run()).await;
         if let Err(error) = relayed {
@@ -171,6 +177,7 @@ pub(super) async fn forward<D: Downstream>(context: ResponseContext<'_, D>) -> R
             return Err(cut(error, framing));
         }
     }
+    note_length(&lease.stream, body.moved());
     record.add_response_bytes(body.moved());
     // Bytes behind the response belong to nobody: they must not reach the next client.
     let reusable = reusable && read_buffer.is_empty();

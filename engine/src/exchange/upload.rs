@@ -16,7 +16,7 @@ use super::{
 use crate::{
     http::{Reason, Version},
     ring::{Recv, SendBuf, Timer},
-    transfer::{Body, MinRate, ReadBuffer, Relay, RelayError, Watch, flush},
+    transfer::{Body, MinRate, ReadBuffer, Relay, RelayError, Watch, flush, note_length},
     upstream::Lease,
 };
 
@@ -35,6 +35,7 @@ pub(super) async fn run<D: Downstream>(
     let mut read_buffer = std::mem::take(downstream.read_buffer());
     let outcome = both(downstream, &mut read_buffer, request, lease, body, record).await;
     *downstream.read_buffer() = read_buffer;
+    note_length(downstream.body(), body.moved());
     record.add_request_bytes(body.moved() - before);
     outcome
 }
@@ -65,6 +66,7 @@ async fn both<D: Downstream>(
         due: u64::MAX,
         watch: Watch::Nothing,
         limit: request.config.settings.sizes.body,
+        unpushed: false,
     };
     let mut upload = pin!(async {
         if request.expect_continue && relay.read_buffer.is_empty() {

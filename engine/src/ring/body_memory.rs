@@ -13,8 +13,15 @@ pub const BULK_SIZE: usize = 256 * 1024;
 /// Size of a small private buffer (bytes): what a slow peer may cost, once while it is sent and once while the next one is
 /// received.
 pub const BULK_SMALL: usize = 32 * 1024;
-/// Private buffers of either size that are kept for the next user.
-const KEPT_BULK: usize = 16;
+/// Size of a private buffer between the two (bytes): a body of 64 KiB, with all that goes with it.
+const BULK_MIDDLE: usize = 96 * 1024;
+/// All sizes.
+const SIZES: [usize; 3] = [BULK_SMALL, BULK_MIDDLE, BULK_SIZE];
+/// Private buffers of each size that are kept for the next user (bytes). What nobody has used for a while is given back.
+const KEPT_BYTES: usize = 8 << 20;
+
+/// Buffers of a size that are given back at a time: each takes the kernel some microseconds.
+const MOST_AT_ONCE: usize = 8;
 
 /// A private buffer for a large body, lent within the worker's `body_memory`; it comes back by itself.
 pub struct BulkBuf {
@@ -23,8 +30,17 @@ pub struct BulkBuf {
     memory: Rc<BodyMemory>,
 }
 
-/// Boxes, so that what is sent takes little room in a socket, and no allocation when it is lent.
-type Kept = RefCell<Vec<Box<Bulk>>>;
+/// Buffers of one size that are kept.
+#[derive(Default)]
+struct Kept {
+    #[expect(
+        clippy::vec_box,
+        reason = "what is sent takes little room in a socket, and lending allocates nothing"
+    )]
+    buffers: RefCell<Vec<Box<Bulk>>>,
+    /// The least that there were since the last [`BodyMemory::trim`]: so many were not needed.
+    unused: Cell<usize>,
+}
 
 struct Bulk {
     /// All of its bytes count as initialised; those of the one before are written over.
@@ -37,8 +53,8 @@ pub(super) struct BodyMemory {
     budget: Cell<usize>,
     in_use: Cell<usize>,
     refused: Cell<u64>,
-    /// Small ones, large ones.
-    kept: [Kept; 2],
+    /// By size.
+    kept: [Kept; SIZES.len()],
 }
 
 impl BodyMemory {
@@ -52,22 +68,36 @@ impl BodyMemory {
         })
     }
 
-    /// A buffer for `wanted` bytes or as many as it takes: [`BULK_SMALL`] or [`BULK_SIZE`]. `None` when the budget does not
-    /// allow it: the body then goes on in buffers of the arena.
+    /// A buffer for `wanted` bytes or as many as it takes, from [`BULK_SMALL`] to [`BULK_SIZE`]. `None` when the budget does
+    /// not allow it: the body then goes on in buffers of the arena.
     pub(super) fn lend(self: &Rc<Self>, wanted: usize) -> Option<BulkBuf> {
-        let sizes: &[usize] = if wanted > BULK_SMALL { &[BULK_SIZE, BULK_SMALL] } else { &[BULK_SMALL] };
-        let Some(size) = sizes.iter().find(|size| self.in_use.get() + **size <= self.budget.get()) else {
+        let largest = class(wanted);
+        let fits = |class: &usize| self.in_use.get() + SIZES[*class] <= self.budget.get();
+        let Some(class) = (0..=largest).rev().find(fits) else {
             self.refused.set(self.refused.get() + 1);
             return None;
         };
-        self.take(*size);
-        let kept = self.kept(*size).borrow_mut().pop();
-        let bulk = kept.unwrap_or_else(|| Box::new(Bulk { bytes: vec![0; *size], size: *size }));
+        let size = SIZES[class];
+        self.take(size);
+        let Kept { buffers, unused } = &self.kept[class];
+        let kept = buffers.borrow_mut().pop();
+        unused.set(unused.get().min(buffers.borrow().len()));
+        let bulk = kept.unwrap_or_else(|| Box::new(Bulk { bytes: vec![0; size], size }));
         Some(BulkBuf { bulk: Some(bulk), memory: Rc::clone(self) })
     }
 
-    fn kept(&self, size: usize) -> &Kept {
-        &self.kept[usize::from(size > BULK_SMALL)]
+    /// Gives back what nobody has needed since the last time.
+    pub(super) fn trim(&self) {
+        for Kept { buffers, unused } in &self.kept {
+            let mut buffers = buffers.borrow_mut();
+            let given_back = unused.get().min(MOST_AT_ONCE);
+            let needed = buffers.len().saturating_sub(given_back);
+            buffers.truncate(needed);
+            unused.set(needed);
+            if needed == 0 {
+                buffers.shrink_to_fit();
+            }
+        }
     }
 
     /// Sets the budget (bytes). What is lent beyond it comes back by itself.
@@ -97,6 +127,11 @@ impl BodyMemory {
     }
 }
 
+/// The place in [`SIZES`] of the smallest that has room for `wanted` bytes; of the largest, if none has.
+fn class(wanted: usize) -> usize {
+    SIZES.iter().position(|size| *size >= wanted).unwrap_or(SIZES.len() - 1)
+}
+
 impl BulkBuf {
     /// As a vector, for what writes into one. It must not be made longer than it is, or it is not used again.
     pub fn as_vec(&mut self) -> &mut Vec<u8> {
@@ -124,8 +159,8 @@ impl Drop for BulkBuf {
     fn drop(&mut self) {
         let Some(bulk) = self.bulk.take() else { return };
         self.memory.release(bulk.size);
-        let mut kept = self.memory.kept(bulk.size).borrow_mut();
-        if kept.len() < KEPT_BULK && bulk.bytes.len() == bulk.size {
+        let mut kept = self.memory.kept[class(bulk.size)].buffers.borrow_mut();
+        if kept.len() < KEPT_BYTES / bulk.size && bulk.bytes.len() == bulk.size {
             kept.push(bulk);
         }
     }
@@ -153,5 +188,38 @@ mod tests {
         drop((large, small));
         assert_eq!(memory.in_use(), 0);
         assert_eq!(memory.lend(BULK_SMALL).unwrap().len(), BULK_SMALL);
+    }
+
+    #[test]
+    fn the_smallest_that_has_room_is_lent() {
+        let memory = BodyMemory::new(1 << 30);
+        for (wanted, size) in [
+            (1, BULK_SMALL),
+            (BULK_SMALL + 1, BULK_MIDDLE),
+            (BULK_MIDDLE + 1, BULK_SIZE),
+            (1 << 20, BULK_SIZE),
+        ] {
+            assert_eq!(memory.lend(wanted).unwrap().len(), size, "{wanted}");
+        }
+    }
+
+    #[test]
+    fn what_was_not_needed_for_a_while_is_given_back() {
+        let memory = BodyMemory::new(1 << 30);
+        let kept = || memory.kept[0].buffers.borrow().len();
+        let lent: Vec<_> = (0..10).filter_map(|_| memory.lend(1)).collect();
+        drop(lent);
+        memory.trim();
+        assert_eq!(kept(), 10, "they were needed just now");
+        let lent: Vec<_> = (0..4).filter_map(|_| memory.lend(1)).collect();
+        drop(lent);
+        memory.trim();
+        assert_eq!(kept(), 4);
+        memory.trim();
+        assert_eq!(kept(), 0);
+        let lent: Vec<_> = (0..MOST_AT_ONCE + 1).filter_map(|_| memory.lend(1)).collect();
+        drop(lent);
+        (0..2).for_each(|_| memory.trim());
+        assert_eq!(kept(), 1, "a few at a time");
     }
 }

@@ -10,6 +10,10 @@
 //! Shares: the arena has two parts, one for clients and one for backends, so that neither can take the other's buffers;
 //! and of the backends' part each cluster may hold a quarter ([`Share`]). What a peer sends beyond that is copied out of
 //! the arena at once ([`Pool::is_scarce`]).
+//!
+//! In front of each buffer there is room ([`ROOM_IN_FRONT`]): a head that is written anew, and is longer than the one that was
+//! received, stands there in front of the body that came with it, and both leave in one send without having been copied. So
+//! buffers are no multiple of a page apart, which also keeps them out of each other's way in the processor's caches.
 
 use std::{
     cell::{Cell, RefCell},
@@ -65,6 +69,9 @@ impl Share {
         Share((hasher.finish() % 255) as u8 + 1)
     }
 }
+
+/// What a head may be longer than the one that was received in its place (bytes).
+pub(super) const ROOM_IN_FRONT: u16 = 512;
 
 /// A part of the arena.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,14 +133,15 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    /// `count` buffers of `size` bytes each (at most 65,535); one half of them for each part.
+    /// `count` buffers of `size` bytes each (at most 65,023); one half of them for each part.
     pub(super) fn new(count: u16, size: u32) -> io::Result<Pool> {
-        if count < 2 || !count.is_multiple_of(2) || size == 0 || size > u32::from(u16::MAX) {
+        let largest = u32::from(u16::MAX - ROOM_IN_FRONT);
+        if count < 2 || !count.is_multiple_of(2) || size == 0 || size > largest {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let half = count / 2;
         Ok(Pool {
-            memory: Mapping::new(usize::from(count) * size as usize)?,
+            memory: Mapping::new(usize::from(count) * distance(size))?,
             size,
             // Popped from the back: the lowest numbers go first.
             free: [
@@ -212,17 +220,29 @@ impl Pool {
         self.links[usize::from(id)].set(link);
     }
 
+    /// The first byte of the room in front of a buffer.
+    fn origin(&self, id: u16) -> *mut u8 {
+        assert!(usize::from(id) < self.links.len(), "the kernel gives back what it was given");
+        // SAFETY: the arena is `links.len() * distance(size)` bytes and `id` is below that length.
+        unsafe { self.memory.base.as_ptr().add(usize::from(id) * distance(self.size)) }
+    }
+
     /// The first byte of a buffer.
     pub(super) fn address(&self, id: u16) -> *mut u8 {
-        assert!(usize::from(id) < self.links.len(), "the kernel gives back what it was given");
-        // SAFETY: the arena is `links.len() * size` bytes and `id` is below that length.
-        unsafe { self.memory.base.as_ptr().add(usize::from(id) * self.size as usize) }
+        // SAFETY: the room in front is a part of what `origin` points to.
+        unsafe { self.origin(id).add(usize::from(ROOM_IN_FRONT)) }
     }
+}
+
+/// From one buffer to the next (bytes).
+fn distance(size: u32) -> usize {
+    usize::from(ROOM_IN_FRONT) + size as usize
 }
 
 /// Received bytes, most often in a buffer of the arena. Derefs to what has not been consumed yet.
 pub struct Buf {
     memory: Memory,
+    /// In the arena counted from the room in front.
     start: u16,
     end: u16,
 }
@@ -239,7 +259,8 @@ impl Buf {
     /// Takes over buffer `id`, which holds `length` received bytes and which nobody else uses.
     pub(super) fn take(pool: &Rc<Pool>, id: u16, length: u16) -> Buf {
         debug_assert!(u32::from(length) <= pool.size);
-        Buf { memory: Memory::Lent { pool: Rc::clone(pool), id }, start: 0, end: length }
+        let (start, end) = (ROOM_IN_FRONT, ROOM_IN_FRONT + length);
+        Buf { memory: Memory::Lent { pool: Rc::clone(pool), id }, start, end }
     }
 
     /// Bytes that do not lie in the arena: at most 65,535.
@@ -256,7 +277,7 @@ impl Buf {
     /// A buffer as if `bytes` had been received into it, of an arena of its own.
     #[cfg(test)]
     pub(crate) fn received(bytes: &[u8]) -> Buf {
-        let pool = Rc::new(Pool::new(2, u32::from(u16::MAX)).unwrap());
+        let pool = Rc::new(Pool::new(2, u32::from(u16::MAX - ROOM_IN_FRONT)).unwrap());
         let id = pool.borrow_one(Part::Downstream).unwrap();
         let mut buffer = Buf::take(&pool, id, u16::try_from(bytes.len()).unwrap());
         buffer.copy_from_slice(bytes);
@@ -281,6 +302,17 @@ impl Buf {
         self.start += count as u16;
     }
 
+    /// Puts `bytes` in front, where something was forgotten or nothing ever stood. False when there is not enough room.
+    pub fn prepend(&mut self, bytes: &[u8]) -> bool {
+        if bytes.len() > usize::from(self.start) {
+            return false;
+        }
+        // Not more than `start`, which fits.
+        self.start -= bytes.len() as u16;
+        self[..bytes.len()].copy_from_slice(bytes);
+        true
+    }
+
     /// Keeps only the first `count` bytes.
     pub fn truncate(&mut self, count: usize) {
         if count < self.len() {
@@ -295,10 +327,10 @@ impl Deref for Buf {
     fn deref(&self) -> &[u8] {
         let (start, end) = (usize::from(self.start), usize::from(self.end));
         match &self.memory {
-            // SAFETY: `start <= end <= size`, the bytes were written by the kernel (or are zero), and the
-            // buffer is ours alone from `take` until it is dropped.
+            // SAFETY: `start <= end <= distance(size)`, the bytes were written by the kernel or by `prepend` (or are zero), and
+            // the buffer, with the room in front, is ours alone from `take` until it is dropped.
             Memory::Lent { pool, id } => unsafe {
-                std::slice::from_raw_parts(pool.address(*id).add(start), end - start)
+                std::slice::from_raw_parts(pool.origin(*id).add(start), end - start)
             },
             Memory::Own(bytes) => &bytes[start..end],
         }
@@ -311,7 +343,7 @@ impl DerefMut for Buf {
         match &mut self.memory {
             // SAFETY: as in `deref`, and `&mut self` makes it the only access.
             Memory::Lent { pool, id } => unsafe {
-                std::slice::from_raw_parts_mut(pool.address(*id).add(start), end - start)
+                std::slice::from_raw_parts_mut(pool.origin(*id).add(start), end - start)
             },
             Memory::Own(bytes) => &mut bytes[start..end],
         }
@@ -450,6 +482,25 @@ mod tests {
         assert_eq!(pool.free_count(Part::Downstream), 3);
         assert_eq!(pool.borrow_one(Part::Downstream), Some(first));
         pool.give_back(second);
+    }
+
+    #[test]
+    fn something_stands_in_front_of_what_was_received_as_far_as_there_is_room() {
+        let pool = Rc::new(Pool::new(4, 64).unwrap());
+        let before = Buf::take(&pool, pool.borrow_one(Part::Downstream).unwrap(), 64);
+        let mut bytes = Buf::take(&pool, pool.borrow_one(Part::Downstream).unwrap(), 64);
+        bytes.fill(7);
+        bytes.advance(10);
+        let room = usize::from(ROOM_IN_FRONT) + 10;
+        assert!(!bytes.prepend(&vec![1; room + 1]));
+        assert_eq!(bytes.len(), 54);
+        assert!(bytes.prepend(&vec![1; room]) && !bytes.prepend(&[2]));
+        assert_eq!((&bytes[..room], &bytes[room..]), (&vec![1; room][..], &[7; 54][..]));
+        assert_eq!(&*before, &[0; 64], "it is the room of nobody else");
+        let mut own = Buf::owned(vec![7; 3]);
+        assert!(!own.prepend(&[1]));
+        own.advance(2);
+        assert!(own.prepend(&[1]) && *own == [1, 7]);
     }
 
     #[test]

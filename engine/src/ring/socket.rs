@@ -139,6 +139,19 @@ impl Pending {
     }
 }
 
+/// How much a receive may bring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Intake {
+    /// As many buffers as come, until it is paused.
+    Many,
+    /// One, and then many: nothing has come yet, and the peer may be gone after its first message.
+    First,
+    /// One: whoever takes it is slow.
+    Single,
+    /// No more than a head: much is behind it that is not to be copied.
+    Brief,
+}
+
 /// What few sockets need, apart, so that the others stay small.
 #[derive(Default)]
 pub(super) struct ColdState {
@@ -174,10 +187,10 @@ pub(super) struct Socket {
     /// The receive waiter wants to know of: something received, the end. The send waiter: a send completed.
     pub(super) wants_receive: bool,
     pub(super) wants_send: bool,
-    /// Has received nothing yet, and may be gone after its first message: that one is received alone.
-    pub(super) first_receive_pending: bool,
-    /// Whoever takes what it receives is slow: one receive at a time.
-    pub(super) receives_singly: bool,
+    /// How much a receive may bring.
+    pub(super) intake: Intake,
+    /// More is sent right behind what is being sent, and may leave with it.
+    pub(super) more_follows: bool,
     /// Its send is expected to complete at once, and nobody waits for that.
     pub(super) expected: bool,
     /// What is in flight as its send is the wait for room.
@@ -217,8 +230,8 @@ impl Socket {
             closing: false,
             wants_receive: false,
             wants_send: false,
-            first_receive_pending: false,
-            receives_singly: false,
+            intake: Intake::Many,
+            more_follows: false,
             expected: false,
             awaits_room: false,
             pausing: false,

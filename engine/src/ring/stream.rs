@@ -25,7 +25,7 @@ use super::{
     buffers::{Buf, Role, Share},
     core::{Core, Ring},
     message::{Recv, SendBuf},
-    socket::{End, Operation, Token},
+    socket::{End, Intake, Operation, Token},
     sys,
 };
 
@@ -63,7 +63,7 @@ impl Stream {
     /// the first receive is not a multishot one, which would have to be cancelled before the close.
     pub(super) fn adopt_accepted(ring: &Ring, socket: OwnedFd) -> io::Result<Stream> {
         let stream = Stream::insert(ring, socket, Role::Downstream)?;
-        stream.core.sockets.borrow_mut().get(stream.slot).first_receive_pending = true;
+        stream.core.sockets.borrow_mut().get(stream.slot).intake = Intake::First;
         Ok(stream)
     }
 
@@ -243,7 +243,9 @@ impl Stream {
         let socket = sockets.get(self.slot);
         socket.forget_waiters();
         socket.shed_cold_state();
-        socket.receives_singly = false;
+        if socket.intake == Intake::Single {
+            socket.intake = Intake::Many;
+        }
         if !socket.is_in_flight(Operation::Send)
             && let Some(sent) = socket.sending.take()
         {
@@ -258,7 +260,7 @@ impl Stream {
         let socket = sockets.get(self.slot);
         self.core.spill_unread(socket);
         socket.wants_receive = false;
-        socket.receives_singly = true;
+        socket.intake = Intake::Single;
         if socket.is_in_flight(Operation::Receive) && !socket.pausing {
             socket.pausing = true;
             self.core.cancel(socket, Operation::Receive, self.slot);
@@ -267,7 +269,27 @@ impl Stream {
 
     /// Receives may bring many buffers again.
     pub fn speed_up(&self) {
-        self.core.sockets.borrow_mut().get(self.slot).receives_singly = false;
+        let sockets = &mut *self.core.sockets.borrow_mut();
+        let socket = sockets.get(self.slot);
+        if socket.intake == Intake::Single {
+            socket.intake = Intake::Many;
+        }
+    }
+
+    /// Says whether what comes next is probably a head with a large body, whose bytes are better not copied.
+    pub fn expect_bulk(&self, expected: bool) {
+        let sockets = &mut *self.core.sockets.borrow_mut();
+        let socket = sockets.get(self.slot);
+        socket.intake = match (socket.intake, expected) {
+            (Intake::Many | Intake::First, true) => Intake::Brief,
+            (Intake::Brief, false) => Intake::Many,
+            (other, _) => other,
+        };
+    }
+
+    /// What was said by [`Stream::expect_bulk`].
+    pub fn expects_bulk(&self) -> bool {
+        self.core.sockets.borrow_mut().get(self.slot).intake == Intake::Brief
     }
 
     /// Whether no receive is armed and nothing received waits to be taken.
@@ -400,13 +422,30 @@ impl Stream {
         }
         let sockets = &mut *self.core.sockets.borrow_mut();
         let socket = sockets.get(self.slot);
+        socket.more_follows = false;
         self.core.send(socket, self.slot, data, false);
+    }
+
+    /// Like [`Stream::start_send`], of something that more follows at once: the kernel keeps the end of it, to send it with that.
+    /// If it does not follow at once after all, [`Stream::push`].
+    pub fn start_send_before_more(&self, data: SendBuf) {
+        let sockets = &mut *self.core.sockets.borrow_mut();
+        let socket = sockets.get(self.slot);
+        socket.more_follows = true;
+        self.core.send(socket, self.slot, data, false);
+    }
+
+    /// Has the kernel send what it keeps since [`Stream::start_send_before_more`].
+    pub fn push(&self) {
+        // It shows in the next send if the socket is broken. Elsewhere than in TCP nothing is kept.
+        let _ = self.with_socket(|socket| socket.set_tcp_nodelay(true));
     }
 
     /// Like [`Stream::start_send`], but the data stays until the next send, for [`Stream::take_replay`].
     pub fn start_send_replayable(&self, data: Vec<u8>) {
         let sockets = &mut *self.core.sockets.borrow_mut();
         let socket = sockets.get(self.slot);
+        socket.more_follows = false;
         self.core.send(socket, self.slot, data.into(), true);
     }
 

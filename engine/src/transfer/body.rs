@@ -4,10 +4,14 @@ use super::read_buffer::ReadBuffer;
 use crate::{
     h1::{Advance, CHUNK_SUFFIX, ChunkedBody, Emit, chunk_prefix},
     http::Reason,
+    ring::{Ring, SendBuf},
 };
 
 /// What is appended to a head instead of being sent by itself (bytes).
 const COALESCE: usize = 16 * 1024;
+
+/// What is copied behind a head all the same (bytes): less than it takes to keep a buffer of the arena for so long.
+const COPIED: usize = 1024;
 
 /// A body: its data, its trailers, and where it ends.
 pub(crate) struct Body {
@@ -124,6 +128,37 @@ impl Body {
         }
         self.moved += data;
         Ok(piece)
+    }
+
+    /// A head and what of the body has come with it, to be sent at once: together where they lie, or else copied together as by
+    /// [`Body::coalesce`].
+    ///
+    /// # Errors
+    /// When it is malformed.
+    pub(crate) fn behind(
+        &mut self,
+        read_buffer: &mut ReadBuffer,
+        mut head: Vec<u8>,
+        ring: &Ring,
+    ) -> Result<SendBuf, Reason> {
+        let come = read_buffer.bytes().len();
+        if self.is_done() || self.is_wrapped() || come <= COPIED {
+            self.coalesce(read_buffer, &mut head)?;
+            return Ok(head.into());
+        }
+        let mut tail = Vec::new();
+        let Piece { kept, consumed, .. } = self.advance(read_buffer.bytes_mut(), &mut tail)?;
+        if consumed == come
+            && tail.is_empty()
+            && let Some(together) = read_buffer.take_behind(&head, kept)
+        {
+            ring.recycle(head);
+            return Ok(SendBuf::Received(together));
+        }
+        head.extend_from_slice(&read_buffer.bytes()[..kept]);
+        head.extend_from_slice(&tail);
+        read_buffer.consume(consumed);
+        Ok(head.into())
     }
 
     /// Appends to `head` what of the body is in `read_buffer` already, if it is not too much.

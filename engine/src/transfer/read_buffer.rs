@@ -113,6 +113,20 @@ impl ReadBuffer {
         }
     }
 
+    /// The first `kept` bytes with `head` in front of them, where they lie, if that is where they were received and there is room;
+    /// what stands behind them is forgotten. Otherwise `None`, and nothing has changed.
+    pub(crate) fn take_behind(&mut self, head: &[u8], kept: usize) -> Option<Buf> {
+        let Held::Lent(buffer) = &mut self.held else { return None };
+        if !buffer.prepend(head) {
+            return None;
+        }
+        buffer.truncate(head.len() + kept);
+        match std::mem::take(&mut self.held) {
+            Held::Lent(buffer) => Some(buffer),
+            Held::Nothing | Held::Joined(_) => None,
+        }
+    }
+
     /// Splits off the first `kept` bytes to be sent as they lie, and forgets the first `consumed` (at least as many).
     pub(crate) fn split(&mut self, kept: usize, consumed: usize) -> SendBuf {
         if consumed < self.bytes().len() {
@@ -198,6 +212,21 @@ mod tests {
             }
         }
         assert_eq!(ReadBuffer::default().split(0, 0).bytes(), b"");
+    }
+
+    #[test]
+    fn a_head_stands_in_front_of_what_lies_in_the_arena_and_of_nothing_else() {
+        let mut read_buffer = lent("xabcd");
+        read_buffer.consume(1);
+        assert_eq!(&*read_buffer.take_behind(b"head:", 3).unwrap(), b"head:abc");
+        assert!(read_buffer.is_empty());
+        let mut read_buffer = joined("xabcd");
+        read_buffer.consume(1);
+        assert!(read_buffer.take_behind(b"h", 4).is_none());
+        assert_eq!(read_buffer.bytes(), b"abcd");
+        let mut read_buffer = lent("abcd");
+        assert!(read_buffer.take_behind(&[b'x'; 9_999], 4).is_none());
+        assert_eq!(read_buffer.bytes(), b"abcd");
     }
 
     #[test]

@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// A body that has at least this much to go is moved in bulk (bytes).
-const BULK_FROM: u64 = 64 * 1024;
+const BULK_FROM: u64 = 24 * 1024;
 /// Room kept before and behind the data of a bulk buffer, for a chunk's size line and its end (bytes).
 const ROOM_BEFORE: usize = 32;
 const ROOM_BEHIND: usize = 512;
@@ -84,6 +84,18 @@ pub(crate) struct Relay<'a> {
     pub(crate) watch: Watch,
     /// Largest body (bytes); 0 = any.
     pub(crate) limit: u64,
+    /// What was sent to the receiver before the body waits for its beginning; see [`Stream::start_send_before_more`].
+    pub(crate) unpushed: bool,
+}
+
+/// Says of a stream that a body of so many bytes came over it: the next one may be like it.
+pub(crate) fn note_length(from: &TransportStream, moved: u64) {
+    from.expect_bulk(moved >= BULK_FROM + 4 * 1024);
+}
+
+/// Whether what is to come of `body` will leave in bulk, and without a copy: what is sent before it had better leave with it.
+pub(crate) fn follows_in_bulk(body: &Body, from: &TransportStream, to: &TransportStream) -> bool {
+    body.known_length().is_some_and(|left| left >= BULK_FROM) && !from.is_tls() && !to.is_tls()
 }
 
 /// Waits until a send has completed, as long as it gets on at least every `stall_ms`.
@@ -165,15 +177,18 @@ impl Relay<'_> {
     /// Moves the rest of the body.
     pub(crate) async fn run(&mut self) -> Result<(), RelayError> {
         let mut pieces = PIECES_BEFORE_BULK;
+        // Where the length is not known, it may be like that of the body before.
+        let guessed = if self.from.expects_bulk() { BULK_FROM } else { 0 };
         while !self.body.is_done() {
-            // Where the length is not known, a quarter of what has come may still come.
-            let expected = self.body.known_length().unwrap_or(self.body.moved() / 4);
+            // Or a quarter of what has come may still come.
+            let expected = self.body.known_length().unwrap_or(guessed.max(self.body.moved() / 4));
             if expected >= BULK_FROM && pieces >= PIECES_BEFORE_BULK {
                 match Box::pin(self.bulk()).await? {
                     Moved::All => return Ok(()),
                     Moved::Part | Moved::NoPipe => pieces = 0,
                 }
             }
+            self.from.expect_bulk(false);
             if self.read_buffer.is_empty() {
                 match self.receive().await? {
                     Recv::Data(buffer) => self.read_buffer.push(buffer),
@@ -202,6 +217,9 @@ impl Relay<'_> {
         &mut self,
         receive: impl Future<Output = io::Result<T>>,
     ) -> Result<T, RelayError> {
+        if std::mem::take(&mut self.unpushed) {
+            self.to.push();
+        }
         let before = self.ring.now();
         let due = self.due.min(self.source.due());
         let received = receive_watching(receive, (self.to, self.watch), self.timer, (before, due)).await?;
@@ -347,7 +365,10 @@ impl Relay<'_> {
             }
             loop {
                 match given.map_err(|_| RelayError::SinkBroken)? {
-                    Spliced::Moved(given) => self.sink.moved(given, self.ring.now()),
+                    Spliced::Moved(given) => {
+                        self.unpushed = false;
+                        self.sink.moved(given, self.ring.now());
+                    }
                     Spliced::WouldBlock | Spliced::NoPipe => self.wait_writable(to).await?,
                 }
                 if splice.held() == 0 {
@@ -414,6 +435,10 @@ impl Relay<'_> {
             if wanted < self.from.least_bulk() / 2 || !self.from.is_paused() {
                 return Ok(Moved::Part);
             }
+            // Not more than what comes needs.
+            let length = self.body.known_length().and_then(|left| usize::try_from(left).ok());
+            let all = length.map_or(usize::MAX, |left| left.saturating_add(ROOM_BEFORE + ROOM_BEHIND));
+            let wanted = wanted.min(all);
             let Some(buffer) = self.ring.bulk_buffer(wanted.max(self.from.least_bulk())) else {
                 return Ok(Moved::Part);
             };
@@ -424,8 +449,7 @@ impl Relay<'_> {
                 self.ring.count_bulk();
             }
             let space = buffer.len().min(wanted) - ROOM_BEFORE - ROOM_BEHIND;
-            let length = self.body.known_length();
-            let length = length.map_or(space, |left| usize::try_from(left).unwrap_or(space).min(space));
+            let length = length.map_or(space, |left| left.min(space));
             self.from.start_receive_bulk(buffer, ROOM_BEFORE..ROOM_BEFORE + length);
             let from = self.from;
             let (mut buffer, received) = self.wait_for_source(from.receive_bulk()).await?;

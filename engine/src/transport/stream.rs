@@ -125,6 +125,16 @@ impl TransportStream {
         self.stream.slow_down();
     }
 
+    /// See [`Stream::expect_bulk`]. Over TLS a head can only be had with the whole record that it is in.
+    pub fn expect_bulk(&self, expected: bool) {
+        self.stream.expect_bulk(expected && self.tls.is_none());
+    }
+
+    /// See [`Stream::expects_bulk`].
+    pub fn expects_bulk(&self) -> bool {
+        self.stream.expects_bulk()
+    }
+
     /// See [`Stream::stop_polls`].
     pub async fn stop_polls(&self) {
         self.stream.stop_polls().await;
@@ -358,6 +368,19 @@ impl TransportStream {
                 }
             }
         }
+    }
+
+    /// See [`Stream::start_send_before_more`]. Over TLS nothing is kept.
+    pub fn start_send_before_more(&self, data: SendBuf) {
+        match &self.tls {
+            None => self.stream.start_send_before_more(data),
+            Some(_) => self.start_send(data),
+        }
+    }
+
+    /// See [`Stream::push`].
+    pub fn push(&self) {
+        self.stream.push();
     }
 
     /// See [`Stream::start_send_replayable`].

@@ -555,6 +555,7 @@ impl Worker {
             timer.set(HOUSEKEEPING_MS);
             timer.elapsed().await;
             self.configured.trim(&self.connections.shared.pooling);
+            self.connections.shared.ring.trim_body_memory();
             self.publish_ring_figures();
         }
     }

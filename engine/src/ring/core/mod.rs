@@ -231,6 +231,11 @@ impl Ring {
         self.core.body_memory.lend(wanted)
     }
 
+    /// Gives back what of the private buffers nobody has needed since the last time.
+    pub fn trim_body_memory(&self) {
+        self.core.body_memory.trim();
+    }
+
     /// Gives a buffer of [`Ring::head_buffer`] back that was not sent.
     pub fn recycle(&self, buffer: Vec<u8>) {
         self.core.recycle(buffer);

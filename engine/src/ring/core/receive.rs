@@ -5,13 +5,16 @@ use io_uring::{opcode, squeue, types};
 use super::{Core, End};
 use crate::ring::{
     buffers::{Buf, Link, Part, Role},
-    socket::{Operation, Socket, Token},
+    socket::{Intake, Operation, Socket, Token},
     uring::limit_per_turn,
 };
 
-/// Buffers that a socket may hold unread before its multishot receive is cancelled: with 16 KiB each, what
+/// Buffers that a socket may hold unread before its multishot receive is cancelled: with 17 KiB each, what
 /// a sender can make us keep beyond what protocol code has asked for.
 const QUEUE_HIGH: u16 = 8;
+
+/// What is received of a message that is expected to be large (bytes): its head, most often, and little of its body.
+const BRIEF: u32 = 4 * 1024;
 
 impl Core {
     /// Gives the kernel its buffers back, and receives to the sockets that found none.
@@ -66,7 +69,7 @@ impl Core {
                 // The kernel never receives more than the buffer's size, which is below 2^16.
                 let scarce = self.keep_received(socket, id, result as u16);
                 // Where buffers are scarce nobody keeps more than one unread.
-                let high = if scarce || socket.receives_singly { 1 } else { QUEUE_HIGH };
+                let high = if scarce || socket.intake == Intake::Single { 1 } else { QUEUE_HIGH };
                 if more && (socket.queued >= high || socket.has_spilled()) && !socket.pausing {
                     socket.pausing = true;
                     self.cancel(socket, Operation::Receive, token.slot);
@@ -167,7 +170,9 @@ impl Core {
         let token = Token { operation: Operation::Receive, slot, generation: socket.generation };
         let Some(id) = self.pool.borrow_one(socket.role.part()) else { return self.starve(socket, token) };
         socket.lent = id;
-        let entry = opcode::Recv::new(types::Fd(socket.fd), self.pool.address(id), self.pool.size()).build();
+        let size = self.pool.size();
+        let length = if socket.intake == Intake::Brief { BRIEF.min(size) } else { size };
+        let entry = opcode::Recv::new(types::Fd(socket.fd), self.pool.address(id), length).build();
         // SAFETY: the buffer stays lent until the completion, which gives it back or passes it on.
         unsafe { self.start(socket, token, entry) };
     }
@@ -184,13 +189,19 @@ impl Core {
         // What a multishot receive without a limit brings at once (half a MiB) cannot be held back: of backends, who send as much as
         // they can, whoever takes it.
         let unlimited = !self.features.recv_limit && matches!(socket.role, Role::Upstream(_));
-        let once = std::mem::take(&mut socket.first_receive_pending) || socket.receives_singly || unlimited;
+        let once = socket.intake != Intake::Many || unlimited;
+        let brief = socket.intake == Intake::Brief;
+        if socket.intake == Intake::First {
+            socket.intake = Intake::Many;
+        }
         let (token, entry) = if self.features.multishot_recv && !once {
             // One buffer per turn: a sender in a hurry does not fill the queue before anybody has looked at it.
             let entry = opcode::RecvMulti::new(fd, group).build();
             (token, if self.features.recv_limit { limit_per_turn(entry, self.pool.size()) } else { entry })
         } else if self.features.provided_buffers {
-            let entry = opcode::Recv::new(fd, std::ptr::null_mut(), 0).buf_group(group).build();
+            // 0: as much as a buffer takes.
+            let length = if brief { BRIEF } else { 0 };
+            let entry = opcode::Recv::new(fd, std::ptr::null_mut(), length).buf_group(group).build();
             (token, entry.flags(squeue::Flags::BUFFER_SELECT))
         } else {
             let events = (libc::POLLIN | libc::POLLRDHUP) as u32;
