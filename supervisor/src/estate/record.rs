@@ -13,6 +13,7 @@ use std::{
     fs::{self, File},
     io::{self, BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use kakehi_ctl::{
@@ -22,11 +23,16 @@ use kakehi_ctl::{
     store,
 };
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use crate::host::own_file;
 
 /// Changes are written one behind the other until they take so much (bytes), or more than the state itself.
 const LEAST_TO_REWRITE: u64 = 1 << 20;
+/// What could not be written is tried again after this time, then after twice as long.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// The longest time between two tries.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// The state as the supervisor knows it, in a file. A file that could not be kept up to date is removed: what is there holds.
 pub(crate) struct StateRecord {
@@ -37,7 +43,10 @@ pub(crate) struct StateRecord {
     file: Option<File>,
     state_bytes: u64,
     change_bytes: u64,
-    warned: bool,
+    /// Why it is not there.
+    failed: Option<String>,
+    /// When it is tried again, and after how long the time after.
+    retry: Option<(Instant, Duration)>,
 }
 
 /// One line behind the state.
@@ -65,10 +74,10 @@ impl StateRecord {
     pub(crate) fn new(command_socket: &Path) -> StateRecord {
         let path = Self::path(command_socket);
         let in_file = Settings::default();
-        StateRecord { path, in_file, file: None, state_bytes: 0, change_bytes: 0, warned: false }
+        StateRecord { path, in_file, file: None, state_bytes: 0, change_bytes: 0, failed: None, retry: None }
     }
 
-    fn path(command_socket: &Path) -> PathBuf {
+    pub(crate) fn path(command_socket: &Path) -> PathBuf {
         own_file::with_suffix(command_socket, ".state")
     }
 
@@ -77,9 +86,12 @@ impl StateRecord {
     /// # Errors
     /// When it is not what a supervisor of ours writes.
     pub(crate) fn load(command_socket: &Path) -> io::Result<Option<Recorded>> {
-        let path = Self::path(command_socket);
-        let Some(file) = own_file::open(&path)? else { return Ok(None) };
-        read_state(file).map(Some).map_err(|error| own_file::about(&path, error))
+        Self::read_at(&Self::path(command_socket))
+    }
+
+    fn read_at(path: &Path) -> io::Result<Option<Recorded>> {
+        let Some(file) = own_file::open(path)? else { return Ok(None) };
+        read_state(file).map(Some).map_err(|error| own_file::about(path, error))
     }
 
     /// Writes the whole, with the settings as the configuration file has them.
@@ -96,9 +108,34 @@ impl StateRecord {
             store::write_unsynced(&self.path, &text, store::MODE)
         });
         match written {
-            Ok(file) => self.file = Some(file),
-            Err(error) => self.fail(&error),
+            Ok(file) => {
+                self.file = Some(file);
+                self.retry = None;
+                if self.failed.take().is_some() {
+                    tracing::info!("the state is written to {} again", self.path.display());
+                }
+            }
+            Err(error) => {
+                // What a supervisor before has left may say the same.
+                let says_so = |it: Recorded| it.state == *state && it.in_file.as_ref() == Some(&self.in_file);
+                let holds = Self::read_at(&self.path).is_ok_and(|there| there.is_some_and(says_so));
+                if !holds {
+                    self.withdraw();
+                }
+                self.fail(&error);
+            }
         }
+    }
+
+    /// Why a supervisor that comes after this one would not find what is running, if that is so.
+    pub(crate) fn failure(&self) -> Option<&str> {
+        self.failed.as_deref()
+    }
+
+    /// When what could not be written is to be written again. While an operation runs the state may be behind the workers:
+    /// not then.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.retry.map(|(at, _)| at)
     }
 
     /// Writes what is about to be made, before it is.
@@ -117,12 +154,13 @@ impl StateRecord {
     }
 
     fn add(&mut self, entry: &Line<'_>) {
-        let Some(file) = &mut self.file else { return };
+        let Some(file) = &mut self.file else { return self.withdraw() };
         let written = line(entry).and_then(|text| {
             self.change_bytes += text.len() as u64;
             file.write_all(&text)
         });
         if let Err(error) = written {
+            self.withdraw();
             self.fail(&error);
         }
     }
@@ -137,19 +175,28 @@ impl StateRecord {
 
     /// There is nobody any more whom it could be of use for.
     pub(crate) fn remove(&mut self) {
+        self.retry = None;
+        self.withdraw();
+    }
+
+    /// What is there does not hold any more.
+    fn withdraw(&mut self) {
         self.file = None;
         let _ = fs::remove_file(&self.path);
     }
 
     fn fail(&mut self, error: &io::Error) {
-        self.remove();
-        if !std::mem::replace(&mut self.warned, true) {
+        self.file = None;
+        let pause = self.retry.map_or(FIRST_PAUSE, |(_, pause)| (pause * 2).min(LONGEST_PAUSE));
+        self.retry = Some((Instant::now() + pause, pause));
+        if self.failed.is_none() {
             tracing::warn!(
-                "the state cannot be written to {}: {error}; until it can, a supervisor that has to go on after this one \
-                 goes back to what the file says",
+                "the state cannot be written to {}: {error}; until it can, which is tried again and again, a supervisor that has to \
+                 go on after this one goes back to what the file says",
                 self.path.display()
             );
         }
+        self.failed = Some(format!("{}: {error}", self.path.display()));
     }
 }
 
@@ -260,7 +307,9 @@ mod tests {
         record.file = Some(File::options().write(true).open("/dev/full").unwrap());
         record.append(&change(1), &state.revision, &Whose::Hand);
         assert!(StateRecord::load(&socket).unwrap().is_none(), "what is there does not hold any more");
+        assert!(record.failure().is_some() && record.due().is_some());
         changed(&mut state, &mut record, 1);
+        assert_eq!((record.failure(), record.due()), (None, None));
         assert_eq!(read(&socket), Some(state));
     }
 

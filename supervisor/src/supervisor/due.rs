@@ -18,7 +18,14 @@ impl Supervisor {
             .chain(kill_at)
             .chain(self.watchdog.map(|(_, due)| due))
             .chain(self.certificates_due())
+            .chain(self.record_due())
             .min()
+    }
+
+    /// When the state is to be written for a supervisor to come, which could not be done. Not in the midst of an operation, when the
+    /// workers may have a change already that the state has not.
+    fn record_due(&self) -> Option<Instant> {
+        self.record.due().filter(|_| !self.operating)
     }
 
     pub(super) fn on_due(&mut self) {
@@ -33,6 +40,9 @@ impl Supervisor {
             self.watchdog = self.watchdog.map(|(period, _)| (period, now + period));
         }
         self.attend_to_certificates();
+        if self.record_due().is_some_and(|due| due <= now) {
+            self.record.tidy(&self.state);
+        }
         let due = |worker: &Worker| self.may_attend(worker) && worker.due().is_some_and(|due| due <= now);
         let due: Vec<u32> = self.workers.iter().filter(|worker| due(worker)).map(Worker::id).collect();
         if due.is_empty() {
