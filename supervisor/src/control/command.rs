@@ -12,7 +12,7 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use kakehi_ctl::{
@@ -54,6 +54,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 const ALARM_PAUSE: Duration = Duration::from_secs(1);
 /// How often a client gets a sign of life while it waits for an answer.
 const WORKING_INTERVAL: Duration = Duration::from_millis(limits::WORKING_INTERVAL_MS);
+/// Of those who may not use the socket the log tells once in this time.
+const STRANGERS_PAUSE: Duration = Duration::from_secs(1);
 /// Pause after a failed accept (no descriptor left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -146,7 +148,7 @@ impl CommandSocket {
     /// The processes in `workers` have no business here.
     pub(crate) fn serve(self, questions: mpsc::Sender<Question>, workers: Roster) -> Door {
         let (door, guests) = Door::new(self.file, self.guests);
-        let admission = Admission { guests, workers, alarmed: None };
+        let admission = Admission { guests, workers, alarmed: None, strangers: Strangers::default() };
         tokio::spawn(accept(self.listener, questions, admission));
         door
     }
@@ -196,6 +198,7 @@ struct Admission {
     workers: Roster,
     /// When it was last told that a worker has connected.
     alarmed: Option<Instant>,
+    strangers: Strangers,
 }
 
 impl Admission {
@@ -214,7 +217,7 @@ impl Admission {
             return Some("workers may not use the command socket".to_owned());
         }
         if !may_use(stream, &self.guests) {
-            tracing::warn!("{} may not use the command socket", describe_peer(stream));
+            self.strangers.note(&describe_peer(stream));
             let reason = "this user may not use the command socket; see `command_allowed_uids`";
             return Some(reason.to_owned());
         }
@@ -260,6 +263,27 @@ async fn accept(listener: UnixListener, questions: mpsc::Sender<Question>, mut a
                 tracing::warn!("the command socket cannot accept: {error}");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
+        }
+    }
+}
+
+/// Those who may not use the socket. They may knock as often as they like, and the log is not theirs to fill.
+#[derive(Default)]
+struct Strangers {
+    told: Option<Instant>,
+    untold: u64,
+}
+
+impl Strangers {
+    fn note(&mut self, who: &str) {
+        if self.told.is_some_and(|told| told.elapsed() < STRANGERS_PAUSE) {
+            self.untold += 1;
+            return;
+        }
+        self.told = Some(Instant::now());
+        match std::mem::take(&mut self.untold) {
+            0 => tracing::warn!("{who} may not use the command socket"),
+            others => tracing::warn!("{who} may not use the command socket, nor {others} that came before"),
         }
     }
 }
