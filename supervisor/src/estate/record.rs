@@ -13,7 +13,6 @@ use std::{
     fs::{self, File},
     io::{self, BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use kakehi_ctl::{
@@ -23,16 +22,11 @@ use kakehi_ctl::{
     store,
 };
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
 
-use crate::host::own_file;
+use crate::host::own_file::{self, Failure};
 
 /// Changes are written one behind the other until they take so much (bytes), or more than the state itself.
 const LEAST_TO_REWRITE: u64 = 1 << 20;
-/// What could not be written is tried again after this time, then after twice as long.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// The longest time between two tries.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// The state as the supervisor knows it, in a file. A file that could not be kept up to date is removed: what is there holds.
 pub(crate) struct StateRecord {
@@ -43,10 +37,7 @@ pub(crate) struct StateRecord {
     file: Option<File>,
     state_bytes: u64,
     change_bytes: u64,
-    /// Why it is not there.
-    failed: Option<String>,
-    /// When it is tried again, and after how long the time after.
-    retry: Option<(Instant, Duration)>,
+    failure: Failure,
 }
 
 /// One line behind the state.
@@ -74,7 +65,14 @@ impl StateRecord {
     pub(crate) fn new(command_socket: &Path) -> StateRecord {
         let path = Self::path(command_socket);
         let in_file = Settings::default();
-        StateRecord { path, in_file, file: None, state_bytes: 0, change_bytes: 0, failed: None, retry: None }
+        StateRecord {
+            path,
+            in_file,
+            file: None,
+            state_bytes: 0,
+            change_bytes: 0,
+            failure: Failure::default(),
+        }
     }
 
     pub(crate) fn path(command_socket: &Path) -> PathBuf {
@@ -110,10 +108,7 @@ impl StateRecord {
         match written {
             Ok(file) => {
                 self.file = Some(file);
-                self.retry = None;
-                if self.failed.take().is_some() {
-                    tracing::info!("the state is written to {} again", self.path.display());
-                }
+                self.failure.end(&self.path);
             }
             Err(error) => {
                 // What a supervisor before has left may say the same.
@@ -127,15 +122,10 @@ impl StateRecord {
         }
     }
 
-    /// Why a supervisor that comes after this one would not find what is running, if that is so.
-    pub(crate) fn failure(&self) -> Option<&str> {
-        self.failed.as_deref()
-    }
-
-    /// When what could not be written is to be written again. While an operation runs the state may be behind the workers:
-    /// not then.
-    pub(crate) fn due(&self) -> Option<Instant> {
-        self.retry.map(|(at, _)| at)
+    /// Why a supervisor that comes after this one would not find what is running, if that is so, and when it is to be written
+    /// again. While an operation runs the state may be behind the workers: not then.
+    pub(crate) fn failure(&self) -> &Failure {
+        &self.failure
     }
 
     /// Writes what is about to be made, before it is.
@@ -175,7 +165,7 @@ impl StateRecord {
 
     /// There is nobody any more whom it could be of use for.
     pub(crate) fn remove(&mut self) {
-        self.retry = None;
+        self.failure = Failure::default();
         self.withdraw();
     }
 
@@ -187,16 +177,13 @@ impl StateRecord {
 
     fn fail(&mut self, error: &io::Error) {
         self.file = None;
-        let pause = self.retry.map_or(FIRST_PAUSE, |(_, pause)| (pause * 2).min(LONGEST_PAUSE));
-        self.retry = Some((Instant::now() + pause, pause));
-        if self.failed.is_none() {
+        if self.failure.note(&self.path, error) {
             tracing::warn!(
                 "the state cannot be written to {}: {error}; until it can, which is tried again and again, a supervisor that has to \
                  go on after this one goes back to what the file says",
                 self.path.display()
             );
         }
-        self.failed = Some(format!("{}: {error}", self.path.display()));
     }
 }
 
@@ -307,9 +294,9 @@ mod tests {
         record.file = Some(File::options().write(true).open("/dev/full").unwrap());
         record.append(&change(1), &state.revision, &Whose::Hand);
         assert!(StateRecord::load(&socket).unwrap().is_none(), "what is there does not hold any more");
-        assert!(record.failure().is_some() && record.due().is_some());
+        assert!(record.failure().reason().is_some() && record.failure().due().is_some());
         changed(&mut state, &mut record, 1);
-        assert_eq!((record.failure(), record.due()), (None, None));
+        assert_eq!((record.failure().reason(), record.failure().due()), (None, None));
         assert_eq!(read(&socket), Some(state));
     }
 
