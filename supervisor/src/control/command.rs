@@ -33,6 +33,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
+use super::strangers::{Strangers, describe_peer};
 use crate::{
     fleet::roster::Roster,
     supervisor::{
@@ -54,8 +55,6 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 const ALARM_PAUSE: Duration = Duration::from_secs(1);
 /// How often a client gets a sign of life while it waits for an answer.
 const WORKING_INTERVAL: Duration = Duration::from_millis(limits::WORKING_INTERVAL_MS);
-/// Of those who may not use the socket the log tells once in this time.
-const STRANGERS_PAUSE: Duration = Duration::from_secs(1);
 /// Pause after a failed accept (no descriptor left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -267,27 +266,6 @@ async fn accept(listener: UnixListener, questions: mpsc::Sender<Question>, mut a
     }
 }
 
-/// Those who may not use the socket. They may knock as often as they like, and the log is not theirs to fill.
-#[derive(Default)]
-struct Strangers {
-    told: Option<Instant>,
-    untold: u64,
-}
-
-impl Strangers {
-    fn note(&mut self, who: &str) {
-        if self.told.is_some_and(|told| told.elapsed() < STRANGERS_PAUSE) {
-            self.untold += 1;
-            return;
-        }
-        self.told = Some(Instant::now());
-        match std::mem::take(&mut self.untold) {
-            0 => tracing::warn!("{who} may not use the command socket"),
-            others => tracing::warn!("{who} may not use the command socket, nor {others} that came before"),
-        }
-    }
-}
-
 /// Root, our own user, and guests. Whoever the kernel does not name is none of them.
 fn may_use(stream: &UnixStream, guests: &watch::Receiver<Vec<u32>>) -> bool {
     is_privileged(stream) || guest(stream).is_some_and(|uid| guests.borrow().contains(&uid))
@@ -310,13 +288,6 @@ async fn shut_out(guest: Option<u32>, mut guests: watch::Receiver<Vec<u32>>) {
 fn is_privileged(stream: &UnixStream) -> bool {
     let own = rustix::process::geteuid().as_raw();
     stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own)
-}
-
-fn describe_peer(stream: &UnixStream) -> String {
-    match stream.peer_cred() {
-        Ok(peer) => format!("uid {}, pid {}", peer.uid(), peer.pid().map_or(0, |pid| pid)),
-        Err(_) => "unknown".to_owned(),
-    }
 }
 
 /// Who asks, and what is asked for it.
