@@ -125,6 +125,24 @@ fn beside(path: &Path) -> PathBuf {
     name.into()
 }
 
+/// Removes what processes that are gone were writing beside files of `folder` when they ended: of those files of which `is_of_ours`
+/// holds for the name. It would never be looked at again, and may hold keys.
+pub fn clear_leftovers(folder: &Path, is_of_ours: impl Fn(&[u8]) -> bool) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let writer = name.as_encoded_bytes().strip_suffix(b".new").and_then(|rest| {
+            let dot = rest.iter().rposition(|byte| *byte == b'.')?;
+            let pid = std::str::from_utf8(&rest[dot + 1..]).ok()?.parse::<u32>().ok()?;
+            is_of_ours(&rest[..dot]).then_some(pid)
+        });
+        let is_gone = |pid| matches!(fs::exists(format!("/proc/{pid}")), Ok(false));
+        if writer.is_some_and(is_gone) {
+            // Somebody else may have been quicker.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// Reads the state in `path`.
 ///
 /// # Errors
@@ -208,6 +226,29 @@ mod tests {
         assert_eq!(left.metadata().unwrap().len(), 0);
         assert!(fs::symlink_metadata(&path).unwrap().is_file());
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn what_was_being_written_by_who_is_gone_is_removed_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        // No process has such a number.
+        let gone = i32::MAX;
+        let own = std::process::id();
+        let left = format!("state.{gone}.new");
+        let others = [
+            format!("state.{own}.new"),
+            format!("other.{gone}.new"),
+            format!("my-state.{gone}.new"),
+            format!("state.{gone}"),
+            "state.new".to_owned(),
+            "state..new".to_owned(),
+            "state".to_owned(),
+        ];
+        others.iter().chain([&left]).for_each(|name| fs::write(folder.path().join(name), "").unwrap());
+        clear_leftovers(folder.path(), |name| name == b"state");
+        assert!(!folder.path().join(left).exists());
+        assert!(others.iter().all(|name| folder.path().join(name).exists()));
+        clear_leftovers(&folder.path().join("missing"), |_| true);
     }
 
     #[test]

@@ -159,6 +159,7 @@ fn status() -> Status {
         connections: 12,
         requests: 99,
         save_failed: None,
+        record_failed: None,
         phase: Phase::Running,
         generation: 7,
         restarts: 0,

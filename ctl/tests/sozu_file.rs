@@ -102,72 +102,84 @@ fn what_is_not_honoured_is_named() {
     }
 }
 
-/// Of the form of the examples that come with sozu: two frontends name listeners that are not there.
-const EXAMPLE: &str = r#"
-saved_state = "./state.json"
-log_level = "info"
-log_target = "stdout"
-command_socket = "./command_folder/sock"
-command_buffer_size = 16384
-max_command_buffer_size = 163840
-worker_count = 2
-handle_process_affinity = false
-max_connections = 500
-buffer_size = 16384
-activate_listeners = true
-
-[[listeners]]
-protocol = "http"
-address = "0.0.0.0:8080"
-answer_404 = "./assets/404.html"
-
-[[listeners]]
-protocol = "https"
-address = "0.0.0.0:8443"
-tls_versions = ["TLSv1.2"]
-
-[clusters]
-
-[clusters.MyCluster]
-protocol = "http"
-frontends = [
-  { address = "0.0.0.0:8080", hostname = "lolcatho.st" },
-  { address = "0.0.0.0:8443", hostname = "lolcatho.st", certificate = "./a.pem", key = "./a.key" },
-  { address = "0.0.0.0:8444", hostname = "lolcatho.st", certificate = "./a.pem", key = "./a.key" }
-]
-backends  = [
-  { address = "127.0.0.1:1026", sticky_id = "backend-1026" }
-]
-
-[clusters.TcpTest]
-protocol = "tcp"
-frontends = [
-  { address = "0.0.0.0:8081" }
-]
-backends  = [
-  { address = "127.0.0.1:4000", weight = 100 },
-  { address = "127.0.0.1:4001", weight = 50 }
-]
-"#;
+/// With the keys and the shape of the example that comes with sozu: two frontends name listeners that are not there.
+const EXAMPLE: &str = include_str!("data/as-for-sozu.toml");
 
 #[test]
 fn an_example_of_sozu_loads_and_listeners_that_are_missing_are_made_up() {
     let loaded = config::parse(EXAMPLE, "config.toml").unwrap_or_else(|errors| panic!("{errors}"));
     let listeners: Vec<_> =
-        loaded.state.listeners.values().map(|it| (it.address.port(), it.protocol)).collect();
+        loaded.state.listeners.values().map(|it| (it.address.port(), it.protocol, it.active)).collect();
     assert_eq!(
         listeners,
         [
-            (8080, ListenerProtocol::Http),
-            (8081, ListenerProtocol::Tcp),
-            (8443, ListenerProtocol::Https),
-            (8444, ListenerProtocol::Https)
+            (18080, ListenerProtocol::Http, true),
+            (18081, ListenerProtocol::Tcp, true),
+            (18443, ListenerProtocol::Https, true),
+            (18444, ListenerProtocol::Https, true)
         ]
     );
     let frontends: usize = loaded.state.clusters.values().map(|it| it.frontends.len()).sum();
-    assert_eq!((loaded.state.clusters.len(), frontends, loaded.certificates.len()), (2, 4, 2));
-    let made_up = loaded.warnings.iter().filter(|it| it.text.contains("is made up"));
-    let line_of = |port: &str| EXAMPLE.lines().position(|line| line.contains(port)).unwrap() + 1;
-    let lines: Vec<_> = made_up.map(|it| it.place.line).collect();
-    assert_eq!(lines, [line_of(":8444"), line_of(":8081")], "{:#?}", loaded.warnings);
+    assert_eq!((loaded.state.clusters.len(), frontends, loaded.certificates.len()), (2, 6, 2));
+    let garden = &loaded.state.clusters["garden"];
+    let backends: Vec<_> = garden.backends.iter().map(|it| (it.id.as_str(), it.weight, it.backup)).collect();
+    assert_eq!(backends, [("stone", 30, false), ("moss", 60, true)]);
+    let settings = &loaded.state.settings;
+    assert_eq!((settings.worker_count, settings.max_connections), (Some(2), 4_000));
+}
+
+#[test]
+fn an_example_of_sozu_brings_the_warnings_that_one_expects_and_no_other() {
+    let loaded = config::parse(EXAMPLE, "config.toml").unwrap_or_else(|errors| panic!("{errors}"));
+    let no_effect = |key: &str, why: &str| format!("`{key}` in the root has no effect: {why}");
+    let not_yet =
+        |key: &str, place: &str| format!("`{key}` in {place} is not honoured yet and changes nothing");
+    let made_up = |address: &str, protocol: &str| {
+        format!(
+            "no listener has the address `{address}` of this frontend: one with `protocol = \"{protocol}\"` is made up; \
+             write `[[listeners]]` with that address"
+        )
+    };
+    let expected = [
+        (
+            "command_buffer_size = 3",
+            no_effect("command_buffer_size", "control messages are bounded by kakehi itself"),
+        ),
+        (
+            "max_command_buffer_size",
+            no_effect("max_command_buffer_size", "control messages are bounded by kakehi itself"),
+        ),
+        ("ctl_command_timeout", no_effect("ctl_command_timeout", "`kakehictl` has the option `--timeout`")),
+        ("min_buffers", no_effect("min_buffers", "kakehi lends buffers from an arena; see `buffer_count`")),
+        ("max_buffers", no_effect("max_buffers", "kakehi lends buffers from an arena; see `buffer_count`")),
+        ("buffer_size = 16393", no_effect("buffer_size", "a buffer of the arena always has 16 KiB")),
+        (
+            "zombie_check_interval",
+            no_effect("zombie_check_interval", "every connection has deadlines of its own"),
+        ),
+        (
+            "accept_queue_timeout",
+            no_effect("accept_queue_timeout", "what is not accepted yet waits in the kernel"),
+        ),
+        ("log_target", not_yet("log_target", "the root")),
+        ("log_colored", not_yet("log_colored", "the root")),
+        ("access_logs_target", not_yet("access_logs_target", "the root")),
+        ("[metrics]", not_yet("metrics", "the root")),
+        ("sticky_name", not_yet("sticky_name", "a listener")),
+        ("answer_404", not_yet("answer_404", "a listener")),
+        ("answer_503", not_yet("answer_503", "a listener")),
+        ("sticky_session", not_yet("sticky_session", "a cluster")),
+        // Once for each kind of key, also where it stands more often.
+        ("tags", not_yet("tags", "a frontend")),
+        ("sticky_id", not_yet("sticky_id", "a backend")),
+        (":18444", made_up("0.0.0.0:18444", "https")),
+        (":18081", made_up("0.0.0.0:18081", "tcp")),
+    ];
+    let line_of = |words: &str| EXAMPLE.lines().position(|line| line.contains(words)).unwrap() + 1;
+    let mut expected: Vec<_> = expected.iter().map(|(words, text)| (line_of(words), text.as_str())).collect();
+    let mut warnings: Vec<_> =
+        loaded.warnings.iter().map(|warning| (warning.place.line, warning.text.as_str())).collect();
+    expected.sort_unstable();
+    warnings.sort_unstable();
+    assert_eq!(warnings, expected);
 }

@@ -2,7 +2,12 @@
 
 mod here;
 
-use std::{os::fd::RawFd, path::Path, process::ExitCode};
+use std::{
+    io::{self, Write as _},
+    os::fd::RawFd,
+    path::Path,
+    process::ExitCode,
+};
 
 use command_fds::inherited::take_fd_ownership;
 use kakehi_ctl::{
@@ -49,8 +54,20 @@ pub(crate) fn run(file: &Path, on_this_host: bool) -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
-    println!("{}: ok ({})", file.display(), summary(&loaded.state));
-    ExitCode::SUCCESS
+    print_verdict(format_args!("{}: ok ({})", file.display(), summary(&loaded.state)))
+}
+
+/// A verdict that nobody can read, as the disk is full that it is written to, is none.
+fn print_verdict(verdict: std::fmt::Arguments<'_>) -> ExitCode {
+    let mut out = io::stdout().lock();
+    match writeln!(out, "{verdict}").and_then(|()| out.flush()) {
+        // Whoever reads it has seen enough.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            crate::logging::complain(format_args!("the verdict cannot be written: {error}"));
+            ExitCode::FAILURE
+        }
+        _ => ExitCode::SUCCESS,
+    }
 }
 
 /// Reads everything that the file names, and looks at all of it, keys too.
@@ -71,7 +88,8 @@ pub(crate) fn run_on_state(descriptor: RawFd) -> ExitCode {
     });
     match state {
         Ok(state) => {
-            println!("the running state: ok ({})", summary(&state));
+            // For a supervisor, to which the exit code says it.
+            print_verdict(format_args!("the running state: ok ({})", summary(&state)));
             ExitCode::SUCCESS
         }
         Err(error) => {

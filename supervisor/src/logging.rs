@@ -2,7 +2,8 @@
 //!
 //! Nobody waits for whoever reads the log, nor dies because nobody does any more. A line is written at once when the kernel says
 //! that it can be taken without waiting. Otherwise a worker throws it away, and the supervisor keeps up to [`MOST_WAITING`] of
-//! them, which a thread of their own writes. How many were thrown away is said in their place. Errors of writing are ignored.
+//! them, which a thread of their own writes. What finds no room on a disk is thrown away, too. How many were thrown away is said in
+//! their place. Other errors of writing are ignored.
 //! What ends the program is also told on standard error ([`complain`]).
 
 use std::{
@@ -11,7 +12,7 @@ use std::{
     path::Path,
     sync::{
         OnceLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -45,6 +46,8 @@ static WAITING: OnceLock<Outlet<Vec<u8>>> = OnceLock::new();
 static CHANGE_FILTER: OnceLock<Box<dyn Fn(EnvFilter) + Send + Sync>> = OnceLock::new();
 /// Lines that were thrown away and are not said to be yet.
 static LOST: AtomicU64 = AtomicU64::new(0);
+/// The last line that was written is not whole.
+static CUT: AtomicBool = AtomicBool::new(false);
 
 /// Tells whoever started the program why it ends. A standard error that is gone is no reason to panic.
 pub(crate) fn complain(error: impl Display) {
@@ -61,7 +64,7 @@ pub(crate) fn complain_of_file(file: &Path, errors: &ConfigErrors) {
 /// Opens the log of the supervisor.
 pub(crate) fn open_for_supervisor(log_level: &str) {
     let outlet = Outlet::new(MOST_WAITING, |line: Vec<u8>| {
-        while !write(&line, FOR_EVER) {}
+        while !put(&line, FOR_EVER) {}
         // What was lost meanwhile would have come behind the lines that wait.
         if WAITING.get().is_some_and(Outlet::is_last) {
             say_lost(FOR_EVER);
@@ -140,7 +143,7 @@ struct BestEffort;
 impl Write for BestEffort {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let waiting = WAITING.get();
-        let at_once = || say_lost(AT_ONCE) && write(line, AT_ONCE);
+        let at_once = || say_lost(AT_ONCE) && put(line, AT_ONCE);
         let written = waiting.is_none_or(Outlet::is_idle) && at_once();
         if !written && !waiting.is_some_and(|waiting| waiting.put(line.to_vec())) {
             LOST.fetch_add(1, Ordering::Relaxed);
@@ -153,11 +156,30 @@ impl Write for BestEffort {
     }
 }
 
-/// Writes a line when standard output takes it within `patience`; whether it did.
-fn write(line: &[u8], patience: Option<Timespec>) -> bool {
+/// What became of a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Put {
+    /// It is written, or nobody is there who could read it.
+    Done,
+    /// It was not taken in time.
+    Later,
+    /// There is no room for it, or for a part of it.
+    NoRoom,
+}
+
+/// Writes a line when standard output takes it within `patience`; `false` if it did not. Where there is no room it is lost.
+fn put(line: &[u8], patience: Option<Timespec>) -> bool {
+    let put = write(line, patience);
+    if put == Put::NoRoom {
+        LOST.fetch_add(1, Ordering::Relaxed);
+    }
+    put != Put::Later
+}
+
+fn write(line: &[u8], patience: Option<Timespec>) -> Put {
     let stdout = io::stdout();
     if !takes(&stdout, patience) {
-        return false;
+        return Put::Later;
     }
     let cut;
     let line = match line.get(..MAX_LINE) {
@@ -169,14 +191,25 @@ fn write(line: &[u8], patience: Option<Timespec>) -> bool {
     };
     // Straight to the descriptor: a buffer would keep a line that could not be written. The flag `O_NONBLOCK` belongs to everybody
     // who has the pipe, and another of our processes may just have filled it. Before Linux 6.4 a pipe knows no other way.
-    let put = rustix::io::pwritev2(&stdout, &[IoSlice::new(line)], u64::MAX, ReadWriteFlags::NOWAIT);
-    match put {
-        Err(Errno::AGAIN) if !takes(&stdout, AT_ONCE) => return false,
+    match rustix::io::pwritev2(&stdout, &[IoSlice::new(line)], u64::MAX, ReadWriteFlags::NOWAIT) {
+        Err(Errno::AGAIN) if !takes(&stdout, AT_ONCE) => Put::Later,
         // A file, which only says that it may take a moment.
-        Err(Errno::AGAIN | Errno::OPNOTSUPP) => drop(rustix::io::write(&stdout, line)),
-        _ => {}
+        Err(Errno::AGAIN | Errno::OPNOTSUPP) => outcome(rustix::io::write(&stdout, line), line),
+        put => outcome(put, line),
     }
-    true
+}
+
+fn outcome(written: Result<usize, Errno>, line: &[u8]) -> Put {
+    let is_whole = match written {
+        Ok(length) => length == line.len(),
+        Err(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => return Put::NoRoom,
+        Err(_) => return Put::Done,
+    };
+    if !is_whole {
+        // What comes next begins a line of its own.
+        CUT.store(true, Ordering::Relaxed);
+    }
+    if is_whole { Put::Done } else { Put::NoRoom }
 }
 
 fn takes(stdout: &io::Stdout, patience: Option<Timespec>) -> bool {
@@ -191,10 +224,14 @@ fn say_lost(patience: Option<Timespec>) -> bool {
         return true;
     }
     let process = std::process::id();
-    let notice = format!("kakehi[{process}]: {lost} lines of the log were lost, as nobody read it\n");
-    let said = write(notice.as_bytes(), patience);
+    let end_of_line = if CUT.swap(false, Ordering::Relaxed) { "\n" } else { "" };
+    let notice = format!(
+        "{end_of_line}kakehi[{process}]: {lost} lines of the log were lost, as nobody read it or the disk was full\n"
+    );
+    let said = write(notice.as_bytes(), patience) == Put::Done;
     if !said {
         LOST.fetch_add(lost, Ordering::Relaxed);
+        CUT.fetch_or(!end_of_line.is_empty(), Ordering::Relaxed);
     }
     said
 }

@@ -1,6 +1,6 @@
 //! Why kakehi does not start, or cannot go on.
 
-use std::io;
+use std::{io, path::PathBuf};
 
 use crate::{
     certificates,
@@ -27,8 +27,13 @@ pub(crate) enum Error {
     #[error(transparent)]
     Command(#[from] command::Error),
     /// The pid file cannot be written.
-    #[error("`pid_file_path` cannot be written: {0}")]
-    PidFile(io::Error),
+    #[error("`pid_file_path` {path} cannot be written: {error}", path = path.display())]
+    PidFile {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
     /// The kernel refused something that every program needs.
     #[error("the supervisor cannot run: {0}")]
     Runtime(io::Error),

@@ -6,11 +6,13 @@
 //!
 //! | file | what it is for |
 //! |---|---|
+//! | [`leftovers`] | what a supervisor was writing when it was killed |
 //! | [`takeover`] | workers that another supervisor left, and what they serve |
 //! | [`workers`] | what is missing of the workers is added and launched |
 //! | [`resume`](self::resume()) | this program has taken the place of the one before |
 
 mod error;
+mod leftovers;
 mod resume;
 mod takeover;
 mod workers;
@@ -176,6 +178,8 @@ async fn serve_instead(
     let roster = Roster::default();
     let door = CommandSocket::open(&state.settings.command_socket, &state.settings.command_allowed_uids)?
         .serve(questions, roster.clone());
+    // From here on no other supervisor of this instance writes there.
+    leftovers::clear(&state.settings);
     let Found { mut orphans, refused } = orphans(&state.settings.command_socket, &roster);
     let mut keeper = Keeper::new(vault_of(&mut orphans)?).map_err(Error::Runtime)?;
     // What the file says, where another state goes on. There may be much of it.

@@ -109,20 +109,23 @@ impl Supervisor {
 
     pub(super) async fn write_pid_file(&mut self) -> Result<(), Error> {
         let Some(path) = &self.state.settings.pid_file_path else { return Ok(()) };
-        match PidFile::write(path) {
+        let error = match PidFile::write(path) {
             Ok(file) => {
                 self.pid_file = Some(file);
-                Ok(())
+                return Ok(());
             }
+            Err(error) => Error::PidFile { path: path.clone(), error },
+        };
+        match error {
             // Those that go on need no file.
-            Err(error) if self.workers.iter().any(|worker| !worker.is_fresh()) => {
-                tracing::error!("{}", Error::PidFile(error));
+            error if self.workers.iter().any(|worker| !worker.is_fresh()) => {
+                tracing::error!("{error}");
                 Ok(())
             }
-            Err(error) => {
+            error => {
                 let fresh = self.workers.iter().filter(|worker| worker.is_fresh()).map(Worker::id).collect();
                 self.kill(&fresh).await;
-                Err(Error::PidFile(error))
+                Err(error)
             }
         }
     }

@@ -33,6 +33,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
+use super::strangers::{Strangers, describe_peer};
 use crate::{
     fleet::roster::Roster,
     supervisor::{
@@ -146,7 +147,7 @@ impl CommandSocket {
     /// The processes in `workers` have no business here.
     pub(crate) fn serve(self, questions: mpsc::Sender<Question>, workers: Roster) -> Door {
         let (door, guests) = Door::new(self.file, self.guests);
-        let admission = Admission { guests, workers, alarmed: None };
+        let admission = Admission { guests, workers, alarmed: None, strangers: Strangers::default() };
         tokio::spawn(accept(self.listener, questions, admission));
         door
     }
@@ -196,6 +197,7 @@ struct Admission {
     workers: Roster,
     /// When it was last told that a worker has connected.
     alarmed: Option<Instant>,
+    strangers: Strangers,
 }
 
 impl Admission {
@@ -214,7 +216,7 @@ impl Admission {
             return Some("workers may not use the command socket".to_owned());
         }
         if !may_use(stream, &self.guests) {
-            tracing::warn!("{} may not use the command socket", describe_peer(stream));
+            self.strangers.note(&describe_peer(stream));
             let reason = "this user may not use the command socket; see `command_allowed_uids`";
             return Some(reason.to_owned());
         }
@@ -286,13 +288,6 @@ async fn shut_out(guest: Option<u32>, mut guests: watch::Receiver<Vec<u32>>) {
 fn is_privileged(stream: &UnixStream) -> bool {
     let own = rustix::process::geteuid().as_raw();
     stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own)
-}
-
-fn describe_peer(stream: &UnixStream) -> String {
-    match stream.peer_cred() {
-        Ok(peer) => format!("uid {}, pid {}", peer.uid(), peer.pid().map_or(0, |pid| pid)),
-        Err(_) => "unknown".to_owned(),
-    }
 }
 
 /// Who asks, and what is asked for it.

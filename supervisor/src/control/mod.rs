@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`run`] | the loop |
 //! | [`command`] | the command socket: a task for each client, which asks the loop |
+//! | [`strangers`] | those who may not use it |
 //! | [`requests`] | requests that change something, each an operation |
 //! | [`change`], [`reload`] | changes, made by all workers or by none; those by the file |
 //! | [`certificates`], [`tickets`] | certificates that come, go and are renewed; the keys of session tickets |
@@ -18,4 +19,5 @@ pub(crate) mod requests;
 pub(crate) mod run;
 pub(crate) mod save;
 pub(crate) mod settings;
+mod strangers;
 pub(crate) mod tickets;

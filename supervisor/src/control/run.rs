@@ -5,7 +5,7 @@ use tokio::time::Instant;
 
 use crate::{
     fleet::worker::Worker,
-    supervisor::{End, Supervisor, turn::Happened},
+    supervisor::{End, Supervisor, question::Question, turn::Happened},
 };
 
 /// All workers are gone and none is to be replaced.
@@ -55,6 +55,12 @@ impl Supervisor {
         }
     }
 
+    /// The next of those who wait for their turn. Root and our own user go before guests, who may all be one.
+    fn next_in_line(&mut self) -> Option<Question> {
+        let first = self.line.iter().position(|question| question.privileged).unwrap_or(0);
+        self.line.remove(first)
+    }
+
     /// Carries out one operation that is due, if any is; whether there was one.
     async fn operate(&mut self) -> bool {
         let now = Instant::now();
@@ -63,7 +69,7 @@ impl Supervisor {
             if !self.is_stopping() {
                 self.reload_on_signal().await;
             }
-        } else if let Some(question) = self.line.pop_front() {
+        } else if let Some(question) = self.next_in_line() {
             self.carry_out_request(question).await;
         } else if !self.changed_files.is_empty() {
             let changed = std::mem::take(&mut self.changed_files);

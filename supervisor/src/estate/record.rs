@@ -23,7 +23,7 @@ use kakehi_ctl::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::host::own_file;
+use crate::host::own_file::{self, Failure};
 
 /// Changes are written one behind the other until they take so much (bytes), or more than the state itself.
 const LEAST_TO_REWRITE: u64 = 1 << 20;
@@ -37,7 +37,7 @@ pub(crate) struct StateRecord {
     file: Option<File>,
     state_bytes: u64,
     change_bytes: u64,
-    warned: bool,
+    failure: Failure,
 }
 
 /// One line behind the state.
@@ -65,10 +65,17 @@ impl StateRecord {
     pub(crate) fn new(command_socket: &Path) -> StateRecord {
         let path = Self::path(command_socket);
         let in_file = Settings::default();
-        StateRecord { path, in_file, file: None, state_bytes: 0, change_bytes: 0, warned: false }
+        StateRecord {
+            path,
+            in_file,
+            file: None,
+            state_bytes: 0,
+            change_bytes: 0,
+            failure: Failure::default(),
+        }
     }
 
-    fn path(command_socket: &Path) -> PathBuf {
+    pub(crate) fn path(command_socket: &Path) -> PathBuf {
         own_file::with_suffix(command_socket, ".state")
     }
 
@@ -77,9 +84,12 @@ impl StateRecord {
     /// # Errors
     /// When it is not what a supervisor of ours writes.
     pub(crate) fn load(command_socket: &Path) -> io::Result<Option<Recorded>> {
-        let path = Self::path(command_socket);
-        let Some(file) = own_file::open(&path)? else { return Ok(None) };
-        read_state(file).map(Some).map_err(|error| own_file::about(&path, error))
+        Self::read_at(&Self::path(command_socket))
+    }
+
+    fn read_at(path: &Path) -> io::Result<Option<Recorded>> {
+        let Some(file) = own_file::open(path)? else { return Ok(None) };
+        read_state(file).map(Some).map_err(|error| own_file::about(path, error))
     }
 
     /// Writes the whole, with the settings as the configuration file has them.
@@ -96,9 +106,26 @@ impl StateRecord {
             store::write_unsynced(&self.path, &text, store::MODE)
         });
         match written {
-            Ok(file) => self.file = Some(file),
-            Err(error) => self.fail(&error),
+            Ok(file) => {
+                self.file = Some(file);
+                self.failure.end(&self.path);
+            }
+            Err(error) => {
+                // What a supervisor before has left may say the same.
+                let says_so = |it: Recorded| it.state == *state && it.in_file.as_ref() == Some(&self.in_file);
+                let holds = Self::read_at(&self.path).is_ok_and(|there| there.is_some_and(says_so));
+                if !holds {
+                    self.withdraw();
+                }
+                self.fail(&error);
+            }
         }
+    }
+
+    /// Why a supervisor that comes after this one would not find what is running, if that is so, and when it is to be written
+    /// again. While an operation runs the state may be behind the workers: not then.
+    pub(crate) fn failure(&self) -> &Failure {
+        &self.failure
     }
 
     /// Writes what is about to be made, before it is.
@@ -117,12 +144,13 @@ impl StateRecord {
     }
 
     fn add(&mut self, entry: &Line<'_>) {
-        let Some(file) = &mut self.file else { return };
+        let Some(file) = &mut self.file else { return self.withdraw() };
         let written = line(entry).and_then(|text| {
             self.change_bytes += text.len() as u64;
             file.write_all(&text)
         });
         if let Err(error) = written {
+            self.withdraw();
             self.fail(&error);
         }
     }
@@ -137,16 +165,22 @@ impl StateRecord {
 
     /// There is nobody any more whom it could be of use for.
     pub(crate) fn remove(&mut self) {
+        self.failure = Failure::default();
+        self.withdraw();
+    }
+
+    /// What is there does not hold any more.
+    fn withdraw(&mut self) {
         self.file = None;
         let _ = fs::remove_file(&self.path);
     }
 
     fn fail(&mut self, error: &io::Error) {
-        self.remove();
-        if !std::mem::replace(&mut self.warned, true) {
+        self.file = None;
+        if self.failure.note(&self.path, error) {
             tracing::warn!(
-                "the state cannot be written to {}: {error}; until it can, a supervisor that has to go on after this one \
-                 goes back to what the file says",
+                "the state cannot be written to {}: {error}; until it can, which is tried again and again, a supervisor that has to \
+                 go on after this one goes back to what the file says",
                 self.path.display()
             );
         }
@@ -260,7 +294,9 @@ mod tests {
         record.file = Some(File::options().write(true).open("/dev/full").unwrap());
         record.append(&change(1), &state.revision, &Whose::Hand);
         assert!(StateRecord::load(&socket).unwrap().is_none(), "what is there does not hold any more");
+        assert!(record.failure().reason().is_some() && record.failure().due().is_some());
         changed(&mut state, &mut record, 1);
+        assert_eq!((record.failure().reason(), record.failure().due()), (None, None));
         assert_eq!(read(&socket), Some(state));
     }
 

@@ -57,6 +57,10 @@ use crate::{
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// So long it may take to take the order to end.
 const DISMISS_TIMEOUT: Duration = Duration::from_millis(100);
+/// A record that could not be written is tried again after this time, then after twice as long.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// The longest time between two tries.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Supervisors that may be about to take a worker over at a time.
 const BACKLOG: i32 = 8;
 /// Names that are tried for one worker: the processes of a worker that may live at a time.
@@ -74,15 +78,34 @@ impl AdoptionFile {
         let _ = fs::remove_file(ProcessRecord::path(&self.path));
     }
 
-    /// Writes down which process is behind it, for a supervisor to come.
-    pub(crate) fn note(&self, process: &ProcessRecord) {
+    /// Writes down which process is behind it, for a supervisor to come. Tries again while the process lives, where there is no room.
+    pub(crate) fn note(&self, process: ProcessRecord) {
         if let Err(error) = process.write(&self.path) {
             tracing::warn!(
                 worker = process.id,
-                "its record {} cannot be written: {error}; a supervisor that has to go on after this one replaces it",
+                "its record {} cannot be written: {error}; until it can, which is tried again and again, a supervisor that has to go on \
+                 after this one replaces the worker",
                 ProcessRecord::path(&self.path).display()
             );
+            tokio::spawn(note_later(self.path.clone(), process));
         }
+    }
+}
+
+/// Writes down which process is behind an adoption socket, as soon as that can be done and while it lives.
+async fn note_later(path: PathBuf, process: ProcessRecord) {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        tokio::time::sleep(pause).await;
+        // Looked at in one go with the writing: the file of one that has ended was removed, and must not come back.
+        if process.check_alive().is_err() || !path.exists() {
+            return;
+        }
+        if process.write(&path).is_ok() {
+            tracing::info!(worker = process.id, "its record is written");
+            return;
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 
@@ -136,6 +159,12 @@ fn is_of_worker(rest: &[u8]) -> bool {
     rest.iter()
         .position(|byte| *byte == b'.')
         .is_some_and(|dot| number(&rest[..dot]) && number(&rest[dot + 1..]))
+}
+
+/// Whether a file beside `command_socket` with this name is the record of a worker's process.
+pub(crate) fn is_record(command_socket: &Path, name: &[u8]) -> bool {
+    let rest = name.strip_prefix(prefix(command_socket).as_encoded_bytes());
+    rest.and_then(|rest| rest.strip_suffix(b".record")).is_some_and(is_of_worker)
 }
 
 /// What is known before anything is asked of workers.
@@ -236,6 +265,8 @@ fn take_over(path: &Path, known: &Known<'_>, found: &mut Found) -> io::Result<Op
             AdoptionFile { path: path.to_owned() }.remove();
             return Ok(None);
         }
+        // The command socket of an instance with such a name.
+        Err(Errno::PROTOTYPE) => return Ok(None),
         Err(error) => return Err(error.into()),
     }
     // Not by rustix, which has no place for the number 0: that of a process outside of our namespace.
@@ -410,6 +441,12 @@ mod tests {
             ("ww.w0.0", false),
         ] {
             assert_eq!(is_of_worker(name.as_bytes()), is_one, "{name}");
+        }
+        let socket = Path::new("/run/kakehi.sock");
+        assert!(is_record(socket, b"kakehi.sock.w0.12.record"));
+        for name in ["kakehi.sock.w0.12", "kakehi.sock.www.w0.12.record", "w0.12.record", "kakehi.sock.state"]
+        {
+            assert!(!is_record(socket, name.as_bytes()), "{name}");
         }
     }
 }

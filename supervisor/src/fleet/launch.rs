@@ -133,7 +133,7 @@ pub(crate) fn launch(
     match ProcessRecord::of((id, launch, pid), &counters.memory, &start.ended.memory, &*provisions.vault) {
         Ok(record) => {
             let program = start.program.is_none().then(worker_main::this_program);
-            adoption.note(&record.with(program, start.settings));
+            adoption.note(record.with(program, start.settings));
         }
         // It has died already, which is seen and told.
         Err(error) => tracing::debug!(worker = id, %error, "there is no record of it"),

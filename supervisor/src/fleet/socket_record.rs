@@ -20,7 +20,10 @@ use rustix::net::{
     sockopt::{socket_acceptconn, socket_cookie, socket_protocol, socket_type},
 };
 
-use crate::host::{listeners::Sockets, own_file};
+use crate::host::{
+    listeners::Sockets,
+    own_file::{self, Failure},
+};
 
 /// Sockets that were opened for workers: which ones, and what the kernel knows them by.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -88,41 +91,57 @@ fn path(command_socket: &Path) -> PathBuf {
 pub(crate) struct SocketRecord {
     path: PathBuf,
     written: Option<KnownSockets>,
-    warned: bool,
+    failure: Failure,
 }
 
 impl SocketRecord {
     /// Beside this command socket; not written yet.
     pub(crate) fn new(command_socket: &Path) -> SocketRecord {
-        SocketRecord { path: path(command_socket), written: None, warned: false }
+        SocketRecord { path: path(command_socket), written: None, failure: Failure::default() }
     }
 
     /// Writes down that these are the sockets, if that is not there already.
     pub(crate) fn write<'a>(&mut self, sockets: impl Iterator<Item = (ListenerSocket, &'a OwnedFd)>) {
         let written = KnownSockets::of(sockets).and_then(|known| {
             if self.written.as_ref() != Some(&known) {
-                store::write_unsynced(&self.path, &serde_json::to_vec(&known.0)?, store::MODE)?;
+                let text = serde_json::to_vec(&known.0)?;
+                if let Err(error) = store::write_unsynced(&self.path, &text, store::MODE) {
+                    // What a supervisor before has left may say the same.
+                    if fs::read(&self.path).ok() != Some(text) {
+                        let _ = fs::remove_file(&self.path);
+                    }
+                    return Err(error);
+                }
             }
             Ok(known)
         });
         match written {
-            Ok(known) => self.written = Some(known),
+            Ok(known) => {
+                self.written = Some(known);
+                self.failure.end(&self.path);
+            }
             Err(error) => self.fail(&error),
         }
     }
 
     /// There is nobody any more whom it could be of use for.
     pub(crate) fn remove(&mut self) {
+        self.failure = Failure::default();
         self.written = None;
         let _ = fs::remove_file(&self.path);
     }
 
+    /// Why it is not there, and when it is to be written again.
+    pub(crate) fn failure(&self) -> &Failure {
+        &self.failure
+    }
+
     fn fail(&mut self, error: &io::Error) {
-        self.remove();
-        if !std::mem::replace(&mut self.warned, true) {
+        self.written = None;
+        if self.failure.note(&self.path, error) {
             tracing::warn!(
-                "the listening sockets cannot be written down in {}: {error}; until they can, a supervisor that has to go on \
-                 after this one replaces the workers",
+                "the listening sockets cannot be written down in {}: {error}; until they can, which is tried again and again, a \
+                 supervisor that has to go on after this one replaces the workers",
                 self.path.display()
             );
         }

@@ -5,7 +5,49 @@ use std::{
     io,
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    time::Duration,
 };
+
+use tokio::time::Instant;
+
+/// What could not be written is tried again after this time, then after twice as long.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// The longest time between two tries.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// That such a file could not be written, and is to be tried again.
+#[derive(Default)]
+pub(crate) struct Failure {
+    reason: Option<String>,
+    /// When, and after how long the time after.
+    retry: Option<(Instant, Duration)>,
+}
+
+impl Failure {
+    /// Whether it is the first of its kind, to be told.
+    pub(crate) fn note(&mut self, path: &Path, error: &io::Error) -> bool {
+        let pause = self.retry.map_or(FIRST_PAUSE, |(_, pause)| (pause * 2).min(LONGEST_PAUSE));
+        self.retry = Some((Instant::now() + pause, pause));
+        self.reason.replace(format!("{}: {error}", path.display())).is_none()
+    }
+
+    /// It is written.
+    pub(crate) fn end(&mut self, path: &Path) {
+        self.retry = None;
+        if self.reason.take().is_some() {
+            tracing::info!("{} is written again", path.display());
+        }
+    }
+
+    pub(crate) fn reason(&self) -> Option<&str> {
+        self.reason.as_deref()
+    }
+
+    /// When it is to be tried again.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.retry.map(|(at, _)| at)
+    }
+}
 
 /// `path` with `suffix` behind its last name.
 pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {

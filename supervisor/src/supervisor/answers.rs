@@ -90,6 +90,12 @@ impl Supervisor {
             requests: worker::add_up(workers.iter().map(|worker| worker.requests)),
             restarts: worker::add_up(self.workers.iter().map(Worker::restarts)),
             save_failed: self.saving.failure().map(str::to_owned),
+            record_failed: self
+                .record
+                .failure()
+                .reason()
+                .or(self.socket_record.failure().reason())
+                .map(str::to_owned),
             counters: worker::sum(&self.workers).into_iter().chain(figures).collect(),
             workers,
         }

@@ -5,7 +5,11 @@ use std::{io, time::Duration};
 use kakehi_ctl::order::WorkerState;
 use tokio::time::Instant;
 
-use crate::{fleet::worker::Worker, host::init_system, supervisor::Supervisor};
+use crate::{
+    fleet::worker::Worker,
+    host::{init_system, own_file::Failure},
+    supervisor::Supervisor,
+};
 
 impl Supervisor {
     /// When something is due that is done at any moment.
@@ -18,7 +22,15 @@ impl Supervisor {
             .chain(kill_at)
             .chain(self.watchdog.map(|(_, due)| due))
             .chain(self.certificates_due())
+            .chain(self.record_due())
             .min()
+    }
+
+    /// When state and sockets are to be written for a supervisor to come, which could not be done. Not in the midst of an operation, when the
+    /// workers may have a change already that the state has not.
+    fn record_due(&self) -> Option<Instant> {
+        let failures = [self.record.failure(), self.socket_record.failure()];
+        failures.into_iter().filter_map(Failure::due).min().filter(|_| !self.operating)
     }
 
     pub(super) fn on_due(&mut self) {
@@ -33,6 +45,10 @@ impl Supervisor {
             self.watchdog = self.watchdog.map(|(period, _)| (period, now + period));
         }
         self.attend_to_certificates();
+        if self.record_due().is_some_and(|due| due <= now) {
+            self.record.tidy(&self.state);
+            self.note_sockets(&[]);
+        }
         let due = |worker: &Worker| self.may_attend(worker) && worker.due().is_some_and(|due| due <= now);
         let due: Vec<u32> = self.workers.iter().filter(|worker| due(worker)).map(Worker::id).collect();
         if due.is_empty() {

@@ -188,6 +188,12 @@ impl Config {
         Proxy::start(self)
     }
 
+    /// As the file names it.
+    pub(super) fn command_socket(&self) -> &str {
+        let named = self.root.iter().find_map(|line| line.strip_prefix("command_socket = "));
+        named.map_or("kakehi.sock", |name| name.trim_matches('"'))
+    }
+
     pub(super) fn listener_count(&self) -> usize {
         self.listeners.len()
     }

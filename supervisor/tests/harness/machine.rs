@@ -17,6 +17,8 @@ pub(crate) enum Need {
     Root,
     /// Process namespaces: root, on a host that lets it have them.
     Namespaces,
+    /// Mounts of its own: root, on a host that lets it have them.
+    Mounts,
     /// The loopback address of IPv6.
     Ipv6,
     /// Two cores.
@@ -34,6 +36,11 @@ impl Need {
                 .stderr(Stdio::null())
                 .status()
                 .is_ok_and(|status| status.success()),
+            Need::Mounts => Command::new("unshare")
+                .args(["--mount", "sh", "-c", "mount -t tmpfs none /mnt"])
+                .stderr(Stdio::null())
+                .status()
+                .is_ok_and(|status| status.success()),
             Need::Ipv6 => TcpListener::bind("[::1]:0").is_ok(),
             Need::TwoCores => thread::available_parallelism().is_ok_and(|cores| cores.get() > 1),
             Need::Program(name) => std::env::var_os("PATH")
@@ -45,7 +52,7 @@ impl Need {
     fn word(self) -> &'static str {
         match self {
             // Whoever is not root has none.
-            Need::Root | Need::Namespaces => "root",
+            Need::Root | Need::Namespaces | Need::Mounts => "root",
             Need::Ipv6 => "ipv6",
             Need::TwoCores => "cores",
             Need::Program(name) => name,

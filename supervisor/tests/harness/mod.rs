@@ -7,6 +7,7 @@
 //! - [`flow`] moves large bodies both ways at once and compares every byte.
 //! - [`Crowd`] is many clients that take more than their share, [`honest`] one that does not.
 //! - [`Load`] asks all the time while something happens.
+//! - [`disk`] is a disk that can be filled, [`user`] what another user does.
 //! - [`machine`] says what a test needs of the machine; one that cannot run fails in CI.
 //! - [`wait`] waits for a condition; nothing here waits without a deadline.
 //!
@@ -17,6 +18,7 @@ mod client;
 mod config;
 mod crowd;
 mod dice;
+pub(crate) mod disk;
 pub(crate) mod flow;
 mod forger;
 pub(crate) mod honest;
@@ -32,6 +34,7 @@ mod tls;
 mod tls_socket;
 pub(crate) mod traced;
 mod unwaiting;
+pub(crate) mod user;
 pub(crate) mod wait;
 mod wire;
 

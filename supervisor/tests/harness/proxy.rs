@@ -172,7 +172,8 @@ impl Proxy {
 
     /// The command socket.
     pub(crate) fn socket(&self) -> PathBuf {
-        self.folder.path().join("kakehi.sock")
+        // Where the test has named a whole path, that.
+        self.folder.path().join(self.config.command_socket())
     }
 
     /// The supervisor.

@@ -1,5 +1,5 @@
-//! What has to be asked of the kernel itself: who listens, and a child that it refuses some calls (the one thing that needs
-//! unsafe code here).
+//! What has to be asked of the kernel itself: who listens; and, which needs unsafe code, a child that it refuses some calls, and a
+//! thread that is another user.
 
 use std::{fs, io, net::SocketAddr, os::unix::process::CommandExt, process::Command};
 
@@ -25,6 +25,21 @@ pub(super) fn refuse(command: &mut Command, calls: &'static [libc::c_long]) {
     unsafe {
         command.pre_exec(move || install_filter(&filter));
     }
+}
+
+/// This thread, and no other, becomes another user without any privilege; for good.
+pub(super) fn become_user(uid: u32) -> io::Result<()> {
+    let id = libc::c_long::from(uid);
+    // Not by the C library, which does it for all threads of the process.
+    for (call, arguments) in
+        [(libc::SYS_setgroups, [0, 0, 0]), (libc::SYS_setresgid, [id; 3]), (libc::SYS_setresuid, [id; 3])]
+    {
+        // SAFETY: plain system calls that take numbers; the list of groups is empty, so that nothing is read from where it lies.
+        if unsafe { libc::syscall(call, arguments[0], arguments[1], arguments[2]) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 fn filter(calls: &[libc::c_long]) -> Vec<libc::sock_filter> {

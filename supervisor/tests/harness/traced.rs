@@ -11,7 +11,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::Process;
+use super::{Process, wait};
 
 /// A process that stands still and does as it is told, until this is dropped.
 pub(crate) struct Traced {
@@ -29,13 +29,21 @@ impl Traced {
     /// Stops a process that waits in a system call, as an idle worker does. Only the thread that has called this may go on with it.
     pub(crate) fn stop(process: Process) -> Traced {
         let process = Pid::from_raw(process.0 as i32);
+        // It may still have something to do.
+        wait::within(wait::SOON, "a process that waits in a system call", || Traced::stop_now(process))
+    }
+
+    fn stop_now(process: Pid) -> Option<Traced> {
         ptrace::attach(process).expect("ptrace: root, or its parent");
         assert!(matches!(waitpid(process, None), Ok(WaitStatus::Stopped(_, Signal::SIGSTOP))));
         let before = ptrace::getregs(process).unwrap();
         let call = before.rip - 2;
         let code = ptrace::read(process, call as ptrace::AddressType).unwrap();
-        assert_eq!(code & 0xffff, SYSCALL, "it does not stand behind a system call");
-        Traced { process, before, call }
+        if code & 0xffff != SYSCALL {
+            ptrace::detach(process, None).unwrap();
+            return None;
+        }
+        Some(Traced { process, before, call })
     }
 
     /// Makes a system call in it: what that returns, or the error.

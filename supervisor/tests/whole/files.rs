@@ -12,7 +12,7 @@ use std::{
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{Backend, Config, Proxy, free_port, program, send_signal, wait};
+use crate::harness::{Backend, Config, Pki, Proxy, free_port, program, send_signal, wait};
 
 fn check(file: &Path, more: &[&str]) -> Output {
     Command::new(program()).arg("check").arg("-c").arg(file).args(more).output().unwrap()
@@ -183,4 +183,26 @@ fn a_file_with_very_many_clusters_takes_little_memory_to_check_and_to_start() {
         assert!(child.wait().unwrap().success());
         assert!(peak > 5_000 && peak < MOST_MEMORY_KB, "{verb}: {peak} kB");
     }
+}
+
+#[test]
+fn a_file_with_the_keys_and_the_shape_of_sozus_example_is_ok_with_the_warnings_that_one_expects() {
+    let (folder, pki) = (tempfile::tempdir().unwrap(), Pki::new());
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ctl/tests/data/as-for-sozu.toml");
+    let file = folder.path().join("config.toml");
+    fs::copy(example, &file).unwrap();
+    let missing = check(&file, &[]);
+    assert!(missing.status.code() == Some(1) && said(&missing).contains("garden.pem"), "{}", said(&missing));
+    let issued = pki.issue(&["garden.test"]);
+    fs::copy(&issued.certificate, folder.path().join("garden.pem")).unwrap();
+    fs::copy(&issued.key, folder.path().join("garden.key")).unwrap();
+    let output = check(&file, &[]);
+    let text = said(&output);
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("ok (4 listeners, 2 clusters, 6 frontends, 4 backends, 2 certificates)"), "{text}");
+    let warnings: Vec<_> = text.lines().filter(|line| line.contains("warning: ")).collect();
+    let expected = ["not honoured yet", "has no effect", "is made up"];
+    let counts = expected.map(|words| warnings.iter().filter(|line| line.contains(words)).count());
+    assert_eq!(counts, [10, 8, 2], "{text}");
+    assert_eq!(warnings.len(), 20, "{text}");
 }

@@ -52,8 +52,8 @@ pub(crate) struct Arguments {
     #[arg(short, long, global = true)]
     pub(crate) json: bool,
 
-    /// How long kakehi may take for its answer, in milliseconds; 0 = for ever. By default 5000 for questions, for ever for
-    /// `stop`, and for what changes something as long as kakehi gives signs of life (one each second; none for 30 s: given up)
+    /// How long kakehi may take for its answer, in milliseconds; 0 = for ever. By default 5000 for questions, for
+    /// `stop` 5000 until kakehi has begun and then for ever, and for what changes something as long as kakehi gives signs of life (one each second; none for 30 s: given up)
     #[arg(short, long, global = true, value_name = "MS")]
     timeout: Option<u64>,
 

@@ -100,6 +100,18 @@ impl Failure {
         }
     }
 
+    /// Of a read that had so long.
+    fn of_silence(self, socket: &Path, patience: Option<Duration>) -> Failure {
+        match (self, patience) {
+            (Failure::Broken { error: WireError::Io(error), .. }, Some(patience))
+                if error.kind() == io::ErrorKind::WouldBlock =>
+            {
+                Failure::TooSlow(socket.to_owned(), patience)
+            }
+            (failure, _) => failure,
+        }
+    }
+
     fn from_wire(socket: &Path, error: WireError) -> Self {
         let socket = socket.to_owned();
         match error {
@@ -212,6 +224,10 @@ fn wait(socket: &Path, heard: &mpsc::Receiver<Told>, patience: Patience) -> Resu
     }
 }
 
+/// Within this time a supervisor takes a connection, and says that it has begun to stop: it does both at any moment. What has no
+/// deadline of its own has this one until then.
+const AT_ANY_MOMENT: Duration = Duration::from_secs(5);
+
 /// How often the program that comes is looked for, after the one that was watched has gone.
 const TRIES: u32 = 5;
 
@@ -234,8 +250,21 @@ struct Connection<'a> {
 
 impl<'a> Connection<'a> {
     fn new(socket: &'a Path) -> Result<Self, Failure> {
-        let stream = UnixStream::connect(socket).map_err(|error| Failure::from_wire(socket, error.into()))?;
+        let (sender, receiver) = mpsc::channel();
+        let path = socket.to_owned();
+        // Connecting to a unix socket has no deadline of its own, and waits where nobody accepts: a thread waits for it, and ends
+        // with the process.
+        thread::spawn(move || drop(sender.send(UnixStream::connect(path))));
+        let connected = receiver
+            .recv_timeout(AT_ANY_MOMENT)
+            .map_err(|_| Failure::TooSlow(socket.to_owned(), AT_ANY_MOMENT))?;
+        let stream = connected.map_err(|error| Failure::from_wire(socket, error.into()))?;
         Ok(Connection { socket, stream, decoder: Decoder::new(limits::MAX_FRAME) })
+    }
+
+    /// What comes may take that long, each.
+    fn wait_for_at_most(&self, patience: Option<Duration>) -> Result<(), Failure> {
+        self.stream.set_read_timeout(patience).map_err(|error| Failure::from_wire(self.socket, error.into()))
     }
 
     fn send(&mut self, id: u64, request: Request) -> Result<(), WireError> {
@@ -329,6 +358,9 @@ impl Talk {
         let socket = &self.socket;
         let (mut connection, gives_signs) = self.begin()?;
         self.tell(Told::Greeted(gives_signs));
+        // That may take as long as it takes, but not that it has begun.
+        let patience = matches!(request, Request::Stop { .. }).then_some(AT_ANY_MOMENT);
+        connection.wait_for_at_most(patience)?;
         self.sent.store(true, Ordering::Relaxed);
         if let Err(error) = connection.send(ID, request) {
             // Whoever is refused at the door is told so before the question.
@@ -339,7 +371,7 @@ impl Talk {
                 _ => Err(Failure::from_wire(socket, error)),
             };
         }
-        while let Some(answer) = connection.next()? {
+        while let Some(answer) = connection.next().map_err(|failure| failure.of_silence(socket, patience))? {
             self.tell(Told::Alive);
             match answer.body {
                 // What could not be understood has no number: a refusal without one is for this question too.
@@ -348,6 +380,7 @@ impl Talk {
                 }
                 Response::Stopping if answer.id == ID => {
                     // It has stopped when it closes the connection, in whatever way.
+                    connection.wait_for_at_most(None)?;
                     while let Ok(Some(_)) = connection.next() {}
                     return Ok(Response::Stopping);
                 }
@@ -376,19 +409,10 @@ pub(crate) fn watch(
     timeout: Option<Duration>,
     show: &mut dyn FnMut(&Event) -> bool,
 ) -> Result<(), Failure> {
-    let slow = |failure| match (failure, timeout) {
-        (Failure::Broken { error: WireError::Io(error), .. }, Some(timeout))
-            if error.kind() == io::ErrorKind::WouldBlock =>
-        {
-            Failure::TooSlow(socket.to_owned(), timeout)
-        }
-        (failure, _) => failure,
-    };
     let mut goes_on = 0;
     loop {
         let mut connection = Connection::new(socket)?;
-        let broken = |error: io::Error| Failure::from_wire(socket, error.into());
-        connection.stream.set_read_timeout(timeout).map_err(broken)?;
+        connection.wait_for_at_most(timeout)?;
         match connection.watch(topics.to_vec()) {
             Ok(Ok(())) => {}
             Ok(Err(hello)) => {
@@ -400,9 +424,9 @@ pub(crate) fn watch(
                 goes_on -= 1;
                 continue;
             }
-            Err(failure) => return Err(slow(failure)),
+            Err(failure) => return Err(failure.of_silence(socket, timeout)),
         }
-        connection.stream.set_read_timeout(None).map_err(broken)?;
+        connection.wait_for_at_most(None)?;
         loop {
             match connection.next()?.map(|message| message.body) {
                 Some(Response::Event(event)) if !show(&event) => return Ok(()),

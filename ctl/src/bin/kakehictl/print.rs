@@ -139,8 +139,10 @@ fn human_status(status: &Status) -> String {
     for (name, value) in rows {
         let _ = writeln!(text, "{name:<12}{value}");
     }
-    if let Some(reason) = &status.save_failed {
-        let _ = writeln!(text, "{:<12}{reason}", "not saved");
+    for (name, failure) in [("not saved", &status.save_failed), ("no record", &status.record_failed)] {
+        if let Some(reason) = failure {
+            let _ = writeln!(text, "{name:<12}{reason}");
+        }
     }
     text + "\n" + &human_workers(&status.workers)
 }

@@ -25,10 +25,12 @@ const COMMON_CA: [&str; 5] = [
     "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
 ];
 
-/// The one of `paths` that exists; the first one where none does, so that a message names it.
-fn common_ca(paths: &[&'static str]) -> &'static str {
-    let exists = |path: &&&str| Path::new(path).is_file();
-    paths.iter().find(exists).or(paths.first()).copied().unwrap_or_default()
+/// The one of [`COMMON_CA`] that exists below `root`, as it is called there; the first one where none does, so that a message
+/// names it.
+fn common_ca(root: &Path) -> &'static str {
+    // Joined to an absolute path, `root` would be dropped.
+    let exists = |path: &&&str| root.join(path.trim_start_matches('/')).is_file();
+    COMMON_CA.iter().find(exists).copied().unwrap_or(COMMON_CA[0])
 }
 
 impl Builder<'_, '_> {
@@ -92,7 +94,7 @@ impl Builder<'_, '_> {
             self.findings.unfit(cluster.offset_of("backend_tls"), reason);
             return None;
         }
-        let common_ca = || Material { path: common_ca(&COMMON_CA).into(), ..Material::default() };
+        let common_ca = || Material { path: common_ca(Path::new("/")).into(), ..Material::default() };
         let client = match (self.material(section, "certificate"), self.material(section, "key")) {
             (Some(chain), Some(key)) => Some((chain, key)),
             (None, None) => None,
@@ -186,17 +188,50 @@ impl Builder<'_, '_> {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
     use super::*;
 
+    /// A file system with a bundle in the first place, and links to it or folders in the others.
+    fn host(bundle: &str, links: &[(&str, &str)], folders: &[&str]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        let below = |path: &str| root.path().join(path.trim_start_matches('/'));
+        let make_parent = |path: &str| fs::create_dir_all(below(path).parent().unwrap()).unwrap();
+        make_parent(bundle);
+        fs::write(below(bundle), "certificates").unwrap();
+        for (link, target) in links {
+            make_parent(link);
+            symlink(target, below(link)).unwrap();
+        }
+        folders.iter().for_each(|folder| fs::create_dir_all(below(folder)).unwrap());
+        root
+    }
+
     #[test]
-    fn the_first_bundle_that_exists_is_taken() {
-        let there = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
-        assert_eq!(common_ca(&["/nowhere/a", there, "/nowhere/b"]), there);
-        assert_eq!(common_ca(&["/nowhere/a", "/nowhere/b"]), "/nowhere/a");
-        for path in
-            ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"]
-        {
-            assert!(COMMON_CA.contains(&path), "{path}");
+    fn the_bundle_of_debian_rhel_alpine_and_suse_is_found_where_each_of_them_keeps_it() {
+        let extracted = "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem";
+        let of_rhel =
+            [("/etc/pki/tls/certs/ca-bundle.crt", "../../ca-trust/extracted/pem/tls-ca-bundle.pem")];
+        let of_alpine = [("/etc/ssl/cert.pem", "certs/ca-certificates.crt")];
+        for (host, expected) in [
+            // Debian and Ubuntu; Arch has it there, too.
+            (host("/etc/ssl/certs/ca-certificates.crt", &[], &[]), "/etc/ssl/certs/ca-certificates.crt"),
+            // RHEL, whose `/etc/ssl` has no bundle.
+            (host(extracted, &of_rhel, &["/etc/ssl/certs"]), "/etc/pki/tls/certs/ca-bundle.crt"),
+            // Without the link of old, which Fedora drops.
+            (host(extracted, &[], &["/etc/ssl/certs", "/etc/pki/tls/certs"]), extracted),
+            // Alpine, with the package `ca-certificates`, and with what its libtls alone brings.
+            (
+                host("/etc/ssl/certs/ca-certificates.crt", &of_alpine, &[]),
+                "/etc/ssl/certs/ca-certificates.crt",
+            ),
+            (host("/etc/ssl/cert.pem", &[], &["/etc/ssl/certs"]), "/etc/ssl/cert.pem"),
+            // openSUSE.
+            (host("/etc/ssl/ca-bundle.pem", &[], &["/etc/ssl/certs"]), "/etc/ssl/ca-bundle.pem"),
+            // A link to nothing and a folder are none; where there is none, the first is named.
+            (host("/etc/other", &of_alpine, &["/etc/ssl/ca-bundle.pem"]), COMMON_CA[0]),
+        ] {
+            assert_eq!(common_ca(host.path()), expected);
         }
     }
 }

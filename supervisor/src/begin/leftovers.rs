@@ -1,0 +1,27 @@
+//! What a supervisor was writing when it was killed: it lies beside the file that it was to become, and nobody would ever remove it.
+
+use std::path::Path;
+
+use kakehi_ctl::{state::Settings, store};
+
+use crate::{estate::record::StateRecord, fleet::adoption};
+
+/// Removes what is left of files that are written whole or not at all: the saved state, the pid file, records.
+pub(super) fn clear(settings: &Settings) {
+    let socket = &settings.command_socket;
+    let record = StateRecord::path(socket);
+    store::clear_leftovers(folder_of(socket), |name| {
+        is_name_of(&record, name) || adoption::is_record(socket, name)
+    });
+    for path in [&settings.saved_state, &settings.pid_file_path].into_iter().flatten() {
+        store::clear_leftovers(folder_of(path), |name| is_name_of(path, name));
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn is_name_of(path: &Path, name: &[u8]) -> bool {
+    path.file_name().is_some_and(|it| it.as_encoded_bytes() == name)
+}
