@@ -160,7 +160,7 @@ enum Told {
     Greeted(bool),
     /// A sign of life.
     Alive,
-    Outcome(Result<Response, Failure>),
+    Outcome(Box<Result<Response, Failure>>),
 }
 
 /// Asks the supervisor behind `socket`, and waits for the answer as long as `patience` says.
@@ -184,7 +184,7 @@ pub(crate) fn ask(
     // Connecting to a unix socket has no deadline of its own: a thread waits for it, and ends with the process.
     thread::spawn(move || {
         let outcome = talk.converse(request);
-        talk.tell(Told::Outcome(outcome));
+        talk.tell(Told::Outcome(Box::new(outcome)));
     });
     wait(socket, &heard, patience).map_err(|failure| match is_change && sent.load(Ordering::Relaxed) {
         true => failure.of_a_change(),
@@ -209,7 +209,7 @@ fn wait(socket: &Path, heard: &mpsc::Receiver<Told>, patience: Patience) -> Resu
             Some((limit, _)) => heard.recv_timeout(limit.saturating_sub(since.elapsed())),
         };
         match (told, patience) {
-            (Ok(Told::Outcome(outcome)), _) => return outcome,
+            (Ok(Told::Outcome(outcome)), _) => return *outcome,
             (Ok(Told::Greeted(false)), Patience::WhileAlive { without_signs, .. }) => {
                 gives_signs = false;
                 (limit, since) = (Some((without_signs, too_slow(without_signs))), Instant::now());
