@@ -88,20 +88,17 @@ impl Downstream for ClientConnection {
     }
 
     async fn interim(&self, head: Vec<u8>, stall_ms: u64) -> Result<(), Failure> {
-        self.respond(head.into(), false, stall_ms).await
+        self.respond(head.into(), stall_ms).await
     }
 
-    async fn respond(&self, mut head: SendBuf, before_more: bool, stall_ms: u64) -> Result<(), Failure> {
+    async fn respond(&self, mut head: SendBuf, stall_ms: u64) -> Result<(), Failure> {
         if self.stream.is_sending() {
             // What was sent before may take the client long.
             head = head.out_of_arena();
         }
         match flush(&self.stream, &self.timer, stall_ms).await {
             Ok(()) => {
-                match before_more {
-                    true => self.stream.start_send_before_more(head),
-                    false => self.stream.start_send(head),
-                }
+                self.stream.start_send(head);
                 Ok(())
             }
             Err(RelayError::SinkStalled) => Err(Failure::ClientStalled),

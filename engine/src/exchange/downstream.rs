@@ -80,13 +80,12 @@ pub(crate) trait Downstream {
     /// `ClientGone` or `ClientStalled`.
     async fn interim(&self, head: Vec<u8>, stall_ms: u64) -> Result<(), Failure>;
 
-    /// Sends the head of the final response, with what of the body follows it; `before_more`: what is sent next follows at once,
-    /// and it may leave with that, see [`TransportStream::start_send_before_more`]. `stall_ms`: how long the client may take
+    /// Sends the head of the final response, with what of the body follows it. `stall_ms`: how long the client may take
     /// nothing of what was sent before.
     ///
     /// # Errors
     /// `ClientGone` or `ClientStalled`.
-    async fn respond(&self, head: SendBuf, before_more: bool, stall_ms: u64) -> Result<(), Failure>;
+    async fn respond(&self, head: SendBuf, stall_ms: u64) -> Result<(), Failure>;
 
     /// True if the client speaks through TLS.
     fn is_tls(&self) -> bool {

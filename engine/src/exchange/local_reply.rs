@@ -55,7 +55,7 @@ pub(super) async fn send_local_reply<D: Downstream>(
     .collect();
     write_answer(reply.reason, !goes_on, reply.head_only, &extra, &shared.date(), &mut out);
     record.add_response_bytes(out.len() as u64);
-    match downstream.respond(out.into(), false, config.settings.timeouts.front_ms).await {
+    match downstream.respond(out.into(), config.settings.timeouts.front_ms).await {
         Ok(()) => Event::Replied { goes_on, unread: reply.unread },
         Err(_) => Event::ReplyLost,
     }

@@ -8,9 +8,7 @@ use crate::{
     http::{Reason, Version},
     observe::Counter,
     ring::Recv,
-    transfer::{
-        Body, MinRate, ReadBuffer, Relay, RelayError, follows_in_bulk, note_length, receive_watching,
-    },
+    transfer::{Body, MinRate, ReadBuffer, Relay, RelayError, note_length, receive_watching},
     upstream::Lease,
 };
 
@@ -149,8 +147,7 @@ pub(super) async fn forward<D: Downstream>(context: ResponseContext<'_, D>) -> R
         let behind = body.behind(&mut read_buffer, head, ring);
         behind.map_err(|reason| Failure::Refused(ResponseDefect::Body(reason)))?
     };
-    let unpushed = !upgraded && follows_in_bulk(&body, &lease.stream, downstream.body());
-    downstream.respond(head, unpushed, timeouts.front_ms).await?;
+    downstream.respond(head, timeouts.front_ms).await?;
     record.add_response_bytes(head_bytes);
     if upgraded {
         return Ok(Answered::Upgraded(read_buffer));
@@ -169,7 +166,6 @@ pub(super) async fn forward<D: Downstream>(context: ResponseContext<'_, D>) -> R
             due: last_due,
             watch: request.watch(),
             limit: 0,
-            unpushed,
         };
         let relayed = Box::pin(relay.run()).await;
         if let Err(error) = relayed {

@@ -66,7 +66,6 @@ async fn both<D: Downstream>(
         due: u64::MAX,
         watch: Watch::Nothing,
         limit: request.config.settings.sizes.body,
-        unpushed: false,
     };
     let mut upload = pin!(async {
         if request.expect_continue && relay.read_buffer.is_empty() {

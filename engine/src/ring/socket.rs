@@ -189,8 +189,6 @@ pub(super) struct Socket {
     pub(super) wants_send: bool,
     /// How much a receive may bring.
     pub(super) intake: Intake,
-    /// More is sent right behind what is being sent, and may leave with it.
-    pub(super) more_follows: bool,
     /// Its send is expected to complete at once, and nobody waits for that.
     pub(super) expected: bool,
     /// What is in flight as its send is the wait for room.
@@ -231,7 +229,6 @@ impl Socket {
             wants_receive: false,
             wants_send: false,
             intake: Intake::Many,
-            more_follows: false,
             expected: false,
             awaits_room: false,
             pausing: false,

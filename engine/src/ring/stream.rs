@@ -422,30 +422,13 @@ impl Stream {
         }
         let sockets = &mut *self.core.sockets.borrow_mut();
         let socket = sockets.get(self.slot);
-        socket.more_follows = false;
         self.core.send(socket, self.slot, data, false);
-    }
-
-    /// Like [`Stream::start_send`], of something that more follows at once: the kernel keeps the end of it, to send it with that.
-    /// If it does not follow at once after all, [`Stream::push`].
-    pub fn start_send_before_more(&self, data: SendBuf) {
-        let sockets = &mut *self.core.sockets.borrow_mut();
-        let socket = sockets.get(self.slot);
-        socket.more_follows = true;
-        self.core.send(socket, self.slot, data, false);
-    }
-
-    /// Has the kernel send what it keeps since [`Stream::start_send_before_more`].
-    pub fn push(&self) {
-        // It shows in the next send if the socket is broken. Elsewhere than in TCP nothing is kept.
-        let _ = self.with_socket(|socket| socket.set_tcp_nodelay(true));
     }
 
     /// Like [`Stream::start_send`], but the data stays until the next send, for [`Stream::take_replay`].
     pub fn start_send_replayable(&self, data: Vec<u8>) {
         let sockets = &mut *self.core.sockets.borrow_mut();
         let socket = sockets.get(self.slot);
-        socket.more_follows = false;
         self.core.send(socket, self.slot, data.into(), true);
     }
 

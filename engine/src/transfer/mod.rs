@@ -21,6 +21,6 @@ pub(crate) use self::{
     body::Body,
     min_rate::MinRate,
     read_buffer::ReadBuffer,
-    relay::{Relay, RelayError, Watch, flush, follows_in_bulk, note_length, receive_watching},
+    relay::{Relay, RelayError, Watch, flush, note_length, receive_watching},
     tunnel::{Tunnel, TunnelEnd, TunnelOwner, come_to_rest},
 };

@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// A body that has at least this much to go is moved in bulk (bytes).
-const BULK_FROM: u64 = 24 * 1024;
+const BULK_FROM: u64 = 16 * 1024;
 /// Room kept before and behind the data of a bulk buffer, for a chunk's size line and its end (bytes).
 const ROOM_BEFORE: usize = 32;
 const ROOM_BEHIND: usize = 512;
@@ -84,18 +84,11 @@ pub(crate) struct Relay<'a> {
     pub(crate) watch: Watch,
     /// Largest body (bytes); 0 = any.
     pub(crate) limit: u64,
-    /// What was sent to the receiver before the body waits for its beginning; see [`Stream::start_send_before_more`].
-    pub(crate) unpushed: bool,
 }
 
 /// Says of a stream that a body of so many bytes came over it: the next one may be like it.
 pub(crate) fn note_length(from: &TransportStream, moved: u64) {
     from.expect_bulk(moved >= BULK_FROM + 4 * 1024);
-}
-
-/// Whether what is to come of `body` will leave in bulk, and without a copy: what is sent before it had better leave with it.
-pub(crate) fn follows_in_bulk(body: &Body, from: &TransportStream, to: &TransportStream) -> bool {
-    body.known_length().is_some_and(|left| left >= BULK_FROM) && !from.is_tls() && !to.is_tls()
 }
 
 /// Waits until a send has completed, as long as it gets on at least every `stall_ms`.
@@ -217,9 +210,6 @@ impl Relay<'_> {
         &mut self,
         receive: impl Future<Output = io::Result<T>>,
     ) -> Result<T, RelayError> {
-        if std::mem::take(&mut self.unpushed) {
-            self.to.push();
-        }
         let before = self.ring.now();
         let due = self.due.min(self.source.due());
         let received = receive_watching(receive, (self.to, self.watch), self.timer, (before, due)).await?;
@@ -365,10 +355,7 @@ impl Relay<'_> {
             }
             loop {
                 match given.map_err(|_| RelayError::SinkBroken)? {
-                    Spliced::Moved(given) => {
-                        self.unpushed = false;
-                        self.sink.moved(given, self.ring.now());
-                    }
+                    Spliced::Moved(given) => self.sink.moved(given, self.ring.now()),
                     Spliced::WouldBlock | Spliced::NoPipe => self.wait_writable(to).await?,
                 }
                 if splice.held() == 0 {

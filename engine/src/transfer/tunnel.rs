@@ -12,12 +12,18 @@ use std::{
 
 use super::{read_buffer::ReadBuffer, relay::copy_cost};
 use crate::{
-    ring::{Buf, BulkBuf, Recv, Ring, SendBuf, Source, Timer},
+    ring::{Buf, BulkBuf, Recv, Ring, SendBuf, Source, Splice, Spliced, Stream, Timer},
     transport::TransportStream,
 };
 
 /// So many arena buffers in a row that were filled to the brim are a stream worth private buffers.
 const FULL_BEFORE_BULK: u32 = 8;
+/// And so many are one worth splicing, which needs none.
+const FULL_BEFORE_SPLICE: u32 = 1;
+/// A splice that finds less than this (bytes) is worth less than a receive: back to the arena.
+const SPLICE_LEAST: usize = 8 * 1024;
+/// Least room (bytes) of the receiver for which it is worth taking more from the sender.
+const LEAST_ROOM: usize = 32 * 1024;
 /// A private buffer that came back with less than this (bytes) was too large: back to the arena.
 const BULK_LEAST: usize = 32 * 1024;
 
@@ -178,9 +184,16 @@ impl<O: TunnelOwner> Direction<'_, O> {
                 Recv::Data(buffer) => {
                     full = if is_full(&buffer) { full + 1 } else { 0 };
                     self.send(SendBuf::Received(buffer)).await?;
-                    if full >= FULL_BEFORE_BULK {
-                        full = 0;
-                        self.bulk().await?;
+                    match (self.from.as_plain(), self.to.as_plain()) {
+                        (Some(from), Some(to)) if full >= FULL_BEFORE_SPLICE => {
+                            full = 0;
+                            Box::pin(self.splice(from, to)).await?;
+                        }
+                        _ if full >= FULL_BEFORE_BULK => {
+                            full = 0;
+                            self.bulk().await?;
+                        }
+                        _ => {}
                     }
                 }
                 Recv::Finished => {
@@ -201,6 +214,77 @@ impl<O: TunnelOwner> Direction<'_, O> {
             self.at_rest.set(waits && self.to.poll_flush(context).is_ready());
             received
         })
+    }
+
+    /// From socket to socket, as long as much comes at a time.
+    async fn splice(&self, from: &Stream, to: &Stream) -> io::Result<()> {
+        from.pause_receive().await;
+        while let Some(buffer) = from.try_receive() {
+            self.send(SendBuf::Received(buffer)).await?;
+        }
+        self.to.flush().await?;
+        if !self.from.is_open() || !from.is_paused() {
+            // It has ended: the ordinary way finds out how.
+            return Ok(());
+        }
+        self.ring.count_bulk();
+        let mut splice = Splice::new(self.ring, from, to);
+        let mut told_readable = false;
+        loop {
+            let mut room = to.send_room();
+            if room < LEAST_ROOM {
+                splice.rest();
+                to.writable().await?;
+                room = LEAST_ROOM;
+            }
+            let take_and_give = || {
+                let taken = splice.take(room);
+                (taken, splice.give())
+            };
+            let (taken, mut given) = self.ring.bulk_admission().run(Source::Bulk, take_and_give).await;
+            let taken = match taken? {
+                Spliced::Moved(0) | Spliced::NoPipe => return Ok(()),
+                Spliced::Moved(taken) => taken,
+                // A splice stops for ever before a byte of urgent data.
+                Spliced::WouldBlock if told_readable => return Ok(()),
+                Spliced::WouldBlock => {
+                    splice.rest();
+                    if !self.readable(from).await? {
+                        return Ok(());
+                    }
+                    told_readable = true;
+                    continue;
+                }
+            };
+            self.active.set(self.ring.now());
+            loop {
+                if given? == Spliced::WouldBlock {
+                    to.writable().await?;
+                }
+                if splice.held() == 0 {
+                    break;
+                }
+                given = self.ring.bulk_admission().run(Source::Bulk, || splice.give()).await;
+            }
+            self.active.set(self.ring.now());
+            if (told_readable && taken < SPLICE_LEAST) || self.moves() {
+                return Ok(());
+            }
+            told_readable = false;
+            // Both sides may be fast for long: the others have their turn in between.
+            self.ring.yield_turn().await;
+        }
+    }
+
+    /// Waits until something has come. False: the tunnel is to move.
+    async fn readable(&self, from: &Stream) -> io::Result<bool> {
+        let mut readable = pin!(from.readable());
+        poll_fn(|context| match readable.as_mut().poll(context) {
+            Poll::Ready(outcome) => Poll::Ready(outcome.map(|()| true)),
+            Poll::Pending if self.moves() => Poll::Ready(Ok(false)),
+            Poll::Pending => Poll::Pending,
+        })
+        .await
     }
 
     /// Through private buffers, as long as the stream fills them.

@@ -370,19 +370,6 @@ impl TransportStream {
         }
     }
 
-    /// See [`Stream::start_send_before_more`]. Over TLS nothing is kept.
-    pub fn start_send_before_more(&self, data: SendBuf) {
-        match &self.tls {
-            None => self.stream.start_send_before_more(data),
-            Some(_) => self.start_send(data),
-        }
-    }
-
-    /// See [`Stream::push`].
-    pub fn push(&self) {
-        self.stream.push();
-    }
-
     /// See [`Stream::start_send_replayable`].
     pub fn start_send_replayable(&self, data: Vec<u8>) {
         match &self.tls {

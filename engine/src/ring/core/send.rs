@@ -83,11 +83,7 @@ impl Core {
         let Some(sending) = &socket.sending else { return };
         let bytes = sending.bytes();
         let entry = opcode::Send::new(types::Fd(socket.fd), bytes.as_ptr(), bytes.len() as u32)
-            .flags(
-                libc::MSG_NOSIGNAL
-                    | libc::MSG_DONTWAIT
-                    | if socket.more_follows { libc::MSG_MORE } else { 0 },
-            )
+            .flags(libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT)
             .build();
         // SAFETY: the slot owns the data until the completion; its heap block or arena buffer does not move with the handle
         // to it.
