@@ -64,6 +64,14 @@ pub fn save_with_keys(
     state: &State,
     keys: &BTreeMap<Fingerprint, KeyPair>,
 ) -> Result<(), Error> {
+    write(path, &text_with_keys(state, keys)?)
+}
+
+/// What [`save_with_keys`] writes.
+///
+/// # Errors
+/// See [`Error`].
+pub fn text_with_keys(state: &State, keys: &BTreeMap<Fingerprint, KeyPair>) -> Result<Vec<u8>, Error> {
     #[derive(Serialize)]
     struct Stored<'a> {
         #[serde(flatten)]
@@ -71,7 +79,7 @@ pub fn save_with_keys(
         #[serde(skip_serializing_if = "BTreeMap::is_empty")]
         keys: &'a BTreeMap<Fingerprint, KeyPair>,
     }
-    write(path, &serde_json::to_vec(&Stored { state, keys }).map_err(Error::Malformed)?)
+    serde_json::to_vec(&Stored { state, keys }).map_err(Error::Malformed)
 }
 
 /// As [`save`], for a state that was serialised before.
@@ -79,7 +87,7 @@ pub fn save_with_keys(
 /// # Errors
 /// See [`Error`]; the file is as it was before.
 pub fn write(path: &Path, text: &[u8]) -> Result<(), Error> {
-    let written = put(path, text, MODE, File::sync_all);
+    let written = put(path, &[text], MODE, File::sync_all);
     // The name is safe when the folder is.
     let synced = written.and_then(|_| match path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         Some(folder) => File::open(folder)?.sync_all(),
@@ -89,18 +97,18 @@ pub fn write(path: &Path, text: &[u8]) -> Result<(), Error> {
 }
 
 /// As [`write()`], for what a restart of the machine makes void: nothing waits for a disk. `mode` says who else may read it.
-/// The file, to be appended to.
+/// `parts` are written one behind the other. The file, to be appended to.
 ///
 /// # Errors
 /// Those of the file system; the file is as it was before.
-pub fn write_unsynced(path: &Path, text: &[u8], mode: u32) -> io::Result<File> {
-    put(path, text, mode, |_| Ok(()))
+pub fn write_unsynced(path: &Path, parts: &[&[u8]], mode: u32) -> io::Result<File> {
+    put(path, parts, mode, |_| Ok(()))
 }
 
 /// Puts a file in place whole or not at all, when `finish` has done with it.
 fn put(
     path: &Path,
-    text: &[u8],
+    parts: &[&[u8]],
     mode: u32,
     finish: impl FnOnce(&File) -> io::Result<()>,
 ) -> io::Result<File> {
@@ -112,7 +120,7 @@ fn put(
     }
     // It is a new file, and no link is followed (O_EXCL).
     let mut file = File::options().append(true).create_new(true).mode(mode).open(&temporary)?;
-    let written = file.write_all(text).and_then(|()| finish(&file));
+    let written = parts.iter().try_for_each(|part| file.write_all(part)).and_then(|()| finish(&file));
     let put = written.and_then(|()| fs::rename(&temporary, path));
     put.inspect_err(|_| drop(fs::remove_file(&temporary)))?;
     Ok(file)

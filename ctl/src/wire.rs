@@ -194,6 +194,14 @@ impl Decoder {
         message.map(Some)
     }
 
+    /// How long the next message is (bytes), if all of it has come; otherwise 0.
+    pub fn complete(&self) -> usize {
+        let bytes = &self.buffer[self.start..];
+        let Some((length, rest)) = bytes.split_first_chunk::<LENGTH_SIZE>() else { return 0 };
+        let size = u32::from_le_bytes(*length) as usize;
+        if rest.len() < size { 0 } else { size }
+    }
+
     /// To be called when the peer has closed.
     ///
     /// # Errors

@@ -17,8 +17,10 @@
 //! | [`question`], [`answers`] | what is asked; answers that are given at any moment |
 //! | [`events`] | what happens to workers |
 //! | [`due`] | what is due at some time: replacements, kills, the watchdog, certificates |
+//! | [`recording`] | the state and the listening sockets, written down beside the command socket |
 //! | [`saving`] | the state on disk, after each change |
 //! | [`watchers`] | clients that are told what happens |
+//! | [`text`] | the state as workers get it |
 //! | [`stop`] | a stop |
 //! | [`trial`] | a worker that only shows that it comes up |
 
@@ -28,8 +30,10 @@ mod due;
 mod events;
 pub(crate) mod orders;
 pub(crate) mod question;
+mod recording;
 mod saving;
 mod stop;
+mod text;
 pub(crate) mod trial;
 pub(crate) mod turn;
 pub(crate) mod watchers;
@@ -38,7 +42,7 @@ use std::{
     collections::{BTreeSet, VecDeque},
     io,
     path::PathBuf,
-    rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
@@ -50,21 +54,22 @@ use tokio::{
 
 use crate::{
     certificates::{self, Keeper},
-    estate::record::StateRecord,
     fleet::{
         attend::{Attendance, Event},
-        launch::Provisions,
+        dismissed::Dismissed,
         load::Load,
         roster::Roster,
-        socket_record::SocketRecord,
         worker::Worker,
     },
-    host::{init_system, listeners::Sockets, pid_file::PidFile, signals::Signals},
-    supervisor::{door::Door, question::Question, saving::Saving, watchers::Watchers},
+    host::{init_system, pid_file::PidFile, signals::Signals},
+    supervisor::{
+        door::Door, question::Question, recording::Recording, saving::Saving, text::StateText,
+        turn::Happened, watchers::Watchers,
+    },
 };
 
-/// A larger text of the state is made anew each time: to keep it costs more than that.
-const LARGEST_KEPT: usize = 4 << 20;
+/// It is looked so often whether a thread still looks at the state.
+const PAUSE: Duration = Duration::from_millis(2);
 /// Events and requests that wait for the loop; who sends more waits.
 pub(crate) const QUEUE: usize = 64;
 
@@ -81,10 +86,10 @@ pub(crate) enum End {
 
 /// Everything that is running.
 pub(crate) struct Supervisor {
-    pub(crate) state: State,
+    /// Threads may look at it while this one serves; it is changed by [`Supervisor::own_state`].
+    pub(crate) state: Arc<State>,
     pub(crate) source: Source,
-    /// `state` as the workers get it, once one has got it.
-    state_text: Option<Rc<Vec<u8>>>,
+    state_text: StateText,
     pub(crate) workers: Vec<Worker>,
     signals: Signals,
     pub(crate) asked: Receiver<Question>,
@@ -96,8 +101,7 @@ pub(crate) struct Supervisor {
     orders_given: u64,
     pub(crate) load: Load,
     pub(crate) saving: Saving,
-    pub(crate) record: StateRecord,
-    socket_record: SocketRecord,
+    recording: Recording,
     pub(crate) certificates: Keeper,
     /// How often the init system's watchdog is to be fed, and when next.
     watchdog: Option<(Duration, Instant)>,
@@ -105,10 +109,12 @@ pub(crate) struct Supervisor {
     pub(crate) ticket_keys_due: Instant,
     /// Workers that were taken over and serve, or may serve, something else than the state: until they are replaced.
     pub(crate) unlike_state: BTreeSet<u32>,
+    /// What was left of the supervisor before, and is no worker of this one.
+    pub(crate) dismissed: Dismissed,
+    /// It is known what is to be served: `state` is that.
+    pub(crate) settled: bool,
     /// The start is complete.
     pub(crate) started_up: bool,
-    /// An operation is under way; the start is one.
-    pub(crate) operating: bool,
     /// Processes that are not workers and that operations wait for.
     pub(crate) helpers: Vec<u32>,
     /// Workers that were on trial.
@@ -147,23 +153,24 @@ pub(crate) struct Stopping {
 }
 
 impl Supervisor {
-    /// One without workers.
+    /// One without workers, of which is not known yet what it is to serve: [`Supervisor::settle`] says it.
+    ///
+    /// # Errors
+    /// When the kernel refuses memory.
     pub(crate) fn new(
-        state: State,
+        settings: Settings,
         source: Source,
-        certificates: Keeper,
         signals: Signals,
         asked: Receiver<Question>,
         roster: Roster,
-    ) -> Self {
+    ) -> io::Result<Self> {
         let (event_sender, events) = channel(QUEUE);
-        let attendance = Attendance::new(event_sender, state.settings.worker_liveness_ms, roster);
-        let record = StateRecord::new(&state.settings.command_socket);
-        let socket_record = SocketRecord::new(&state.settings.command_socket);
-        Supervisor {
-            state,
+        let attendance = Attendance::new(event_sender, settings.worker_liveness_ms, roster);
+        let recording = Recording::beside(&settings.command_socket);
+        Ok(Supervisor {
+            state: Arc::new(State { settings, ..State::default() }),
             source,
-            state_text: None,
+            state_text: StateText::default(),
             workers: Vec::new(),
             signals,
             asked,
@@ -173,14 +180,14 @@ impl Supervisor {
             orders_given: 0,
             load: Load::new(),
             saving: Saving::default(),
-            record,
-            socket_record,
-            certificates,
+            recording,
+            certificates: Keeper::new(None)?,
             watchdog: init_system::watchdog_period().map(|period| (period, Instant::now())),
             ticket_keys_due: Instant::now(),
             unlike_state: BTreeSet::new(),
+            dismissed: Dismissed::new(),
+            settled: false,
             started_up: false,
-            operating: true,
             helpers: Vec::new(),
             trials: 0,
             reload_due: false,
@@ -191,47 +198,50 @@ impl Supervisor {
             changed_files: Vec::new(),
             launches_held: false,
             stopping: None,
+        })
+    }
+
+    /// From now on it is known what is to be served: `state`, whose certificates `certificates` has.
+    pub(crate) fn settle(&mut self, state: State, certificates: Keeper) {
+        self.attendance.set_liveness(state.settings.worker_liveness_ms);
+        self.recording = Recording::beside(&state.settings.command_socket);
+        self.state = Arc::new(state);
+        self.certificates = certificates;
+        self.state_text.forget();
+        self.settled = true;
+    }
+
+    /// The state, to be changed: as soon as no thread looks at it any more. They only compute.
+    pub(crate) async fn own_state(&mut self) -> &mut State {
+        while Arc::strong_count(&self.state) > 1 && !self.is_stopping() {
+            if let Happened::Event(event) = self.turn(Some(Instant::now() + PAUSE)).await {
+                self.on_event(event);
+            }
         }
+        self.state_text.forget();
+        // Should one look all the same, it goes on with a copy.
+        Arc::make_mut(&mut self.state)
     }
 
     /// The state is another than before.
-    pub(crate) fn note_changed(&mut self) {
-        self.state_text = None;
-        self.record.tidy(&self.state);
+    pub(crate) async fn note_changed(&mut self) {
+        self.state_text.forget();
+        self.tidy_record().await;
         self.save_automatically();
     }
 
-    /// Writes down which listening sockets there are, before workers get those that `come`.
-    pub(crate) fn note_sockets(&mut self, come: &[Sockets]) {
-        let sockets = self.workers.iter().map(Worker::sockets).chain(come).flatten();
-        self.socket_record.write(sockets.map(|(which, socket)| (*which, socket)));
-    }
-
-    /// What was written down is of no use any more: there are no workers.
-    pub(crate) fn remove_records(&mut self) {
-        self.record.remove();
-        self.socket_record.remove();
-    }
-
     /// Has the state take as little memory as it can.
-    pub(crate) fn compact(&mut self) {
-        self.state = crate::sys::compacted(std::mem::take(&mut self.state), State::detached);
-    }
-
-    /// The state as a worker gets it.
-    fn state_text(&mut self) -> io::Result<Rc<Vec<u8>>> {
-        if let Some(text) = &self.state_text {
-            return Ok(Rc::clone(text));
+    pub(crate) async fn compact(&mut self) {
+        if cfg!(not(target_env = "gnu")) {
+            return;
         }
-        let text = Rc::new(serde_json::to_vec(&self.state)?);
-        if text.len() <= LARGEST_KEPT {
-            self.state_text = Some(Rc::clone(&text));
-        }
-        Ok(text)
-    }
-
-    /// What every process of a worker starts from.
-    pub(crate) fn provisions(&mut self) -> io::Result<Provisions> {
-        Ok(Provisions { state: self.state_text()?, vault: Rc::clone(self.certificates.vault()) })
+        let state = Arc::clone(&self.state);
+        // In memory of its own: that of the thread.
+        let Ok(compact) = self.serve_beside(move || Arc::new(state.detached())).await else { return };
+        let before = std::mem::replace(&mut self.state, compact);
+        tokio::task::spawn_blocking(move || {
+            drop(before);
+            crate::sys::give_memory_back();
+        });
     }
 }

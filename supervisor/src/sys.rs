@@ -41,28 +41,6 @@ pub(crate) fn give_memory_back() {
     }
 }
 
-/// The same value in memory without holes, all else being given back: what was made of a large text lies scattered among the
-/// remains of reading it. `copy` shares nothing with what it is of; it is made in another thread, which has memory of its own.
-pub(crate) fn compacted<T: Send + Sync>(value: T, copy: fn(&T) -> T) -> T {
-    if cfg!(not(target_env = "gnu")) {
-        return value;
-    }
-    let copy = std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().spawn_scoped(scope, || copy(&value));
-        // Where there can be no other thread now, it stays as it is.
-        thread.ok()?.join().ok()
-    });
-    let compacted = match copy {
-        Some(copy) => {
-            drop(value);
-            copy
-        }
-        None => value,
-    };
-    give_memory_back();
-    compacted
-}
-
 /// Has a classic BPF program say which packets reach a socket: what it answers is how much of one does.
 pub(crate) fn attach_filter(socket: &OwnedFd, program: &[libc::sock_filter]) -> io::Result<()> {
     attach(socket, libc::SO_ATTACH_FILTER, program)

@@ -159,9 +159,14 @@ impl Order {
 
     /// Whether a worker with these capabilities understands it; none: one that does not say.
     pub fn is_understood_by(&self, capabilities: &[String]) -> bool {
+        Self::is_name_understood_by(self.name(), capabilities)
+    }
+
+    /// The same of the order with this name.
+    pub fn is_name_understood_by(name: &str, capabilities: &[String]) -> bool {
         match capabilities {
-            [] => Self::FIRST.contains(&self.name()),
-            said => said.iter().any(|it| it == self.name()),
+            [] => Self::FIRST.contains(&name),
+            said => said.iter().any(|it| it == name),
         }
     }
 

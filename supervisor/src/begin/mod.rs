@@ -7,12 +7,14 @@
 //! | file | what it is for |
 //! |---|---|
 //! | [`leftovers`] | what a supervisor was writing when it was killed |
+//! | [`recall`](self::recall::recall) | what is to be served |
 //! | [`takeover`] | workers that another supervisor left, and what they serve |
 //! | [`workers`] | what is missing of the workers is added and launched |
 //! | [`resume`](self::resume()) | this program has taken the place of the one before |
 
 mod error;
 mod leftovers;
+mod recall;
 mod resume;
 mod takeover;
 mod workers;
@@ -22,35 +24,34 @@ use std::{
     io,
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::Arc,
 };
 
 use kakehi_ctl::{
     config::{self, Loaded},
-    edit,
-    order::KeyPair,
-    state::{Fingerprint, Settings, State, WantedCertificate},
+    state::Settings,
 };
 use nix::sys::signal::SigSet;
 use tokio::{runtime::Runtime, sync::mpsc::channel};
 
 use crate::{
-    certificates::{Depth, Keeper},
-    control::{command::CommandSocket, save},
+    control::command::CommandSocket,
     estate::record::{Recorded, StateRecord},
     fleet::{
-        adoption::{self, Found},
+        adoption::{self, Found, Known},
         roster::Roster,
     },
     host::{init_system, resources, signals::Signals},
     placement::scale,
-    supervisor::{End, QUEUE, Source, Supervisor},
+    supervisor::{End, QUEUE, Source, Supervisor, turn::Stopped},
     upgrade::program,
 };
 
 pub(crate) use self::resume::resume;
 use self::{
     error::Error,
-    takeover::{orphans, recorded_state, vault_of},
+    recall::{Recalled, recall},
+    takeover::Left,
 };
 
 /// Runs kakehi on `loaded`, which was read from `file`, until it is stopped; the whole program `kakehi start`.
@@ -128,7 +129,7 @@ pub(crate) async fn serve(
     file: Option<PathBuf>,
     when_ready: impl FnOnce(),
 ) -> Result<End, Error> {
-    serve_instead(loaded, file, None, when_ready).await
+    Box::pin(serve_instead(loaded, file, None, when_ready)).await
 }
 
 /// Why something else is served than what the file says.
@@ -145,7 +146,7 @@ async fn serve_instead(
     instead: Option<Instead>,
     when_ready: impl FnOnce(),
 ) -> Result<End, Error> {
-    let Loaded { mut state, certificates, warnings } = loaded;
+    let Loaded { state, certificates, warnings } = loaded;
     let (complaint, in_file) = instead.map(|it| (it.complaint, it.in_file)).unzip();
     // What of it is by hand is not the file's.
     let settings = in_file.flatten().unwrap_or_else(|| state.settings.clone());
@@ -176,58 +177,29 @@ async fn serve_instead(
     let signals = Signals::new().map_err(Error::Runtime)?;
     let (questions, asked) = channel(QUEUE);
     let roster = Roster::default();
-    let door = CommandSocket::open(&state.settings.command_socket, &state.settings.command_allowed_uids)?
-        .serve(questions, roster.clone());
-    // From here on no other supervisor of this instance writes there.
-    leftovers::clear(&state.settings);
-    let Found { mut orphans, refused } = orphans(&state.settings.command_socket, &roster);
-    let mut keeper = Keeper::new(vault_of(&mut orphans)?).map_err(Error::Runtime)?;
-    // What the file says, where another state goes on. There may be much of it.
-    let mut in_file = None;
-    let mut to_be_read = Some(certificates);
-    let running = recorded_state(&state, &orphans);
-    let recorded = running.is_some();
-    if let Some(running) = running {
-        in_file = Some(state.clone());
-        state = state.going_on_from(running);
-        keeper.adopt(&state);
-    } else if let Some(complaint) = complaint {
-        return Err(Error::NobodyGoesOn(complaint));
-    } else {
-        let wanted = to_be_read.take().unwrap_or_default();
-        let warnings = match save::load(&state)? {
-            Some((mut saved, keys)) if saved.revision.origin == state.revision.origin => {
-                let warnings = keeper.restore(&mut saved, &keys, &State::default())?;
-                in_file = Some(state.clone());
-                state = state.going_on_from(saved);
-                kakehi_engine::worker::check(&state)?;
-                to_be_read = Some(wanted);
-                warnings
-            }
-            Some((saved, keys)) if !saved.by_hand.is_empty() || !saved.revision.settings.is_empty() => {
-                match with_hand_layer(&mut keeper, &state, &wanted, (&saved, &keys)) {
-                    Ok((laid, warnings)) => {
-                        state = laid;
-                        warnings
-                    }
-                    Err(reason) => {
-                        tracing::error!("what is by hand in `saved_state` is dropped: {reason}");
-                        keeper.settle(false);
-                        keeper.furnish(&mut state, wanted, Depth::Few)?
-                    }
-                }
-            }
-            _ => keeper.furnish(&mut state, wanted, Depth::Few)?,
-        };
-        keeper.settle(true);
-        for warning in warnings {
-            tracing::warn!("{warning}");
+    let socket = CommandSocket::open(&state.settings.command_socket, &state.settings.command_allowed_uids)?;
+    let mut supervisor = Supervisor::new(state.settings.clone(), source, signals, asked, roster.clone())
+        .map_err(Error::Runtime)?;
+    let known = match supervisor.read_known().await {
+        Ok(known) => {
+            // Not before it is known who is a worker. Until then, whoever connects waits.
+            supervisor.door = Some(socket.serve(questions, roster));
+            known
         }
-    }
+        Err(Stopped) => Known::nothing(roster),
+    };
+    let mut found = supervisor.find_orphans(known).await;
+    let left = Left::with(&mut found.orphans);
+    let recalled = supervisor.serve_beside(move || recall(state, certificates, left, complaint)).await;
+    let Ok(recalled) = recalled else {
+        supervisor.stop_found(found)?;
+        return Ok(supervisor.run().await?);
+    };
+    let Recalled { state, keeper, in_file, to_be_read, recorded } = recalled?;
+    let Found { orphans, refused } = found;
     let count = scale::worker_count(&state.settings);
     resources::raise_limits(count, state.settings.max_connections, state.listeners.len())?;
-    let mut supervisor = Supervisor::new(state, source, keeper, signals, asked, roster);
-    supervisor.door = Some(door);
+    supervisor.settle(state, keeper);
     // They may have been changed by hand.
     supervisor.admit_guests();
     let taken_over = !orphans.is_empty();
@@ -237,53 +209,32 @@ async fn serve_instead(
         supervisor.unlike_state.extend(supervisor.workers.iter().map(|it| it.id()).collect::<Vec<_>>());
     }
     supervisor.complete(count, BTreeMap::new(), init_system::activated(), !refused.is_empty()).await?;
-    supervisor.record.begin(&supervisor.state, &supervisor.source.settings);
-    supervisor.note_sockets(&[]);
     let started = supervisor.start().await;
-    if !taken_over && !matches!(started, Ok(None)) {
+    if !taken_over && started.is_err() {
         // No worker is left.
-        supervisor.remove_records();
+        supervisor.remove_records().await;
     }
-    let started = match started {
+    match started {
         Err(failed @ Error::FirstStart { .. }) => {
-            kakehi_engine::worker::check(&supervisor.state)?;
+            let state = Arc::clone(&supervisor.state);
+            if let Ok(checked) = supervisor.serve_beside(move || kakehi_engine::worker::check(&state)).await {
+                checked?;
+            }
             return Err(failed);
         }
         started => started?,
-    };
-    supervisor.dismiss(refused);
-    if let Some(end) = started {
-        return Ok(end);
     }
+    supervisor.dismiss(refused);
     supervisor.write_pid_file().await?;
-    supervisor.tell_ready();
-    when_ready();
-    supervisor.catch_up(in_file, to_be_read.unwrap_or_default(), count).await;
-    supervisor.compact();
-    if taken_over {
-        // What the supervisor before did not come to save.
-        supervisor.save_automatically();
+    if !supervisor.is_stopping() {
+        supervisor.tell_ready();
+        when_ready();
+        supervisor.catch_up(in_file, to_be_read, count).await;
+        supervisor.compact().await;
+        if taken_over {
+            // What the supervisor before did not come to save.
+            supervisor.save_automatically();
+        }
     }
     Ok(supervisor.run().await?)
-}
-
-/// What `in_file` says, under what is by hand in a state that was saved when the file said something else; and of what to be
-/// aware.
-fn with_hand_layer(
-    keeper: &mut Keeper,
-    in_file: &State,
-    wanted: &[WantedCertificate],
-    (saved, keys): (&State, &BTreeMap<Fingerprint, KeyPair>),
-) -> Result<(State, Vec<String>), String> {
-    let text = |error: &dyn std::fmt::Display| error.to_string();
-    let (mut hand, mut state) = (saved.hand_layer(), in_file.clone());
-    state.revision.settings.clone_from(&saved.revision.settings);
-    state.settings = edit::settings_that_fit(&in_file.settings, &mut state.revision.settings);
-    let mut warnings = keeper.restore(&mut hand, keys, &State::default()).map_err(|error| text(&error))?;
-    warnings.extend(hand.lay_by_hand_over(&mut state).map_err(|error| text(&error))?);
-    warnings.extend(keeper.furnish(&mut state, wanted.to_vec(), Depth::Few).map_err(|error| text(&error))?);
-    hand.lay_certificates_over(&mut state);
-    state.check().map_err(|error| text(&error))?;
-    kakehi_engine::worker::check(&state).map_err(|error| text(&error))?;
-    Ok((state, warnings))
 }

@@ -16,14 +16,14 @@ use tokio::sync::{
 
 use super::{
     Error, exit_code, runtime,
-    takeover::{recorded_state, vault_of},
+    takeover::{Left, recorded_state},
 };
 use crate::{
     certificates::Keeper,
     control::command::{self, CommandSocket},
     estate::Estate,
     fleet::{
-        adoption::{self, Found, Known, Trust},
+        adoption::{Found, Known, Trust},
         roster::Roster,
         socket_record::KnownSockets,
     },
@@ -31,7 +31,7 @@ use crate::{
         listeners::Sockets,
         signals::{self, Signals},
     },
-    supervisor::{End, QUEUE, Source, Supervisor, question::Question, watchers},
+    supervisor::{End, QUEUE, Source, Supervisor, door::Door, question::Question, watchers},
 };
 
 /// The whole program `kakehi start --resume`: goes on where the supervisor stopped that this process was.
@@ -56,7 +56,8 @@ pub(crate) fn resume(number: RawFd, file: &Path) -> ExitCode {
         if estate.will.failed.is_none() {
             estate.will.failed = Some(error.to_string());
             let before = format!("/proc/self/fd/{}", estate.before.as_raw_fd());
-            let Err(failed) = estate.leave_to(Path::new(&before), file);
+            let left = serde_json::to_vec(&estate.will).map_err(std::io::Error::from);
+            let Err(failed) = left.and_then(|will| estate.leave_to(&will, Path::new(&before), file));
             complain(&format_args!("{failed} (the program before cannot be run again)"));
         }
         complain(&error)
@@ -89,23 +90,69 @@ async fn take_up(estate: &Estate, file: &Path) -> Result<Running, Error> {
         settings: will.settings.clone(),
         program: will.program.clone(),
     };
-    let Found { mut orphans, refused } = orphans(estate, command_socket, &roster)?;
+    let mut supervisor = Supervisor::new(will.state.settings.clone(), source, signals, asked, roster.clone())
+        .map_err(Error::Runtime)?;
+    // Before anybody is let in: it says who is a worker.
+    let known = known(estate, &roster)?;
+    let copy = estate.command_socket.try_clone().map_err(Error::Runtime)?;
+    let socket = CommandSocket::inherit(copy, command_socket, &will.state.settings.command_allowed_uids)?;
+    supervisor.door = Some(socket.serve(questions.clone(), roster));
+    match take_up_workers(&mut supervisor, estate, known).await {
+        Ok(()) => Ok(Running { supervisor, questions }),
+        Err(error) => {
+            // It is the way to the program that takes this one's place.
+            supervisor.door.take().into_iter().for_each(Door::leave);
+            Err(error)
+        }
+    }
+}
+
+/// What is known of the workers of the program before, which this very process was. What it knew of them itself holds.
+fn known(estate: &Estate, roster: &Roster) -> Result<Known, Error> {
+    let sockets = estate.sockets.iter().map(|(_, which, socket)| (*which, socket));
+    let sockets = KnownSockets::of(sockets).map_err(Error::Runtime)?;
+    let (trust, entered) = match &estate.will.processes {
+        Some(processes) => (Trust::Recorded, processes.iter().map(|pid| roster.enter(*pid)).collect()),
+        // It did not say which they are: for the time being, all that this process has started.
+        None => (Trust::Children, vec![roster.enter(std::process::id())]),
+    };
+    Ok(Known { trust, sockets: Some(sockets), roster: roster.clone(), _entered: entered })
+}
+
+/// Takes the workers over, and starts what is missing of them.
+async fn take_up_workers(supervisor: &mut Supervisor, estate: &Estate, known: Known) -> Result<(), Error> {
+    let will = &estate.will;
+    let Found { mut orphans, refused } = supervisor.find_orphans(known).await;
+    let mut unfound: BTreeSet<u32> = will.processes.iter().flatten().copied().collect();
+    for pid in orphans.iter().map(|it| it.launched.pid).chain(refused.iter().filter_map(|it| it.pid())) {
+        unfound.remove(&pid);
+    }
+    let mut left = Left::with(&mut orphans);
     let vault = match &estate.vault {
         Some(vault) => {
             Some(Vault::take_over(vault.try_clone().map_err(Error::Runtime)?).map_err(Error::Vault)?)
         }
-        None => vault_of(&mut orphans)?,
+        None => left.vault()?,
     };
-    let mut keeper = Keeper::new(vault).map_err(Error::Runtime)?;
-    let mut state = will.state.clone();
-    if will.failed.is_none() {
-        kakehi_engine::worker::check(&state)?;
-    } else if let Some(running) = recorded_state(&state, &orphans) {
-        // The program that failed may have misunderstood what it was left.
-        state = State { settings: state.settings, ..running };
-    }
-    keeper.adopt(&state);
-    let mut supervisor = Supervisor::new(state, source, keeper, signals, asked, roster.clone());
+    let (mut state, failed) = (will.state.clone(), will.failed.is_some());
+    let recall = move || {
+        let mut keeper = Keeper::new(vault).map_err(Error::Runtime)?;
+        if !failed {
+            kakehi_engine::worker::check(&state)?;
+        } else if let Some(running) = recorded_state(&state, &left) {
+            // The program that failed may have misunderstood what it was left.
+            state = State { settings: state.settings, ..running };
+        }
+        keeper.adopt(&state);
+        Ok::<_, Error>((state, keeper))
+    };
+    let Ok(recalled) = supervisor.serve_beside(recall).await else {
+        supervisor.stop_found(Found { orphans, refused })?;
+        supervisor.dismiss_children(unfound);
+        return Ok(());
+    };
+    let (state, keeper) = recalled?;
+    supervisor.settle(state, keeper);
     let mut kept: BTreeMap<u32, Sockets> = BTreeMap::new();
     for (id, which, socket) in &estate.sockets {
         let copy = socket.try_clone().map_err(Error::Runtime)?;
@@ -117,33 +164,17 @@ async fn take_up(estate: &Estate, file: &Path) -> Result<Running, Error> {
         let own = kept.get(&orphan.about.id).into_iter().flatten();
         orphan.sockets = own.map(copy).collect::<Result<_, Error>>()?;
     }
-    let mut left: BTreeSet<u32> = will.processes.iter().flatten().copied().collect();
-    for pid in orphans.iter().map(|it| it.launched.pid).chain(refused.iter().filter_map(|it| it.pid())) {
-        left.remove(&pid);
-    }
     supervisor.take_over(orphans)?;
     supervisor.complete(will.workers, kept, Vec::new(), !refused.is_empty()).await?;
-    supervisor.record.begin(&supervisor.state, &supervisor.source.settings);
-    supervisor.note_sockets(&[]);
     supervisor.start().await?;
     supervisor.dismiss(refused);
-    supervisor.dismiss_children(left);
+    supervisor.dismiss_children(unfound);
     supervisor.write_pid_file().await?;
-    // Last, as its file would be removed again if anything failed after it.
-    let copy = estate.command_socket.try_clone().map_err(Error::Runtime)?;
-    let door = CommandSocket::inherit(copy, command_socket, &will.state.settings.command_allowed_uids)?;
-    supervisor.door = Some(door.serve(questions.clone(), roster.clone()));
-    supervisor.tell_ready();
-    supervisor.compact();
-    Ok(Running { supervisor, questions })
-}
-
-/// The workers of the program before, which this very process was. What it knew of them itself holds.
-fn orphans(estate: &Estate, command_socket: &Path, roster: &Roster) -> Result<Found, Error> {
-    let sockets = estate.sockets.iter().map(|(_, which, socket)| (*which, socket));
-    let sockets = KnownSockets::of(sockets).map_err(Error::Runtime)?;
-    let trust = if estate.will.processes.is_some() { Trust::Recorded } else { Trust::Children };
-    Ok(adoption::find(command_socket, &Known { trust, sockets: Some(&sockets), roster }))
+    if !supervisor.is_stopping() {
+        supervisor.tell_ready();
+        supervisor.compact().await;
+    }
+    Ok(())
 }
 
 impl Running {

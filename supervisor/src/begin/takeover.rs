@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    path::Path,
+    os::fd::OwnedFd,
 };
 
 use kakehi_ctl::{
@@ -13,16 +13,15 @@ use kakehi_ctl::{
 };
 use kakehi_engine::tls::Vault;
 
-use super::Error;
+use super::{Error, leftovers};
 use crate::{
     estate::record::StateRecord,
     fleet::{
-        adoption::{self, Found, Known, Orphan, Refused, Trust},
-        roster::Roster,
-        socket_record::KnownSockets,
+        adoption::{self, Found, Known, Orphan, Refused, Search},
         worker::Worker,
     },
-    supervisor::{Supervisor, trial::TRIAL},
+    host::listeners::Sockets,
+    supervisor::{Supervisor, trial::TRIAL, turn::Stopped},
 };
 
 /// A worker that was only to show that it comes up is told to go.
@@ -35,24 +34,30 @@ fn not_on_trial(orphan: &Orphan) -> bool {
     !on_trial
 }
 
-/// The workers of a supervisor that is no more.
-pub(super) fn orphans(command_socket: &Path, roster: &Roster) -> Found {
-    let sockets = KnownSockets::read(command_socket).unwrap_or_else(|error| {
-        tracing::warn!("{error}");
-        None
-    });
-    adoption::find(command_socket, &Known { trust: Trust::Recorded, sockets: sockets.as_ref(), roster })
+/// What is left of the supervisor before, without its workers.
+pub(super) struct Left {
+    /// The vault of the workers that go on: they all have the same.
+    vault: Option<OwnedFd>,
+    /// There are workers that go on.
+    goes_on: bool,
 }
 
-/// The vault of the workers that go on: they all have the same.
-pub(super) fn vault_of(orphans: &mut [Orphan]) -> Result<Option<Vault>, Error> {
-    let vault = orphans.iter_mut().find_map(|orphan| orphan.vault.take());
-    vault.map(Vault::take_over).transpose().map_err(Error::Vault)
+impl Left {
+    /// That of these workers.
+    pub(super) fn with(orphans: &mut [Orphan]) -> Left {
+        let vault = orphans.iter_mut().find_map(|orphan| orphan.vault.take());
+        Left { vault, goes_on: orphans.iter().any(|orphan| !orphan.about.leaving) }
+    }
+
+    /// The vault.
+    pub(super) fn vault(&mut self) -> Result<Option<Vault>, Error> {
+        self.vault.take().map(Vault::take_over).transpose().map_err(Error::Vault)
+    }
 }
 
 /// What the workers serve that go on, as the supervisor before has written it down.
-pub(super) fn recorded_state(in_file: &State, orphans: &[Orphan]) -> Option<State> {
-    if !orphans.iter().any(|orphan| !orphan.about.leaving) {
+pub(super) fn recorded_state(in_file: &State, left: &Left) -> Option<State> {
+    if !left.goes_on {
         return None;
     }
     let missing = || io::Error::other("there is no record of what the workers serve");
@@ -62,6 +67,46 @@ pub(super) fn recorded_state(in_file: &State, orphans: &[Orphan]) -> Option<Stat
 }
 
 impl Supervisor {
+    /// What a supervisor that is no more has written down of its workers, which cannot use the command socket from then on. Removes what
+    /// it was writing when it was killed.
+    ///
+    /// # Errors
+    /// When a stop has begun.
+    pub(super) async fn read_known(&mut self) -> Result<Known, Stopped> {
+        let (settings, roster) = (self.state.settings.clone(), self.attendance.roster.clone());
+        let read = move || {
+            // No other supervisor of this instance writes there.
+            leftovers::clear(&settings);
+            Known::read(&settings.command_socket, roster)
+        };
+        self.serve_beside(read).await
+    }
+
+    /// Has what another supervisor left come under this one; at a stop, what has answered by then.
+    pub(super) async fn find_orphans(&mut self, known: Known) -> Found {
+        let mut search = Search::begin(&self.state.settings.command_socket, known);
+        let _ = self.serve_until(search.complete()).await;
+        search.end()
+    }
+
+    /// A stop has begun before it was known what is to be served: what was left of another supervisor ends as well.
+    pub(super) fn stop_found(&mut self, Found { orphans, refused }: Found) -> Result<(), Error> {
+        tracing::info!("asked to stop before the start was complete");
+        self.take_over(orphans)?;
+        // Each has its place in the row, by its number.
+        let (present, settings) = (std::mem::take(&mut self.workers), self.state.settings.clone());
+        for worker in present {
+            while (self.workers.len() as u32) < worker.id() {
+                let id = self.workers.len() as u32;
+                self.workers.push(Worker::new(id, None, Sockets::new(), &settings).map_err(Error::Runtime)?);
+            }
+            self.workers.push(worker);
+        }
+        self.workers.iter_mut().for_each(|worker| worker.stop(settings.graceful_timeout_ms));
+        self.dismiss(refused);
+        Ok(())
+    }
+
     /// Makes workers out of the processes that another supervisor left.
     pub(super) fn take_over(&mut self, orphans: Vec<Orphan>) -> Result<(), Error> {
         let (leaving, mut serving): (Vec<_>, Vec<_>) =
@@ -93,22 +138,24 @@ impl Supervisor {
                 pid = orphan.about.pid,
                 "leaves without anybody in its place: told to end"
             );
-            orphan.end_within(self.state.settings.drain_timeout_ms, &self.attendance.roster);
+            orphan.dismiss(self.state.settings.drain_timeout_ms, &mut self.dismissed);
         }
         self.workers = workers.into_values().collect();
         Ok(())
     }
 
     /// Has what was not taken over end, now that others serve.
-    pub(super) fn dismiss(&self, refused: Vec<Refused>) {
-        refused.into_iter().for_each(|refused| refused.dismiss(self.state.settings.graceful_timeout_ms));
+    pub(super) fn dismiss(&mut self, refused: Vec<Refused>) {
+        let stop_ms = self.state.settings.graceful_timeout_ms;
+        refused.into_iter().for_each(|refused| refused.dismiss(stop_ms, &mut self.dismissed));
     }
 
     /// The same for processes of workers that nobody is there for any more, though the program before had started them.
-    pub(super) fn dismiss_children(&self, left: BTreeSet<u32>) {
+    pub(super) fn dismiss_children(&mut self, left: BTreeSet<u32>) {
+        let stop_ms = self.state.settings.graceful_timeout_ms;
         for pid in left {
             tracing::warn!(pid, "this process of a worker cannot be found where it should wait: told to end");
-            adoption::dismiss_child(pid, self.state.settings.graceful_timeout_ms, &self.attendance.roster);
+            adoption::dismiss_child(pid, stop_ms, &self.attendance.roster, &mut self.dismissed);
         }
     }
 
@@ -147,11 +194,11 @@ impl Supervisor {
             self.tell_settings().await;
         }
         let changed = in_file.filter(|in_file| self.state.revision.origin != in_file.revision.origin);
-        let Some(mut in_file) = changed else { return };
-        let changed = match self.furnish_file(&mut in_file, certificates, false).await {
-            Ok(warnings) => {
+        let Some(in_file) = changed else { return };
+        let changed = match self.furnish_file(in_file, certificates, false).await {
+            Ok((in_file, warnings)) => {
                 warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-                self.change_to(&in_file, "the start").await.map(drop)
+                self.change_to(in_file, "the start").await.map(drop)
             }
             Err(refused) => Err(refused),
         };

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     os::fd::OwnedFd,
+    sync::Arc,
 };
 
 use kakehi_ctl::order::WorkerState;
@@ -16,7 +17,7 @@ use crate::{
         listeners::{self, Beside, Sockets},
         pid_file::PidFile,
     },
-    supervisor::{End, Supervisor, turn::Happened},
+    supervisor::{Supervisor, turn::Happened},
 };
 
 impl Supervisor {
@@ -30,6 +31,8 @@ impl Supervisor {
         passed: Vec<(SocketAddr, OwnedFd)>,
         others_leave: bool,
     ) -> Result<(), Error> {
+        // Until it is written down which sockets there are.
+        self.launches_held = true;
         let addresses: Vec<SocketAddr> = self.state.active_addresses().collect();
         let settings = self.state.settings.clone();
         let present: BTreeSet<u32> = self.workers.iter().map(Worker::id).collect();
@@ -39,7 +42,10 @@ impl Supervisor {
         let mut opened = match present.is_empty() && kept.is_empty() {
             true => {
                 let beside = if others_leave { Beside::WhoLeaves } else { Beside::Nobody };
-                listeners::open(&addresses, missing.len(), passed, beside).await?
+                let open = listeners::open(&addresses, missing.len(), passed, beside);
+                // There is nobody yet who would have to be stopped.
+                let Ok(opened) = self.serve_until(open).await else { return Ok(()) };
+                opened?
             }
             false => Vec::new(),
         }
@@ -55,14 +61,14 @@ impl Supervisor {
             if lacks.is_empty() && here.len() == addresses.len() {
                 continue;
             }
-            let come = listeners::open_more(&lacks, |address| self.next_rank(address))?;
+            let come = self.open_more(&lacks).await?;
             self.workers[place].change_sockets(come, |address| addresses.contains(address));
             self.unlike_state.insert(id);
         }
         for id in missing {
             let sockets = match (kept.remove(&id), opened.next()) {
                 (Some(sockets), _) | (None, Some(sockets)) => sockets,
-                (None, None) => listeners::open_more(&addresses, |address| self.next_rank(address))?,
+                (None, None) => self.open_more(&addresses).await?,
             };
             let core = self.core_of(id);
             self.workers.push(Worker::new(id, core, sockets, &settings).map_err(Error::Runtime)?);
@@ -71,12 +77,25 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Launches the workers that have no process and waits until each accepts. `Some` when it was asked to stop meanwhile.
+    /// Writes down what is served and on which sockets, launches the workers that have no process, and waits until each accepts, or
+    /// a stop has begun.
     ///
     /// The first start is the only one whose failure is final: what is wrong now will be wrong again. Workers that were
     /// taken over go on then, without a supervisor.
-    pub(super) async fn start(&mut self) -> Result<Option<End>, Error> {
-        let provisions = self.provisions().map_err(Error::Runtime)?;
+    pub(super) async fn start(&mut self) -> Result<(), Error> {
+        if self.is_stopping() {
+            return Ok(());
+        }
+        let provisions = match self.provisions().await {
+            Ok(provisions) => provisions,
+            Err(_) if self.is_stopping() => return Ok(()),
+            Err(error) => return Err(Error::Runtime(error)),
+        };
+        self.begin_record(Arc::clone(&provisions.state)).await;
+        if self.note_sockets(&[]).await.is_err() {
+            return Ok(());
+        }
+        self.launches_held = false;
         let fresh: BTreeSet<u32> =
             self.workers.iter().filter(|worker| !worker.has_future()).map(Worker::id).collect();
         for worker in self.workers.iter_mut().filter(|worker| fresh.contains(&worker.id())) {
@@ -86,6 +105,7 @@ impl Supervisor {
                 return Err(failed);
             }
         }
+        drop(provisions);
         while !self.is_stopping() && self.workers.iter().any(|it| it.state() == WorkerState::Starting) {
             let Happened::Event(event) = self.turn(None).await else { continue };
             let id = event.worker;
@@ -102,19 +122,20 @@ impl Supervisor {
         if self.is_stopping() {
             tracing::info!("asked to stop before the start was complete");
             self.kill(&fresh).await;
-            return Ok((fresh.len() == self.workers.len()).then_some(End::Clean));
         }
-        Ok(None)
+        Ok(())
     }
 
     pub(super) async fn write_pid_file(&mut self) -> Result<(), Error> {
-        let Some(path) = &self.state.settings.pid_file_path else { return Ok(()) };
-        let error = match PidFile::write(path) {
+        let Some(path) = self.state.settings.pid_file_path.clone() else { return Ok(()) };
+        let to = path.clone();
+        let Ok(written) = self.serve_beside(move || PidFile::write(&to)).await else { return Ok(()) };
+        let error = match written {
             Ok(file) => {
                 self.pid_file = Some(file);
                 return Ok(());
             }
-            Err(error) => Error::PidFile { path: path.clone(), error },
+            Err(error) => Error::PidFile { path, error },
         };
         match error {
             // Those that go on need no file.
@@ -125,6 +146,8 @@ impl Supervisor {
             error => {
                 let fresh = self.workers.iter().filter(|worker| worker.is_fresh()).map(Worker::id).collect();
                 self.kill(&fresh).await;
+                // No worker is left.
+                self.remove_records().await;
                 Err(error)
             }
         }

@@ -4,7 +4,6 @@ use std::{
     collections::{HashMap, HashSet},
     io,
     net::SocketAddr,
-    rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -46,15 +45,14 @@ const QUEUE: usize = 64;
 pub(crate) enum Depth {
     /// Everything.
     All,
-    /// Keys and chains too where there are few; otherwise as [`Depth::Facts`].
+    /// Keys and chains too where few were never read; otherwise only what has to be known of each certificate: what else is wrong is
+    /// found when it is first needed.
     Few,
-    /// Only what has to be known of each certificate: what else is wrong is found when it is first needed.
-    Facts,
 }
 
 /// Holds the vault, and knows what lies where.
 pub(crate) struct Keeper {
-    vault: Rc<Vault>,
+    vault: Arc<Vault>,
     /// By the name of a source: when it was read, and where what was read lies.
     known: HashMap<Short, Known>,
     /// By the beginning of its digest: where something lies.
@@ -72,6 +70,8 @@ pub(crate) struct Keeper {
     pub(super) expiry_due: Instant,
     /// Certificates that were left out when the state was saved last.
     pub(crate) left_out: usize,
+    /// It only stands in for one that is at work on another thread.
+    stands_in: bool,
 }
 
 /// When a file was read: the reading of a higher number was begun later, and has what was in the file then or later.
@@ -122,7 +122,7 @@ impl Keeper {
     /// When the kernel refuses the memory.
     pub(crate) fn new(vault: Option<Vault>) -> io::Result<Keeper> {
         Ok(Keeper {
-            vault: Rc::new(vault.map_or_else(Vault::create, Ok)?),
+            vault: Arc::new(vault.map_or_else(Vault::create, Ok)?),
             known: HashMap::new(),
             contents: HashMap::new(),
             models: HashMap::new(),
@@ -132,11 +132,43 @@ impl Keeper {
             watching: Watching::new(),
             expiry_due: Instant::now(),
             left_out: 0,
+            stands_in: false,
         })
     }
 
+    /// This one, to be worked with on another thread. What stays in its place has the vault and goes on watching, and knows of nothing
+    /// that is in the vault.
+    pub(crate) fn lend(&mut self) -> Keeper {
+        let stand_in = Keeper {
+            vault: Arc::clone(&self.vault),
+            known: HashMap::new(),
+            contents: HashMap::new(),
+            models: HashMap::new(),
+            fresh: Vec::new(),
+            readings: self.readings,
+            erase_at: None,
+            watching: std::mem::replace(&mut self.watching, Watching::new()),
+            expiry_due: self.expiry_due,
+            left_out: self.left_out,
+            stands_in: true,
+        };
+        std::mem::replace(self, stand_in)
+    }
+
+    /// Has the one that was lent take its place again.
+    pub(crate) fn take_back(&mut self, lent: Keeper) {
+        let Keeper { watching, expiry_due, left_out, readings, .. } = std::mem::replace(self, lent);
+        (self.watching, self.expiry_due, self.left_out) = (watching, expiry_due, left_out);
+        self.readings = self.readings.max(readings);
+    }
+
+    /// Whether it only stands in for one that is at work elsewhere.
+    pub(super) fn stands_in(&self) -> bool {
+        self.stands_in
+    }
+
     /// The vault.
-    pub(crate) fn vault(&self) -> &Rc<Vault> {
+    pub(crate) fn vault(&self) -> &Arc<Vault> {
         &self.vault
     }
 
@@ -178,18 +210,11 @@ impl Keeper {
         Ok(warnings)
     }
 
-    /// How much is to be looked at of files that are read in pieces: of many that were never read, only their facts.
-    pub(crate) fn depth_of(&self, wanted: &[WantedCertificate]) -> Depth {
-        let is_new =
-            |it: &&WantedCertificate| !self.known.contains_key(&Source::Certificate(it.files.clone()).name());
-        if wanted.iter().filter(is_new).count() < FEW { Depth::Few } else { Depth::Facts }
-    }
-
     /// The first half of [`Keeper::furnish`]: what is no certificate of a listener.
     ///
     /// # Errors
     /// When anything cannot be used.
-    pub(crate) fn fill_materials(&mut self, state: &mut State, depth: Depth) -> Result<Vec<String>, Error> {
+    fn fill_materials(&mut self, state: &mut State, depth: Depth) -> Result<Vec<String>, Error> {
         let listeners = state.listeners.values_mut();
         let mut slots: Vec<Slot<'_>> = listeners.flat_map(materials::of_listener).collect();
         slots.extend(state.clusters.values_mut().flat_map(materials::of_cluster));
@@ -267,7 +292,7 @@ impl Keeper {
     ///
     /// # Errors
     /// When one cannot be used.
-    pub(crate) fn certificates(
+    fn certificates(
         &mut self,
         wanted: Vec<WantedCertificate>,
         depth: Depth,
@@ -316,10 +341,9 @@ impl Keeper {
             .collect();
         let fully = match depth {
             Depth::All => true,
-            Depth::Few => known.iter().filter(|it| it.is_none()).count() < FEW,
-            Depth::Facts => false,
+            Depth::Few => sources.iter().filter(|it| !self.known.contains_key(&it.name())).count() < FEW,
         };
-        let vault = Rc::clone(&self.vault);
+        let vault = Arc::clone(&self.vault);
         let vault: &Vault = &vault;
         let look = |place: usize, source: &Source| match known[place] {
             Some(places) => Ok(Looked::Known(found(vault, source, places)?)),
@@ -456,7 +480,7 @@ impl Keeper {
         self.erase_at
     }
 
-    /// Erases what `state`, which every worker has, does not use.
+    /// Erases what `state`, which every worker has, does not use. Every certificate in memory is looked at.
     pub(crate) fn tidy(&mut self, state: &State) {
         self.erase_at = None;
         if let Err(error) = self.try_tidy(state) {

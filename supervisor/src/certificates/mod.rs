@@ -35,13 +35,13 @@ use kakehi_ctl::state::Fingerprint;
 
 pub(crate) use self::{
     content::Fault,
-    keeper::{Depth, Keeper, put_into},
+    keeper::{Depth, Keeper},
     verify::Mismatch,
 };
 pub(crate) use self::{
     expiry::figures,
     requests::{Wanted, find},
-    stored::without_keys,
+    stored::{count_without_files, without_keys},
     watch::Changed,
 };
 

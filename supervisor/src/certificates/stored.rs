@@ -86,19 +86,23 @@ impl Keeper {
     }
 }
 
-/// What of a state can be had again without keys, and how many certificates cannot.
-pub(crate) fn without_keys(state: &State) -> (Cow<'_, State>, usize) {
+/// How many certificates of a state cannot be had again without keys.
+pub(crate) fn count_without_files(state: &State) -> usize {
     let all = state.certificates.values().flat_map(|it| it.values());
-    let count = all.filter(|certificate| certificate.files.is_none()).count();
-    if count == 0 {
-        return (Cow::Borrowed(state), 0);
+    all.filter(|certificate| certificate.files.is_none()).count()
+}
+
+/// What of a state can be had again without keys.
+pub(crate) fn without_keys(state: &State) -> Cow<'_, State> {
+    if count_without_files(state) == 0 {
+        return Cow::Borrowed(state);
     }
     let mut state = state.clone();
     for certificates in state.certificates.values_mut() {
         certificates.retain(|_, certificate| certificate.files.is_some());
     }
     state.certificates.retain(|_, certificates| !certificates.is_empty());
-    (Cow::Owned(state), count)
+    Cow::Owned(state)
 }
 
 fn written(Stored { chain, key }: &Stored) -> KeyPair {

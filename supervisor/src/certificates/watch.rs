@@ -150,7 +150,8 @@ impl Keeper {
     /// When files are to be looked at next; `None` while they are, or where it is not wanted.
     pub(crate) fn watch_due(&self, state: &State) -> Option<Instant> {
         let watching = &self.watching;
-        (state.settings.certificate_watch && watching.running.is_none()).then_some(watching.due)
+        (state.settings.certificate_watch && watching.running.is_none() && !self.stands_in())
+            .then_some(watching.due)
     }
 
     /// Begins to look at files, or goes on: [`Watching::changed`] says what was found.

@@ -1,6 +1,6 @@
 //! Certificates that come, go, and change, by `kakehictl` and by their files.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use kakehi_ctl::{
     change::Change,
@@ -10,41 +10,58 @@ use kakehi_ctl::{
 };
 
 use crate::{
-    certificates::{self, Changed, Wanted, put_into},
+    certificates::{self, Changed, Depth, Keeper, Wanted},
     control::change::Refused,
-    supervisor::Supervisor,
+    supervisor::{Supervisor, turn::Stopped},
 };
 
 /// Who changes certificates, in the log.
 const BY: &str = "a file";
 
-/// Certificates that are read between two turns: some milliseconds.
-const AT_A_TIME: usize = 64;
-
 impl Supervisor {
-    /// Reads what `state` names, and the certificates that are `wanted` besides, and serves in between; says of what to be aware.
+    /// Has `work` done with what keeps the certificates on another thread, as it reads files, and serves meanwhile.
+    ///
+    /// # Errors
+    /// When a stop has begun.
+    pub(crate) async fn with_keeper<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut Keeper) -> T + Send + 'static,
+    ) -> Result<T, Stopped> {
+        if self.is_stopping() {
+            return Err(Stopped);
+        }
+        let mut keeper = self.certificates.lend();
+        let worked = self.serve_beside(move || {
+            let done = work(&mut keeper);
+            (done, keeper)
+        });
+        let (done, keeper) = worked.await?;
+        self.certificates.take_back(keeper);
+        Ok(done)
+    }
+
+    /// Reads what `state` names, and the certificates that are `wanted` besides, and serves meanwhile; what it is then, and of what to
+    /// be aware.
     ///
     /// # Errors
     /// See [`Refused`]; nothing of it is used then.
     pub(crate) async fn furnish(
         &mut self,
-        state: &mut State,
-        mut wanted: Vec<WantedCertificate>,
-    ) -> Result<Vec<String>, Refused> {
-        // Counted once for all: a piece alone always has few.
-        let depth = self.certificates.depth_of(&wanted);
-        let mut warnings = self.certificates.fill_materials(state, depth)?;
-        let mut found = Vec::with_capacity(wanted.len());
-        while !wanted.is_empty() {
-            let rest = wanted.split_off(wanted.len().min(AT_A_TIME));
-            let (certificates, more) = self.certificates.certificates(wanted, depth)?;
-            found.extend(certificates);
-            warnings.extend(more);
-            wanted = rest;
-            self.serve_waiting().await?;
-        }
-        put_into(state, found);
-        Ok(warnings)
+        mut state: State,
+        wanted: Vec<WantedCertificate>,
+    ) -> Result<(State, Vec<String>), Refused> {
+        let furnished = self.with_keeper(move |keeper| {
+            let warnings = keeper.furnish(&mut state, wanted, Depth::Few)?;
+            Ok::<_, certificates::Error>((state, warnings))
+        });
+        Ok(furnished.await??)
+    }
+
+    /// Throws away what nobody uses any more.
+    pub(crate) async fn tidy_certificates(&mut self) {
+        let state = Arc::clone(&self.state);
+        // At a stop everything goes.
+        let _ = self.with_keeper(move |keeper| keeper.tidy(&state)).await;
     }
 
     /// Gives a listener a certificate.

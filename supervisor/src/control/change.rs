@@ -5,7 +5,7 @@
 //! cannot fail any more. A worker that does not answer within `worker_timeout` vetoes nothing: it is replaced by one that starts
 //! with the change in it. No worker is started between the two steps.
 
-use std::{collections::BTreeMap, io, net::SocketAddr, path::Path, time::Duration};
+use std::{collections::BTreeMap, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use kakehi_ctl::{
     change::{Change, ChangeError},
@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use crate::{
     certificates,
     control::{reload::Wish, settings::of_settings},
-    fleet::worker::Worker,
+    fleet::{process::Written, worker::Worker},
     host::listeners::{self, Beside, Ours, Sockets},
     supervisor::{
         Supervisor,
@@ -31,6 +31,10 @@ use crate::{
     },
 };
 
+/// So few changes are made at once; more, on another thread.
+const FEW: usize = 1_000;
+/// Lines of the log between two turns.
+const LINES: usize = 64;
 /// Edits that can be made in one step.
 const MOST_EDITS: usize = 1_000;
 /// Clients whose handshake has begun with a listener that goes have this long to finish it, where another takes those that
@@ -127,6 +131,35 @@ pub(super) struct Manner {
     pub(super) dry_run: bool,
 }
 
+/// A state with changes that were tried on a copy of what they concern.
+fn applied(mut state: State, whose: &Whose, changes: &[Change], revision: Revision) -> State {
+    let applied = state.apply_as(whose, changes);
+    debug_assert!(applied.is_ok(), "{applied:?}");
+    State { revision, ..state }
+}
+
+/// The changes that `edits` come to, one after the other, and of what to be aware.
+fn edited(state: &State, edits: &[Edit], folder: &Path) -> Result<(Vec<Change>, Vec<String>), Refused> {
+    let mut part = state.without_clusters();
+    for name in edits.iter().filter_map(Edit::cluster) {
+        if let Some((name, cluster)) = state.clusters.get_key_value(name) {
+            part.clusters.insert(name.clone(), cluster.clone());
+        }
+    }
+    let (mut changes, mut warnings) = (Vec::new(), Vec::new());
+    for edit in edits {
+        let edited = edit.change(&part, folder)?;
+        let before = part.clone();
+        part.apply(&edited.change)?;
+        // What is so already is no change.
+        if part != before {
+            changes.push(edited.change);
+        }
+        warnings.extend(edited.warnings);
+    }
+    Ok((changes, warnings))
+}
+
 fn with_warnings(mut changed: Changed, warnings: Vec<String>) -> Changed {
     changed.warnings.extend(warnings);
     changed
@@ -140,18 +173,23 @@ impl Supervisor {
     pub(crate) async fn load_state(
         &mut self,
         mut saved: State,
-        keys: &BTreeMap<Fingerprint, KeyPair>,
+        keys: BTreeMap<Fingerprint, KeyPair>,
         Wish { dry_run, allow_empty, .. }: Wish,
         by: &str,
     ) -> Result<Changed, Refused> {
         if saved.version != STATE_VERSION {
             return Err(Refused::StateVersion { found: saved.version });
         }
-        let outcome = match self.certificates.restore(&mut saved, keys, &self.state) {
-            Ok(warnings) => {
-                let changes = self.state.difference(&saved);
+        let state = Arc::clone(&self.state);
+        let restored = self.with_keeper(move |keeper| {
+            let warnings = keeper.restore(&mut saved, &keys, &state)?;
+            let by_hand = ByHand::between(&state.file_layer(), &saved);
+            Ok::<_, certificates::Error>((state.difference(&saved), by_hand, warnings))
+        });
+        let outcome = match restored.await? {
+            Ok((changes, by_hand, warnings)) => {
                 let origin = self.state.revision.origin.clone();
-                let whose = Whose::Layers(ByHand::between(&self.state.file_layer(), &saved));
+                let whose = Whose::Layers(by_hand);
                 let manner = Manner { origin, settings: None, check: true, allow_empty, whose, dry_run };
                 let changed = self.change(changes, manner, by).await;
                 changed.map(|changed| with_warnings(changed, warnings))
@@ -187,23 +225,8 @@ impl Supervisor {
         if edits.len() > MOST_EDITS {
             return Err(Refused::Wrong(format!("more than {MOST_EDITS} edits cannot be made at once")));
         }
-        let mut part = self.state.without_clusters();
-        for name in edits.iter().filter_map(Edit::cluster) {
-            if let Some((name, cluster)) = self.state.clusters.get_key_value(name) {
-                part.clusters.insert(name.clone(), cluster.clone());
-            }
-        }
-        let (mut changes, mut warnings) = (Vec::new(), Vec::new());
-        for edit in edits {
-            let edited = edit.change(&part, folder)?;
-            let before = part.clone();
-            part.apply(&edited.change)?;
-            // What is so already is no change.
-            if part != before {
-                changes.push(edited.change);
-            }
-            warnings.extend(edited.warnings);
-        }
+        let (state, edits, folder) = (Arc::clone(&self.state), edits.to_vec(), folder.to_owned());
+        let (changes, warnings) = self.serve_beside(move || edited(&state, &edits, &folder)).await??;
         self.apply(changes, by).await.map(|changed| with_warnings(changed, warnings))
     }
 
@@ -217,8 +240,12 @@ impl Supervisor {
                 "settings are changed by their keys (`kakehictl settings`)".to_owned(),
             ));
         }
-        let outcome = match self.certificates.furnish_changes(&mut changes) {
-            Ok(warnings) => {
+        let furnished = self.with_keeper(move |keeper| {
+            let warnings = keeper.furnish_changes(&mut changes)?;
+            Ok::<_, certificates::Error>((changes, warnings))
+        });
+        let outcome = match furnished.await? {
+            Ok((changes, warnings)) => {
                 let origin = self.state.revision.origin.clone();
                 let manner = Manner {
                     origin,
@@ -267,14 +294,20 @@ impl Supervisor {
         if self.is_stopping() {
             return Err(Refused::Stopping);
         }
-        // Only what the changes name is copied and looked at: the whole may be large.
-        let mut part = self.state.part(&changes);
-        let mut words = Vec::new();
-        for change in &changes {
-            words.extend(part.describe(change));
-            part.apply(change)?;
-        }
-        self.state.check_part(&part, &changes)?;
+        // Only what the changes name is copied and looked at: the whole may be large. They may be many, too.
+        let (state, changes) = (Arc::clone(&self.state), Arc::new(changes));
+        let named = Arc::clone(&changes);
+        let tried = move || {
+            let mut part = state.part(&named);
+            let mut words = Vec::new();
+            for change in &*named {
+                words.extend(part.describe(change));
+                part.apply(change)?;
+            }
+            state.check_part(&part, &named)?;
+            Ok::<_, Refused>((part, words))
+        };
+        let (mut part, words) = self.serve_beside(tried).await??;
         let accepting = self.state.active_addresses().count();
         if !allow_empty && accepting > 0 && part.active_addresses().next().is_none() {
             return Err(Refused::Empty(accepting));
@@ -299,9 +332,7 @@ impl Supervisor {
         }
         // Otherwise the workers find what contradicts other clusters.
         if compile && !self.workers.iter().any(Worker::takes_orders) {
-            let mut whole = self.state.clone();
-            changes.iter().try_for_each(|change| whole.apply(change))?;
-            self.serve_beside(move || kakehi_engine::worker::check(&whole)).await??;
+            self.check_whole(&changes).await?;
         }
         let mut changed = Changed {
             applied: !dry_run,
@@ -341,11 +372,17 @@ impl Supervisor {
         if moves && (pid_file.is_some() || part.settings.pid_file_path.is_none()) {
             self.pid_file = pid_file;
         }
-        for line in &changed.changes {
-            tracing::info!("changed by {by}: {line}");
-        }
+        // What follows from it, such as a save that fails, is told behind it.
         if !changed.changes.is_empty() {
             self.tell(Happening::changed(by, &changed.changes, of_certificates));
+        }
+        for lines in changed.changes.chunks(LINES) {
+            for line in lines {
+                tracing::info!("changed by {by}: {line}");
+            }
+            if lines.len() == LINES {
+                self.serve_waiting().await;
+            }
         }
         Ok(changed)
     }
@@ -353,7 +390,7 @@ impl Supervisor {
     /// Has all workers make the changes, or none, which make `part` of what they name; then the state has them.
     async fn change_everywhere(
         &mut self,
-        changes: Vec<Change>,
+        changes: Arc<Vec<Change>>,
         part: &State,
         revision: Revision,
         whose: Whose,
@@ -367,21 +404,27 @@ impl Supervisor {
         };
         let sockets = self.serve_until(listeners::open(&new, count, Vec::new(), beside)).await??;
         if !new.is_empty() {
-            self.note_sockets(&sockets);
+            self.note_sockets(&sockets).await?;
         }
+        // Until the state is the new one.
         self.launches_held = true;
         let told = self.tell_change((&changes, &whose), &revision, &sockets, part).await;
-        self.launches_held = false;
-        let committed = told?;
+        let committed = told.inspect_err(|_| self.launches_held = false)?;
         for (worker, sockets) in self.workers.iter_mut().zip(sockets) {
             worker.change_sockets(sockets, |address| part.accepts(address));
         }
         let settings = self.state.settings.clone();
-        // They were tried on a copy of what they concern.
-        let applied = self.state.apply_as(&whose, &changes);
-        debug_assert!(applied.is_ok(), "{applied:?}");
-        self.state.revision = revision;
-        self.note_changed();
+        if changes.len() > FEW {
+            let (state, many) = (Arc::clone(&self.state), Arc::clone(&changes));
+            // The workers have them: also at a stop.
+            let apply = move || applied(State::clone(&state), &whose, &many, revision);
+            self.state = Arc::new(self.serve_to_end(apply).await);
+        } else {
+            let state = self.own_state().await;
+            *state = applied(std::mem::take(state), &whose, &changes, revision);
+        }
+        self.launches_held = false;
+        self.note_changed().await;
         if settings != self.state.settings {
             self.take_settings(&settings).await;
         }
@@ -401,18 +444,25 @@ impl Supervisor {
     /// starts with the changes, if the others make them.
     async fn tell_change(
         &mut self,
-        (changes, whose): (&[Change], &Whose),
+        (changes, whose): (&Arc<Vec<Change>>, &Whose),
         revision: &Revision,
         sockets: &[Sockets],
         part: &State,
     ) -> Result<Vec<WorkerOutcome>, Refused> {
+        let number = self.next_order();
+        let (prepared, made) = (Arc::clone(changes), revision.clone());
+        let write = move || {
+            Written::new(number, Order::Prepare { staged: 0, changes: prepared.to_vec(), revision: made })
+        };
+        let written = self.serve_beside(write).await?;
+        let written = written.map_err(|error| Refused::Workers(error.to_string()))?;
         let prepare = |worker: &Worker, sockets: &Sockets| {
             if !sockets.is_empty() {
                 worker.pass(sockets).map_err(|error| error.to_string())?;
             }
-            Ok(Order::Prepare { staged: 0, changes: changes.to_vec(), revision: revision.clone() })
+            Ok(written.clone())
         };
-        let prepared = self.order_all(prepare, sockets).await;
+        let prepared = self.give_all(number, prepare, sockets).await;
         let none_is_ready = !prepared.values().any(|answer| matches!(answer, Answer::Done));
         let mut silent = Vec::new();
         let mut refusals = Vec::new();
@@ -432,16 +482,17 @@ impl Supervisor {
         }
         if none_is_ready {
             // Nobody has looked whether it contradicts other clusters.
-            let mut whole = self.state.clone();
-            changes.iter().try_for_each(|change| whole.apply(change))?;
-            self.serve_beside(move || kakehi_engine::worker::check(&whole)).await??;
+            self.check_whole(changes).await?;
         }
         self.lead_clients_over(part).await;
         if self.is_stopping() {
             return Err(Refused::Stopping);
         }
         // From here on it holds, whoever is there to say so.
-        self.record.append(changes, revision, whose);
+        self.append_to_record(Arc::clone(changes), revision.clone(), whose.clone()).await;
+        if self.is_stopping() {
+            return Err(Refused::Stopping);
+        }
         let committed = self.order_all(|_, _| Ok(Order::Commit), sockets).await;
         let mut outcomes: Vec<_> = silent
             .into_iter()
@@ -461,6 +512,18 @@ impl Supervisor {
         }
         outcomes.sort();
         Ok(outcomes.into_iter().map(|(id, outcome)| WorkerOutcome { id, outcome }).collect())
+    }
+
+    /// Looks whether the whole state contradicts itself with these changes.
+    async fn check_whole(&mut self, changes: &Arc<Vec<Change>>) -> Result<(), Refused> {
+        let (state, changes) = (Arc::clone(&self.state), Arc::clone(changes));
+        let check = move || {
+            let mut whole = State::clone(&state);
+            drop(state);
+            changes.iter().try_for_each(|change| whole.apply(change))?;
+            Ok::<_, Refused>(kakehi_engine::worker::check(&whole)?)
+        };
+        self.serve_beside(check).await?
     }
 
     /// The listening sockets that are no obstacle to another one.

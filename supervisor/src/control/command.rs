@@ -29,12 +29,15 @@ use rustix::{
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{UnixListener, UnixStream},
-    sync::{Semaphore, mpsc, oneshot, watch},
+    sync::{Semaphore, mpsc, oneshot},
     time::{Instant, sleep_until, timeout},
 };
 
-use super::strangers::{Strangers, describe_peer};
 use crate::{
+    control::{
+        admission::{Admission, guest, is_privileged},
+        strangers::describe_peer,
+    },
     fleet::roster::Roster,
     supervisor::{
         door::{Door, SocketFile},
@@ -51,10 +54,12 @@ const KEPT_PLACES: usize = 8;
 const LOAD_STATE: &str = "\"load_state\"";
 /// How long a client may say nothing, or not take its answer.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Pause between two lines of the log that say the same of a worker.
-const ALARM_PAUSE: Duration = Duration::from_secs(1);
 /// How often a client gets a sign of life while it waits for an answer.
 const WORKING_INTERVAL: Duration = Duration::from_millis(limits::WORKING_INTERVAL_MS);
+/// More than so much of a request (bytes), and an answer of more lines, is read and written on another thread.
+const SMALL: usize = 256 << 10;
+/// See [`SMALL`].
+const FEW_LINES: usize = 1_000;
 /// Pause after a failed accept (no descriptor left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -147,7 +152,7 @@ impl CommandSocket {
     /// The processes in `workers` have no business here.
     pub(crate) fn serve(self, questions: mpsc::Sender<Question>, workers: Roster) -> Door {
         let (door, guests) = Door::new(self.file, self.guests);
-        let admission = Admission { guests, workers, alarmed: None, strangers: Strangers::default() };
+        let admission = Admission::new(guests, workers);
         tokio::spawn(accept(self.listener, questions, admission));
         door
     }
@@ -191,39 +196,6 @@ fn peer_pid(stream: &std::os::unix::net::UnixStream) -> String {
         .map_or_else(|_| "?".to_owned(), |peer| peer.pid().to_string())
 }
 
-/// Who may ask.
-struct Admission {
-    guests: watch::Receiver<Vec<u32>>,
-    workers: Roster,
-    /// When it was last told that a worker has connected.
-    alarmed: Option<Instant>,
-    strangers: Strangers,
-}
-
-impl Admission {
-    /// Why whoever has connected may not.
-    fn refuse(&mut self, stream: &UnixStream) -> Option<String> {
-        let pid = stream.peer_cred().ok().and_then(|peer| peer.pid()?.try_into().ok());
-        if let Some(worker) = pid.and_then(|pid| self.workers.worker_of(pid)) {
-            if self.alarmed.is_none_or(|at| at.elapsed() >= ALARM_PAUSE) {
-                self.alarmed = Some(Instant::now());
-                tracing::error!(
-                    "ALARM: {}, which is a worker or was started by one (pid {worker}), has connected to the command socket: \
-                 what runs in it may be a stranger's code; refused",
-                    describe_peer(stream)
-                );
-            }
-            return Some("workers may not use the command socket".to_owned());
-        }
-        if !may_use(stream, &self.guests) {
-            self.strangers.note(&describe_peer(stream));
-            let reason = "this user may not use the command socket; see `command_allowed_uids`";
-            return Some(reason.to_owned());
-        }
-        None
-    }
-}
-
 async fn accept(listener: UnixListener, questions: mpsc::Sender<Question>, mut admission: Admission) {
     let Ok(command_socket) = listener.as_fd().try_clone_to_owned() else { return };
     let command_socket = Arc::new(command_socket);
@@ -242,8 +214,7 @@ async fn accept(listener: UnixListener, questions: mpsc::Sender<Question>, mut a
             }) {
                 Ok(place) => {
                     let (questions, command_socket) = (questions.clone(), Arc::clone(&command_socket));
-                    let (peer, shut_out) =
-                        (describe_peer(&stream), shut_out(guest(&stream), admission.guests.clone()));
+                    let (peer, shut_out) = (describe_peer(&stream), admission.shut_out(&stream));
                     tokio::spawn(async move {
                         tokio::select! {
                             () = converse(stream, questions, &command_socket) => {}
@@ -264,30 +235,6 @@ async fn accept(listener: UnixListener, questions: mpsc::Sender<Question>, mut a
             }
         }
     }
-}
-
-/// Root, our own user, and guests. Whoever the kernel does not name is none of them.
-fn may_use(stream: &UnixStream, guests: &watch::Receiver<Vec<u32>>) -> bool {
-    is_privileged(stream) || guest(stream).is_some_and(|uid| guests.borrow().contains(&uid))
-}
-
-/// The user, if it is neither root nor our own.
-fn guest(stream: &UnixStream) -> Option<u32> {
-    if is_privileged(stream) { None } else { stream.peer_cred().ok().map(|peer| peer.uid()) }
-}
-
-/// Ends when this user is none of the guests any more.
-async fn shut_out(guest: Option<u32>, mut guests: watch::Receiver<Vec<u32>>) {
-    let Some(uid) = guest else { return std::future::pending().await };
-    if guests.wait_for(|guests| !guests.contains(&uid)).await.is_err() {
-        // The supervisor ends, and tells whoever waits.
-        std::future::pending().await
-    }
-}
-
-fn is_privileged(stream: &UnixStream) -> bool {
-    let own = rustix::process::geteuid().as_raw();
-    stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own)
 }
 
 /// Who asks, and what is asked for it.
@@ -418,6 +365,21 @@ impl Client {
     }
 }
 
+/// The next request, if all of it has come.
+async fn next_request(mut decoder: Decoder) -> (Decoder, Result<Option<Envelope<Request>>, WireError>) {
+    if decoder.complete() <= SMALL {
+        let next = decoder.next();
+        return (decoder, next);
+    }
+    let (max, read) = (limits::MAX_SMALL_REQUEST_FRAME, move || {
+        let next = decoder.next();
+        (decoder, next)
+    });
+    // It cannot fail but by a panic, which ends the program.
+    let lost = |error| (Decoder::new(max), Err(io::Error::other(error).into()));
+    tokio::task::spawn_blocking(read).await.unwrap_or_else(lost)
+}
+
 /// Answers one client until it leaves, falls silent or talks nonsense.
 async fn converse(stream: UnixStream, questions: mpsc::Sender<Question>, command_socket: &OwnedFd) {
     let peer = Peer::of(&stream, questions);
@@ -428,7 +390,9 @@ async fn converse(stream: UnixStream, questions: mpsc::Sender<Question>, command
     let mut client = Client { stream, watch: None, knows_signs: false };
     let mut bytes = vec![0; 8192];
     loop {
-        let Envelope { id, body: request, .. } = match decoder.next::<Request>() {
+        let next;
+        (decoder, next) = next_request(decoder).await;
+        let Envelope { id, body: request, .. } = match next {
             Ok(Some(envelope)) => envelope,
             Ok(None) => {
                 let watches = client.watch.is_some();
@@ -517,7 +481,16 @@ async fn refuse(stream: &mut UnixStream, id: u64, reason: String) -> Result<(), 
 }
 
 async fn reply(stream: &mut UnixStream, id: u64, response: Response) -> Result<(), WireError> {
-    let frame = wire::encode(&Envelope::new(id, response), limits::MAX_FRAME)?;
+    let is_large = match &response {
+        Response::State(_) | Response::Certificates(_) => true,
+        Response::Changed(changed) => changed.changes.len() > FEW_LINES,
+        _ => false,
+    };
+    let write = move || wire::encode(&Envelope::new(id, response), limits::MAX_FRAME);
+    let frame = match is_large {
+        true => tokio::task::spawn_blocking(write).await.map_err(io::Error::other)?,
+        false => write(),
+    }?;
     Ok(stream.write_all(&frame).await?)
 }
 

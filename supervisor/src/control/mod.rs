@@ -3,7 +3,7 @@
 //! | file | what it is for |
 //! |---|---|
 //! | [`run`] | the loop |
-//! | [`command`] | the command socket: a task for each client, which asks the loop |
+//! | [`command`], [`admission`] | the command socket: a task for each client, which asks the loop; who may be one |
 //! | [`strangers`] | those who may not use it |
 //! | [`requests`] | requests that change something, each an operation |
 //! | [`change`], [`reload`] | changes, made by all workers or by none; those by the file |
@@ -11,6 +11,7 @@
 //! | [`settings`] | settings of the process, by the file and by hand |
 //! | [`save`] | the state on disk, when asked, at a stop, and at the next start |
 
+mod admission;
 pub(crate) mod certificates;
 pub(crate) mod change;
 pub(crate) mod command;

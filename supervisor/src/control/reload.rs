@@ -1,6 +1,6 @@
 //! The file is read again, under what is by hand, and what is different is made.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use kakehi_ctl::{
     change::Change,
@@ -45,7 +45,7 @@ impl Supervisor {
         if !self.is_stopping() {
             init_system::ready(self.count());
         }
-        self.compact();
+        self.compact().await;
         outcome
     }
 
@@ -59,21 +59,24 @@ impl Supervisor {
         let file = file.to_owned();
         let mut loaded = self.serve_beside(move || config::load(&file)).await??;
         let wanted = std::mem::take(&mut loaded.certificates);
-        let warnings = self.furnish_file(&mut loaded.state, wanted, wish.discard_live).await?;
+        let file = std::mem::take(&mut loaded.state);
+        let warnings;
+        (loaded.state, warnings) = self.furnish_file(file, wanted, wish.discard_live).await?;
         let settings = match wish.discard_live {
             true => loaded.state.settings.clone(),
             false => self.wanted_settings(&loaded.state.settings)?,
         };
         let at_next_start = self.state.settings.differing(&settings, Effect::Restart);
-        let mut changed = self.change_into(&loaded.state, wish, by).await?;
+        let in_file = loaded.state.settings.clone();
+        let mut changed = self.change_into(loaded.state, wish, by).await?;
         let before = self.source.settings.clone();
-        changed.changes.extend(placement_in_words(&before, &loaded.state.settings));
+        changed.changes.extend(placement_in_words(&before, &in_file));
         changed.at_next_start = at_next_start.into_iter().map(str::to_owned).collect();
         changed.with_new_workers = self.waiting_for_new_workers(&self.state.settings.becoming(&settings));
         changed.warnings = loaded.warnings.iter().map(ToString::to_string).chain(warnings).collect();
         if !wish.dry_run {
-            self.source.settings = loaded.state.settings;
-            self.record.note_file(&self.state.revision, &self.source.settings);
+            self.source.settings = in_file;
+            self.note_file_in_record().await;
             let wanted = self.source.settings.clone();
             changed.warnings.extend(self.change_placement(&before, &wanted, by).await);
         }
@@ -85,7 +88,7 @@ impl Supervisor {
     async fn change_placement(&mut self, before: &Settings, wanted: &Settings, by: &str) -> Vec<String> {
         let mut warnings = Vec::new();
         if before.worker_cores != wanted.worker_cores {
-            self.state.settings.worker_cores.clone_from(&wanted.worker_cores);
+            self.own_state().await.settings.worker_cores.clone_from(&wanted.worker_cores);
             warnings.extend(self.pin_as_configured(by).await);
         }
         if before.worker_count != wanted.worker_count {
@@ -97,43 +100,48 @@ impl Supervisor {
         warnings
     }
 
-    /// Reads what a file names, and lays what is by hand over what it says, unless that is to be dropped; of what to be aware.
+    /// Reads what a file names, and lays what is by hand over what it says, unless that is to be dropped; what it says then, and of what
+    /// to be aware.
     ///
     /// # Errors
     /// See [`Refused`]; nothing has changed then.
     pub(crate) async fn furnish_file(
         &mut self,
-        file: &mut State,
+        mut file: State,
         certificates: Vec<WantedCertificate>,
         discard_live: bool,
-    ) -> Result<Vec<String>, Refused> {
-        let mut warnings = match discard_live {
-            true => Vec::new(),
-            false => self.state.lay_by_hand_over(file)?,
-        };
-        warnings.extend(self.furnish(file, certificates).await?);
-        if !discard_live {
-            self.state.lay_certificates_over(file);
+    ) -> Result<(State, Vec<String>), Refused> {
+        if discard_live {
+            return self.furnish(file, certificates).await;
         }
-        Ok(warnings)
+        let state = Arc::clone(&self.state);
+        let lay = move || state.lay_by_hand_over(&mut file).map(|warnings| (file, warnings));
+        let (file, mut warnings) = self.serve_beside(lay).await??;
+        let (mut file, more) = self.furnish(file, certificates).await?;
+        warnings.extend(more);
+        self.state.lay_certificates_over(&mut file);
+        Ok((file, warnings))
     }
 
     /// Makes the state what the file says, with what is by hand.
     ///
     /// # Errors
     /// See [`Refused`]; nothing has changed then.
-    pub(crate) async fn change_to(&mut self, in_file: &State, by: &str) -> Result<Changed, Refused> {
+    pub(crate) async fn change_to(&mut self, in_file: State, by: &str) -> Result<Changed, Refused> {
         self.change_into(in_file, Wish::default(), by).await
     }
 
-    async fn change_into(&mut self, in_file: &State, wish: Wish, by: &str) -> Result<Changed, Refused> {
+    async fn change_into(&mut self, in_file: State, wish: Wish, by: &str) -> Result<Changed, Refused> {
         let Wish { dry_run, allow_empty, discard_live } = wish;
         let (settings, given_back) = match discard_live {
             true => (in_file.settings.clone(), Some(BTreeMap::new())),
             false => (self.wanted_settings(&in_file.settings)?, None),
         };
         let mut changes: Vec<Change> = self.change_of_settings(&settings).await?.into_iter().collect();
-        changes.extend(self.state.difference(in_file));
+        let state = Arc::clone(&self.state);
+        let compare = move || (state.difference(&in_file), in_file);
+        let (differences, in_file) = self.serve_beside(compare).await?;
+        changes.extend(differences);
         // The reader of the file has checked it, but not with what is by hand.
         let check = !in_file.by_hand.is_empty();
         let (origin, whose) = (in_file.revision.origin.clone(), Whose::Layers(in_file.by_hand.clone()));

@@ -66,7 +66,7 @@ impl Supervisor {
             },
             Request::LoadState { state, keys, dry_run, allow_empty } => {
                 let wish = reload::Wish { dry_run, allow_empty, ..reload::Wish::default() };
-                respond(self.load_state(*state, &keys, wish, by).await)
+                respond(self.load_state(*state, keys, wish, by).await)
             }
             request @ Request::AddCertificate { .. } => match certificates::Wanted::from(request) {
                 Some(wanted) => respond(self.add_certificate(&wanted, by).await),

@@ -1,11 +1,11 @@
 //! The loop of a supervisor that serves: one operation at a time, and turns in between.
 
-use kakehi_ctl::order::Ending;
+use kakehi_ctl::order::{Ending, Response};
 use tokio::time::Instant;
 
 use crate::{
     fleet::worker::Worker,
-    supervisor::{End, Supervisor, question::Question, turn::Happened},
+    supervisor::{End, Stopping, Supervisor, question::Question, turn::Happened},
 };
 
 /// All workers are gone and none is to be replaced.
@@ -23,32 +23,32 @@ impl Supervisor {
 
     async fn run_to_end(&mut self) -> Result<End, NoWorkerLeft> {
         self.started_up = true;
-        self.operating = false;
         self.plan_ticket_keys();
         loop {
             self.forget_retired();
             let nobody_left = !self.workers.iter().any(Worker::has_future);
             match &self.stopping {
-                Some(stopping) if nobody_left => {
+                Some(stopping) if nobody_left && self.dismissed.is_empty() => {
                     tracing::info!(
                         "stopped{}",
                         if stopping.end == End::Cut { ", connections were cut" } else { "" }
                     );
                     let end = stopping.end;
-                    self.remove_records();
+                    // Nobody is left to be killed.
+                    self.stopping = Some(Stopping { kill_at: None, end });
+                    self.remove_records().await;
                     let saved = self.finish_saving().await;
+                    self.turn_away_line();
                     return Ok(if end == End::Clean && !saved { End::Unsaved } else { end });
                 }
                 None if nobody_left => return Err(NoWorkerLeft),
                 _ => {}
             }
-            self.operating = true;
-            let operated = self.operate().await;
-            self.operating = false;
-            if operated {
+            if self.operate().await {
                 continue;
             }
-            let until = [self.rebalance_due(), self.ticket_keys_due()].into_iter().flatten().min();
+            let due = [self.rebalance_due(), self.ticket_keys_due(), self.tidy_due(), self.record_due()];
+            let until = due.into_iter().flatten().min();
             if let Happened::Event(event) = self.turn(until).await {
                 self.on_event(event);
             }
@@ -59,6 +59,14 @@ impl Supervisor {
     fn next_in_line(&mut self) -> Option<Question> {
         let first = self.line.iter().position(|question| question.privileged).unwrap_or(0);
         self.line.remove(first)
+    }
+
+    /// Tells those whose questions wait that it is too late.
+    fn turn_away_line(&mut self) {
+        for question in self.line.drain(..) {
+            let reason = "kakehi is stopping; nothing was done".to_owned();
+            let _ = question.answer.send(Response::Refused { reason });
+        }
     }
 
     /// Carries out one operation that is due, if any is; whether there was one.
@@ -78,6 +86,10 @@ impl Supervisor {
             self.rebalance_if_due().await;
         } else if is_due(self.ticket_keys_due()) {
             self.renew_ticket_keys_if_due().await;
+        } else if is_due(self.tidy_due()) {
+            self.tidy_certificates().await;
+        } else if is_due(self.record_due()) {
+            self.record_again().await;
         } else {
             return false;
         }

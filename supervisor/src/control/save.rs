@@ -1,16 +1,22 @@
 //! The state on disk: saved when asked, or by itself after each change, and had at the next start.
 
-use std::{collections::BTreeMap, io, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use kakehi_ctl::{
     order::KeyPair,
     state::{Fingerprint, State},
     store::{self, Error as StoreError},
 };
-use tokio::{sync::oneshot, time::timeout};
+use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
-    certificates::without_keys,
+    certificates::{count_without_files, without_keys},
     supervisor::{
         Supervisor,
         turn::{Happened, Stopped},
@@ -74,6 +80,21 @@ pub(crate) fn load(in_file: &State) -> Result<Option<Saved>, LoadError> {
     Ok(Some(saved))
 }
 
+/// Saves a state to `path`, with keys or without; it is looked at only until its text is there.
+fn save(
+    path: &Path,
+    state: Arc<State>,
+    with_keys: bool,
+    keys: &BTreeMap<Fingerprint, KeyPair>,
+) -> Result<(), StoreError> {
+    let text = match with_keys {
+        true => store::text_with_keys(&state, keys),
+        false => store::text_with_keys(&without_keys(&state), keys),
+    }?;
+    drop(state);
+    store::write(path, &text)
+}
+
 impl Supervisor {
     /// Saves the state to `saved_state`; says where, and how many certificates are not in it. Keys that are in no file are
     /// saved only when they are asked for, and their certificates left out otherwise.
@@ -82,13 +103,11 @@ impl Supervisor {
     /// See [`Refused`].
     pub(crate) async fn save_state(&mut self, with_keys: bool) -> Result<(PathBuf, usize), Refused> {
         let path = self.state.settings.saved_state.clone().ok_or(Refused::NoPath)?;
-        let (state, keys, left_out) = if with_keys {
-            let keys = self.certificates.keys(&self.state).map_err(Refused::Keys)?;
-            (self.state.clone(), keys, 0)
-        } else {
-            let (state, left_out) = without_keys(&self.state);
-            (state.into_owned(), BTreeMap::new(), left_out)
+        let (keys, left_out) = match with_keys {
+            true => (self.certificates.keys(&self.state).map_err(Refused::Keys)?, 0),
+            false => (BTreeMap::new(), count_without_files(&self.state)),
         };
+        let state = Arc::clone(&self.state);
         self.hold_saving().await;
         self.saving.held = false;
         if self.is_stopping() {
@@ -100,7 +119,7 @@ impl Supervisor {
         self.saving.by_hand = true;
         self.saving.running = Some(tokio::task::spawn_blocking(move || {
             // Whoever asked may wait no longer.
-            let _ = tell.send(store::save_with_keys(&to, &state, &keys));
+            let _ = tell.send(save(&to, state, with_keys, &keys));
             Ok(())
         }));
         match self.serve_until(told).await {
@@ -123,22 +142,27 @@ impl Supervisor {
 
     /// Saves what is not saved, when nothing else is to be done any more; whether it is saved then.
     pub(crate) async fn finish_saving(&mut self) -> bool {
-        let finished = async {
-            while self.saving.running.is_some() {
-                self.saving.is_to_go_on().await;
-            }
-            // What failed before has one more chance.
-            self.saving.retry = None;
-            self.go_on_saving();
-            while self.saving.running.is_some() {
-                self.saving.is_to_go_on().await;
-            }
-            !self.saving.again
-        };
-        let saved = timeout(STOP_PATIENCE, finished).await.unwrap_or(false);
+        let give_up = Instant::now() + STOP_PATIENCE;
+        self.wait_for_saves(give_up).await;
+        // What failed before has one more chance.
+        self.saving.retry = None;
+        self.go_on_saving();
+        self.wait_for_saves(give_up).await;
+        let saved = self.saving.running.is_none() && !self.saving.again;
         if !saved {
             tracing::error!("the state on the disk is not the one that was running");
         }
         saved
+    }
+
+    /// Waits until no save is under way, not longer than `until`.
+    async fn wait_for_saves(&mut self, until: Instant) {
+        while self.saving.running.is_some() {
+            match self.turn(Some(until)).await {
+                Happened::Event(event) => drop(self.on_event(event)),
+                Happened::Late => return,
+                Happened::Other => {}
+            }
+        }
     }
 }

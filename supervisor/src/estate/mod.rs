@@ -65,9 +65,16 @@ pub(crate) struct Will {
 }
 
 /// An [`Estate`] on its way through `execve`.
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct Inventory {
     will: Will,
+    #[serde(flatten)]
+    descriptors: Descriptors,
+}
+
+/// The descriptors of an [`Inventory`], by their numbers.
+#[derive(Serialize, Deserialize)]
+struct Descriptors {
     command_socket: RawFd,
     client: RawFd,
     sockets: Vec<(u32, ListenerSocket, RawFd)>,
@@ -83,21 +90,27 @@ impl Estate {
         let mut memory = File::from(take(number)?);
         memory.rewind()?;
         let inventory: Inventory = serde_json::from_reader(io::BufReader::new(memory))?;
-        let sockets = inventory.sockets.into_iter();
+        let Inventory { will, descriptors } = inventory;
+        let sockets = descriptors.sockets.into_iter();
         Ok(Estate {
-            will: inventory.will,
-            command_socket: take(inventory.command_socket)?,
-            client: take(inventory.client)?,
+            will,
+            command_socket: take(descriptors.command_socket)?,
+            client: take(descriptors.client)?,
             sockets: sockets
                 .map(|(id, address, fd)| Ok((id, address, take(fd)?)))
                 .collect::<io::Result<_>>()?,
-            vault: inventory.vault.map(take).transpose()?,
-            before: take(inventory.before)?,
+            vault: descriptors.vault.map(take).transpose()?,
+            before: take(descriptors.before)?,
         })
     }
 
-    /// Executes `program` in the place of this one; returns only when that fails.
-    pub(crate) fn leave_to(&self, program: &Path, file: &Path) -> io::Result<std::convert::Infallible> {
+    /// Executes `program` in the place of this one; returns only when that fails. `will` is the text of [`Estate::will`].
+    pub(crate) fn leave_to(
+        &self,
+        will: &[u8],
+        program: &Path,
+        file: &Path,
+    ) -> io::Result<std::convert::Infallible> {
         let mut open = Vec::new();
         let mut keep = |descriptor: &OwnedFd| -> io::Result<RawFd> {
             let copy = descriptor.try_clone()?;
@@ -105,8 +118,7 @@ impl Estate {
             open.push(copy);
             Ok(number)
         };
-        let inventory = Inventory {
-            will: self.will.clone(),
+        let descriptors = Descriptors {
             command_socket: keep(&self.command_socket)?,
             client: keep(&self.client)?,
             sockets: self
@@ -117,7 +129,10 @@ impl Estate {
             vault: self.vault.as_ref().map(&mut keep).transpose()?,
             before: keep(&self.before)?,
         };
-        let memory = keep(&memory_with(&serde_json::to_vec(&inventory)?)?)?;
+        // The will is large, and was written while others were served.
+        let descriptors = serde_json::to_vec(&descriptors)?;
+        let inventory = [b"{\"will\":", will, b",", descriptors.get(1..).unwrap_or_default()].concat();
+        let memory = keep(&memory_with(&inventory)?)?;
         let mut command = Command::new(program);
         command.arg0("kakehi").arg("start").arg("--config").arg(file);
         command.arg("--resume").arg(memory.to_string());

@@ -9,7 +9,7 @@
 //! Nothing is synced to a disk: a restart of the machine ends the workers, too.
 
 use std::{
-    borrow::Cow,
+    borrow::{Borrow, Cow},
     fs::{self, File},
     io::{self, BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
@@ -92,34 +92,39 @@ impl StateRecord {
         read_state(file).map(Some).map_err(|error| own_file::about(path, error))
     }
 
-    /// Writes the whole, with the settings as the configuration file has them.
-    pub(crate) fn begin(&mut self, state: &State, in_file: &Settings) {
+    /// Writes the whole: the `text` of a state of this revision, and the settings as the configuration file has them.
+    pub(crate) fn begin(&mut self, text: &[u8], revision: &Revision, in_file: &Settings) {
         self.in_file.clone_from(in_file);
-        self.write(state);
+        self.write(Ok(text), revision);
     }
 
-    fn write(&mut self, state: &State) {
-        let written = line(state).and_then(|mut text| {
-            text.append(&mut line(&Line::of_settings(&state.revision, &self.in_file))?);
-            self.state_bytes = text.len() as u64;
-            self.change_bytes = 0;
-            store::write_unsynced(&self.path, &text, store::MODE)
-        });
+    fn write(&mut self, text: io::Result<impl AsRef<[u8]>>, revision: &Revision) {
+        let text = text.inspect_err(|_| self.withdraw());
+        let written = text.and_then(|text| self.put(text.as_ref(), revision));
         match written {
             Ok(file) => {
                 self.file = Some(file);
                 self.failure.end(&self.path);
             }
-            Err(error) => {
-                // What a supervisor before has left may say the same.
-                let says_so = |it: Recorded| it.state == *state && it.in_file.as_ref() == Some(&self.in_file);
-                let holds = Self::read_at(&self.path).is_ok_and(|there| there.is_some_and(says_so));
-                if !holds {
-                    self.withdraw();
-                }
-                self.fail(&error);
-            }
+            Err(error) => self.fail(&error),
         }
+    }
+
+    fn put(&mut self, text: &[u8], revision: &Revision) -> io::Result<File> {
+        let settings = line(&Line::of_settings(revision, &self.in_file))?;
+        self.state_bytes = (text.len() + settings.len()) as u64;
+        self.change_bytes = 0;
+        store::write_unsynced(&self.path, &[text, b"\n", &settings], store::MODE).inspect_err(|_| {
+            // What a supervisor before has left may say the same.
+            let says_so = |it: Recorded| {
+                it.in_file.as_ref() == Some(&self.in_file)
+                    && serde_json::to_vec(&it.state).is_ok_and(|there| there == text)
+            };
+            let holds = Self::read_at(&self.path).is_ok_and(|there| there.is_some_and(says_so));
+            if !holds {
+                self.withdraw();
+            }
+        })
     }
 
     /// Why a supervisor that comes after this one would not find what is running, if that is so, and when it is to be written
@@ -157,9 +162,13 @@ impl StateRecord {
 
     /// Writes the whole again where that takes less room than the changes, or nothing is written. To be called when a change
     /// was made.
-    pub(crate) fn tidy(&mut self, state: &State) {
+    pub(crate) fn tidy(&mut self, state: impl Borrow<State>) {
         if self.file.is_none() || self.change_bytes > self.state_bytes.max(LEAST_TO_REWRITE) {
-            self.write(state);
+            let text = serde_json::to_vec(state.borrow()).map_err(io::Error::from);
+            let revision = state.borrow().revision.clone();
+            // Others wait until nobody looks at it; not until a disk has it.
+            drop(state);
+            self.write(text, &revision);
         }
     }
 
@@ -231,6 +240,10 @@ mod tests {
         vec![Change::SetListener { listener }]
     }
 
+    fn begin(record: &mut StateRecord, state: &State, in_file: &Settings) {
+        record.begin(&serde_json::to_vec(state).unwrap(), &state.revision, in_file);
+    }
+
     fn read(socket: &Path) -> Option<State> {
         StateRecord::load(socket).unwrap().map(|recorded| recorded.state)
     }
@@ -244,7 +257,7 @@ mod tests {
         let known = || StateRecord::load(&socket).unwrap().unwrap().in_file;
         // By hand it is another.
         state.settings.drain_timeout_ms = 7;
-        record.begin(&state, &in_file(1));
+        begin(&mut record, &state, &in_file(1));
         assert_eq!(known(), Some(in_file(1)));
         changed(&mut state, &mut record, 1);
         record.note_file(&state.revision, &in_file(2));
@@ -269,7 +282,7 @@ mod tests {
         let socket = folder.path().join("k.sock");
         let (mut state, mut record) = (State::default(), StateRecord::new(&socket));
         assert!(StateRecord::load(&socket).unwrap().is_none());
-        record.begin(&state, &Settings::default());
+        begin(&mut record, &state, &Settings::default());
         for port in 1..=3 {
             changed(&mut state, &mut record, port);
             assert_eq!(read(&socket).as_ref(), Some(&state));
@@ -289,7 +302,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("k.sock");
         let (mut state, mut record) = (State::default(), StateRecord::new(&socket));
-        record.begin(&state, &Settings::default());
+        begin(&mut record, &state, &Settings::default());
         // As on a disk that is full: the write fails, before the change is made.
         record.file = Some(File::options().write(true).open("/dev/full").unwrap());
         record.append(&change(1), &state.revision, &Whose::Hand);
@@ -305,7 +318,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (socket, elsewhere) = (folder.path().join("k.sock"), folder.path().join("elsewhere"));
         let path = StateRecord::path(&socket);
-        StateRecord::new(&socket).begin(&State::default(), &Settings::default());
+        begin(&mut StateRecord::new(&socket), &State::default(), &Settings::default());
         for mode in [0o604, 0o620, 0o640] {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
             assert!(StateRecord::load(&socket).is_err(), "{mode:o}");

@@ -9,7 +9,7 @@
 //! [`super::socket_record`]). One that does not fit is told to end, and is no worker of this supervisor.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ffi::OsString,
     fs, io,
     os::{
@@ -17,6 +17,10 @@ use std::{
         unix::{fs::MetadataExt as _, net::UnixStream},
     },
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -29,22 +33,20 @@ use kakehi_engine::{
     ring,
     worker::{AdoptRequest, DescriptorKind, Patient},
 };
-use nix::sys::{
-    signal::Signal,
-    socket::{getsockopt, sockopt::PeerCredentials},
-};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::{
     fs::Mode,
     io::Errno,
     net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
     process::umask,
 };
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::{
     fleet::{
+        dismissed::Dismissed,
         handle::Handle,
         launch::Launched,
-        process::KILL_SLACK,
         record::{self, ProcessRecord},
         roster::{Entry, Roster},
         socket_record::KnownSockets,
@@ -61,6 +63,8 @@ const DISMISS_TIMEOUT: Duration = Duration::from_millis(100);
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest time between two tries.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// So long the end of a process waits for its record to be written.
+const NOTE_PATIENCE: Duration = Duration::from_millis(100);
 /// Supervisors that may be about to take a worker over at a time.
 const BACKLOG: i32 = 8;
 /// Names that are tried for one worker: the processes of a worker that may live at a time.
@@ -69,43 +73,85 @@ const MAX_NAMES: u32 = 100;
 /// The file of an adoption socket. It stays when this is dropped: the process may outlive the supervisor.
 pub(crate) struct AdoptionFile {
     path: PathBuf,
+    /// The record beside it is being written.
+    noted: Option<JoinHandle<()>>,
+    /// It was removed.
+    is_gone: Arc<AtomicBool>,
 }
 
 impl AdoptionFile {
+    fn at(path: PathBuf) -> AdoptionFile {
+        AdoptionFile { path, noted: None, is_gone: Arc::default() }
+    }
+
     /// Removes it: the process behind it has ended, or was never started.
     pub(crate) fn remove(&self) {
+        self.is_gone.store(true, Ordering::SeqCst);
         let _ = fs::remove_file(&self.path);
         let _ = fs::remove_file(ProcessRecord::path(&self.path));
     }
 
-    /// Writes down which process is behind it, for a supervisor to come. Tries again while the process lives, where there is no room.
-    pub(crate) fn note(&self, process: ProcessRecord) {
-        if let Err(error) = process.write(&self.path) {
-            tracing::warn!(
-                worker = process.id,
-                "its record {} cannot be written: {error}; until it can, which is tried again and again, a supervisor that has to go on \
-                 after this one replaces the worker",
-                ProcessRecord::path(&self.path).display()
-            );
-            tokio::spawn(note_later(self.path.clone(), process));
+    /// The same, not before the record is written that would come behind it; a disk that stands still is not waited for.
+    pub(crate) async fn remove_when_noted(&mut self) {
+        if let Some(noted) = self.noted.take() {
+            let _ = tokio::time::timeout(NOTE_PATIENCE, noted).await;
         }
+        self.remove();
+    }
+
+    /// Has it written down which process is behind it, for a supervisor to come. Tried again while the process lives, where there is no
+    /// room.
+    pub(crate) fn note(&mut self, process: ProcessRecord) {
+        let note = Arc::new(Note { path: self.path.clone(), process, is_gone: Arc::clone(&self.is_gone) });
+        self.noted = Some(tokio::task::spawn_blocking(move || {
+            if let Err(error) = note.write() {
+                tracing::warn!(
+                    worker = note.process.id,
+                    "its record {} cannot be written: {error}; until it can, which is tried again and again, a supervisor that has to go on \
+                     after this one replaces the worker",
+                    ProcessRecord::path(&note.path).display()
+                );
+                tokio::spawn(write_later(note));
+            }
+        }));
     }
 }
 
-/// Writes down which process is behind an adoption socket, as soon as that can be done and while it lives.
-async fn note_later(path: PathBuf, process: ProcessRecord) {
+/// Which process is behind an adoption socket.
+struct Note {
+    path: PathBuf,
+    process: ProcessRecord,
+    /// The socket was removed.
+    is_gone: Arc<AtomicBool>,
+}
+
+impl Note {
+    /// Writes it down as long as the process lives: the file of one that has ended was removed, and must not come back.
+    fn write(&self) -> io::Result<()> {
+        let is_gone = || self.is_gone.load(Ordering::SeqCst);
+        if is_gone() || self.process.check_alive().is_err() || !self.path.exists() {
+            return Ok(());
+        }
+        let written = self.process.write(&self.path);
+        if is_gone() {
+            // It may have been removed before this was there.
+            let _ = fs::remove_file(ProcessRecord::path(&self.path));
+        }
+        written
+    }
+}
+
+/// Writes it down as soon as that can be done.
+async fn write_later(note: Arc<Note>) {
     let mut pause = FIRST_PAUSE;
     loop {
         tokio::time::sleep(pause).await;
-        // Looked at in one go with the writing: the file of one that has ended was removed, and must not come back.
-        if process.check_alive().is_err() || !path.exists() {
-            return;
+        let again = Arc::clone(&note);
+        match tokio::task::spawn_blocking(move || again.write()).await {
+            Ok(Err(_)) => pause = (pause * 2).min(LONGEST_PAUSE),
+            _ if note.is_gone.load(Ordering::SeqCst) => return,
+            _ => return tracing::info!(worker = note.process.id, "its record is written"),
         }
-        if process.write(&path).is_ok() {
-            tracing::info!(worker = process.id, "its record is written");
-            return;
-        }
-        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 
@@ -126,7 +172,7 @@ pub(crate) fn listen(command_socket: &Path, id: u32) -> io::Result<(OwnedFd, Ado
         match bound {
             Ok(()) => {
                 net::listen(&socket, BACKLOG)?;
-                return Ok((socket, AdoptionFile { path }));
+                return Ok((socket, AdoptionFile::at(path)));
             }
             Err(Errno::ADDRINUSE) => {}
             Err(error) => {
@@ -168,11 +214,36 @@ pub(crate) fn is_record(command_socket: &Path, name: &[u8]) -> bool {
 }
 
 /// What is known before anything is asked of workers.
-pub(crate) struct Known<'a> {
+pub(crate) struct Known {
     pub(crate) trust: Trust,
     /// The listening sockets that workers were given; `None`: that is not known.
-    pub(crate) sockets: Option<&'a KnownSockets>,
-    pub(crate) roster: &'a Roster,
+    pub(crate) sockets: Option<KnownSockets>,
+    pub(crate) roster: Roster,
+    /// The processes that may be workers, as long as it is looked which are.
+    pub(crate) _entered: Vec<Entry>,
+}
+
+impl Known {
+    /// What a supervisor that is no more has written down beside its command socket.
+    pub(crate) fn read(command_socket: &Path, roster: Roster) -> Known {
+        let sockets = KnownSockets::read(command_socket).unwrap_or_else(|error| {
+            tracing::warn!("{error}");
+            None
+        });
+        let recorded = beside(command_socket).filter_map(|path| alive(&path));
+        let entered = recorded.map(|recorded| roster.enter(recorded.pid)).collect();
+        Known { trust: Trust::Recorded, sockets, roster, _entered: entered }
+    }
+
+    /// Nothing of that.
+    pub(crate) fn nothing(roster: Roster) -> Known {
+        Known { trust: Trust::Recorded, sockets: None, roster, _entered: Vec::new() }
+    }
+}
+
+/// The record of the process behind an adoption socket, if that process is still there.
+fn alive(path: &Path) -> Option<ProcessRecord> {
+    ProcessRecord::read(path).ok().flatten().filter(|it| it.check_alive().is_ok())
 }
 
 /// Of whom it is believed that they are workers.
@@ -193,6 +264,7 @@ pub(crate) struct Orphan {
     /// A worker of a program from before there were certificates has none.
     pub(crate) vault: Option<OwnedFd>,
     pub(crate) launched: Launched,
+    pub(crate) entry: Entry,
 }
 
 /// What there was beside the command socket.
@@ -206,9 +278,10 @@ pub(crate) struct Found {
 /// What is behind an adoption socket, and is no worker of this supervisor.
 pub(crate) struct Refused {
     path: PathBuf,
-    orders: UnixStream,
+    /// The channel that it was offered; `None`: it may not have come to that.
+    orders: Option<UnixStream>,
     /// Of the process that should be there, and that it is a worker's all the same.
-    recorded: Option<(ProcessRecord, Entry)>,
+    recorded: Option<Box<(ProcessRecord, Entry)>>,
 }
 
 /// The adoption sockets beside `command_socket`.
@@ -234,24 +307,82 @@ pub(crate) fn is_anybody_there(command_socket: &Path) -> bool {
     })
 }
 
-/// Takes over every worker process whose adoption socket is beside `command_socket`. What does not answer is left
-/// alone, with a warning.
-pub(crate) fn find(command_socket: &Path, known: &Known<'_>) -> Found {
-    let mut found = Found::default();
-    for path in beside(command_socket) {
-        match take_over(&path, known, &mut found) {
-            Ok(Some(orphan)) => found.orphans.push(orphan),
-            Ok(None) => {}
-            Err(error) => {
-                tracing::warn!("the worker behind {} cannot be taken over: {error}", path.display());
+/// What became of one that was asked to come under this supervisor; nothing when nobody listens there any more.
+type Taken = Result<Option<Orphan>, (io::Error, Option<Refused>)>;
+
+/// The taking over of every worker process whose adoption socket is beside a command socket. Each is waited for on a thread of its
+/// own, so that those that stand still cost the time of one.
+pub(crate) struct Search {
+    running: JoinSet<(PathBuf, Taken)>,
+    unanswered: BTreeSet<PathBuf>,
+    known: Arc<Known>,
+    found: Found,
+}
+
+impl Search {
+    /// Begins it beside `command_socket`.
+    pub(crate) fn begin(command_socket: &Path, known: Known) -> Search {
+        let known = Arc::new(known);
+        let unanswered: BTreeSet<PathBuf> = beside(command_socket).collect();
+        let mut running = JoinSet::new();
+        for path in unanswered.clone() {
+            let known = Arc::clone(&known);
+            running.spawn_blocking(move || {
+                let taken = take_over(&path, &known);
+                (path, taken)
+            });
+        }
+        Search { running, unanswered, known, found: Found::default() }
+    }
+
+    /// Waits until all have answered, or have not in time. May be given up at any time without loss.
+    pub(crate) async fn complete(&mut self) {
+        while let Some(ended) = self.running.join_next().await {
+            // It cannot fail but by a panic, which ends the program.
+            let Ok((path, taken)) = ended else { continue };
+            self.unanswered.remove(&path);
+            let taken = match taken {
+                Ok(Some(orphan)) if self.found.has(&orphan) => {
+                    let error = io::Error::other("it says that it is a worker that is there already");
+                    Err((error, Some(Refused::of(&path, Some(orphan.launched.orders), &self.known.roster))))
+                }
+                taken => taken,
+            };
+            match taken {
+                Ok(orphan) => self.found.orphans.extend(orphan),
+                Err((error, refused)) => {
+                    tracing::warn!("the worker behind {} cannot be taken over: {error}", path.display());
+                    self.found.refused.extend(refused);
+                }
             }
         }
     }
-    found
+
+    /// What was found. Those that have not answered by now are no workers of this supervisor.
+    pub(crate) fn end(self) -> Found {
+        let Search { unanswered, mut found, known, .. } = self;
+        for path in unanswered {
+            tracing::warn!("the worker behind {} is not waited for any longer", path.display());
+            found.refused.push(Refused::of(&path, None, &known.roster));
+        }
+        found
+    }
 }
 
-/// `None` when nobody listens there any more.
-fn take_over(path: &Path, known: &Known<'_>, found: &mut Found) -> io::Result<Option<Orphan>> {
+/// What does not answer is left alone.
+fn take_over(path: &Path, known: &Known) -> Taken {
+    let offered = offer(path).map_err(|error| (error, None))?;
+    let Some((orders, descriptors, inheritance)) = offered else { return Ok(None) };
+    let channels = orders.try_clone().map(|orders| (orders, descriptors, inheritance));
+    let taken = channels.and_then(|channels| receive(path, channels, known));
+    taken.map(Some).map_err(|error| (error, Some(Refused::of(path, Some(orders), &known.roster))))
+}
+
+/// The ends of the supervisor of what a worker is offered: orders, listening sockets, and what it hands over.
+type Channels = (UnixStream, OwnedFd, OwnedFd);
+
+/// Asks the worker behind an adoption socket to come under this supervisor. `None` when nobody listens there any more.
+fn offer(path: &Path) -> io::Result<Option<Channels>> {
     let own = rustix::process::geteuid().as_raw();
     // Before anything is said to whoever it is.
     let owner = fs::symlink_metadata(path)?.uid();
@@ -262,7 +393,7 @@ fn take_over(path: &Path, known: &Known<'_>, found: &mut Found) -> io::Result<Op
     match net::connect(&connection, &SocketAddrUnix::new(path)?) {
         Ok(()) => {}
         Err(Errno::CONNREFUSED) => {
-            AdoptionFile { path: path.to_owned() }.remove();
+            AdoptionFile::at(path.to_owned()).remove();
             return Ok(None);
         }
         // The command socket of an instance with such a name.
@@ -281,18 +412,7 @@ fn take_over(path: &Path, known: &Known<'_>, found: &mut Found) -> io::Result<Op
     let channels = [their_orders.into(), their_descriptors, successor];
     ring::send_descriptors(&connection, &request, &channels)?;
     drop(channels);
-
-    let taken = receive(path, (orders.try_clone()?, descriptors, inheritance), known);
-    let taken = taken.and_then(|orphan| match found.has(&orphan) {
-        true => Err(io::Error::other("it says that it is a worker that is there already")),
-        false => Ok(orphan),
-    });
-    if taken.is_err() {
-        let recorded = ProcessRecord::read(path).ok().flatten().filter(|it| it.check_alive().is_ok());
-        let recorded = recorded.map(|it| (it.pid, it)).map(|(pid, it)| (it, known.roster.enter(pid)));
-        found.refused.push(Refused { path: path.to_owned(), orders, recorded });
-    }
-    taken.map(Some)
+    Ok(Some((orders, descriptors, inheritance)))
 }
 
 impl Found {
@@ -304,67 +424,56 @@ impl Found {
 }
 
 impl Refused {
+    fn of(path: &Path, orders: Option<UnixStream>, roster: &Roster) -> Refused {
+        let recorded = alive(path).map(|it| {
+            let entry = roster.enter(it.pid);
+            Box::new((it, entry))
+        });
+        Refused { path: path.to_owned(), orders, recorded }
+    }
+
     /// Tells it to end within `stop_ms`, and the process that should be there, which is killed if it does not: a worker that
     /// nobody leads must not go on beside others, nor stand still with connections in its queues.
-    pub(crate) fn dismiss(self, stop_ms: u64) {
+    pub(crate) fn dismiss(self, stop_ms: u64, dismissed: &mut Dismissed) {
         let stop = Envelope::new(0, Order::Stop { deadline_ms: stop_ms });
-        // It may be gone, or not listen.
-        let mut orders = Patient::new(&self.orders, DISMISS_TIMEOUT);
-        let _ = wire::write_message(&mut orders, &stop, limits::MAX_FRAME);
-        if let Some((recorded, entry)) = self.recorded
+        if let Some(orders) = &self.orders {
+            // It may be gone, or not listen.
+            let mut orders = Patient::new(orders, DISMISS_TIMEOUT);
+            let _ = wire::write_message(&mut orders, &stop, limits::MAX_FRAME);
+        }
+        if let Some((recorded, entry)) = self.recorded.map(|it| *it)
             && let Ok(handle) = Handle::of_process(recorded.pid)
             && recorded.check_alive().is_ok()
         {
-            end_within(stop_ms, (handle, entry), Some(AdoptionFile { path: self.path }));
+            dismissed.add(handle, entry, Some(AdoptionFile::at(self.path)), stop_ms);
         }
     }
 
     /// The process that should be there.
     pub(crate) fn pid(&self) -> Option<u32> {
-        self.recorded.as_ref().map(|(recorded, _)| recorded.pid)
+        self.recorded.as_ref().map(|it| it.0.pid)
     }
 }
 
 /// Tells a child of this process to end, which is killed if it has not within `stop_ms`.
-pub(crate) fn dismiss_child(pid: u32, stop_ms: u64, roster: &Roster) {
+pub(crate) fn dismiss_child(pid: u32, stop_ms: u64, roster: &Roster, dismissed: &mut Dismissed) {
     if let Ok(handle) = Handle::of_process(pid)
         && record::is_child(pid)
     {
-        end_within(stop_ms, (handle, roster.enter(pid)), None);
+        dismissed.add(handle, roster.enter(pid), None, stop_ms);
     }
-}
-
-/// Tells a process to end, kills it if it has not within `stop_ms`, and removes its adoption socket then.
-fn end_within(stop_ms: u64, (handle, entry): (Handle, Entry), adoption: Option<AdoptionFile>) {
-    handle.signal(Signal::SIGTERM);
-    let deadline = Duration::from_millis(stop_ms) + KILL_SLACK;
-    tokio::spawn(async move {
-        if tokio::time::timeout(deadline, handle.ended()).await.is_err() {
-            handle.signal(Signal::SIGKILL);
-            // How it has ended is nobody's business.
-            let _ = handle.ended().await;
-        }
-        drop(entry);
-        if let Some(adoption) = adoption {
-            adoption.remove();
-        }
-    });
 }
 
 impl Orphan {
     /// Has the process end, which is killed if it has not within `stop_ms`.
-    pub(crate) fn end_within(self, stop_ms: u64, roster: &Roster) {
-        let Launched { pid, handle, adoption, .. } = self.launched;
-        end_within(stop_ms, (handle, roster.enter(pid)), Some(adoption));
+    pub(crate) fn dismiss(self, stop_ms: u64, dismissed: &mut Dismissed) {
+        let Launched { handle, adoption, .. } = self.launched;
+        dismissed.add(handle, self.entry, Some(adoption), stop_ms);
     }
 }
 
 /// Takes what it hands over, and compares it with what is known.
-fn receive(
-    path: &Path,
-    (orders, descriptors, inheritance): (UnixStream, OwnedFd, OwnedFd),
-    known: &Known<'_>,
-) -> io::Result<Orphan> {
+fn receive(path: &Path, (orders, descriptors, inheritance): Channels, known: &Known) -> io::Result<Orphan> {
     let mut sockets = Sockets::new();
     let mut others = BTreeMap::new();
     let handed_over = scm::receive(&descriptors, ANSWER_TIMEOUT).map_err(|error| match error {
@@ -406,14 +515,15 @@ fn receive(
     }
     // Nobody uses those of one that leaves.
     sockets.retain(|_| !about.leaving);
-    match known.sockets {
+    match &known.sockets {
         Some(known) => known.check(&sockets)?,
         None if sockets.is_empty() => {}
         None => return Err(io::Error::other("it is not known which listening sockets it was given")),
     }
-    let adoption = AdoptionFile { path: path.to_owned() };
+    let adoption = AdoptionFile::at(path.to_owned());
     let launched = Launched { pid, handle: handle?, orders, descriptors, inheritance, adoption };
-    Ok(Orphan { about: *about, sockets, counters, ended, vault, launched })
+    let entry = known.roster.enter(pid);
+    Ok(Orphan { about: *about, sockets, counters, ended, vault, launched, entry })
 }
 
 /// The next report; `None` at the end of the channel. Every report answers an order, so none follows on its heels.

@@ -104,7 +104,8 @@ pub(crate) struct Attended {
 
 /// Stands beside the process until it has ended, and removes its adoption socket then.
 pub(crate) async fn attend(process: Attended, attendance: Attendance) {
-    let Attended { worker, launch, pid, handle, reports, orders, adoption, entry: _entry, ready } = process;
+    let Attended { worker, launch, pid, handle, reports, orders, mut adoption, entry: _entry, ready } =
+        process;
     let tell = async |what| {
         // The receiver is gone only when the supervisor ends.
         let _ = attendance.events.send(Event { worker, launch, what }).await;
@@ -165,7 +166,7 @@ pub(crate) async fn attend(process: Attended, attendance: Attendance) {
             tell(What::Reported(report.id, report.body)).await;
         }
     }
-    adoption.remove();
+    adoption.remove_when_noted().await;
     tell(What::Ended(ended)).await;
 }
 

@@ -16,7 +16,7 @@ use std::{
     },
     path::Path,
     process::{Command, Stdio},
-    rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
@@ -58,9 +58,9 @@ pub(crate) struct Launched {
 #[derive(Clone)]
 pub(crate) struct Provisions {
     /// What to serve: the JSON text of a `State`.
-    pub(crate) state: Rc<Vec<u8>>,
+    pub(crate) state: Arc<Vec<u8>>,
     /// Where the certificates lie that it names.
-    pub(crate) vault: Rc<Vault>,
+    pub(crate) vault: Arc<Vault>,
 }
 
 /// What every process of a worker starts from.
@@ -96,7 +96,7 @@ pub(crate) fn launch(
     let (orders, their_orders) = scm::streams()?;
     let (descriptors, their_descriptors) = scm::pair()?;
     let (inheritance, successor) = scm::pair()?;
-    let (their_adoption, adoption) = adoption::listen(start.command_socket, id)?;
+    let (their_adoption, mut adoption) = adoption::listen(start.command_socket, id)?;
     let place = |parent_fd, child_fd| FdMapping { parent_fd, child_fd };
 
     let mut command = Command::new(start.program.unwrap_or(Path::new("/proc/self/exe")));

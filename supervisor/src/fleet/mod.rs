@@ -9,6 +9,7 @@
 //! | [`attend`], [`liveness`] | the task beside a process: reports, pings, its end; where it stands if it does not answer |
 //! | [`adoption`] | processes that another supervisor left |
 //! | [`record`], [`socket_record`] | what it wrote down of them, and of their listening sockets |
+//! | [`dismissed`] | those of them that are no workers of this one, until they have ended |
 //! | [`roster`] | which processes are workers |
 //! | [`backoff`] | how long to wait before one that died is replaced |
 //! | [`load`] | how busy workers are |
@@ -16,6 +17,7 @@
 pub(crate) mod adoption;
 pub(crate) mod attend;
 pub(crate) mod backoff;
+pub(crate) mod dismissed;
 pub(crate) mod handle;
 pub(crate) mod launch;
 pub(crate) mod liveness;

@@ -1,6 +1,7 @@
 //! One process of a worker: what the supervisor holds of it while it lives, and what its end means.
 
 use std::{
+    collections::BTreeSet,
     ffi::CString,
     fs, io,
     os::{fd::OwnedFd, unix::process::ExitStatusExt as _},
@@ -60,6 +61,27 @@ impl Block {
         let name = CString::new(format!("kakehi-counters-{id}"))?;
         let (counters, memory) = Counters::create(&name)?;
         Ok(Block { counters, memory })
+    }
+}
+
+/// An order as it goes over the channel. A large one is written on another thread.
+#[derive(Clone)]
+pub(crate) struct Written {
+    /// Of its parts.
+    names: BTreeSet<&'static str>,
+    frames: Vec<u8>,
+}
+
+impl Written {
+    /// # Errors
+    /// When a part of it is too large.
+    pub(crate) fn new(number: u64, order: Order) -> Result<Written, wire::WireError> {
+        let (mut names, mut frames) = (BTreeSet::new(), Vec::new());
+        for part in order.in_parts() {
+            names.insert(part.name());
+            frames.append(&mut wire::encode(&Envelope::new(number, part), limits::MAX_FRAME)?);
+        }
+        Ok(Written { names, frames })
     }
 }
 
@@ -167,12 +189,17 @@ impl Process {
     /// # Errors
     /// When its channel is closed, it does not read, or runs a program that does not know this order.
     pub(crate) fn order(&self, number: u64, order: Order) -> Result<(), wire::WireError> {
-        let mut frames = Vec::new();
-        for part in order.in_parts() {
-            if !part.is_understood_by(&self.capabilities) {
-                return Err(wire::WireError::NotKnown(part.name()));
-            }
-            frames.append(&mut wire::encode(&Envelope::new(number, part), limits::MAX_FRAME)?);
+        self.give(Written::new(number, order)?)
+    }
+
+    /// As [`Process::order`], an order that was written before.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn give(&self, Written { names, frames }: Written) -> Result<(), wire::WireError> {
+        if let Some(name) = names.iter().find(|name| !Order::is_name_understood_by(name, &self.capabilities))
+        {
+            return Err(wire::WireError::NotKnown(name));
         }
         // The queue is empty or nearly so: an order that finds no place means a worker that does not read.
         self.orders.try_send(frames).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe).into())

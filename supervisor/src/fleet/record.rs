@@ -114,7 +114,7 @@ impl ProcessRecord {
     /// # Errors
     /// Those of the file system.
     pub(crate) fn write(&self, adoption: &Path) -> io::Result<()> {
-        store::write_unsynced(&Self::path(adoption), &serde_json::to_vec(self)?, store::MODE).map(drop)
+        store::write_unsynced(&Self::path(adoption), &[&serde_json::to_vec(self)?], store::MODE).map(drop)
     }
 
     /// # Errors

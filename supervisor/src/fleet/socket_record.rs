@@ -83,7 +83,8 @@ fn check_listener(socket: &OwnedFd, address: SocketAddr) -> io::Result<()> {
     }
 }
 
-fn path(command_socket: &Path) -> PathBuf {
+/// Where they stand.
+pub(crate) fn path(command_socket: &Path) -> PathBuf {
     own_file::with_suffix(command_socket, ".sockets")
 }
 
@@ -100,12 +101,12 @@ impl SocketRecord {
         SocketRecord { path: path(command_socket), written: None, failure: Failure::default() }
     }
 
-    /// Writes down that these are the sockets, if that is not there already.
-    pub(crate) fn write<'a>(&mut self, sockets: impl Iterator<Item = (ListenerSocket, &'a OwnedFd)>) {
-        let written = KnownSockets::of(sockets).and_then(|known| {
+    /// Writes down that these are the sockets, if that is not there already. What the kernel does not tell cannot be.
+    pub(crate) fn write(&mut self, known: io::Result<KnownSockets>) {
+        let written = known.and_then(|known| {
             if self.written.as_ref() != Some(&known) {
                 let text = serde_json::to_vec(&known.0)?;
-                if let Err(error) = store::write_unsynced(&self.path, &text, store::MODE) {
+                if let Err(error) = store::write_unsynced(&self.path, &[&text], store::MODE) {
                     // What a supervisor before has left may say the same.
                     if fs::read(&self.path).ok() != Some(text) {
                         let _ = fs::remove_file(&self.path);
@@ -179,7 +180,7 @@ mod tests {
         let which = |rank| ListenerSocket { address, rank };
         let copy = || socket.try_clone().unwrap();
         let mut record = SocketRecord::new(&command_socket);
-        record.write([(which(0), &socket)].into_iter());
+        record.write(KnownSockets::of([(which(0), &socket)].into_iter()));
         let known = KnownSockets::read(&command_socket).unwrap().unwrap();
         assert!(known.check(&Vec::new()).is_ok());
         assert!(known.check(&vec![(which(0), copy())]).is_ok());

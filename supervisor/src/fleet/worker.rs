@@ -31,7 +31,7 @@ use crate::{
         attend::{Attendance, Event, What},
         backoff::Backoff,
         launch::{Provisions, Start},
-        process::{Block, Process, reason_of_end},
+        process::{Block, Process, Written, reason_of_end},
     },
     host::{
         cores,
@@ -518,6 +518,15 @@ impl Worker {
     pub(crate) fn order(&self, number: u64, order: Order) -> Result<(), wire::WireError> {
         let process = self.process.as_ref().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?;
         process.order(number, order)
+    }
+
+    /// As [`Worker::order`], an order that was written before.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn give(&self, order: Written) -> Result<(), wire::WireError> {
+        let process = self.process.as_ref().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?;
+        process.give(order)
     }
 
     /// Ends a process that is not what it should be, so that another takes its place.

@@ -133,11 +133,13 @@ pub(crate) async fn open(
     for rank in 0..workers as u32 {
         let missing: Vec<SocketAddr> =
             addresses.iter().filter(|address| rank > 0 || !is_passed(address)).copied().collect();
-        let opened = open_more(&missing, |_| rank);
-        sets.push(opened.map_err(|error| match error {
-            Error::Taken { address, .. } if is_passed(&address) => Error::NotShared { address },
-            error => error,
-        })?);
+        match open_more(&missing, |_| rank) {
+            Ok(opened) => sets.push(opened),
+            Err(Error::Taken { address, .. }) if is_passed(&address) => {
+                return Err(Error::NotShared { address });
+            }
+            Err(error) => return Err(error.with_holder().await),
+        }
     }
     for (address, socket) in passed {
         match sets.first_mut().filter(|_| addresses.contains(&address)) {
@@ -153,7 +155,7 @@ pub(crate) async fn open(
 /// Opens one socket for each address, beside those of ours that are there already; `rank` says which one it is.
 ///
 /// # Errors
-/// See [`Error`]; nothing stays open then.
+/// See [`Error`]; nothing stays open then. [`Error::with_holder`] finds out who has an address.
 pub(crate) fn open_more(
     addresses: &[SocketAddr],
     rank: impl Fn(SocketAddr) -> u32,
@@ -180,7 +182,39 @@ pub(crate) fn listen_again(sockets: &Sockets) {
 pub(crate) fn try_bind(address: SocketAddr) -> Result<(), Error> {
     // Closed at once: an address that was bound but never listened on leaves nothing behind.
     let bound = socket(address).and_then(|socket| Ok(net::bind(socket, &address)?));
-    bound.map_err(|error| explain(address, error))
+    bound.map_err(|error| match explain(address, error) {
+        Error::Taken { address, .. } => Error::Taken { address, holder: find_holder(address) },
+        error => error,
+    })
+}
+
+impl Error {
+    /// Which address it is about.
+    pub(crate) fn address(&self) -> SocketAddr {
+        match self {
+            Error::Taken { address, .. }
+            | Error::NotShared { address }
+            | Error::NotPermitted { address }
+            | Error::NotHere { address }
+            | Error::Other { address, .. } => *address,
+        }
+    }
+
+    /// The same, with whoever has the address. What the kernel tells of that may be much, and is read on another thread.
+    pub(crate) async fn with_holder(self) -> Error {
+        match self {
+            Error::Taken { address, holder: None } => {
+                Error::Taken { address, holder: beside(move || find_holder(address)).await }
+            }
+            error => error,
+        }
+    }
+}
+
+/// Has something read on another thread.
+async fn beside<T: Default + Send + 'static>(read: impl FnOnce() -> T + Send + 'static) -> T {
+    // It cannot fail but by a panic, which ends the program.
+    tokio::task::spawn_blocking(read).await.unwrap_or_default()
 }
 
 async fn check_free(address: SocketAddr, ours: &Ours) -> Result<(), Error> {
@@ -194,18 +228,18 @@ async fn check_free(address: SocketAddr, ours: &Ours) -> Result<(), Error> {
         if error.kind() != io::ErrorKind::AddrInUse {
             return Err(explain(address, error));
         }
-        let there = listening(address).unwrap_or_default();
+        let there = beside(move || listening(address).unwrap_or_default()).await;
         let others: Vec<u64> = there.iter().filter(|it| !ours.sockets.contains(it)).copied().collect();
         if others.is_empty() && !there.is_empty() {
             return Ok(());
         }
         let is_late = Instant::now() >= give_up;
-        match holder(&others) {
+        match beside(move || holder(&others)).await {
             // A worker is about to close it.
             Some(pid) if ours.processes.contains(&pid) && is_late => return Ok(()),
             Some(pid) if ours.processes.contains(&pid) => {}
             None if !is_late => {}
-            _ => return Err(explain(address, error)),
+            _ => return Err(explain(address, error).with_holder().await),
         }
         tokio::time::sleep(RELEASE_PAUSE).await;
     }
@@ -263,7 +297,7 @@ fn socket(address: SocketAddr) -> io::Result<OwnedFd> {
 
 fn explain(address: SocketAddr, error: io::Error) -> Error {
     match error.kind() {
-        io::ErrorKind::AddrInUse => Error::Taken { address, holder: find_holder(address) },
+        io::ErrorKind::AddrInUse => Error::Taken { address, holder: None },
         io::ErrorKind::PermissionDenied => Error::NotPermitted { address },
         io::ErrorKind::AddrNotAvailable => Error::NotHere { address },
         _ => Error::Other { address, error },

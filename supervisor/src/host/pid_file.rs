@@ -36,7 +36,7 @@ impl PidFile {
     /// # Errors
     /// Those of the file system.
     pub(crate) fn write(path: &Path) -> io::Result<Self> {
-        store::write_unsynced(path, content().as_bytes(), MODE)?;
+        store::write_unsynced(path, &[content().as_bytes()], MODE)?;
         Ok(PidFile { path: path.to_owned(), place: Place::of(path) })
     }
 

@@ -12,6 +12,8 @@ pub(crate) mod rebalance;
 pub(crate) mod scale;
 pub(crate) mod steering;
 
+use std::sync::Arc;
+
 use kakehi_ctl::layers::Whose;
 use kakehi_ctl::{order::Order, state::Revision};
 
@@ -21,14 +23,16 @@ impl Supervisor {
     /// Notes number and place of the workers, as somebody has asked for them, also with the workers themselves: for a
     /// supervisor to come.
     pub(crate) async fn note_placement(&mut self) {
-        self.state.revision = Revision {
-            generation: self.state.revision.generation + 1,
-            workers: self.state.settings.worker_count,
-            worker_cores: self.state.settings.worker_cores.clone(),
-            ..self.state.revision.clone()
+        let state = self.own_state().await;
+        state.revision = Revision {
+            generation: state.revision.generation + 1,
+            workers: state.settings.worker_count,
+            worker_cores: state.settings.worker_cores.clone(),
+            ..state.revision.clone()
         };
-        self.record.append(&[], &self.state.revision, &Whose::Files);
-        self.note_changed();
+        let revision = state.revision.clone();
+        self.append_to_record(Arc::default(), revision, Whose::Files).await;
+        self.note_changed().await;
         let none: Vec<Sockets> = self.workers.iter().map(|_| Sockets::new()).collect();
         let revision = self.state.revision.clone();
         let told = |_: &Worker, _: &Sockets| {

@@ -65,7 +65,7 @@ impl Supervisor {
         if worker as usize >= self.count() {
             return Err(Refused::NoWorker(worker));
         }
-        let outcome = self.tie(worker, core, by)?;
+        let outcome = self.tie(worker, core, by).await?;
         self.note_placement().await;
         Ok(vec![outcome])
     }
@@ -80,7 +80,14 @@ impl Supervisor {
             return Err(Refused::NoCore);
         }
         let places = (0..self.count() as u32).zip(chosen.iter().cycle());
-        let outcomes = places.map(|(worker, core)| self.tie(worker, *core, by)).collect();
+        let mut outcomes = Ok(Vec::new());
+        for (worker, core) in places {
+            match (self.tie(worker, *core, by).await, &mut outcomes) {
+                (Ok(outcome), Ok(outcomes)) => outcomes.push(outcome),
+                (Err(refused), Ok(_)) => outcomes = Err(refused),
+                (_, Err(_)) => break,
+            }
+        }
         self.note_placement().await;
         outcomes
     }
@@ -95,7 +102,7 @@ impl Supervisor {
         for (id, core) in (0..self.count() as u32).zip(wanted) {
             let present = self.worker(id).and_then(|worker| worker.core());
             if present != Some(u32::from(core))
-                && let Err(refused) = self.tie(id, core, by)
+                && let Err(refused) = self.tie(id, core, by).await
             {
                 failed.push(refused.to_string());
             }
@@ -104,7 +111,7 @@ impl Supervisor {
         failed
     }
 
-    fn tie(&mut self, id: u32, core: u16, by: &str) -> Result<WorkerOutcome, Refused> {
+    async fn tie(&mut self, id: u32, core: u16, by: &str) -> Result<WorkerOutcome, Refused> {
         let allowed = cores::allowed();
         if !allowed.contains(&usize::from(core)) {
             let allowed = allowed.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
@@ -117,7 +124,7 @@ impl Supervisor {
         let listed = self.state.settings.worker_cores.len();
         let present = self.workers.iter().map(|worker| worker.core().and_then(|it| u16::try_from(it).ok()));
         let cores = present.map_while(|core| core).take(listed.max(id as usize + 1)).collect();
-        self.state.settings.worker_cores = cores;
+        self.own_state().await.settings.worker_cores = cores;
         self.steer();
         Ok(WorkerOutcome { id, outcome: format!("runs on core {core}") })
     }

@@ -19,7 +19,10 @@ use crate::{
         cores,
         listeners::{self, Sockets},
     },
-    supervisor::{Supervisor, turn::Happened},
+    supervisor::{
+        Supervisor,
+        turn::{Happened, Stopped},
+    },
 };
 
 /// Why the number of workers did not become what was asked.
@@ -86,7 +89,8 @@ impl Supervisor {
             tracing::info!(worker = id, "{outcome} for {by}");
         }
         if !self.is_stopping() {
-            self.state.settings.worker_count = u16::try_from(self.count()).ok();
+            let count = u16::try_from(self.count()).ok();
+            self.own_state().await.settings.worker_count = count;
             self.note_placement().await;
             self.steer();
         }
@@ -126,6 +130,22 @@ impl Supervisor {
         ranks.max().map_or(0, |rank| rank.saturating_add(1))
     }
 
+    /// Opens one socket more for each address.
+    ///
+    /// # Errors
+    /// See [`listeners::Error`]; nothing stays open then.
+    pub(crate) async fn open_more(&mut self, addresses: &[SocketAddr]) -> Result<Sockets, listeners::Error> {
+        match listeners::open_more(addresses, |address| self.next_rank(address)) {
+            Ok(opened) => Ok(opened),
+            // Who has it is found out on another thread; at a stop that does not matter.
+            Err(error) => {
+                let address = error.address();
+                let found = self.serve_until(error.with_holder()).await;
+                found.map_err(|Stopped| listeners::Error::Taken { address, holder: None }).and_then(Err)
+            }
+        }
+    }
+
     async fn add(&mut self, id: u32) -> Result<(), Refused> {
         let spare = self.spare_sockets();
         let missing: Vec<SocketAddr> = self
@@ -133,7 +153,7 @@ impl Supervisor {
             .active_addresses()
             .filter(|address| !spare.iter().any(|(_, which)| which.address == *address))
             .collect();
-        let mut sockets = listeners::open_more(&missing, |address| self.next_rank(address))?;
+        let mut sockets = self.open_more(&missing).await?;
         for (host, which) in &spare {
             let taken = self.workers[*host as usize].sockets().iter().find(|(it, _)| it == which);
             if let Some((which, socket)) = taken {
@@ -141,12 +161,12 @@ impl Supervisor {
             }
         }
         let (core, settings) = (self.core_of(id), self.state.settings.clone());
+        self.note_sockets(std::slice::from_ref(&sockets)).await.map_err(|Stopped| Refused::Stopping)?;
         match self.workers.get_mut(id as usize) {
             // The one before of this number has not quite ended.
             Some(worker) => worker.come_back(core, sockets),
             None => self.workers.push(Worker::new(id, core, sockets, &settings)?),
         }
-        self.note_sockets(&[]);
         if let Err(reason) = self.launch_and_wait(id).await {
             if self.is_stopping() {
                 return Err(Refused::Stopping);
@@ -199,7 +219,7 @@ impl Supervisor {
 
     /// Launches the process of a worker and waits until it accepts.
     async fn launch_and_wait(&mut self, id: u32) -> Result<(), String> {
-        let provisions = self.provisions().map_err(|error| error.to_string())?;
+        let provisions = self.provisions().await.map_err(|error| error.to_string())?;
         let worker = self.workers.get_mut(id as usize).ok_or("it is gone")?;
         worker.launch(&provisions, &self.attendance).map_err(|error| error.to_string())?;
         let deadline = Instant::now() + Duration::from_millis(limits::WORKER_READY_TIMEOUT_MS);

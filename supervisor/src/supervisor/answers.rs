@@ -2,10 +2,14 @@
 
 use std::{
     path::Path,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use kakehi_ctl::order::{Hello, Phase, Request, Response, Status, Topology, WATCH, WORKING, WorkerInfo};
+use kakehi_ctl::{
+    order::{Hello, Phase, Request, Response, Status, Topology, WATCH, WORKING, WorkerInfo},
+    state::State,
+};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -29,6 +33,11 @@ impl Supervisor {
             let _ = question.answer.send(Response::Refused { reason });
             return None;
         }
+        let about_state =
+            matches!(question.request, Request::State | Request::Certificates { .. } | Request::Keys);
+        if about_state && !self.settled && !self.is_stopping() {
+            return Some(question);
+        }
         let Question { request, peer, guest, privileged, asker, watcher, answer } = question;
         let response = match request {
             Request::Hello(_) => Response::Hello(Hello::new(&[WATCH, WORKING])),
@@ -39,7 +48,16 @@ impl Supervisor {
             },
             Request::Status => Response::Status(self.status()),
             Request::Workers => Response::Workers(self.workers.iter().map(Worker::info).collect()),
-            Request::State => Response::State(Box::new(self.state.clone())),
+            Request::State => {
+                // It may be large.
+                let state = Arc::clone(&self.state);
+                tokio::task::spawn_blocking(move || {
+                    let copy = State::clone(&state);
+                    drop(state);
+                    let _ = answer.send(Response::State(Box::new(copy)));
+                });
+                return None;
+            }
             Request::Topology => {
                 self.tell_topology(answer);
                 return None;
@@ -90,12 +108,7 @@ impl Supervisor {
             requests: worker::add_up(workers.iter().map(|worker| worker.requests)),
             restarts: worker::add_up(self.workers.iter().map(Worker::restarts)),
             save_failed: self.saving.failure().map(str::to_owned),
-            record_failed: self
-                .record
-                .failure()
-                .reason()
-                .or(self.socket_record.failure().reason())
-                .map(str::to_owned),
+            record_failed: self.recording.failure(),
             counters: worker::sum(&self.workers).into_iter().chain(figures).collect(),
             workers,
         }

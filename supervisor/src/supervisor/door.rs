@@ -69,6 +69,11 @@ impl Door {
         (Door { file, guests }, seen)
     }
 
+    /// Leaves the file where it is.
+    pub(crate) fn leave(mut self) {
+        self.file.identity = None;
+    }
+
     /// Lets these users in from now on, besides root and our own. Connections of others end.
     fn admit(&self, guests: &[u32]) -> io::Result<()> {
         if *self.guests.borrow() == guests {

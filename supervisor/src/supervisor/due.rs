@@ -5,11 +5,7 @@ use std::{io, time::Duration};
 use kakehi_ctl::order::WorkerState;
 use tokio::time::Instant;
 
-use crate::{
-    fleet::worker::Worker,
-    host::{init_system, own_file::Failure},
-    supervisor::Supervisor,
-};
+use crate::{fleet::worker::Worker, host::init_system, supervisor::Supervisor};
 
 impl Supervisor {
     /// When something is due that is done at any moment.
@@ -22,15 +18,7 @@ impl Supervisor {
             .chain(kill_at)
             .chain(self.watchdog.map(|(_, due)| due))
             .chain(self.certificates_due())
-            .chain(self.record_due())
             .min()
-    }
-
-    /// When state and sockets are to be written for a supervisor to come, which could not be done. Not in the midst of an operation, when the
-    /// workers may have a change already that the state has not.
-    fn record_due(&self) -> Option<Instant> {
-        let failures = [self.record.failure(), self.socket_record.failure()];
-        failures.into_iter().filter_map(Failure::due).min().filter(|_| !self.operating)
     }
 
     pub(super) fn on_due(&mut self) {
@@ -45,16 +33,13 @@ impl Supervisor {
             self.watchdog = self.watchdog.map(|(period, _)| (period, now + period));
         }
         self.attend_to_certificates();
-        if self.record_due().is_some_and(|due| due <= now) {
-            self.record.tidy(&self.state);
-            self.note_sockets(&[]);
-        }
         let due = |worker: &Worker| self.may_attend(worker) && worker.due().is_some_and(|due| due <= now);
         let due: Vec<u32> = self.workers.iter().filter(|worker| due(worker)).map(Worker::id).collect();
         if due.is_empty() {
+            self.state_text.forget_come();
             return;
         }
-        let provisions = self.provisions();
+        let Some(provisions) = self.provisions_at_once() else { return };
         for worker in self.workers.iter_mut().filter(|worker| due.contains(&worker.id())) {
             if worker.state() == WorkerState::Starting {
                 worker.on_late_start();
@@ -80,15 +65,13 @@ impl Supervisor {
 
     /// Whether what is due of a worker may be done now.
     fn may_attend(&self, worker: &Worker) -> bool {
-        worker.state() == WorkerState::Starting || !(self.launches_held || worker.is_being_upgraded())
+        let is_held = self.launches_held || self.state_text.is_coming();
+        worker.state() == WorkerState::Starting || !(is_held || worker.is_being_upgraded())
     }
 
     /// When anything is due of certificates that concerns no worker.
     fn certificates_due(&self) -> Option<Instant> {
-        [self.watch_due(), self.certificates.expiry_due(&self.state), self.tidy_due()]
-            .into_iter()
-            .flatten()
-            .min()
+        [self.watch_due(), self.certificates.expiry_due(&self.state)].into_iter().flatten().min()
     }
 
     /// Does of that what is due.
@@ -101,9 +84,6 @@ impl Supervisor {
         if is_due(self.certificates.expiry_due(&self.state)) {
             self.certificates.tell_expiry(&self.state);
         }
-        if is_due(self.tidy_due()) {
-            self.certificates.tidy(&self.state);
-        }
     }
 
     /// When files are to be looked at next.
@@ -111,11 +91,17 @@ impl Supervisor {
         self.certificates.watch_due(&self.state).filter(|_| !self.is_stopping())
     }
 
-    /// When what nobody uses is to be thrown away. Not while a change is under way: what it brings is in the vault already, and in no
-    /// state yet.
-    fn tidy_due(&self) -> Option<Instant> {
+    /// When what nobody uses is to be thrown away. That is an operation: while a change is under way, what it brings is in the vault
+    /// already, and in no state yet.
+    pub(crate) fn tidy_due(&self) -> Option<Instant> {
         // A worker that serves something else may still need what the state does not name.
         let all_known = self.workers.iter().all(|it| it.is_fresh() || !self.unlike_state.contains(&it.id()));
-        self.certificates.tidy_due().filter(|_| !self.operating && all_known)
+        self.certificates.tidy_due().filter(|_| !self.is_stopping() && all_known)
+    }
+
+    /// When state and sockets are to be written for a supervisor to come, which could not be done. That is an operation: in the midst of
+    /// one the workers may have a change already that the state has not.
+    pub(crate) fn record_due(&self) -> Option<Instant> {
+        self.recording.retry_due().filter(|_| !self.is_stopping())
     }
 }

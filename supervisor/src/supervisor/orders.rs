@@ -6,7 +6,10 @@ use kakehi_ctl::order::{Order, WorkerState};
 use tokio::time::Instant;
 
 use crate::{
-    fleet::worker::{Outcome, Worker},
+    fleet::{
+        process::Written,
+        worker::{Outcome, Worker},
+    },
     host::listeners::Sockets,
     supervisor::{Supervisor, turn::Happened},
 };
@@ -50,8 +53,7 @@ impl Supervisor {
 
     /// Gives one worker an order and waits for its answer.
     pub(crate) async fn order_worker(&mut self, id: u32, order: Order) -> Result<(), String> {
-        self.orders_given += 1;
-        let number = self.orders_given;
+        let number = self.next_order();
         let worker = self.workers.get(id as usize).filter(|worker| worker.takes_orders());
         worker.ok_or("it does not run")?.order(number, order).map_err(|error| error.to_string())?;
         match self.answers(number, vec![id]).await.remove(&id) {
@@ -67,15 +69,33 @@ impl Supervisor {
         order: impl Fn(&Worker, &Sockets) -> Result<Order, String>,
         sockets: &[Sockets],
     ) -> BTreeMap<u32, Answer> {
+        let number = self.next_order();
+        let written = |worker: &Worker, sockets: &Sockets| {
+            Written::new(number, order(worker, sockets)?).map_err(|error| error.to_string())
+        };
+        self.give_all(number, written, sockets).await
+    }
+
+    /// The number of the next order.
+    pub(crate) fn next_order(&mut self) -> u64 {
         self.orders_given += 1;
-        let number = self.orders_given;
+        self.orders_given
+    }
+
+    /// As [`Supervisor::order_all`], an order of this number that was written before.
+    pub(crate) async fn give_all(
+        &mut self,
+        number: u64,
+        order: impl Fn(&Worker, &Sockets) -> Result<Written, String>,
+        sockets: &[Sockets],
+    ) -> BTreeMap<u32, Answer> {
         let mut answers = BTreeMap::new();
         let mut waiting = Vec::new();
         for (worker, sockets) in
             self.workers.iter_mut().zip(sockets).filter(|(worker, _)| worker.takes_orders())
         {
             let given = order(worker, sockets)
-                .and_then(|order| worker.order(number, order).map_err(|error| error.to_string()));
+                .and_then(|order| worker.give(order).map_err(|error| error.to_string()));
             match given {
                 Ok(()) => waiting.push(worker.id()),
                 Err(reason) => drop(answers.insert(worker.id(), Answer::Refused(reason))),

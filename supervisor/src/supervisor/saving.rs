@@ -1,12 +1,16 @@
 //! The state is saved by itself after each change, where that is wanted. The disk is waited for elsewhere; a save that failed is
 //! tried again until it succeeds.
 
-use std::{io, rc::Rc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use kakehi_ctl::{event::Happening, store};
 use tokio::{task::JoinHandle, time::Instant};
 
-use crate::{certificates::without_keys, supervisor::Supervisor, timer::sleep_until};
+use crate::{
+    certificates::{count_without_files, without_keys},
+    supervisor::Supervisor,
+    timer::sleep_until,
+};
 
 /// A failed save is tried again after this time, then after twice as long.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -92,23 +96,6 @@ impl Saving {
 }
 
 impl Supervisor {
-    /// What is saved after a change: never a key.
-    fn text_to_save(&mut self) -> io::Result<Rc<Vec<u8>>> {
-        let (state, left_out) = without_keys(&self.state);
-        let text = match left_out {
-            0 => None,
-            _ => Some(serde_json::to_vec(&state)?.into()),
-        };
-        let before = std::mem::replace(&mut self.certificates.left_out, left_out);
-        if left_out > before {
-            tracing::warn!(
-                "the state is saved without {left_out} certificates, whose keys are in no file; they will be missing \
-                 after a stop (`kakehictl state save --with-keys` saves them)"
-            );
-        }
-        text.map_or_else(|| self.state_text(), Ok)
-    }
-
     /// Begins to save the state, where that is wanted. The disk is waited for elsewhere; what changes meanwhile is
     /// saved afterwards.
     pub(crate) fn save_automatically(&mut self) {
@@ -129,11 +116,23 @@ impl Supervisor {
         }
         self.saving.again = false;
         let Some(path) = self.state.settings.saved_state.clone() else { return };
-        let text = match self.text_to_save() {
-            Ok(text) => text.to_vec(),
-            Err(error) => return self.saving.note(Err(error.to_string())),
+        // Never a key.
+        let left_out = count_without_files(&self.state);
+        let before = std::mem::replace(&mut self.certificates.left_out, left_out);
+        if left_out > before {
+            tracing::warn!(
+                "the state is saved without {left_out} certificates, whose keys are in no file; they will be missing \
+                 after a stop (`kakehictl state save --with-keys` saves them)"
+            );
+        }
+        let state = Arc::clone(&self.state);
+        let save = move || {
+            let text = serde_json::to_vec(&*without_keys(&state));
+            // Others wait until nobody looks at it; not until a disk has it.
+            drop(state);
+            store::write(&path, &text.map_err(|error| error.to_string())?)
+                .map_err(|error| format!("{}: {error}", path.display()))
         };
-        let save = move || store::write(&path, &text).map_err(|error| format!("{}: {error}", path.display()));
         self.saving.running = Some(tokio::task::spawn_blocking(save));
     }
 }

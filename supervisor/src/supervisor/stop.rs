@@ -40,6 +40,7 @@ impl Supervisor {
             }
         }
         self.workers.iter_mut().for_each(Worker::kill);
+        self.dismissed.kill();
     }
 
     /// Whether a stop has begun: whatever else is under way must end.

@@ -3,7 +3,7 @@
 //! It does all that a worker does until it is ready, but gets no listening socket and no connection, and is ended then. While it
 //! is waited for, everything is served.
 
-use std::{path::Path, rc::Rc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use kakehi_ctl::{
     limits,
@@ -46,7 +46,7 @@ impl Supervisor {
         let not_ready = |error: &dyn std::fmt::Display| Failed::NotReady(error.to_string());
         let state = State { settings: settings.clone(), ..State::default() };
         let text = serde_json::to_vec(&state).map_err(|error| not_ready(&error))?;
-        let provisions = Provisions { state: text.into(), vault: Rc::clone(self.certificates.vault()) };
+        let provisions = Provisions { state: text.into(), vault: Arc::clone(self.certificates.vault()) };
         let block = || Block::new(TRIAL).map_err(|error| not_ready(&error));
         let (counters, ended) = (block()?, block()?);
         let start = Start {

@@ -56,6 +56,8 @@ impl Supervisor {
                 }
             }
             () = self.saving.is_to_go_on() => self.go_on_saving(),
+            () = self.state_text.comes() => {}
+            Some(()) = self.dismissed.next() => {}
             changed = self.certificates.watching.changed() => self.changed_files.extend(changed),
             () = sleep_until(wake) => self.on_due(),
             () = sleep_until(until) => return Happened::Late,
@@ -81,10 +83,7 @@ impl Supervisor {
     }
 
     /// Attends to what waits now, in the midst of what takes long on this thread.
-    ///
-    /// # Errors
-    /// When a stop has begun.
-    pub(crate) async fn serve_waiting(&mut self) -> Result<(), Stopped> {
+    pub(crate) async fn serve_waiting(&mut self) {
         // Sockets and signals are looked at.
         tokio::task::yield_now().await;
         for _ in 0..MOST_WAITING {
@@ -94,7 +93,44 @@ impl Supervisor {
                 Happened::Other => {}
             }
         }
-        if self.is_stopping() { Err(Stopped) } else { Ok(()) }
+    }
+
+    /// As [`Supervisor::serve_beside`], to its end also when a stop has begun: for what only computes.
+    ///
+    /// # Panics
+    /// When `work` does.
+    pub(crate) async fn serve_to_end<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> T {
+        let mut work = tokio::task::spawn_blocking(work);
+        loop {
+            tokio::select! {
+                done = &mut work => match done {
+                    Ok(done) => return done,
+                    // It was not cancelled: nobody else has its handle.
+                    Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+                },
+                happened = self.turn(None) => if let Happened::Event(event) = happened {
+                    self.on_event(event);
+                },
+            }
+        }
+    }
+
+    /// As [`Supervisor::serve_until`], also when a stop has begun, but not longer than `until`: `None` then.
+    pub(crate) async fn serve_late<T>(&mut self, until: Instant, work: impl Future<Output = T>) -> Option<T> {
+        let mut work = pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return Some(done),
+                happened = self.turn(Some(until)) => match happened {
+                    Happened::Event(event) => drop(self.on_event(event)),
+                    Happened::Late => return None,
+                    Happened::Other => {}
+                },
+            }
+        }
     }
 
     /// Runs what computes for long, or waits for a disk, on a thread of its own, and serves meanwhile.

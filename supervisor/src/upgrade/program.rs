@@ -13,11 +13,15 @@ use std::{
     os::{fd::RawFd, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
 use command_fds::{CommandFdExt as _, FdMapping};
-use kakehi_ctl::order::{Ending, Response, WorkerState};
+use kakehi_ctl::{
+    order::{Ending, Response, WorkerState},
+    state::State,
+};
 use nix::sys::signal::Signal;
 use tokio::time::Instant;
 
@@ -25,7 +29,12 @@ use crate::{
     estate::{Estate, Will, memory_with},
     fleet::{handle::Handle, worker::Worker},
     host::signals,
-    supervisor::{Supervisor, question::Asker, trial, turn::Happened},
+    supervisor::{
+        Supervisor,
+        question::Asker,
+        trial,
+        turn::{Happened, Stopped},
+    },
 };
 
 /// The new program may take so long to check the state.
@@ -127,6 +136,39 @@ impl Supervisor {
         self.helpers.clear();
         tried?;
         self.tell_step("upgrade", "a worker of it comes up", (0, 0));
+        // From here on there comes no process that the will does not name.
+        self.launches_held = true;
+        let replaced = self.give_way(&program, &file, asker, by).await;
+        self.launches_held = false;
+        replaced
+    }
+
+    /// Leaves everything to the program that comes.
+    async fn give_way(
+        &mut self,
+        program: &Path,
+        file: &Path,
+        asker: &Asker,
+        by: &str,
+    ) -> Result<std::convert::Infallible, Refused> {
+        let without_state = Will {
+            state: State::default(),
+            settings: self.source.settings.clone(),
+            workers: self.workers.len(),
+            program: Some(program.to_owned()),
+            request: asker.request,
+            watch: asker.watch.as_ref().map(|(id, topics, _)| (*id, topics.clone())),
+            processes: Some(self.workers.iter().flat_map(Worker::pids).collect()),
+            knows_signs: asker.knows_signs,
+            failed: None,
+        };
+        let state = Arc::clone(&self.state);
+        let write = move || {
+            let will = Will { state: State::clone(&state), ..without_state };
+            serde_json::to_vec(&will).map(|text| (will, text))
+        };
+        let written = self.serve_beside(write).await.map_err(|Stopped| Refused::Stopping)?;
+        let (will, text) = written.map_err(io::Error::from)?;
         // Nothing is on its way from a worker any more, nor will be.
         self.attendance.set_liveness(0);
         self.ping_all().await;
@@ -143,17 +185,7 @@ impl Supervisor {
             }
         }
         let estate = Estate {
-            will: Will {
-                state: self.state.clone(),
-                settings: self.source.settings.clone(),
-                workers: self.workers.len(),
-                program: Some(program.clone()),
-                request: asker.request,
-                watch: asker.watch.as_ref().map(|(id, topics, _)| (*id, topics.clone())),
-                processes: Some(self.workers.iter().flat_map(Worker::pids).collect()),
-                knows_signs: asker.knows_signs,
-                failed: None,
-            },
+            will,
             command_socket: asker.command_socket.try_clone()?,
             client: asker.connection.try_clone()?,
             sockets,
@@ -162,7 +194,7 @@ impl Supervisor {
         };
         tracing::info!("upgrade by {by}: {} takes the place of this program", program.display());
         self.tell_step("upgrade", format!("{} takes the place of this program", program.display()), (0, 0));
-        let left = self.leave(&estate, &program, &file, asker).await;
+        let left = self.leave(&estate, &text, program, file, asker).await;
         signals::let_in()?;
         left
     }
@@ -171,6 +203,7 @@ impl Supervisor {
     async fn leave(
         &mut self,
         estate: &Estate,
+        will: &[u8],
         program: &Path,
         file: &Path,
         asker: &Asker,
@@ -194,14 +227,15 @@ impl Supervisor {
         if std::mem::take(&mut self.reload_due) {
             nix::sys::signal::raise(Signal::SIGHUP).map_err(io::Error::from)?;
         }
-        Ok(estate.leave_to(program, file)?)
+        Ok(estate.leave_to(will, program, file)?)
     }
 
     /// Has the new program check the running state.
     async fn try_check(&mut self, program: &Path) -> Result<(), Refused> {
         let refused = |reason: String| Refused::Check { program: program.to_owned(), reason };
         let output = File::from(memory_with(&[])?);
-        let state = memory_with(&serde_json::to_vec(&self.state).map_err(io::Error::from)?)?;
+        let provisions = self.provisions().await?;
+        let state = memory_with(&provisions.state)?;
         let mut command = Command::new(program);
         command.arg("check").arg("--state").arg(CHECKED_STATE.to_string());
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output.try_clone()?);

@@ -72,7 +72,7 @@ impl Supervisor {
     }
 
     async fn upgrade_one(&mut self, id: u32) -> Result<(), String> {
-        let provisions = self.provisions().map_err(|error| error.to_string())?;
+        let provisions = self.provisions().await.map_err(|error| error.to_string())?;
         let Some(worker) = self.workers.get_mut(id as usize) else { return Err("it is gone".to_owned()) };
         worker.begin_upgrade(&provisions, &self.attendance).map_err(|error| error.to_string())?;
         let deadline = Instant::now() + Duration::from_millis(limits::WORKER_READY_TIMEOUT_MS);

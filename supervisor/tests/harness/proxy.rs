@@ -131,7 +131,7 @@ impl Proxy {
     /// that the start is complete.
     #[track_caller]
     pub(crate) fn start_again(&mut self) {
-        self.child = launch(&self.config, self.folder.path());
+        self.launch_again();
         let socket = self.socket();
         let child = &mut self.child;
         wait::within(START, "an answer of the new supervisor", || {
@@ -140,6 +140,11 @@ impl Proxy {
             let status: serde_json::Value = serde_json::from_slice(&status.stdout).ok()?;
             (status["phase"] == "running").then_some(())
         });
+    }
+
+    /// Starts the program again in the same folder, after its supervisor has ended, and waits for nothing.
+    pub(crate) fn launch_again(&mut self) {
+        self.child = launch(&self.config, self.folder.path());
     }
 
     /// Kills the supervisor alone.

@@ -134,6 +134,11 @@ fn stolen(process: Process, number: i32) -> Option<OwnedFd> {
 
 /// The socket by which a worker listens at an address.
 fn listening(worker: Process, address: SocketAddr) -> OwnedFd {
+    listens(worker, address).expect("a socket that listens")
+}
+
+/// The same, if it has one.
+pub(crate) fn listens(worker: Process, address: SocketAddr) -> Option<OwnedFd> {
     let numbers = fs::read_dir(format!("/proc/{}/fd", worker.0)).unwrap();
     let numbers = numbers.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap());
     let mut sockets = numbers.filter_map(|number| stolen(worker, number));
@@ -141,7 +146,7 @@ fn listening(worker: Process, address: SocketAddr) -> OwnedFd {
         let bound = rustix::net::getsockname(socket).and_then(SocketAddr::try_from);
         bound == Ok(address) && rustix::net::sockopt::socket_acceptconn(socket) == Ok(true)
     };
-    sockets.find(is_it).expect("a socket that listens")
+    sockets.find(is_it)
 }
 
 /// Another socket that listens there, beside that of the worker.
@@ -190,7 +195,7 @@ fn impostor(path: &Path, lie: Lie) -> mpsc::Receiver<String> {
 /// Waits until requests are answered whatever socket they come to: those of a worker that has ended close a little later, with what
 /// waited there.
 #[track_caller]
-fn until_answered(proxy: &Proxy) {
+pub(crate) fn until_answered(proxy: &Proxy) {
     let answered = || {
         let mut client = proxy.client();
         client.send(GET);

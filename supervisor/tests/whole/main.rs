@@ -43,6 +43,7 @@ mod reload;
 mod routing;
 mod sandbox;
 mod scale;
+mod served;
 mod settings;
 mod shared_memory;
 mod takeover;

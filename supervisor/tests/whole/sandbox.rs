@@ -167,6 +167,48 @@ fn code_in_a_worker_can_ask_nothing_over_the_command_socket_whoever_it_runs_as()
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn code_in_a_worker_can_ask_nothing_either_while_a_start_waits_for_other_workers() {
+    use crate::{
+        harness::{Need, kakehictl, machine},
+        hostile_worker::until_answered,
+    };
+    use kakehi_ctl::{
+        limits,
+        order::{Envelope, Request},
+        wire,
+    };
+
+    // It is no child of this process then.
+    if !machine::has(Need::Root) {
+        return;
+    }
+    let backend = Backend::respond(OK);
+    let stop =
+        wire::encode(&Envelope::new(1, Request::Stop { now: true }), limits::MAX_REQUEST_FRAME).unwrap();
+    let mut proxy = Config::to(&backend).root("worker_count = 2").root("graceful_timeout = 1").start();
+    let path = proxy.folder().join("kakehi.sock");
+    let [waits, asks] = proxy.workers()[..] else { panic!("not two workers") };
+    proxy.kill_supervisor();
+    send_signal(waits, Signal::SIGSTOP);
+    proxy.launch_again();
+    let phase = || {
+        let asked = kakehictl().arg("-s").arg(&path).args(["status", "--json"]).output().unwrap();
+        let status = serde_json::from_slice::<serde_json::Value>(&asked.stdout).ok()?;
+        Some(status["phase"].as_str()?.to_owned())
+    };
+    wait::until("an answer", || phase().as_deref() == Some("starting"));
+    let alarms = || proxy.log().matches("ALARM").count();
+    let before = alarms();
+    assert_eq!(connected(asks, &path, &stop), Ok(0));
+    wait::until("the alarm", || alarms() > before);
+    assert_eq!(phase().as_deref(), Some("starting"), "{}", proxy.log());
+    wait::until("the end of the start", || phase().as_deref() == Some("running"));
+    wait::until("the end of the worker that stands still", || !waits.runs());
+    until_answered(&proxy);
+}
+
 #[test]
 fn where_the_host_has_no_sandbox_it_is_said_once_and_requests_are_served() {
     let backend = Backend::respond(OK);

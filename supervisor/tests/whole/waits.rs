@@ -27,7 +27,8 @@ use crate::harness::{
     Backend, Config, Issued, OK, Pki, Process, Proxy, ask, free_port, kakehictl, program, send_signal, wait,
 };
 
-/// Far less than any operation here takes, and more than an answer does on a busy machine.
+/// Far less than any operation here takes, and more than a `kakehictl` does, from its start to its end, on a busy machine. How fast
+/// the supervisor itself is: [`crate::served`].
 const PROMPT: Duration = Duration::from_secs(1);
 /// A `worker_timeout`, and one that nobody waits for.
 const SHORT: &str = "worker_timeout = 3";

@@ -1,0 +1,79 @@
+//! Who may ask at the command socket: root, our own user and guests, but no worker.
+
+use std::time::Duration;
+
+use tokio::{net::UnixStream, sync::watch, time::Instant};
+
+use super::strangers::{Strangers, describe_peer};
+use crate::fleet::roster::Roster;
+
+/// Pause between two lines of the log that say the same of a worker.
+const ALARM_PAUSE: Duration = Duration::from_secs(1);
+
+/// Who may ask.
+pub(super) struct Admission {
+    guests: watch::Receiver<Vec<u32>>,
+    workers: Roster,
+    /// When it was last told that a worker has connected.
+    alarmed: Option<Instant>,
+    strangers: Strangers,
+}
+
+impl Admission {
+    /// Root, our own user and `guests`, but none of `workers`.
+    pub(super) fn new(guests: watch::Receiver<Vec<u32>>, workers: Roster) -> Admission {
+        Admission { guests, workers, alarmed: None, strangers: Strangers::default() }
+    }
+
+    /// Why whoever has connected may not.
+    pub(super) fn refuse(&mut self, stream: &UnixStream) -> Option<String> {
+        let pid = stream.peer_cred().ok().and_then(|peer| peer.pid()?.try_into().ok());
+        if let Some(worker) = pid.and_then(|pid| self.workers.worker_of(pid)) {
+            if self.alarmed.is_none_or(|at| at.elapsed() >= ALARM_PAUSE) {
+                self.alarmed = Some(Instant::now());
+                tracing::error!(
+                    "ALARM: {}, which is a worker or was started by one (pid {worker}), has connected to the command socket: \
+                 what runs in it may be a stranger's code; refused",
+                    describe_peer(stream)
+                );
+            }
+            return Some("workers may not use the command socket".to_owned());
+        }
+        if !may_use(stream, &self.guests) {
+            self.strangers.note(&describe_peer(stream));
+            let reason = "this user may not use the command socket; see `command_allowed_uids`";
+            return Some(reason.to_owned());
+        }
+        None
+    }
+
+    /// Ends when whoever has connected is none of the guests any more.
+    pub(super) fn shut_out(&self, stream: &UnixStream) -> impl Future<Output = ()> + Send + use<> {
+        shut_out(guest(stream), self.guests.clone())
+    }
+}
+
+/// Root, our own user, and guests. Whoever the kernel does not name is none of them.
+fn may_use(stream: &UnixStream, guests: &watch::Receiver<Vec<u32>>) -> bool {
+    is_privileged(stream) || guest(stream).is_some_and(|uid| guests.borrow().contains(&uid))
+}
+
+/// The user, if it is neither root nor our own.
+pub(super) fn guest(stream: &UnixStream) -> Option<u32> {
+    if is_privileged(stream) { None } else { stream.peer_cred().ok().map(|peer| peer.uid()) }
+}
+
+/// Ends when this user is none of the guests any more.
+async fn shut_out(guest: Option<u32>, mut guests: watch::Receiver<Vec<u32>>) {
+    let Some(uid) = guest else { return std::future::pending().await };
+    if guests.wait_for(|guests| !guests.contains(&uid)).await.is_err() {
+        // The supervisor ends, and tells whoever waits.
+        std::future::pending().await
+    }
+}
+
+/// Root and our own user.
+pub(super) fn is_privileged(stream: &UnixStream) -> bool {
+    let own = rustix::process::geteuid().as_raw();
+    stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own)
+}
