@@ -78,7 +78,7 @@ keyed! {
         /// Use at most this rung of the ladder of kernel features (0 = what Linux 5.10 has, 4 = all). Without it: the
         /// best that the kernel has.
         "io_uring_level" => io_uring_level: Option<u8> = None, Integer(0, 4), Own, Workers;
-        /// Receive buffers of one worker, of 16 KiB each; a power of two.
+        /// Receive buffers of one worker, of 17 KiB each; a power of two.
         "buffer_count" => buffer_count: u16 = limits::BUFFER_COUNT, PowerOfTwo(16, 32_768), Own, Workers;
         /// Memory that large bodies may take in one worker besides the arena (bytes); beyond it they move in arena
         /// buffers.

@@ -93,7 +93,7 @@ const NOT_HONOURED: &[Key] = &[
         "buffer_size",
         Integer(0, u64::MAX),
         "16393",
-        NoUse("a buffer of the arena always has 16 KiB"),
+        NoUse("a buffer of the arena always has 17 KiB"),
         "Size of a buffer (bytes).",
     ),
     key(
