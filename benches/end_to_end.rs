@@ -213,6 +213,11 @@ impl Comparison {
         let path = results.join(format!("end_to_end-{}.json", self.report.environment.started));
         let json = serde_json::to_vec_pretty(&self.report)?;
         std::fs::write(&path, json).attempt(|| format!("cannot write {}", path.display()))?;
+        if let Some(picture) = self.report.picture() {
+            let path = path.with_extension("svg");
+            std::fs::write(&path, picture).attempt(|| format!("cannot write {}", path.display()))?;
+            eprintln!("the curve: {}", path.display());
+        }
         println!("{}", self.report.markdown());
         eprintln!("raw results: {}", path.display());
         for failure in &self.failed {

@@ -14,6 +14,7 @@ use crate::generator::tls;
 use crate::measure::{Finding, Traffic};
 use crate::strace::Calls;
 
+mod curve;
 mod limits;
 mod table;
 
@@ -143,6 +144,12 @@ impl Report {
             );
         }
         text
+    }
+
+    /// The points of the curve that were measured, as a picture (SVG); `None` where there are too few.
+    #[must_use]
+    pub fn picture(&self) -> Option<String> {
+        curve::svg(&self.records)
     }
 
     fn heading(&self) -> String {

@@ -7,10 +7,11 @@
 use super::table::{Cell, Table};
 use super::{Record, Rounds, growth, traffic};
 use crate::measure::Finding;
+use crate::point::Point;
 
 /// One limit.
-struct Limit {
-    case: &'static str,
+struct Limit<'a> {
+    case: &'a str,
     of: Of,
     at_most: f64,
 }
@@ -24,7 +25,7 @@ enum Of {
 
 const ALL: &[&str] = &["nginx", "haproxy", "sozu"];
 
-const LIMITS: [Limit; 6] = [
+const LIMITS: [Limit<'static>; 6] = [
     Limit { case: "tls_handshake", of: Of::Cpu(&["nginx"]), at_most: 0.85 },
     Limit { case: "tls_handshake", of: Of::Cpu(&["sozu"]), at_most: 0.80 },
     Limit { case: "tls_resumed", of: Of::Cpu(&["nginx"]), at_most: 0.65 },
@@ -33,16 +34,23 @@ const LIMITS: [Limit; 6] = [
     Limit { case: "tls_idle", of: Of::Growth, at_most: 6.0 },
 ];
 
+/// Of each point of the curve: CPU time per request to that of the best.
+const CURVE: f64 = 0.80;
+
 /// The limits of what was measured of `subject`; `None` if there are none.
 pub(super) fn table(records: &[Record], subject: &str) -> Option<Table> {
-    let rows: Vec<Vec<Cell>> = LIMITS.iter().filter_map(|limit| limit.row(records, subject)).collect();
+    let cases = super::first_seen(records.iter().map(|record| record.case.as_str()));
+    let points = cases.into_iter().filter(|case| case.parse::<Point>().is_ok());
+    let points: Vec<Limit<'_>> = points.map(|case| Limit { case, of: Of::Cpu(ALL), at_most: CURVE }).collect();
+    let limits = LIMITS.iter().chain(&points);
+    let rows: Vec<Vec<Cell>> = limits.filter_map(|limit| limit.row(records, subject)).collect();
     let mut table = Table::new(&["case", "what", "at most", "measured", "kept"]);
     let any = !rows.is_empty();
     rows.into_iter().for_each(|row| table.row(row));
     any.then_some(table)
 }
 
-impl Limit {
+impl Limit<'_> {
     fn row(&self, records: &[Record], subject: &str) -> Option<Vec<Cell>> {
         let of_case: Vec<&Record> = records.iter().filter(|record| record.case == self.case).collect();
         let rounds = Rounds { of_case: &of_case, peer: subject, subject };
