@@ -172,7 +172,9 @@ mod tests {
     fn each_kind_of_body_has_a_panel_and_each_proxy_a_line() {
         let mut records = Vec::new();
         for peer in ["kakehi", "nginx"] {
-            for (case, cost) in [("down_16", 5.0), ("down_64k", 25.0), ("tls_up_1k", 9.0), ("tls_up_1m", 400.0)] {
+            for (case, cost) in
+                [("down_16", 5.0), ("down_64k", 25.0), ("tls_up_1k", 9.0), ("tls_up_1m", 400.0)]
+            {
                 records.push(record(case, peer, cost));
             }
         }

@@ -41,7 +41,8 @@ const CURVE: f64 = 0.80;
 pub(super) fn table(records: &[Record], subject: &str) -> Option<Table> {
     let cases = super::first_seen(records.iter().map(|record| record.case.as_str()));
     let points = cases.into_iter().filter(|case| case.parse::<Point>().is_ok());
-    let points: Vec<Limit<'_>> = points.map(|case| Limit { case, of: Of::Cpu(ALL), at_most: CURVE }).collect();
+    let points: Vec<Limit<'_>> =
+        points.map(|case| Limit { case, of: Of::Cpu(ALL), at_most: CURVE }).collect();
     let limits = LIMITS.iter().chain(&points);
     let rows: Vec<Vec<Cell>> = limits.filter_map(|limit| limit.row(records, subject)).collect();
     let mut table = Table::new(&["case", "what", "at most", "measured", "kept"]);

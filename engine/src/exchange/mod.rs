@@ -82,6 +82,8 @@ async fn phases<D: Downstream>(downstream: &mut D, record: &Record) -> Result<Ou
         // Pass the response on, and the rest of the body beside it.
         let complete = body.is_done();
         let answered = if complete {
+            // Not like an upload before it.
+            downstream.body().expect_bulk(false);
             let context = response::ResponseContext::new(downstream, &request, &lease, record);
             response::forward(context).await.map(|answered| (answered, true))
         } else {

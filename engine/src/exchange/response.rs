@@ -7,7 +7,7 @@ use crate::{
     h1::{Emit, HeadProgress, OutFraming, ResponseBody, ResponseDefect, ResponseHead},
     http::{Reason, Version},
     observe::Counter,
-    ring::Recv,
+    ring::{Recv, SendBuf},
     transfer::{Body, MinRate, ReadBuffer, Relay, RelayError, note_length, receive_watching},
     upstream::Lease,
 };
@@ -135,7 +135,7 @@ pub(super) async fn forward<D: Downstream>(context: ResponseContext<'_, D>) -> R
     let mut read_buffer = ReadBuffer::default();
     let Final { encoded, mut body, reusable, upgraded, authenticates_connection } =
         await_head(&context, &mut read_buffer, last_due).await?;
-    let Encoded { head, framing, keep_alive } = encoded;
+    let Encoded { mut head, framing, keep_alive } = encoded;
     if let Some(duplex) = duplex {
         duplex.answered.set(true);
     }
@@ -144,9 +144,19 @@ pub(super) async fn forward<D: Downstream>(context: ResponseContext<'_, D>) -> R
         head.into()
     } else {
         // The head has not gone out yet: what is wrong with the body's beginning can still be told.
-        let behind = body.behind(&mut read_buffer, head, ring);
-        behind.map_err(|reason| Failure::Refused(ResponseDefect::Body(reason)))?
+        let together = body.behind(&mut read_buffer, &mut head);
+        match together.map_err(|reason| Failure::Refused(ResponseDefect::Body(reason)))? {
+            Some(together) => {
+                ring.recycle(head);
+                SendBuf::Received(together)
+            }
+            None => head.into(),
+        }
     };
+    if downstream.body().is_sending() {
+        // What was sent before may take the client long.
+        read_buffer.copy_out_of_pool();
+    }
     downstream.respond(head, timeouts.front_ms).await?;
     record.add_response_bytes(head_bytes);
     if upgraded {

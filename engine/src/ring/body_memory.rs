@@ -127,6 +127,11 @@ impl BodyMemory {
     }
 }
 
+/// The size of the smallest buffer that has room for `wanted` bytes (bytes).
+pub(super) fn size_for(wanted: usize) -> usize {
+    SIZES[class(wanted)]
+}
+
 /// The place in [`SIZES`] of the smallest that has room for `wanted` bytes; of the largest, if none has.
 fn class(wanted: usize) -> usize {
     SIZES.iter().position(|size| *size >= wanted).unwrap_or(SIZES.len() - 1)

@@ -28,6 +28,8 @@ use super::{
 const PIPE_SIZE: usize = 1 << 20;
 /// Most pipes of a worker; a transfer that finds none is copied.
 const MAX_PIPES: usize = 256;
+/// Of these, what tunnels may have, which may wait for long: bodies go on without a copy beside them.
+const MAX_PIPES_OF_TUNNELS: usize = MAX_PIPES / 2;
 /// Pipes that are kept for the next transfer.
 const KEPT_PIPES: usize = 32;
 /// A pipe that bytes pass through on their way from one socket to another.
@@ -53,8 +55,12 @@ pub(super) struct Pipes {
 }
 
 impl Pipes {
-    /// An empty pipe; `None` when there is none to be had.
-    fn take(&self) -> Option<Pipe> {
+    /// An empty pipe; `None` when there is none to be had, or `most` are in use.
+    fn take(&self, most: usize) -> Option<Pipe> {
+        let in_use = self.open.get() - self.kept.borrow().len();
+        if in_use >= most {
+            return None;
+        }
         if let Some(pipe) = self.kept.borrow_mut().pop() {
             return Some(pipe);
         }
@@ -94,6 +100,8 @@ pub struct Splice<'a> {
     from: &'a Stream,
     to: &'a Stream,
     pipe: Option<Pipe>,
+    /// Pipes that may be in use where it takes one.
+    most: usize,
     /// Bytes in the pipe.
     held: usize,
 }
@@ -102,7 +110,14 @@ impl<'a> Splice<'a> {
     /// Prepares a transfer. The receive of `from` must be paused and what it brought taken, `to` flushed.
     pub fn new(ring: &Ring, from: &'a Stream, to: &'a Stream) -> Splice<'a> {
         debug_assert!(from.is_paused() && !to.is_sending(), "bytes must not overtake each other");
-        Splice { core: Rc::clone(ring.core()), from, to, pipe: None, held: 0 }
+        Splice { core: Rc::clone(ring.core()), from, to, pipe: None, most: MAX_PIPES, held: 0 }
+    }
+
+    /// This one, of a tunnel: it has a pipe only while there are enough left for bodies.
+    #[must_use]
+    pub fn of_tunnel(mut self) -> Splice<'a> {
+        self.most = MAX_PIPES_OF_TUNNELS;
+        self
     }
 
     /// Takes up to `most` bytes from the sender, without waiting: no more than the receiver has room for, as the pages stay in
@@ -112,7 +127,7 @@ impl<'a> Splice<'a> {
     /// Those of `splice(2)`: the connection broke.
     pub fn take(&mut self, most: usize) -> io::Result<Spliced> {
         if self.pipe.is_none() {
-            self.pipe = self.core.pipes.take();
+            self.pipe = self.core.pipes.take(self.most);
         }
         let Some(pipe) = &self.pipe else { return Ok(Spliced::NoPipe) };
         let taken = move_bytes(self.from.descriptor(), pipe.writer.as_fd(), most)?;
@@ -135,6 +150,27 @@ impl<'a> Splice<'a> {
             self.to.count_spliced_out(count);
         }
         Ok(given)
+    }
+
+    /// Takes what is held out of the pipe, for a receiver that has no room for it.
+    ///
+    /// # Errors
+    /// Those of `read(2)`.
+    pub fn drain(&mut self) -> io::Result<Vec<u8>> {
+        let mut rest = vec![0; self.held];
+        let mut filled = 0;
+        if let Some(pipe) = &self.pipe {
+            while filled < rest.len() {
+                match rustix::io::read(&pipe.reader, &mut rest[filled..]) {
+                    Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                    Ok(count) => filled += count,
+                    Err(Errno::INTR) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        self.held = 0;
+        Ok(rest)
     }
 
     /// Bytes that were taken and not given yet.

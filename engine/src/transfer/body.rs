@@ -4,7 +4,7 @@ use super::read_buffer::ReadBuffer;
 use crate::{
     h1::{Advance, CHUNK_SUFFIX, ChunkedBody, Emit, chunk_prefix},
     http::Reason,
-    ring::{Ring, SendBuf},
+    ring::Buf,
 };
 
 /// What is appended to a head instead of being sent by itself (bytes).
@@ -130,35 +130,38 @@ impl Body {
         Ok(piece)
     }
 
-    /// A head and what of the body has come with it, to be sent at once: together where they lie, or else copied together as by
-    /// [`Body::coalesce`].
+    /// Puts what of the body is in `read_buffer` behind `head`, to be sent with it: where it lies, if there is room in front, which
+    /// gives both in one buffer; otherwise it is appended to `head`, as by [`Body::coalesce`].
     ///
     /// # Errors
-    /// When it is malformed.
+    /// When it is malformed: nothing may be sent then.
     pub(crate) fn behind(
         &mut self,
         read_buffer: &mut ReadBuffer,
-        mut head: Vec<u8>,
-        ring: &Ring,
-    ) -> Result<SendBuf, Reason> {
+        head: &mut Vec<u8>,
+    ) -> Result<Option<Buf>, Reason> {
         let come = read_buffer.bytes().len();
         if self.is_done() || self.is_wrapped() || come <= COPIED {
-            self.coalesce(read_buffer, &mut head)?;
-            return Ok(head.into());
+            return self.coalesce(read_buffer, head).map(|()| None);
         }
         let mut tail = Vec::new();
-        let Piece { kept, consumed, .. } = self.advance(read_buffer.bytes_mut(), &mut tail)?;
+        let Piece { mut kept, consumed, .. } = self.advance(read_buffer.bytes_mut(), &mut tail)?;
+        // The end of chunks takes no more room than it took when it came.
+        if let Some(place) = read_buffer.bytes_mut()[..consumed].get_mut(kept..kept + tail.len()) {
+            place.copy_from_slice(&tail);
+            kept += tail.len();
+            tail.clear();
+        }
         if consumed == come
             && tail.is_empty()
-            && let Some(together) = read_buffer.take_behind(&head, kept)
+            && let Some(together) = read_buffer.take_behind(head, kept)
         {
-            ring.recycle(head);
-            return Ok(SendBuf::Received(together));
+            return Ok(Some(together));
         }
         head.extend_from_slice(&read_buffer.bytes()[..kept]);
         head.extend_from_slice(&tail);
         read_buffer.consume(consumed);
-        Ok(head.into())
+        Ok(None)
     }
 
     /// Appends to `head` what of the body is in `read_buffer` already, if it is not too much.
@@ -191,7 +194,6 @@ impl Body {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ring::Buf;
 
     fn read_buffer(bytes: &[u8]) -> ReadBuffer {
         let mut read_buffer = ReadBuffer::default();
@@ -237,6 +239,45 @@ mod tests {
             assert_eq!(body.is_done(), complete, "{case}");
             assert_eq!(String::from_utf8(head).unwrap(), format!("head:{sent}"), "{case}");
             assert_eq!((body.moved(), read_buffer.bytes()), (moved, rest.as_bytes()), "{case}");
+        }
+    }
+
+    #[test]
+    fn a_body_in_the_arena_leaves_where_it_lies_with_its_head_in_front() {
+        let data = "x".repeat(2 * COPIED);
+        let chunk = format!("{:x}\r\n{data}\r\n", data.len());
+        let ended = format!("{chunk}0\r\n\r\n");
+        let with_trailer = format!("{chunk}0\r\na: b\r\n\r\n");
+        let (chunked, length) = (|emit| Body::chunked(emit, 10), |length: usize| Body::length(length as u64));
+        for (case, mut body, arrived, in_place, sent, rest) in [
+            ("all", length(data.len()), data.clone(), true, data.clone(), ""),
+            ("the beginning", length(9_999), data.clone(), true, data.clone(), ""),
+            ("all and more", length(data.len()), format!("{data}next"), false, data.clone(), "next"),
+            ("a chunk", chunked(Emit::Chunked), chunk.clone(), true, chunk.clone(), ""),
+            ("the last chunk too", chunked(Emit::Chunked), ended.clone(), true, ended.clone(), ""),
+            ("trailers too", chunked(Emit::Chunked), with_trailer.clone(), true, with_trailer.clone(), ""),
+            ("chunks and more", chunked(Emit::Chunked), format!("{ended}next"), false, ended.clone(), "next"),
+            ("unwrapped", chunked(Emit::Data), ended.clone(), true, data.clone(), ""),
+            ("until the end", Body::until_close(false), data.clone(), true, data.clone(), ""),
+            ("wrapped", Body::until_close(true), data.clone(), false, chunk.clone(), ""),
+        ] {
+            let (mut read_buffer, mut head) = (read_buffer(arrived.as_bytes()), b"head:".to_vec());
+            let together = body.behind(&mut read_buffer, &mut head).unwrap();
+            assert_eq!(together.is_some(), in_place, "{case}");
+            let bytes = together.map_or(head, |together| together.to_vec());
+            assert_eq!(String::from_utf8(bytes).unwrap(), format!("head:{sent}"), "{case}");
+            assert_eq!(read_buffer.bytes(), rest.as_bytes(), "{case}");
+        }
+    }
+
+    #[test]
+    fn where_there_is_no_room_in_front_or_little_has_come_it_is_copied_behind_the_head() {
+        for (arrived, head) in [(2 * COPIED, 9_999), (COPIED, 4)] {
+            let (mut read_buffer, mut head) = (read_buffer(&vec![b'x'; arrived]), vec![b'h'; head]);
+            let before = head.len();
+            let mut body = Body::length(arrived as u64);
+            assert!(body.behind(&mut read_buffer, &mut head).unwrap().is_none());
+            assert_eq!((head.len(), body.is_done(), read_buffer.is_empty()), (before + arrived, true, true));
         }
     }
 

@@ -88,6 +88,7 @@ pub(crate) struct Relay<'a> {
 
 /// Says of a stream that a body of so many bytes came over it: the next one may be like it.
 pub(crate) fn note_length(from: &TransportStream, moved: u64) {
+    from.speed_up();
     from.expect_bulk(moved >= BULK_FROM + 4 * 1024);
 }
 
@@ -356,7 +357,13 @@ impl Relay<'_> {
             loop {
                 match given.map_err(|_| RelayError::SinkBroken)? {
                     Spliced::Moved(given) => self.sink.moved(given, self.ring.now()),
-                    Spliced::WouldBlock | Spliced::NoPipe => self.wait_writable(to).await?,
+                    Spliced::WouldBlock | Spliced::NoPipe => {
+                        // It has to wait for the receiver, and nobody does that with a pipe that all share.
+                        let rest = splice.drain().map_err(|_| RelayError::SourceEnded)?;
+                        self.send(rest.into()).await?;
+                        self.flush().await?;
+                        break;
+                    }
                 }
                 if splice.held() == 0 {
                     break;
@@ -414,7 +421,12 @@ impl Relay<'_> {
         let mut tail = Vec::new();
         let mut counted = false;
         let mut expected = BULK_FROM as usize;
+        let mut more_is_there = false;
         loop {
+            if !more_is_there {
+                let from = self.from;
+                self.wait_for_source(from.readable()).await?;
+            }
             // Before there is a buffer: who waits holds none.
             let cost = copy_cost(expected, [self.from, self.to]);
             self.ring.bulk_admission().reserve(Source::Bulk, cost).await;
@@ -444,6 +456,7 @@ impl Relay<'_> {
                 return self.finished().await.map(|()| Moved::All);
             }
             expected = received;
+            more_is_there = received >= length;
             let data = &mut buffer[ROOM_BEFORE..ROOM_BEFORE + received];
             let Piece { kept, consumed, done } =
                 self.body.advance(data, &mut tail).map_err(RelayError::Malformed)?;

@@ -74,6 +74,8 @@ impl<O: TunnelOwner> Tunnel<'_, O> {
     pub(crate) async fn run(self, from_client: ReadBuffer, from_upstream: ReadBuffer) -> TunnelEnd<O::Place> {
         let Tunnel { ring, timer, client, upstream, idle_ms, drain_ms, owner } = self;
         let active = Cell::new(ring.now());
+        // What came over the connection before says nothing of what comes now.
+        [client, upstream].iter().for_each(|side| side.expect_bulk(false));
         // What is over TLS has its state in this process.
         let movable = client.as_plain().is_some() && upstream.as_plain().is_some();
         let direction = |from, to| Direction {
@@ -187,7 +189,9 @@ impl<O: TunnelOwner> Direction<'_, O> {
                     match (self.from.as_plain(), self.to.as_plain()) {
                         (Some(from), Some(to)) if full >= FULL_BEFORE_SPLICE => {
                             full = 0;
-                            Box::pin(self.splice(from, to)).await?;
+                            if !Box::pin(self.splice(from, to)).await? {
+                                self.bulk().await?;
+                            }
                         }
                         _ if full >= FULL_BEFORE_BULK => {
                             full = 0;
@@ -216,8 +220,8 @@ impl<O: TunnelOwner> Direction<'_, O> {
         })
     }
 
-    /// From socket to socket, as long as much comes at a time.
-    async fn splice(&self, from: &Stream, to: &Stream) -> io::Result<()> {
+    /// From socket to socket, as long as much comes at a time. False: there is no pipe to be had.
+    async fn splice(&self, from: &Stream, to: &Stream) -> io::Result<bool> {
         from.pause_receive().await;
         while let Some(buffer) = from.try_receive() {
             self.send(SendBuf::Received(buffer)).await?;
@@ -225,10 +229,10 @@ impl<O: TunnelOwner> Direction<'_, O> {
         self.to.flush().await?;
         if !self.from.is_open() || !from.is_paused() {
             // It has ended: the ordinary way finds out how.
-            return Ok(());
+            return Ok(true);
         }
         self.ring.count_bulk();
-        let mut splice = Splice::new(self.ring, from, to);
+        let mut splice = Splice::new(self.ring, from, to).of_tunnel();
         let mut told_readable = false;
         loop {
             let mut room = to.send_room();
@@ -243,14 +247,15 @@ impl<O: TunnelOwner> Direction<'_, O> {
             };
             let (taken, mut given) = self.ring.bulk_admission().run(Source::Bulk, take_and_give).await;
             let taken = match taken? {
-                Spliced::Moved(0) | Spliced::NoPipe => return Ok(()),
+                Spliced::NoPipe => return Ok(false),
+                Spliced::Moved(0) => return Ok(true),
                 Spliced::Moved(taken) => taken,
                 // A splice stops for ever before a byte of urgent data.
-                Spliced::WouldBlock if told_readable => return Ok(()),
+                Spliced::WouldBlock if told_readable => return Ok(true),
                 Spliced::WouldBlock => {
                     splice.rest();
                     if !self.readable(from).await? {
-                        return Ok(());
+                        return Ok(true);
                     }
                     told_readable = true;
                     continue;
@@ -259,7 +264,11 @@ impl<O: TunnelOwner> Direction<'_, O> {
             self.active.set(self.ring.now());
             loop {
                 if given? == Spliced::WouldBlock {
-                    to.writable().await?;
+                    // It has to wait for the receiver, and nobody does that with a pipe that all share.
+                    self.send(splice.drain()?.into()).await?;
+                    splice.rest();
+                    self.to.flush().await?;
+                    break;
                 }
                 if splice.held() == 0 {
                     break;
@@ -268,7 +277,7 @@ impl<O: TunnelOwner> Direction<'_, O> {
             }
             self.active.set(self.ring.now());
             if (told_readable && taken < SPLICE_LEAST) || self.moves() {
-                return Ok(());
+                return Ok(true);
             }
             told_readable = false;
             // Both sides may be fast for long: the others have their turn in between.

@@ -135,6 +135,22 @@ impl TransportStream {
         self.stream.expects_bulk()
     }
 
+    /// See [`Stream::speed_up`].
+    pub fn speed_up(&self) {
+        self.stream.speed_up();
+    }
+
+    /// Waits until there is something to receive in bulk, or the end.
+    ///
+    /// # Errors
+    /// Those of `poll(2)`.
+    pub async fn readable(&self) -> io::Result<()> {
+        if self.tls.as_ref().is_some_and(|tls| tls.end().is_some()) {
+            return Ok(());
+        }
+        self.stream.readable().await
+    }
+
     /// See [`Stream::stop_polls`].
     pub async fn stop_polls(&self) {
         self.stream.stop_polls().await;

@@ -168,6 +168,7 @@ const TUNABLES: [(&str, u32); 3] = [
     // Blocks of one size that are kept for the next taker: those of a thousand requests. By default it keeps 7 and the others take
     // the slow path (measured: 7 % of a worker's user time).
     ("tcache_count", 1_024),
+    // From here on blocks of 128 KiB and more are mapped, and given back when they are freed; otherwise glibc raises that by itself.
     // Bytes that are kept at the end of the heap, and taken there at a time: by default it gives them back to the kernel and
     // takes them again with every batch of large responses (measured: as many calls as turns).
     ("trim_threshold", 4 << 20),

@@ -71,6 +71,38 @@ fn a_mebibyte_passes_each_way_at_the_same_time() {
 }
 
 #[test]
+fn a_connection_that_brought_a_large_body_carries_a_tunnel_like_any_other() {
+    let body = noise(64 << 10);
+    let answer = body.clone();
+    let backend = Backend::script(move |conn| {
+        conn.request();
+        conn.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", answer.len()));
+        conn.send(&answer);
+        // The same connection.
+        conn.head();
+        conn.send(SWITCHING);
+        conn.echo();
+    });
+    let proxy = Config::to(&backend).root("worker_count = 1").start();
+    let mut client = proxy.client();
+    client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!(client.head().status(), 200);
+    assert_same_bytes(&client.bytes(body.len()), &body, "the body");
+    client.send(UPGRADE);
+    assert_eq!(client.head().status(), 101);
+    let bulk = || proxy.ctl_json("status")["counters"]["ring.bulk"].as_u64().unwrap();
+    let before = bulk();
+    // Small messages between large ones, each answered before the next is sent.
+    for length in [16, 100 << 10, 17, 40 << 10, 1, 300 << 10, 5_000] {
+        let message = noise(length);
+        client.send(&message);
+        assert_same_bytes(&client.bytes(length), &message, "the echo");
+    }
+    // The figure is told once a second.
+    crate::harness::wait::until("the bulk mode", || bulk() > before);
+}
+
+#[test]
 fn each_direction_of_a_tunnel_ends_on_its_own() {
     let backend = Backend::script(|conn| {
         conn.head();

@@ -6,7 +6,7 @@ use io_uring::{opcode, types};
 
 use super::Core;
 use crate::ring::{
-    body_memory::{BULK_SMALL, BodyMemory},
+    body_memory::{BodyMemory, size_for},
     buffers::Role,
     message::SendBuf,
     socket::{End, Operation, Socket, Token},
@@ -102,11 +102,13 @@ impl Core {
 fn settled(rest: SendBuf, memory: &Rc<BodyMemory>) -> SendBuf {
     match &rest {
         SendBuf::Received(buffer) if buffer.is_lent() => SendBuf::from(buffer.to_vec()),
-        SendBuf::Bulk(buffer, _) if buffer.len() > BULK_SMALL && rest.len() <= BULK_SMALL => {
-            let Some(mut small) = memory.lend(BULK_SMALL) else { return rest };
+        SendBuf::Bulk(buffer, _) if size_for(rest.len()) < buffer.len() => {
+            let Some(mut small) = memory.lend(rest.len()).filter(|small| small.len() >= rest.len()) else {
+                return rest;
+            };
             let bytes = rest.bytes();
             small[..bytes.len()].copy_from_slice(bytes);
-            // Not more than BULK_SMALL.
+            // Not more than BULK_SIZE.
             let end = bytes.len() as u32;
             SendBuf::Bulk(small, 0..end)
         }
