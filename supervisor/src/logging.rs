@@ -193,7 +193,8 @@ fn write(line: &[u8], patience: Option<Timespec>) -> Put {
     // who has the pipe, and another of our processes may just have filled it. Before Linux 6.4 a pipe knows no other way.
     match rustix::io::pwritev2(&stdout, &[IoSlice::new(line)], u64::MAX, ReadWriteFlags::NOWAIT) {
         Err(Errno::AGAIN) if !takes(&stdout, AT_ONCE) => Put::Later,
-        // A file, which only says that it may take a moment.
+        // It may take a moment, and there is a thread that may wait.
+        Err(Errno::AGAIN | Errno::OPNOTSUPP) if patience == AT_ONCE && WAITING.get().is_some() => Put::Later,
         Err(Errno::AGAIN | Errno::OPNOTSUPP) => outcome(rustix::io::write(&stdout, line), line),
         put => outcome(put, line),
     }
