@@ -37,7 +37,7 @@ use crate::{
 };
 
 /// A worker that does not take its listeners for so long is given up (its start will time out).
-pub(crate) const PASS_TIMEOUT: Duration = Duration::from_secs(2);
+const PASS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A process that was started.
 pub(crate) struct Launched {
@@ -141,11 +141,28 @@ pub(crate) fn launch(
     // Our copies of its descriptors: with them open we would not see it close its own.
     drop(command);
 
-    if let Err(error) = scm::send(&descriptors, &labelled(sockets), PASS_TIMEOUT) {
-        // It has died, or will be found not ready in time: either is seen, and told, by the supervisor.
-        tracing::warn!(worker = id, "{error}");
+    let labelled = labelled(sockets);
+    match scm::send_some(&descriptors, &labelled, Duration::ZERO) {
+        Ok(sent) if sent == labelled.len() => {}
+        // It makes room when it runs.
+        Ok(sent) => send_beside(id, &descriptors, &labelled[sent..])?,
+        Err(error) => tracing::warn!(worker = id, "{error}"),
     }
     Ok(Launched { pid, handle, orders, descriptors, inheritance, adoption })
+}
+
+/// Sends copies of these on another thread. It takes no order for which others would have to be sent before it is ready.
+fn send_beside(id: u32, channel: &OwnedFd, descriptors: &[(DescriptorKind, &OwnedFd)]) -> io::Result<()> {
+    let channel = channel.try_clone()?;
+    let copies = descriptors.iter().map(|(kind, descriptor)| Ok((*kind, descriptor.try_clone()?)));
+    let copies = copies.collect::<io::Result<Vec<_>>>()?;
+    tokio::task::spawn_blocking(move || {
+        if let Err(error) = scm::send(&channel, &copies, PASS_TIMEOUT) {
+            // It has died, or will be found not ready in time: either is seen, and told, by the supervisor.
+            tracing::warn!(worker = id, "{error}");
+        }
+    });
+    Ok(())
 }
 
 /// The sockets as [`scm`] sends them.

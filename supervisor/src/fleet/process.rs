@@ -222,12 +222,12 @@ impl Process {
         self.send(Signal::SIGKILL);
     }
 
-    /// Sends descriptors, for the order that follows.
+    /// Sends descriptors, for the order that follows. Nobody waits for it: it reads them with its orders, which come one by one.
     ///
     /// # Errors
-    /// When it does not take them.
+    /// When it has no room for them.
     pub(crate) fn pass(&self, descriptors: &[(DescriptorKind, &OwnedFd)]) -> Result<(), scm::Error> {
-        scm::send(&self.descriptors, descriptors, launch::PASS_TIMEOUT)
+        scm::send(&self.descriptors, descriptors, Duration::ZERO)
     }
 
     /// A copy of the end where the connections come out that it gives away.
