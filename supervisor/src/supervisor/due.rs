@@ -33,6 +33,11 @@ impl Supervisor {
             self.watchdog = self.watchdog.map(|(period, _)| (period, now + period));
         }
         self.attend_to_certificates();
+        // None of them needs what is written for those below.
+        let is_late = |worker: &&mut Worker| {
+            worker.state() == WorkerState::Starting && worker.due().is_some_and(|due| due <= now)
+        };
+        self.workers.iter_mut().filter(is_late).for_each(Worker::on_late_start);
         let due = |worker: &Worker| self.may_attend(worker) && worker.due().is_some_and(|due| due <= now);
         let due: Vec<u32> = self.workers.iter().filter(|worker| due(worker)).map(Worker::id).collect();
         if due.is_empty() {
@@ -41,10 +46,6 @@ impl Supervisor {
         }
         let Some(provisions) = self.provisions_at_once() else { return };
         for worker in self.workers.iter_mut().filter(|worker| due.contains(&worker.id())) {
-            if worker.state() == WorkerState::Starting {
-                worker.on_late_start();
-                continue;
-            }
             let launched = match &provisions {
                 Ok(provisions) => worker.relaunch(provisions, &self.attendance),
                 Err(error) => Err(io::Error::other(error.to_string())),
