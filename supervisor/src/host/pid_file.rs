@@ -3,6 +3,7 @@
 use std::{
     ffi::OsString,
     fs, io,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process,
 };
@@ -36,7 +37,9 @@ impl PidFile {
     /// # Errors
     /// Those of the file system.
     pub(crate) fn write(path: &Path) -> io::Result<Self> {
-        store::write_unsynced(path, &[content().as_bytes()], MODE)?;
+        let file = store::write_unsynced(path, &[content().as_bytes()], MODE)?;
+        // Whatever the umask is, which is that of all threads.
+        file.set_permissions(fs::Permissions::from_mode(MODE))?;
         Ok(PidFile { path: path.to_owned(), place: Place::of(path) })
     }
 
@@ -70,7 +73,7 @@ impl Drop for PidFile {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    use std::os::unix::fs::symlink;
 
     use super::*;
 
@@ -113,8 +116,7 @@ mod tests {
         let file = PidFile::write(&path).unwrap();
         assert_eq!(fs::read_to_string(&victim).unwrap(), "as it was");
         let metadata = fs::symlink_metadata(&path).unwrap();
-        // As far as the umask of whoever tests allows.
-        assert!(metadata.is_file() && metadata.permissions().mode() & 0o777 & !MODE == 0);
+        assert!(metadata.is_file() && metadata.permissions().mode() & 0o777 == MODE);
         drop(file);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }

@@ -60,13 +60,15 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 pub(crate) struct Door {
     file: SocketFile,
     guests: watch::Sender<Vec<u32>>,
+    /// The mode of the file is not the one for them: it is tried again.
+    is_behind: bool,
 }
 
 impl Door {
     /// That of the socket with this file, and what the task that serves it looks at: the users that may use it besides root and our own.
     pub(crate) fn new(file: SocketFile, guests: Vec<u32>) -> (Door, watch::Receiver<Vec<u32>>) {
         let (guests, seen) = watch::channel(guests);
-        (Door { file, guests }, seen)
+        (Door { file, guests, is_behind: false }, seen)
     }
 
     /// Leaves the file where it is.
@@ -75,19 +77,21 @@ impl Door {
     }
 
     /// Lets these users in from now on, besides root and our own. Connections of others end.
-    fn admit(&self, guests: &[u32]) -> io::Result<()> {
-        if *self.guests.borrow() == guests {
+    fn admit(&mut self, guests: &[u32]) -> io::Result<()> {
+        if *self.guests.borrow() == guests && !self.is_behind {
             return Ok(());
         }
         self.guests.send_replace(guests.to_vec());
-        self.file.open_to(guests)
+        let opened = self.file.open_to(guests);
+        self.is_behind = opened.is_err();
+        opened
     }
 }
 
 impl Supervisor {
     /// Has the command socket answer the users in the settings.
     pub(crate) fn admit_guests(&mut self) {
-        let Some(door) = &self.door else { return };
+        let Some(door) = &mut self.door else { return };
         if let Err(error) = door.admit(&self.state.settings.command_allowed_uids) {
             tracing::warn!("who can open the command socket stays as it was: {error}");
         }
@@ -96,5 +100,26 @@ impl Supervisor {
     /// Whether whoever asks may not use the command socket any more.
     pub(crate) fn is_shut_out(&self, question: &Question) -> bool {
         question.guest.is_some_and(|uid| !self.state.settings.command_allowed_uids.contains(&uid))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_could_not_be_opened_to_guests_is_tried_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("k.sock");
+        let _listener = UnixListener::bind(&path).unwrap();
+        let (mut door, _seen) = Door::new(SocketFile::at(&path), Vec::new());
+        let away = folder.path().join("away");
+        fs::rename(&path, &away).unwrap();
+        assert!(door.admit(&[1_000]).is_err() && door.admit(&[1_000]).is_err());
+        fs::rename(&away, &path).unwrap();
+        door.admit(&[1_000]).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o666);
     }
 }
