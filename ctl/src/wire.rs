@@ -13,7 +13,7 @@ use std::io::{self, Read, Write};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::order::{Envelope, Message};
+use crate::order::{Envelope, Message, Response};
 
 /// Bytes of the length that precedes each frame.
 pub const LENGTH_SIZE: usize = 4;
@@ -111,6 +111,26 @@ pub fn encode_into<T: Serialize>(
         _ => return Err(WireError::TooLarge { size, max }),
     }
     Ok(frame)
+}
+
+/// What stands before and behind the text of a state, of `length` bytes, in the frame of a [`Response::State`]: for one who has the
+/// text, and would need memory for the frame.
+///
+/// # Errors
+///
+/// Those of [`encode`].
+pub fn around_state(id: u64, length: usize, max: usize) -> Result<[Vec<u8>; 2], WireError> {
+    let version = Response::VERSION;
+    let mut head = vec![0; LENGTH_SIZE];
+    write!(head, r#"{{"version":{version},"id":{id},"body":{{"result":"state","content":"#)
+        .map_err(WireError::Io)?;
+    let tail = b"}}".to_vec();
+    let size = head.len() - LENGTH_SIZE + length + tail.len();
+    match u32::try_from(size) {
+        Ok(length) if size <= max => head[..LENGTH_SIZE].copy_from_slice(&length.to_le_bytes()),
+        _ => return Err(WireError::TooLarge { size, max }),
+    }
+    Ok([head, tail])
 }
 
 /// Turns bytes as they come into messages.
@@ -298,12 +318,22 @@ mod tests {
     use crate::{
         limits,
         order::{Order, Report, Request},
+        state::State,
     };
 
     fn frame_of(text: &[u8]) -> Vec<u8> {
         let mut frame = u32::try_from(text.len()).unwrap().to_le_bytes().to_vec();
         frame.extend_from_slice(text);
         frame
+    }
+
+    #[test]
+    fn the_text_of_a_state_is_framed_as_the_state_is() {
+        let text = serde_json::to_vec(&State::default()).unwrap();
+        let [head, tail] = around_state(7, text.len(), limits::MAX_FRAME).unwrap();
+        let whole = Envelope::new(7, Response::State(Box::default()));
+        assert_eq!([head, text.clone(), tail].concat(), encode(&whole, limits::MAX_FRAME).unwrap());
+        assert!(matches!(around_state(7, text.len(), text.len()), Err(WireError::TooLarge { .. })));
     }
 
     #[test]

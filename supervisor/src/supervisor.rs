@@ -63,13 +63,15 @@ use crate::{
     },
     host::{init_system, pid_file::PidFile, signals::Signals},
     supervisor::{
-        door::Door, question::Question, recording::Recording, saving::Saving, text::StateText,
-        turn::Happened, watchers::Watchers,
+        answers::TellingState, door::Door, question::Question, recording::Recording, saving::Saving,
+        text::StateText, turn::Happened, watchers::Watchers,
     },
 };
 
 /// It is looked so often whether a thread still looks at the state.
 const PAUSE: Duration = Duration::from_millis(2);
+/// A change waits so long for threads that look at the state; then it goes on with a copy.
+const OTHERS_PATIENCE: Duration = Duration::from_millis(100);
 /// Events and requests that wait for the loop; who sends more waits.
 pub(crate) const QUEUE: usize = 64;
 
@@ -90,6 +92,7 @@ pub(crate) struct Supervisor {
     pub(crate) state: Arc<State>,
     pub(crate) source: Source,
     state_text: StateText,
+    telling_state: TellingState,
     pub(crate) workers: Vec<Worker>,
     signals: Signals,
     pub(crate) asked: Receiver<Question>,
@@ -141,6 +144,8 @@ pub(crate) struct Source {
     pub(crate) file: Option<PathBuf>,
     /// As the file has them.
     pub(crate) settings: Settings,
+    /// Not as many workers run as the file says, as that could not be done: the next reload tries it again.
+    pub(crate) is_unscaled: bool,
     /// Where the program lies that an upgrade runs.
     pub(crate) program: Option<PathBuf>,
 }
@@ -171,6 +176,7 @@ impl Supervisor {
             state: Arc::new(State { settings, ..State::default() }),
             source,
             state_text: StateText::default(),
+            telling_state: TellingState::default(),
             workers: Vec::new(),
             signals,
             asked,
@@ -211,15 +217,21 @@ impl Supervisor {
         self.settled = true;
     }
 
-    /// The state, to be changed: as soon as no thread looks at it any more. They only compute.
+    /// The state, to be changed: as soon as no thread looks at it any more, or a copy of it, where that takes long.
     pub(crate) async fn own_state(&mut self) -> &mut State {
-        while Arc::strong_count(&self.state) > 1 && !self.is_stopping() {
+        let late = Instant::now() + OTHERS_PATIENCE;
+        while Arc::strong_count(&self.state) > 1 && Instant::now() < late && !self.is_stopping() {
             if let Happened::Event(event) = self.turn(Some(Instant::now() + PAUSE)).await {
                 self.on_event(event);
             }
         }
+        if Arc::strong_count(&self.state) > 1 {
+            let state = Arc::clone(&self.state);
+            let copy = move || Arc::new(State::clone(&state));
+            self.state = self.serve_to_end(copy).await;
+        }
         self.state_text.forget();
-        // Should one look all the same, it goes on with a copy.
+        // Nobody else has this one.
         Arc::make_mut(&mut self.state)
     }
 

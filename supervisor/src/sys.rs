@@ -46,6 +46,11 @@ pub(crate) fn attach_filter(socket: &OwnedFd, program: &[libc::sock_filter]) -> 
     attach(socket, libc::SO_ATTACH_FILTER, program)
 }
 
+/// Takes away what [`attach_filter`] has brought, if there is anything.
+pub(crate) fn detach_filter(socket: &OwnedFd) -> io::Result<()> {
+    detach(socket, libc::SO_DETACH_FILTER)
+}
+
 /// Has a classic BPF program choose among the sockets of the group (`SO_REUSEPORT`) that `socket` is in.
 pub(crate) fn attach_reuseport_filter(socket: &OwnedFd, program: &[libc::sock_filter]) -> io::Result<()> {
     attach(socket, libc::SO_ATTACH_REUSEPORT_CBPF, program)
@@ -59,7 +64,11 @@ fn attach(socket: &OwnedFd, option: libc::c_int, program: &[libc::sock_filter]) 
 
 /// Takes away what [`attach_reuseport_filter`] has brought, if there is anything.
 pub(crate) fn detach_reuseport_filter(socket: &OwnedFd) -> io::Result<()> {
-    match set_option(socket, libc::SO_DETACH_REUSEPORT_BPF, &0) {
+    detach(socket, libc::SO_DETACH_REUSEPORT_BPF)
+}
+
+fn detach(socket: &OwnedFd, option: libc::c_int) -> io::Result<()> {
+    match set_option(socket, option, &0) {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         done => done,
     }

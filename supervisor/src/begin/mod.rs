@@ -150,7 +150,7 @@ async fn serve_instead(
     let (complaint, in_file) = instead.map(|it| (it.complaint, it.in_file)).unzip();
     // What of it is by hand is not the file's.
     let settings = in_file.flatten().unwrap_or_else(|| state.settings.clone());
-    let source = Source { file, settings, program: program::program_file() };
+    let source = Source { file, settings, is_unscaled: false, program: program::program_file() };
     crate::logging::open_for_supervisor(&state.settings.log_level);
     for warning in &warnings {
         tracing::warn!("{warning}");

@@ -9,10 +9,7 @@ use std::{
 
 use kakehi_ctl::{order::Response, state::State};
 use kakehi_engine::tls::Vault;
-use tokio::sync::{
-    mpsc::{Sender, channel},
-    oneshot,
-};
+use tokio::sync::mpsc::{Sender, channel};
 
 use super::{
     Error, exit_code, runtime,
@@ -31,7 +28,12 @@ use crate::{
         listeners::Sockets,
         signals::{self, Signals},
     },
-    supervisor::{End, QUEUE, Source, Supervisor, door::Door, question::Question, watchers},
+    supervisor::{
+        End, QUEUE, Source, Supervisor,
+        door::Door,
+        question::{AnswerTo, Question},
+        watchers,
+    },
 };
 
 /// The whole program `kakehi start --resume`: goes on where the supervisor stopped that this process was.
@@ -70,7 +72,8 @@ pub(crate) fn resume(number: RawFd, file: &Path) -> ExitCode {
 /// A supervisor that has taken the place of the one before.
 struct Running {
     supervisor: Supervisor,
-    questions: Sender<Question>,
+    /// Where whoever has asked for all that waits.
+    answer: AnswerTo,
 }
 
 /// Goes on where the supervisor stopped that left `estate`, which was this very process.
@@ -88,6 +91,7 @@ async fn take_up(estate: &Estate, file: &Path) -> Result<Running, Error> {
     let source = Source {
         file: Some(file.to_owned()),
         settings: will.settings.clone(),
+        is_unscaled: false,
         program: will.program.clone(),
     };
     let mut supervisor = Supervisor::new(will.state.settings.clone(), source, signals, asked, roster.clone())
@@ -97,8 +101,9 @@ async fn take_up(estate: &Estate, file: &Path) -> Result<Running, Error> {
     let copy = estate.command_socket.try_clone().map_err(Error::Runtime)?;
     let socket = CommandSocket::inherit(copy, command_socket, &will.state.settings.command_allowed_uids)?;
     supervisor.door = Some(socket.serve(questions.clone(), roster));
+    let answer = Running::attend_to_asker(&mut supervisor, &questions, estate);
     match take_up_workers(&mut supervisor, estate, known).await {
-        Ok(()) => Ok(Running { supervisor, questions }),
+        Ok(()) => Ok(Running { supervisor, answer }),
         Err(error) => {
             // It is the way to the program that takes this one's place.
             supervisor.door.take().into_iter().for_each(Door::leave);
@@ -179,17 +184,24 @@ async fn take_up_workers(supervisor: &mut Supervisor, estate: &Estate, known: Kn
 
 impl Running {
     /// Has whoever asked told what happens, if it watched before, and at last how it went.
-    fn attend_to_asker(&mut self, estate: &Estate) -> oneshot::Sender<Response> {
-        let (answer, answered) = oneshot::channel();
+    fn attend_to_asker(
+        supervisor: &mut Supervisor,
+        questions: &Sender<Question>,
+        estate: &Estate,
+    ) -> AnswerTo {
+        let (answer, answered) = AnswerTo::new();
         let watch = estate.will.watch.clone().and_then(|(id, topics)| {
             let (watcher, watch) = watchers::watch(id, topics, false);
-            self.supervisor.watchers.add(watcher).ok().map(|()| watch)
+            supervisor.watchers.add(watcher).ok().map(|()| watch)
         });
         let told = (watch, estate.will.knows_signs);
-        let questions = self.questions.clone();
-        if let Err(error) =
-            command::see_out(estate.client.try_clone(), estate.will.request, told, answered, questions)
-        {
+        if let Err(error) = command::see_out(
+            estate.client.try_clone(),
+            estate.will.request,
+            told,
+            answered,
+            questions.clone(),
+        ) {
             tracing::warn!("whoever asked for the upgrade cannot be told how it went: {error}");
         }
         answer
@@ -200,7 +212,6 @@ impl Running {
     /// # Errors
     /// See [`Error`].
     async fn serve(mut self, estate: Estate) -> Result<End, Error> {
-        let answer = self.attend_to_asker(&estate);
         let outcome = match &estate.will.failed {
             None => self.supervisor.upgrade(None, "the upgrade").await.map_err(|refused| {
                 format!("the supervisor runs the new program, but not every worker: {refused}")
@@ -214,8 +225,7 @@ impl Running {
             },
             Response::Outcomes,
         );
-        // That it may have left is nobody's loss.
-        let _ = answer.send(response);
+        self.answer.send(response);
         // The sockets in it are those of the workers now.
         drop(estate);
         self.supervisor.save_automatically();

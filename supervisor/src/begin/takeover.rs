@@ -20,7 +20,7 @@ use crate::{
         adoption::{self, Found, Known, Orphan, Refused, Search},
         worker::Worker,
     },
-    host::listeners::Sockets,
+    host::listeners::{self, Sockets},
     supervisor::{Supervisor, trial::TRIAL, turn::Stopped},
 };
 
@@ -121,6 +121,12 @@ impl Supervisor {
             if workers.contains_key(&id) {
                 older.push(orphan);
                 continue;
+            }
+            for (which, socket) in &orphan.sockets {
+                // The one before may have died in the midst of a change that would have closed it.
+                if let Err(error) = listeners::let_in(socket) {
+                    tracing::warn!("{} may hear nobody: {error}", which.address);
+                }
             }
             let worker = Worker::adopt(orphan, &settings, &self.attendance).map_err(Error::Runtime)?;
             tracing::info!(worker = id, pid, "goes on under this supervisor");

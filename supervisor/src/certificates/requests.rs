@@ -8,7 +8,6 @@ use kakehi_ctl::{
     state::{Certificate, CertificateFiles, Fingerprint, PackedFiles, State},
 };
 use kakehi_engine::tls::{Stored, Vault};
-use tokio::sync::oneshot;
 
 use super::{
     Error,
@@ -142,7 +141,12 @@ fn infos(vault: &Vault, which: Vec<(SocketAddr, Fingerprint, Arc<Certificate>)>)
 
 impl Keeper {
     /// Answers what is in certificates, when it has been read.
-    pub(crate) fn tell(&self, state: &State, which: Option<&str>, answer: oneshot::Sender<Response>) {
+    pub(crate) fn tell(
+        &self,
+        state: &State,
+        which: Option<&str>,
+        answer: impl FnOnce(Response) + Send + 'static,
+    ) {
         let all = state.certificates.iter().flat_map(|(address, certificates)| {
             certificates.iter().map(|(fingerprint, certificate)| (*address, *fingerprint, certificate))
         });
@@ -151,11 +155,11 @@ impl Keeper {
         });
         let asked = asked.map(|(address, fingerprint, it)| (address, fingerprint, Arc::clone(it))).collect();
         match self.vault().try_clone() {
-            // There may be very many. Whoever asked may have left; that is nobody's loss.
+            // There may be very many.
             Ok(vault) => {
-                tokio::task::spawn_blocking(move || drop(answer.send(infos(&vault, asked))));
+                tokio::task::spawn_blocking(move || answer(infos(&vault, asked)));
             }
-            Err(error) => drop(answer.send(Response::Refused { reason: error.to_string() })),
+            Err(error) => answer(Response::Refused { reason: error.to_string() }),
         }
     }
 }

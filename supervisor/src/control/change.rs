@@ -370,7 +370,9 @@ impl Supervisor {
         })?;
         // Two paths may lead to one file, which stays.
         if moves && (pid_file.is_some() || part.settings.pid_file_path.is_none()) {
-            self.pid_file = pid_file;
+            let before = std::mem::replace(&mut self.pid_file, pid_file);
+            // A disk may have it wait.
+            tokio::task::spawn_blocking(move || drop(before));
         }
         // What follows from it, such as a save that fails, is told behind it.
         if !changed.changes.is_empty() {
@@ -484,12 +486,13 @@ impl Supervisor {
             // Nobody has looked whether it contradicts other clusters.
             self.check_whole(changes).await?;
         }
-        self.lead_clients_over(part).await;
+        // From here on it holds, whoever is there to say so.
+        self.append_to_record(Arc::clone(changes), revision.clone(), whose.clone()).await;
         if self.is_stopping() {
             return Err(Refused::Stopping);
         }
-        // From here on it holds, whoever is there to say so.
-        self.append_to_record(Arc::clone(changes), revision.clone(), whose.clone()).await;
+        // Behind what waits for a disk: meanwhile nobody hears those who go.
+        self.lead_clients_over(part).await;
         if self.is_stopping() {
             return Err(Refused::Stopping);
         }

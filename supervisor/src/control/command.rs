@@ -41,7 +41,7 @@ use crate::{
     fleet::roster::Roster,
     supervisor::{
         door::{Door, SocketFile},
-        question::{Asker, Question},
+        question::{AnswerTo, Asker, Question, Reply},
         watchers::{self, Told, Watch},
     },
 };
@@ -123,7 +123,8 @@ impl CommandSocket {
         }
         let explain = |error| Error::Io { path: path.to_owned(), error };
         clear(path)?;
-        // Nobody may connect in the moment between bind and a chmod. One thread only, so no other file is affected.
+        // Nobody may connect in the moment between bind and a chmod. Files that other threads create meanwhile are for their owner only, or
+        // say themselves whom they are for.
         let before = umask(Mode::from_bits_truncate(0o177));
         let listener = UnixListener::bind(path);
         umask(before);
@@ -253,8 +254,8 @@ impl Peer {
         Peer { name: describe_peer(stream), guest, privileged, questions }
     }
 
-    fn question(&self, request: Request) -> (Question, oneshot::Receiver<Response>) {
-        let (answer, answered) = oneshot::channel();
+    fn question(&self, request: Request) -> (Question, oneshot::Receiver<Reply>) {
+        let (answer, answered) = AnswerTo::new();
         let Peer { name, guest, privileged, .. } = self.clone();
         let question =
             Question { request, peer: name, guest, privileged, answer, asker: None, watcher: None };
@@ -324,7 +325,7 @@ impl Client {
     async fn answer(
         &mut self,
         id: u64,
-        mut answered: oneshot::Receiver<Response>,
+        mut answered: oneshot::Receiver<Reply>,
         begun: Option<Watch>,
         peer: &Peer,
     ) -> bool {
@@ -357,11 +358,19 @@ impl Client {
         if !is_there {
             return false;
         }
-        if response == Response::Watching {
-            // One that it had already ends.
-            self.watch = begun;
-        }
-        matches!(timeout(IDLE_TIMEOUT, reply(&mut self.stream, id, response)).await, Ok(Ok(())))
+        let written = async {
+            match response {
+                Reply::Response(response) => {
+                    if *response == Response::Watching {
+                        // One that it had already ends.
+                        self.watch = begun;
+                    }
+                    reply(&mut self.stream, id, *response).await
+                }
+                Reply::State(text) => reply_state(&mut self.stream, id, &text).await,
+            }
+        };
+        matches!(timeout(IDLE_TIMEOUT, written).await, Ok(Ok(())))
     }
 }
 
@@ -457,7 +466,7 @@ pub(crate) fn see_out(
     connection: io::Result<OwnedFd>,
     request: u64,
     (watch, knows_signs): (Option<Watch>, bool),
-    answered: oneshot::Receiver<Response>,
+    answered: oneshot::Receiver<Reply>,
     questions: mpsc::Sender<Question>,
 ) -> io::Result<()> {
     let stream = std::os::unix::net::UnixStream::from(connection?);
@@ -492,6 +501,15 @@ async fn reply(stream: &mut UnixStream, id: u64, response: Response) -> Result<(
         false => write(),
     }?;
     Ok(stream.write_all(&frame).await?)
+}
+
+/// The same with a state whose text many may be told, none of whom gets a copy.
+async fn reply_state(stream: &mut UnixStream, id: u64, text: &[u8]) -> Result<(), WireError> {
+    let [head, tail] = wire::around_state(id, text.len(), limits::MAX_FRAME)?;
+    for part in [&head[..], text, &tail[..]] {
+        stream.write_all(part).await?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -546,7 +564,7 @@ mod tests {
         client.write_all(bytes).await.unwrap();
         tokio::spawn(async move {
             while let Some(question) = asked.recv().await {
-                let _ = question.answer.send(Response::Workers(Vec::new()));
+                question.answer.send(Response::Workers(Vec::new()));
             }
         });
         let mut decoder = Decoder::new(limits::MAX_FRAME);

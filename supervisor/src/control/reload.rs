@@ -84,18 +84,19 @@ impl Supervisor {
     }
 
     /// Number and place of the workers become what the file says, where it has changed in that; otherwise what was said by
-    /// `kakehictl` stays. What could not be done comes back as warnings.
+    /// `kakehictl` stays. What could not be done comes back as warnings, and is tried again by the next
+    /// reload.
     async fn change_placement(&mut self, before: &Settings, wanted: &Settings, by: &str) -> Vec<String> {
         let mut warnings = Vec::new();
         if before.worker_cores != wanted.worker_cores {
             self.own_state().await.settings.worker_cores.clone_from(&wanted.worker_cores);
             warnings.extend(self.pin_as_configured(by).await);
         }
-        if before.worker_count != wanted.worker_count {
+        if before.worker_count != wanted.worker_count || self.source.is_unscaled {
             let count = scale::worker_count(wanted);
-            if let Err(refused) = self.scale(count as u32, by).await {
-                warnings.push(refused.to_string());
-            }
+            let scaled = self.scale(count as u32, by).await;
+            self.source.is_unscaled = scaled.is_err();
+            warnings.extend(scaled.err().map(|refused| refused.to_string()));
         }
         warnings
     }

@@ -88,7 +88,7 @@ impl Supervisor {
                 let question = Question { request, peer, guest, privileged, asker, watcher, answer };
                 if let Some(Question { answer, .. }) = self.answer_now(question) {
                     let reason = "this program does not do that".to_owned();
-                    let _ = answer.send(Response::Refused { reason });
+                    answer.send(Response::Refused { reason });
                 }
                 return;
             }
@@ -97,7 +97,7 @@ impl Supervisor {
             self.tell(Happening::refused(&peer, reason));
         }
         // Whoever asked may have left; that is nobody's loss.
-        let _ = answer.send(response);
+        answer.send(response);
     }
 }
 

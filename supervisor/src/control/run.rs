@@ -65,7 +65,7 @@ impl Supervisor {
     fn turn_away_line(&mut self) {
         for question in self.line.drain(..) {
             let reason = "kakehi is stopping; nothing was done".to_owned();
-            let _ = question.answer.send(Response::Refused { reason });
+            question.answer.send(Response::Refused { reason });
         }
     }
 

@@ -154,15 +154,4 @@ impl Supervisor {
         }
         saved
     }
-
-    /// Waits until no save is under way, not longer than `until`.
-    async fn wait_for_saves(&mut self, until: Instant) {
-        while self.saving.running.is_some() {
-            match self.turn(Some(until)).await {
-                Happened::Event(event) => drop(self.on_event(event)),
-                Happened::Late => return,
-                Happened::Other => {}
-            }
-        }
-    }
 }

@@ -172,6 +172,12 @@ impl StateRecord {
         }
     }
 
+    /// It was not kept up to date, for this reason.
+    pub(crate) fn lapse(&mut self, error: &io::Error) {
+        self.withdraw();
+        self.fail(error);
+    }
+
     /// There is nobody any more whom it could be of use for.
     pub(crate) fn remove(&mut self) {
         self.failure = Failure::default();

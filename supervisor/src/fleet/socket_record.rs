@@ -125,6 +125,12 @@ impl SocketRecord {
         }
     }
 
+    /// It was not kept up to date, for this reason.
+    pub(crate) fn lapse(&mut self, error: &io::Error) {
+        let _ = fs::remove_file(&self.path);
+        self.fail(error);
+    }
+
     /// There is nobody any more whom it could be of use for.
     pub(crate) fn remove(&mut self) {
         self.failure = Failure::default();

@@ -265,6 +265,14 @@ pub(crate) fn turn_away(socket: &OwnedFd) -> io::Result<()> {
     )
 }
 
+/// Ends what [`turn_away`] has begun, if it has.
+///
+/// # Errors
+/// Those of `setsockopt(2)`.
+pub(crate) fn let_in(socket: &OwnedFd) -> io::Result<()> {
+    sys::detach_filter(socket)
+}
+
 /// Whether who connects to `inner` finds a socket of `outer` where there is none of `inner`.
 pub(crate) fn contains(outer: SocketAddr, inner: SocketAddr) -> bool {
     outer.port() == inner.port() && outer.is_ipv4() == inner.is_ipv4() && outer.ip().is_unspecified()
@@ -479,6 +487,21 @@ mod tests {
         let address = SocketAddr::try_from(net::getsockname(&left).unwrap()).unwrap();
         let ours = Ours::new([].into_iter(), vec![std::process::id()]);
         open(&[address], 1, Vec::new(), Beside::Ours(ours)).await.unwrap();
+    }
+
+    #[test]
+    fn one_that_turned_clients_away_hears_them_again() {
+        let socket = open_one(free_address()).unwrap();
+        let address = SocketAddr::try_from(net::getsockname(&socket).unwrap()).unwrap();
+        // Where there is no filter, too.
+        let_in(&socket).unwrap();
+        if let Err(error) = turn_away(&socket) {
+            return eprintln!("SKIPPED: this kernel lets only root attach a filter: {error}");
+        }
+        let connect = || TcpStream::connect_timeout(&address, Duration::from_millis(300));
+        assert!(connect().is_err());
+        let_in(&socket).unwrap();
+        assert!(connect().is_ok());
     }
 
     #[test]

@@ -94,6 +94,9 @@ impl Supervisor {
             self.note_placement().await;
             self.steer();
         }
+        if done.is_ok() {
+            self.source.is_unscaled = false;
+        }
         done.map(|()| outcomes)
     }
 

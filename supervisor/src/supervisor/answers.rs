@@ -2,7 +2,7 @@
 
 use std::{
     path::Path,
-    sync::Arc,
+    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 
@@ -10,7 +10,7 @@ use kakehi_ctl::{
     order::{Hello, Phase, Request, Response, Status, Topology, WATCH, WORKING, WorkerInfo},
     state::State,
 };
-use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 use crate::{
     certificates,
@@ -19,18 +19,76 @@ use crate::{
         worker::{self, Worker},
     },
     host::topology,
-    supervisor::{Supervisor, question::Question},
+    supervisor::{
+        Supervisor,
+        question::{AnswerTo, Question},
+    },
 };
 
 /// How long the load of workers is measured.
 const MEASURED: Duration = Duration::from_millis(500);
 
+/// The state is told, which may be large: its text is written on another thread, one at a time, for all who wait for it.
+#[derive(Default)]
+pub(super) struct TellingState {
+    waiting: Vec<AnswerTo>,
+    running: Option<JoinHandle<Told>>,
+    /// The last, as long as anybody is being told it.
+    told: Option<Told>,
+}
+
+/// Of which state, and the text. A state that changes is another value.
+type Told = (Weak<State>, Weak<Vec<u8>>);
+
+impl TellingState {
+    /// Waits until a text is written: [`Supervisor::tell_state`] is to be called then. For ever when there is none. May be given up at
+    /// any time without loss.
+    pub(super) async fn is_to_go_on(&mut self) {
+        let Some(running) = &mut self.running else { return std::future::pending().await };
+        // It cannot fail but by a panic, which ends the program.
+        self.told = running.await.ok();
+        self.running = None;
+    }
+}
+
 impl Supervisor {
+    /// Tells the state to those who wait for it, when nobody is being told another.
+    pub(super) fn tell_state(&mut self) {
+        let telling = &mut self.telling_state;
+        if telling.running.is_some() || telling.waiting.is_empty() {
+            return;
+        }
+        let waiting = std::mem::take(&mut telling.waiting);
+        let which = Arc::downgrade(&self.state);
+        let told = telling.told.as_ref().filter(|(of, _)| Weak::ptr_eq(of, &which));
+        if let Some(text) = told.and_then(|(_, text)| text.upgrade()) {
+            waiting.into_iter().for_each(|answer| answer.send_state(Arc::clone(&text)));
+            return;
+        }
+        let state = Arc::clone(&self.state);
+        telling.running = Some(tokio::task::spawn_blocking(move || {
+            let text = serde_json::to_vec(&*state);
+            drop(state);
+            match text.map(Arc::new) {
+                Ok(text) => {
+                    let told = (which, Arc::downgrade(&text));
+                    waiting.into_iter().for_each(|answer| answer.send_state(Arc::clone(&text)));
+                    told
+                }
+                Err(error) => {
+                    let refused = || Response::Refused { reason: error.to_string() };
+                    waiting.into_iter().for_each(|answer| answer.send(refused()));
+                    (which, Weak::new())
+                }
+            }
+        }));
+    }
+
     /// Answers what can be answered at any moment; gives back what must wait for its turn.
     pub(crate) fn answer_now(&mut self, question: Question) -> Option<Question> {
         if self.is_shut_out(&question) {
             let reason = "this user may not use the command socket any more".to_owned();
-            let _ = question.answer.send(Response::Refused { reason });
+            question.answer.send(Response::Refused { reason });
             return None;
         }
         let about_state =
@@ -49,13 +107,8 @@ impl Supervisor {
             Request::Status => Response::Status(self.status()),
             Request::Workers => Response::Workers(self.workers.iter().map(Worker::info).collect()),
             Request::State => {
-                // It may be large.
-                let state = Arc::clone(&self.state);
-                tokio::task::spawn_blocking(move || {
-                    let copy = State::clone(&state);
-                    drop(state);
-                    let _ = answer.send(Response::State(Box::new(copy)));
-                });
+                self.telling_state.waiting.push(answer);
+                self.tell_state();
                 return None;
             }
             Request::Topology => {
@@ -63,6 +116,7 @@ impl Supervisor {
                 return None;
             }
             Request::Certificates { which } => {
+                let answer = |response| answer.send(response);
                 self.certificates.tell(&self.state, which.as_deref(), answer);
                 return None;
             }
@@ -79,8 +133,7 @@ impl Supervisor {
             }
             request => return Some(Question { request, peer, guest, privileged, asker, watcher, answer }),
         };
-        // Whoever asked may have left; that is nobody's loss.
-        let _ = answer.send(response);
+        answer.send(response);
         None
     }
 
@@ -116,7 +169,7 @@ impl Supervisor {
 
     /// Tells what cores the host has, where the workers are, and how busy each is: which shows only over a while, so that
     /// the answer comes later, and nobody waits for it but who asked.
-    fn tell_topology(&self, answer: oneshot::Sender<Response>) {
+    fn tell_topology(&self, answer: AnswerTo) {
         let mut workers: Vec<WorkerInfo> = self.workers.iter().map(Worker::info).collect();
         let since = Instant::now();
         tokio::spawn(async move {
@@ -128,8 +181,7 @@ impl Supervisor {
                 worker.load_percent = now.map(|now| now.saturating_sub(before) * 100 / time_ms);
             }
             let (cores, interfaces) = topology::read(Path::new("/"));
-            // Whoever asked may have left; that is nobody's loss.
-            let _ = answer.send(Response::Topology(Topology { cores, interfaces, workers }));
+            answer.send(Response::Topology(Topology { cores, interfaces, workers }));
         });
     }
 

@@ -1,7 +1,15 @@
 //! The records of the state and of the listening sockets are written on a thread of their own, one thing after the other: whoever
 //! needs something written waits for that, and everybody else is served meanwhile.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    io,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use kakehi_ctl::{change::Change, layers::Whose, state::Revision};
 use tokio::{
@@ -22,12 +30,22 @@ use crate::{
 /// How long a stop waits for a disk until the records are removed.
 const STOP_PATIENCE: Duration = Duration::from_secs(1);
 
+/// Why there are no records when a disk stands still.
+const LATE: &str = "the disk did not take it within `worker_timeout`";
+
 struct Records {
     state: StateRecord,
     sockets: SocketRecord,
 }
 
 impl Records {
+    /// What is there does not hold any more, and is to be written anew.
+    fn lapse(&mut self) {
+        let error = io::Error::new(io::ErrorKind::TimedOut, LATE);
+        self.state.lapse(&error);
+        self.sockets.lapse(&error);
+    }
+
     fn failed(&self) -> Failed {
         let [state, sockets] = [self.state.failure(), self.sockets.failure()];
         Failed {
@@ -53,6 +71,10 @@ type Work = (Box<dyn FnOnce(&mut Records) + Send>, oneshot::Sender<()>);
 pub(crate) struct Recording {
     work: mpsc::UnboundedSender<Work>,
     failed: watch::Receiver<Failed>,
+    /// For what the thread cannot say, as a disk has it wait.
+    failing: watch::Sender<Failed>,
+    /// The records were given up, and are not removed yet.
+    is_late: Arc<AtomicBool>,
 }
 
 impl Recording {
@@ -63,15 +85,16 @@ impl Recording {
         let (state, sockets) = (StateRecord::new(command_socket), SocketRecord::new(command_socket));
         let mut records = Records { state, sockets };
         let (failing, failed) = watch::channel(Failed::default());
+        let told = failing.clone();
         tokio::task::spawn_blocking(move || {
             while let Some((work, tell)) = waiting.blocking_recv() {
                 work(&mut records);
-                failing.send_replace(records.failed());
+                told.send_replace(records.failed());
                 // At a stop nobody waits any more.
                 let _ = tell.send(());
             }
         });
-        Recording { work, failed }
+        Recording { work, failed, failing, is_late: Arc::default() }
     }
 
     /// Has something written, behind all before it; what comes back says when it is.
@@ -80,6 +103,26 @@ impl Recording {
         // The thread ends with this value only.
         let _ = self.work.send((Box::new(work), tell));
         written
+    }
+
+    /// Has the records removed as soon as the disk allows it.
+    fn give_up(&self) {
+        tracing::warn!(
+            "the records of what is running are given up, as {LATE}; until they are written anew, a supervisor that has to go on after \
+             this one may start the workers again"
+        );
+        self.is_late.store(true, Ordering::Release);
+        let is_late = Arc::clone(&self.is_late);
+        let lapse = move |records: &mut Records| {
+            records.lapse();
+            is_late.store(false, Ordering::Release);
+        };
+        drop(self.write(lapse));
+        self.failing.send_replace(Failed { reason: Some(LATE.to_owned()), retry: None });
+    }
+
+    fn is_late(&self) -> bool {
+        self.is_late.load(Ordering::Acquire)
     }
 
     /// Why a supervisor that comes after this one would not find what is running, if that is so.
@@ -97,9 +140,8 @@ impl Supervisor {
     /// Writes the whole state, whose text is `text`.
     pub(crate) async fn begin_record(&mut self, text: Arc<Vec<u8>>) {
         let (revision, in_file) = (self.state.revision.clone(), self.source.settings.clone());
-        let written = self.recording.write(move |records| records.state.begin(&text, &revision, &in_file));
         // At a stop it is removed soon.
-        let _ = self.serve_until(written).await;
+        let _ = self.record(move |records| records.state.begin(&text, &revision, &in_file)).await;
     }
 
     /// Writes which listening sockets there are, before workers get those that `come`.
@@ -109,15 +151,13 @@ impl Supervisor {
     pub(crate) async fn note_sockets(&mut self, come: &[Sockets]) -> Result<(), Stopped> {
         let sockets = self.workers.iter().map(Worker::sockets).chain(come).flatten();
         let known = KnownSockets::of(sockets.map(|(which, socket)| (*which, socket)));
-        let written = self.recording.write(move |records| records.sockets.write(known));
-        self.serve_until(written).await.map(drop)
+        self.record(move |records| records.sockets.write(known)).await
     }
 
     /// Writes how the configuration file has the settings.
     pub(crate) async fn note_file_in_record(&mut self) {
         let (revision, in_file) = (self.state.revision.clone(), self.source.settings.clone());
-        let written = self.recording.write(move |records| records.state.note_file(&revision, &in_file));
-        let _ = self.serve_until(written).await;
+        let _ = self.record(move |records| records.state.note_file(&revision, &in_file)).await;
     }
 
     /// Writes what is about to be made, before it is.
@@ -127,15 +167,13 @@ impl Supervisor {
         revision: Revision,
         whose: Whose,
     ) {
-        let written = self.recording.write(move |records| records.state.append(&changes, &revision, &whose));
-        let _ = self.serve_until(written).await;
+        let _ = self.record(move |records| records.state.append(&changes, &revision, &whose)).await;
     }
 
     /// Writes the whole again where that takes less room than the changes, or nothing is written.
     pub(super) async fn tidy_record(&mut self) {
         let state = Arc::clone(&self.state);
-        let written = self.recording.write(move |records| records.state.tidy(state));
-        let _ = self.serve_until(written).await;
+        let _ = self.record(move |records| records.state.tidy(state)).await;
     }
 
     /// Writes again what could not be written.
@@ -143,6 +181,33 @@ impl Supervisor {
         self.tidy_record().await;
         // At a stop they are removed soon.
         let _ = self.note_sockets(&[]).await;
+    }
+
+    /// Writes something, and waits for it as long as for a worker. Then the records do not hold any more: they are removed as soon as the
+    /// disk allows that, and written anew; what is to be written until then stands in the new ones.
+    ///
+    /// # Errors
+    /// When a stop has begun.
+    async fn record(&mut self, work: impl FnOnce(&mut Records) + Send + 'static) -> Result<(), Stopped> {
+        if self.is_stopping() {
+            return Err(Stopped);
+        }
+        if self.recording.is_late() {
+            return Ok(());
+        }
+        let written = self.recording.write(work);
+        let late = Instant::now() + Duration::from_millis(self.state.settings.worker_timeout_ms);
+        match self.serve_until(tokio::time::timeout_at(late, written)).await? {
+            Ok(_) => {}
+            Err(_) => self.recording.give_up(),
+        }
+        Ok(())
+    }
+
+    /// Waits until all records are written, not longer than `until`; whether they are.
+    pub(crate) async fn records_end(&mut self, until: Instant) -> bool {
+        let written = self.recording.write(|_| {});
+        self.serve_late(until, written).await.is_some()
     }
 
     /// What was written down is of no use any more: there are no workers.
@@ -153,5 +218,37 @@ impl Supervisor {
         });
         // What a disk does not take in this time stays: no worker is left that it would be believed for.
         let _ = self.serve_late(Instant::now() + STOP_PATIENCE, removed).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use kakehi_ctl::state::{Settings, State};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_record_that_a_disk_does_not_take_is_given_up_and_removed_when_it_can_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("k.sock");
+        let recording = Recording::beside(&socket);
+        let text = serde_json::to_vec(&State::default()).unwrap();
+        let begin = move |records: &mut Records| {
+            records.state.begin(&text, &Revision::default(), &Settings::default());
+        };
+        recording.write(begin).await.unwrap();
+        assert!(StateRecord::load(&socket).unwrap().is_some() && recording.failure().is_none());
+        // The disk stands still.
+        let (let_go, gate) = channel::<()>();
+        let held = recording.write(move |_| gate.recv().unwrap());
+        recording.give_up();
+        assert!(recording.is_late() && recording.failure().is_some() && recording.retry_due().is_none());
+        let_go.send(()).unwrap();
+        held.await.unwrap();
+        recording.write(|_| {}).await.unwrap();
+        assert!(StateRecord::load(&socket).unwrap().is_none(), "what is there does not hold any more");
+        assert!(!recording.is_late() && recording.failure().is_some() && recording.retry_due().is_some());
     }
 }

@@ -8,7 +8,7 @@ use tokio::{task::JoinHandle, time::Instant};
 
 use crate::{
     certificates::{count_without_files, without_keys},
-    supervisor::Supervisor,
+    supervisor::{Supervisor, turn::Happened},
     timer::sleep_until,
 };
 
@@ -134,5 +134,23 @@ impl Supervisor {
                 .map_err(|error| format!("{}: {error}", path.display()))
         };
         self.saving.running = Some(tokio::task::spawn_blocking(save));
+    }
+
+    /// Has no save begin, and waits for the one that is under way, not longer than `until`; whether it has ended.
+    pub(crate) async fn saves_end(&mut self, until: Instant) -> bool {
+        self.saving.held = true;
+        self.wait_for_saves(until).await;
+        self.saving.running.is_none()
+    }
+
+    /// Waits until no save is under way, not longer than `until`.
+    pub(crate) async fn wait_for_saves(&mut self, until: Instant) {
+        while self.saving.running.is_some() {
+            match self.turn(Some(until)).await {
+                Happened::Event(event) => drop(self.on_event(event)),
+                Happened::Late => return,
+                Happened::Other => {}
+            }
+        }
     }
 }

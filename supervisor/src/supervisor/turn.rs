@@ -57,6 +57,7 @@ impl Supervisor {
             }
             () = self.saving.is_to_go_on() => self.go_on_saving(),
             () = self.state_text.comes() => {}
+            () = self.telling_state.is_to_go_on() => self.tell_state(),
             Some(()) = self.dismissed.next() => {}
             changed = self.certificates.watching.changed() => self.changed_files.extend(changed),
             () = sleep_until(wake) => self.on_due(),

@@ -81,6 +81,9 @@ pub(crate) enum Refused {
         /// What it said.
         reason: String,
     },
+    /// Something is being written that would be cut short.
+    #[error("the disk has not taken {0} within `worker_timeout`; nothing was replaced, try again")]
+    Disk(&'static str),
     /// The kernel refused.
     #[error("{0}")]
     System(#[from] io::Error),
@@ -140,6 +143,8 @@ impl Supervisor {
         self.launches_held = true;
         let replaced = self.give_way(&program, &file, asker, by).await;
         self.launches_held = false;
+        self.saving.held = false;
+        self.go_on_saving();
         replaced
     }
 
@@ -177,6 +182,17 @@ impl Supervisor {
         }
         if let Some(worker) = self.workers.iter().find(|worker| worker.state() != WorkerState::Running) {
             return Err(Refused::NotRunning(worker.id()));
+        }
+        // Threads end with this program, whatever they are writing.
+        let late = Instant::now() + Duration::from_millis(self.state.settings.worker_timeout_ms);
+        if !self.saves_end(late).await {
+            return Err(Refused::Disk("the state that is being saved"));
+        }
+        if !self.records_end(late).await {
+            return Err(Refused::Disk("the record of what is running"));
+        }
+        if self.is_stopping() {
+            return Err(Refused::Stopping);
         }
         let mut sockets = Vec::new();
         for worker in &self.workers {
@@ -282,7 +298,7 @@ impl Supervisor {
         for question in self.line.drain(..) {
             let reason =
                 "kakehi is being replaced by another program; nothing was done, try again".to_owned();
-            let _ = question.answer.send(Response::Refused { reason });
+            question.answer.send(Response::Refused { reason });
         }
         // Their tasks write it.
         for _ in 0..TURNS_TO_ANSWER {

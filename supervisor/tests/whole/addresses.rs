@@ -3,15 +3,19 @@
 
 use std::{
     fs,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     process::Output,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
+    time::Duration,
 };
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{Backend, Client, Config, GET, Need, OK, Proxy, ask, machine, send_signal, wait};
+use crate::{
+    harness::{Backend, Client, Config, GET, Need, OK, Proxy, ask, machine, send_signal, wait},
+    hostile_worker::listens,
+};
 
 fn said(output: &Output) -> String {
     String::from_utf8_lossy(&[&output.stdout[..], &output.stderr[..]].concat()).into_owned()
@@ -158,4 +162,46 @@ fn a_file_without_listeners_is_refused_while_listeners_run_unless_that_is_wanted
     assert!(output.status.success(), "{}", said(&output));
     ask(&mut proxy.client());
     assert!(proxy.ctl(&[&load[..], &["--allow-empty"]].concat()).status.success());
+}
+
+/// The supervisor dies at different moments of a change that makes an address wider: whichever address holds then, clients are heard
+/// there.
+#[test]
+fn clients_are_heard_after_a_supervisor_was_killed_while_an_address_became_wider() {
+    if !machine::has(Need::Root) {
+        return;
+    }
+    let backend = Backend::respond(OK);
+    for moment in [0, 60, 150] {
+        let mut proxy = Config::to(&backend).root("worker_count = 2").start();
+        let (address, worker) = (proxy.address(), proxy.workers()[0]);
+        let all = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());
+        let file = proxy.folder().join("kakehi.toml");
+        let before = fs::read_to_string(&file).unwrap();
+        thread::scope(|scope| {
+            let mut reload = Some(scope.spawn(|| move_to(&proxy, all)));
+            wait::until("a socket of the new address", || {
+                if reload.as_ref().is_some_and(thread::ScopedJoinHandle::is_finished)
+                    && let Some(ended) = reload.take()
+                {
+                    panic!("it has ended: {}", said(&ended.join().unwrap()));
+                }
+                listens(worker, all).is_some()
+            });
+            // Clients are being led over.
+            wait::pace(Duration::from_millis(moment));
+            send_signal(proxy.supervisor(), Signal::SIGKILL);
+            drop(reload.map(thread::ScopedJoinHandle::join));
+        });
+        proxy.kill_supervisor();
+        // The next one does not make the change because the file says so.
+        fs::write(file, before).unwrap();
+        proxy.start_again();
+        for _ in 0..16 {
+            // The SYN of one that is not heard is sent again after a second, and after three.
+            let connected = TcpStream::connect_timeout(&address, Duration::from_millis(2_500));
+            assert!(connected.is_ok(), "after {moment} ms: {connected:?}\n{}", proxy.log());
+        }
+        ask(&mut Client::connect(address));
+    }
 }

@@ -9,8 +9,12 @@ use std::{
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{
-    Backend, Client, Config, Load, Need, OK, OPEN, Process, Proxy, SWITCHING, ask, machine, send_signal, wait,
+use crate::{
+    harness::{
+        Backend, Client, Config, Load, Need, OK, OPEN, Process, Proxy, SWITCHING, ask, machine, send_signal,
+        wait,
+    },
+    served::stop_what_comes,
 };
 
 #[track_caller]
@@ -308,4 +312,23 @@ fn the_file_says_where_workers_run_and_new_connections_follow_the_core() {
     wait::within(Duration::from_secs(10), "no connection is left", || {
         workers(&proxy).iter().all(|(connections, _)| *connections == 0).then_some(())
     });
+}
+
+#[test]
+fn a_scaling_that_failed_in_a_reload_is_tried_again_by_the_next() {
+    let backend = Backend::respond(OK);
+    let proxy = Config::to(&backend).root("worker_count = 1").start();
+    let file = proxy.folder().join("kakehi.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, text.replace("worker_count = 1", "worker_count = 2")).unwrap();
+    let present = proxy.workers();
+    thread::scope(|scope| {
+        let reload = scope.spawn(|| ctl(&proxy, &["reload"]));
+        send_signal(stop_what_comes(&proxy, &present), Signal::SIGKILL);
+        let said = reload.join().unwrap();
+        assert!(said.contains("worker 1"), "{said}");
+    });
+    assert_eq!(workers(&proxy).len(), 1, "{}", proxy.log());
+    ctl(&proxy, &["reload"]);
+    wait_for_workers(&proxy, 2);
 }

@@ -266,7 +266,7 @@ fn succeeded(output: &Output) {
 }
 
 /// Stops the process that comes beside `present`, before it is ready.
-fn stop_what_comes(proxy: &Proxy, present: &[Process]) -> Process {
+pub(crate) fn stop_what_comes(proxy: &Proxy, present: &[Process]) -> Process {
     let comes = wait::within(wait::SOON, "a new process", || {
         // Not before it has become the worker: until then its parent waits for it.
         let is_worker = |process: &Process| {
@@ -413,10 +413,14 @@ struct SlowDisk(Child);
 impl SlowDisk {
     /// Of `calls`, those that are about `path`, if there is one.
     fn under(process: Process, calls: &str, path: Option<&Path>) -> SlowDisk {
+        SlowDisk::held_up(process, calls, path, HELD_UP)
+    }
+
+    fn held_up(process: Process, calls: &str, path: Option<&Path>, time: Duration) -> SlowDisk {
         let mut strace = Command::new("strace")
             .args(["-f", "-p", &process.0.to_string(), "-o", "/dev/null"])
             .args(["-e", &format!("trace={calls}")])
-            .args(["-e", &format!("inject={calls}:delay_enter={}", HELD_UP.as_micros())])
+            .args(["-e", &format!("inject={calls}:delay_enter={}", time.as_micros())])
             .args(path.map(|path| ["-P".as_ref(), path.as_os_str()]).into_iter().flatten())
             .stderr(Stdio::piped())
             .spawn()
@@ -461,6 +465,35 @@ fn everybody_is_served_within_100_ms_while_a_disk_stands_still_also_at_the_last_
     assert!(took > HELD_UP, "the disk was not slow: {took:?}");
     assert!(fs::read_to_string(saved).unwrap().contains("more"));
     measured.prompt(50);
+}
+
+#[test]
+fn a_change_waits_for_its_record_no_longer_than_for_a_worker_and_the_record_comes_later() {
+    if !machine::has(Need::Root) || !machine::has(Need::Program("strace")) {
+        return;
+    }
+    let mut scene = Scene::new(&["worker_timeout = 1"]);
+    let (disk, measured) = scene.measure(|proxy| {
+        let record = proxy.folder().join("kakehi.sock.state");
+        let disk = SlowDisk::held_up(proxy.supervisor(), "write", Some(&record), 4 * HELD_UP);
+        let asked = Instant::now();
+        for id in ["one", "two"] {
+            succeeded(&proxy.ctl(&["backend", "add", "all", "127.0.0.1:9", "--id", id, "--backup"]));
+        }
+        let took = asked.elapsed();
+        assert!(took > Duration::from_secs(1), "the disk was not slow: {took:?}");
+        assert!(took < 3 * HELD_UP, "{took:?}");
+        let failed = proxy.ctl_json("status")["record_failed"].to_string();
+        assert!(failed.contains("within `worker_timeout`"), "{failed}");
+        disk
+    });
+    measured.prompt(50);
+    drop(disk);
+    wait::until("the record", || scene.proxy.ctl_json("status")["record_failed"].is_null());
+    scene.proxy.kill_supervisor();
+    scene.proxy.start_again();
+    let backends = scene.proxy.ctl_json("state")["clusters"]["all"]["backends"].to_string();
+    assert!(backends.contains("one") && backends.contains("two"), "{backends}");
 }
 
 #[test]

@@ -3,13 +3,14 @@
 
 use std::{
     fs::{self, File},
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Read as _},
     net::TcpStream,
     os::unix::{
         fs::PermissionsExt as _,
         net::{UnixDatagram, UnixStream},
     },
     process::Output,
+    sync::atomic::{AtomicBool, Ordering},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -528,4 +529,54 @@ fn a_client_that_knows_signs_of_life_gets_them_until_its_answer_and_others_do_no
     let signs = |answers: Vec<Response>| answers.iter().filter(|it| **it == Response::Working).count();
     assert!(matches!(signs(with.join().unwrap()), 1..=8));
     assert_eq!(signs(without.join().unwrap()), 0);
+}
+
+#[test]
+fn a_change_is_made_while_many_ask_for_a_large_state_again_and_again() {
+    let backend = Backend::respond(OK);
+    let mut config = Config::to(&backend).root("worker_count = 1");
+    for number in 0..2_000 {
+        config = config.backend_with(&format!("cluster-{number}"), &backend, "weight = 3");
+    }
+    let proxy = config.start();
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let askers: Vec<_> = (0..6)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut stream = UnixStream::connect(proxy.socket()).unwrap();
+                    let mut bytes = vec![0; 1 << 16];
+                    let mut answers = 0;
+                    while !over.load(Ordering::Relaxed) {
+                        let question = Envelope::new(1, Request::State);
+                        wire::write_message(&mut stream, &question, limits::MAX_REQUEST_FRAME).unwrap();
+                        // It is not read for its meaning: that takes longer than to write it.
+                        let mut length = [0; 4];
+                        stream.read_exact(&mut length).unwrap();
+                        let mut left = u32::from_le_bytes(length) as usize;
+                        while left > 0 {
+                            let most = left.min(bytes.len());
+                            left -= stream.read(&mut bytes[..most]).unwrap();
+                        }
+                        answers += 1;
+                    }
+                    answers
+                })
+            })
+            .collect();
+        for number in 0..5 {
+            let asked = Instant::now();
+            let id = format!("more-{number}");
+            let output = proxy.ctl(&["backend", "add", "cluster-7", "127.0.0.1:9", "--id", &id]);
+            assert!(output.status.success(), "{}", said(&output));
+            assert!(asked.elapsed() < 4 * PROMPT, "a change took {:?}", asked.elapsed());
+            // Who asks now is told of it.
+            let state = proxy.ctl_json("state")["clusters"]["cluster-7"].to_string();
+            assert!(state.contains(&id), "{state}");
+        }
+        over.store(true, Ordering::Relaxed);
+        for asker in askers {
+            assert!(asker.join().unwrap() > 5, "too few answers");
+        }
+    });
 }
