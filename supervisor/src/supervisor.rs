@@ -257,3 +257,21 @@ impl Supervisor {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_thread_that_looks_at_the_state_for_ever_holds_no_change_up() {
+        let (_questions, asked) = channel(QUEUE);
+        let source = Source { file: None, settings: Settings::default(), is_unscaled: false, program: None };
+        let signals = Signals::new().unwrap();
+        let mut supervisor =
+            Supervisor::new(Settings::default(), source, signals, asked, Roster::default()).unwrap();
+        let seen = Arc::clone(&supervisor.state);
+        let change = async { supervisor.own_state().await.settings.worker_count = Some(7) };
+        assert!(tokio::time::timeout(Duration::from_secs(5), change).await.is_ok());
+        assert_eq!((seen.settings.worker_count, supervisor.state.settings.worker_count), (None, Some(7)));
+    }
+}
