@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::{net::UnixStream, sync::watch, time::Instant};
 
 use super::strangers::{Strangers, describe_peer};
-use crate::fleet::roster::Roster;
+use crate::fleet::{process::is_alive, roster::Roster};
 
 /// Pause between two lines of the log that say the same of a worker.
 const ALARM_PAUSE: Duration = Duration::from_secs(1);
@@ -38,6 +38,15 @@ impl Admission {
                 );
             }
             return Some("workers may not use the command socket".to_owned());
+        }
+        // 0: of another namespace, where workers are not. Whoever waits for an answer is there. Of one that is not, nobody can tell any
+        // more whether it was a worker.
+        if pid.is_some_and(|pid| pid > 0 && !is_alive(pid)) {
+            tracing::debug!(
+                "{} had ended before its connection was accepted: refused",
+                describe_peer(stream)
+            );
+            return Some("a process that has ended may not use the command socket".to_owned());
         }
         if !may_use(stream, &self.guests) {
             self.strangers.note(&describe_peer(stream));

@@ -18,6 +18,10 @@ use kakehi_ctl::{
 };
 use kakehi_engine::{observe::Counters, worker::DescriptorKind};
 use nix::sys::signal::Signal;
+use rustix::{
+    io::Errno,
+    process::{Pid, test_kill_process},
+};
 use tokio::{
     sync::mpsc::{Sender, channel},
     time::Instant,
@@ -274,6 +278,20 @@ pub(crate) fn parent_of(pid: u32) -> Option<u32> {
     stat_fields(&stat)?.nth(1)?.parse().ok().filter(|parent| *parent > 0)
 }
 
+/// Whether there is a process of this number that has not ended. One of another user may not be shown to us; it is there all the same.
+pub(crate) fn is_alive(pid: u32) -> bool {
+    match fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => {
+            let state = stat_fields(&stat).and_then(|mut fields| fields.next());
+            state.is_some_and(|state| !matches!(state, "Z" | "X"))
+        }
+        Err(_) => {
+            let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+            pid.is_some_and(|pid| test_kill_process(pid) == Err(Errno::PERM))
+        }
+    }
+}
+
 /// What `/proc/PID/stat` says, from field 3 on; the name in field 2 may have spaces and parentheses itself.
 pub(crate) fn stat_fields(stat: &str) -> Option<SplitWhitespace<'_>> {
     Some(stat.rsplit_once(')')?.1.split_whitespace())
@@ -295,6 +313,21 @@ mod tests {
         assert_eq!(cpu_ticks(stat), Some((12, 34)));
         assert_eq!(cpu_ticks("7 (a"), None);
         assert!(cpu_time_ms(std::process::id()).is_some());
+    }
+
+    #[test]
+    fn a_process_that_has_ended_lives_no_more_whether_it_was_waited_for_or_not() {
+        let mut child =
+            std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        assert!(is_alive(child.id()) && is_alive(std::process::id()) && is_alive(1));
+        drop(child.stdin.take());
+        let deadline = std::time::Instant::now() + Duration::from_secs(5);
+        while is_alive(child.id()) {
+            assert!(std::time::Instant::now() < deadline, "it has ended, and nobody has waited for it");
+            std::thread::yield_now();
+        }
+        child.wait().unwrap();
+        assert!(!is_alive(child.id()) && !is_alive(u32::MAX));
     }
 
     #[test]

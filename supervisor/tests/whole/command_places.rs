@@ -6,7 +6,7 @@ use std::{
     io::{Read as _, Write as _},
     os::unix::{fs::PermissionsExt as _, net::UnixStream},
     path::{Path, PathBuf},
-    process::Output,
+    process::{Output, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -21,7 +21,9 @@ use kakehi_ctl::{
     wire,
 };
 
-use crate::harness::{Backend, Config, Need, OK, Proxy, kakehictl, machine, user, wait};
+use nix::sys::signal::Signal;
+
+use crate::harness::{Backend, Config, Need, OK, Proxy, kakehictl, machine, send_signal, user, wait};
 
 /// More than there are places.
 const MANY: usize = 200;
@@ -197,4 +199,29 @@ fn the_operations_of_a_guest_wait_behind_those_of_root() {
         wire::read_message::<Response>(stream, &mut decoder).ok()
     });
     assert!(answered.count() < 45, "there was nothing to wait for");
+}
+
+#[test]
+fn what_has_ended_before_its_connection_is_accepted_is_not_listened_to() {
+    let backend = Backend::respond(OK);
+    kakehictl();
+    let proxy = Config::to(&backend).start();
+    let supervisor = proxy.supervisor();
+    send_signal(supervisor, Signal::SIGSTOP);
+    let verb = ["backend", "add", "all", "127.0.0.1:9", "--backup", "--id", "of-the-dead"];
+    let mut asks =
+        kakehictl().arg("-s").arg(proxy.socket()).args(verb).stderr(Stdio::null()).spawn().unwrap();
+    wait::until("its connection in the queue, and that it waits", || {
+        let sockets = fs::read_to_string("/proc/net/unix").unwrap();
+        let socket = proxy.socket().display().to_string();
+        let stat = fs::read_to_string(format!("/proc/{}/stat", asks.id())).unwrap();
+        sockets.lines().filter(|line| line.ends_with(&socket)).count() >= 2 && stat.contains(") S ")
+    });
+    asks.kill().unwrap();
+    asks.wait().unwrap();
+    send_signal(supervisor, Signal::SIGCONT);
+    assert!(proxy.ctl(&["status"]).status.success());
+    assert!(!proxy.ctl_json("state")["clusters"]["all"].to_string().contains("of-the-dead"));
+    // Beside it, whoever waits for the answer gets it.
+    root_is_served(&proxy, 0);
 }
