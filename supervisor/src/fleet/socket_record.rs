@@ -108,7 +108,7 @@ impl SocketRecord {
                 let text = serde_json::to_vec(&known.0)?;
                 if let Err(error) = store::write_unsynced(&self.path, &[&text], store::MODE) {
                     // What a supervisor before has left may say the same.
-                    if fs::read(&self.path).ok() != Some(text) {
+                    if !own_file::holds(&self.path, &text) {
                         let _ = fs::remove_file(&self.path);
                     }
                     return Err(error);

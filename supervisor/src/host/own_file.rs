@@ -2,7 +2,7 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io,
+    io::{self, Read as _},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
@@ -61,6 +61,13 @@ pub(crate) fn about(path: &Path, error: impl std::fmt::Display) -> io::Error {
     io::Error::other(format!("its record {} cannot be believed: {error}", path.display()))
 }
 
+/// Whether there is such a file with this content, and nothing else in it. Whatever lies there, no more than that is read.
+pub(crate) fn holds(path: &Path, content: &[u8]) -> bool {
+    let Ok(Some(file)) = open(path) else { return false };
+    let mut there = Vec::new();
+    file.take(content.len() as u64 + 1).read_to_end(&mut there).is_ok() && there == content
+}
+
 /// Opens a file that only its owner can have written, which is us; `None` where there is none.
 ///
 /// # Errors
@@ -77,5 +84,33 @@ pub(crate) fn open(path: &Path) -> io::Result<Option<File>> {
     match status.is_file() && is_own {
         true => Ok(Some(file)),
         false => Err(about(path, "it is not a file that only this user can write")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use rustix::fs::{CWD, Mode, mkfifoat};
+
+    use super::*;
+
+    #[test]
+    fn whatever_lies_there_is_compared_without_waiting_for_it_or_reading_more_than_that() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a-file");
+        assert!(!holds(&path, b"as it is"));
+        fs::write(&path, "as it is").unwrap();
+        assert!(!holds(&path, b"as it is"), "others may have written it");
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+        assert!(holds(&path, b"as it is"));
+        assert!(!holds(&path, b"as it") && !holds(&path, b"as it is not"));
+        // Of which nobody has the memory.
+        File::options().write(true).open(&path).unwrap().set_len(1 << 42).unwrap();
+        assert!(!holds(&path, b"as it is"));
+        fs::remove_file(&path).unwrap();
+        mkfifoat(CWD, &path, Mode::from_bits_truncate(0o600)).unwrap();
+        assert!(!holds(&path, b"as it is"), "a FIFO that nobody writes to");
     }
 }

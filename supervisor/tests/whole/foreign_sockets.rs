@@ -252,7 +252,7 @@ fn what_lies_where_a_record_would_is_neither_read_nor_written_through() {
         symlink(&victim, path).unwrap();
         Vec::new()
     };
-    for name in ["kakehi.sock.state", "kakehi.sock.w0.0.record"] {
+    for name in ["kakehi.sock.state", "kakehi.sock.sockets", "kakehi.sock.w0.0.record"] {
         for (what, put) in [("a FIFO", fifo as Put), ("a link", victim_of), ("a file", regular)] {
             let (folder, place, _kept, _backend, mut proxy) = start_beside(name, put);
             let about = fs::symlink_metadata(&place).unwrap();
