@@ -134,6 +134,8 @@ pub const MAX_FRAME: usize = 64 << 20;
 pub const MAX_REQUEST_FRAME: usize = 64 << 20;
 /// Largest frame of any other request.
 pub const MAX_SMALL_REQUEST_FRAME: usize = 1 << 20;
+/// Largest report of a worker (bytes). Not a key: what it says of itself is small.
+pub const MAX_REPORT_FRAME: usize = 1 << 20;
 /// While what a client has asked for takes time, it gets a sign of life so often (ms).
 pub const WORKING_INTERVAL_MS: u64 = 1_000;
 /// A client that gets no sign of life for so long gives up (ms).

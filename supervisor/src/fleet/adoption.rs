@@ -48,6 +48,7 @@ use crate::{
         handle::Handle,
         launch::Launched,
         record::{self, ProcessRecord},
+        reports,
         roster::{Entry, Roster},
         socket_record::KnownSockets,
     },
@@ -528,10 +529,10 @@ fn receive(path: &Path, (orders, descriptors, inheritance): Channels, known: &Kn
 
 /// The next report; `None` at the end of the channel. Every report answers an order, so none follows on its heels.
 fn answer(orders: &UnixStream) -> io::Result<Option<Report>> {
-    let mut decoder = Decoder::new(limits::MAX_FRAME);
+    let mut decoder = Decoder::new(limits::MAX_REPORT_FRAME);
     let mut orders = Patient::new(orders, ANSWER_TIMEOUT);
     let report = wire::read_message(&mut orders, &mut decoder).map_err(io::Error::other)?;
-    Ok(report.map(|envelope: Envelope<Report>| envelope.body))
+    Ok(report.map(|envelope: Envelope<Report>| reports::bounded(envelope.body)))
 }
 
 #[cfg(test)]

@@ -8,10 +8,10 @@ use std::{os::unix::net::UnixStream as StdUnixStream, process::ExitStatus, sync:
 use kakehi_ctl::{
     limits,
     order::{Envelope, Order, Report},
-    wire::{self, Decoder, WireError},
+    wire::{self, WireError},
 };
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::AsyncWriteExt as _,
     net::UnixStream,
     sync::{
         mpsc::{Receiver, Sender},
@@ -25,6 +25,7 @@ use crate::{
         adoption::AdoptionFile,
         handle::Handle,
         liveness::{self, Look, Pulse},
+        reports::Reports,
         roster::{Entry, Roster},
     },
     timer::sleep_until,
@@ -189,42 +190,6 @@ pub(crate) async fn write_orders(orders: StdUnixStream, mut frames: Receiver<Vec
         // Whose channel is closed has ended, or will be found not to answer.
         if orders.write_all(&frame).await.is_err() {
             return;
-        }
-    }
-}
-
-/// The reports that come over an order channel.
-struct Reports {
-    stream: UnixStream,
-    decoder: Decoder,
-}
-
-impl Reports {
-    fn new(orders: StdUnixStream) -> std::io::Result<Self> {
-        Ok(Reports { stream: UnixStream::from_std(orders)?, decoder: Decoder::new(limits::MAX_FRAME) })
-    }
-
-    /// The next one; `None` when the worker has closed the channel. May be given up at any time without loss.
-    async fn next(&mut self) -> Result<Option<Envelope<Report>>, WireError> {
-        let mut bytes = [0; 4096];
-        loop {
-            match self.decoder.next::<Report>() {
-                Ok(Some(envelope)) => return Ok(Some(envelope)),
-                // Of another program. Whoever waits for it does not wait in vain.
-                Err(WireError::Unknown { id, reason }) => {
-                    let reason = format!("what it says is not understood: {reason}");
-                    return Ok(Some(Envelope::new(id, Report::Refused { reason })));
-                }
-                Ok(None) => {}
-                Err(error) => return Err(error),
-            }
-            match self.stream.read(&mut bytes).await {
-                Ok(0) => return self.decoder.finish().map(|()| None),
-                Ok(length) => self.decoder.extend(&bytes[..length]),
-                // A worker that died with unread orders.
-                Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return Ok(None),
-                Err(error) => return Err(error.into()),
-            }
         }
     }
 }

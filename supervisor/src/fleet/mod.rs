@@ -7,6 +7,7 @@
 //! | [`process`], [`handle`] | one process: orders to it, its pidfd |
 //! | [`launch`] | fork and exec, with descriptors in known places |
 //! | [`attend`], [`liveness`] | the task beside a process: reports, pings, its end; where it stands if it does not answer |
+//! | [`reports`] | what they report, cut to what may be kept |
 //! | [`adoption`] | processes that another supervisor left |
 //! | [`record`], [`socket_record`] | what it wrote down of them, and of their listening sockets |
 //! | [`dismissed`] | those of them that are no workers of this one, until they have ended |
@@ -24,6 +25,7 @@ pub(crate) mod liveness;
 pub(crate) mod load;
 pub(crate) mod process;
 pub(crate) mod record;
+mod reports;
 pub(crate) mod roster;
 pub(crate) mod socket_record;
 pub(crate) mod worker;

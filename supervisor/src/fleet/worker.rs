@@ -42,6 +42,9 @@ use crate::{
 /// The number of the orders to stop and to hand over, whose answer is the end of the process.
 const STOP: u64 = 0;
 
+/// Pause between two lines of the log about orders that a worker refused and that nobody waits for.
+const COMPLAINT_PAUSE: Duration = Duration::from_secs(1);
+
 /// One place in the row of workers.
 pub(crate) struct Worker {
     id: u32,
@@ -68,6 +71,8 @@ pub(crate) struct Worker {
     retired: bool,
     /// When something is due: a process must be ready, or be replaced.
     due: Option<Instant>,
+    /// When the log was last told of an order that it refused and that nobody waits for.
+    complained: Option<Instant>,
 }
 
 /// What an event means to the supervisor.
@@ -123,6 +128,7 @@ impl Worker {
             backoff: Backoff::default(),
             retired: false,
             due: None,
+            complained: None,
         })
     }
 
@@ -430,6 +436,15 @@ impl Worker {
     pub(crate) fn give_up(&mut self, reason: String) -> Outcome {
         self.signal(Signal::SIGTERM);
         self.on_failure(reason)
+    }
+
+    /// Whether the log is told of an order that it refuses though nobody waits for the answer: the log is not its own to fill.
+    pub(crate) fn may_complain(&mut self) -> bool {
+        let may = self.complained.is_none_or(|at| at.elapsed() >= COMPLAINT_PAUSE);
+        if may {
+            self.complained = Some(Instant::now());
+        }
+        may
     }
 
     /// Whether a process is about to take the place of the present one.

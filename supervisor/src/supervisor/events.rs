@@ -29,7 +29,9 @@ impl Supervisor {
                 self.tell(Happening::WorkerReplaced { worker: id, pid });
             }
             Outcome::Answered { refused: Some(reason), .. } => {
-                tracing::warn!(worker = id, "refused an order: {reason}");
+                if self.worker(id).is_some_and(Worker::may_complain) {
+                    tracing::warn!(worker = id, "refused an order: {reason}");
+                }
             }
             Outcome::Died(death) => self.on_death(id, death),
             // An upgrade that was given up, or the end of one that an operation waits for.

@@ -94,7 +94,9 @@ impl Worker {
                 self.leaving[place].process.drained = Some(drained);
             }
             What::Reported(_, Report::Refused { reason }) => {
-                tracing::warn!(worker = self.id, "refused to hand over: {reason}");
+                if self.may_complain() {
+                    tracing::warn!(worker = self.id, "refused to hand over: {reason}");
+                }
                 self.leaving[place].process.send(Signal::SIGTERM);
             }
             What::Mute(position) => {
