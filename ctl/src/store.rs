@@ -6,6 +6,7 @@ use std::{
     io::{self, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use serde::{Deserialize, Serialize};
@@ -126,10 +127,17 @@ fn put(
     Ok(file)
 }
 
-/// In the same folder, so that it can be renamed; each process has its own.
+/// The number of the next file that this process writes.
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
+/// In the same folder, so that it can be renamed; each write has its own.
 fn beside(path: &Path) -> PathBuf {
+    numbered_beside(path, NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+fn numbered_beside(path: &Path, number: u64) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{}.new", std::process::id()));
+    name.push(format!(".{}-{number}.new", std::process::id()));
     name.into()
 }
 
@@ -140,7 +148,9 @@ pub fn clear_leftovers(folder: &Path, is_of_ours: impl Fn(&[u8]) -> bool) {
         let name = entry.file_name();
         let writer = name.as_encoded_bytes().strip_suffix(b".new").and_then(|rest| {
             let dot = rest.iter().rposition(|byte| *byte == b'.')?;
-            let pid = std::str::from_utf8(&rest[dot + 1..]).ok()?.parse::<u32>().ok()?;
+            // An earlier program had no number behind it.
+            let writer = std::str::from_utf8(&rest[dot + 1..]).ok()?;
+            let pid = writer.split_once('-').map_or(writer, |(pid, _)| pid).parse::<u32>().ok()?;
             is_of_ours(&rest[..dot]).then_some(pid)
         });
         let is_gone = |pid| matches!(fs::exists(format!("/proc/{pid}")), Ok(false));
@@ -225,13 +235,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (path, victim) = (folder.path().join("state"), folder.path().join("victim"));
         fs::write(&victim, "as it was").unwrap();
-        std::os::unix::fs::symlink(&victim, beside(&path)).unwrap();
+        // Other tests may write meanwhile.
+        let next = || (0..100).map(|ahead| numbered_beside(&path, NEXT.load(Ordering::Relaxed) + ahead));
+        next().for_each(|it| std::os::unix::fs::symlink(&victim, it).unwrap());
         save(&path, &State::default()).unwrap();
         assert_eq!(fs::read_to_string(&victim).unwrap(), "as it was");
         // Somebody holds a file open that everybody can write to.
-        let left = File::create(beside(&path)).unwrap();
+        let left: Vec<_> = next().map(|it| (fs::remove_file(&it), File::create(it).unwrap()).1).collect();
         save(&path, &State::default()).unwrap();
-        assert_eq!(left.metadata().unwrap().len(), 0);
+        assert!(left.iter().all(|left| left.metadata().unwrap().len() == 0));
         assert!(fs::symlink_metadata(&path).unwrap().is_file());
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
@@ -242,9 +254,10 @@ mod tests {
         // No process has such a number.
         let gone = i32::MAX;
         let own = std::process::id();
-        let left = format!("state.{gone}.new");
+        let left = [format!("state.{gone}.new"), format!("state.{gone}-7.new")];
         let others = [
             format!("state.{own}.new"),
+            format!("state.{own}-7.new"),
             format!("other.{gone}.new"),
             format!("my-state.{gone}.new"),
             format!("state.{gone}"),
@@ -252,9 +265,9 @@ mod tests {
             "state..new".to_owned(),
             "state".to_owned(),
         ];
-        others.iter().chain([&left]).for_each(|name| fs::write(folder.path().join(name), "").unwrap());
+        others.iter().chain(&left).for_each(|name| fs::write(folder.path().join(name), "").unwrap());
         clear_leftovers(folder.path(), |name| name == b"state");
-        assert!(!folder.path().join(left).exists());
+        assert!(!left.iter().any(|name| folder.path().join(name).exists()));
         assert!(others.iter().all(|name| folder.path().join(name).exists()));
         clear_leftovers(&folder.path().join("missing"), |_| true);
     }
