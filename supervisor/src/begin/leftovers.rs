@@ -6,7 +6,7 @@ use kakehi_ctl::{state::Settings, store};
 
 use crate::{
     estate::record::StateRecord,
-    fleet::{adoption, socket_record},
+    fleet::{adoption_file, socket_record},
 };
 
 /// Removes what is left of files that are written whole or not at all: the saved state, the pid file, records.
@@ -14,7 +14,7 @@ pub(super) fn clear(settings: &Settings) {
     let socket = &settings.command_socket;
     let (record, sockets) = (StateRecord::path(socket), socket_record::path(socket));
     store::clear_leftovers(folder_of(socket), |name| {
-        is_name_of(&record, name) || is_name_of(&sockets, name) || adoption::is_record(socket, name)
+        is_name_of(&record, name) || is_name_of(&sockets, name) || adoption_file::is_record(socket, name)
     });
     for path in [&settings.saved_state, &settings.pid_file_path].into_iter().flatten() {
         store::clear_leftovers(folder_of(path), |name| is_name_of(path, name));

@@ -38,7 +38,7 @@ use crate::{
     control::command::CommandSocket,
     estate::record::{Recorded, StateRecord},
     fleet::{
-        adoption::{self, Found, Known},
+        adoption::{self, Found, Known, Refused},
         roster::Roster,
     },
     host::{init_system, resources, signals::Signals},
@@ -209,10 +209,15 @@ async fn serve_instead(
         supervisor.unlike_state.extend(supervisor.workers.iter().map(|it| it.id()).collect::<Vec<_>>());
     }
     supervisor.complete(count, BTreeMap::new(), init_system::activated(), !refused.is_empty()).await?;
+    // Those that live and were not taken over may be by the next start, if this one fails.
+    let before = match !taken_over && refused.iter().any(Refused::lives) {
+        true => supervisor.read_before().await.ok(),
+        false => None,
+    };
     let started = supervisor.start().await;
     if !taken_over && started.is_err() {
-        // No worker is left.
-        supervisor.remove_records().await;
+        // No worker of this one is left.
+        supervisor.replace_records(before).await;
     }
     match started {
         Err(failed @ Error::FirstStart { .. }) => {

@@ -98,6 +98,9 @@ async fn take_up(estate: &Estate, file: &Path) -> Result<Running, Error> {
         .map_err(Error::Runtime)?;
     // Before anybody is let in: it says who is a worker.
     let known = known(estate, &roster)?;
+    for ending in &will.ending {
+        supervisor.dismissed.go_on(ending.clone(), &roster);
+    }
     let copy = estate.command_socket.try_clone().map_err(Error::Runtime)?;
     let socket = CommandSocket::inherit(copy, command_socket, &will.state.settings.command_allowed_uids)?;
     supervisor.door = Some(socket.serve(questions.clone(), roster));
@@ -121,7 +124,17 @@ fn known(estate: &Estate, roster: &Roster) -> Result<Known, Error> {
         // It did not say which they are: for the time being, all that this process has started.
         None => (Trust::Children, vec![roster.enter(std::process::id())]),
     };
-    Ok(Known { trust, sockets: Some(sockets), roster: roster.clone(), _entered: entered })
+    let records = estate.will.records.iter().map(|(name, record)| (name.into(), record.clone()));
+    let ending =
+        estate.will.ending.iter().filter_map(|it| Some(it.adoption.as_ref()?.file_name()?.to_owned()));
+    Ok(Known {
+        trust,
+        sockets: Some(sockets),
+        roster: roster.clone(),
+        records: records.collect(),
+        ending: ending.collect(),
+        _entered: entered,
+    })
 }
 
 /// Takes the workers over, and starts what is missing of them.

@@ -23,7 +23,10 @@ use kakehi_ctl::{
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
-use crate::host::{init_system, signals};
+use crate::{
+    fleet::{dismissed::Ending, record::ProcessRecord},
+    host::{init_system, signals},
+};
 
 /// What a supervisor leaves to the one that takes its place: descriptors, and what only it knows.
 pub(crate) struct Estate {
@@ -57,6 +60,13 @@ pub(crate) struct Will {
     /// The processes of workers, of each of which there is a record. A program from before there were any does not say it.
     #[serde(default)]
     pub(crate) processes: Option<Vec<u32>>,
+    /// What is known of each of them, by the name of its adoption socket: there may be no room for a file. An earlier program does not
+    /// say it.
+    #[serde(default)]
+    pub(crate) records: Vec<(String, ProcessRecord)>,
+    /// Processes that are no workers any more, and were told to end. An earlier program does not say it.
+    #[serde(default)]
+    pub(crate) ending: Vec<Ending>,
     /// Whoever asked knows signs of life.
     #[serde(default)]
     pub(crate) knows_signs: bool,

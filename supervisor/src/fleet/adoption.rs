@@ -14,13 +14,10 @@ use std::{
     fs, io,
     os::{
         fd::OwnedFd,
-        unix::{fs::MetadataExt as _, net::UnixStream},
+        unix::{ffi::OsStringExt as _, fs::MetadataExt as _, net::UnixStream},
     },
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
@@ -35,24 +32,23 @@ use kakehi_engine::{
 };
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::{
-    fs::Mode,
     io::Errno,
-    net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
-    process::umask,
+    net::{self, SocketAddrUnix},
 };
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 
 use crate::{
     fleet::{
+        adoption_file::{AdoptionFile, is_of_worker, prefix, socket},
         dismissed::Dismissed,
         handle::Handle,
         launch::Launched,
-        record::{self, ProcessRecord},
+        record::{self, Identity, ProcessRecord},
         reports,
         roster::{Entry, Roster},
         socket_record::KnownSockets,
     },
-    host::listeners::Sockets,
+    host::listeners::{self, Sockets},
     scm,
 };
 
@@ -60,159 +56,6 @@ use crate::{
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// So long it may take to take the order to end.
 const DISMISS_TIMEOUT: Duration = Duration::from_millis(100);
-/// A record that could not be written is tried again after this time, then after twice as long.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// The longest time between two tries.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// So long the end of a process waits for its record to be written.
-const NOTE_PATIENCE: Duration = Duration::from_millis(100);
-/// Supervisors that may be about to take a worker over at a time.
-const BACKLOG: i32 = 8;
-/// Names that are tried for one worker: the processes of a worker that may live at a time.
-const MAX_NAMES: u32 = 100;
-
-/// The file of an adoption socket. It stays when this is dropped: the process may outlive the supervisor.
-pub(crate) struct AdoptionFile {
-    path: PathBuf,
-    /// The record beside it is being written.
-    noted: Option<JoinHandle<()>>,
-    /// It was removed.
-    is_gone: Arc<AtomicBool>,
-}
-
-impl AdoptionFile {
-    fn at(path: PathBuf) -> AdoptionFile {
-        AdoptionFile { path, noted: None, is_gone: Arc::default() }
-    }
-
-    /// Removes it: the process behind it has ended, or was never started.
-    pub(crate) fn remove(&self) {
-        self.is_gone.store(true, Ordering::SeqCst);
-        let _ = fs::remove_file(&self.path);
-        let _ = fs::remove_file(ProcessRecord::path(&self.path));
-    }
-
-    /// The same, not before the record is written that would come behind it; a disk that stands still is not waited for.
-    pub(crate) async fn remove_when_noted(&mut self) {
-        if let Some(noted) = self.noted.take() {
-            let _ = tokio::time::timeout(NOTE_PATIENCE, noted).await;
-        }
-        self.remove();
-    }
-
-    /// Has it written down which process is behind it, for a supervisor to come. Tried again while the process lives, where there is no
-    /// room.
-    pub(crate) fn note(&mut self, process: ProcessRecord) {
-        let note = Arc::new(Note { path: self.path.clone(), process, is_gone: Arc::clone(&self.is_gone) });
-        self.noted = Some(tokio::task::spawn_blocking(move || {
-            if let Err(error) = note.write() {
-                tracing::warn!(
-                    worker = note.process.id,
-                    "its record {} cannot be written: {error}; until it can, which is tried again and again, a supervisor that has to go on \
-                     after this one replaces the worker",
-                    ProcessRecord::path(&note.path).display()
-                );
-                tokio::spawn(write_later(note));
-            }
-        }));
-    }
-}
-
-/// Which process is behind an adoption socket.
-struct Note {
-    path: PathBuf,
-    process: ProcessRecord,
-    /// The socket was removed.
-    is_gone: Arc<AtomicBool>,
-}
-
-impl Note {
-    /// Writes it down as long as the process lives: the file of one that has ended was removed, and must not come back.
-    fn write(&self) -> io::Result<()> {
-        let is_gone = || self.is_gone.load(Ordering::SeqCst);
-        if is_gone() || self.process.check_alive().is_err() || !self.path.exists() {
-            return Ok(());
-        }
-        let written = self.process.write(&self.path);
-        if is_gone() {
-            // It may have been removed before this was there.
-            let _ = fs::remove_file(ProcessRecord::path(&self.path));
-        }
-        written
-    }
-}
-
-/// Writes it down as soon as that can be done.
-async fn write_later(note: Arc<Note>) {
-    let mut pause = FIRST_PAUSE;
-    loop {
-        tokio::time::sleep(pause).await;
-        let again = Arc::clone(&note);
-        match tokio::task::spawn_blocking(move || again.write()).await {
-            Ok(Err(_)) => pause = (pause * 2).min(LONGEST_PAUSE),
-            _ if note.is_gone.load(Ordering::SeqCst) => return,
-            _ => return tracing::info!(worker = note.process.id, "its record is written"),
-        }
-    }
-}
-
-/// Makes an adoption socket for a process of worker `id`, beside `command_socket`.
-///
-/// # Errors
-/// Those of the file system and of `socket(2)`.
-pub(crate) fn listen(command_socket: &Path, id: u32) -> io::Result<(OwnedFd, AdoptionFile)> {
-    let socket = socket()?;
-    for n in 0..MAX_NAMES {
-        let mut name = prefix(command_socket);
-        name.push(format!("{id}.{n}"));
-        let path = command_socket.with_file_name(name);
-        // For its owner only, from the first moment.
-        let before = umask(Mode::from_bits_truncate(0o177));
-        let bound = SocketAddrUnix::new(&path).and_then(|address| net::bind(&socket, &address));
-        umask(before);
-        match bound {
-            Ok(()) => {
-                net::listen(&socket, BACKLOG)?;
-                return Ok((socket, AdoptionFile::at(path)));
-            }
-            Err(Errno::ADDRINUSE) => {}
-            Err(error) => {
-                return Err(io::Error::new(
-                    io::Error::from(error).kind(),
-                    format!("its adoption socket {} cannot be made: {error}", path.display()),
-                ));
-            }
-        }
-    }
-    Err(io::Error::other("there are too many adoption sockets beside the command socket"))
-}
-
-/// Not bound, not blocking.
-fn socket() -> io::Result<OwnedFd> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    Ok(net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
-}
-
-/// How the names of all adoption sockets begin.
-fn prefix(command_socket: &Path) -> OsString {
-    let mut name = command_socket.file_name().unwrap_or_default().to_owned();
-    name.push(".w");
-    name
-}
-
-/// Whether a name behind [`prefix`] is that of a socket: of worker N, its process M.
-fn is_of_worker(rest: &[u8]) -> bool {
-    let number = |text: &[u8]| !text.is_empty() && text.iter().all(u8::is_ascii_digit);
-    rest.iter()
-        .position(|byte| *byte == b'.')
-        .is_some_and(|dot| number(&rest[..dot]) && number(&rest[dot + 1..]))
-}
-
-/// Whether a file beside `command_socket` with this name is the record of a worker's process.
-pub(crate) fn is_record(command_socket: &Path, name: &[u8]) -> bool {
-    let rest = name.strip_prefix(prefix(command_socket).as_encoded_bytes());
-    rest.and_then(|rest| rest.strip_suffix(b".record")).is_some_and(is_of_worker)
-}
 
 /// What is known before anything is asked of workers.
 pub(crate) struct Known {
@@ -220,6 +63,11 @@ pub(crate) struct Known {
     /// The listening sockets that workers were given; `None`: that is not known.
     pub(crate) sockets: Option<KnownSockets>,
     pub(crate) roster: Roster,
+    /// The processes that a program knows which was in the place of this one, by the names of their adoption sockets: also those whose
+    /// records no disk has taken.
+    pub(crate) records: BTreeMap<OsString, ProcessRecord>,
+    /// The names of the adoption sockets of processes that were told to end before, and are seen to.
+    pub(crate) ending: BTreeSet<OsString>,
     /// The processes that may be workers, as long as it is looked which are.
     pub(crate) _entered: Vec<Entry>,
 }
@@ -231,20 +79,37 @@ impl Known {
             tracing::warn!("{error}");
             None
         });
-        let recorded = beside(command_socket).filter_map(|path| alive(&path));
+        let nothing = Known::nothing(roster.clone());
+        let recorded = beside(command_socket).filter_map(|path| nothing.alive_at(&path));
         let entered = recorded.map(|recorded| roster.enter(recorded.pid)).collect();
-        Known { trust: Trust::Recorded, sockets, roster, _entered: entered }
+        Known { sockets, _entered: entered, ..Known::nothing(roster) }
     }
 
     /// Nothing of that.
     pub(crate) fn nothing(roster: Roster) -> Known {
-        Known { trust: Trust::Recorded, sockets: None, roster, _entered: Vec::new() }
+        Known {
+            trust: Trust::Recorded,
+            sockets: None,
+            roster,
+            records: BTreeMap::new(),
+            ending: BTreeSet::new(),
+            _entered: Vec::new(),
+        }
     }
-}
 
-/// The record of the process behind an adoption socket, if that process is still there.
-fn alive(path: &Path) -> Option<ProcessRecord> {
-    ProcessRecord::read(path).ok().flatten().filter(|it| it.check_alive().is_ok())
+    /// Which process is behind an adoption socket; `None` where nobody has written it down.
+    ///
+    /// # Errors
+    /// When its record is not what a supervisor of ours writes.
+    fn process_at(&self, path: &Path) -> io::Result<Option<ProcessRecord>> {
+        let told = path.file_name().and_then(|name| self.records.get(name));
+        told.map_or_else(|| ProcessRecord::read(path), |told| Ok(Some(told.clone())))
+    }
+
+    /// The same, if that process is still there.
+    fn alive_at(&self, path: &Path) -> Option<ProcessRecord> {
+        self.process_at(path).ok().flatten().filter(|it| it.check_alive().is_ok())
+    }
 }
 
 /// Of whom it is believed that they are workers.
@@ -281,8 +146,8 @@ pub(crate) struct Refused {
     path: PathBuf,
     /// The channel that it was offered; `None`: it may not have come to that.
     orders: Option<UnixStream>,
-    /// Of the process that should be there, and that it is a worker's all the same.
-    recorded: Option<Box<(ProcessRecord, Entry)>>,
+    /// The process that should be there, and that it is a worker's all the same.
+    process: Option<Box<(Identity, AdoptionFile, Entry)>>,
 }
 
 /// The adoption sockets beside `command_socket`.
@@ -324,7 +189,8 @@ impl Search {
     /// Begins it beside `command_socket`.
     pub(crate) fn begin(command_socket: &Path, known: Known) -> Search {
         let known = Arc::new(known);
-        let unanswered: BTreeSet<PathBuf> = beside(command_socket).collect();
+        let is_ending = |path: &PathBuf| path.file_name().is_some_and(|name| known.ending.contains(name));
+        let unanswered: BTreeSet<PathBuf> = beside(command_socket).filter(|path| !is_ending(path)).collect();
         let mut running = JoinSet::new();
         for path in unanswered.clone() {
             let known = Arc::clone(&known);
@@ -345,7 +211,7 @@ impl Search {
             let taken = match taken {
                 Ok(Some(orphan)) if self.found.has(&orphan) => {
                     let error = io::Error::other("it says that it is a worker that is there already");
-                    Err((error, Some(Refused::of(&path, Some(orphan.launched.orders), &self.known.roster))))
+                    Err((error, Some(Refused::of(&path, Some(orphan.launched.orders), &self.known))))
                 }
                 taken => taken,
             };
@@ -364,7 +230,7 @@ impl Search {
         let Search { unanswered, mut found, known, .. } = self;
         for path in unanswered {
             tracing::warn!("the worker behind {} is not waited for any longer", path.display());
-            found.refused.push(Refused::of(&path, None, &known.roster));
+            found.refused.push(Refused::of(&path, None, &known));
         }
         found
     }
@@ -376,7 +242,7 @@ fn take_over(path: &Path, known: &Known) -> Taken {
     let Some((orders, descriptors, inheritance)) = offered else { return Ok(None) };
     let channels = orders.try_clone().map(|orders| (orders, descriptors, inheritance));
     let taken = channels.and_then(|channels| receive(path, channels, known));
-    taken.map(Some).map_err(|error| (error, Some(Refused::of(path, Some(orders), &known.roster))))
+    taken.map(Some).map_err(|error| (error, Some(Refused::of(path, Some(orders), known))))
 }
 
 /// The ends of the supervisor of what a worker is offered: orders, listening sockets, and what it hands over.
@@ -425,12 +291,22 @@ impl Found {
 }
 
 impl Refused {
-    fn of(path: &Path, orders: Option<UnixStream>, roster: &Roster) -> Refused {
-        let recorded = alive(path).map(|it| {
-            let entry = roster.enter(it.pid);
-            Box::new((it, entry))
+    fn of(path: &Path, orders: Option<UnixStream>, known: &Known) -> Refused {
+        let recorded = known.alive_at(path).map(|it| (it.identity(), AdoptionFile::of(path.to_owned(), it)));
+        let process = recorded.or_else(|| {
+            let listens = listener_at(path, known)?;
+            Some((listens, AdoptionFile::at(path.to_owned())))
         });
-        Refused { path: path.to_owned(), orders, recorded }
+        let process = process.map(|(process, adoption)| {
+            let entry = known.roster.enter(process.pid);
+            Box::new((process, adoption, entry))
+        });
+        Refused { path: path.to_owned(), orders, process }
+    }
+
+    /// Whether the process is there that should be.
+    pub(crate) fn lives(&self) -> bool {
+        self.process.as_ref().is_some_and(|it| it.0.check_alive().is_ok())
     }
 
     /// Tells it to end within `stop_ms`, and the process that should be there, which is killed if it does not: a worker that
@@ -442,34 +318,83 @@ impl Refused {
             let mut orders = Patient::new(orders, DISMISS_TIMEOUT);
             let _ = wire::write_message(&mut orders, &stop, limits::MAX_FRAME);
         }
-        if let Some((recorded, entry)) = self.recorded.map(|it| *it)
-            && let Ok(handle) = Handle::of_process(recorded.pid)
-            && recorded.check_alive().is_ok()
+        let Some((process, adoption, entry)) = self.process.map(|it| *it) else {
+            return tracing::warn!("who listens behind {} cannot be found out", self.path.display());
+        };
+        // Opened before it is looked at: its number may become that of another.
+        if let Ok(handle) = Handle::of_process(process.pid)
+            && process.check_alive().is_ok()
         {
-            dismissed.add(handle, entry, Some(AdoptionFile::at(self.path)), stop_ms);
+            dismissed.add(process, handle, entry, Some(adoption), stop_ms);
         }
     }
 
     /// The process that should be there.
     pub(crate) fn pid(&self) -> Option<u32> {
-        self.recorded.as_ref().map(|it| it.0.pid)
+        self.process.as_ref().map(|it| it.0.pid)
     }
+}
+
+/// The one process of kakehi's program that listens behind an adoption socket of ours, where nobody has written down which it is. None
+/// where several do: one may have given the socket to another.
+fn listener_at(path: &Path, known: &Known) -> Option<Identity> {
+    fs::symlink_metadata(path).ok().filter(|it| it.uid() == rustix::process::geteuid().as_raw())?;
+    let table = fs::read("/proc/net/unix").ok()?;
+    let sockets = listening_in(&table, path);
+    let [_] = sockets[..] else { return None };
+    let mut holders = listeners::holders(&sockets);
+    let pid = holders.next()?;
+    let is_alone = holders.next().is_none();
+    let is_known = pid == std::process::id() || known.roster.worker_of(pid).is_some();
+    // Whose number is taken now has the socket still.
+    let process = Identity::of(pid).ok()?;
+    let is_worker = program_of(pid).is_some_and(|name| Some(name) == program_of(std::process::id()));
+    (is_alone && !is_known && is_worker && listeners::holds(pid, &sockets)).then_some(process)
+}
+
+/// The name of the program that a process runs, which may have been replaced on the disk.
+fn program_of(pid: u32) -> Option<OsString> {
+    let path = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    let name = path.file_name()?.as_encoded_bytes();
+    Some(OsString::from_vec(name.strip_suffix(b" (deleted)").unwrap_or(name).to_vec()))
+}
+
+/// The inodes of sockets that listen at a path, in the text of `/proc/net/unix`.
+fn listening_in(table: &[u8], path: &Path) -> Vec<u64> {
+    let lines = table.split(|byte| *byte == b'\n').skip(1);
+    let sockets = lines.filter_map(|line| {
+        let (place, bound) = line.split_at(line.iter().position(|byte| *byte == b'/')?);
+        let mut columns = std::str::from_utf8(place).ok()?.split_whitespace().skip(3);
+        // `__SO_ACCEPTCON`
+        let listens = columns.next() == Some("00010000");
+        let inode = columns.nth(2)?.parse().ok()?;
+        // An abstract name is none in the folder.
+        if columns.next().is_some() {
+            return None;
+        }
+        (listens && bound == path.as_os_str().as_encoded_bytes()).then_some(inode)
+    });
+    sockets.collect()
 }
 
 /// Tells a child of this process to end, which is killed if it has not within `stop_ms`.
 pub(crate) fn dismiss_child(pid: u32, stop_ms: u64, roster: &Roster, dismissed: &mut Dismissed) {
     if let Ok(handle) = Handle::of_process(pid)
         && record::is_child(pid)
+        && let Ok(process) = Identity::of(pid)
     {
-        dismissed.add(handle, roster.enter(pid), None, stop_ms);
+        dismissed.add(process, handle, roster.enter(pid), None, stop_ms);
     }
 }
 
 impl Orphan {
     /// Has the process end, which is killed if it has not within `stop_ms`.
     pub(crate) fn dismiss(self, stop_ms: u64, dismissed: &mut Dismissed) {
-        let Launched { handle, adoption, .. } = self.launched;
-        dismissed.add(handle, self.entry, Some(adoption), stop_ms);
+        let Launched { pid, handle, adoption, .. } = self.launched;
+        // It has ended otherwise.
+        if let Ok(process) = Identity::of(pid) {
+            dismissed.add(process, handle, self.entry, Some(adoption), stop_ms);
+        }
     }
 }
 
@@ -499,7 +424,7 @@ fn receive(path: &Path, (orders, descriptors, inheritance): Channels, known: &Kn
         return Err(io::Error::other("it did not say what it is"));
     };
     // Not before it has said everything: a worker is then under this supervisor, and hears that it is to end.
-    let recorded = ProcessRecord::read(path)?;
+    let recorded = known.process_at(path)?;
     if recorded.is_none() && known.trust == Trust::Recorded {
         return Err(io::Error::other("no supervisor has written down that it started it"));
     }
@@ -521,7 +446,14 @@ fn receive(path: &Path, (orders, descriptors, inheritance): Channels, known: &Kn
         None if sockets.is_empty() => {}
         None => return Err(io::Error::other("it is not known which listening sockets it was given")),
     }
-    let adoption = AdoptionFile::at(path.to_owned());
+    let mut adoption = AdoptionFile::at(path.to_owned());
+    if let Some(recorded) = recorded {
+        // The program before may not have come to write it.
+        match ProcessRecord::read(path) {
+            Ok(Some(there)) if there == recorded => adoption = AdoptionFile::of(path.to_owned(), recorded),
+            _ => adoption.note(recorded),
+        }
+    }
     let launched = Launched { pid, handle: handle?, orders, descriptors, inheritance, adoption };
     let entry = known.roster.enter(pid);
     Ok(Orphan { about: *about, sockets, counters, ended, vault, launched, entry })
@@ -540,24 +472,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_whole_name_is_that_of_a_worker_of_this_instance() {
-        for (name, is_one) in [
-            ("0.0", true),
-            ("12.99", true),
-            ("0.0.record", false),
-            ("0.", false),
-            (".0", false),
-            ("", false),
-            // Of an instance whose command socket is `kakehi.sock.www`.
-            ("ww.w0.0", false),
-        ] {
-            assert_eq!(is_of_worker(name.as_bytes()), is_one, "{name}");
-        }
-        let socket = Path::new("/run/kakehi.sock");
-        assert!(is_record(socket, b"kakehi.sock.w0.12.record"));
-        for name in ["kakehi.sock.w0.12", "kakehi.sock.www.w0.12.record", "w0.12.record", "kakehi.sock.state"]
-        {
-            assert!(!is_record(socket, name.as_bytes()), "{name}");
-        }
+    fn only_sockets_that_listen_at_the_path_are_found() {
+        let table = b"Num       RefCount Protocol Flags    Type St Inode Path\n\
+            0000000000000000: 00000002 00000000 00010000 0005 01 11 /run/k.sock.w0.0\n\
+            0000000000000000: 00000003 00000000 00000000 0005 03 12 /run/k.sock.w0.0\n\
+            0000000000000000: 00000002 00000000 00010000 0005 01 13 /run/k.sock.w0.01\n\
+            0000000000000000: 00000002 00000000 00010000 0005 01 14\n\
+            0000000000000000: 00000002 00000000 00010000 0005 01 15 @/run/k.sock.w0.0\n\
+            0000000000000000: 00000002 00000000 00010000 0005 01 1\xff6 /run/k.sock.w0.0\n\
+            nonsense /run/k.sock.w0.0\n";
+        assert_eq!(listening_in(table, Path::new("/run/k.sock.w0.0")), [11]);
+        assert!(listening_in(b"", Path::new("/run/k.sock.w0.0")).is_empty());
+    }
+
+    #[test]
+    fn whoever_listens_where_nobody_has_written_down_who_it_is_is_not_this_process_nor_a_worker_that_is_known()
+     {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("k.sock.w0.0");
+        let _listens = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let table = fs::read("/proc/net/unix").unwrap();
+        assert_eq!(listening_in(&table, &path).len(), 1);
+        assert_eq!(listener_at(&path, &Known::nothing(Roster::default())), None);
     }
 }

@@ -22,7 +22,7 @@ use tokio::{
 
 use crate::{
     fleet::{
-        adoption::AdoptionFile,
+        adoption_file::AdoptionFile,
         handle::Handle,
         liveness::{self, Look, Pulse},
         reports::Reports,

@@ -27,7 +27,7 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
 use crate::{
     fleet::{
-        adoption::{self, AdoptionFile},
+        adoption_file::{self, AdoptionFile},
         handle::Handle,
         process::Block,
         record::ProcessRecord,
@@ -96,7 +96,7 @@ pub(crate) fn launch(
     let (orders, their_orders) = scm::streams()?;
     let (descriptors, their_descriptors) = scm::pair()?;
     let (inheritance, successor) = scm::pair()?;
-    let (their_adoption, mut adoption) = adoption::listen(start.command_socket, id)?;
+    let (their_adoption, mut adoption) = adoption_file::listen(start.command_socket, id)?;
     let place = |parent_fd, child_fd| FdMapping { parent_fd, child_fd };
 
     let mut command = Command::new(start.program.unwrap_or(Path::new("/proc/self/exe")));

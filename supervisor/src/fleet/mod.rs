@@ -9,6 +9,7 @@
 //! | [`attend`], [`liveness`] | the task beside a process: reports, pings, its end; where it stands if it does not answer |
 //! | [`reports`] | what they report, cut to what may be kept |
 //! | [`adoption`] | processes that another supervisor left |
+//! | [`adoption_file`] | the files by which they are found |
 //! | [`record`], [`socket_record`] | what it wrote down of them, and of their listening sockets |
 //! | [`dismissed`] | those of them that are no workers of this one, until they have ended |
 //! | [`roster`] | which processes are workers |
@@ -16,6 +17,7 @@
 //! | [`load`] | how busy workers are |
 
 pub(crate) mod adoption;
+pub(crate) mod adoption_file;
 pub(crate) mod attend;
 pub(crate) mod backoff;
 pub(crate) mod dismissed;

@@ -32,6 +32,7 @@ use crate::{
         attend::{Attendance, Attended, attend, write_orders},
         handle::Handle,
         launch::{self, Launched, Start},
+        record::ProcessRecord,
     },
     scm,
 };
@@ -108,6 +109,9 @@ pub(crate) struct Process {
     descriptors: OwnedFd,
     inheritance: OwnedFd,
     handle: Arc<Handle>,
+    /// Of a supervisor's program that comes in the place of this one: what it is to know of the process, and the name of its adoption
+    /// socket.
+    record: Option<(String, ProcessRecord)>,
     /// What it said of itself when it was taken over from another supervisor.
     pub(crate) taken_over: Option<Adopted>,
     pub(crate) io_uring_level: u8,
@@ -158,6 +162,8 @@ impl Process {
         tokio::spawn(write_orders(launched.orders.try_clone()?, frames));
         let handle = Arc::new(launched.handle);
         let Place { worker, launch, ready } = place;
+        let name = launched.adoption.path().file_name().and_then(|name| name.to_str()).map(str::to_owned);
+        let record = name.zip(launched.adoption.process().cloned());
         let attended = Attended {
             worker,
             launch,
@@ -178,6 +184,7 @@ impl Process {
             descriptors: launched.descriptors,
             inheritance: launched.inheritance,
             handle,
+            record,
             taken_over: None,
             io_uring_level: 0,
             io_uring_features: Vec::new(),
@@ -207,6 +214,11 @@ impl Process {
         }
         // The queue is empty or nearly so: an order that finds no place means a worker that does not read.
         self.orders.try_send(frames).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe).into())
+    }
+
+    /// What a program that comes in the place of this one is to know of it, and the name of its adoption socket.
+    pub(crate) fn record(&self) -> Option<&(String, ProcessRecord)> {
+        self.record.as_ref()
     }
 
     /// Takes note of what it says of itself when it is ready.

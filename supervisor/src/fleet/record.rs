@@ -42,6 +42,35 @@ impl Memory {
     }
 }
 
+/// A process and no other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Identity {
+    pub(crate) pid: u32,
+    /// When it was started (clock ticks since the boot).
+    started: u64,
+    boot: String,
+}
+
+impl Identity {
+    /// Of the process that has this number now.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub(crate) fn of(pid: u32) -> io::Result<Identity> {
+        Ok(Identity { pid, started: started(pid)?, boot: boot()? })
+    }
+
+    /// # Errors
+    /// Unless the process of this number is still this one, and has not ended.
+    pub(crate) fn check_alive(&self) -> io::Result<()> {
+        match Identity::of(self.pid) {
+            Ok(present) if present == *self => Ok(()),
+            Ok(_) => Err(io::Error::other(format!("process {} is another than was started", self.pid))),
+            Err(_) => Err(io::Error::other(format!("process {} is gone", self.pid))),
+        }
+    }
+}
+
 /// A process as its supervisor knows it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ProcessRecord {
@@ -117,14 +146,23 @@ impl ProcessRecord {
         store::write_unsynced(&Self::path(adoption), &[&serde_json::to_vec(self)?], store::MODE).map(drop)
     }
 
+    /// Removes it from beside the adoption socket, unless it is that of another process.
+    pub(crate) fn remove(&self, adoption: &Path) {
+        let is_it =
+            |there: &ProcessRecord| (there.launch, there.identity()) == (self.launch, self.identity());
+        if matches!(ProcessRecord::read(adoption), Ok(Some(there)) if is_it(&there)) {
+            let _ = fs::remove_file(Self::path(adoption));
+        }
+    }
+
+    pub(crate) fn identity(&self) -> Identity {
+        Identity { pid: self.pid, started: self.started, boot: self.boot.clone() }
+    }
+
     /// # Errors
     /// Unless the process of this number is still the one that was started.
     pub(crate) fn check_alive(&self) -> io::Result<()> {
-        match (boot(), started(self.pid)) {
-            (Ok(boot), Ok(started)) if boot == self.boot && started == self.started => Ok(()),
-            (_, Err(_)) => Err(io::Error::other(format!("process {} is gone", self.pid))),
-            _ => Err(io::Error::other(format!("process {} is another than was started", self.pid))),
-        }
+        self.identity().check_alive()
     }
 
     /// Has what the process says of itself be what is known of it.

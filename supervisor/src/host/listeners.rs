@@ -13,6 +13,7 @@ use std::{
     io::{self, BufReader},
     net::{IpAddr, SocketAddr},
     os::{fd::OwnedFd, unix::fs::MetadataExt as _},
+    path::Path,
     time::Duration,
 };
 
@@ -337,16 +338,26 @@ fn holder(sockets: &[u64]) -> Option<u32> {
     if sockets.is_empty() {
         return None;
     }
-    let wanted: Vec<String> = sockets.iter().map(|inode| format!("socket:[{inode}]")).collect();
-    let holds = |pid: &u32| {
-        let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
-        descriptors.flatten().any(|entry| {
-            fs::read_link(entry.path())
-                .is_ok_and(|target| wanted.iter().any(|wanted| target.as_os_str() == wanted.as_str()))
-        })
+    holders(sockets).next()
+}
+
+/// The processes that have any of these sockets, as far as they are to be seen: looked for one after the other.
+pub(crate) fn holders(sockets: &[u64]) -> impl Iterator<Item = u32> + use<> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let sockets = sockets.to_vec();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(move |pid| holds(*pid, &sockets))
+}
+
+/// Whether a process has any of these sockets.
+pub(crate) fn holds(pid: u32, sockets: &[u64]) -> bool {
+    let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    let is_one = |target: &Path| {
+        let inode = target.to_str().and_then(|it| it.strip_prefix("socket:[")?.strip_suffix(']'));
+        inode.and_then(|it| it.parse().ok()).is_some_and(|inode| sockets.contains(&inode))
     };
-    let entries = fs::read_dir("/proc").ok()?.flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(holds)
+    descriptors.flatten().any(|entry| fs::read_link(entry.path()).is_ok_and(|target| is_one(&target)))
 }
 
 /// The inodes of the sockets that listen on `address`, or on one that contains it or is contained.

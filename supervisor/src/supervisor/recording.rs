@@ -2,8 +2,8 @@
 //! needs something written waits for that, and everybody else is served meanwhile.
 
 use std::{
-    io,
-    path::Path,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use kakehi_ctl::{change::Change, layers::Whose, state::Revision};
+use kakehi_ctl::{change::Change, layers::Whose, state::Revision, store};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::Instant,
@@ -20,10 +20,10 @@ use tokio::{
 use crate::{
     estate::record::StateRecord,
     fleet::{
-        socket_record::{KnownSockets, SocketRecord},
+        socket_record::{self, KnownSockets, SocketRecord},
         worker::Worker,
     },
-    host::listeners::Sockets,
+    host::{listeners::Sockets, own_file},
     supervisor::{Supervisor, turn::Stopped},
 };
 
@@ -62,6 +62,33 @@ struct Failed {
     reason: Option<String>,
     /// When it is to be tried again.
     retry: Option<Instant>,
+}
+
+/// What a supervisor before had written, to be put back.
+pub(crate) struct Before {
+    /// Each record's place and content.
+    files: [(PathBuf, Option<Vec<u8>>); 2],
+}
+
+impl Before {
+    /// What lies beside this command socket now.
+    fn read(command_socket: &Path) -> Before {
+        let places = [StateRecord::path(command_socket), socket_record::path(command_socket)];
+        let content = |path: &PathBuf| {
+            let mut text = Vec::new();
+            own_file::open(path).ok()??.read_to_end(&mut text).ok().map(|_| text)
+        };
+        Before { files: places.map(|path| (path.clone(), content(&path))) }
+    }
+
+    fn put_back(&self) {
+        for (path, content) in &self.files {
+            let Some(content) = content else { continue };
+            if let Err(error) = store::write_unsynced(path, &[content], store::MODE) {
+                tracing::warn!("what was in {} cannot be put back: {error}", path.display());
+            }
+        }
+    }
 }
 
 /// Something to be written, and who waits for it.
@@ -210,11 +237,26 @@ impl Supervisor {
         self.serve_late(until, written).await.is_some()
     }
 
+    /// What a supervisor before has written down, which may be put back.
+    ///
+    /// # Errors
+    /// When a stop has begun.
+    pub(crate) async fn read_before(&mut self) -> Result<Before, Stopped> {
+        let command_socket = self.state.settings.command_socket.clone();
+        self.serve_beside(move || Before::read(&command_socket)).await
+    }
+
     /// What was written down is of no use any more: there are no workers.
     pub(crate) async fn remove_records(&mut self) {
-        let removed = self.recording.write(|records| {
+        self.replace_records(None).await;
+    }
+
+    /// The same, where those of a supervisor before may be there still: what was written of them is there again.
+    pub(crate) async fn replace_records(&mut self, before: Option<Before>) {
+        let removed = self.recording.write(move |records| {
             records.state.remove();
             records.sockets.remove();
+            before.iter().for_each(Before::put_back);
         });
         // What a disk does not take in this time stays: no worker is left that it would be believed for.
         let _ = self.serve_late(Instant::now() + STOP_PATIENCE, removed).await;

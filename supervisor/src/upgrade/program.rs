@@ -164,6 +164,8 @@ impl Supervisor {
             request: asker.request,
             watch: asker.watch.as_ref().map(|(id, topics, _)| (*id, topics.clone())),
             processes: Some(self.workers.iter().flat_map(Worker::pids).collect()),
+            records: self.workers.iter().flat_map(Worker::records).collect(),
+            ending: self.dismissed.left(),
             knows_signs: asker.knows_signs,
             failed: None,
         };

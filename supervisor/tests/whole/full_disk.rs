@@ -197,6 +197,35 @@ fn without_room_for_records_a_start_serves_and_writes_them_when_there_is() {
 }
 
 #[test]
+fn an_upgrade_without_room_for_records_loses_no_worker() {
+    let Some(disk) = small_disk() else { return };
+    let (backend, go) = Backend::slow();
+    disk.fill();
+    let proxy = on(&disk, &backend).start();
+    assert!(proxy.log().contains("cannot be written"), "{}", proxy.log());
+    let before = pids(&proxy);
+    // It ends in the process where it has begun.
+    let mut busy = proxy.client();
+    busy.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n");
+    backend.wait_for_requests(1);
+    let upgraded = proxy.ctl(&["upgrade"]);
+    assert!(upgraded.status.success(), "{}", said(&upgraded));
+    let log = proxy.log();
+    assert!(!log.contains("cannot be taken over") && !log.contains("cannot be found"), "{log}");
+    assert_eq!(log.matches("goes on under this supervisor").count(), 2, "{log}");
+    assert!(pids(&proxy).iter().all(|pid| !before.contains(pid)));
+    go.send(()).unwrap();
+    busy.response().expect(200, "ok");
+    // What the new program has started is written down as soon as there is room.
+    disk.free();
+    let records = || {
+        let entries = fs::read_dir(disk.path()).unwrap().map(|entry| entry.unwrap());
+        entries.filter(|entry| entry.file_name().to_string_lossy().ends_with(".record")).count()
+    };
+    wait::within(AGAIN, "the records of both workers", || (records() == 2).then_some(()));
+}
+
+#[test]
 fn a_log_on_a_full_disk_stops_nobody_and_says_later_how_much_it_missed() {
     let Some(disk) = small_disk() else { return };
     let path = disk.path().join("log");

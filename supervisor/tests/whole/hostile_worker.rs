@@ -344,7 +344,8 @@ fn an_upgrade_believes_a_worker_no_more_than_a_takeover_does() {
     let lies: [(&str, Made); 4] = [
         // Memory of its own, and the process of another worker, which is to be ended in its place.
         ("that is not its own", |_, _, workers, victim| Lie::of(workers[1].0, victim)),
-        ("no supervisor has written down that it started it", |_, path, workers, victim| {
+        // The program that comes knows without a record whom the one before has started.
+        ("that is not its own", |_, path, workers, victim| {
             fs::remove_file(format!("{}.record", path.display())).unwrap();
             Lie::of(workers[1].0, victim)
         }),
@@ -390,6 +391,49 @@ fn a_worker_that_stands_still_holds_no_start_up_and_is_replaced() {
     // It would keep the connections in its queues for ever.
     wait::until("its end", || !worker.runs());
     until_answered(&proxy);
+}
+
+#[test]
+fn a_worker_that_stands_still_without_a_record_is_ended_where_it_is_to_be_seen() {
+    // Who has a socket is shown to root only: workers let nobody look at them.
+    if !machine::has(Need::Root) {
+        return;
+    }
+    let backend = Backend::respond(OK);
+    let (mut proxy, worker, path) = orphaned(Config::to(&backend).root("graceful_timeout = 1"));
+    fs::remove_file(format!("{}.record", path.display())).unwrap();
+    send_signal(worker, Signal::SIGSTOP);
+    proxy.start_again();
+    wait::until("its end", || !worker.runs());
+    until_answered(&proxy);
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_start_that_fails_leaves_what_is_written_of_workers_that_it_could_not_take_over() {
+    let backend = Backend::respond(OK);
+    let mut proxy = Config::to(&backend).start();
+    let added = proxy.ctl(&["backend", "add", "all", "127.0.0.1:9", "--backup", "--id", "by-hand"]);
+    assert!(added.status.success());
+    let worker = proxy.worker();
+    proxy.kill_supervisor();
+    send_signal(worker, Signal::SIGSTOP);
+    let file = proxy.folder().join("kakehi.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, format!("user = \"no-such-user\"\n{text}")).unwrap();
+    let records = ["kakehi.sock.state", "kakehi.sock.sockets"].map(|name| proxy.folder().join(name));
+    let read = || records.clone().map(|path| fs::read_to_string(path).unwrap());
+    let before = read();
+    proxy.launch_again();
+    let status = proxy.wait(Duration::from_secs(30));
+    assert!(!status.success() && proxy.log().contains("no-such-user"), "{}", proxy.log());
+    assert!(worker.runs() && read() == before);
+    send_signal(worker, Signal::SIGCONT);
+    fs::write(&file, text).unwrap();
+    proxy.start_again();
+    assert_eq!(proxy.ctl_json("workers")[0]["pid"], worker.0, "{}", proxy.log());
+    assert!(proxy.ctl_json("state")["clusters"]["all"].to_string().contains("by-hand"));
+    ask(&mut proxy.client());
 }
 
 #[test]

@@ -6,7 +6,11 @@ use kakehi_ctl::{keys::Effect, order::WorkerInfo, state::State};
 use kakehi_engine::{http::Reason, observe::Counter};
 
 use crate::{
-    fleet::{process::cpu_time_ms, worker::Worker},
+    fleet::{
+        process::{Process, cpu_time_ms},
+        record::ProcessRecord,
+        worker::Worker,
+    },
     worker_main,
 };
 
@@ -29,9 +33,18 @@ impl Worker {
 
     /// Its processes.
     pub(crate) fn pids(&self) -> Vec<u32> {
+        self.processes().map(|process| process.pid).collect()
+    }
+
+    /// What is known of them, each with the name of its adoption socket.
+    pub(crate) fn records(&self) -> Vec<(String, ProcessRecord)> {
+        self.processes().filter_map(|process| process.record().cloned()).collect()
+    }
+
+    fn processes(&self) -> impl Iterator<Item = &Process> {
         let coming = self.coming.iter().map(|(process, _)| process);
         let leaving = self.leaving.iter().map(|it| &it.process);
-        self.process.iter().chain(coming).chain(leaving).map(|process| process.pid).collect()
+        self.process.iter().chain(coming).chain(leaving)
     }
 
     /// Open client connections.
