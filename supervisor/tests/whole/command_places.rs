@@ -6,7 +6,7 @@ use std::{
     io::{Read as _, Write as _},
     os::unix::{fs::PermissionsExt as _, net::UnixStream},
     path::{Path, PathBuf},
-    process::{Output, Stdio},
+    process::{Command, Output, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -203,25 +203,26 @@ fn the_operations_of_a_guest_wait_behind_those_of_root() {
 
 #[test]
 fn what_has_ended_before_its_connection_is_accepted_is_not_listened_to() {
+    const SOCKET: &str = "KAKEHI_TEST_SOCKET_TO_ASK_AT";
+    const NAME: &str = "command_places::what_has_ended_before_its_connection_is_accepted_is_not_listened_to";
+    // This very test, as the process that asks and ends.
+    if let Some(socket) = std::env::var_os(SOCKET) {
+        let mut asks = UnixStream::connect(socket).unwrap();
+        let frame =
+            wire::encode(&Envelope::new(1, Request::UpgradeWorkers { worker: None }), limits::MAX_FRAME)
+                .unwrap();
+        return asks.write_all(&frame).unwrap();
+    }
     let backend = Backend::respond(OK);
     kakehictl();
     let proxy = Config::to(&backend).start();
-    let supervisor = proxy.supervisor();
+    let (supervisor, worker) = (proxy.supervisor(), proxy.worker());
+    let mut asks = Command::new(std::env::current_exe().unwrap());
+    asks.args(["--exact", NAME]).env(SOCKET, proxy.socket()).stdout(Stdio::null());
     send_signal(supervisor, Signal::SIGSTOP);
-    let verb = ["backend", "add", "all", "127.0.0.1:9", "--backup", "--id", "of-the-dead"];
-    let mut asks =
-        kakehictl().arg("-s").arg(proxy.socket()).args(verb).stderr(Stdio::null()).spawn().unwrap();
-    wait::until("its connection in the queue, and that it waits", || {
-        let sockets = fs::read_to_string("/proc/net/unix").unwrap();
-        let socket = proxy.socket().display().to_string();
-        let stat = fs::read_to_string(format!("/proc/{}/stat", asks.id())).unwrap();
-        sockets.lines().filter(|line| line.ends_with(&socket)).count() >= 2 && stat.contains(") S ")
-    });
-    asks.kill().unwrap();
-    asks.wait().unwrap();
+    assert!(asks.status().unwrap().success());
     send_signal(supervisor, Signal::SIGCONT);
-    assert!(proxy.ctl(&["status"]).status.success());
-    assert!(!proxy.ctl_json("state")["clusters"]["all"].to_string().contains("of-the-dead"));
-    // Beside it, whoever waits for the answer gets it.
+    // Whoever waits for the answer gets it, behind that in the queue, and his operation comes after any that was asked for before.
     root_is_served(&proxy, 0);
+    assert_eq!(proxy.worker(), worker, "it was replaced: {}", proxy.log());
 }
