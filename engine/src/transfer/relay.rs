@@ -86,7 +86,8 @@ pub(crate) struct Relay<'a> {
     pub(crate) limit: u64,
 }
 
-/// Says of a stream that a body of so many bytes came over it: the next one may be like it.
+/// Says of a stream that a body of so many bytes came over it, and has left: the next one may be like it, and go to one who takes it
+/// faster.
 pub(crate) fn note_length(from: &TransportStream, moved: u64) {
     from.speed_up();
     from.expect_bulk(moved >= BULK_FROM + 4 * 1024);
@@ -360,6 +361,7 @@ impl Relay<'_> {
                     Spliced::WouldBlock | Spliced::NoPipe => {
                         // It has to wait for the receiver, and nobody does that with a pipe that all share.
                         let rest = splice.drain().map_err(|_| RelayError::SourceEnded)?;
+                        splice.rest();
                         self.send(rest.into()).await?;
                         self.flush().await?;
                         break;

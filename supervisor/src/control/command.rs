@@ -21,11 +21,7 @@ use kakehi_ctl::{
     order::{Ending, Envelope, Hello, Request, Response, WORKING},
     wire::{self, Decoder, WireError},
 };
-use rustix::{
-    fs::Mode,
-    net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
-    process::umask,
-};
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{UnixListener, UnixStream},
@@ -39,6 +35,7 @@ use crate::{
         strangers::describe_peer,
     },
     fleet::roster::Roster,
+    host::own_file,
     supervisor::{
         door::{Door, SocketFile},
         question::{AnswerTo, Asker, Question, Reply},
@@ -123,12 +120,11 @@ impl CommandSocket {
         }
         let explain = |error| Error::Io { path: path.to_owned(), error };
         clear(path)?;
-        // Nobody may connect in the moment between bind and a chmod. Files that other threads create meanwhile are for their owner only, or
-        // say themselves whom they are for.
-        let before = umask(Mode::from_bits_truncate(0o177));
-        let listener = UnixListener::bind(path);
-        umask(before);
-        let listener = listener.map_err(explain)?;
+        // Nobody may connect in the moment between bind and a chmod.
+        let bind = || std::os::unix::net::UnixListener::bind(path);
+        let listener = own_file::for_owner_only(bind).and_then(|bound| bound).map_err(explain)?;
+        listener.set_nonblocking(true).map_err(explain)?;
+        let listener = UnixListener::from_std(listener).map_err(explain)?;
         let file = SocketFile::at(path);
         file.open_to(guests).map_err(explain)?;
         Ok(CommandSocket { listener, file, guests: guests.to_vec() })

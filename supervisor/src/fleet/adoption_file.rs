@@ -20,14 +20,12 @@ use std::{
 
 use kakehi_ctl::limits;
 use rustix::{
-    fs::Mode,
     io::Errno,
     net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
-    process::umask,
 };
 use tokio::task::JoinHandle;
 
-use crate::fleet::record::ProcessRecord;
+use crate::{fleet::record::ProcessRecord, host::own_file};
 
 /// A record that could not be written is tried again after this time, then after twice as long.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -170,10 +168,8 @@ pub(crate) fn listen(command_socket: &Path, id: u32) -> io::Result<(OwnedFd, Ado
         name.push(format!("{}.{number}", id.min(limits::MAX_WORKERS)));
         let path = command_socket.with_file_name(name);
         // For its owner only, from the first moment.
-        let before = umask(Mode::from_bits_truncate(0o177));
-        let bound = SocketAddrUnix::new(&path).and_then(|address| net::bind(&socket, &address));
-        umask(before);
-        match bound {
+        let bind = || SocketAddrUnix::new(&path).and_then(|address| net::bind(&socket, &address));
+        match own_file::for_owner_only(bind)? {
             Ok(()) => {
                 net::listen(&socket, BACKLOG)?;
                 return Ok((socket, AdoptionFile::at(path)));

@@ -5,10 +5,29 @@ use std::{
     io::{self, Read as _},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    thread,
     time::Duration,
 };
 
+use nix::sched::{CloneFlags, unshare};
+use rustix::{fs::Mode, process::umask};
 use tokio::time::Instant;
+
+/// What `create` gives, which creates files: they are for their owner only, from the first moment. The umask, which says so, is that of all
+/// threads, some of which create files for others: it is done by a thread that has one of its own.
+///
+/// # Errors
+/// When there is no thread to be had.
+pub(crate) fn for_owner_only<T: Send>(create: impl FnOnce() -> T + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        let created = thread::Builder::new().spawn_scoped(scope, || {
+            unshare(CloneFlags::CLONE_FS)?;
+            umask(Mode::from_bits_truncate(0o177));
+            io::Result::Ok(create())
+        })?;
+        created.join().unwrap_or_else(|_| Err(io::Error::other("what creates a file has panicked")))
+    })
+}
 
 /// What could not be written is tried again after this time, then after twice as long.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -95,6 +114,18 @@ mod tests {
     use rustix::fs::{CWD, Mode, mkfifoat};
 
     use super::*;
+
+    #[test]
+    fn what_is_for_its_owner_only_is_so_from_the_first_moment_and_nothing_else_is() {
+        use std::{fs, os::unix::fs::PermissionsExt as _};
+
+        let folder = tempfile::tempdir().unwrap();
+        let [ours, theirs] = ["ours", "theirs"].map(|name| folder.path().join(name));
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        for_owner_only(|| fs::write(&ours, "")).unwrap().unwrap();
+        fs::create_dir(&theirs).unwrap();
+        assert_eq!((mode(&ours), mode(&theirs) & 0o700), (0o600, 0o700));
+    }
 
     #[test]
     fn whatever_lies_there_is_compared_without_waiting_for_it_or_reading_more_than_that() {
