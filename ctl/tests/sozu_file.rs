@@ -152,7 +152,7 @@ fn an_example_of_sozu_brings_the_warnings_that_one_expects_and_no_other() {
         ("ctl_command_timeout", no_effect("ctl_command_timeout", "`kakehictl` has the option `--timeout`")),
         ("min_buffers", no_effect("min_buffers", "kakehi lends buffers from an arena; see `buffer_count`")),
         ("max_buffers", no_effect("max_buffers", "kakehi lends buffers from an arena; see `buffer_count`")),
-        ("buffer_size = 16393", no_effect("buffer_size", "a buffer of the arena always has 16 KiB")),
+        ("buffer_size = 16393", no_effect("buffer_size", "a buffer of the arena always has 17 KiB")),
         (
             "zombie_check_interval",
             no_effect("zombie_check_interval", "every connection has deadlines of its own"),

@@ -117,8 +117,6 @@ mod tests {
 
     #[test]
     fn what_is_for_its_owner_only_is_so_from_the_first_moment_and_nothing_else_is() {
-        use std::{fs, os::unix::fs::PermissionsExt as _};
-
         let folder = tempfile::tempdir().unwrap();
         let [ours, theirs] = ["ours", "theirs"].map(|name| folder.path().join(name));
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
