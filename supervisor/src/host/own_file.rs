@@ -14,16 +14,21 @@ use rustix::{fs::Mode, process::umask};
 use tokio::time::Instant;
 
 /// What `create` gives, which creates files: they are for their owner only, from the first moment. The umask, which says so, is that of all
-/// threads, some of which create files for others: it is done by a thread that has one of its own.
+/// threads, some of which create files for others: it is done by a thread that has one of its own, or, where a container forbids that,
+/// for all of them for a moment.
 ///
 /// # Errors
 /// When there is no thread to be had.
 pub(crate) fn for_owner_only<T: Send>(create: impl FnOnce() -> T + Send) -> io::Result<T> {
     thread::scope(|scope| {
         let created = thread::Builder::new().spawn_scoped(scope, || {
-            unshare(CloneFlags::CLONE_FS)?;
-            umask(Mode::from_bits_truncate(0o177));
-            io::Result::Ok(create())
+            let is_own = unshare(CloneFlags::CLONE_FS).is_ok();
+            let before = umask(Mode::from_bits_truncate(0o177));
+            let created = create();
+            if !is_own {
+                umask(before);
+            }
+            io::Result::Ok(created)
         })?;
         created.join().unwrap_or_else(|_| Err(io::Error::other("what creates a file has panicked")))
     })

@@ -82,7 +82,7 @@ impl Proxy {
 
     async fn wait_until_ready(&mut self) -> io::Result<()> {
         let deadline = Instant::now() + PATIENCE;
-        while self.ctl(&["status"]).await.is_err() {
+        while !self.runs().await {
             if let Some(status) = self.child.try_wait()? {
                 return Err(io::Error::other(format!("kakehi has ended: {status}\n{}", self.log())));
             }
@@ -92,6 +92,13 @@ impl Proxy {
             sleep(Duration::from_millis(10)).await;
         }
         Ok(())
+    }
+
+    /// Whether the start is over: `status` is answered before that, too.
+    async fn runs(&self) -> bool {
+        let Ok(status) = self.ctl(&["status", "--json"]).await else { return false };
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap_or_default();
+        status["phase"] != "starting"
     }
 
     /// Runs `kakehictl`; what it prints.
