@@ -250,7 +250,8 @@ fn a_program_that_cannot_read_the_vault_does_not_take_over() {
     let output = proxy.ctl(&["upgrade"]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("goes on as it was") && proxy.log().contains("they have form 9"), "{said}");
+    assert!(said.contains("goes on as it was"), "{said}");
+    wait::until("the word of it in the log", || proxy.log().contains("they have form 9"));
     ask(&mut proxy.client());
     proxy.kill_supervisor();
     let start =

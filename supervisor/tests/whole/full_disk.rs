@@ -253,9 +253,14 @@ fn a_log_on_a_full_disk_stops_nobody_and_says_later_how_much_it_missed() {
     let spent = proxy.supervisor().cpu_time().checked_sub(ticks).unwrap();
     assert!(spent < Duration::from_millis(150), "it spins: {spent:?}");
     disk.free();
-    add(&proxy, "after");
     let text = || fs::read_to_string(&path).unwrap();
-    wait::until("the word of how many lines were lost", || text().contains("lines of the log were lost"));
+    let mut number = 0;
+    // It goes before the next line for which there is room.
+    wait::until("the word of how many lines were lost", || {
+        number += 1;
+        add(&proxy, &format!("after-{number}"));
+        text().contains("lines of the log were lost")
+    });
     let text = text();
     let notice = text.lines().find(|line| line.contains("were lost")).unwrap();
     assert!(notice.starts_with("kakehi["), "it begins a line: {notice}");
