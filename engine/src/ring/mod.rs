@@ -55,7 +55,7 @@ pub use self::{
     message::{Recv, SendBuf},
     pass::{receive_descriptors, send_descriptors},
     setup::{LOCKED_MEMORY_PER_WORKER, LOCKED_MEMORY_REMEDY, Settings, SetupError, Unusable, check},
-    splice::{Splice, Spliced},
+    splice::{LEAST_ROOM, PassError, Passed, Splice},
     stream::Stream,
     timeout::{Elapsed, Timer},
     uring::Stats,

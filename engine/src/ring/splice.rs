@@ -11,7 +11,6 @@ use std::{
     cell::{Cell, RefCell},
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    rc::Rc,
 };
 
 use rustix::{
@@ -19,10 +18,7 @@ use rustix::{
     pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice},
 };
 
-use super::{
-    core::{Core, Ring},
-    stream::Stream,
-};
+use super::{admission::Source, core::Ring, stream::Stream};
 
 /// Wanted size of a pipe (bytes); the highest that `fs.pipe-max-size` lets an ordinary user have by default.
 const PIPE_SIZE: usize = 1 << 20;
@@ -83,20 +79,58 @@ impl Pipes {
     }
 }
 
-/// What an attempt to move bytes came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Spliced {
-    /// So many bytes were moved; 0 from the sender = it has ended.
-    Moved(usize),
-    /// Nothing can be moved now: wait for readiness.
-    WouldBlock,
+/// What [`Splice::pass`] came to.
+#[derive(Debug)]
+pub enum Passed {
+    /// Something was taken from the sender.
+    Bytes {
+        /// How much (bytes).
+        taken: usize,
+        /// What of it the receiver had no room for, and has to be sent.
+        rest: Vec<u8>,
+    },
+    /// The sender has ended.
+    Finished,
+    /// Nothing has come.
+    Nothing,
     /// There is no pipe to be had: move the bytes another way.
     NoPipe,
 }
 
+/// Which of the two connections broke.
+#[derive(Debug)]
+pub enum PassError {
+    /// The sender's.
+    Sender(io::Error),
+    /// The receiver's.
+    Receiver(io::Error),
+}
+
+impl From<PassError> for io::Error {
+    fn from(error: PassError) -> io::Error {
+        match error {
+            PassError::Sender(error) | PassError::Receiver(error) => error,
+        }
+    }
+}
+
+/// What an attempt to move bytes came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Spliced {
+    /// So many bytes were moved; 0 from the sender = it has ended.
+    Moved(usize),
+    /// Nothing can be moved now: wait for readiness.
+    WouldBlock,
+    /// There is no pipe to be had.
+    NoPipe,
+}
+
+/// Least room (bytes) of a receiver for which it is worth taking more from its sender.
+pub const LEAST_ROOM: usize = 32 * 1024;
+
 /// A transfer from one stream to another. Others may use both meanwhile, each the other way.
 pub struct Splice<'a> {
-    core: Rc<Core>,
+    ring: &'a Ring,
     from: &'a Stream,
     to: &'a Stream,
     pipe: Option<Pipe>,
@@ -108,9 +142,9 @@ pub struct Splice<'a> {
 
 impl<'a> Splice<'a> {
     /// Prepares a transfer. The receive of `from` must be paused and what it brought taken, `to` flushed.
-    pub fn new(ring: &Ring, from: &'a Stream, to: &'a Stream) -> Splice<'a> {
+    pub fn new(ring: &'a Ring, from: &'a Stream, to: &'a Stream) -> Splice<'a> {
         debug_assert!(from.is_paused() && !to.is_sending(), "bytes must not overtake each other");
-        Splice { core: Rc::clone(ring.core()), from, to, pipe: None, most: MAX_PIPES, held: 0 }
+        Splice { ring, from, to, pipe: None, most: MAX_PIPES, held: 0 }
     }
 
     /// This one, of a tunnel: it has a pipe only while there are enough left for bodies.
@@ -120,14 +154,47 @@ impl<'a> Splice<'a> {
         self
     }
 
+    /// Passes on what has come, `most` bytes of it (the receiver has room for so much), without waiting for either side. Where there
+    /// is less room after all, the rest leaves the pipe: nobody waits for a receiver with one that all share.
+    ///
+    /// # Errors
+    /// When one of the connections broke.
+    pub async fn pass(&mut self, most: usize) -> Result<Passed, PassError> {
+        let ring = self.ring;
+        let admission = ring.bulk_admission();
+        let take_and_give = || {
+            let taken = self.take(most);
+            (taken, self.give())
+        };
+        let (taken, mut given) = admission.run(Source::Bulk, take_and_give).await;
+        let taken = match taken.map_err(PassError::Sender)? {
+            Spliced::Moved(0) => return Ok(Passed::Finished),
+            Spliced::Moved(taken) => taken,
+            Spliced::WouldBlock => return Ok(Passed::Nothing),
+            Spliced::NoPipe => return Ok(Passed::NoPipe),
+        };
+        loop {
+            let is_full = given.map_err(PassError::Receiver)? == Spliced::WouldBlock;
+            if self.held == 0 {
+                return Ok(Passed::Bytes { taken, rest: Vec::new() });
+            }
+            if is_full {
+                let rest = self.drain().map_err(PassError::Sender)?;
+                self.rest();
+                return Ok(Passed::Bytes { taken, rest });
+            }
+            given = admission.run(Source::Bulk, || self.give()).await;
+        }
+    }
+
     /// Takes up to `most` bytes from the sender, without waiting: no more than the receiver has room for, as the pages stay in
     /// the pipe until it takes them.
     ///
     /// # Errors
     /// Those of `splice(2)`: the connection broke.
-    pub fn take(&mut self, most: usize) -> io::Result<Spliced> {
+    fn take(&mut self, most: usize) -> io::Result<Spliced> {
         if self.pipe.is_none() {
-            self.pipe = self.core.pipes.take(self.most);
+            self.pipe = self.ring.core().pipes.take(self.most);
         }
         let Some(pipe) = &self.pipe else { return Ok(Spliced::NoPipe) };
         let taken = move_bytes(self.from.descriptor(), pipe.writer.as_fd(), most)?;
@@ -142,7 +209,7 @@ impl<'a> Splice<'a> {
     ///
     /// # Errors
     /// Those of `splice(2)`: the connection broke.
-    pub fn give(&mut self) -> io::Result<Spliced> {
+    fn give(&mut self) -> io::Result<Spliced> {
         let Some(pipe) = self.pipe.as_ref().filter(|_| self.held > 0) else { return Ok(Spliced::Moved(0)) };
         let given = move_bytes(pipe.reader.as_fd(), self.to.descriptor(), self.held)?;
         if let Spliced::Moved(count) = given {
@@ -156,7 +223,7 @@ impl<'a> Splice<'a> {
     ///
     /// # Errors
     /// Those of `read(2)`.
-    pub fn drain(&mut self) -> io::Result<Vec<u8>> {
+    fn drain(&mut self) -> io::Result<Vec<u8>> {
         let mut rest = vec![0; self.held];
         let mut filled = 0;
         if let Some(pipe) = &self.pipe {
@@ -173,17 +240,12 @@ impl<'a> Splice<'a> {
         Ok(rest)
     }
 
-    /// Bytes that were taken and not given yet.
-    pub fn held(&self) -> usize {
-        self.held
-    }
-
     /// Gives the pipe up while nothing is held: who waits, maybe for long, must not hold what all share.
     pub fn rest(&mut self) {
         if self.held == 0
             && let Some(pipe) = self.pipe.take()
         {
-            self.core.pipes.put(pipe, true);
+            self.ring.core().pipes.put(pipe, true);
         }
     }
 }
@@ -199,7 +261,7 @@ fn move_bytes(from: BorrowedFd<'_>, to: BorrowedFd<'_>, most: usize) -> io::Resu
 impl Drop for Splice<'_> {
     fn drop(&mut self) {
         if let Some(pipe) = self.pipe.take() {
-            self.core.pipes.put(pipe, self.held == 0);
+            self.ring.core().pipes.put(pipe, self.held == 0);
         }
     }
 }

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     h1::{CHUNK_SUFFIX, LAST_CHUNK, chunk_prefix},
     http::Reason,
-    ring::{Recv, Ring, SendBuf, Source, Splice, Spliced, Stream, Timer},
+    ring::{LEAST_ROOM, PassError, Passed, Recv, Ring, SendBuf, Source, Splice, Stream, Timer},
     transport::TransportStream,
 };
 
@@ -29,8 +29,6 @@ const BULK_FROM: u64 = 16 * 1024;
 /// Room kept before and behind the data of a bulk buffer, for a chunk's size line and its end (bytes).
 const ROOM_BEFORE: usize = 32;
 const ROOM_BEHIND: usize = 512;
-/// Least room for which it is worth taking more from the sender, and what is taken at a time from then on (bytes).
-const LEAST_ROOM: usize = 32 * 1024;
 /// A receiver that takes nothing for this long is slow: what waits for it is moved out of the arena (ms).
 const SLOW_AFTER_MS: u64 = 5;
 /// A sender that sends nothing for this long is waited for with an eye on the receiver, which may be gone (ms).
@@ -333,44 +331,31 @@ impl Relay<'_> {
                 self.wait_writable(to).await?;
                 room = LEAST_ROOM;
             }
-            let take_and_give = || {
-                let taken = splice.take(left.min(room));
-                (taken, splice.give())
-            };
-            let (taken, mut given) = self.ring.bulk_admission().run(Source::Bulk, take_and_give).await;
-            match taken.map_err(|_| RelayError::SourceEnded)? {
-                Spliced::Moved(0) => return self.finished().await.map(|()| Moved::All),
-                Spliced::Moved(taken) => {
+            let passed = splice.pass(left.min(room)).await.map_err(|error| match error {
+                PassError::Sender(_) => RelayError::SourceEnded,
+                PassError::Receiver(_) => RelayError::SinkBroken,
+            });
+            match passed? {
+                Passed::Bytes { taken, rest } => {
                     told_readable = false;
                     self.body.skip(taken);
                     self.note_moved(taken)?;
+                    self.sink.moved(taken - rest.len(), self.ring.now());
+                    if !rest.is_empty() {
+                        self.send(rest.into()).await?;
+                        self.flush().await?;
+                    }
                 }
+                Passed::Finished => return self.finished().await.map(|()| Moved::All),
                 // A splice stops for ever before a byte of urgent data.
-                Spliced::WouldBlock if told_readable => return Ok(Moved::Part),
-                Spliced::WouldBlock => {
+                Passed::Nothing if told_readable => return Ok(Moved::Part),
+                Passed::Nothing => {
                     splice.rest();
                     self.wait_for_source(from.readable()).await?;
                     told_readable = true;
                     continue;
                 }
-                Spliced::NoPipe => return Ok(Moved::NoPipe),
-            }
-            loop {
-                match given.map_err(|_| RelayError::SinkBroken)? {
-                    Spliced::Moved(given) => self.sink.moved(given, self.ring.now()),
-                    Spliced::WouldBlock | Spliced::NoPipe => {
-                        // It has to wait for the receiver, and nobody does that with a pipe that all share.
-                        let rest = splice.drain().map_err(|_| RelayError::SourceEnded)?;
-                        splice.rest();
-                        self.send(rest.into()).await?;
-                        self.flush().await?;
-                        break;
-                    }
-                }
-                if splice.held() == 0 {
-                    break;
-                }
-                given = self.ring.bulk_admission().run(Source::Bulk, || splice.give()).await;
+                Passed::NoPipe => return Ok(Moved::NoPipe),
             }
             // Both sides may be fast for long: the others have their turn in between.
             self.ring.yield_turn().await;

@@ -12,7 +12,7 @@ use std::{
 
 use super::{read_buffer::ReadBuffer, relay::copy_cost};
 use crate::{
-    ring::{Buf, BulkBuf, Recv, Ring, SendBuf, Source, Splice, Spliced, Stream, Timer},
+    ring::{Buf, BulkBuf, LEAST_ROOM, Passed, Recv, Ring, SendBuf, Source, Splice, Stream, Timer},
     transport::TransportStream,
 };
 
@@ -22,8 +22,6 @@ const FULL_BEFORE_BULK: u32 = 8;
 const FULL_BEFORE_SPLICE: u32 = 1;
 /// A splice that finds less than this (bytes) is worth less than a receive: back to the arena.
 const SPLICE_LEAST: usize = 8 * 1024;
-/// Least room (bytes) of the receiver for which it is worth taking more from the sender.
-const LEAST_ROOM: usize = 32 * 1024;
 /// A private buffer that came back with less than this (bytes) was too large: back to the arena.
 const BULK_LEAST: usize = 32 * 1024;
 
@@ -241,18 +239,22 @@ impl<O: TunnelOwner> Direction<'_, O> {
                 to.writable().await?;
                 room = LEAST_ROOM;
             }
-            let take_and_give = || {
-                let taken = splice.take(room);
-                (taken, splice.give())
-            };
-            let (taken, mut given) = self.ring.bulk_admission().run(Source::Bulk, take_and_give).await;
-            let taken = match taken? {
-                Spliced::NoPipe => return Ok(false),
-                Spliced::Moved(0) => return Ok(true),
-                Spliced::Moved(taken) => taken,
+            match splice.pass(room).await? {
+                Passed::Bytes { taken, rest } => {
+                    self.active.set(self.ring.now());
+                    if !rest.is_empty() {
+                        self.send(rest.into()).await?;
+                        self.to.flush().await?;
+                    }
+                    if (told_readable && taken < SPLICE_LEAST) || self.moves() {
+                        return Ok(true);
+                    }
+                    told_readable = false;
+                }
+                Passed::Finished => return Ok(true),
                 // A splice stops for ever before a byte of urgent data.
-                Spliced::WouldBlock if told_readable => return Ok(true),
-                Spliced::WouldBlock => {
+                Passed::Nothing if told_readable => return Ok(true),
+                Passed::Nothing => {
                     splice.rest();
                     if !self.readable(from).await? {
                         return Ok(true);
@@ -260,26 +262,8 @@ impl<O: TunnelOwner> Direction<'_, O> {
                     told_readable = true;
                     continue;
                 }
-            };
-            self.active.set(self.ring.now());
-            loop {
-                if given? == Spliced::WouldBlock {
-                    // It has to wait for the receiver, and nobody does that with a pipe that all share.
-                    self.send(splice.drain()?.into()).await?;
-                    splice.rest();
-                    self.to.flush().await?;
-                    break;
-                }
-                if splice.held() == 0 {
-                    break;
-                }
-                given = self.ring.bulk_admission().run(Source::Bulk, || splice.give()).await;
+                Passed::NoPipe => return Ok(false),
             }
-            self.active.set(self.ring.now());
-            if (told_readable && taken < SPLICE_LEAST) || self.moves() {
-                return Ok(true);
-            }
-            told_readable = false;
             // Both sides may be fast for long: the others have their turn in between.
             self.ring.yield_turn().await;
         }

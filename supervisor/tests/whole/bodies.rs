@@ -1,7 +1,9 @@
 //! Bodies pass unchanged, whatever their size and framing, and end where their framing says.
 
+use std::time::Duration;
+
 use crate::harness::{
-    Backend, End, Framing, OK, Proxy, assert_same_bytes, chunks, contains, exchange, noise,
+    Backend, Config, End, Framing, OK, Proxy, assert_same_bytes, chunks, contains, exchange, noise, wait,
 };
 
 const MIB: usize = 1 << 20;
@@ -17,6 +19,40 @@ fn a_chunked_request_arrives_chunked_with_its_trailers_and_without_extensions() 
     assert_eq!((request.framing, request.body.as_slice()), (Framing::Chunked, b"abcde".as_slice()));
     assert_eq!(request.trailers, [("Digest".to_owned(), "sum".to_owned())]);
     assert!(!contains(&request.raw, "ext") && !contains(&request.raw, "last"));
+}
+
+#[test]
+fn events_on_a_connection_that_has_brought_a_large_body_arrive_at_once_and_hold_no_private_memory_between_them()
+ {
+    let body = noise(100_000);
+    let answer = body.clone();
+    let backend = Backend::script(move |conn| {
+        conn.request();
+        conn.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", answer.len()));
+        conn.send(&answer);
+        // The same connection: what comes now is expected to be as large.
+        conn.request();
+        conn.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+        for length in [3_000, 10, 40_000, 10] {
+            conn.send(format!("{length:x}\r\n{}\r\n", "e".repeat(length)));
+        }
+        conn.rest();
+    });
+    let proxy = Config::to(&backend).root("worker_count = 1").start();
+    let mut client = proxy.client();
+    let get = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    client.send(get);
+    assert_eq!(client.head().status(), 200);
+    assert_same_bytes(&client.bytes(body.len()), &body, "the large body");
+    client.send(get);
+    assert_eq!(client.head().status(), 200);
+    for length in [3_000, 10, 40_000, 10] {
+        let event = format!("{length:x}\r\n{}\r\n", "e".repeat(length));
+        assert_same_bytes(&client.bytes(event.len()), event.as_bytes(), "an event");
+    }
+    // The figure is told once a second.
+    wait::pace(Duration::from_millis(1_500));
+    assert_eq!(proxy.counter("body_memory.in_use"), 0);
 }
 
 #[test]

@@ -19,8 +19,8 @@ use std::{
 
 use kakehi_ctl::{
     limits,
-    order::{Adopted, Envelope, Order, Program, Report},
-    state::{Revision, Settings},
+    order::{Adopted, Envelope, Order, Report},
+    state::Settings,
     wire,
 };
 use kakehi_engine::{observe::Counters, ring, tls::Vault};
@@ -29,8 +29,11 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 use rustls_pki_types::{PrivateKeyDer, pem::PemObject as _};
 use socket2::Socket;
 
-use crate::harness::{
-    Backend, Config, Issued, Need, OK, Pki, Process, ask, contains, machine, send_signal, user, wait,
+use crate::{
+    harness::{
+        Backend, Config, Issued, Need, OK, Pki, Process, ask, contains, machine, send_signal, user, wait,
+    },
+    hostile_worker::claims_of,
 };
 
 /// In which descriptor a worker finds what.
@@ -84,13 +87,6 @@ pub(crate) fn descriptor(process: Process, number: i32) -> OwnedFd {
 /// What the impostor says of itself: where there is a place for a file's name, the name of root's.
 fn description(pid: u32, secret: &Issued, victim: &std::path::Path) -> serde_json::Value {
     let about = Adopted {
-        id: 0,
-        launch: 1,
-        pid,
-        core: None,
-        leaving: false,
-        // Ahead of all others.
-        revision: Revision { generation: 1_000_000, ..Revision::default() },
         settings: Settings {
             user: Some("root".to_owned()),
             pid_file_path: Some(victim.to_owned()),
@@ -98,10 +94,7 @@ fn description(pid: u32, secret: &Issued, victim: &std::path::Path) -> serde_jso
             automatic_state_save: true,
             ..Settings::default()
         },
-        program: Program { version: "0.1.0".to_owned(), file: (0, 0) },
-        io_uring_level: 4,
-        io_uring_features: Vec::new(),
-        capabilities: Vec::new(),
+        ..claims_of(pid)
     };
     let report = Envelope::new(0, Report::Adopted(Box::new(about)));
     let mut report = serde_json::to_value(&report).unwrap();

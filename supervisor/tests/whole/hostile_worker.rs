@@ -76,6 +76,23 @@ impl Drop for Victim {
     }
 }
 
+/// What an impostor says of itself: that it is process `pid`, and ahead of all others.
+pub(crate) fn claims_of(pid: u32) -> Adopted {
+    Adopted {
+        id: 0,
+        launch: 1,
+        pid,
+        core: None,
+        leaving: false,
+        revision: Revision { generation: 1_000_000, ..Revision::default() },
+        settings: Settings::default(),
+        program: Program { version: "0.1.0".to_owned(), file: (0, 0) },
+        io_uring_level: 4,
+        io_uring_features: Vec::new(),
+        capabilities: Vec::new(),
+    }
+}
+
 /// What an impostor says and hands over.
 struct Lie {
     about: Adopted,
@@ -87,20 +104,7 @@ impl Lie {
     fn of(pid: u32, victim: &Victim) -> Lie {
         let [counters, ended] = [(); 2].map(|()| Counters::create(c"impostor").unwrap().1);
         let vault = OwnedFd::from(Vault::create().unwrap());
-        let about = Adopted {
-            id: 0,
-            launch: 1,
-            pid,
-            core: None,
-            leaving: false,
-            // Ahead of all others.
-            revision: Revision { generation: 1_000_000, ..Revision::default() },
-            settings: Settings::default(),
-            program: Program { version: "0.1.0".to_owned(), file: (0, 0) },
-            io_uring_level: 4,
-            io_uring_features: Vec::new(),
-            capabilities: Vec::new(),
-        };
+        let about = claims_of(pid);
         let descriptors = vec![
             (DescriptorKind::Counters, counters),
             (DescriptorKind::Ended, ended),
