@@ -265,3 +265,70 @@ impl Drop for Splice<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read as _, Write as _},
+        net::{TcpListener, TcpStream},
+        os::unix::net::UnixStream,
+        rc::Rc,
+    };
+
+    use super::*;
+    use crate::ring::{Level, Role, Settings};
+
+    fn ring() -> Ring {
+        let settings =
+            Settings { level: Level::HIGHEST, buffer_count: 16, buffer_size: 1 << 14, body_memory: 0 };
+        Ring::new(&settings).unwrap()
+    }
+
+    #[test]
+    fn what_the_receiver_has_no_room_for_leaves_the_pipe_and_nothing_is_lost() {
+        let ring = ring();
+        let (mut sender, from) = UnixStream::pair().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        socket2::SockRef::from(&listener).set_recv_buffer_size(4_096).unwrap();
+        let to = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        socket2::SockRef::from(&to).set_send_buffer_size(4_096).unwrap();
+        let (mut receiver, _) = listener.accept().unwrap();
+        let data: Vec<u8> = (0..60_000_u32).map(|number| (number % 251) as u8).collect();
+        sender.write_all(&data).unwrap();
+        let [from, to] = [OwnedFd::from(from), to.into()]
+            .map(|socket| Stream::adopt(&ring, socket, Role::Control).unwrap());
+        let outcome = Rc::new(RefCell::new(None));
+        let executor = glommio::LocalExecutorBuilder::default().make().unwrap();
+        executor.run(async {
+            ring.spawn({
+                let (ring, outcome, most) = (ring.clone(), Rc::clone(&outcome), data.len());
+                async move {
+                    let passed = Splice::new(&ring, &from, &to).pass(most).await;
+                    outcome.replace(Some(passed));
+                }
+            });
+            ring.drive(|| outcome.borrow().is_some()).await.unwrap();
+        });
+        let Some(Ok(Passed::Bytes { taken, rest })) = outcome.take() else { panic!("nothing was passed on") };
+        assert!(!rest.is_empty() && rest.len() < taken, "{} of {taken}", rest.len());
+        let mut received = vec![0; taken - rest.len()];
+        receiver.read_exact(&mut received).unwrap();
+        assert_eq!([received, rest].concat(), data[..taken]);
+        let pipes = &ring.core().pipes;
+        assert_eq!((pipes.open.get(), pipes.kept.borrow().len()), (1, 1), "the pipe is for others");
+    }
+
+    #[test]
+    fn tunnels_leave_half_of_the_pipes_to_bodies() {
+        let pipes = Pipes::default();
+        let of_tunnels: Vec<Pipe> = std::iter::from_fn(|| pipes.take(MAX_PIPES_OF_TUNNELS)).collect();
+        assert_eq!(of_tunnels.len(), MAX_PIPES_OF_TUNNELS);
+        let of_bodies: Vec<Pipe> = std::iter::from_fn(|| pipes.take(MAX_PIPES)).collect();
+        assert_eq!(of_bodies.len(), MAX_PIPES - MAX_PIPES_OF_TUNNELS);
+        for pipe in of_tunnels {
+            pipes.put(pipe, true);
+        }
+        assert!(pipes.take(MAX_PIPES_OF_TUNNELS).is_none(), "those of bodies count too");
+        assert!(pipes.take(MAX_PIPES).is_some());
+    }
+}

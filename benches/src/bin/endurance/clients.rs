@@ -148,18 +148,18 @@ impl Clients {
                 connection.requests += 1;
                 let mut tally = self.tally.borrow_mut();
                 tally.answer(kind, due.elapsed());
-                if connection.stream.is_secure() {
-                    tally.secure.requests += 1;
-                    if ended && kind != Kind::New {
-                        tally.secure.ended += 1;
-                        return;
+                let secure = connection.stream.is_secure();
+                tally.secure.requests += u64::from(secure);
+                if ended && kind != Kind::New {
+                    match kind {
+                        _ if secure => tally.secure.ended += 1,
+                        // The answer began before the request had been read to its end: what follows cannot be a request.
+                        Kind::Large => {}
+                        _ => tally.ended += 1,
                     }
-                }
-                drop(tally);
-                if ended && kind == Kind::Large {
-                    // The answer began before the request had been read to its end: it says that the connection closes.
                     return;
                 }
+                drop(tally);
                 let idle = match kind {
                     Kind::Reset => {
                         // A connection that is gone already cannot be reset.

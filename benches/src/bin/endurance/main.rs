@@ -145,6 +145,7 @@ struct Row {
     /// Failures in exchanges that a killed worker was in, and how many exchanges there were then.
     killed: Option<(usize, u64)>,
     under_a_request: usize,
+    ended: u64,
     idle_closed: u64,
     secure: Secure,
     tunnels: u64,
@@ -158,8 +159,8 @@ struct Row {
 impl Row {
     fn holds(&self) -> bool {
         let killed = self.killed.is_none_or(|(failed, in_flight)| failed as u64 <= in_flight);
-        let idle = self.under_a_request == 0 && (self.idle_closed == 0 || self.step.strands_connections());
-        let idle = self.killed.is_some() || idle;
+        let kept = self.ended + self.idle_closed == 0 || self.step.strands_connections();
+        let idle = self.killed.is_some() || (self.under_a_request == 0 && kept);
         // They cannot move: those of a process that goes end.
         let Secure { handshakes, offered, resumed, ended, idle_closed, .. } = self.secure;
         let secure = handshakes > 0
@@ -369,6 +370,7 @@ fn row(
         failed: count(&failed),
         killed: (scenario.step == Step::KillWorker).then_some((excused, in_flight)),
         under_a_request: tally.failures.iter().filter(|failure| failure.under_a_request).count(),
+        ended: tally.ended,
         idle_closed: tally.idle_closed,
         secure: tally.secure,
         tunnels: tally.tunnels,
@@ -418,8 +420,9 @@ fn report(arguments: &Arguments, rows: &[Row], memory: Option<(u64, u64, u32)>) 
     let mut text = format!(
         "{} requests per second, {} tunnels, a quarter of the clients 20 ms away, a quarter over TLS. Linux {}, {} cores, shared with \
          the clients and the backend.\n\n\
-         | what is done | times | requests | failed | closed under a request | idle connections closed | tunnels broken | \
-         p50 ms | p99 ms | max ms | processes | holds |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|\n",
+         | what is done | times | requests | failed | closed under a request | connections ended by an answer | \
+         idle connections closed | tunnels broken | p50 ms | p99 ms | max ms | processes | holds |\n\
+         |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|\n",
         arguments.rate,
         arguments.tunnels,
         fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim(),
@@ -438,11 +441,12 @@ fn report(arguments: &Arguments, rows: &[Row], memory: Option<(u64, u64, u32)>) 
         };
         let _ = writeln!(
             text,
-            "| {} | {} | {} | {failed} | {} | {} | {broken} | {:.1} | {:.1} | {:.0} | {} before, {} after | {} |",
+            "| {} | {} | {} | {failed} | {} | {} | {} | {broken} | {:.1} | {:.1} | {:.0} | {} before, {} after | {} |",
             row.scenario,
             row.times,
             row.requests,
             row.under_a_request,
+            row.ended,
             row.idle_closed,
             row.latency_ms[0],
             row.latency_ms[1],

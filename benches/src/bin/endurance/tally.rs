@@ -66,6 +66,8 @@ pub(crate) struct Tally {
     pub(crate) failures: Vec<Failure>,
     /// What of it was over TLS.
     pub(crate) secure: Secure,
+    /// Keep-alive connections in clear text that an answer has ended.
+    pub(crate) ended: u64,
     /// Idle keep-alive connections in clear text that were found closed.
     pub(crate) idle_closed: u64,
     /// Requests that are under way.
@@ -86,6 +88,7 @@ impl Tally {
             answered: BTreeMap::new(),
             failures: Vec::new(),
             secure: Secure::default(),
+            ended: 0,
             idle_closed: 0,
             in_flight: 0,
             begun: 0,
