@@ -17,7 +17,7 @@ use kakehi_benches::cores::{Cores, pin_this_thread};
 use kakehi_benches::folders::Folders;
 use kakehi_benches::generator::tls::{Tickets, Tls};
 use kakehi_benches::identity::Identity;
-use kakehi_benches::measure::{Bench, CASES, Case, Transport};
+use kakehi_benches::measure::{Bench, CASES, Case, Finding, Transport};
 use kakehi_benches::peers::{Kind, Peer};
 use kakehi_benches::point::{NoPoint, Point};
 use kakehi_benches::report::{Environment, Record, Report, Traced};
@@ -29,7 +29,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 struct Options {
     /// Cases to measure: ka64, ka1000, ka1, close, big, idle, start, tls_handshake, tls_resumed, tls_ka64,
     /// tls_big, tls_idle [default: all]; a body of any size: [tls_]down|up_SIZE[_chunked][_xCONNECTIONS], as in
-    /// `up_64k`, `tls_down_16k_chunked_x1000`; `curve` and `curve_full` are many of them
+    /// `up_64k`, `tls_down_16k_chunked_x1000`; `curve` and `curve_full` are many of them; latency at a fixed rate:
+    /// tail_PERCENT[_fresh], of what the best of nginx and HAProxy answers in ka64; `tail` is many of them
     cases: Vec<String>,
     /// Proxies, the first being the one that is compared: kakehi, kakehi@LEVEL, floor, nginx, haproxy,
     /// sozu, envoy, direct; those that are not installed are left out
@@ -108,6 +109,7 @@ fn run(options: &Options) -> Result<bool, BenchError> {
             duration: Duration::from_secs_f64(seconds),
             warm_up: Duration::from_secs_f64(warm_up),
             identity: Identity::generate()?,
+            best_rate: None,
         },
         report: Report {
             environment: Environment::here(cores, versions, seconds, rounds),
@@ -118,6 +120,9 @@ fn run(options: &Options) -> Result<bool, BenchError> {
         failed: Vec::new(),
         given_up: Vec::new(),
     };
+    if cases.iter().any(|(_, case)| matches!(case, Case::Tail { .. })) {
+        comparison.find_best_rate(&peers)?;
+    }
     comparison.rounds(rounds, &cases, &peers, &levels);
     if options.syscalls {
         comparison.count_system_calls(&cases, &peers);
@@ -135,6 +140,26 @@ struct Comparison {
 }
 
 impl Comparison {
+    /// Measures what the best of nginx and HAProxy answers in `ka64`: a part of that is the rate of the tail.
+    fn find_best_rate(&mut self, peers: &[Peer]) -> Result<(), BenchError> {
+        let [(_, ka64), ..] = CASES;
+        for peer in peers.iter().filter(|peer| matches!(peer.kind, Kind::Nginx | Kind::Haproxy)) {
+            if let Some(measured) = self.bench.measure(peer, ka64)?
+                && let Finding::Traffic(found) = measured.finding
+            {
+                eprintln!("{}: {:.0} requests/s at most", peer.name(), found.rate);
+                self.bench.best_rate = Some(self.bench.best_rate.unwrap_or_default().max(found.rate));
+            }
+        }
+        self.report.environment.best_rate = self.bench.best_rate;
+        if self.bench.best_rate.is_none() {
+            return Err(BenchError::Usage(
+                "the tail needs nginx or HAProxy, whose rate it is a part of".into(),
+            ));
+        }
+        Ok(())
+    }
+
     fn rounds(&mut self, rounds: u32, cases: &[(String, Case)], peers: &[Peer], levels: &[Peer]) {
         for round in 0..rounds {
             for (name, case) in cases {
@@ -237,6 +262,11 @@ fn choose_cases(names: &[String], quick: bool) -> Result<Vec<(String, Case)>, Be
     let wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
     let mut chosen: Vec<_> = CASES.into_iter().filter(|(name, _)| wanted(name)).map(named).collect();
     for name in names.iter().filter(|name| !CASES.iter().any(|(known, _)| known == name)) {
+        let of_tail = if name == "tail" { Case::tail() } else { Case::of_tail(name).into_iter().collect() };
+        if !of_tail.is_empty() {
+            chosen.extend(of_tail.into_iter().filter_map(|case| Some((case.name_in_tail()?, case))));
+            continue;
+        }
         let points = match (name.as_str(), name.parse::<Point>()) {
             ("curve", _) => Point::curve(true),
             ("curve_full", _) => Point::curve(false),
@@ -244,7 +274,7 @@ fn choose_cases(names: &[String], quick: bool) -> Result<Vec<(String, Case)>, Be
             (_, Err(NoPoint)) => {
                 let known = CASES.map(|(known, _)| known).join(", ");
                 return Err(BenchError::Usage(format!(
-                    "no case is called {name}: there are {known}, curve, curve_full, and points of the curve"
+                    "no case is called {name}: there are {known}, curve, curve_full, points of the curve, tail, and rates of the tail"
                 )));
             }
         };

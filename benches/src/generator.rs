@@ -2,7 +2,7 @@
 //!
 //! It relies on a server that answers `GET /bytes/N` as [`crate::backend`] does, directly or through a proxy.
 //! Every connection has one request in flight: a slow server is asked less often, so latency here is that of
-//! a saturated server, not of one under a fixed rate. Per request it makes one `write` and one `read`.
+//! a saturated server. With [`Load::rate`] requests come at a fixed rate instead, whatever becomes of those before. Per request it makes one `write` and one `read`.
 //! [`Generator::with`] does the same over [`tls`].
 //!
 //! A [`Generator`] keeps its connections between two calls of [`Generator::drive`]: one drives it to warm up,
@@ -16,10 +16,12 @@ use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 
 mod answer;
+mod schedule;
 mod tally;
 pub mod tls;
 
 use answer::{Answer, Progress};
+use schedule::{DUE, Schedule};
 pub use tally::{Fault, Faults, Handshakes, Tally};
 use tls::{Client, Session, Tls, WIRE_BUFFER};
 
@@ -67,6 +69,8 @@ pub struct Load {
     pub chunked: bool,
     /// What happens to a connection after an answer.
     pub mode: Mode,
+    /// Requests per second of all kept connections together, in an open loop; without it each asks as soon as it was answered.
+    pub rate: Option<f64>,
 }
 
 /// When a phase ends. Requests in flight at its end count in the next one.
@@ -87,6 +91,7 @@ pub struct Generator {
     slots: Vec<Option<Connection>>,
     scratch: Box<[u8]>,
     secure: Option<Secure>,
+    schedule: Option<Schedule>,
     tally: Tally,
     swept: Instant,
 }
@@ -119,6 +124,8 @@ enum Phase {
     /// The answer has come; the server has to close.
     Closing,
     Held,
+    /// Its next request is not due.
+    Free,
 }
 
 /// Bytes in the scratch buffer; none at the end of the stream.
@@ -142,6 +149,7 @@ impl Generator {
     /// If no epoll instance can be had.
     pub fn new(load: Load) -> Result<Self, BenchError> {
         let poll = Poll::new().attempt(|| "cannot set up the generator".into())?;
+        let schedule = load.rate.map(|rate| Schedule::new(rate, poll.registry())).transpose()?;
         Ok(Self {
             load,
             request: request(&load),
@@ -149,6 +157,7 @@ impl Generator {
             slots: Vec::with_capacity(load.connections),
             scratch: vec![0; 256 << 10].into(),
             secure: None,
+            schedule,
             tally: Tally::new(),
             swept: Instant::now(),
         })
@@ -173,6 +182,9 @@ impl Generator {
     pub fn drive(&mut self, bound: Bound) -> Result<Tally, BenchError> {
         let start = Instant::now();
         self.tally = Tally::new();
+        if let Some(schedule) = &mut self.schedule {
+            schedule.restart()?;
+        }
         while self.slots.len() < self.load.connections.min(FIRST_CONNECTIONS) {
             self.open_another();
         }
@@ -187,8 +199,12 @@ impl Generator {
             }
             // All events of a batch are served, whatever the bound: they are not announced again.
             for event in &events {
-                self.advance(event.token().0, event.is_read_closed());
+                match event.token() {
+                    DUE => {}
+                    Token(slot) => self.advance(slot, event.is_read_closed()),
+                }
             }
+            self.send_what_is_due()?;
             let none_left = self.sweep();
             let faults = self.tally.faults;
             if faults.total() > MAX_FAULTS || (none_left && faults.total() > 0) {
@@ -197,6 +213,19 @@ impl Generator {
         }
         self.tally.elapsed = start.elapsed();
         Ok(std::mem::replace(&mut self.tally, Tally::new()))
+    }
+
+    /// In an open loop: has free connections send the requests that are due.
+    fn send_what_is_due(&mut self) -> Result<(), BenchError> {
+        let Some(schedule) = &mut self.schedule else { return Ok(()) };
+        schedule.catch_up()?;
+        while let Some((slot, due)) = self.schedule.as_mut().and_then(Schedule::pair) {
+            if let Some(connection) = &mut self.slots[slot] {
+                (connection.phase, connection.since) = (Phase::Sending, due);
+                self.advance(slot, false);
+            }
+        }
+        Ok(())
     }
 
     /// Connections that are open.
@@ -258,21 +287,31 @@ impl Generator {
                 self.replace(slot, connection);
             }
         }
-        if self.tally.requests > answered && self.slots.len() < self.load.connections {
-            self.open_another();
+        if self.tally.requests > answered {
+            if let Some(schedule) = &mut self.schedule
+                && self.slots[slot].as_ref().is_some_and(|connection| connection.phase == Phase::Free)
+            {
+                schedule.free(slot);
+            }
+            if self.slots.len() < self.load.connections {
+                self.open_another();
+            }
         }
     }
 
     fn replace(&mut self, slot: usize, connection: Connection) {
         drop(connection);
+        if let Some(schedule) = &mut self.schedule {
+            schedule.forget(slot);
+        }
         self.open(slot);
     }
 
     fn step(&mut self, connection: &mut Connection, ended: bool) -> Result<Step, Fault> {
         loop {
             match connection.phase {
-                Phase::Held if ended => return Err(Fault::Closed),
-                Phase::Held => return Ok(Step::Wait),
+                Phase::Held | Phase::Free if ended => return Err(Fault::Closed),
+                Phase::Held | Phase::Free => return Ok(Step::Wait),
                 Phase::Sending => {
                     if connection.send(&self.request)? {
                         connection.phase = Phase::Receiving;
@@ -303,6 +342,7 @@ impl Generator {
                                 return Ok(Step::Renew);
                             }
                             connection.phase = match self.load.mode {
+                                Mode::KeepAlive if self.schedule.is_some() => Phase::Free,
                                 Mode::KeepAlive => Phase::Sending,
                                 Mode::Close => Phase::Closing,
                                 Mode::Hold => Phase::Held,
@@ -344,7 +384,8 @@ impl Generator {
             match &self.slots[slot] {
                 None => self.open(slot),
                 Some(connection)
-                    if connection.phase != Phase::Held && connection.since.elapsed() > PATIENCE =>
+                    if !matches!(connection.phase, Phase::Held | Phase::Free)
+                        && connection.since.elapsed() > PATIENCE =>
                 {
                     let late =
                         if connection.phase == Phase::Closing { Fault::NotClosed } else { Fault::Timeout };
@@ -444,6 +485,7 @@ mod tests {
             upload: 0,
             chunked: false,
             mode: Mode::KeepAlive,
+            rate: None,
         }
     }
 
@@ -471,6 +513,20 @@ mod tests {
         let backend = backend();
         let (tally, _) = drive(Load { mode: Mode::Close, ..load(&backend) }, 200);
         assert_eq!(tally.faults.to_string(), "none");
+    }
+
+    #[test]
+    fn at_a_fixed_rate_no_request_is_sent_before_it_is_due() {
+        let backend = backend();
+        let open = Load { rate: Some(2_000.0), ..load(&backend) };
+        let mut generator = Generator::new(open).unwrap();
+        // The first request of each connection is not of the schedule.
+        for bound in [Bound::Requests(200), Bound::Time(Duration::from_millis(100))] {
+            let tally = generator.drive(bound).unwrap();
+            assert_eq!(tally.faults.to_string(), "none");
+            let due = tally.elapsed.as_secs_f64() * 2_000.0;
+            assert!(tally.requests as f64 <= due + 8.0 + 1.0, "{} of {due}", tally.requests);
+        }
     }
 
     #[test]
@@ -506,6 +562,7 @@ mod tests {
             upload: 0,
             chunked: false,
             mode: Mode::KeepAlive,
+            rate: None,
         };
         let result = Generator::new(gone).unwrap().drive(Bound::Requests(1));
         assert!(matches!(result, Err(BenchError::TooManyFaults { .. })), "{result:?}");

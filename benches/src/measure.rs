@@ -66,8 +66,43 @@ pub enum Case {
         /// With or without TLS.
         transport: Transport,
     },
+    /// As `ka64`, but requests come at a fixed rate whatever becomes of those before.
+    Tail {
+        /// Of the rate that the best of the peers reaches (per cent).
+        percent: u32,
+        /// The process has just started; otherwise it is warm.
+        fresh: bool,
+    },
     /// From the start of the process to its first answer.
     Start,
+}
+
+/// Rates of the tail (per cent of the best peer's).
+const PERCENT: [u32; 4] = [25, 50, 75, 90];
+
+impl Case {
+    /// Those of the tail: each rate, warm and fresh.
+    #[must_use]
+    pub fn tail() -> Vec<Self> {
+        let of = |percent| [false, true].map(|fresh| Self::Tail { percent, fresh });
+        PERCENT.into_iter().flat_map(of).collect()
+    }
+
+    /// The one of the tail with this name: `tail_50`, `tail_90_fresh`.
+    #[must_use]
+    pub fn of_tail(name: &str) -> Option<Self> {
+        let rest = name.strip_prefix("tail_")?;
+        let (percent, fresh) = rest.strip_suffix("_fresh").map_or((rest, false), |percent| (percent, true));
+        let percent = percent.parse().ok().filter(|percent| (1..=100).contains(percent))?;
+        Some(Self::Tail { percent, fresh })
+    }
+
+    /// Its name, if it is one of the tail.
+    #[must_use]
+    pub fn name_in_tail(self) -> Option<String> {
+        let Self::Tail { percent, fresh } = self else { return None };
+        Some(format!("tail_{percent}{}", if fresh { "_fresh" } else { "" }))
+    }
 }
 
 impl Case {
@@ -75,7 +110,9 @@ impl Case {
     /// kept ones that carry requests and of nothing else; and not all speak TLS.
     fn suits(self, kind: Kind) -> bool {
         let possible = self.transport() == Transport::Clear || kind.speaks_tls();
-        possible && (kind != Kind::Floor || matches!(self, Self::Traffic { mode: Mode::KeepAlive, .. }))
+        possible
+            && (kind != Kind::Floor
+                || matches!(self, Self::Traffic { mode: Mode::KeepAlive, .. } | Self::Tail { .. }))
     }
 
     /// How clients speak with the proxy.
@@ -83,7 +120,7 @@ impl Case {
     pub fn transport(self) -> Transport {
         match self {
             Self::Traffic { transport, .. } | Self::Idle { transport, .. } => transport,
-            Self::Start => Transport::Clear,
+            Self::Start | Self::Tail { .. } => Transport::Clear,
         }
     }
 
@@ -98,7 +135,7 @@ impl Case {
 
     fn load(self, target: SocketAddr) -> Option<Load> {
         let Self::Traffic { connections, body, upload, chunked, mode, .. } = self else { return None };
-        Some(Load { target, connections, body, upload, chunked, mode })
+        Some(Load { target, connections, body, upload, chunked, mode, rate: None })
     }
 }
 
@@ -175,6 +212,10 @@ pub struct Traffic {
     pub p99_us: f64,
     /// Latency that one in a thousand exceeds (us).
     pub p999_us: f64,
+    /// Latency that one in ten thousand exceeds (us).
+    pub p9999_us: f64,
+    /// The longest latency (us).
+    pub most_us: f64,
     /// Connections that the server ended and announced.
     pub renewed: u64,
     /// TLS handshakes, full and resumed.
@@ -206,6 +247,8 @@ pub struct Bench {
     pub warm_up: Duration,
     /// What proxies show in the TLS cases.
     pub identity: Identity,
+    /// Requests per second of the best peer in `ka64`, which the rates of the tail are a part of.
+    pub best_rate: Option<f64>,
 }
 
 /// A proxy that runs, or none, and where requests go.
@@ -231,9 +274,16 @@ impl Bench {
         }
         let running = self.start(peer, case.transport())?;
         if let Some(load) = case.load(running.target) {
-            return self.traffic(&running, load).map(Some);
+            return self.traffic(&running, load, self.warm_up).map(Some);
         }
         match case {
+            Case::Tail { percent, fresh } => {
+                let Some(best) = self.best_rate else { return Ok(None) };
+                let rate = Some(best * f64::from(percent) / 100.0);
+                let load = Load { rate, ..small_requests(running.target) };
+                let warm_up = if fresh { Duration::ZERO } else { self.warm_up };
+                self.traffic(&running, load, warm_up).map(Some)
+            }
             Case::Idle { connections, .. } => idle(&running, connections),
             _ if running.process.is_none() => Ok(None),
             _ => {
@@ -280,10 +330,10 @@ impl Bench {
         Ok(Running { process: Some(process), target: listen, tls, since_start, control, folder })
     }
 
-    fn traffic(&self, running: &Running, load: Load) -> Result<Measured, BenchError> {
+    fn traffic(&self, running: &Running, load: Load, warm_up: Duration) -> Result<Measured, BenchError> {
         let ring_at_first = running.control.as_deref().map(RingFigures::read).transpose()?;
         let mut generator = running.generator(load)?;
-        let warm_up = generator.drive(Bound::Time(self.warm_up))?;
+        let warm_up = generator.drive(Bound::Time(warm_up))?;
         let mut faults = warm_up.faults;
         let before = running.usage()?;
         let ends_before = own_cpu()?;
@@ -332,6 +382,8 @@ impl Traffic {
             p50_us: latency(0.5),
             p99_us: latency(0.99),
             p999_us: latency(0.999),
+            p9999_us: latency(0.9999),
+            most_us: tally.latency.max() as f64 / 1e3,
             renewed: tally.renewed,
             handshakes: tally.handshakes,
             resumed_share: None,
@@ -339,16 +391,14 @@ impl Traffic {
     }
 }
 
+/// The load of `ka64`.
+fn small_requests(target: SocketAddr) -> Load {
+    Load { target, connections: 64, body: 16, upload: 0, chunked: false, mode: Mode::KeepAlive, rate: None }
+}
+
 fn idle(running: &Running, connections: usize) -> Result<Option<Measured>, BenchError> {
     let Some(process) = &running.process else { return Ok(None) };
-    let load = Load {
-        target: running.target,
-        connections: 16,
-        body: 16,
-        upload: 0,
-        chunked: false,
-        mode: Mode::KeepAlive,
-    };
+    let load = Load { connections: 16, ..small_requests(running.target) };
     let mut faults = running.generator(load)?.drive(Bound::Requests(REQUESTS_AT_REST))?.faults;
     let at_rest_kib = pss_kib(process.id())?;
     let mut generator = running.generator(Load { connections, mode: Mode::Hold, ..load })?;

@@ -95,6 +95,7 @@ impl Process {
             upload: 0,
             chunked: false,
             mode: Mode::KeepAlive,
+            rate: None,
         };
         while self.started.elapsed() < READY_WITHIN {
             if std::net::TcpStream::connect(self.listen).is_ok() {

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::cores::Cores;
 use crate::generator::tls;
-use crate::measure::{Finding, Traffic};
+use crate::measure::{Case, Finding, Traffic};
 use crate::strace::Calls;
 
 mod curve;
@@ -38,6 +38,21 @@ const TRAFFIC: [&str; 16] = [
     "CPU ratio",
     "all ratio",
     "rate ratio",
+];
+
+/// Columns of a case of the tail.
+const TAIL: [&str; 11] = [
+    "proxy",
+    "requests/s",
+    "CPU us/request",
+    "p50 us",
+    "p99 us",
+    "p99.9 us",
+    "p99.99 us",
+    "most us",
+    "p50 ratio",
+    "p99 ratio",
+    "p99.9 ratio",
 ];
 
 /// One measurement with its place in the run.
@@ -87,6 +102,8 @@ pub struct Environment {
     pub seconds: f64,
     /// Rounds.
     pub rounds: u32,
+    /// Requests per second of the best peer in `ka64`, where the tail was measured.
+    pub best_rate: Option<f64>,
 }
 
 impl Environment {
@@ -100,7 +117,7 @@ impl Environment {
             .map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.trim().to_owned());
         let started = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
         let kernel = read("/proc/sys/kernel/osrelease").trim().to_owned();
-        Self { processor, kernel, cores, versions, started, seconds, rounds }
+        Self { processor, kernel, cores, versions, started, seconds, rounds, best_rate: None }
     }
 }
 
@@ -167,6 +184,13 @@ impl Report {
                 tls::TERMS
             );
         }
+        if let Some(rate) = self.environment.best_rate {
+            let _ = writeln!(
+                text,
+                "Cases `tail_...`: requests at a fixed rate, a part of the {rate:.0} per second that the best of nginx and HAProxy \
+                 answers in `ka64`; latency counts from when each was due.\n"
+            );
+        }
         for (peer, version) in self.environment.versions.iter().filter(|(_, version)| !version.is_empty()) {
             let _ = writeln!(text, "- {peer}: {version}");
         }
@@ -176,6 +200,7 @@ impl Report {
     fn table(&self, case: &str) -> Table {
         let of_case: Vec<&Record> = self.records.iter().filter(|record| record.case == case).collect();
         let mut table = match of_case.first().map(|record| &record.finding) {
+            _ if is_of_tail(case) => Table::new(&TAIL),
             Some(Finding::Traffic(_)) => {
                 let mut heading = TRAFFIC.to_vec();
                 heading.extend(resumes(&of_case).then_some("resumed"));
@@ -196,6 +221,23 @@ impl Report {
         let rounds = Rounds { of_case, peer, subject: &self.subject };
         let mut cells = vec![Cell::text(peer)];
         match of_case.first().map(|record| &record.finding) {
+            _ if is_of_tail(case) => {
+                let p50 = traffic(|found| Some(found.p50_us));
+                let p99 = traffic(|found| Some(found.p99_us));
+                let p999 = traffic(|found| Some(found.p999_us));
+                cells.extend([
+                    rounds.median(&traffic(|found| Some(found.rate)), 0),
+                    rounds.median(&traffic(|found| found.cpu_us), 2),
+                    rounds.median(&p50, 0),
+                    rounds.median(&p99, 0),
+                    rounds.median(&p999, 0),
+                    rounds.median(&traffic(|found| Some(found.p9999_us)), 0),
+                    rounds.median(&traffic(|found| Some(found.most_us)), 0),
+                    rounds.ratio(&p50),
+                    rounds.ratio(&p99),
+                    rounds.ratio(&p999),
+                ]);
+            }
             Some(Finding::Traffic(_)) => {
                 let cpu = traffic(|found| found.cpu_us);
                 let all = traffic(|found| Some(found.cpu_us.unwrap_or_default() + found.ends_us));
@@ -255,6 +297,10 @@ impl Report {
             2,
         )
     }
+}
+
+fn is_of_tail(case: &str) -> bool {
+    Case::of_tail(case).is_some()
 }
 
 /// Whether clients came with tickets.

@@ -52,6 +52,10 @@ enum Verb {
         /// The body in chunks, whichever way it goes
         #[arg(long)]
         chunked: bool,
+        /// Requests per second, whatever becomes of those before; latency counts from when each was due [default: each
+        /// connection asks as soon as it was answered]
+        #[arg(long, value_name = "PER_SECOND", conflicts_with = "close")]
+        rate: Option<f64>,
         /// Seconds
         #[arg(short, long, default_value_t = 5.0)]
         seconds: f64,
@@ -90,9 +94,9 @@ fn run(verb: Verb) -> Result<ExitCode, BenchError> {
             Identity::generate()?.write(&folder)?;
             Ok(ExitCode::SUCCESS)
         }
-        Verb::Drive { address, connections, body, upload, chunked, seconds, close, tls, resume } => {
+        Verb::Drive { address, connections, body, upload, chunked, rate, seconds, close, tls, resume } => {
             let mode = if close { Mode::Close } else { Mode::KeepAlive };
-            let load = Load { target: address, connections, body, upload, chunked, mode };
+            let load = Load { target: address, connections, body, upload, chunked, mode, rate };
             let seconds =
                 Duration::try_from_secs_f64(seconds).map_err(|error| BenchError::Usage(error.to_string()))?;
             let tickets = if resume { Tickets::Use } else { Tickets::Ignore };
@@ -101,11 +105,13 @@ fn run(verb: Verb) -> Result<ExitCode, BenchError> {
             let tally = Generator::with(load, tls)?.drive(Bound::Time(seconds))?;
             let latency_us = |quantile| tally.latency.value_at_quantile(quantile) / 1_000;
             println!(
-                "{} requests, {:.0}/s, p50 {} us, p99 {} us, handshakes: {} full, {} resumed; failed: {}",
+                "{} requests, {:.0}/s, p50 {} us, p99 {} us, p99.9 {} us, most {} us, handshakes: {} full, {} resumed; failed: {}",
                 tally.requests,
                 tally.rate(),
                 latency_us(0.5),
                 latency_us(0.99),
+                latency_us(0.999),
+                tally.latency.max() / 1_000,
                 tally.handshakes.full,
                 tally.handshakes.resumed,
                 tally.faults

@@ -160,6 +160,8 @@ mod tests {
             p50_us: 1.0,
             p99_us: 1.0,
             p999_us: 1.0,
+            p9999_us: 1.0,
+            most_us: 1.0,
             renewed: 0,
             handshakes: Handshakes::default(),
             resumed_share: None,

@@ -268,9 +268,17 @@ fn read_text(kind: Kind, text: &str) -> Option<Value> {
             address => Some(Value::Backend(address)),
         },
         Kind::Method => (!text.is_empty() && text.bytes().all(is_token)).then(owned).flatten(),
-        Kind::Choice(words) => words.contains(&text).then(owned).flatten(),
+        Kind::Choice(words) => {
+            words.iter().find(|word| is_same_word(word, text)).map(|word| Value::Text((*word).to_owned()))
+        }
         _ => None,
     }
+}
+
+/// Files of different times write `USE_HTTPS` and `use-https`, `round_robin` and `ROUND_ROBIN`.
+fn is_same_word(word: &str, text: &str) -> bool {
+    let letter = |byte: u8| if byte == b'-' { b'_' } else { byte.to_ascii_lowercase() };
+    word.bytes().map(letter).eq(text.bytes().map(letter))
 }
 
 /// `tchar` of RFC 9110 section 5.6.2.

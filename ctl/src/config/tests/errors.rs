@@ -143,8 +143,8 @@ fn each_error_names_the_place_the_key_and_what_is_allowed() {
             "k.toml:5:17: `max_head_size` must be an integer from 512 to 262144, not `262145`",
         ),
         (
-            file("", "", "load_balancing = \"round_robin\"", "", ""),
-            "k.toml:8:18: `load_balancing` must be `ROUND_ROBIN` or `RANDOM` or `LEAST_LOADED` or `POWER_OF_TWO` or `HRW` or `MAGLEV`, not `round_robin`",
+            file("", "", "load_balancing = \"first_come\"", "", ""),
+            "k.toml:8:18: `load_balancing` must be `ROUND_ROBIN` or `RANDOM` or `LEAST_LOADED` or `POWER_OF_TWO` or `HRW` or `MAGLEV`, not `first_come`",
         ),
         (
             file("", "", "https_redirect_port = 65536", "", ""),

@@ -113,6 +113,27 @@ fn a_frontend_is_read_with_its_rule() {
 }
 
 #[test]
+fn a_word_of_a_choice_may_be_in_capitals_or_not_with_a_hyphen_or_an_underscore() {
+    for (load_balancing, path_type, scheme) in [
+        ("round_robin", "equals", "USE_HTTPS"),
+        ("Round-Robin", "Equals", "use_https"),
+        ("ROUND_ROBIN", "EQUALS", "use-https"),
+    ] {
+        let cluster = format!("load_balancing = \"{load_balancing}\"");
+        let frontend = format!("path = \"/a\"\npath_type = \"{path_type}\"\nredirect_scheme = \"{scheme}\"");
+        let (state, warnings) = read(&file("rebalance = \"AUTO\"", "", &cluster, &frontend, ""));
+        assert_eq!(state.clusters["web"].frontends[0].path, PathRule::Equals("/a".to_owned()));
+        assert!(state.settings.rebalance_auto);
+        assert_eq!(
+            warnings,
+            ["k.toml:14:1: `redirect_scheme` in a frontend is not honoured yet and changes nothing"]
+        );
+    }
+    let wrong = parse(&file("rebalance = \"AUT\"", "", "", "", ""), "k.toml").unwrap_err().to_string();
+    assert!(wrong.contains("`rebalance` must be `manual` or `auto`, not `AUT`"), "{wrong}");
+}
+
+#[test]
 fn a_path_that_never_matches_is_a_warning() {
     let query = read(&file("", "", "", "path = \"/a?b=1\"", "")).1;
     assert_eq!(
