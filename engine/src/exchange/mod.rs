@@ -83,7 +83,7 @@ async fn phases<D: Downstream>(downstream: &mut D, record: &Record) -> Result<Ou
         let complete = body.is_done();
         let answered = if complete {
             // Not like an upload before it.
-            downstream.body().expect_bulk(false);
+            downstream.body().expect_bulk(None);
             let context = response::ResponseContext::new(downstream, &request, &lease, record);
             response::forward(context).await.map(|answered| (answered, true))
         } else {

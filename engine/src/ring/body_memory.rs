@@ -18,10 +18,10 @@ const BULK_MIDDLE: usize = 96 * 1024;
 /// All sizes.
 const SIZES: [usize; 3] = [BULK_SMALL, BULK_MIDDLE, BULK_SIZE];
 /// Private buffers of each size that are kept for the next user (bytes). What nobody has used for a while is given back.
-const KEPT_BYTES: usize = 8 << 20;
+const KEPT_BYTES: usize = 16 << 20;
 
-/// Buffers of a size that are given back at a time: each takes the kernel some microseconds.
-const MOST_AT_ONCE: usize = 8;
+/// What is given back at a time of the buffers of a size (bytes): a large one takes the kernel some microseconds.
+const MOST_AT_ONCE: usize = 2 << 20;
 
 /// A private buffer for a large body, lent within the worker's `body_memory`; it comes back by itself.
 pub struct BulkBuf {
@@ -88,9 +88,9 @@ impl BodyMemory {
 
     /// Gives back what nobody has needed since the last time.
     pub(super) fn trim(&self) {
-        for Kept { buffers, unused } in &self.kept {
+        for (Kept { buffers, unused }, size) in self.kept.iter().zip(SIZES) {
             let mut buffers = buffers.borrow_mut();
-            let given_back = unused.get().min(MOST_AT_ONCE);
+            let given_back = unused.get().min(MOST_AT_ONCE / size);
             let needed = buffers.len().saturating_sub(given_back);
             buffers.truncate(needed);
             unused.set(needed);
@@ -222,7 +222,7 @@ mod tests {
         assert_eq!(kept(), 4);
         memory.trim();
         assert_eq!(kept(), 0);
-        let lent: Vec<_> = (0..MOST_AT_ONCE + 1).filter_map(|_| memory.lend(1)).collect();
+        let lent: Vec<_> = (0..MOST_AT_ONCE / BULK_SMALL + 1).filter_map(|_| memory.lend(1)).collect();
         drop(lent);
         (0..2).for_each(|_| memory.trim());
         assert_eq!(kept(), 1, "a few at a time");

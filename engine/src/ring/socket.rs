@@ -148,8 +148,8 @@ pub(super) enum Intake {
     First,
     /// One: whoever takes it is slow.
     Single,
-    /// No more than a head: much is behind it that is not to be copied.
-    Brief,
+    /// No more than a head: much is behind it that is not to be copied, of so many KiB at a guess.
+    Brief(u16),
 }
 
 /// What few sockets need, apart, so that the others stay small.

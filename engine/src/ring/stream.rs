@@ -276,20 +276,24 @@ impl Stream {
         }
     }
 
-    /// Says whether what comes next is probably a head with a large body, whose bytes are better not copied.
-    pub fn expect_bulk(&self, expected: bool) {
+    /// Says whether what comes next is probably a head with a large body, whose bytes are better not copied, and of how many bytes.
+    pub fn expect_bulk(&self, length: Option<u64>) {
         let sockets = &mut *self.core.sockets.borrow_mut();
         let socket = sockets.get(self.slot);
-        socket.intake = match (socket.intake, expected) {
-            (Intake::Many | Intake::First, true) => Intake::Brief,
-            (Intake::Brief, false) => Intake::Many,
+        let kib = length.map(|length| u16::try_from(length.div_ceil(1024)).unwrap_or(u16::MAX));
+        socket.intake = match (socket.intake, kib) {
+            (Intake::Many | Intake::First | Intake::Brief(_), Some(kib)) => Intake::Brief(kib),
+            (Intake::Brief(_), None) => Intake::Many,
             (other, _) => other,
         };
     }
 
-    /// What was said by [`Stream::expect_bulk`].
-    pub fn expects_bulk(&self) -> bool {
-        self.core.sockets.borrow_mut().get(self.slot).intake == Intake::Brief
+    /// What was said by [`Stream::expect_bulk`], in whole KiB and up to 64 MiB.
+    pub fn expects_bulk(&self) -> Option<u64> {
+        match self.core.sockets.borrow_mut().get(self.slot).intake {
+            Intake::Brief(kib) => Some(u64::from(kib) * 1024),
+            Intake::Many | Intake::First | Intake::Single => None,
+        }
     }
 
     /// Whether no receive is armed and nothing received waits to be taken.

@@ -88,7 +88,7 @@ pub(crate) struct Relay<'a> {
 /// faster.
 pub(crate) fn note_length(from: &TransportStream, moved: u64) {
     from.speed_up();
-    from.expect_bulk(moved >= BULK_FROM + 4 * 1024);
+    from.expect_bulk((moved >= BULK_FROM + 4 * 1024).then_some(moved));
 }
 
 /// Waits until a send has completed, as long as it gets on at least every `stall_ms`.
@@ -171,17 +171,18 @@ impl Relay<'_> {
     pub(crate) async fn run(&mut self) -> Result<(), RelayError> {
         let mut pieces = PIECES_BEFORE_BULK;
         // Where the length is not known, it may be like that of the body before.
-        let guessed = if self.from.expects_bulk() { BULK_FROM } else { 0 };
+        let like_before = self.from.expects_bulk();
+        let guessed = like_before.map_or(0, |_| BULK_FROM);
         while !self.body.is_done() {
             // Or a quarter of what has come may still come.
             let expected = self.body.known_length().unwrap_or(guessed.max(self.body.moved() / 4));
             if expected >= BULK_FROM && pieces >= PIECES_BEFORE_BULK {
-                match Box::pin(self.bulk()).await? {
+                match Box::pin(self.bulk(like_before)).await? {
                     Moved::All => return Ok(()),
                     Moved::Part | Moved::NoPipe => pieces = 0,
                 }
             }
-            self.from.expect_bulk(false);
+            self.from.expect_bulk(None);
             if self.read_buffer.is_empty() {
                 match self.receive().await? {
                     Recv::Data(buffer) => self.read_buffer.push(buffer),
@@ -373,7 +374,7 @@ impl Relay<'_> {
     }
 
     /// Moves the rest of a large body, as long as there is memory for that.
-    async fn bulk(&mut self) -> Result<Moved, RelayError> {
+    async fn bulk(&mut self, like_before: Option<u64>) -> Result<Moved, RelayError> {
         self.from.pause_receive().await;
         // What arrived before the pause comes first.
         loop {
@@ -399,12 +400,12 @@ impl Relay<'_> {
                 }
             }
         }
-        self.copy().await
+        self.copy(like_before).await
     }
 
-    /// Moves the rest through private buffers, as large as the receiver takes at once. `Part`: `body_memory` is used up, or
-    /// the receiver takes too little for that.
-    async fn copy(&mut self) -> Result<Moved, RelayError> {
+    /// Moves the rest through private buffers, as large as the receiver takes at once, and no larger than it needs, which without
+    /// a length is what the body before had. `Part`: `body_memory` is used up, or the receiver takes too little for that.
+    async fn copy(&mut self, like_before: Option<u64>) -> Result<Moved, RelayError> {
         let mut tail = Vec::new();
         let mut counted = false;
         let mut expected = BULK_FROM as usize;
@@ -417,14 +418,18 @@ impl Relay<'_> {
             // Before there is a buffer: who waits holds none.
             let cost = copy_cost(expected, [self.from, self.to]);
             self.ring.bulk_admission().reserve(Source::Bulk, cost).await;
-            let wanted = self.to.bulk_size();
-            if wanted < self.from.least_bulk() / 2 || !self.from.is_paused() {
+            let room = self.to.bulk_size();
+            if room < self.from.least_bulk() / 2 || !self.from.is_paused() {
                 return Ok(Moved::Part);
             }
-            // Not more than what comes needs.
             let length = self.body.known_length().and_then(|left| usize::try_from(left).ok());
-            let all = length.map_or(usize::MAX, |left| left.saturating_add(ROOM_BEFORE + ROOM_BEHIND));
-            let wanted = wanted.min(all);
+            // What is left of one like the one before, with the size lines of its chunks.
+            let guessed = || match like_before?.checked_sub(self.body.moved())? {
+                0 => None,
+                left => usize::try_from(left + left / 64).ok(),
+            };
+            let rest = length.or_else(guessed).unwrap_or(usize::MAX);
+            let wanted = room.min(rest.saturating_add(ROOM_BEFORE + ROOM_BEHIND));
             let Some(buffer) = self.ring.bulk_buffer(wanted.max(self.from.least_bulk())) else {
                 return Ok(Moved::Part);
             };
@@ -434,7 +439,7 @@ impl Relay<'_> {
             if !std::mem::replace(&mut counted, true) {
                 self.ring.count_bulk();
             }
-            let space = buffer.len().min(wanted) - ROOM_BEFORE - ROOM_BEHIND;
+            let space = buffer.len().min(room) - ROOM_BEFORE - ROOM_BEHIND;
             let length = length.map_or(space, |left| left.min(space));
             self.from.start_receive_bulk(buffer, ROOM_BEFORE..ROOM_BEFORE + length);
             let from = self.from;

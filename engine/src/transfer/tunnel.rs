@@ -73,7 +73,7 @@ impl<O: TunnelOwner> Tunnel<'_, O> {
         let Tunnel { ring, timer, client, upstream, idle_ms, drain_ms, owner } = self;
         let active = Cell::new(ring.now());
         // What came over the connection before says nothing of what comes now.
-        [client, upstream].iter().for_each(|side| side.expect_bulk(false));
+        [client, upstream].iter().for_each(|side| side.expect_bulk(None));
         // What is over TLS has its state in this process.
         let movable = client.as_plain().is_some() && upstream.as_plain().is_some();
         let direction = |from, to| Direction {

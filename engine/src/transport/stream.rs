@@ -126,12 +126,12 @@ impl TransportStream {
     }
 
     /// See [`Stream::expect_bulk`]. Over TLS a head can only be had with the whole record that it is in.
-    pub fn expect_bulk(&self, expected: bool) {
-        self.stream.expect_bulk(expected && self.tls.is_none());
+    pub fn expect_bulk(&self, length: Option<u64>) {
+        self.stream.expect_bulk(length.filter(|_| self.tls.is_none()));
     }
 
     /// See [`Stream::expects_bulk`].
-    pub fn expects_bulk(&self) -> bool {
+    pub fn expects_bulk(&self) -> Option<u64> {
         self.stream.expects_bulk()
     }
 

@@ -171,7 +171,7 @@ impl Core {
         let Some(id) = self.pool.borrow_one(socket.role.part()) else { return self.starve(socket, token) };
         socket.lent = id;
         let size = self.pool.size();
-        let length = if socket.intake == Intake::Brief { BRIEF.min(size) } else { size };
+        let length = if matches!(socket.intake, Intake::Brief(_)) { BRIEF.min(size) } else { size };
         let entry = opcode::Recv::new(types::Fd(socket.fd), self.pool.address(id), length).build();
         // SAFETY: the buffer stays lent until the completion, which gives it back or passes it on.
         unsafe { self.start(socket, token, entry) };
@@ -190,7 +190,7 @@ impl Core {
         // they can, whoever takes it.
         let unlimited = !self.features.recv_limit && matches!(socket.role, Role::Upstream(_));
         let once = socket.intake != Intake::Many || unlimited;
-        let brief = socket.intake == Intake::Brief;
+        let brief = matches!(socket.intake, Intake::Brief(_));
         if socket.intake == Intake::First {
             socket.intake = Intake::Many;
         }
