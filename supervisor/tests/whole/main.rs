@@ -7,6 +7,7 @@
 mod harness;
 
 mod addresses;
+mod allocations;
 mod bad_backends;
 mod basics;
 mod bodies;
