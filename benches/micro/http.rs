@@ -7,70 +7,15 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use kakehi_benches::heads::{self, BROWSER_REQUEST, RESPONSE, SHORT_REQUEST, request, response};
 use kakehi_ctl::state::Forwarding;
-use kakehi_engine::h1::{
-    ChunkedBody, Emit, ForwardedBy, HeadLimits, HeadProgress, RequestHead, ResponseHead, ResponsePlan,
-    chunk_prefix,
-};
+use kakehi_engine::h1::{ChunkedBody, Emit, ResponsePlan};
 use kakehi_engine::http::{Method, Scratch, Version};
-use kakehi_engine::limits;
-
-/// The request of the load generator.
-const SHORT_REQUEST: &str =
-    "GET /bytes/16 HTTP/1.1\r\nHost: bench.localhost\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n";
-
-/// The request of a browser.
-const BROWSER_REQUEST: &str = "GET /static/app/main.3f2a.js?v=1729 HTTP/1.1\r\n\
-    Host: www.example.org\r\n\
-    Connection: keep-alive\r\n\
-    sec-ch-ua: \"Chromium\";v=\"128\", \"Not;A=Brand\";v=\"24\"\r\n\
-    sec-ch-ua-mobile: ?0\r\n\
-    sec-ch-ua-platform: \"Linux\"\r\n\
-    User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/128.0.0.0 Safari/537.36\r\n\
-    Accept: */*\r\n\
-    Sec-Fetch-Site: same-origin\r\n\
-    Sec-Fetch-Mode: no-cors\r\n\
-    Sec-Fetch-Dest: script\r\n\
-    Referer: https://www.example.org/app\r\n\
-    Accept-Encoding: gzip, deflate, br, zstd\r\n\
-    Accept-Language: en-GB,en;q=0.9,de;q=0.8\r\n\
-    Cookie: session=0f8fad5bd9cb469fa16570867728950e; theme=dark; consent=1\r\n\
-    If-None-Match: \"3f2a-61c0b5\"\r\n\r\n";
-
-const RESPONSE: &str = "HTTP/1.1 200 OK\r\n\
-    Server: backend\r\n\
-    Date: Tue, 15 Nov 1994 08:12:31 GMT\r\n\
-    Content-Type: application/octet-stream\r\n\
-    Content-Length: 16\r\n\
-    Cache-Control: public, max-age=60\r\n\
-    ETag: \"3f2a-61c0b5\"\r\n\r\n";
-
-const LIMITS: HeadLimits = HeadLimits {
-    bytes: limits::MAX_HEAD_SIZE,
-    fields: limits::MAX_HEAD_FIELDS,
-    target: limits::MAX_TARGET_SIZE,
-};
-
-fn request<'a>(bytes: &'a [u8], scratch: &'a mut Scratch) -> Option<RequestHead<'a>> {
-    RequestHead::parse(bytes, &mut HeadProgress::default(), &LIMITS, scratch).ok().flatten()
-}
-
-fn response<'a>(bytes: &'a [u8], scratch: &'a mut Scratch) -> Option<ResponseHead<'a>> {
-    ResponseHead::parse(bytes, Method::Get, &mut HeadProgress::default(), &LIMITS, scratch).ok().flatten()
-}
 
 #[expect(clippy::expect_used, reason = "the heads of this file are valid")]
 fn requests(criterion: &mut Criterion) {
     let forwarding = Forwarding::default();
-    let by = ForwardedBy {
-        peer_ip: "192.0.2.17",
-        local_port: "8080",
-        proto: "http",
-        trusted: false,
-        switches: &forwarding,
-        request_id: "01ARZ3NDEKTSV4RRFFQ69G5FAV",
-        client: None,
-    };
+    let by = heads::by(&forwarding);
     for (name, text) in [("short", SHORT_REQUEST), ("browser", BROWSER_REQUEST)] {
         let mut group = criterion.benchmark_group(format!("request {name}"));
         group.throughput(Throughput::Bytes(text.len() as u64));
@@ -116,13 +61,7 @@ fn responses(criterion: &mut Criterion) {
 fn chunks(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("chunked");
     for (name, size) in [("4 KiB chunks", 4_096), ("1 byte chunks", 1)] {
-        let mut body = Vec::new();
-        for _ in 0..65_536 / size {
-            body.extend_from_slice(&chunk_prefix(size as u64));
-            body.resize(body.len() + size, b'x');
-            body.extend_from_slice(b"\r\n");
-        }
-        body.extend_from_slice(b"0\r\n\r\n");
+        let body = heads::chunks(size);
         group.throughput(Throughput::Bytes(body.len() as u64));
         let mut tail = Vec::new();
         group.bench_function(name, |bencher| {

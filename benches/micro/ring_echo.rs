@@ -34,7 +34,7 @@ mod kakehi {
     use std::net::{SocketAddr, TcpListener};
     use std::rc::Rc;
 
-    use kakehi_engine::ring::{Level, Listener, Recv, Ring, SendBuf, Settings, Stream};
+    use kakehi_engine::ring::{Accepted, Level, Listener, Recv, Ring, SendBuf, Settings, Stream};
 
     use super::{CONNECTIONS, Outcome};
 
@@ -59,7 +59,7 @@ mod kakehi {
 
     async fn accept(ring: Ring, listener: Listener, left: Rc<Cell<usize>>) {
         for _ in 0..CONNECTIONS {
-            let Ok(stream) = listener.accept().await else { return };
+            let Ok(Accepted { stream, .. }) = listener.accept().await else { return };
             let left = Rc::clone(&left);
             ring.spawn(async move {
                 echo(stream).await;

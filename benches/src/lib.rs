@@ -3,7 +3,7 @@
 //! One core runs the proxy under test; another runs the [`backend`] and the [`generator`], which are kept
 //! cheap so that the proxy is what saturates. [`peers`] knows how to configure each proxy, [`identity`] which
 //! certificate it shows, [`folders`] where the programs are, [`process`] how to start, pin and stop it, [`accounting`] what it used, [`ring_figures`]
-//! what kakehi's ring did, [`point`] names the bodies of the curve, [`measure`] puts one measurement together, and [`report`] turns many of them into tables
+//! what kakehi's ring did, [`point`] names the bodies of the curve, [`heads`] has what the micro-benchmarks read, [`measure`] puts one measurement together, and [`report`] turns many of them into tables
 //! and raw data.
 //!
 //! What is promised: every answer is checked (status, length, content), an error is counted by its kind and
@@ -16,6 +16,7 @@ pub mod cores;
 pub mod error;
 pub mod folders;
 pub mod generator;
+pub mod heads;
 pub mod identity;
 pub mod measure;
 pub mod payload;

@@ -14,7 +14,7 @@ use std::{
     task::Poll,
 };
 
-use kakehi_engine::ring::{Level, Listener, Recv, Ring, SendBuf, Settings, Share, Stream};
+use kakehi_engine::ring::{Accepted, Level, Listener, Recv, Ring, SendBuf, Settings, Share, Stream};
 use socket2::{Domain, Socket, Type};
 
 fn main() -> ExitCode {
@@ -62,7 +62,7 @@ fn run(listen: &str, backend: &str, core: Option<&String>) -> Result<(), Box<dyn
 }
 
 async fn accept(ring: Ring, listener: Listener, backend: SocketAddr) {
-    while let Ok(client) = listener.accept().await {
+    while let Ok(Accepted { stream: client, .. }) = listener.accept().await {
         let relayed = relay(ring.clone(), client, backend);
         ring.spawn(async move {
             // A connection that broke ends here; the floor serves benchmarks, and those count errors themselves.

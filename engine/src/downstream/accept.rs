@@ -7,7 +7,7 @@ use crate::{
     exchange::ListenerHandle,
     limits,
     observe::Counter,
-    ring::{AcceptError, Listener, Source, Stream, Timer},
+    ring::{AcceptError, Accepted, Listener, Source, Timer},
 };
 
 /// How long accepting rests when there are no descriptors, unless a connection closes before (ms).
@@ -97,11 +97,11 @@ pub async fn accept(
 }
 
 /// Begins to serve a client, when it is its turn. It counts at once, so that there are never more than may be served.
-async fn begin(connections: &Rc<Connections>, listener: &Rc<ListenerHandle>, client: Stream) {
+async fn begin(connections: &Rc<Connections>, listener: &Rc<ListenerHandle>, client: Accepted) {
     let Connections { shared, .. } = &**connections;
     shared.counters.count(Counter::Accepted);
-    let serve =
-        connection::serve(Rc::clone(connections), Rc::clone(listener), client, ConnectionOrigin::NONE);
+    let origin = ConnectionOrigin { peer: client.peer, ..ConnectionOrigin::NONE };
+    let serve = connection::serve(Rc::clone(connections), Rc::clone(listener), client.stream, origin);
     shared.ring.connection_admission().reserve(Source::Clients, CLIENT_COST).await;
     shared.ring.spawn(serve);
 }

@@ -69,7 +69,10 @@ impl ClientConnection {
         let info = origin.ends.map(|addresses| {
             Box::new(ConnectionInfo { addresses: Some(addresses), ..ConnectionInfo::default() })
         });
-        let (read_buffer, peer, next) = (ReadBuffer::default(), None, Disposition::Request);
+        // Where a header of the PROXY protocol comes first, that says who it is.
+        let peer = origin.peer.filter(|_| !listener.config().has_preamble());
+        let peer = peer.map(|address| address.ip().to_canonical());
+        let (read_buffer, next) = (ReadBuffer::default(), Disposition::Request);
         ClientConnection {
             connections,
             listener,

@@ -75,7 +75,7 @@ fn resume(
     let mut sockets = sockets.into_iter();
     match (message, sockets.next(), sockets.next()) {
         (HandoverMessage::Idle { listener, age, begun, ends }, Some(client), None) => {
-            let origin = ConnectionOrigin { age, begun: begun || age == Age::Used, ends };
+            let origin = ConnectionOrigin { age, begun: begun || age == Age::Used, ends, peer: None };
             let serve = connection::serve(
                 Rc::clone(connections),
                 find(listener)?,

@@ -36,13 +36,17 @@ pub(super) struct ConnectionOrigin {
     pub(super) begun: bool,
     /// Whom it has named.
     pub(super) ends: Option<AddressPair>,
+    /// Who has connected, if that is known without asking.
+    pub(super) peer: Option<SocketAddr>,
 }
 
 impl ConnectionOrigin {
     /// Nothing.
-    pub(super) const NONE: ConnectionOrigin = ConnectionOrigin { age: Age::New, begun: false, ends: None };
+    pub(super) const NONE: ConnectionOrigin =
+        ConnectionOrigin { age: Age::New, begun: false, ends: None, peer: None };
     /// A request at least.
-    pub(super) const USED: ConnectionOrigin = ConnectionOrigin { age: Age::Used, begun: true, ends: None };
+    pub(super) const USED: ConnectionOrigin =
+        ConnectionOrigin { age: Age::Used, begun: true, ends: None, peer: None };
 }
 
 /// What moves with the sockets, as JSON.

@@ -8,15 +8,16 @@ use std::{
     cell::Cell,
     future::poll_fn,
     io,
+    net::SocketAddr,
+    num::NonZeroU32,
     os::fd::{IntoRawFd, OwnedFd},
     rc::Rc,
     task::{Context, Poll, ready},
 };
 
 use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
-    net::{SocketFlags, accept_with},
+    net::{SocketFlags, acceptfrom_with},
 };
 use socket2::SockRef;
 
@@ -41,8 +42,17 @@ pub struct Listener {
 #[derive(Clone, Copy)]
 enum Queue {
     Unknown,
-    Holds,
+    /// So many connections at least.
+    Holds(NonZeroU32),
     Empty,
+}
+
+/// A client that has just connected.
+pub struct Accepted {
+    /// Its connection.
+    pub stream: Stream,
+    /// Its address, if it has one.
+    pub peer: Option<SocketAddr>,
 }
 
 /// Why nothing was accepted, and what the caller must do.
@@ -92,7 +102,7 @@ impl Listener {
     ///
     /// # Errors
     /// See [`AcceptError`].
-    pub async fn accept(&self) -> Result<Stream, AcceptError> {
+    pub async fn accept(&self) -> Result<Accepted, AcceptError> {
         poll_fn(|context| self.poll_accept(context)).await
     }
 
@@ -101,14 +111,15 @@ impl Listener {
     ///
     /// # Errors
     /// See [`AcceptError`].
-    pub fn poll_accept(&self, context: &Context<'_>) -> Poll<Result<Stream, AcceptError>> {
+    pub fn poll_accept(&self, context: &Context<'_>) -> Poll<Result<Accepted, AcceptError>> {
         loop {
             match self.queue.get() {
                 Queue::Unknown => self.queue.set(self.look()),
-                Queue::Holds => match self.accept_now() {
-                    Ok(Some(stream)) => {
-                        self.queue.set(Queue::Unknown);
-                        return Poll::Ready(Ok(stream));
+                Queue::Holds(count) => match self.accept_now() {
+                    Ok(Some(accepted)) => {
+                        let left = NonZeroU32::new(count.get() - 1);
+                        self.queue.set(left.map_or(Queue::Unknown, Queue::Holds));
+                        return Poll::Ready(Ok(accepted));
                     }
                     Ok(None) => self.queue.set(Queue::Empty),
                     Err(error) => return Poll::Ready(Err(error)),
@@ -117,7 +128,7 @@ impl Listener {
                     self.core.start_poll(self.slot, Operation::ReadReady, libc::POLLIN, false);
                     // Whatever it says, accepting tells more.
                     ready!(self.core.poll_outcome(self.slot, Operation::ReadReady, context));
-                    self.queue.set(Queue::Holds);
+                    self.queue.set(Queue::Holds(NonZeroU32::MIN));
                 }
             }
         }
@@ -126,26 +137,25 @@ impl Listener {
     /// Looks into the queue, without waiting.
     fn look(&self) -> Queue {
         let listener = sys::borrow(self.core.sockets.borrow_mut().get(self.slot).fd);
-        let mut events = [PollFd::from_borrowed_fd(listener, PollFlags::IN)];
         // If it cannot be told, accepting tells.
-        match poll(&mut events, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
-            Ok(0) => Queue::Empty,
-            _ => Queue::Holds,
-        }
+        let waiting = sys::connections_waiting(listener).unwrap_or(1);
+        NonZeroU32::new(waiting).map_or(Queue::Empty, Queue::Holds)
     }
 
     /// Takes a connection from the queue, if there is one.
-    fn accept_now(&self) -> Result<Option<Stream>, AcceptError> {
+    fn accept_now(&self) -> Result<Option<Accepted>, AcceptError> {
         let listener = sys::borrow(self.core.sockets.borrow_mut().get(self.slot).fd);
         loop {
             // What was set at the adoption may be gone: whoever has the socket too, an init system that starts us again for
             // instance, shares the flag, and a queue that somebody else has emptied would then stop the worker.
             rustix::io::ioctl_fionbio(listener, true).map_err(|error| AcceptError::Broken(error.into()))?;
             // Non-blocking from its birth.
-            match accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-                Ok(connection) => {
-                    let stream = Stream::adopt_accepted(&self.ring, connection);
-                    return stream.map(Some).map_err(AcceptError::Exhausted);
+            match acceptfrom_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Ok((connection, peer)) => {
+                    let stream =
+                        Stream::adopt_accepted(&self.ring, connection).map_err(AcceptError::Exhausted)?;
+                    let peer = peer.and_then(|peer| peer.try_into().ok());
+                    return Ok(Some(Accepted { stream, peer }));
                 }
                 Err(Errno::AGAIN) => return Ok(None),
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
@@ -169,7 +179,7 @@ impl Listener {
 
     /// Stops accepting for good: the connections in the socket's queue, one after the other, as far as they can be had. Those
     /// that are left when the iterator is dropped are reset.
-    pub fn finish(self) -> impl Iterator<Item = Stream> {
+    pub fn finish(self) -> impl Iterator<Item = Accepted> {
         std::iter::from_fn(move || self.accept_now().ok().flatten())
     }
 }

@@ -51,7 +51,7 @@ pub use self::{
     buffers::{Buf, Role, Share},
     core::Ring,
     features::{Features, Level},
-    listener::{AcceptError, Listener},
+    listener::{AcceptError, Accepted, Listener},
     message::{Recv, SendBuf},
     pass::{receive_descriptors, send_descriptors},
     setup::{LOCKED_MEMORY_PER_WORKER, LOCKED_MEMORY_REMEDY, Settings, SetupError, Unusable, check},

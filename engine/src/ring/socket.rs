@@ -139,6 +139,9 @@ impl Pending {
     }
 }
 
+/// In what the length of an expected body is counted (bytes): one byte of a socket tells those that fit a private buffer apart.
+pub(super) const BULK_UNIT: u64 = 8 * 1024;
+
 /// How much a receive may bring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Intake {
@@ -148,8 +151,8 @@ pub(super) enum Intake {
     First,
     /// One: whoever takes it is slow.
     Single,
-    /// No more than a head: much is behind it that is not to be copied, of so many KiB at a guess.
-    Brief(u16),
+    /// No more than a head: much is behind it that is not to be copied, of so many [`BULK_UNIT`]s at a guess.
+    Brief(u8),
 }
 
 /// What few sockets need, apart, so that the others stay small.

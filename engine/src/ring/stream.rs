@@ -25,7 +25,7 @@ use super::{
     buffers::{Buf, Role, Share},
     core::{Core, Ring},
     message::{Recv, SendBuf},
-    socket::{End, Intake, Operation, Token},
+    socket::{BULK_UNIT, End, Intake, Operation, Token},
     sys,
 };
 
@@ -280,18 +280,18 @@ impl Stream {
     pub fn expect_bulk(&self, length: Option<u64>) {
         let sockets = &mut *self.core.sockets.borrow_mut();
         let socket = sockets.get(self.slot);
-        let kib = length.map(|length| u16::try_from(length.div_ceil(1024)).unwrap_or(u16::MAX));
-        socket.intake = match (socket.intake, kib) {
-            (Intake::Many | Intake::First | Intake::Brief(_), Some(kib)) => Intake::Brief(kib),
+        let units = length.map(|length| u8::try_from(length.div_ceil(BULK_UNIT)).unwrap_or(u8::MAX));
+        socket.intake = match (socket.intake, units) {
+            (Intake::Many | Intake::First | Intake::Brief(_), Some(units)) => Intake::Brief(units),
             (Intake::Brief(_), None) => Intake::Many,
             (other, _) => other,
         };
     }
 
-    /// What was said by [`Stream::expect_bulk`], in whole KiB and up to 64 MiB.
+    /// What was said by [`Stream::expect_bulk`], in whole units and up to 2 MiB.
     pub fn expects_bulk(&self) -> Option<u64> {
         match self.core.sockets.borrow_mut().get(self.slot).intake {
-            Intake::Brief(kib) => Some(u64::from(kib) * 1024),
+            Intake::Brief(units) => Some(u64::from(units) * BULK_UNIT),
             Intake::Many | Intake::First | Intake::Single => None,
         }
     }

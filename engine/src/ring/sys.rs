@@ -25,6 +25,28 @@ pub(super) fn borrow(fd: RawFd) -> BorrowedFd<'static> {
     unsafe { BorrowedFd::borrow_raw(fd) }
 }
 
+/// How many connections wait in the queue of a listening socket of TCP (`TCP_INFO`, 2.6.26).
+///
+/// # Errors
+/// Those of `getsockopt(2)`.
+pub(super) fn connections_waiting(listener: BorrowedFd<'_>) -> io::Result<u32> {
+    // SAFETY: integers all, for which 0 is a value.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut length = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes, which is the size of `info`, and the new length.
+    let outcome = unsafe {
+        libc::getsockopt(
+            listener.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut length,
+        )
+    };
+    // Of a socket that listens, this is the length of its queue.
+    if outcome < 0 { Err(io::Error::last_os_error()) } else { Ok(info.tcpi_unacked) }
+}
+
 /// Words that `SO_MEMINFO` fills (`SK_MEMINFO_VARS`), and those that are of interest here.
 const MEMINFO_WORDS: usize = 9;
 const WMEM_ALLOC: usize = 2;
