@@ -2,8 +2,8 @@
 //!
 //! It relies on a server that answers `GET /bytes/N` as [`crate::backend`] does, directly or through a proxy.
 //! Every connection has one request in flight: a slow server is asked less often, so latency here is that of
-//! a saturated server. With [`Load::rate`] requests come at a fixed rate instead, whatever becomes of those before. Per request it makes one `write` and one `read`.
-//! [`Generator::with`] does the same over [`tls`].
+//! a saturated server. With [`Load::rate`] requests come at a fixed rate instead, whatever becomes of those before.
+//! Per request it makes one `write` and one `read`. [`Generator::with`] does the same over [`tls`].
 //!
 //! A [`Generator`] keeps its connections between two calls of [`Generator::drive`]: one drives it to warm up,
 //! reads the meters, drives it again and reads them again.
