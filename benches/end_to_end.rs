@@ -18,7 +18,7 @@ use kakehi_benches::folders::Folders;
 use kakehi_benches::generator::tls::{Tickets, Tls};
 use kakehi_benches::identity::Identity;
 use kakehi_benches::measure::{Bench, CASES, Case, Finding, Transport};
-use kakehi_benches::peers::{Kind, Peer};
+use kakehi_benches::peers::{Kind, Layer, Peer};
 use kakehi_benches::point::{NoPoint, Point};
 use kakehi_benches::report::{Environment, Record, Report, Traced};
 use kakehi_benches::{Attempt, BenchError, benchmark};
@@ -27,9 +27,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 /// Compares kakehi with other proxies on this machine.
 #[derive(Debug, Parser)]
 struct Options {
-    /// Cases to measure: ka64, ka1000, ka1, close, big, idle, start, tls_handshake, tls_resumed, tls_ka64,
-    /// tls_big, tls_idle [default: all]; a body of any size: [tls_]down|up_SIZE[_chunked][_xCONNECTIONS], as in
-    /// `up_64k`, `tls_down_16k_chunked_x1000`; `curve` and `curve_full` are many of them; latency at a fixed rate:
+    /// Cases to measure: ka64, ka1000, ka1, close, big, ws64, idle, start, tls_handshake, tls_resumed, tls_ka64,
+    /// tls_big, tls_idle [default: all]; a body of any size: [tls_|tcp_]down|up_SIZE[_chunked][_xCONNECTIONS], as in
+    /// `up_64k`, `tls_down_16k_chunked_x1000`, `tcp_down_16`; `curve` and `curve_full` are many of them; latency at a fixed rate:
     /// tail_PERCENT[_fresh], of what the best of nginx and HAProxy answers in ka64; `tail` is many of them
     cases: Vec<String>,
     /// Proxies, the first being the one that is compared: kakehi, kakehi@LEVEL, floor, nginx, haproxy,
@@ -253,7 +253,7 @@ impl Comparison {
 }
 
 fn speaks_tls(case: Case) -> bool {
-    case.transport() != Transport::Clear
+    matches!(case.transport(), Transport::Tls(_))
 }
 
 /// The cases of these names, in the order in which they are measured; all of [`CASES`] where there are none.
@@ -314,7 +314,9 @@ fn show_configurations(peers: &[Peer]) -> Result<(), BenchError> {
 fn show_configuration(peer: &Peer, title: &str, secure: Option<(&Identity, Tls)>) -> Result<(), BenchError> {
     let (listen, backend) = (([127, 0, 0, 1], 8080).into(), ([127, 0, 0, 1], 9000).into());
     let folder = tempfile::tempdir().attempt(|| "no temporary folder".into())?;
-    let Some(program) = peer.prepare(folder.path(), listen, backend, secure)? else { return Ok(()) };
+    let Some(program) = peer.prepare(folder.path(), listen, backend, Layer::Http, secure)? else {
+        return Ok(());
+    };
     let readable = |text: &str| text.replace(&*folder.path().to_string_lossy(), "FOLDER");
     println!("{title}: `{}`\n", readable(&program.command_line()));
     for file in std::fs::read_dir(folder.path()).attempt(|| "cannot list a temporary folder".into())? {

@@ -1,7 +1,7 @@
 //! A backend that costs as little as it can: fixed answers, one thread, keep-alive, edge-triggered epoll.
 //!
 //! `GET /bytes/N` answers N bytes of [`payload`], `/chunked/N` the same in chunks; `/16` and `/1m` are short for the two
-//! usual sizes. A request body is read and thrown away before the answer. Per request it makes one `read` and
+//! usual sizes. A request with `Upgrade` makes a tunnel, which sends back what comes. A request body is read and thrown away before the answer. Per request it makes one `read` and
 //! one `write`.
 
 use std::io::{self, IoSlice, Read, Write};
@@ -27,6 +27,8 @@ const LISTENER: Token = Token(usize::MAX);
 const STOP: Token = Token(usize::MAX - 1);
 /// Proxies open up to one connection per client at once; the kernel caps this by `net.core.somaxconn`.
 const BACKLOG: i32 = 4_096;
+/// The answer to an upgrade.
+const AGREEMENT: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n";
 /// Answers up to this size are kept whole, head and body in one piece.
 const WHOLE_ANSWER_MAX: usize = 16 << 10;
 
@@ -89,6 +91,8 @@ struct Connection {
     chunks: Option<Chunks>,
     answer: Option<Answer>,
     close: bool,
+    /// What comes is sent back.
+    echoes: bool,
 }
 
 /// An answer under way: `start` holds the head and perhaps the body, the rest comes from the arena.
@@ -161,6 +165,7 @@ impl Server {
                 chunks: None,
                 answer: None,
                 close: false,
+                echoes: false,
             });
             let registered = connection.stream.set_nodelay(true).and_then(|()| {
                 let interest = Interest::READABLE | Interest::WRITABLE;
@@ -220,6 +225,11 @@ impl Connection {
                 Err(error) => return Err(error),
             };
             drained = length < scratch.len();
+            if self.echoes {
+                // Messages are short, and one is answered before the next comes.
+                self.stream.write_all(&scratch[..length])?;
+                continue;
+            }
             let mut skipped = self.skip.min(length as u64) as usize;
             self.skip -= skipped as u64;
             skipped += self.skip_chunks(&scratch[skipped..length])?;
@@ -231,7 +241,11 @@ impl Connection {
     fn start_request(&mut self, answers: &mut Answers) -> io::Result<bool> {
         let Some(request) = parse(&self.input)? else { return Ok(false) };
         self.close = request.close;
-        self.answer = Some(answers.to(request.body, request.chunked));
+        self.echoes = request.upgrade;
+        self.answer = Some(match request.upgrade {
+            true => Answer { start: Rc::from(AGREEMENT), arena_length: 0, written: 0 },
+            false => answers.to(request.body, request.chunked),
+        });
         self.chunks = request.in_chunks.then(Chunks::default);
         let skipped = request.content_length.min((self.input.len() - request.head_length) as u64);
         self.skip = request.content_length - skipped;

@@ -19,11 +19,13 @@ mod answer;
 mod schedule;
 mod tally;
 pub mod tls;
+mod tunnel;
 
 use answer::{Answer, Progress};
 use schedule::{DUE, Schedule};
 pub use tally::{Fault, Faults, Handshakes, Tally};
 use tls::{Client, Session, Tls, WIRE_BUFFER};
+use tunnel::Tunnel;
 
 use crate::{Attempt, BenchError};
 use crate::{chunks, payload};
@@ -52,6 +54,9 @@ pub enum Mode {
     Close,
     /// Keep it open and idle after one answer.
     Hold,
+    /// Make a tunnel of it first, through which messages of the length of a response body come back as they were sent. The answer to
+    /// the upgrade counts as one of them.
+    Tunnel,
 }
 
 /// The load to put on a server.
@@ -87,6 +92,8 @@ pub enum Bound {
 pub struct Generator {
     load: Load,
     request: Vec<u8>,
+    /// What is sent through a tunnel.
+    message: Vec<u8>,
     poll: Poll,
     slots: Vec<Option<Connection>>,
     scratch: Box<[u8]>,
@@ -114,7 +121,32 @@ struct Connection {
     phase: Phase,
     sent: usize,
     since: Instant,
-    answer: Answer,
+    reader: Reader,
+}
+
+/// Reads what a connection receives.
+#[derive(Debug)]
+enum Reader {
+    Answer(Answer),
+    Tunnel(Tunnel),
+}
+
+impl Reader {
+    fn of(mode: Mode) -> Self {
+        if mode == Mode::Tunnel { Self::Tunnel(Tunnel::default()) } else { Self::Answer(Answer::default()) }
+    }
+
+    fn take(&mut self, received: &[u8], expected: u64) -> Result<Progress, Fault> {
+        match self {
+            Self::Answer(answer) => answer.take(received, expected),
+            Self::Tunnel(tunnel) => tunnel.take(received, expected),
+        }
+    }
+
+    /// Messages go through it.
+    fn is_open_tunnel(&self) -> bool {
+        matches!(self, Self::Tunnel(tunnel) if tunnel.is_open())
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,6 +185,7 @@ impl Generator {
         Ok(Self {
             load,
             request: request(&load),
+            message: payload::body(if load.mode == Mode::Tunnel { load.body } else { 0 }),
             poll,
             slots: Vec::with_capacity(load.connections),
             scratch: vec![0; 256 << 10].into(),
@@ -252,15 +285,15 @@ impl Generator {
                 Token(slot),
                 Interest::READABLE | Interest::WRITABLE,
             )?;
-            if self.load.upload > 0 {
+            if self.load.upload > 0 || self.load.mode == Mode::Tunnel {
                 stream.set_nodelay(true)?;
             }
             let session = match &self.secure {
                 Some(secure) => Some(Box::new(secure.clients[slot].connect()?)),
                 None => None,
             };
-            let (phase, answer) = (Phase::Sending, Answer::default());
-            io::Result::Ok(Connection { stream, session, phase, sent: 0, since, answer })
+            let (phase, reader) = (Phase::Sending, Reader::of(self.load.mode));
+            io::Result::Ok(Connection { stream, session, phase, sent: 0, since, reader })
         };
         match connect() {
             Ok(connection) => self.slots[slot] = Some(connection),
@@ -313,7 +346,8 @@ impl Generator {
                 Phase::Held | Phase::Free if ended => return Err(Fault::Closed),
                 Phase::Held | Phase::Free => return Ok(Step::Wait),
                 Phase::Sending => {
-                    if connection.send(&self.request)? {
+                    let what = if connection.reader.is_open_tunnel() { &self.message } else { &self.request };
+                    if connection.send(what)? {
                         connection.phase = Phase::Receiving;
                     }
                     if !ended {
@@ -329,7 +363,7 @@ impl Generator {
                     if length == 0 {
                         return Err(Fault::Closed);
                     }
-                    match connection.answer.take(&self.scratch[..length], self.load.body as u64)? {
+                    match connection.reader.take(&self.scratch[..length], self.load.body as u64)? {
                         Progress::More if drained && !ended => return Ok(Step::Wait),
                         Progress::More => {}
                         Progress::Done { close } => {
@@ -342,8 +376,8 @@ impl Generator {
                                 return Ok(Step::Renew);
                             }
                             connection.phase = match self.load.mode {
-                                Mode::KeepAlive if self.schedule.is_some() => Phase::Free,
-                                Mode::KeepAlive => Phase::Sending,
+                                Mode::KeepAlive | Mode::Tunnel if self.schedule.is_some() => Phase::Free,
+                                Mode::KeepAlive | Mode::Tunnel => Phase::Sending,
                                 Mode::Close => Phase::Closing,
                                 Mode::Hold => Phase::Held,
                             };
@@ -413,6 +447,11 @@ fn remaining(bound: Bound, elapsed: Duration, tally: &Tally) -> Result<Option<Du
 }
 
 fn request(load: &Load) -> Vec<u8> {
+    if load.mode == Mode::Tunnel {
+        let fields = "Connection: Upgrade\r\nUpgrade: echo\r\n";
+        return format!("GET /tunnel HTTP/1.1\r\nHost: {HOST}\r\nUser-Agent: bench\r\n{fields}\r\n")
+            .into_bytes();
+    }
     let (method, framing) = match (load.upload, load.chunked) {
         (0, _) => ("GET", String::new()),
         (_, true) => ("POST", "Transfer-Encoding: chunked\r\n".to_owned()),
@@ -468,103 +507,4 @@ fn broken(error: &io::Error) -> Fault {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::backend::Backend;
-
-    fn backend() -> Backend {
-        let core = crate::cores::allowed().unwrap()[0];
-        Backend::start(core).unwrap()
-    }
-
-    fn load(backend: &Backend) -> Load {
-        Load {
-            target: backend.address(),
-            connections: 8,
-            body: 16,
-            upload: 0,
-            chunked: false,
-            mode: Mode::KeepAlive,
-            rate: None,
-        }
-    }
-
-    fn drive(load: Load, requests: u64) -> (Tally, Generator) {
-        let mut generator = Generator::new(load).unwrap();
-        let tally = generator.drive(Bound::Requests(requests)).unwrap();
-        (tally, generator)
-    }
-
-    #[test]
-    fn kept_connections_carry_many_requests_without_a_fault() {
-        let backend = backend();
-        for body in [0, 16, 16_384, 16_385, 1 << 20] {
-            for chunked in [false, true] {
-                let (tally, generator) = drive(Load { body, chunked, ..load(&backend) }, 100);
-                assert!(tally.requests >= 100);
-                assert_eq!((tally.faults.total(), tally.renewed), (0, 0), "{body} {chunked}");
-                assert_eq!(generator.open_connections(), 8);
-            }
-        }
-    }
-
-    #[test]
-    fn every_request_of_the_close_mode_has_its_own_connection() {
-        let backend = backend();
-        let (tally, _) = drive(Load { mode: Mode::Close, ..load(&backend) }, 200);
-        assert_eq!(tally.faults.to_string(), "none");
-    }
-
-    #[test]
-    fn at_a_fixed_rate_no_request_is_sent_before_it_is_due() {
-        let backend = backend();
-        let open = Load { rate: Some(2_000.0), ..load(&backend) };
-        let mut generator = Generator::new(open).unwrap();
-        // The first request of each connection is not of the schedule.
-        for bound in [Bound::Requests(200), Bound::Time(Duration::from_millis(100))] {
-            let tally = generator.drive(bound).unwrap();
-            assert_eq!(tally.faults.to_string(), "none");
-            let due = tally.elapsed.as_secs_f64() * 2_000.0;
-            assert!(tally.requests as f64 <= due + 8.0 + 1.0, "{} of {due}", tally.requests);
-        }
-    }
-
-    #[test]
-    fn uploads_are_taken_whole_before_they_are_answered() {
-        let backend = backend();
-        for upload in [1, 1_000, 300_000] {
-            for chunked in [false, true] {
-                let (tally, _) = drive(Load { upload, chunked, ..load(&backend) }, 50);
-                assert_eq!(tally.faults.to_string(), "none", "{upload} {chunked}");
-            }
-        }
-    }
-
-    #[test]
-    fn held_connections_stay_open_and_their_end_is_a_fault() {
-        let backend = backend();
-        let (tally, mut generator) =
-            drive(Load { mode: Mode::Hold, connections: 100, ..load(&backend) }, 100);
-        assert_eq!((tally.requests, tally.faults.total()), (100, 0));
-        assert_eq!(generator.open_connections(), 100);
-        drop(backend);
-        let after = generator.drive(Bound::Time(Duration::from_millis(50)));
-        assert!(after.map_or(true, |tally| tally.faults.total() >= 100));
-    }
-
-    #[test]
-    fn a_server_that_is_not_there_ends_the_run() {
-        let address = backend().address();
-        let gone = Load {
-            target: address,
-            connections: 1,
-            body: 16,
-            upload: 0,
-            chunked: false,
-            mode: Mode::KeepAlive,
-            rate: None,
-        };
-        let result = Generator::new(gone).unwrap().drive(Bound::Requests(1));
-        assert!(matches!(result, Err(BenchError::TooManyFaults { .. })), "{result:?}");
-    }
-}
+mod tests;

@@ -15,7 +15,7 @@ use crate::cores::Cores;
 use crate::generator::tls::{Tickets, Tls};
 use crate::generator::{Bound, Fault, Faults, Generator, Handshakes, Load, Mode, Tally};
 use crate::identity::Identity;
-use crate::peers::{Kind, Peer};
+use crate::peers::{Kind, Layer, Peer};
 use crate::process::{Process, free_address};
 use crate::ring_figures::{PerRequest, RingFigures};
 use crate::strace::{Calls, Strace};
@@ -39,6 +39,8 @@ pub enum Transport {
     Clear,
     /// TLS, and what clients do with tickets.
     Tls(Tickets),
+    /// HTTP as it is, which the proxy passes on without knowing it (`mode tcp`).
+    Passed,
 }
 
 /// What is done to a proxy.
@@ -109,10 +111,15 @@ impl Case {
     /// Whether it makes sense for `kind`: the floor relays connections as they come, and so shows the cost of
     /// kept ones that carry requests and of nothing else; and not all speak TLS.
     fn suits(self, kind: Kind) -> bool {
-        let possible = self.transport() == Transport::Clear || kind.speaks_tls();
-        possible
-            && (kind != Kind::Floor
-                || matches!(self, Self::Traffic { mode: Mode::KeepAlive, .. } | Self::Tail { .. }))
+        let carries = match self.transport() {
+            Transport::Clear => true,
+            Transport::Tls(_) => kind.speaks_tls(),
+            Transport::Passed => kind.passes_tcp(),
+        };
+        let tunnels = !matches!(self, Self::Traffic { mode: Mode::Tunnel, .. }) || kind.makes_tunnels();
+        let kept =
+            matches!(self, Self::Traffic { mode: Mode::KeepAlive | Mode::Tunnel, .. } | Self::Tail { .. });
+        carries && tunnels && (kept || kind != Kind::Floor)
     }
 
     /// How clients speak with the proxy.
@@ -147,12 +154,13 @@ const fn traffic(connections: usize, body: usize, mode: Mode, transport: Transpo
 }
 
 /// The cases of a full run, by name.
-pub const CASES: [(&str, Case); 12] = [
+pub const CASES: [(&str, Case); 13] = [
     ("ka64", traffic(64, 16, Mode::KeepAlive, Transport::Clear)),
     ("ka1000", traffic(1_000, 16, Mode::KeepAlive, Transport::Clear)),
     ("ka1", traffic(1, 16, Mode::KeepAlive, Transport::Clear)),
     ("close", traffic(16, 16, Mode::Close, Transport::Clear)),
     ("big", traffic(16, 1 << 20, Mode::KeepAlive, Transport::Clear)),
+    ("ws64", traffic(64, 64, Mode::Tunnel, Transport::Clear)),
     ("idle", Case::Idle { connections: 6_000, transport: Transport::Clear }),
     ("start", Case::Start),
     ("tls_handshake", traffic(16, 16, Mode::Close, FULL)),
@@ -316,11 +324,12 @@ impl Bench {
         let folder = tempfile::tempdir().attempt(|| "no temporary folder".into())?;
         let listen = free_address()?;
         let tls = match transport {
-            Transport::Clear => None,
+            Transport::Clear | Transport::Passed => None,
             Transport::Tls(tickets) => Some(Tls::new(self.identity.certificate().clone(), tickets)?),
         };
         let secure = tls.clone().map(|tls| (&self.identity, tls));
-        let Some(program) = peer.prepare(folder.path(), listen, self.backend, secure)? else {
+        let layer = if transport == Transport::Passed { Layer::Tcp } else { Layer::Http };
+        let Some(program) = peer.prepare(folder.path(), listen, self.backend, layer, secure)? else {
             let (target, since_start) = (self.backend, Duration::ZERO);
             return Ok(Running { process: None, target, tls, since_start, control: None, folder });
         };

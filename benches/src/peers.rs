@@ -57,6 +57,27 @@ impl Kind {
     pub fn speaks_tls(self) -> bool {
         matches!(self, Self::Kakehi | Self::Nginx | Self::Haproxy | Self::Sozu)
     }
+
+    /// Whether it is configured here to pass on bytes without knowing HTTP. nginx has a module of its own for that.
+    #[must_use]
+    pub fn passes_tcp(self) -> bool {
+        matches!(self, Self::Kakehi | Self::Floor | Self::Haproxy | Self::Sozu | Self::Direct)
+    }
+
+    /// Whether it is configured here to make tunnels of connections that ask for that.
+    #[must_use]
+    pub fn makes_tunnels(self) -> bool {
+        self != Self::Envoy
+    }
+}
+
+/// What a proxy knows of what it passes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layer {
+    /// Requests and responses.
+    Http,
+    /// Bytes.
+    Tcp,
 }
 
 /// One proxy, found.
@@ -142,11 +163,12 @@ impl Peer {
         folder: &Path,
         listen: SocketAddr,
         backend: SocketAddr,
+        layer: Layer,
         secure: Option<(&Identity, Tls)>,
     ) -> Result<Option<Program>, BenchError> {
         let (identity, tls) = secure.unzip();
         let files = identity.map(|identity| identity.write(folder)).transpose()?;
-        let site = Site { folder, listen, backend, tls: files.as_ref() };
+        let site = Site { folder, listen, backend, layer, tls: files.as_ref() };
         let mut command = Command::new(&self.program);
         let config = |file: &str, text: String| {
             let path = folder.join(file);

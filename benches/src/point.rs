@@ -1,6 +1,6 @@
 //! A point of the curve: a body of one size, one way, framed and carried one way, over so many connections.
 //!
-//! Points have names, so that a run can ask for any: `down_64k`, `up_1m`, `down_32k_chunked`, `tls_down_16k_x1000`.
+//! Points have names, so that a run can ask for any: `down_64k`, `up_1m`, `down_32k_chunked`, `tls_down_16k_x1000`, `tcp_down_16`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -23,11 +23,33 @@ const SIZES: [usize; 11] =
 /// Those of its short form.
 const FEW_SIZES: [usize; 6] = [16, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20];
 
+/// How the body travels between client and proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Over {
+    /// Clear text.
+    Clear,
+    /// TLS.
+    Tls,
+    /// Clear text through a listener that passes on bytes and knows no HTTP.
+    Tcp,
+}
+
+impl Over {
+    /// What the names of its points begin with.
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Clear => "",
+            Self::Tls => "tls_",
+            Self::Tcp => "tcp_",
+        }
+    }
+}
+
 /// One point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Point {
-    /// Clients speak TLS.
-    pub tls: bool,
+    /// How it travels.
+    pub over: Over,
     /// The body is the request's; otherwise it is the response's.
     pub upload: bool,
     /// Length of the body (bytes).
@@ -45,7 +67,7 @@ impl Point {
         let (sizes, widths): (&[usize], &[usize]) =
             if short { (&FEW_SIZES, &[CONNECTIONS]) } else { (&SIZES, &[1, CONNECTIONS, 1_000]) };
         let mut points = Vec::new();
-        for tls in [false, true] {
+        for over in [Over::Clear, Over::Tls] {
             for upload in [false, true] {
                 for chunked in [false, true] {
                     for &connections in widths {
@@ -53,7 +75,7 @@ impl Point {
                             // A thousand bodies of 16 MiB at a time measure memory, and only that.
                             let sensible = connections < 1_000 || size <= 1 << 20;
                             points.extend(sensible.then_some(Point {
-                                tls,
+                                over,
                                 upload,
                                 size,
                                 chunked,
@@ -70,17 +92,21 @@ impl Point {
     /// What is measured there.
     #[must_use]
     pub fn case(self) -> Case {
-        let Point { tls, upload, size, chunked, connections } = self;
+        let Point { over, upload, size, chunked, connections } = self;
         let (body, upload) = if upload { (RECEIPT, size) } else { (size, 0) };
-        let transport = if tls { Transport::Tls(Tickets::Ignore) } else { Transport::Clear };
+        let transport = match over {
+            Over::Clear => Transport::Clear,
+            Over::Tls => Transport::Tls(Tickets::Ignore),
+            Over::Tcp => Transport::Passed,
+        };
         Case::Traffic { connections, body, upload, chunked, mode: Mode::KeepAlive, transport }
     }
 }
 
 impl fmt::Display for Point {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Point { tls, upload, size, chunked, connections } = *self;
-        let tls = if tls { "tls_" } else { "" };
+        let Point { over, upload, size, chunked, connections } = *self;
+        let over = over.prefix();
         let way = if upload { "up" } else { "down" };
         let (number, unit) = match size {
             size if size >= 1 << 20 && size.is_multiple_of(1 << 20) => (size >> 20, "m"),
@@ -88,7 +114,7 @@ impl fmt::Display for Point {
             size => (size, ""),
         };
         let chunked = if chunked { "_chunked" } else { "" };
-        write!(f, "{tls}{way}_{number}{unit}{chunked}")?;
+        write!(f, "{over}{way}_{number}{unit}{chunked}")?;
         if connections == CONNECTIONS { Ok(()) } else { write!(f, "_x{connections}") }
     }
 }
@@ -101,7 +127,8 @@ impl FromStr for Point {
     type Err = NoPoint;
 
     fn from_str(name: &str) -> Result<Self, NoPoint> {
-        let (tls, name) = name.strip_prefix("tls_").map_or((false, name), |rest| (true, rest));
+        let with = |over: Over| Some((over, name.strip_prefix(over.prefix())?));
+        let (over, name) = with(Over::Tls).or_else(|| with(Over::Tcp)).unwrap_or((Over::Clear, name));
         let (way, name) = name.split_once('_').ok_or(NoPoint)?;
         let upload = match way {
             "down" => false,
@@ -123,7 +150,7 @@ impl FromStr for Point {
         if !(1..=MOST_CONNECTIONS).contains(&connections) || (upload && size == 0) {
             return Err(NoPoint);
         }
-        Ok(Point { tls, upload, size, chunked, connections })
+        Ok(Point { over, upload, size, chunked, connections })
     }
 }
 
@@ -143,8 +170,9 @@ mod tests {
 
     #[test]
     fn sizes_between_the_points_have_names_too() {
-        let point = Point { tls: false, upload: false, size: 17_000, chunked: true, connections: 7 };
+        let point = Point { over: Over::Clear, upload: false, size: 17_000, chunked: true, connections: 7 };
         assert_eq!("down_17000_chunked_x7".parse(), Ok(point));
+        assert_eq!("tcp_down_17000_chunked_x7".parse(), Ok(Point { over: Over::Tcp, ..point }));
         for wrong in
             ["", "down", "down_", "down_x", "sideways_1k", "up_0", "down_17m", "down_1k_x0", "down_1k_x9999"]
         {

@@ -22,6 +22,8 @@ pub(super) struct Request {
     pub(super) in_chunks: bool,
     /// Whether the client wants the connection closed after the answer.
     pub(super) close: bool,
+    /// It asks for a tunnel.
+    pub(super) upgrade: bool,
 }
 
 /// Parses a request head; `None` if it is not whole yet.
@@ -39,12 +41,15 @@ pub(super) fn parse(bytes: &[u8]) -> io::Result<Option<Request>> {
     let chunked = head.path.is_some_and(|path| path.starts_with(CHUNKED));
     let body = head.path.and_then(body_length);
     let close = head.version == Some(0);
-    let mut request = Request { head_length, body, chunked, content_length: 0, in_chunks: false, close };
+    let (content_length, in_chunks, upgrade) = (0, false, false);
+    let mut request = Request { head_length, body, chunked, content_length, in_chunks, close, upgrade };
     for field in head.headers.iter() {
         if field.name.eq_ignore_ascii_case("content-length") {
             request.content_length = decimal(field.value).ok_or(io::ErrorKind::InvalidData)?;
         } else if field.name.eq_ignore_ascii_case("connection") {
             request.close = field.value.eq_ignore_ascii_case(b"close");
+        } else if field.name.eq_ignore_ascii_case("upgrade") {
+            request.upgrade = true;
         } else if field.name.eq_ignore_ascii_case("transfer-encoding") {
             if !field.value.eq_ignore_ascii_case(b"chunked") {
                 return Err(io::ErrorKind::InvalidData.into());
@@ -84,6 +89,7 @@ mod tests {
             content_length: 5,
             in_chunks: false,
             close: true,
+            upgrade: false,
         };
         assert_eq!(parse(bytes).unwrap(), Some(expected));
         assert_eq!(parse(&bytes[..40]).unwrap(), None);

@@ -5,6 +5,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use super::Layer;
 use crate::generator::HOST;
 use crate::identity::IdentityFiles;
 
@@ -19,6 +20,7 @@ pub(super) struct Site<'a> {
     pub(super) folder: &'a Path,
     pub(super) listen: SocketAddr,
     pub(super) backend: SocketAddr,
+    pub(super) layer: Layer,
     /// Clients are served over TLS with these.
     pub(super) tls: Option<&'a IdentityFiles>,
 }
@@ -47,7 +49,19 @@ fn global(socket: &Path, more: &str) -> String {
 }
 
 fn routes(site: &Site<'_>, of_listener: &str) -> String {
-    let Site { listen, backend, tls, .. } = site;
+    let Site { listen, backend, layer, tls, .. } = site;
+    if *layer == Layer::Tcp {
+        return format!(
+            r#"[[listeners]]
+address = "{listen}"
+protocol = "tcp"
+[clusters.bench]
+protocol = "tcp"
+frontends = [{{ address = "{listen}" }}]
+backends = [{{ address = "{backend}" }}]
+"#
+        );
+    }
     let (protocol, certificate) = match tls {
         None => ("http", String::new()),
         Some(IdentityFiles { certificate, key, .. }) => {
@@ -71,7 +85,7 @@ backends = [{{ address = "{backend}" }}]
 /// `proxy_max_temp_file_size 0`: the default writes big bodies to disk when the client is slower.
 /// Session tickets are on by default.
 pub(super) fn nginx(site: &Site<'_>) -> String {
-    let Site { folder, listen, backend, tls } = site;
+    let Site { folder, listen, backend, tls, .. } = site;
     // As root nginx would switch to a user that may not enter the folder.
     let user = if nix::unistd::geteuid().is_root() { "user root;\n" } else { "" };
     let folder = folder.display();
@@ -121,6 +135,15 @@ http {{
             proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
             proxy_set_header X-Forwarded-Proto $scheme;
         }}
+        location /tunnel {{
+            proxy_pass http://bench;
+            proxy_http_version 1.1;
+            proxy_set_header Connection upgrade;
+            proxy_set_header Upgrade $http_upgrade;
+            proxy_set_header Host $host;
+            proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+            proxy_set_header X-Forwarded-Proto $scheme;
+        }}
     }}
 }}
 "#,
@@ -130,7 +153,11 @@ http {{
 
 /// One process with one thread; the process is the worker.
 pub(super) fn haproxy(site: &Site<'_>) -> String {
-    let Site { listen, backend, tls, .. } = site;
+    let Site { listen, backend, layer, tls, .. } = site;
+    let mode = match layer {
+        Layer::Http => "mode http\n    option http-keep-alive\n    option forwardfor\n    http-reuse always",
+        Layer::Tcp => "mode tcp",
+    };
     let ssl =
         tls.map_or_else(String::new, |files| format!(" ssl crt {} alpn http/1.1", files.both.display()));
     format!(
@@ -139,14 +166,12 @@ pub(super) fn haproxy(site: &Site<'_>) -> String {
     maxconn {CONNECTIONS}
 
 defaults
-    mode http
-    option http-keep-alive
-    option forwardfor
-    http-reuse always
+    {mode}
     timeout connect 3s
     timeout client 600s
     timeout server 30s
     timeout http-keep-alive 600s
+    timeout tunnel 600s
 
 frontend bench
     bind {listen} backlog 4096{ssl}
@@ -218,9 +243,9 @@ mod tests {
         let files = IdentityFiles { certificate, key, both };
         let (listen, backend) = (([127, 0, 0, 1], 8080).into(), ([127, 0, 0, 1], 9000).into());
         for write in [kakehi, sozu, nginx, haproxy] {
-            let clear = write(&Site { folder, listen, backend, tls: None });
+            let clear = write(&Site { folder, listen, backend, layer: Layer::Http, tls: None });
             assert!(!clear.contains(".pem") && !clear.contains("alpn"), "{clear}");
-            let tls = write(&Site { folder, listen, backend, tls: Some(&files) });
+            let tls = write(&Site { folder, listen, backend, layer: Layer::Http, tls: Some(&files) });
             let named = ["folder/c.pem", "folder/k.pem", "folder/b.pem"].map(|path| tls.contains(path));
             assert!(named == [true, true, false] || named == [false, false, true], "{tls}");
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::{Record, first_seen, median, traffic};
-use crate::point::Point;
+use crate::point::{Over, Point};
 
 /// Size of a panel, and what of it is for axes and heading (pixels).
 const WIDTH: f64 = 460.0;
@@ -21,7 +21,7 @@ const COLOURS: [&str; 7] = ["#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00
 /// What has a panel of its own.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Kind {
-    tls: bool,
+    over: Over,
     upload: bool,
     chunked: bool,
     connections: usize,
@@ -29,14 +29,18 @@ struct Kind {
 
 impl Kind {
     fn of(point: Point) -> Kind {
-        let Point { tls, upload, chunked, connections, .. } = point;
-        Kind { tls, upload, chunked, connections }
+        let Point { over, upload, chunked, connections, .. } = point;
+        Kind { over, upload, chunked, connections }
     }
 
     fn title(self) -> String {
         let what = if self.upload { "uploads" } else { "responses" };
         let framing = if self.chunked { "in chunks" } else { "with a length" };
-        let how = if self.tls { "TLS" } else { "clear text" };
+        let how = match self.over {
+            Over::Clear => "clear text",
+            Over::Tls => "TLS",
+            Over::Tcp => "through TCP listeners",
+        };
         format!("{what} {framing}, {how}, {} connections", self.connections)
     }
 }
@@ -111,7 +115,8 @@ fn panel(text: &mut String, title: &str, lines: &Lines<'_>, peers: &[&str]) {
     named.sort_unstable();
     named.dedup();
     for size in named {
-        let name = Point { tls: false, upload: false, size, chunked: false, connections: 64 }.to_string();
+        let name =
+            Point { over: Over::Clear, upload: false, size, chunked: false, connections: 64 }.to_string();
         let name = name.trim_start_matches("down_");
         let _ = writeln!(
             text,

@@ -106,7 +106,11 @@ impl Shown {
         let mark = AnnotationKind::Primary.span(marked(&source, at));
         let snippet = Snippet::source(&source).line_start(line).annotation(mark);
         let report = [Group::with_level(Level::ERROR).element(snippet)];
-        Shown { error, snippet: Renderer::plain().term_width(WIDTH).render(&report) }
+        let snippet = Renderer::plain().term_width(WIDTH).render(&report);
+        // It replaces those of ASCII, and those that turn the direction of text.
+        let printable =
+            |it: char| if it != '\n' && it.is_control() { char::REPLACEMENT_CHARACTER } else { it };
+        Shown { error, snippet: snippet.chars().map(printable).collect() }
     }
 }
 
@@ -146,6 +150,16 @@ mod tests {
             ("a  ", 2, " "),
         ] {
             assert_eq!(&text[marked(text, at)], expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn no_control_character_of_a_line_is_shown_as_it_is() {
+        for character in ('\u{0}'..='\u{9f}').chain(['\u{202e}', '\u{2066}']).filter(|it| *it != '\n') {
+            let error = ConfigError::Unreadable { path: "f".into(), error: io::Error::other("x") };
+            let snippet = Shown::new(error, 7, &format!("a{character}b = 1"), 0).snippet;
+            let is_shown = |it: char| it == character && !(' '..='~').contains(&it);
+            assert!(!snippet.contains(is_shown), "{snippet:?}");
         }
     }
 

@@ -32,7 +32,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
          [[clusters.a.backends]]\naddress = \"unix:/a\"\nweight = 3\n",
         "[clusters]\na = { protocol = \"http\", frontends = [{ address = \"[::]:81\", hostname = \"*\" }] }\n\
          b.protocol = \"http\"\nb.backends = [\n{ address = \"127.0.0.1:1\" }]\n",
-        "worker_cuont = 2\nfront_timeout = 10 s\n[clusters.a\n\"\\u001b[31m\" = 1\n[clusters.\"\u{202e}\"]\n",
+        "worker_cuont = 2\nfront_timeout = 10 s\n[clusters.a\n\"\\u001b[31m\" = 1\n[clusters.\"\u{202e}\"]\n\u{9b}31m = 1\n",
     ]
     .map(|text| text.as_bytes().to_vec())
     .to_vec()

@@ -1,0 +1,106 @@
+//! The generator against the backend, without a proxy between them.
+
+use super::*;
+use crate::backend::Backend;
+
+fn backend() -> Backend {
+    let core = crate::cores::allowed().unwrap()[0];
+    Backend::start(core).unwrap()
+}
+
+fn load(backend: &Backend) -> Load {
+    Load {
+        target: backend.address(),
+        connections: 8,
+        body: 16,
+        upload: 0,
+        chunked: false,
+        mode: Mode::KeepAlive,
+        rate: None,
+    }
+}
+
+fn drive(load: Load, requests: u64) -> (Tally, Generator) {
+    let mut generator = Generator::new(load).unwrap();
+    let tally = generator.drive(Bound::Requests(requests)).unwrap();
+    (tally, generator)
+}
+
+#[test]
+fn kept_connections_carry_many_requests_without_a_fault() {
+    let backend = backend();
+    for body in [0, 16, 16_384, 16_385, 1 << 20] {
+        for chunked in [false, true] {
+            let (tally, generator) = drive(Load { body, chunked, ..load(&backend) }, 100);
+            assert!(tally.requests >= 100);
+            assert_eq!((tally.faults.total(), tally.renewed), (0, 0), "{body} {chunked}");
+            assert_eq!(generator.open_connections(), 8);
+        }
+    }
+}
+
+#[test]
+fn every_request_of_the_close_mode_has_its_own_connection() {
+    let backend = backend();
+    let (tally, _) = drive(Load { mode: Mode::Close, ..load(&backend) }, 200);
+    assert_eq!(tally.faults.to_string(), "none");
+}
+
+#[test]
+fn at_a_fixed_rate_no_request_is_sent_before_it_is_due() {
+    let backend = backend();
+    let open = Load { rate: Some(2_000.0), ..load(&backend) };
+    let mut generator = Generator::new(open).unwrap();
+    // The first request of each connection is not of the schedule.
+    for bound in [Bound::Requests(200), Bound::Time(Duration::from_millis(100))] {
+        let tally = generator.drive(bound).unwrap();
+        assert_eq!(tally.faults.to_string(), "none");
+        let due = tally.elapsed.as_secs_f64() * 2_000.0;
+        assert!(tally.requests as f64 <= due + 8.0 + 1.0, "{} of {due}", tally.requests);
+    }
+}
+
+#[test]
+fn uploads_are_taken_whole_before_they_are_answered() {
+    let backend = backend();
+    for upload in [1, 1_000, 300_000] {
+        for chunked in [false, true] {
+            let (tally, _) = drive(Load { upload, chunked, ..load(&backend) }, 50);
+            assert_eq!(tally.faults.to_string(), "none", "{upload} {chunked}");
+        }
+    }
+}
+
+#[test]
+fn messages_come_back_through_tunnels() {
+    let backend = backend();
+    let (tally, generator) = drive(Load { mode: Mode::Tunnel, body: 64, ..load(&backend) }, 200);
+    assert_eq!((tally.faults.to_string().as_str(), generator.open_connections()), ("none", 8));
+}
+
+#[test]
+fn held_connections_stay_open_and_their_end_is_a_fault() {
+    let backend = backend();
+    let (tally, mut generator) = drive(Load { mode: Mode::Hold, connections: 100, ..load(&backend) }, 100);
+    assert_eq!((tally.requests, tally.faults.total()), (100, 0));
+    assert_eq!(generator.open_connections(), 100);
+    drop(backend);
+    let after = generator.drive(Bound::Time(Duration::from_millis(50)));
+    assert!(after.map_or(true, |tally| tally.faults.total() >= 100));
+}
+
+#[test]
+fn a_server_that_is_not_there_ends_the_run() {
+    let address = backend().address();
+    let gone = Load {
+        target: address,
+        connections: 1,
+        body: 16,
+        upload: 0,
+        chunked: false,
+        mode: Mode::KeepAlive,
+        rate: None,
+    };
+    let result = Generator::new(gone).unwrap().drive(Bound::Requests(1));
+    assert!(matches!(result, Err(BenchError::TooManyFaults { .. })), "{result:?}");
+}
