@@ -135,8 +135,8 @@ struct Comparison {
     report: Report,
     /// What could not be measured, in words.
     failed: Vec<String>,
-    /// Proxies that did not start once, with or without TLS, and are not tried that way again.
-    given_up: Vec<(String, bool)>,
+    /// Proxies that did not start once, and for which transport, and are not tried that way again.
+    given_up: Vec<(String, Transport)>,
 }
 
 impl Comparison {
@@ -197,7 +197,7 @@ impl Comparison {
                 Err(error) => {
                     self.failed.push(format!("{}, {name}, round {}: {error}", peer.name(), round + 1));
                     if matches!(error, BenchError::NotReady { .. }) {
-                        self.given_up.push((peer.name(), speaks_tls(case)));
+                        self.given_up.push((peer.name(), case.transport()));
                     }
                 }
             }
@@ -228,7 +228,7 @@ impl Comparison {
     }
 
     fn has_given_up(&self, peer: &Peer, case: Case) -> bool {
-        self.given_up.contains(&(peer.name(), speaks_tls(case)))
+        self.given_up.contains(&(peer.name(), case.transport()))
     }
 
     fn finish(mut self, results: &Path) -> Result<bool, BenchError> {
@@ -250,10 +250,6 @@ impl Comparison {
         }
         Ok(self.failed.is_empty() && self.report.faults() == 0)
     }
-}
-
-fn speaks_tls(case: Case) -> bool {
-    matches!(case.transport(), Transport::Tls(_))
 }
 
 /// The cases of these names, in the order in which they are measured; all of [`CASES`] where there are none.

@@ -78,7 +78,8 @@ pub struct Load {
     pub rate: Option<f64>,
 }
 
-/// When a phase ends. Requests in flight at its end count in the next one.
+/// When a phase ends. Requests in flight at its end count in the next one; in an open loop they, and those that were due, are waited
+/// for.
 #[derive(Clone, Copy, Debug)]
 pub enum Bound {
     /// After this long.
@@ -120,7 +121,10 @@ struct Connection {
     session: Option<Box<Session>>,
     phase: Phase,
     sent: usize,
+    /// When the request was to be sent: latency counts from then.
     since: Instant,
+    /// When it was.
+    asked: Instant,
     reader: Reader,
 }
 
@@ -222,9 +226,23 @@ impl Generator {
             self.open_another();
         }
         let mut events = Events::with_capacity(1_024);
+        let mut over = None;
         loop {
-            let left = remaining(bound, start.elapsed(), &self.tally)?;
-            let Some(left) = left else { break };
+            let left = match over {
+                None => remaining(bound, start.elapsed(), &self.tally)?,
+                Some(_) => None,
+            };
+            let left = match left {
+                Some(left) => left,
+                None => {
+                    let over = *over.get_or_insert(start.elapsed());
+                    // What was due before the end counts, however long it takes.
+                    if self.is_settled() || start.elapsed() > over + PATIENCE {
+                        break;
+                    }
+                    TICK
+                }
+            };
             match self.poll.poll(&mut events, Some(left.min(TICK))) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -237,28 +255,39 @@ impl Generator {
                     Token(slot) => self.advance(slot, event.is_read_closed()),
                 }
             }
-            self.send_what_is_due()?;
+            self.send_what_is_due(over.is_some())?;
             let none_left = self.sweep();
             let faults = self.tally.faults;
             if faults.total() > MAX_FAULTS || (none_left && faults.total() > 0) {
                 return Err(BenchError::TooManyFaults { count: faults.total(), kinds: faults.to_string() });
             }
         }
-        self.tally.elapsed = start.elapsed();
+        self.tally.elapsed = over.unwrap_or_else(|| start.elapsed());
         Ok(std::mem::replace(&mut self.tally, Tally::new()))
     }
 
-    /// In an open loop: has free connections send the requests that are due.
-    fn send_what_is_due(&mut self) -> Result<(), BenchError> {
+    /// In an open loop: has free connections send the requests that are due. No more become due when it is `over`.
+    fn send_what_is_due(&mut self, over: bool) -> Result<(), BenchError> {
         let Some(schedule) = &mut self.schedule else { return Ok(()) };
-        schedule.catch_up()?;
+        if !over {
+            schedule.catch_up()?;
+        }
         while let Some((slot, due)) = self.schedule.as_mut().and_then(Schedule::pair) {
             if let Some(connection) = &mut self.slots[slot] {
-                (connection.phase, connection.since) = (Phase::Sending, due);
+                (connection.phase, connection.since, connection.asked) =
+                    (Phase::Sending, due, Instant::now());
                 self.advance(slot, false);
             }
         }
         Ok(())
+    }
+
+    /// Whether nothing that was due waits for its answer. In a closed loop something always does, and counts in the next phase.
+    fn is_settled(&self) -> bool {
+        let is_free = |connection: &Connection| connection.phase == Phase::Free;
+        self.schedule
+            .as_ref()
+            .is_none_or(|it| it.waits_for_nothing() && self.slots.iter().flatten().all(is_free))
     }
 
     /// Connections that are open.
@@ -292,11 +321,17 @@ impl Generator {
                 Some(secure) => Some(Box::new(secure.clients[slot].connect()?)),
                 None => None,
             };
-            let (phase, reader) = (Phase::Sending, Reader::of(self.load.mode));
-            io::Result::Ok(Connection { stream, session, phase, sent: 0, since, reader })
+            let phase = if self.schedule.is_some() { Phase::Free } else { Phase::Sending };
+            let reader = Reader::of(self.load.mode);
+            io::Result::Ok(Connection { stream, session, phase, sent: 0, since, asked: since, reader })
         };
         match connect() {
-            Ok(connection) => self.slots[slot] = Some(connection),
+            Ok(connection) => {
+                self.slots[slot] = Some(connection);
+                if let Some(schedule) = &mut self.schedule {
+                    schedule.free(slot);
+                }
+            }
             Err(_) => self.tally.faults.count(Fault::Connect),
         }
     }
@@ -369,7 +404,7 @@ impl Generator {
                         Progress::Done { close } => {
                             let now = Instant::now();
                             self.tally.answered(now - connection.since);
-                            connection.since = now;
+                            (connection.since, connection.asked) = (now, now);
                             connection.sent = 0;
                             if close && self.load.mode != Mode::Close {
                                 self.tally.renewed += 1;
@@ -419,7 +454,7 @@ impl Generator {
                 None => self.open(slot),
                 Some(connection)
                     if !matches!(connection.phase, Phase::Held | Phase::Free)
-                        && connection.since.elapsed() > PATIENCE =>
+                        && connection.asked.elapsed() > PATIENCE =>
                 {
                     let late =
                         if connection.phase == Phase::Closing { Fault::NotClosed } else { Fault::Timeout };

@@ -342,8 +342,8 @@ impl Bench {
     fn traffic(&self, running: &Running, load: Load, warm_up: Duration) -> Result<Measured, BenchError> {
         let ring_at_first = running.control.as_deref().map(RingFigures::read).transpose()?;
         let mut generator = running.generator(load)?;
-        let warm_up = generator.drive(Bound::Time(warm_up))?;
-        let mut faults = warm_up.faults;
+        let warm_up = (!warm_up.is_zero()).then(|| generator.drive(Bound::Time(warm_up))).transpose()?;
+        let mut faults = warm_up.as_ref().map_or_else(Faults::default, |tally| tally.faults);
         let before = running.usage()?;
         let ends_before = own_cpu()?;
         let tally = generator.drive(Bound::Time(self.duration))?;
@@ -352,8 +352,8 @@ impl Bench {
         faults.add(tally.faults);
         let used = after.zip(before).map(|(after, before)| after.since(&before));
         let mut found = Traffic::new(&tally, used, ends);
-        let (resumed, refused) =
-            (warm_up.handshakes.resumed + tally.handshakes.resumed, faults.of(Fault::NotResumed));
+        let resumed_before = warm_up.map_or(0, |tally| tally.handshakes.resumed);
+        let (resumed, refused) = (resumed_before + tally.handshakes.resumed, faults.of(Fault::NotResumed));
         found.resumed_share = (resumed + refused > 0).then(|| resumed as f64 / (resumed + refused) as f64);
         // After the meters were read: waiting for kakehi to publish its figures must cost nobody anything.
         if let Some((socket, first)) = running.control.as_deref().zip(ring_at_first) {

@@ -41,8 +41,9 @@ impl Schedule {
             std::io::Result::Ok(timer)
         };
         let timer = set_up().attempt(|| "cannot set up the schedule".into())?;
+        let gap = Duration::try_from_secs_f64(1.0 / rate).ok().filter(|gap| !gap.is_zero());
         let gap =
-            Duration::try_from_secs_f64(1.0 / rate).map_err(|error| BenchError::Usage(error.to_string()))?;
+            gap.ok_or_else(|| BenchError::Usage(format!("{rate} requests per second: no such rate")))?;
         let mut schedule =
             Self { timer, gap, next: Instant::now(), waiting: VecDeque::new(), free: Vec::new() };
         schedule.set()?;
@@ -82,6 +83,11 @@ impl Schedule {
         let slot = self.free.pop()?;
         self.waiting.pop_front();
         Some((slot, due))
+    }
+
+    /// Nothing that was due waits for a connection.
+    pub(super) fn waits_for_nothing(&self) -> bool {
+        self.waiting.is_empty()
     }
 
     /// A connection has no request any more.

@@ -107,7 +107,7 @@ impl Shown {
         let snippet = Snippet::source(&source).line_start(line).annotation(mark);
         let report = [Group::with_level(Level::ERROR).element(snippet)];
         let snippet = Renderer::plain().term_width(WIDTH).render(&report);
-        // It replaces those of ASCII, and those that turn the direction of text.
+        // The renderer replaces those of ASCII, and those that turn the direction of text.
         let printable =
             |it: char| if it != '\n' && it.is_control() { char::REPLACEMENT_CHARACTER } else { it };
         Shown { error, snippet: snippet.chars().map(printable).collect() }

@@ -70,7 +70,7 @@ impl ClientConnection {
             Box::new(ConnectionInfo { addresses: Some(addresses), ..ConnectionInfo::default() })
         });
         // Where a header of the PROXY protocol comes first, that says who it is.
-        let peer = origin.peer.filter(|_| !listener.config().has_preamble());
+        let peer = origin.peer.filter(|_| !listener.config().settings.expect_proxy);
         let peer = peer.map(|address| address.ip().to_canonical());
         let (read_buffer, next) = (ReadBuffer::default(), Disposition::Request);
         ClientConnection {

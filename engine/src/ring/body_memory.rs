@@ -17,7 +17,8 @@ pub const BULK_SMALL: usize = 32 * 1024;
 const BULK_MIDDLE: usize = 96 * 1024;
 /// All sizes.
 const SIZES: [usize; 3] = [BULK_SMALL, BULK_MIDDLE, BULK_SIZE];
-/// Private buffers of each size that are kept for the next user (bytes). What nobody has used for a while is given back.
+/// Private buffers of each size that are kept for the next user, within the budget (bytes). What nobody has used for a while is given
+/// back.
 const KEPT_BYTES: usize = 16 << 20;
 
 /// What is given back at a time of the buffers of a size (bytes): a large one takes the kernel some microseconds.
@@ -82,7 +83,10 @@ impl BodyMemory {
         let Kept { buffers, unused } = &self.kept[class];
         let kept = buffers.borrow_mut().pop();
         unused.set(unused.get().min(buffers.borrow().len()));
-        let bulk = kept.unwrap_or_else(|| Box::new(Bulk { bytes: vec![0; size], size }));
+        let bulk = kept.unwrap_or_else(|| {
+            self.keep_at_most(self.budget.get().saturating_sub(self.in_use.get()));
+            Box::new(Bulk { bytes: vec![0; size], size })
+        });
         Some(BulkBuf { bulk: Some(bulk), memory: Rc::clone(self) })
     }
 
@@ -103,6 +107,20 @@ impl BodyMemory {
     /// Sets the budget (bytes). What is lent beyond it comes back by itself.
     pub(super) fn set_budget(&self, budget: usize) {
         self.budget.set(budget);
+        self.keep_at_most(budget.saturating_sub(self.in_use.get()));
+    }
+
+    /// What is kept (bytes).
+    fn kept_bytes(&self) -> usize {
+        self.kept.iter().zip(SIZES).map(|(kept, size)| kept.buffers.borrow().len() * size).sum()
+    }
+
+    /// Gives back kept buffers, the largest first, until no more than `bytes` of them are left.
+    fn keep_at_most(&self, bytes: usize) {
+        for Kept { buffers, unused } in self.kept.iter().rev() {
+            while self.kept_bytes() > bytes && buffers.borrow_mut().pop().is_some() {}
+            unused.set(unused.get().min(buffers.borrow().len()));
+        }
     }
 
     /// Counts memory that has to be had, whatever the budget says.
@@ -164,8 +182,10 @@ impl Drop for BulkBuf {
     fn drop(&mut self) {
         let Some(bulk) = self.bulk.take() else { return };
         self.memory.release(bulk.size);
+        let in_all = self.memory.in_use.get() + self.memory.kept_bytes() + bulk.size;
         let mut kept = self.memory.kept[class(bulk.size)].buffers.borrow_mut();
-        if kept.len() < KEPT_BYTES / bulk.size && bulk.bytes.len() == bulk.size {
+        let has_room = kept.len() < KEPT_BYTES / bulk.size && in_all <= self.memory.budget.get();
+        if has_room && bulk.bytes.len() == bulk.size {
             kept.push(bulk);
         }
     }
@@ -206,6 +226,25 @@ mod tests {
         ] {
             assert_eq!(memory.lend(wanted).unwrap().len(), size, "{wanted}");
         }
+    }
+
+    #[test]
+    fn what_is_kept_has_its_place_in_the_budget() {
+        let memory = BodyMemory::new(2 * BULK_SIZE);
+        drop((memory.lend(BULK_SIZE), memory.lend(BULK_SIZE)));
+        assert_eq!(memory.kept_bytes(), 2 * BULK_SIZE);
+        let small = memory.lend(1).unwrap();
+        assert_eq!(memory.kept_bytes(), BULK_SIZE, "one made room");
+        let large = memory.lend(BULK_SIZE).unwrap();
+        assert_eq!(memory.kept_bytes(), 0);
+        drop((small, large));
+        assert_eq!(memory.kept_bytes(), BULK_SIZE + BULK_SMALL);
+        memory.set_budget(BULK_SIZE);
+        assert_eq!(memory.kept_bytes(), BULK_SMALL);
+        memory.set_budget(0);
+        assert_eq!(memory.kept_bytes(), 0);
+        memory.take(BULK_SIZE);
+        assert!(memory.lend(1).is_none());
     }
 
     #[test]

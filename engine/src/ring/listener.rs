@@ -42,7 +42,7 @@ pub struct Listener {
 #[derive(Clone, Copy)]
 enum Queue {
     Unknown,
-    /// So many connections at least.
+    /// So many connections were there at the last look; accepting tells.
     Holds(NonZeroU32),
     Empty,
 }
@@ -192,7 +192,25 @@ impl Drop for Listener {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        net::{TcpListener, TcpStream},
+        os::fd::AsFd as _,
+    };
+
     use super::*;
+
+    #[test]
+    fn it_is_known_how_many_connections_wait() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let waiting = || sys::connections_waiting(listener.as_fd()).unwrap();
+        assert_eq!(waiting(), 0);
+        // Over loopback a connection that is made waits in the queue.
+        let clients: Vec<TcpStream> = (0..3).map(|_| TcpStream::connect(address).unwrap()).collect();
+        assert_eq!(waiting(), 3);
+        drop(listener.accept().unwrap());
+        assert_eq!((waiting(), clients.len()), (2, 3));
+    }
 
     #[test]
     fn only_a_broken_descriptor_ends_a_listener() {

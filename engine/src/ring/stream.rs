@@ -288,7 +288,7 @@ impl Stream {
         };
     }
 
-    /// What was said by [`Stream::expect_bulk`], in whole units and up to 2 MiB.
+    /// What was said by [`Stream::expect_bulk`], in whole units and up to 255 of them.
     pub fn expects_bulk(&self) -> Option<u64> {
         match self.core.sockets.borrow_mut().get(self.slot).intake {
             Intake::Brief(units) => Some(u64::from(units) * BULK_UNIT),

@@ -424,9 +424,9 @@ impl Relay<'_> {
             }
             let length = self.body.known_length().and_then(|left| usize::try_from(left).ok());
             // What is left of one like the one before, with the size lines of its chunks.
-            let guessed = || match like_before?.checked_sub(self.body.moved())? {
-                0 => None,
-                left => usize::try_from(left + left / 64).ok(),
+            let guessed = || {
+                let left = like_before?.checked_sub(self.body.moved())?;
+                usize::try_from(left + left / 64).ok()
             };
             let rest = length.or_else(guessed).unwrap_or(usize::MAX);
             let wanted = room.min(rest.saturating_add(ROOM_BEFORE + ROOM_BEHIND));
