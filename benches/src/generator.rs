@@ -78,6 +78,22 @@ pub struct Load {
     pub rate: Option<f64>,
 }
 
+impl Load {
+    /// A kept connection to `target` that asks for 16 bytes again and again.
+    #[must_use]
+    pub fn on(target: SocketAddr) -> Self {
+        Self {
+            target,
+            connections: 1,
+            body: 16,
+            upload: 0,
+            chunked: false,
+            mode: Mode::KeepAlive,
+            rate: None,
+        }
+    }
+}
+
 /// When a phase ends. Requests in flight at its end count in the next one; in an open loop they, and those that were due, are waited
 /// for.
 #[derive(Clone, Copy, Debug)]

@@ -288,7 +288,7 @@ impl Bench {
             Case::Tail { percent, fresh } => {
                 let Some(best) = self.best_rate else { return Ok(None) };
                 let rate = Some(best * f64::from(percent) / 100.0);
-                let load = Load { rate, ..small_requests(running.target) };
+                let load = Load { rate, connections: 64, ..Load::on(running.target) };
                 let warm_up = if fresh { Duration::ZERO } else { self.warm_up };
                 self.traffic(&running, load, warm_up).map(Some)
             }
@@ -400,14 +400,9 @@ impl Traffic {
     }
 }
 
-/// The load of `ka64`.
-fn small_requests(target: SocketAddr) -> Load {
-    Load { target, connections: 64, body: 16, upload: 0, chunked: false, mode: Mode::KeepAlive, rate: None }
-}
-
 fn idle(running: &Running, connections: usize) -> Result<Option<Measured>, BenchError> {
     let Some(process) = &running.process else { return Ok(None) };
-    let load = Load { connections: 16, ..small_requests(running.target) };
+    let load = Load { connections: 16, ..Load::on(running.target) };
     let mut faults = running.generator(load)?.drive(Bound::Requests(REQUESTS_AT_REST))?.faults;
     let at_rest_kib = pss_kib(process.id())?;
     let mut generator = running.generator(Load { connections, mode: Mode::Hold, ..load })?;

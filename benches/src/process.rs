@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 
 use crate::accounting::{self, Stat};
 use crate::generator::tls::Tls;
-use crate::generator::{Bound, Generator, Load, Mode};
+use crate::generator::{Bound, Generator, Load};
 use crate::{Attempt, BenchError, cores};
 
 const READY_WITHIN: Duration = Duration::from_secs(15);
@@ -88,15 +88,7 @@ impl Process {
     /// # Errors
     /// [`BenchError::NotReady`] with the end of its output.
     pub fn wait_until_ready(&mut self) -> Result<Duration, BenchError> {
-        let load = Load {
-            target: self.listen,
-            connections: 1,
-            body: 16,
-            upload: 0,
-            chunked: false,
-            mode: Mode::KeepAlive,
-            rate: None,
-        };
+        let load = Load::on(self.listen);
         while self.started.elapsed() < READY_WITHIN {
             if std::net::TcpStream::connect(self.listen).is_ok() {
                 let answered = Generator::with(load, self.tls.clone())?.drive(Bound::Requests(1));

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::backend::Backend;
+use crate::process::pause;
 
 fn backend() -> Backend {
     let core = crate::cores::allowed().unwrap()[0];
@@ -9,15 +10,7 @@ fn backend() -> Backend {
 }
 
 fn load(backend: &Backend) -> Load {
-    Load {
-        target: backend.address(),
-        connections: 8,
-        body: 16,
-        upload: 0,
-        chunked: false,
-        mode: Mode::KeepAlive,
-        rate: None,
-    }
+    Load { connections: 8, ..Load::on(backend.address()) }
 }
 
 fn drive(load: Load, requests: u64) -> (Tally, Generator) {
@@ -60,7 +53,6 @@ fn at_a_fixed_rate_no_request_is_sent_before_it_is_due() {
 }
 
 /// A server that answers as the backend does, but stands still before its first answer.
-#[expect(clippy::disallowed_methods, reason = "that it stands still is what is measured")]
 fn stalling(stall: Duration) -> SocketAddr {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -71,7 +63,7 @@ fn stalling(stall: Duration) -> SocketAddr {
         let (mut bytes, mut first) = ([0; 4_096], true);
         while stream.read(&mut bytes).is_ok_and(|length| length > 0) {
             if std::mem::take(&mut first) {
-                std::thread::sleep(stall);
+                pause(stall);
             }
             if stream.write_all(&answer).is_err() {
                 return;
@@ -84,8 +76,7 @@ fn stalling(stall: Duration) -> SocketAddr {
 #[test]
 fn at_a_fixed_rate_a_server_that_stands_still_is_charged_with_all_that_was_due() {
     let stall = Duration::from_millis(200);
-    let target = stalling(stall);
-    let load = Load { rate: Some(1_000.0), connections: 1, target, ..load(&backend()) };
+    let load = Load { rate: Some(1_000.0), ..Load::on(stalling(stall)) };
     let tally = Generator::new(load).unwrap().drive(Bound::Time(stall / 2)).unwrap();
     assert_eq!(tally.faults.to_string(), "none");
     // A hundred were due in the first half of the time that it stood still, and are waited for beyond the end.
@@ -125,15 +116,6 @@ fn held_connections_stay_open_and_their_end_is_a_fault() {
 #[test]
 fn a_server_that_is_not_there_ends_the_run() {
     let address = backend().address();
-    let gone = Load {
-        target: address,
-        connections: 1,
-        body: 16,
-        upload: 0,
-        chunked: false,
-        mode: Mode::KeepAlive,
-        rate: None,
-    };
-    let result = Generator::new(gone).unwrap().drive(Bound::Requests(1));
+    let result = Generator::new(Load::on(address)).unwrap().drive(Bound::Requests(1));
     assert!(matches!(result, Err(BenchError::TooManyFaults { .. })), "{result:?}");
 }

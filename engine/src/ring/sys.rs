@@ -25,6 +25,22 @@ pub(super) fn borrow(fd: RawFd) -> BorrowedFd<'static> {
     unsafe { BorrowedFd::borrow_raw(fd) }
 }
 
+/// Reads an option of a socket into `value`.
+///
+/// # Errors
+/// Those of `getsockopt(2)`.
+///
+/// # Safety
+/// Whatever bytes the kernel writes over those of a `T` must be a value of `T`.
+unsafe fn read_option<T>(socket: BorrowedFd<'_>, level: i32, option: i32, value: &mut T) -> io::Result<()> {
+    let mut length = size_of::<T>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes, which is the size of `value`, and the new length.
+    let outcome = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), level, option, (&raw mut *value).cast(), &raw mut length)
+    };
+    if outcome < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// How many connections wait in the queue of a listening socket of TCP (`TCP_INFO`, 2.6.26).
 ///
 /// # Errors
@@ -32,19 +48,10 @@ pub(super) fn borrow(fd: RawFd) -> BorrowedFd<'static> {
 pub(super) fn connections_waiting(listener: BorrowedFd<'_>) -> io::Result<u32> {
     // SAFETY: integers all, for which 0 is a value.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
-    let mut length = size_of_val(&info) as libc::socklen_t;
-    // SAFETY: the kernel writes at most `length` bytes, which is the size of `info`, and the new length.
-    let outcome = unsafe {
-        libc::getsockopt(
-            listener.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            (&raw mut info).cast(),
-            &raw mut length,
-        )
-    };
+    // SAFETY: integers all, whatever their bytes.
+    unsafe { read_option(listener, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info) }?;
     // Of a socket that listens, this is the length of its queue.
-    if outcome < 0 { Err(io::Error::last_os_error()) } else { Ok(info.tcpi_unacked) }
+    Ok(info.tcpi_unacked)
 }
 
 /// Words that `SO_MEMINFO` fills (`SK_MEMINFO_VARS`), and those that are of interest here.
@@ -59,20 +66,8 @@ const WMEM_QUEUED: usize = 5;
 /// Those of `getsockopt(2)`.
 pub(super) fn send_room(socket: BorrowedFd<'_>) -> io::Result<usize> {
     let mut words = [0_u32; MEMINFO_WORDS];
-    let mut length = size_of_val(&words) as libc::socklen_t;
-    // SAFETY: the kernel writes at most `length` bytes, which is the size of `words`, and the new length.
-    let outcome = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_MEMINFO,
-            words.as_mut_ptr().cast(),
-            &raw mut length,
-        )
-    };
-    if outcome < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    // SAFETY: integers all, whatever their bytes.
+    unsafe { read_option(socket, libc::SOL_SOCKET, libc::SO_MEMINFO, &mut words) }?;
     let used = words[WMEM_ALLOC].max(words[WMEM_QUEUED]);
     Ok(words[SNDBUF].saturating_sub(used) as usize)
 }

@@ -60,7 +60,7 @@ fn converse(mut stream: StreamOwned<ServerConnection, std::net::TcpStream>) -> i
 }
 
 fn drive(target: SocketAddr, identity: &Identity, tickets: Tickets, body: usize, mode: Mode) -> Tally {
-    let load = Load { target, connections: 4, body, upload: 0, chunked: false, mode, rate: None };
+    let load = Load { connections: 4, body, mode, ..Load::on(target) };
     let tls = Tls::new(identity.certificate().clone(), tickets).unwrap();
     Generator::with(load, Some(tls)).unwrap().drive(Bound::Requests(40)).unwrap()
 }
@@ -98,8 +98,7 @@ fn every_connection_of_a_client_but_the_first_resumes() {
 fn a_server_that_does_not_resume_is_found_out() {
     let identity = Identity::generate().unwrap();
     let target = serve(&identity, false);
-    let load =
-        Load { target, connections: 4, body: 16, upload: 0, chunked: false, mode: Mode::Close, rate: None };
+    let load = Load { connections: 4, mode: Mode::Close, ..Load::on(target) };
     let tls = Tls::new(identity.certificate().clone(), Tickets::Use).unwrap();
     let mut generator = Generator::with(load, Some(tls)).unwrap();
     let error = generator.drive(Bound::Requests(5)).unwrap_err();
@@ -109,16 +108,7 @@ fn a_server_that_does_not_resume_is_found_out() {
 #[test]
 fn a_server_with_another_certificate_is_not_spoken_with() {
     let target = serve(&Identity::generate().unwrap(), true);
-    let load = Load {
-        target,
-        connections: 1,
-        body: 16,
-        upload: 0,
-        chunked: false,
-        mode: Mode::KeepAlive,
-        rate: None,
-    };
     let tls = Tls::new(Identity::generate().unwrap().certificate().clone(), Tickets::Ignore).unwrap();
-    let error = Generator::with(load, Some(tls)).unwrap().drive(Bound::Requests(1)).unwrap_err();
+    let error = Generator::with(Load::on(target), Some(tls)).unwrap().drive(Bound::Requests(1)).unwrap_err();
     assert!(error.to_string().ends_with(" TLS"), "{error}");
 }
