@@ -245,9 +245,24 @@ impl Proxy {
         wait::within(limit, "the end of kakehi", || child.try_wait().expect("wait"))
     }
 
-    /// All that it has printed.
+    /// All that it has printed so far; [`Proxy::logged`] waits for words of it.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    /// Waits for `words` in the log, and gives all of it. A thread writes the log, so that it can come after the answer to
+    /// whoever did what it tells.
+    #[track_caller]
+    pub(crate) fn logged(&self, words: &str) -> String {
+        let deadline = Instant::now() + wait::SOON;
+        loop {
+            let log = self.log();
+            if log.contains(words) {
+                return log;
+            }
+            assert!(Instant::now() < deadline, "not in the log: {words}\n{log}");
+            wait::pace(Duration::from_millis(5));
+        }
     }
 
     fn listeners_answer(&self) -> bool {

@@ -84,7 +84,7 @@ fn what_is_there_is_patched_and_not_replaced_by_adding_it_again() {
     refused(&proxy.ctl(&["backend", "add", "all", "127.0.0.1:9"]), "`backend patch` changes it");
     let words = done(&proxy.ctl(&["backend", "patch", "all", "127.0.0.1:9", "weight=7"]));
     assert!(words.contains("weight 100 → 7"), "{words}");
-    assert!(proxy.log().contains("weight 100 → 7"), "{}", proxy.log());
+    proxy.logged("weight 100 → 7");
     // What is so already is no change.
     let generation = || proxy.ctl_json("status")["generation"].to_string();
     let before = generation();

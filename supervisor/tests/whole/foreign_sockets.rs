@@ -215,7 +215,7 @@ fn a_start_goes_on_whatever_lies_where_an_adoption_socket_would() {
         assert_eq!(identity(&place), before, "{what}");
         if what == "somebody else's socket" {
             assert!(kept[0].accept().is_err(), "it was asked");
-            assert!(proxy.log().contains("belongs to uid 65534"), "{}", proxy.log());
+            proxy.logged("belongs to uid 65534");
         }
         proxy.terminate();
         assert_eq!(proxy.wait(Duration::from_secs(10)).code(), Some(0), "{what}: {}", proxy.log());
@@ -229,7 +229,7 @@ fn an_adoption_socket_that_never_answers_delays_a_start_by_its_time_and_no_more(
     let (_folder, _place, kept, _backend, proxy) = start_beside("kakehi.sock.w0.0", sequenced);
     assert!(asked.elapsed() < Duration::from_secs(12), "after {:?}", asked.elapsed());
     ask(&mut proxy.client());
-    assert!(proxy.log().contains("cannot be taken over"), "{}", proxy.log());
+    proxy.logged("cannot be taken over");
     drop(kept);
 }
 

@@ -143,7 +143,7 @@ fn a_stop_on_a_full_disk_says_by_its_exit_code_that_changes_are_not_saved() {
     assert!(said(&by_hand).contains("No space"), "{}", said(&by_hand));
     proxy.terminate();
     assert_eq!(proxy.wait(Duration::from_secs(20)).code(), Some(3), "{}", proxy.log());
-    assert!(proxy.log().contains("is not the one that was running"), "{}", proxy.log());
+    proxy.logged("is not the one that was running");
     // What was saved is whole, and with room the next start goes on from it.
     disk.free();
     proxy.start_again();
@@ -173,7 +173,8 @@ fn a_start_without_room_for_its_pid_file_is_refused_in_words_and_a_takeover_goes
     other.fill();
     proxy.start_again();
     assert_eq!(pids(&proxy), before, "{}", proxy.log());
-    assert!(proxy.log().contains(&named) && !pid_file.exists(), "{}", proxy.log());
+    proxy.logged(&named);
+    assert!(!pid_file.exists(), "{}", proxy.log());
     ask(&mut proxy.client());
 }
 
@@ -183,7 +184,7 @@ fn without_room_for_records_a_start_serves_and_writes_them_when_there_is() {
     let backend = Backend::respond(OK);
     disk.fill();
     let mut proxy = on(&disk, &backend).start();
-    assert!(proxy.log().contains("cannot be written"), "{}", proxy.log());
+    proxy.logged("cannot be written");
     ask(&mut proxy.client());
     disk.free();
     wait::within(AGAIN, "the record", || (!failures(&proxy)[1]).then_some(()));
@@ -202,7 +203,7 @@ fn an_upgrade_without_room_for_records_loses_no_worker() {
     let (backend, go) = Backend::slow();
     disk.fill();
     let proxy = on(&disk, &backend).start();
-    assert!(proxy.log().contains("cannot be written"), "{}", proxy.log());
+    proxy.logged("cannot be written");
     let before = pids(&proxy);
     // It ends in the process where it has begun.
     let mut busy = proxy.client();
@@ -212,7 +213,7 @@ fn an_upgrade_without_room_for_records_loses_no_worker() {
     assert!(upgraded.status.success(), "{}", said(&upgraded));
     let log = proxy.log();
     assert!(!log.contains("cannot be taken over") && !log.contains("cannot be found"), "{log}");
-    assert_eq!(log.matches("goes on under this supervisor").count(), 2, "{log}");
+    wait::until("both to be told of", || proxy.log().matches("goes on under this supervisor").count() == 2);
     assert!(pids(&proxy).iter().all(|pid| !before.contains(pid)));
     go.send(()).unwrap();
     busy.response().expect(200, "ok");

@@ -219,7 +219,7 @@ fn gains_nothing(memory: Memory) {
     assert!(own.is_in(&own_vault), "the configured key is not found either");
     if memory == Memory::Made {
         assert!(!own.is_in(&impostor.vault), "it got the certificates of others into memory of its own");
-        assert!(proxy.log().contains("memory for its"), "{}", proxy.log());
+        proxy.logged("memory for its");
     }
 }
 

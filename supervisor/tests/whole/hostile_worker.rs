@@ -212,8 +212,8 @@ pub(crate) fn until_answered(proxy: &Proxy) {
 #[track_caller]
 fn expect_refused(mut proxy: Proxy, news: &mpsc::Receiver<String>, victim: &Victim, why: &str) {
     assert_eq!(news.recv_timeout(wait::SOON).as_deref(), Ok("a supervisor"));
-    let log = proxy.log();
-    assert!(log.contains("cannot be taken over") && log.contains(why), "{log}");
+    proxy.logged("cannot be taken over");
+    proxy.logged(why);
     // It is told to end, and nothing else: not what it serves.
     let order = news.recv_timeout(wait::SOON).unwrap();
     assert!(order.contains("stop"), "{order}");
@@ -304,7 +304,7 @@ fn what_a_worker_hands_over_is_believed_where_it_is_what_the_supervisor_wrote_do
     let (mut proxy, worker, _) = orphaned(Config::to(&backend));
     fs::remove_file(proxy.folder().join("kakehi.sock.sockets")).unwrap();
     proxy.start_again();
-    assert!(proxy.log().contains("which listening sockets it was given"), "{}", proxy.log());
+    proxy.logged("which listening sockets it was given");
     wait::until("the end of the worker", || !worker.runs());
     until_answered(&proxy);
 }
@@ -370,16 +370,15 @@ fn an_upgrade_believes_a_worker_no_more_than_a_takeover_does() {
         let (workers, path) = (proxy.workers(), proxy.folder().join("kakehi.sock.w0.0"));
         let news = impostor(&path, lie(&proxy, &path, &workers, &victim));
         let upgraded = proxy.ctl(&["upgrade"]);
-        let log = proxy.log();
-        assert!(upgraded.status.success(), "{upgraded:?}: {log}");
-        assert!(log.contains("cannot be taken over") && log.contains(why), "{why}: {log}");
+        assert!(upgraded.status.success(), "{upgraded:?}: {}", proxy.log());
+        proxy.logged("cannot be taken over");
+        proxy.logged(why);
         assert_eq!(news.recv_timeout(wait::SOON).as_deref(), Ok("a supervisor"));
         let order = news.recv_timeout(wait::SOON).unwrap();
         assert!(order.contains("stop"), "{order}");
         // It does not go on beside the others, and the other one was replaced as ever.
         wait::until("the ends of both", || workers.iter().all(|worker| !worker.runs()));
-        let log = proxy.log();
-        assert!(log.contains("has handed everything over and ended"), "{log}");
+        proxy.logged("has handed everything over and ended");
         assert!(victim.process().runs(), "it was ended");
         (0..8).for_each(|_| ask(&mut proxy.client()));
     }
@@ -391,7 +390,7 @@ fn a_worker_that_stands_still_holds_no_start_up_and_is_replaced() {
     let (mut proxy, worker, _) = orphaned(Config::to(&backend).root("graceful_timeout = 1"));
     send_signal(worker, Signal::SIGSTOP);
     proxy.start_again();
-    assert!(proxy.log().contains("cannot be taken over"), "{}", proxy.log());
+    proxy.logged("cannot be taken over");
     // It would keep the connections in its queues for ever.
     wait::until("its end", || !worker.runs());
     until_answered(&proxy);
@@ -430,7 +429,8 @@ fn a_start_that_fails_leaves_what_is_written_of_workers_that_it_could_not_take_o
     let before = read();
     proxy.launch_again();
     let status = proxy.wait(Duration::from_secs(30));
-    assert!(!status.success() && proxy.log().contains("no-such-user"), "{}", proxy.log());
+    assert!(!status.success(), "{}", proxy.log());
+    proxy.logged("no-such-user");
     assert!(worker.runs() && read() == before);
     send_signal(worker, Signal::SIGCONT);
     fs::write(&file, text).unwrap();
@@ -483,8 +483,7 @@ fn a_record_that_others_can_write_is_none_and_the_worker_is_replaced() {
     proxy.kill_supervisor();
     fs::set_permissions(&record, fs::Permissions::from_mode(0o666)).unwrap();
     proxy.start_again();
-    let log = proxy.log();
-    assert!(log.contains("is not a file that only this user can write"), "{log}");
+    proxy.logged("is not a file that only this user can write");
     wait::until("the end of the worker", || !worker.runs());
     ask(&mut proxy.client());
 }

@@ -28,8 +28,7 @@ fn stand_still(proxy: &Proxy, worker: u32) {
     wait::until("its end", || !Process(worker).runs());
     wait::until("another in its place", || pids(proxy).iter().all(|pid| *pid != worker && *pid != 0));
     assert_eq!(proxy.counter("worker.unresponsive"), replaced + 1);
-    let log = proxy.log();
-    assert!(log.contains("it stood still: state T (stopped), "), "{log}");
+    proxy.logged("it stood still: state T (stopped), ");
 }
 
 #[test]
@@ -56,8 +55,8 @@ fn a_worker_that_stands_still_is_replaced_while_the_others_serve() {
     assert!(requests(&proxy) >= counted + 16, "counters do not go backwards");
     let status = proxy.ctl_json("status");
     assert_eq!((&status["restarts"], &status["counters"]["worker.unresponsive"]), (&1.into(), &1.into()));
-    let log = proxy.log();
-    assert!(log.contains("it stood still: state T (stopped), ") && log.contains("to be replaced"), "{log}");
+    proxy.logged("it stood still: state T (stopped), ");
+    proxy.logged("to be replaced");
 }
 
 #[test]
@@ -216,8 +215,7 @@ fn a_worker_whose_listener_breaks_is_replaced_at_once_and_finishes_what_it_has()
     slow.response().expect(200, "ok");
     slow.expect_closed();
     wait::until("its end", || !old.runs());
-    let log = proxy.log();
-    assert!(log.contains("cannot accept connections on"), "{log}");
+    proxy.logged("cannot accept connections on");
 }
 
 #[test]

@@ -378,8 +378,7 @@ fn everybody_is_served_within_100_ms_while_a_start_waits_for_a_worker_that_stand
     let ((), measured) = scene.measure(Proxy::start_again);
     assert!(measured.starting, "nobody was told that it starts");
     measured.prompt(500);
-    let log = scene.proxy.log();
-    assert!(log.contains("cannot be taken over"), "{log}");
+    scene.proxy.logged("cannot be taken over");
     wait::until("the end of the worker that stands still", || !worker.runs());
 }
 

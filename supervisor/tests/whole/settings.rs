@@ -186,7 +186,7 @@ fn what_is_by_hand_is_by_hand_also_under_a_supervisor_that_could_not_read_its_fi
     proxy.kill_supervisor();
     edit_file(&proxy, |text| format!("no_such_key = 1\n{text}"));
     proxy.start_again();
-    assert!(proxy.log().contains("no_such_key"), "{}", proxy.log());
+    proxy.logged("no_such_key");
     let hand = |value: u64| (value.into(), "hand".to_owned());
     assert_eq!(listed(&proxy, "drain_timeout"), hand(25));
     // What is given back is what the file said.

@@ -134,8 +134,7 @@ fn a_worker_that_does_not_answer_vetoes_nothing_and_questions_are_answered_meanw
     // It hears that it is to end when it can hear again.
     send_signal(scene.still, Signal::SIGCONT);
     wait::until("the end of the process that was given up", || !scene.still.runs());
-    let log = scene.proxy.log();
-    assert!(log.contains("answered an order not within `worker_timeout` (3 s)"), "{log}");
+    scene.proxy.logged("answered an order not within `worker_timeout` (3 s)");
 }
 
 #[test]
@@ -327,8 +326,8 @@ fn workers_are_taken_over_whatever_the_file_says() {
         ask(&mut idle);
         // It is no child of the supervisor that has taken it over.
         assert_eq!(pids(&proxy), [worker.0], "{}", proxy.log());
-        let log = proxy.log();
-        assert!(log.contains("mend the file, then reload") && log.contains(named), "{log}");
+        proxy.logged("mend the file, then reload");
+        proxy.logged(named);
         let state = || proxy.ctl_json("state")["clusters"]["all"]["backends"].to_string();
         assert!(state().contains("by-hand"));
         // The command line finds the socket all the same.
