@@ -62,6 +62,7 @@ pub fn by(switches: &Forwarding) -> ForwardedBy<'_> {
         trusted: false,
         switches,
         request_id: "01ARZ3NDEKTSV4RRFFQ69G5FAV",
+        session_cookie: None,
         client: None,
     }
 }

@@ -208,8 +208,8 @@ impl Edit {
                     let what = format!("backend `{}` of cluster `{cluster}`", backend.id);
                     return Err(EditError::Exists { what, verb: "backend patch" });
                 }
-                let change = Change::SetBackend { cluster: cluster.clone(), backend: backend.clone() };
-                Ok(Edited { change, warnings: Vec::new() })
+                // With the checks of a file.
+                reader.backend(cluster, backend, &[])
             }
             Edit::PatchBackend { cluster, id, keys } => {
                 let missing = || ChangeError::NoBackend { cluster: cluster.clone(), id: id.clone() };

@@ -143,6 +143,7 @@ fn bare(cluster: &Cluster) -> Cluster {
         protocol: cluster.protocol,
         send_proxy: cluster.send_proxy,
         tls: cluster.tls.clone(),
+        balancing: cluster.balancing.clone(),
         https_redirect: cluster.https_redirect,
         https_redirect_port: cluster.https_redirect_port,
         frontends: Vec::new(),

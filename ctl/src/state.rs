@@ -8,12 +8,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::{edit, layers::ByHand};
 
+mod balancing;
 mod cluster;
 mod compact;
 mod listener;
 mod settings;
 mod tls;
 
+pub use self::balancing::{Balancing, LoadBalancing, LoadMetric, SameSite, ShardMode};
 pub use self::cluster::{
     Backend, BackendAddress, BackendAddressError, Cluster, ClusterProtocol, Frontend, PathRule,
 };

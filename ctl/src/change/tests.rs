@@ -9,7 +9,7 @@ fn address(port: u16) -> SocketAddr {
 
 fn backend(id: &str, port: u16, weight: u8) -> Backend {
     let address = address(port).to_string().parse().unwrap();
-    Backend { id: id.to_owned(), address, weight, backup: false }
+    Backend { id: id.to_owned(), address, weight, ..Backend::default() }
 }
 
 fn cluster(hosts: &[&str], backends: &[Backend]) -> Cluster {

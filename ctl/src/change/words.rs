@@ -112,7 +112,7 @@ fn describe_rule(rule: &FrontendRule) -> String {
 }
 
 fn describe_backend(cluster: &str, present: Option<&Backend>, backend: &Backend) -> String {
-    let Backend { id, address, weight, backup } = backend;
+    let Backend { id, address, weight, backup, .. } = backend;
     let role = if *backup { ", backup" } else { "" };
     match present {
         None => format!("+ backend {id} ({address}, weight {weight}{role}) of cluster {cluster}"),

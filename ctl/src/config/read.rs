@@ -267,7 +267,12 @@ fn read_text(kind: Kind, text: &str) -> Option<Value> {
             BackendAddress::Ip(address) if address.port() == 0 => None,
             address => Some(Value::Backend(address)),
         },
-        Kind::Method => (!text.is_empty() && text.bytes().all(is_token)).then(owned).flatten(),
+        // RFC 6265 section 4.1.1.
+        Kind::CookieValue => {
+            let fits = |byte: u8| byte.is_ascii_graphic() && !b"\",;\\".contains(&byte);
+            (!text.is_empty() && text.len() <= 128 && text.bytes().all(fits)).then(owned).flatten()
+        }
+        Kind::Method | Kind::Token => (!text.is_empty() && text.bytes().all(is_token)).then(owned).flatten(),
         Kind::Choice(words) => {
             words.iter().find(|word| is_same_word(word, text)).map(|word| Value::Text((*word).to_owned()))
         }

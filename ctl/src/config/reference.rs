@@ -216,6 +216,8 @@ pub(super) fn sample(key: &Key) -> String {
         Kind::Address | Kind::BackendAddress => "\"192.0.2.1:80\"".to_owned(),
         Kind::Networks => "[\"192.0.2.0/24\"]".to_owned(),
         Kind::Method => "\"GET\"".to_owned(),
+        Kind::Token => "\"X-User\"".to_owned(),
+        Kind::CookieValue => "\"a1\"".to_owned(),
         // The last, as the first is what applies without the key.
         Kind::Choice(words) => format!("\"{}\"", words[words.len() - 1]),
         Kind::Table(_) | Kind::Tables(_) | Kind::NamedTables(_) => String::new(),

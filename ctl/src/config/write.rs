@@ -103,6 +103,9 @@ pub fn listener(listener: &Listener) -> Table {
 pub fn cluster(cluster: &Cluster) -> Table {
     let mut table = Writer::default();
     cluster.write_keys(&mut table.0);
+    if let Some(balancing) = &cluster.balancing {
+        balancing.write_keys(&mut table.0);
+    }
     table.if_some("backend_tls", cluster.tls.as_deref().map(backend_tls));
     let frontends: Vec<Value> = cluster.frontends.iter().map(|it| Value::Table(frontend(it))).collect();
     table.unless(Vec::new(), "frontends", frontends);

@@ -94,8 +94,12 @@ fn what_is_added_must_not_be_there_and_what_is_patched_must() {
     assert!(
         edit(&mut state, &patch_frontend(&["hostname=b.example"])).unwrap_err().contains("cannot be changed")
     );
-    let backend =
-        Backend { id: "one".to_owned(), address: "127.0.0.1:9".parse().unwrap(), weight: 100, backup: false };
+    let backend = Backend {
+        id: "one".to_owned(),
+        address: "127.0.0.1:9".parse().unwrap(),
+        weight: 100,
+        ..Backend::default()
+    };
     let add_backend = Edit::AddBackend { cluster: name.clone(), backend };
     edit(&mut state, &add_backend).unwrap();
     assert!(edit(&mut state, &add_backend).unwrap_err().contains("`backend patch` changes it"));

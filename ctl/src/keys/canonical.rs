@@ -8,7 +8,8 @@ use serde::Serialize;
 
 use crate::state::{
     BackendAddress, BackendTls, CipherSuite, ClientAuth, ClusterProtocol, FrontendTls, Group,
-    ListenerProtocol, PathRule, Steering, TlsVersion, UnknownName,
+    ListenerProtocol, LoadBalancing, LoadMetric, PathRule, SameSite, ShardMode, Steering, TlsVersion,
+    UnknownName,
 };
 
 /// Something that a file says.
@@ -52,8 +53,8 @@ macro_rules! as_json {
 
 as_json! {
     bool u8 u16 u32 u64 str String std::path::PathBuf std::net::SocketAddr IpNet
-    BackendAddress BackendTls CipherSuite ClientAuth ClusterProtocol FrontendTls Group ListenerProtocol PathRule Steering
-    TlsVersion UnknownName
+    BackendAddress BackendTls CipherSuite ClientAuth ClusterProtocol FrontendTls Group ListenerProtocol
+    LoadBalancing LoadMetric PathRule SameSite ShardMode Steering TlsVersion UnknownName
 }
 
 fn json<T: Serialize + ?Sized>(sink: &mut dyn Write, value: &T) -> io::Result<()> {

@@ -114,6 +114,16 @@ impl Field for String {
     }
 }
 
+impl Field for Box<str> {
+    fn read(value: &Value, kind: Kind, folder: &Path) -> Option<Self> {
+        String::read(value, kind, folder).map(String::into_boxed_str)
+    }
+
+    fn write(&self, _: Kind) -> Option<Toml> {
+        Some(Toml::from(&**self))
+    }
+}
+
 impl Field for PathBuf {
     fn read(value: &Value, _: Kind, folder: &Path) -> Option<Self> {
         match value {

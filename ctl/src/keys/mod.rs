@@ -167,6 +167,10 @@ pub enum Kind {
     Networks,
     /// A method of HTTP.
     Method,
+    /// The name of a field or a cookie.
+    Token,
+    /// The value of a cookie.
+    CookieValue,
     /// One of these words.
     Choice(&'static [&'static str]),
     /// A table of that level.
@@ -213,6 +217,10 @@ impl Kind {
             }
             Kind::Networks => "an array of networks (`10.0.0.0/8`) or ip addresses".to_owned(),
             Kind::Method => "a method of HTTP, such as `GET`".to_owned(),
+            Kind::Token => "a name without spaces and separators, such as `X-User`".to_owned(),
+            Kind::CookieValue => {
+                "a string of visible ASCII characters but `\"`, `,`, `;` and `\\`, of 128 at most".to_owned()
+            }
             Kind::Choice(words) => {
                 words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(" or ")
             }

@@ -38,7 +38,7 @@ fn keys(keys: &[&str]) -> Vec<String> {
 
 fn backend(id: &str, port: u16) -> Backend {
     let address = BackendAddress::Ip(([127, 0, 0, 1], port).into());
-    Backend { id: id.to_owned(), address, weight: 100, backup: false }
+    Backend { id: id.to_owned(), address, weight: 100, ..Backend::default() }
 }
 
 fn rule_for(hostname: &str) -> FrontendRule {

@@ -4,7 +4,7 @@ use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{BackendTls, FrontendTls, listener::NOWHERE};
+use super::{BackendTls, Balancing, FrontendTls, listener::NOWHERE};
 use crate::{
     keys::{keyed, words},
     limits,
@@ -40,6 +40,8 @@ keyed! {
     beside {
         /// Its backends are reached by TLS.
         tls: Option<Box<BackendTls>> = None;
+        /// How a backend is chosen, where that is not as it would be without keys.
+        balancing: Option<Box<Balancing>> = None;
         /// Rules that lead here.
         frontends: Vec<Frontend> = Vec::new();
         /// Servers that answer.
@@ -97,6 +99,8 @@ keyed! {
         "weight" => weight: u8 = limits::BACKEND_WEIGHT, Integer(0, 255), Yes, Backends;
         /// Used only when no backend without `backup` can be.
         "backup" => backup: bool = false, Bool, Yes, Backends;
+        /// Its value in the cookie of sticky sessions. Without it: a hash of its name.
+        "sticky_id" => sticky_id: Option<Box<str>> = None, CookieValue, Yes, Backends;
     }
 }
 

@@ -44,6 +44,8 @@ keyed! {
         "public_address" => public_address: Option<SocketAddr> = None, Address, Yes, Requests;
         /// Each connection begins with a PROXY protocol header (version 1 or 2), which names the client.
         "expect_proxy" => expect_proxy: bool = false, Bool, Yes, Connections;
+        /// Name of the cookie of sticky sessions.
+        "sticky_name" => sticky_name: String = "SOZUBALANCEID".to_owned(), Token, Yes, Requests;
         /// With `expect_proxy`: networks whose peers may send that header; connections of others are closed. Takes
         /// the place of the default.
         "proxy_protocol_from" => proxy_peers: Vec<IpNet> = proxy_peers(), Networks, Own, Connections;

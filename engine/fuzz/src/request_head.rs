@@ -94,6 +94,7 @@ fn check_forwarded(input: &Input<'_>, bytes: &[u8]) {
         trusted: input.option(11),
         switches: &switches,
         request_id: "01ARZ3NDEKTSV4RRFFQ69G5FAV",
+        session_cookie: None,
         client,
     };
     let Ok(Some((meaning, forwarded))) = parse(bytes, &mut HeadProgress::default(), &LIMITS, |head| {
@@ -160,6 +161,7 @@ fn forward_again(bytes: &[u8], look: impl FnOnce(&RequestHead<'_>)) -> Vec<u8> {
         trusted: true,
         switches: &switches,
         request_id: "",
+        session_cookie: None,
         client: None,
     };
     let read = parse(bytes, &mut HeadProgress::default(), &AMPLE, |head| {

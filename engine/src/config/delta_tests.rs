@@ -51,12 +51,9 @@ fn frontend(dice: &mut Dice) -> Frontend {
 fn cluster(dice: &mut Dice) -> state::Cluster {
     state::Cluster {
         protocol: if dice.roll(8) == 0 { state::ClusterProtocol::Tcp } else { state::ClusterProtocol::Http },
-        send_proxy: false,
-        tls: None,
         https_redirect: dice.roll(5) == 0,
-        https_redirect_port: None,
         frontends: (0..dice.roll(5)).map(|_| frontend(dice)).collect(),
-        backends: Vec::new(),
+        ..state::Cluster::default()
     }
 }
 
@@ -88,7 +85,7 @@ fn change(dice: &mut Dice, state: &State) -> Change {
                 id: "b".to_owned(),
                 address: address(1).to_string().parse().unwrap(),
                 weight: dice.roll(200) as u8,
-                backup: false,
+                ..Backend::default()
             },
         },
         _ => Change::SetCluster { name, cluster: cluster(dice) },

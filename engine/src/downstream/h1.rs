@@ -66,7 +66,7 @@ impl Downstream for ClientConnection {
         &self.stream
     }
 
-    fn encode(&self, head: &ResponseHead<'_>, request: &Request, ahead: bool) -> Encoded {
+    fn encode(&self, head: &ResponseHead<'_>, request: &Request, ahead: bool, more: &str) -> Encoded {
         let keep_alive = request.keep_alive && !ahead && !self.is_last();
         let plan = ResponsePlan::new(head, request.method, request.version, keep_alive);
         let hsts = request.hsts.as_deref().filter(|_| !head.is_interim());
@@ -74,6 +74,12 @@ impl Downstream for ClientConnection {
         let date = (!head.is_interim() && !head.dated).then(|| shared.date());
         let mut out = shared.ring.head_buffer();
         head.write_forwarded(&plan, hsts, date.as_ref(), &mut out);
+        if !more.is_empty() {
+            // Before the empty line.
+            out.truncate(out.len() - 2);
+            out.extend_from_slice(more.as_bytes());
+            out.extend_from_slice(b"\r\n");
+        }
         let goes_on = plan.framing != OutFraming::UntilClose
             && matches!(plan.connection, OutConnection::Implicit | OutConnection::KeepAlive10);
         Encoded { head: out, framing: plan.framing, keep_alive: goes_on }

@@ -16,7 +16,7 @@ use crate::{
     tls::{self, Failure, FailureKind, HandshakeResult, Hello, Input, Terminator, Turns, UnderWay},
     transfer::{ReadBuffer, Watch},
     transport::proxy_header,
-    upstream::{AttemptedEndpoints, Cluster, ConnectError, ConnectOptions},
+    upstream::{AttemptedEndpoints, Cluster, ConnectError, ConnectOptions, of_client},
 };
 
 /// How long tickets wait for the first response to be sent with it (ms): longer than a client needs to ask for something.
@@ -322,6 +322,7 @@ async fn forward(
     let upstream = {
         let options = ConnectOptions {
             fresh: true,
+            affinity: of_client(connection.peer()),
             connect_ms: timeouts.connect_ms,
             timer: &connection.timer,
             client: (&connection.stream, Watch::Reset),

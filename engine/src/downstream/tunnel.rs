@@ -54,6 +54,7 @@ pub(super) async fn run(
     let ClientConnection { connections, listener, stream, timer, read_buffer, .. } = connection;
     let counters = &connections.shared.counters;
     counters.count(Counter::TunnelsOpen);
+    lease.become_tunnel();
     let owner = Owner { connections, listener, lease: &lease };
     let tunnel = Tunnel {
         ring: &connections.shared.ring,

@@ -53,6 +53,7 @@ pub(super) async fn lease<D: Downstream>(
     loop {
         let options = ConnectOptions {
             fresh: attempts.repeated,
+            affinity: request.affinity,
             connect_ms: request.config.settings.timeouts.connect_ms,
             timer: downstream.timer(),
             client: (downstream.body(), request.watch()),

@@ -65,8 +65,8 @@ pub(crate) trait Downstream {
     fn body(&self) -> &TransportStream;
 
     /// Writes the head of a response as this client gets it. `ahead`: it comes before the request was read to its end, so no other
-    /// can follow.
-    fn encode(&self, head: &ResponseHead<'_>, request: &Request, ahead: bool) -> Encoded;
+    /// can follow. `more`: lines of fields that it gets besides, each with its end.
+    fn encode(&self, head: &ResponseHead<'_>, request: &Request, ahead: bool, more: &str) -> Encoded;
 
     /// Takes the upstream connection that is bound to this client, if it leads to `cluster` and is whole.
     fn take_bound(&mut self, cluster: &Rc<Cluster>) -> Option<Lease>;

@@ -19,6 +19,7 @@
 //! | `downstream` | `Downstream`: what an exchange needs of its client, whichever version it speaks |
 //! | `outcome` | how an exchange ended |
 //! | `record` | what is known of an exchange when it has ended |
+//! | `client_address` | whose request it is |
 //! | `listener` | the configuration of a listener, compiled |
 //! | `shared` | what all exchanges of a worker share |
 //! | `request_id` | request ids |
@@ -27,6 +28,7 @@
 //! Relies on `route`, `upstream`, `transfer`, `h1`. Promises: no request is answered twice or with another's answer; what
 //! is cut short looks cut short; what a peer can make us hold is bounded; every wait has a deadline.
 
+mod client_address;
 mod connect;
 mod disposition;
 mod downstream;
@@ -102,6 +104,8 @@ async fn phases<D: Downstream>(downstream: &mut D, record: &Record) -> Result<Ou
                 attempts.repeat(downstream.shared());
             }
             Err(failure) => {
+                let now = downstream.shared().ring.now();
+                lease.note_answer(record.since_start(now) - record.leased_ms.get(), now);
                 connect::log_defect(downstream.shared(), &request, &lease, &request_line, &failure);
                 return Err(failure.outcome(&request, complete));
             }

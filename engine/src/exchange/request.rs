@@ -4,13 +4,14 @@ use std::{net::IpAddr, rc::Rc};
 
 use super::{
     Client, Downstream, ListenerConfig, LocalReply, Outcome, Record, Shared,
+    client_address::client_address,
     listener::{Action, HstsPolicy},
 };
 use crate::{
     h1::{ClientCertificate, ForwardedBy, RequestBody, RequestHead, StrictTransport},
     http::{Method, Reason, Version},
     transfer::{Body, ReadBuffer, Watch},
-    upstream::Cluster,
+    upstream::{Affinity, Asked, Cluster},
 };
 
 /// What of a request is still needed when its head has gone.
@@ -28,6 +29,8 @@ pub(crate) struct Request {
     pub(super) config: Rc<ListenerConfig>,
     /// The cluster that it goes to.
     pub(super) cluster: Rc<Cluster>,
+    /// Which of its backends it belongs to.
+    pub(super) affinity: Affinity,
     /// The `Strict-Transport-Security` that its response gets.
     pub(crate) hsts: Option<Rc<StrictTransport>>,
 }
@@ -165,11 +168,39 @@ fn route_request(
         upgrade: head.upgrade,
         authenticates_connection: head.authenticates_connection,
         config: Rc::clone(config),
+        affinity: target.cluster.affinity(&Asking { config, head, client }, &config.settings.sticky_name),
         cluster: Rc::clone(&target.cluster),
         hsts,
     };
-    let out = write_head(config, shared, head, client);
+    let session_cookie = target.cluster.has_sessions().then_some(config.settings.sticky_name.as_str());
+    let out = write_head(config, shared, head, client, session_cookie);
     Ok(RoutedHead { routed: RoutedRequest { request, head: out, body }, received: head.len })
+}
+
+/// A request, as a cluster asks it where it belongs to.
+struct Asking<'a> {
+    config: &'a ListenerConfig,
+    head: &'a RequestHead<'a>,
+    client: &'a Client<'a>,
+}
+
+impl Asked for Asking<'_> {
+    fn client(&self) -> Option<IpAddr> {
+        let trusted = &self.config.settings.forwarding.trusted_peers;
+        client_address(self.client.peer, trusted, self.head.forwarded_hops())
+    }
+
+    fn path(&self) -> &[u8] {
+        self.head.path().as_bytes()
+    }
+
+    fn field(&self, name: &str) -> Option<&[u8]> {
+        self.head.field(name)
+    }
+
+    fn cookie(&self, name: &str) -> Option<&[u8]> {
+        self.head.cookie(name)
+    }
 }
 
 /// Why a request is answered with 421.
@@ -199,6 +230,7 @@ fn write_head(
     shared: &Shared,
     head: &RequestHead<'_>,
     client: &Client<'_>,
+    session_cookie: Option<&str>,
 ) -> Vec<u8> {
     let mut out = shared.ring.head_buffer();
     let mut peer_text = [0; 48];
@@ -213,6 +245,7 @@ fn write_head(
         trusted: client.peer.is_some_and(is_trusted),
         switches: forwarding,
         request_id: shared.request_ids.borrow_mut().next(shared.ring.now(), &mut id_text),
+        session_cookie,
         client: certificate
             .map(|client| ClientCertificate { subject: &client.subject, fingerprint: &client.fingerprint }),
     };

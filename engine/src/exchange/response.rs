@@ -309,14 +309,18 @@ fn read<D: Downstream>(
     let length = head.len;
     if head.is_interim() {
         // RFC 9110 section 15.2: a client of HTTP/1.0 does not know interim responses.
-        let out = (request.version == Version::Http11).then(|| downstream.encode(&head, request, false).head);
+        let out =
+            (request.version == Version::Http11).then(|| downstream.encode(&head, request, false, "").head);
         let reusable = head.keep_alive;
         read_buffer.consume(length);
         return Ok(Head::Interim { out, reusable });
     }
     // RFC 9112 section 9.3: a body that is not read to its end ends the connection, and the response says so.
     let ahead = context.duplex.is_some_and(|duplex| duplex.uploading.get());
-    let encoded = downstream.encode(&head, request, ahead);
+    let endpoint = context.lease.endpoint();
+    let sticky_name = &request.config.settings.sticky_name;
+    let session = request.cluster.session_line(endpoint, request.affinity, sticky_name, downstream.is_tls());
+    let encoded = downstream.encode(&head, request, ahead, session.as_deref().unwrap_or_default());
     let chunked = encoded.framing == OutFraming::Chunked;
     let body = match head.body {
         ResponseBody::None => Body::length(0),
@@ -330,6 +334,7 @@ fn read<D: Downstream>(
     let authenticates_connection = head.authenticates_connection;
     record.status.set(head.status);
     record.answered_ms.set(record.since_start(shared.ring.now()));
+    context.lease.note_answer(record.answered_ms.get() - record.leased_ms.get(), shared.ring.now());
     read_buffer.consume(length);
     Ok(Head::Final(Final { encoded, body, reusable, upgraded, authenticates_connection }))
 }

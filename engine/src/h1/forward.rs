@@ -6,6 +6,7 @@
 
 use kakehi_ctl::state::Forwarding;
 
+use super::cookie;
 use super::field::{self, Field, Kind};
 use super::request::is_passed_on;
 use super::{RequestBody, RequestHead, Version};
@@ -30,6 +31,8 @@ pub struct ForwardedBy<'a> {
     pub switches: &'a Forwarding,
     /// Identity of this request: the text of a ULID.
     pub request_id: &'a str,
+    /// The cookie of that name is for kakehi alone.
+    pub session_cookie: Option<&'a str>,
     /// The certificate that the client has shown, if it has.
     pub client: Option<ClientCertificate<'a>>,
 }
@@ -63,6 +66,9 @@ impl RequestHead<'_> {
             field::first_line(self.fields, self.len - 2)
         };
         field::copy_kept(self.input, from, self.len - 2, self.fields, out, |line| self.keeps(line, by));
+        if let Some(name) = by.session_cookie {
+            self.write_other_cookies(name, out);
+        }
         if let Some(left) = self.max_forwards {
             // RFC 9110 section 7.6.2. Whoever has 0 is answered, not forwarded.
             let left = left.saturating_sub(1);
@@ -85,8 +91,11 @@ impl RequestHead<'_> {
             // RFC 9110 section 5.1: a field of any name is passed on; section 11.6.2: credentials as they are.
             // RFC 9110 section 7.6.1: what Connection names is for this connection only.
             Kind::Other | Kind::Date | Kind::Credentials | Kind::Challenge => {
-                is_unmistakable()
-                    && (!self.options.names_others || !field::is_named(self.fields, self.input, name()))
+                is_unmistakable() && !self.is_of_connection(line)
+            }
+            Kind::Cookie => {
+                !by.session_cookie.is_some_and(|own| cookie::has(line.value(self.input), own))
+                    && !self.is_of_connection(line)
             }
             Kind::Protected => is_unmistakable(),
             Kind::Proxy => false,
@@ -112,6 +121,29 @@ impl RequestHead<'_> {
             Kind::Lookalike => by.trusted && switches.underscores,
             // What was verified here goes before what anybody says.
             Kind::ClientCertificate => by.trusted && by.client.is_none() && is_unmistakable(),
+        }
+    }
+
+    /// Whether `Connection` names a field.
+    #[inline]
+    fn is_of_connection(&self, line: &Field) -> bool {
+        self.options.names_others && field::is_named(self.fields, self.input, line.name(self.input))
+    }
+
+    /// The cookies that came together with one of the name `own`.
+    fn write_other_cookies(&self, own: &str, out: &mut Vec<u8>) {
+        let lines =
+            self.fields.iter().filter(|line| line.kind == Kind::Cookie && !self.is_of_connection(line));
+        for cookies in lines.map(|line| line.value(self.input)).filter(|cookies| cookie::has(cookies, own)) {
+            let start = out.len();
+            out.extend_from_slice(b"Cookie: ");
+            let empty = out.len();
+            cookie::write_without(cookies, own, out);
+            if out.len() == empty {
+                out.truncate(start);
+            } else {
+                out.extend_from_slice(b"\r\n");
+            }
         }
     }
 

@@ -27,6 +27,7 @@ fn by(switches: &Forwarding, trusted: bool) -> ForwardedBy<'_> {
         trusted,
         switches,
         request_id: "01ARZ3NDEKTSV4RRFFQ69G5FAV",
+        session_cookie: None,
         client: None,
     }
 }

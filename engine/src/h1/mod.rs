@@ -17,6 +17,7 @@
 
 mod answer;
 mod chunked;
+mod cookie;
 mod forward;
 mod framing;
 mod head;

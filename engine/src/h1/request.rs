@@ -8,6 +8,7 @@ use std::mem::MaybeUninit;
 
 use crate::limits;
 
+use super::cookie;
 use super::field::{self, ConnectionOptions, Field, Kind, Kinds};
 use super::framing::Framing;
 use super::target::{self, Authority};
@@ -186,6 +187,24 @@ impl<'b> RequestHead<'b> {
     pub fn fields(&self) -> impl Iterator<Item = (&'b str, &'b [u8])> + use<'b> {
         let input = self.input;
         self.fields.iter().map(move |field| field.pair(input))
+    }
+
+    /// The value of the first field of this name, in any case of its letters.
+    pub fn field(&self, name: &str) -> Option<&'b [u8]> {
+        let is_it = |field: &&Field| field.name(self.input).eq_ignore_ascii_case(name.as_bytes());
+        self.fields.iter().find(is_it).map(|field| field.value(self.input))
+    }
+
+    /// The value of the first cookie of this name.
+    pub fn cookie(&self, name: &str) -> Option<&'b [u8]> {
+        let lines = self.fields.iter().filter(|field| field.kind == Kind::Cookie);
+        lines.map(|field| field.value(self.input)).find_map(|cookies| cookie::find(cookies, name))
+    }
+
+    /// What proxies before have written into `X-Forwarded-For`, from the last to the first.
+    pub(crate) fn forwarded_hops(&self) -> impl Iterator<Item = &'b [u8]> {
+        let lines = self.fields.iter().rev().filter(|field| field.kind == Kind::XForwardedFor);
+        lines.flat_map(|field| field.value(self.input).rsplit(|byte| *byte == b',').map(field::trim))
     }
 }
 

@@ -71,6 +71,8 @@ pub(crate) enum Kind {
     Proxy,
     /// `Authorization`.
     Credentials,
+    /// `Cookie`, which may hold one of our own.
+    Cookie,
     /// `WWW-Authenticate`.
     Challenge,
 }
@@ -164,6 +166,7 @@ pub(crate) fn classify(name: &[u8]) -> Kind {
         (2, b't') if is("te") => Kind::Te,
         (7, b'u') if is("upgrade") => Kind::Upgrade,
         (6, b'e') if is("expect") => Kind::Expect,
+        (6, b'c') if is("cookie") => Kind::Cookie,
         (10, b'k') if is("keep-alive") => Kind::HopByHop,
         (16, b'p') if is("proxy-connection") => Kind::HopByHop,
         (19, b'p') if is("proxy-authorization") => Kind::HopByHop,
@@ -368,6 +371,8 @@ mod tests {
             ("max-Forwards", Kind::MaxForwards),
             ("AUTHORIZATION", Kind::Credentials),
             ("Authorisation", Kind::Other),
+            ("COOKIE", Kind::Cookie),
+            ("Cookies", Kind::Other),
             ("Www-authenticate", Kind::Challenge),
             ("", Kind::Other),
         ] {

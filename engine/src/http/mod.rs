@@ -19,5 +19,6 @@ pub(crate) mod target;
 
 pub use date::{DateCache, DateLine};
 pub use field::Scratch;
+pub(crate) use field::trim;
 pub use method::{Method, Version};
 pub use reason::Reason;

@@ -1,17 +1,30 @@
 //! Which backend takes the next request.
 //!
-//! Smooth weighted round robin: shares are exact over a full round, and evenly spread within it. A backend that
-//! could not be connected to is passed over for a while that doubles with each failure; when nothing else is
-//! left it is tried all the same. Backups come after all primaries, weight 0 after all other weights.
+//! First the session, if the request belongs to one and its backend can be used. Then the class: primaries, backups, those of weight
+//! 0; the first class with one that can be used. Within it the policy of the cluster chooses, in a shard if there are shards.
+//! When nothing can be used, what failed lately is tried all the same.
+//!
+//! Rounds are smooth and weighted: shares are exact over a full one, and evenly spread within it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 
-use super::cluster::Member;
+use kakehi_ctl::state::{Balancing, LoadBalancing, LoadMetric, ShardMode};
+
+use super::{
+    affinity::{Affinity, Session},
+    cluster::Member,
+    hashing::{self, Maglev},
+};
+use crate::limits;
 
 /// First time that a backend is passed over after a failed connection attempt (ms); doubles.
 const FIRST_PENALTY_MS: u64 = 1_000;
 /// Longest (ms).
 const LONGEST_PENALTY_MS: u64 = 30_000;
+/// A weight in these units, so that a tenth of the smallest is one, too.
+const WEIGHT_UNITS: u64 = 100;
+/// Share of its weight with which a backend begins that starts slowly, in [`WEIGHT_UNITS`].
+const FIRST_SHARE: u64 = 10;
 
 /// What connecting to a backend was like lately.
 #[derive(Debug, Default)]
@@ -21,9 +34,10 @@ pub(super) struct Health {
 }
 
 impl Health {
-    pub(super) fn connected(&self) {
-        self.failures.set(0);
+    /// True if it had failed before.
+    pub(super) fn connected(&self) -> bool {
         self.down_until.set(0);
+        self.failures.replace(0) > 0
     }
 
     pub(super) fn failed(&self, now: u64) {
@@ -38,38 +52,152 @@ impl Health {
     }
 }
 
-/// The state of the round.
-#[derive(Debug)]
+/// How the backends of a cluster are chosen, and the state of the round.
+#[derive(Debug, Default)]
 pub(super) struct Balance {
+    configured: Balancing,
     /// How far each backend is behind its share.
     credit: RefCell<Vec<i64>>,
+    /// Made when it is asked for first.
+    table: OnceCell<Maglev>,
+    /// Of shards: how many primaries are in one.
+    shard: Option<usize>,
 }
 
-/// Order of preference: healthy primaries, healthy backups, then, rather than nothing, the failing ones.
+/// Order of preference; see the module.
 fn class(member: &Member, now: u64) -> u8 {
     u8::from(member.backend.health.is_down(now)) * 4
-        + u8::from(member.backup) * 2
-        + u8::from(member.weight == 0)
+        + u8::from(member.weight == 0) * 2
+        + u8::from(member.backup)
+}
+
+fn is_primary(member: &Member) -> bool {
+    member.weight > 0 && !member.backup
 }
 
 impl Balance {
-    pub(super) fn new(backends: usize) -> Balance {
-        Balance { credit: RefCell::new(vec![0; backends]) }
+    pub(super) fn new(configured: &Balancing, members: &[Member]) -> Balance {
+        let primaries = members.iter().filter(|member| is_primary(member)).count();
+        let shard = configured.shard_percent.and_then(|percent| {
+            let size = (primaries * usize::from(percent)).div_ceil(100).max(2);
+            (primaries >= usize::from(configured.shard_min_backends) && size < primaries).then_some(size)
+        });
+        Balance {
+            configured: configured.clone(),
+            credit: RefCell::new(vec![0; members.len()]),
+            table: OnceCell::new(),
+            shard,
+        }
     }
 
-    /// The backend whose turn it is, but for those in `excluded`; `None` when none is left.
-    pub(super) fn choose(&self, members: &[Member], excluded: &[usize], now: u64) -> Option<usize> {
+    /// Whether the choice depends on who asks.
+    pub(super) fn hashes(balancing: &Balancing) -> bool {
+        let by_policy = matches!(balancing.policy, LoadBalancing::Hrw | LoadBalancing::Maglev);
+        by_policy || balancing.shard_percent.is_some()
+    }
+
+    /// Whether it matters how long answers take.
+    pub(super) fn is_timed(&self) -> bool {
+        self.configured.policy == LoadBalancing::PeakEwma
+    }
+
+    /// The backend that takes a request with this affinity, but for those in `excluded`; `None` when none is left.
+    pub(super) fn choose(
+        &self,
+        members: &[Member],
+        excluded: &[usize],
+        affinity: Affinity,
+        now: u64,
+    ) -> Option<usize> {
         if let [_] = members {
             return excluded.is_empty().then_some(0);
         }
         let candidates = || members.iter().enumerate().filter(|(index, _)| !excluded.contains(index));
-        let best = candidates().map(|(_, member)| class(member, now)).min()?;
-        let mut credit = self.credit.borrow_mut();
+        if let Session::With(value) = affinity.session {
+            let is_it = |member: &Member| member.session == value && !member.backend.health.is_down(now);
+            if let Some((index, _)) = candidates().find(|(_, member)| is_it(member)) {
+                return Some(index);
+            }
+        }
+        let within = self.shard.map(|size| self.least_score(members, affinity.key, size));
+        let is_in_shard = |member: &Member| {
+            within.is_none_or(|least| !is_primary(member) || primary_score(affinity, member) >= least)
+        };
+        let best = |accept: &dyn Fn(&Member) -> bool| {
+            candidates().filter(|(_, member)| accept(member)).map(|(_, member)| class(member, now)).min()
+        };
+        let inside = best(&is_in_shard);
+        let strict = self.configured.shard_mode == ShardMode::Strict;
+        // Another backend's shard goes before backups, and before what failed lately.
+        let outside = if within.is_some() && !strict { best(&|_| true) } else { inside };
+        let class_of_choice = outside?;
+        let narrow = inside == outside;
+        let eligible = |index: usize, member: &Member| {
+            !excluded.contains(&index)
+                && class(member, now) == class_of_choice
+                && (!narrow || is_in_shard(member))
+        };
+        Choice { balance: self, members, now, key: affinity.key, eligible: &eligible }.make()
+    }
+
+    /// The score that the last of the `size` primaries has that `key` prefers.
+    fn least_score(&self, members: &[Member], key: u64, size: usize) -> f64 {
+        let affinity = Affinity { key, session: Session::None };
+        let primaries = members.iter().filter(|member| is_primary(member));
+        let mut scores: Vec<f64> = primaries.map(|member| primary_score(affinity, member)).collect();
+        match scores.len().checked_sub(size) {
+            None => 0.0,
+            Some(place) => *scores.select_nth_unstable_by(place, f64::total_cmp).1,
+        }
+    }
+}
+
+/// By it a key has the same shard whatever the weights are.
+fn primary_score(affinity: Affinity, member: &Member) -> f64 {
+    hashing::score(affinity.key, member.backend.hash, 1)
+}
+
+/// A choice among those that are eligible.
+struct Choice<'a> {
+    balance: &'a Balance,
+    members: &'a [Member],
+    now: u64,
+    key: u64,
+    eligible: &'a dyn Fn(usize, &Member) -> bool,
+}
+
+impl Choice<'_> {
+    fn make(&self) -> Option<usize> {
+        match self.balance.configured.policy {
+            LoadBalancing::RoundRobin => self.next_in_round(|_| true),
+            LoadBalancing::Random => self.random(None),
+            LoadBalancing::LeastLoaded => self.least_loaded(),
+            LoadBalancing::PowerOfTwo => self.better_of_two(|member| self.relative_load(member)),
+            LoadBalancing::PeakEwma => self.better_of_two(|member| self.peak_cost(member)),
+            LoadBalancing::Hrw => self.by_score(),
+            LoadBalancing::Maglev => self.by_table(),
+        }
+    }
+
+    fn eligible(&self) -> impl Iterator<Item = (usize, &Member)> {
+        self.members.iter().enumerate().filter(|(index, member)| (self.eligible)(*index, member))
+    }
+
+    /// The share of `member`, with its slow start. Among those of weight 0 all are equal.
+    fn weight(&self, member: &Member) -> u64 {
+        let share = match self.balance.configured.slow_start_ms {
+            0 => WEIGHT_UNITS,
+            duration => member.backend.start.share(self.now, duration),
+        };
+        (u64::from(member.weight.max(1)) * share).max(1)
+    }
+
+    fn next_in_round(&self, among: impl Fn(&Member) -> bool) -> Option<usize> {
+        let mut credit = self.balance.credit.borrow_mut();
         let mut total = 0;
         let mut chosen = None;
-        for (index, member) in candidates().filter(|(_, member)| class(member, now) == best) {
-            // Among those of weight 0 all are equal.
-            let weight = i64::from(member.weight.max(1));
+        for (index, member) in self.eligible().filter(|(_, member)| among(member)) {
+            let weight = self.weight(member) as i64;
             total += weight;
             credit[index] += weight;
             if chosen.is_none_or(|chosen: usize| credit[index] > credit[chosen]) {
@@ -81,79 +209,155 @@ impl Balance {
         }
         chosen
     }
+
+    fn random(&self, but: Option<usize>) -> Option<usize> {
+        let all = || self.eligible().filter(|(index, _)| Some(*index) != but);
+        let total: u64 = all().map(|(_, member)| self.weight(member)).sum();
+        let mut left = if total == 0 { return None } else { fastrand::u64(..total) };
+        let chosen = all().find(|(_, member)| {
+            let weight = self.weight(member);
+            let found = left < weight;
+            left = left.saturating_sub(weight);
+            found
+        });
+        chosen.map(|(index, _)| index)
+    }
+
+    fn load(&self, member: &Member) -> f64 {
+        let load = &member.backend.load;
+        match self.balance.configured.metric {
+            LoadMetric::Connections => f64::from(load.connections.get()),
+            LoadMetric::Requests => f64::from(load.requests.get()),
+            LoadMetric::ConnectionTime => load.connecting.get(self.now),
+        }
+    }
+
+    /// The load for its weight.
+    fn relative_load(&self, member: &Member) -> f64 {
+        self.load(member) / self.weight(member) as f64
+    }
+
+    /// How long an answer will take, about: below a millisecond all are equal.
+    fn peak_cost(&self, member: &Member) -> f64 {
+        let load = &member.backend.load;
+        let usual = (WEIGHT_UNITS * u64::from(limits::BACKEND_WEIGHT)) as f64;
+        let queue = f64::from(load.connections.get()) * usual / self.weight(member) as f64;
+        load.answering.get(self.now).max(1.0) * (queue + 1.0)
+    }
+
+    /// Among those with the least load for their weight, whose turn it is.
+    fn least_loaded(&self) -> Option<usize> {
+        let least = self.eligible().map(|(_, member)| self.relative_load(member)).min_by(f64::total_cmp)?;
+        self.next_in_round(|member| self.relative_load(member) <= least)
+    }
+
+    /// Of two that are drawn by their weights, the one that costs less; the first, if both are alike.
+    fn better_of_two(&self, cost: impl Fn(&Member) -> f64) -> Option<usize> {
+        let first = self.random(None)?;
+        let Some(second) = self.random(Some(first)) else { return Some(first) };
+        let is_better = cost(&self.members[second]) < cost(&self.members[first]);
+        Some(if is_better { second } else { first })
+    }
+
+    /// True if it has more to do than `hash_balance_factor` allows.
+    fn is_overloaded(&self, member: &Member, (load, weight): (f64, f64)) -> bool {
+        let factor = f64::from(self.balance.configured.hash_balance_factor) / 100.0;
+        // With the request that is to be placed.
+        let fair = (load + 1.0) * self.weight(member) as f64 / weight;
+        f64::from(member.backend.load.connections.get()) + 1.0 > (fair * factor).ceil()
+    }
+
+    /// Load and weight of all that are eligible, if that matters.
+    fn sums(&self) -> Option<(f64, f64)> {
+        (self.balance.configured.hash_balance_factor > 0).then(|| {
+            self.eligible().fold((0.0, 0.0), |(load, weight), (_, member)| {
+                let connections = f64::from(member.backend.load.connections.get());
+                (load + connections, weight + self.weight(member) as f64)
+            })
+        })
+    }
+
+    fn by_score(&self) -> Option<usize> {
+        let sums = self.sums();
+        let score = |member: &Member| hashing::score(self.key, member.backend.hash, self.weight(member));
+        let best = |accept: &dyn Fn(&Member) -> bool| {
+            let accepted = self.eligible().filter(|(_, member)| accept(member));
+            accepted.max_by(|a, b| score(a.1).total_cmp(&score(b.1))).map(|(index, _)| index)
+        };
+        let fitting = sums.and_then(|sums| best(&|member| !self.is_overloaded(member, sums)));
+        fitting.or_else(|| best(&|_| true))
+    }
+
+    fn by_table(&self) -> Option<usize> {
+        // Backups and those of weight 0 have no part in the table.
+        let primaries = || self.members.iter().zip(0..).filter(|(member, _)| is_primary(member));
+        let table = self.balance.table.get_or_init(|| {
+            let entries = primaries();
+            Maglev::new(entries.map(|(member, at)| (at, member.backend.hash, u64::from(member.weight))))
+        });
+        let sums = self.sums();
+        // With a slow start, some of the keys that belong here wait.
+        let starts = |member: &Member| {
+            let duration = self.balance.configured.slow_start_ms;
+            duration > 0
+                && hashing::percentile(self.key, member.backend.hash)
+                    >= member.backend.start.share(self.now, duration)
+        };
+        let find = |accept: &dyn Fn(&Member) -> bool| {
+            table.order(self.key).map(|at| at as usize).find(|&at| {
+                let member = &self.members[at];
+                (self.eligible)(at, member) && accept(member)
+            })
+        };
+        let is_eligible = |(member, at): (&Member, u32)| (self.eligible)(at as usize, member);
+        if !primaries().any(is_eligible) {
+            return self.by_score();
+        }
+        find(&|member| !starts(member) && !sums.is_some_and(|sums| self.is_overloaded(member, sums)))
+            .or_else(|| find(&|_| true))
+    }
+}
+
+/// When a backend has begun, if it begins slowly.
+#[derive(Debug, Default)]
+pub(super) struct Start(Cell<Begun>);
+
+#[derive(Debug, Default, Clone, Copy)]
+enum Begun {
+    /// It has its whole share.
+    #[default]
+    Whole,
+    /// With the next request.
+    Next,
+    /// At this time (ms).
+    At(u64),
+}
+
+impl Start {
+    /// It begins with the next choice.
+    pub(super) fn begin(&self) {
+        self.0.set(Begun::Next);
+    }
+
+    /// Its share `now`, in [`WEIGHT_UNITS`], when the start takes `duration` (ms).
+    fn share(&self, now: u64, duration: u64) -> u64 {
+        let at = match self.0.get() {
+            Begun::Whole => return WEIGHT_UNITS,
+            Begun::Next => {
+                self.0.set(Begun::At(now));
+                now
+            }
+            Begun::At(at) => at,
+        };
+        let elapsed = now.saturating_sub(at);
+        if elapsed >= duration {
+            self.0.set(Begun::Whole);
+            return WEIGHT_UNITS;
+        }
+        FIRST_SHARE + (WEIGHT_UNITS - FIRST_SHARE) * elapsed / duration
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use kakehi_ctl::state;
-
-    use super::super::Cluster;
-
-    fn cluster(backends: &[(u8, bool)]) -> Cluster {
-        let backends = backends
-            .iter()
-            .enumerate()
-            .map(|(n, (weight, backup))| state::Backend {
-                id: n.to_string(),
-                address: "127.0.0.1:1".parse().unwrap(),
-                weight: *weight,
-                backup: *backup,
-            })
-            .collect();
-        Cluster::new("test", &state::Cluster { backends, ..state::Cluster::default() }, None).unwrap()
-    }
-
-    fn round(cluster: &Cluster, count: usize, now: u64) -> Vec<usize> {
-        let members = cluster.members.borrow();
-        (0..count).filter_map(|_| members.balance.choose(&members.members, &[], now)).collect()
-    }
-
-    fn choose(cluster: &Cluster, excluded: &[usize]) -> Option<usize> {
-        let members = cluster.members.borrow();
-        members.balance.choose(&members.members, excluded, 0)
-    }
-
-    fn failed(cluster: &Cluster, index: usize, now: u64) {
-        cluster.members.borrow().members[index].backend.health.failed(now);
-    }
-
-    #[test]
-    fn equal_backends_take_turns() {
-        assert_eq!(round(&cluster(&[(100, false), (100, false), (100, false)]), 6, 0), [0, 1, 2, 0, 1, 2]);
-    }
-
-    #[test]
-    fn shares_follow_the_weights_and_are_spread() {
-        assert_eq!(round(&cluster(&[(3, false), (1, false)]), 8, 0), [0, 0, 1, 0, 0, 0, 1, 0]);
-    }
-
-    #[test]
-    fn backups_and_weight_zero_wait_until_nothing_else_is_left() {
-        let cluster = cluster(&[(0, false), (100, false), (100, true)]);
-        assert_eq!(round(&cluster, 3, 0), [1, 1, 1]);
-        assert_eq!(choose(&cluster, &[1]), Some(0));
-        assert_eq!(choose(&cluster, &[0, 1]), Some(2));
-        assert_eq!(choose(&cluster, &[0, 1, 2]), None);
-    }
-
-    #[test]
-    fn a_backend_that_failed_is_passed_over_for_a_while_that_doubles_and_ends() {
-        let cluster = cluster(&[(100, false), (100, false)]);
-        failed(&cluster, 0, 0);
-        assert_eq!(round(&cluster, 2, 999), [1, 1]);
-        assert!(round(&cluster, 2, 1_001).contains(&0));
-        failed(&cluster, 0, 1_001);
-        assert_eq!(round(&cluster, 2, 3_000), [1, 1]);
-        assert!(round(&cluster, 2, 3_002).contains(&0));
-    }
-
-    #[test]
-    fn when_all_have_failed_they_are_tried_all_the_same() {
-        let cluster = cluster(&[(100, false), (100, false)]);
-        failed(&cluster, 0, 0);
-        failed(&cluster, 1, 0);
-        let mut chosen = round(&cluster, 2, 10);
-        chosen.sort_unstable();
-        assert_eq!(chosen, [0, 1]);
-    }
-}
+#[path = "balance_tests.rs"]
+mod tests;

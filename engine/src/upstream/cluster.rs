@@ -5,7 +5,14 @@ use std::{cell::RefCell, io, rc::Rc};
 use kakehi_ctl::state;
 use socket2::SockAddr;
 
-use super::{balance::Balance, connect::ConnectSettings, endpoint::Endpoint, pool::Pooling};
+use super::{
+    affinity::{Affinity, AffinityRules, Asked, Session, opaque},
+    balance::Balance,
+    connect::ConnectSettings,
+    endpoint::Endpoint,
+    hashing::hash,
+    pool::Pooling,
+};
 use crate::{
     ring::Share,
     tls::{Connector, Context, TlsError},
@@ -16,12 +23,17 @@ pub(super) struct Member {
     pub(super) backend: Rc<Endpoint>,
     pub(super) weight: u8,
     pub(super) backup: bool,
+    /// The hash of its value in the cookie of sticky sessions.
+    pub(super) session: u64,
+    /// That value, where the cluster has such sessions.
+    cookie: Option<Box<str>>,
 }
 
 /// The backends of a cluster at one time: immutable, and swapped whole.
 pub struct Endpoints {
     pub(super) members: Vec<Member>,
     pub(super) balance: Balance,
+    rules: AffinityRules,
     pub(super) settings: ConnectSettings,
 }
 
@@ -46,13 +58,24 @@ pub struct Cluster {
 }
 
 impl Endpoints {
-    /// Those of `cluster`; backends that are `present` already are taken over with all that is known of them.
+    /// None.
+    fn none() -> Endpoints {
+        Endpoints {
+            members: Vec::new(),
+            balance: Balance::default(),
+            rules: AffinityRules::default(),
+            settings: ConnectSettings::default(),
+        }
+    }
+
+    /// Those of `cluster`, which has this `name`; backends that are `present` already are taken over with all that is known of them.
     ///
     /// Without `tls` it is only checked what can be without the vault.
     ///
     /// # Errors
     /// See [`ClusterError`].
     pub fn new(
+        name: &str,
         cluster: &state::Cluster,
         present: Option<&Cluster>,
         tls: Option<&Context>,
@@ -62,7 +85,11 @@ impl Endpoints {
         let present = present.filter(|present| {
             present.settings.configured == cluster.tls && present.settings.send_proxy == cluster.send_proxy
         });
-        let members = cluster
+        let balancing = cluster.balancing.as_deref().cloned().unwrap_or_default();
+        // Not where all are new.
+        let starts_slowly = balancing.slow_start_ms > 0
+            && present.as_ref().is_some_and(|present| !present.members.is_empty());
+        let members: Vec<Member> = cluster
             .backends
             .iter()
             .map(|configured| {
@@ -74,19 +101,33 @@ impl Endpoints {
                 let known = present.as_ref().and_then(|present| present.members.iter().find(same));
                 let backend = match known {
                     Some(known) => Rc::clone(&known.backend),
-                    None => Rc::new(Endpoint::new(&configured.id, address)),
+                    None => {
+                        let new = Rc::new(Endpoint::new(&configured.id, address));
+                        if starts_slowly {
+                            new.start.begin();
+                        }
+                        new
+                    }
                 };
-                Ok(Member { backend, weight: configured.weight, backup: configured.backup })
+                let value = || match &configured.sticky_id {
+                    Some(id) => id.clone(),
+                    None => opaque(name, &configured.id).into_boxed_str(),
+                };
+                let cookie = balancing.sticky_session.then(value);
+                let session = cookie.as_ref().map_or(0, |value| hash(value.as_bytes()));
+                let (weight, backup) = (configured.weight, configured.backup);
+                Ok(Member { backend, weight, backup, session, cookie })
             })
-            .collect::<io::Result<Vec<_>>>()?;
-        let balance = Balance::new(members.len());
+            .collect::<io::Result<_>>()?;
+        let balance = Balance::new(&balancing, &members);
+        let rules = AffinityRules::new(&balancing, Balance::hashes(&balancing));
         let connector = match (&cluster.tls, tls) {
             (Some(configured), Some(context)) => Some(Connector::compile(context, configured)?),
             _ => None,
         };
         let settings =
             ConnectSettings { configured: cluster.tls.clone(), connector, send_proxy: cluster.send_proxy };
-        Ok(Endpoints { members, balance, settings })
+        Ok(Endpoints { members, balance, rules, settings })
     }
 }
 
@@ -96,7 +137,7 @@ impl Cluster {
     /// # Errors
     /// See [`ClusterError`].
     pub fn new(name: &str, cluster: &state::Cluster, tls: Option<&Context>) -> Result<Cluster, ClusterError> {
-        let members = RefCell::new(Rc::new(Endpoints::new(cluster, None, tls)?));
+        let members = RefCell::new(Rc::new(Endpoints::new(name, cluster, None, tls)?));
         Ok(Cluster { name: name.to_owned(), share: Share::of(name), members })
     }
 
@@ -105,10 +146,9 @@ impl Cluster {
     /// # Errors
     /// See [`ClusterError`].
     pub fn checked(name: &str, cluster: &state::Cluster) -> Result<Cluster, ClusterError> {
-        Endpoints::new(cluster, None, None)?;
-        let members =
-            Endpoints { members: Vec::new(), balance: Balance::new(0), settings: ConnectSettings::default() };
-        Ok(Cluster { name: name.to_owned(), share: Share::of(name), members: RefCell::new(Rc::new(members)) })
+        Endpoints::new(name, cluster, None, None)?;
+        let members = RefCell::new(Rc::new(Endpoints::none()));
+        Ok(Cluster { name: name.to_owned(), share: Share::of(name), members })
     }
 
     /// From now on it consists of `members`. Backends that are not among them finish the requests that they have;
@@ -131,8 +171,37 @@ impl Cluster {
 
     /// It is configured no more: all its backends go; see [`Cluster::replace`].
     pub fn retire(&self, pooling: &Pooling) {
-        let settings = ConnectSettings::default();
-        self.replace(Endpoints { members: Vec::new(), balance: Balance::new(0), settings }, pooling);
+        self.replace(Endpoints::none(), pooling);
+    }
+
+    /// What `request` says of the backend that it belongs to; `sticky_name` is the name of the cookie of sticky sessions.
+    pub fn affinity(&self, request: &impl Asked, sticky_name: &str) -> Affinity {
+        let members = self.members.borrow();
+        if members.rules.is_empty() { Affinity::default() } else { members.rules.read(request, sticky_name) }
+    }
+
+    /// Whether it has sticky sessions: their cookie is for nobody else.
+    pub fn has_sessions(&self) -> bool {
+        self.members.borrow().rules.has_sessions()
+    }
+
+    /// The `Set-Cookie` line of a response of `endpoint` to a request with this affinity, if it needs one.
+    pub fn session_line(
+        &self,
+        endpoint: &Rc<Endpoint>,
+        affinity: Affinity,
+        sticky_name: &str,
+        secure: bool,
+    ) -> Option<String> {
+        let wanted = match affinity.session {
+            Session::None => return None,
+            Session::New => None,
+            Session::With(value) => Some(value),
+        };
+        let members = self.members.borrow();
+        let member = members.members.iter().find(|member| Rc::ptr_eq(&member.backend, endpoint))?;
+        let value = member.cookie.as_deref().filter(|_| wanted != Some(member.session))?;
+        Some(members.rules.set_cookie(sticky_name, value, secure))
     }
 
     /// Throws away idle connections that are closed or too old.
@@ -152,7 +221,7 @@ mod tests {
             id: format!("b{n}"),
             address: address.parse().unwrap(),
             weight: 100,
-            backup: false,
+            ..state::Backend::default()
         });
         Cluster::new(
             "web",
@@ -187,12 +256,12 @@ mod tests {
             id: id.to_owned(),
             address: address.parse().unwrap(),
             weight,
-            backup: false,
+            ..state::Backend::default()
         };
         // The second keeps its name and moves: that is another one.
         let backends = vec![backend("b0", "127.0.0.1:80", 7), backend("b1", "127.0.0.1:82", 100)];
         let wanted = state::Cluster { backends, ..state::Cluster::default() };
-        let members = Endpoints::new(&wanted, Some(&present), None).unwrap();
+        let members = Endpoints::new("web", &wanted, Some(&present), None).unwrap();
         let before = present.members.borrow();
         assert!(Rc::ptr_eq(&members.members[0].backend, &before.members[0].backend));
         assert_eq!(members.members[0].weight, 7);
@@ -205,7 +274,7 @@ mod tests {
             id: "long".to_owned(),
             address: state::BackendAddress::Unix(format!("/{}", "x".repeat(200)).into()),
             weight: 100,
-            backup: false,
+            ..state::Backend::default()
         };
         let configured = state::Cluster { backends: vec![backend], ..state::Cluster::default() };
         assert!(Cluster::new("web", &configured, None).is_err());

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use kakehi_ctl::state;
 
 use super::{
+    affinity::Affinity,
     cluster::{Cluster, Endpoints},
     endpoint::Endpoint,
     lease::Lease,
@@ -36,6 +37,8 @@ pub(super) struct ConnectSettings {
 pub struct ConnectOptions<'a> {
     /// Idle connections are left alone: a repeated request does not meet another that has just died.
     pub fresh: bool,
+    /// Which backend it belongs to.
+    pub affinity: Affinity,
     /// Deadline of each attempt (ms).
     pub connect_ms: u64,
     /// For that deadline.
@@ -80,7 +83,8 @@ impl Cluster {
         let AttemptedEndpoints { members, indices } = attempted;
         let members: &Endpoints = members.get_or_insert_with(|| Rc::clone(&self.members.borrow()));
         while indices.len() < MAX_ATTEMPTS
-            && let Some(index) = members.balance.choose(&members.members, indices, pooling.ring.now())
+            && let Some(index) =
+                members.balance.choose(&members.members, indices, options.affinity, pooling.ring.now())
         {
             let backend = &members.members[index].backend;
             if !options.fresh
@@ -88,7 +92,7 @@ impl Cluster {
                 && let Some(stream) = backend.idle.borrow_mut().take(&pooling.counters)
             {
                 pooling.counters.count(Counter::UpstreamReused);
-                return Ok(Lease::new(stream, Rc::clone(backend), true));
+                return Ok(Lease::new(stream, Rc::clone(backend), true).timed(members.balance.is_timed()));
             }
             indices.push(index);
             // Boxed: rare beside the reuse of an idle connection, and large with the address in it.
@@ -97,6 +101,7 @@ impl Cluster {
                     // It did not fail: it may be asked again for this request.
                     indices.pop();
                     let lease = Lease::new(stream, Rc::clone(backend), false);
+                    let lease = lease.timed(members.balance.is_timed());
                     return Ok(if members.settings.send_proxy { lease.private() } else { lease });
                 }
                 Err(ConnectError::Unreachable(reason)) => failure = reason,
@@ -122,7 +127,10 @@ impl Endpoint {
         let reached = receive_watching(attempt, options.client, options.timer, times).await;
         let reason = match reached.map_err(|_| ConnectError::ClientGone)? {
             Some(Ok(stream)) => {
-                self.health.connected();
+                if self.health.connected() {
+                    self.start.begin();
+                }
+                self.load.connecting.observe(pooling.ring.now() - now, pooling.ring.now());
                 counters.count(Counter::UpstreamConnects);
                 return Ok(stream);
             }

@@ -5,7 +5,9 @@ use std::cell::{Cell, RefCell};
 use socket2::SockAddr;
 
 use super::{
-    balance::Health,
+    balance::{Health, Start},
+    hashing::hash,
+    load::Load,
     pool::{IdlePool, Pooling},
 };
 use crate::{observe::LogLimit, tls::Failure};
@@ -16,6 +18,10 @@ pub struct Endpoint {
     pub id: String,
     pub(super) address: SockAddr,
     pub(super) health: Health,
+    pub(super) load: Load,
+    pub(super) start: Start,
+    /// Of its name.
+    pub(super) hash: u64,
     pub(super) idle: RefCell<IdlePool>,
     /// It is in the configuration no more: it finishes what it has, and keeps no idle connections.
     pub(super) retired: Cell<bool>,
@@ -36,6 +42,9 @@ impl Endpoint {
             id: id.to_owned(),
             address,
             health: Health::default(),
+            load: Load::default(),
+            start: Start::default(),
+            hash: hash(id.as_bytes()),
             idle: RefCell::default(),
             retired: Cell::new(false),
             tls_failed: Cell::new(false),

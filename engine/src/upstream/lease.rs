@@ -1,6 +1,6 @@
 //! One upstream connection, leased for one exchange.
 
-use std::rc::Rc;
+use std::{cell::Cell, rc::Rc};
 
 use super::{endpoint::Endpoint, pool::Pooling};
 use crate::{observe::Counter, transport::TransportStream};
@@ -12,7 +12,9 @@ pub struct Lease {
     pub stream: TransportStream,
     /// It carried an earlier request: it may have died since without our knowing.
     pub reused: bool,
-    endpoint: Rc<Endpoint>,
+    in_use: InUse,
+    /// How long the endpoint takes to answer is noted.
+    timed: bool,
     /// It began with the address of one client, and is for nobody else.
     private: bool,
     /// It has authenticated one client.
@@ -22,7 +24,26 @@ pub struct Lease {
 impl Lease {
     /// A connection to `endpoint`.
     pub fn new(stream: TransportStream, endpoint: Rc<Endpoint>, reused: bool) -> Lease {
-        Lease { stream, reused, endpoint, private: false, bound: false }
+        let in_use = InUse::new(endpoint);
+        Lease { stream, reused, in_use, timed: false, private: false, bound: false }
+    }
+
+    /// This one; if `timed`, how long the endpoint takes to answer is noted.
+    #[must_use]
+    pub(super) fn timed(self, timed: bool) -> Lease {
+        Lease { timed, ..self }
+    }
+
+    /// The endpoint has answered, or has not within this time (ms).
+    pub fn note_answer(&self, elapsed: u32, now: u64) {
+        if self.timed {
+            self.in_use.endpoint.load.answering.observe_peak(u64::from(elapsed), now);
+        }
+    }
+
+    /// It carries no requests any more.
+    pub fn become_tunnel(&self) {
+        self.in_use.end_request();
     }
 
     /// This one, for this client only.
@@ -36,6 +57,7 @@ impl Lease {
     pub fn bound(self) -> Lease {
         self.stream.watch();
         self.stream.forget_waker();
+        self.in_use.end_request();
         Lease { private: true, bound: true, reused: true, ..self }
     }
 
@@ -46,12 +68,13 @@ impl Lease {
 
     /// The endpoint that it leads to.
     pub fn endpoint(&self) -> &Rc<Endpoint> {
-        &self.endpoint
+        &self.in_use.endpoint
     }
 
     /// Sends the head of a request, and what of its body comes with it; keeps a copy until something else is sent. Nothing
     /// may be in flight.
     pub(crate) fn send_head(&self, head: Vec<u8>) {
+        self.in_use.begin_request();
         self.stream.start_send_replayable(head);
     }
 
@@ -62,7 +85,7 @@ impl Lease {
 
     /// True if the backend was removed from the configuration.
     pub fn is_retired(&self) -> bool {
-        self.endpoint.retired.get()
+        self.in_use.endpoint.retired.get()
     }
 
     /// Gives the connection back for the next exchange. Call it when the exchange is complete, both ways, and the backend
@@ -70,10 +93,50 @@ impl Lease {
     /// request may never read it.
     pub fn release(self, pooling: &Pooling) {
         let at_rest = self.stream.is_quiet() && !self.stream.is_sending();
-        if !self.private && at_rest && !self.endpoint.retired.get() {
-            self.endpoint.idle.borrow_mut().put(self.stream, pooling);
+        let endpoint = &self.in_use.endpoint;
+        if !self.private && at_rest && !endpoint.retired.get() {
+            endpoint.idle.borrow_mut().put(self.stream, pooling);
         } else {
             pooling.counters.count(Counter::UpstreamDiscarded);
         }
+    }
+}
+
+/// A connection that counts as used at its endpoint, as long as this lives.
+struct InUse {
+    endpoint: Rc<Endpoint>,
+    /// It carries a request.
+    request: Cell<bool>,
+}
+
+impl InUse {
+    fn new(endpoint: Rc<Endpoint>) -> InUse {
+        let connections = &endpoint.load.connections;
+        connections.set(connections.get() + 1);
+        let it = InUse { endpoint, request: Cell::new(false) };
+        it.begin_request();
+        it
+    }
+
+    fn begin_request(&self) {
+        if !self.request.replace(true) {
+            let requests = &self.endpoint.load.requests;
+            requests.set(requests.get() + 1);
+        }
+    }
+
+    fn end_request(&self) {
+        if self.request.replace(false) {
+            let requests = &self.endpoint.load.requests;
+            requests.set(requests.get() - 1);
+        }
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        self.end_request();
+        let connections = &self.endpoint.load.connections;
+        connections.set(connections.get() - 1);
     }
 }

@@ -4,7 +4,10 @@
 //! |---|---|
 //! | `cluster` | a [`Cluster`] and its endpoints, compiled; they live on through changes |
 //! | `endpoint` | an [`Endpoint`]: a configured backend with what this worker knows of it |
-//! | `balance` | chooses an endpoint: weighted round robin, past those that failed lately |
+//! | `balance` | chooses an endpoint by the policy of the cluster, past those that failed lately |
+//! | `affinity` | what a request says of the endpoint that it belongs to: a key, a session |
+//! | `hashing` | the hashes by which a key finds its endpoint |
+//! | `load` | what an endpoint has to do, and how quick it is |
 //! | `connect` | [`Cluster::connect`] brings a request to an endpoint |
 //! | `lease` | a [`Lease`]: one upstream connection, for one exchange |
 //! | `pool` | idle upstream connections, shared by all clients of the worker |
@@ -12,14 +15,18 @@
 //! Relies on `ring`, `tls` and `transport`, on `observe` for counting and on the reasons of `http`. All state is the
 //! worker's own; nothing is shared between workers.
 
+mod affinity;
 mod balance;
 mod cluster;
 mod connect;
 mod endpoint;
+mod hashing;
 mod lease;
+mod load;
 mod pool;
 
 pub use self::{
+    affinity::{Affinity, Asked, of_client},
     cluster::{Cluster, ClusterError, Endpoints},
     connect::{AttemptedEndpoints, ConnectError, ConnectOptions},
     endpoint::Endpoint,

@@ -9,6 +9,7 @@ mod harness;
 mod addresses;
 mod allocations;
 mod bad_backends;
+mod balancing;
 mod basics;
 mod bodies;
 mod certificates;

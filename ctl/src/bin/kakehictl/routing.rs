@@ -176,6 +176,9 @@ pub(crate) enum BackendVerb {
         /// Use it only when no other can be used
         #[arg(long)]
         backup: bool,
+        /// Its value in the cookie of sticky sessions; by default a hash of its name
+        #[arg(long)]
+        sticky_id: Option<String>,
     },
     /// Change some keys of a backend; what is not named stays
     Patch {
@@ -426,9 +429,10 @@ impl BackendVerb {
                 }
                 Ok(made(objects, print::table(&rows)))
             }
-            BackendVerb::Add { cluster, address, id, weight, backup } => {
+            BackendVerb::Add { cluster, address, id, weight, backup, sticky_id } => {
                 let id = id.unwrap_or_else(|| address.to_string());
-                let backend = Backend { id, address, weight, backup };
+                let sticky_id = sticky_id.map(String::into_boxed_str);
+                let backend = Backend { id, address, weight, backup, sticky_id };
                 edit(ask, Edit::AddBackend { cluster, backend })
             }
             BackendVerb::Patch { cluster, id, keys } => edit(ask, Edit::PatchBackend { cluster, id, keys }),

@@ -13,7 +13,9 @@ use super::{
     },
     Builder, hostname,
 };
-use crate::state::{Backend, BackendAddress, BackendTls, Cluster, ClusterProtocol, Listener, Material};
+use crate::state::{
+    Backend, BackendAddress, BackendTls, Balancing, Cluster, ClusterProtocol, Listener, Material,
+};
 
 /// Where distributions keep the certificates of those that are commonly believed: Debian and Arch, RHEL and Fedora, Alpine, SUSE,
 /// older RHEL. The first that exists is taken.
@@ -60,11 +62,6 @@ impl Builder<'_, '_> {
             }
         };
         section.warn_unhonoured(self.findings);
-        if let Some(policy) = section.text("load_balancing").filter(|policy| *policy != "ROUND_ROBIN") {
-            let text =
-                format!("`load_balancing = \"{policy}\"` is not supported yet: treated as `ROUND_ROBIN`");
-            self.warn_at(section, "load_balancing", text);
-        }
         let is_http = protocol == ClusterProtocol::Http;
         let mut cluster = Cluster { protocol, ..Cluster::default() };
         cluster.read_keys(section, section, self.folder);
@@ -76,6 +73,7 @@ impl Builder<'_, '_> {
         // That of https is not written.
         cluster.https_redirect_port = cluster.https_redirect_port.filter(|port| is_http && *port != 443);
         cluster.tls = self.backend_tls(section, protocol).map(Box::new);
+        cluster.balancing = self.balancing(section, is_http);
         // Of just the size that is needed: there may be very many.
         cluster.frontends = Vec::with_capacity(section.tables("frontends").len());
         for frontend in section.tables("frontends") {
@@ -83,6 +81,46 @@ impl Builder<'_, '_> {
         }
         cluster.backends = self.backends(name, section);
         Some(cluster)
+    }
+
+    /// How a backend is chosen; `None`: as it is without keys.
+    fn balancing(&mut self, section: &Section, is_http: bool) -> Option<Box<Balancing>> {
+        let mut balancing = Balancing::default();
+        balancing.read_keys(section, section, self.folder);
+        if matches!(balancing.hash_balance_factor, 1..=100) {
+            let reason = "`hash_balance_factor` is 0, or from 101 to 1000 percent of the mean load";
+            self.findings.unfit(section.offset_of("hash_balance_factor"), reason);
+        }
+        let is_read_anyway =
+            |name: &&String| ["host", "cookie"].iter().any(|other| name.eq_ignore_ascii_case(other));
+        if balancing.affinity_header.as_ref().filter(is_read_anyway).is_some() {
+            let reason =
+                "`affinity_header` cannot be `Host` or `Cookie`; for a cookie there is `affinity_cookie`";
+            self.findings.unfit(section.offset_of("affinity_header"), reason);
+        }
+        let sources = [
+            ("affinity_header", balancing.affinity_header.is_some()),
+            ("affinity_cookie", balancing.affinity_cookie.is_some()),
+            ("affinity_path", balancing.affinity_path),
+        ];
+        let mut given = sources.iter().filter(|(_, given)| *given);
+        if let (Some((first, _)), Some((second, _))) = (given.next(), given.next()) {
+            let reason = format!("`{second}` beside `{first}`: a client is told by one of them");
+            self.findings.unfit(section.offset_of(second), reason);
+        }
+        if !is_http {
+            // Connections that are passed on have no requests.
+            for key in sources.into_iter().chain([("sticky_session", balancing.sticky_session)]) {
+                if let (key, true) = key {
+                    let text =
+                        format!("`{key}` has no effect in a cluster of `tcp`, which knows no requests");
+                    self.findings.warn(section.offset_of(key), text);
+                }
+            }
+            (balancing.affinity_header, balancing.affinity_cookie) = (None, None);
+            (balancing.affinity_path, balancing.sticky_session) = (false, false);
+        }
+        (balancing != Balancing::default()).then(|| Box::new(balancing))
     }
 
     /// How backends are reached by TLS; `None` if they are not, or it is wrong.

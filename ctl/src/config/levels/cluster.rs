@@ -8,7 +8,7 @@ use super::{
     affecting, key,
     tls::{BACKEND_TLS, FRONTEND_TLS},
 };
-use crate::state::{Backend, Cluster, Frontend};
+use crate::state::{Backend, Balancing, Cluster, Frontend};
 
 /// `[clusters.ID]`.
 pub(in crate::config) static CLUSTER: Level = Level {
@@ -16,30 +16,10 @@ pub(in crate::config) static CLUSTER: Level = Level {
     groups: &[
         Cluster::REQUIRED,
         Cluster::OWN,
+        Balancing::OWN,
         &[
             key("frontends", Tables(&FRONTEND), "[]", Yes, "Which requests it gets."),
             key("backends", Tables(&BACKEND), "[]", Yes, "The servers that answer them."),
-            key(
-                "load_balancing",
-                Choice(&["ROUND_ROBIN", "RANDOM", "LEAST_LOADED", "POWER_OF_TWO", "HRW", "MAGLEV"]),
-                "\"ROUND_ROBIN\"",
-                Partly("all others are treated as `ROUND_ROBIN`"),
-                "How a backend is chosen for a request.",
-            ),
-            key(
-                "load_metric",
-                Choice(&["connections", "requests", "connection_time"]),
-                "\"connections\"",
-                NotYet,
-                "What `LEAST_LOADED` and `POWER_OF_TWO` compare.",
-            ),
-            key(
-                "sticky_session",
-                Bool,
-                "false",
-                NotYet,
-                "Send a client's later requests to the same backend.",
-            ),
             key(
                 "http2",
                 Bool,
@@ -148,14 +128,8 @@ pub(in crate::config) static HEADER: Level = Level {
 };
 
 /// `[[clusters.ID.backends]]`.
-pub(in crate::config) static BACKEND: Level = Level {
-    what: "a backend",
-    groups: &[
-        Backend::REQUIRED,
-        Backend::OWN,
-        &[key("sticky_id", Text, "", NotYet, "Its value in the cookie of sticky sessions.")],
-    ],
-};
+pub(in crate::config) static BACKEND: Level =
+    Level { what: "a backend", groups: &[Backend::REQUIRED, Backend::OWN] };
 
 /// `[clusters.ID.health_check]`.
 pub(in crate::config) static HEALTH_CHECK: Level = Level {

@@ -30,16 +30,13 @@ const LISTENER_GROUPS: [&[Key]; 13] = [
     H2,
 ];
 
-const NOT_HONOURED: &[Key] = &[
-    key("sticky_name", Text, "\"SOZUBALANCEID\"", NotYet, "Name of the cookie of sticky sessions."),
-    key(
-        "sozu_id_header",
-        Text,
-        "\"Sozu-Id\"",
-        NotYet,
-        "Name of the request id's field; kakehi sends `X-Request-Id`.",
-    ),
-];
+const NOT_HONOURED: &[Key] = &[key(
+    "sozu_id_header",
+    Text,
+    "\"Sozu-Id\"",
+    NotYet,
+    "Name of the request id's field; kakehi sends `X-Request-Id`.",
+)];
 
 /// The keys that the example shows in a listener without TLS.
 #[cfg(test)]

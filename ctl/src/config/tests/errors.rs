@@ -144,7 +144,7 @@ fn each_error_names_the_place_the_key_and_what_is_allowed() {
         ),
         (
             file("", "", "load_balancing = \"first_come\"", "", ""),
-            "k.toml:8:18: `load_balancing` must be `ROUND_ROBIN` or `RANDOM` or `LEAST_LOADED` or `POWER_OF_TWO` or `HRW` or `MAGLEV`, not `first_come`",
+            "k.toml:8:18: `load_balancing` must be `ROUND_ROBIN` or `RANDOM` or `LEAST_LOADED` or `POWER_OF_TWO` or `HRW` or `MAGLEV` or `PEAK_EWMA`, not `first_come`",
         ),
         (
             file("", "", "https_redirect_port = 65536", "", ""),

@@ -131,7 +131,7 @@ impl Configured {
         wanted: &state::Cluster,
         cluster: &Cluster,
     ) -> Result<Endpoints, CompileError> {
-        Endpoints::new(wanted, Some(cluster), Some(&self.tls))
+        Endpoints::new(&cluster.name, wanted, Some(cluster), Some(&self.tls))
             .map_err(|error| CompileError::Backend { cluster: name.to_owned(), error })
     }
 
