@@ -37,6 +37,8 @@ pub const TUNNEL_TIMEOUT_MS: u64 = 3_600_000;
 pub const CONTINUE_TIMEOUT_MS: u64 = 1_000;
 /// How long an idle upstream connection stays in the pool (`upstream_idle_timeout`).
 pub const UPSTREAM_IDLE_TIMEOUT_MS: u64 = 60_000;
+/// How long a request waits for a backend that has no room (`queue_timeout`).
+pub const QUEUE_TIMEOUT_MS: u64 = 1_000;
 /// With fewer backends than these a cluster has no shards (`shard_min_backends`).
 pub const SHARD_MIN_BACKENDS: u16 = 8;
 /// Share of the load of a backend (`weight`).

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{edit, layers::ByHand};
 
+mod admission;
 mod balancing;
 mod cluster;
 mod compact;
@@ -15,6 +16,7 @@ mod listener;
 mod settings;
 mod tls;
 
+pub use self::admission::Admission;
 pub use self::balancing::{Balancing, LoadBalancing, LoadMetric, SameSite, ShardMode};
 pub use self::cluster::{
     Backend, BackendAddress, BackendAddressError, Cluster, ClusterProtocol, Frontend, PathRule,

@@ -15,6 +15,7 @@
 //! | [`transport`] | one stream type for clear text and TLS, the PROXY header |
 //! | [`tls`] | handshakes, records, certificates, tickets |
 //! | [`ring`] | the io_uring runtime: feature probe, driver, sockets, buffers, timers |
+//! | [`ledger`] | what all workers count together |
 //! | [`observe`] | counters |
 //! | [`http`] | version-neutral parts of messages: no sockets, no clock |
 
@@ -23,6 +24,7 @@ pub mod downstream;
 pub mod exchange;
 pub mod h1;
 pub mod http;
+pub mod ledger;
 pub mod observe;
 pub mod ring;
 pub mod route;

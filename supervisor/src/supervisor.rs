@@ -57,6 +57,7 @@ use crate::{
     fleet::{
         attend::{Attendance, Event},
         dismissed::Dismissed,
+        ledger::SharedLedger,
         load::Load,
         roster::Roster,
         worker::Worker,
@@ -106,6 +107,8 @@ pub(crate) struct Supervisor {
     pub(crate) saving: Saving,
     recording: Recording,
     pub(crate) certificates: Keeper,
+    /// Where all workers count together.
+    pub(crate) ledger: SharedLedger,
     /// How often the init system's watchdog is to be fed, and when next.
     watchdog: Option<(Duration, Instant)>,
     /// When the keys of session tickets are to be renewed.
@@ -188,6 +191,7 @@ impl Supervisor {
             saving: Saving::default(),
             recording,
             certificates: Keeper::new(None)?,
+            ledger: SharedLedger::default(),
             watchdog: init_system::watchdog_period().map(|period| (period, Instant::now())),
             ticket_keys_due: Instant::now(),
             unlike_state: BTreeSet::new(),

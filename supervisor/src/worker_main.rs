@@ -23,6 +23,7 @@ use kakehi_ctl::{
     state::{STATE_VERSION, Settings, State},
 };
 use kakehi_engine::{
+    ledger::Ledger,
     observe::Counters,
     ring::Level,
     tls::Vault,
@@ -53,6 +54,8 @@ pub(crate) const ADOPTION: RawFd = 9;
 pub(crate) const ENDED: RawFd = 10;
 /// Where it finds the memory in which certificates and ticket keys lie.
 pub(crate) const VAULT: RawFd = 11;
+/// Where it finds the memory in which all workers count together, if there is any.
+pub(crate) const LEDGER: RawFd = 12;
 
 /// How long the listening sockets may take that a worker starts with: the supervisor sends them after the start.
 const SOCKETS_PATIENCE: Duration = Duration::from_millis(limits::WORKER_READY_TIMEOUT_MS);
@@ -155,6 +158,7 @@ fn receive(place: Place, orders: &UnixStream) -> Result<Setup, Error> {
         Ok(vault) => Vault::adopt(vault).map_err(Error::Vault)?,
         Err(_) => Vault::create().map_err(Error::Vault)?,
     };
+    let ledger = ledger();
     let predecessor = inherits.then(|| take(PREDECESSOR)).transpose()?;
     // The supervisor has looked at it.
     let from_environment = level_from_environment().ok().flatten();
@@ -175,6 +179,7 @@ fn receive(place: Place, orders: &UnixStream) -> Result<Setup, Error> {
         adoption: take(ADOPTION)?,
         counters_memory,
         ended_memory: take(ENDED)?,
+        ledger,
         vault,
         launch,
         program: this_program(),
@@ -259,6 +264,22 @@ fn take(descriptor: RawFd) -> Result<OwnedFd, Error> {
 /// When it is of another version, or none.
 pub(crate) fn read_state(memory: OwnedFd) -> io::Result<State> {
     parse_state(memory).map_err(io::Error::other)
+}
+
+/// Where this process counts together with the others: `None` where it counts for itself.
+fn ledger() -> Option<(Ledger, OwnedFd)> {
+    let memory = take(LEDGER).ok()?;
+    let ledger = match Ledger::map(&memory) {
+        Ok(ledger) => ledger,
+        Err(error) => {
+            tracing::warn!("what all workers count together cannot be mapped: {error}");
+            return None;
+        }
+    };
+    if !ledger.claim_lane(std::process::id()) {
+        tracing::warn!("there are too many processes that count together: this one counts for itself");
+    }
+    Some((ledger, memory))
 }
 
 fn parse_state(memory: OwnedFd) -> Result<State, Error> {

@@ -106,6 +106,9 @@ pub fn cluster(cluster: &Cluster) -> Table {
     if let Some(balancing) = &cluster.balancing {
         balancing.write_keys(&mut table.0);
     }
+    if let Some(admission) = &cluster.admission {
+        admission.write_keys(&mut table.0);
+    }
     table.if_some("backend_tls", cluster.tls.as_deref().map(backend_tls));
     let frontends: Vec<Value> = cluster.frontends.iter().map(|it| Value::Table(frontend(it))).collect();
     table.unless(Vec::new(), "frontends", frontends);

@@ -4,7 +4,7 @@ use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{BackendTls, Balancing, FrontendTls, listener::NOWHERE};
+use super::{Admission, BackendTls, Balancing, FrontendTls, listener::NOWHERE};
 use crate::{
     keys::{keyed, words},
     limits,
@@ -42,6 +42,8 @@ keyed! {
         tls: Option<Box<BackendTls>> = None;
         /// How a backend is chosen, where that is not as it would be without keys.
         balancing: Option<Box<Balancing>> = None;
+        /// How much it takes at a time, where that is limited.
+        admission: Option<Box<Admission>> = None;
         /// Rules that lead here.
         frontends: Vec<Frontend> = Vec::new();
         /// Servers that answer.
@@ -99,6 +101,8 @@ keyed! {
         "weight" => weight: u8 = limits::BACKEND_WEIGHT, Integer(0, 255), Yes, Backends;
         /// Used only when no backend without `backup` can be.
         "backup" => backup: bool = false, Bool, Yes, Backends;
+        /// Requests, tunnels and connections that it is given at a time, by all workers together; 0 = no limit.
+        "max_connections" => max_connections: u32 = 0, Integer(0, u32::MAX as u64), Own, Backends;
         /// Its value in the cookie of sticky sessions. Without it: a hash of its name.
         "sticky_id" => sticky_id: Option<Box<str>> = None, CookieValue, Yes, Backends;
     }

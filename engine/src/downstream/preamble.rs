@@ -319,6 +319,10 @@ async fn forward(
     let connections = Rc::clone(&connection.connections);
     let shared = &connections.shared;
     let timeouts = &config.settings.timeouts;
+    let Some(_admitted) = cluster.admit(&shared.pooling) else {
+        shared.counters.count_answer(Reason::ClusterFull);
+        return Event::Rejected;
+    };
     let upstream = {
         let options = ConnectOptions {
             fresh: true,

@@ -57,7 +57,7 @@ pub use self::{
     record::Record,
     shared::Shared,
 };
-use crate::observe::Counter;
+use crate::{http::Reason, observe::Counter};
 
 /// Serves one request, whose first bytes are there.
 pub(crate) async fn exchange<D: Downstream>(downstream: &mut D) -> Ended {
@@ -74,6 +74,8 @@ async fn phases<D: Downstream>(downstream: &mut D, record: &Record) -> Result<Ou
     routed.add_body(downstream.read_buffer())?;
     let request::RoutedRequest { request, mut head, mut body } = routed;
     record.add_request_bytes(body.moved());
+    let admitted = request.cluster.admit(&downstream.shared().pooling);
+    let _admitted = admitted.ok_or_else(|| request.local_reply(Reason::ClusterFull, body.is_done()))?;
     let mut attempts = connect::Attempts::new(downstream.take_bound(&request.cluster));
     loop {
         // Lease a connection to an endpoint of the cluster: an idle one, or a new one.

@@ -12,10 +12,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{
-    sys::{self, SharedWords},
-    word,
-};
+use super::{sys::SharedWords, word};
 use crate::http::Reason;
 
 macro_rules! counters {
@@ -151,9 +148,12 @@ counters! {
     RingDeferred = "ring.deferred", counter;
 }
 
+/// Size of a block (bytes): one page.
+const BYTES: usize = 4096;
+const WORDS: usize = BYTES / size_of::<u64>();
 /// Where the answers by reason start in the block.
 const REASONS_AT: usize = 128;
-const _: () = assert!(Counter::ALL.len() <= REASONS_AT && REASONS_AT + Reason::ALL.len() <= sys::WORDS);
+const _: () = assert!(Counter::ALL.len() <= REASONS_AT && REASONS_AT + Reason::ALL.len() <= WORDS);
 
 /// The counters of one worker.
 #[derive(Clone)]
@@ -168,7 +168,7 @@ impl Counters {
     /// Those of `memfd_create`, `ftruncate`, `fcntl` and `mmap`.
     pub fn create(name: &CStr) -> std::io::Result<(Counters, OwnedFd)> {
         let file = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-        ftruncate(&file, sys::BYTES as u64)?;
+        ftruncate(&file, BYTES as u64)?;
         fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         Ok((Counters::map(&file)?, file))
     }
@@ -178,7 +178,7 @@ impl Counters {
     /// # Errors
     /// Those of `mmap`; `EINVAL` when `file` is no such block.
     pub fn map(file: &OwnedFd) -> std::io::Result<Counters> {
-        Ok(Counters { words: Rc::new(SharedWords::map(file)?) })
+        Ok(Counters { words: Rc::new(SharedWords::map(file, WORDS)?) })
     }
 
     /// The block behind a descriptor that another process has handed over. Programs from before the pages were sealed hand over
@@ -191,7 +191,7 @@ impl Counters {
             Err(error) if Errno::from_io_error(&error) == Some(Errno::INVAL) => {}
             mapped => return Ok((mapped?, file)),
         }
-        let mut page = [0; sys::BYTES];
+        let mut page = [0; BYTES];
         let read = std::fs::File::from(file).read_at(&mut page, 0)?;
         let (_, copy) = Counters::create(c"kakehi-counters")?;
         let copy = std::fs::File::from(copy);
@@ -295,7 +295,7 @@ mod tests {
         assert_eq!(ftruncate(&file, 0), Err(Errno::PERM));
         assert_eq!(supervisor.get(Counter::Requests), 0);
         let unsealed = memfd_create(c"test", MemfdFlags::ALLOW_SEALING).unwrap();
-        ftruncate(&unsealed, sys::BYTES as u64).unwrap();
+        ftruncate(&unsealed, BYTES as u64).unwrap();
         assert!(Counters::map(&unsealed).is_err());
         // What stands in it is copied, and no longer theirs.
         rustix::io::write(&unsealed, &7_u64.to_ne_bytes()).unwrap();

@@ -12,3 +12,4 @@ mod word;
 
 pub use counters::{Counter, Counters};
 pub use log_limit::LogLimit;
+pub(crate) use sys::SharedWords;

@@ -15,12 +15,15 @@ use super::{
     cluster::Member,
     hashing::{self, Maglev},
 };
-use crate::limits;
+use crate::{ledger::Ledger, limits};
 
 /// First time that a backend is passed over after a failed connection attempt (ms); doubles.
 const FIRST_PENALTY_MS: u64 = 1_000;
 /// Longest (ms).
 const LONGEST_PENALTY_MS: u64 = 30_000;
+/// Below it times of answers are alike (ms): one that the scheduler has delayed says nothing of its backend, and what is in flight
+/// tells more.
+const ALIKE_MS: f64 = 10.0;
 /// A weight in these units, so that a tenth of the smallest is one, too.
 const WEIGHT_UNITS: u64 = 100;
 /// Share of its weight with which a backend begins that starts slowly, in [`WEIGHT_UNITS`].
@@ -65,7 +68,7 @@ pub(super) struct Balance {
 }
 
 /// Order of preference; see the module.
-fn class(member: &Member, now: u64) -> u8 {
+pub(super) fn class(member: &Member, now: u64) -> u8 {
     u8::from(member.backend.health.is_down(now)) * 4
         + u8::from(member.weight == 0) * 2
         + u8::from(member.backup)
@@ -96,6 +99,12 @@ impl Balance {
         by_policy || balancing.shard_percent.is_some()
     }
 
+    /// Whether a request with this affinity is for one backend alone.
+    pub(super) fn is_bound(&self, affinity: Affinity) -> bool {
+        let by_policy = matches!(self.configured.policy, LoadBalancing::Hrw | LoadBalancing::Maglev);
+        by_policy || matches!(affinity.session, Session::With(_))
+    }
+
     /// Whether it matters how long answers take.
     pub(super) fn is_timed(&self) -> bool {
         self.configured.policy == LoadBalancing::PeakEwma
@@ -107,7 +116,7 @@ impl Balance {
         members: &[Member],
         excluded: &[usize],
         affinity: Affinity,
-        now: u64,
+        (now, ledger): (u64, Option<&Ledger>),
     ) -> Option<usize> {
         if let [_] = members {
             return excluded.is_empty().then_some(0);
@@ -137,7 +146,7 @@ impl Balance {
                 && class(member, now) == class_of_choice
                 && (!narrow || is_in_shard(member))
         };
-        Choice { balance: self, members, now, key: affinity.key, eligible: &eligible }.make()
+        Choice { balance: self, members, now, ledger, key: affinity.key, eligible: &eligible }.make()
     }
 
     /// The score that the last of the `size` primaries has that `key` prefers.
@@ -162,6 +171,7 @@ struct Choice<'a> {
     balance: &'a Balance,
     members: &'a [Member],
     now: u64,
+    ledger: Option<&'a Ledger>,
     key: u64,
     eligible: &'a dyn Fn(usize, &Member) -> bool,
 }
@@ -223,11 +233,16 @@ impl Choice<'_> {
         chosen.map(|(index, _)| index)
     }
 
+    /// Connections in use, on all workers.
+    fn connections(&self, member: &Member) -> f64 {
+        f64::from(member.backend.load.everywhere(self.ledger).connections)
+    }
+
     fn load(&self, member: &Member) -> f64 {
         let load = &member.backend.load;
         match self.balance.configured.metric {
-            LoadMetric::Connections => f64::from(load.connections.get()),
-            LoadMetric::Requests => f64::from(load.requests.get()),
+            LoadMetric::Connections => self.connections(member),
+            LoadMetric::Requests => f64::from(load.everywhere(self.ledger).requests),
             LoadMetric::ConnectionTime => load.connecting.get(self.now),
         }
     }
@@ -237,18 +252,20 @@ impl Choice<'_> {
         self.load(member) / self.weight(member) as f64
     }
 
-    /// How long an answer will take, about: below a millisecond all are equal.
+    /// How long an answer will take, about.
     fn peak_cost(&self, member: &Member) -> f64 {
         let load = &member.backend.load;
         let usual = (WEIGHT_UNITS * u64::from(limits::BACKEND_WEIGHT)) as f64;
-        let queue = f64::from(load.connections.get()) * usual / self.weight(member) as f64;
-        load.answering.get(self.now).max(1.0) * (queue + 1.0)
+        let queue = self.connections(member) * usual / self.weight(member) as f64;
+        load.answering.get(self.now).max(ALIKE_MS) * (queue + 1.0)
     }
 
     /// Among those with the least load for their weight, whose turn it is.
     fn least_loaded(&self) -> Option<usize> {
-        let least = self.eligible().map(|(_, member)| self.relative_load(member)).min_by(f64::total_cmp)?;
-        self.next_in_round(|member| self.relative_load(member) <= least)
+        let loads = self.eligible().map(|(index, member)| (index, self.relative_load(member)));
+        let (first, least) = loads.min_by(|a, b| a.1.total_cmp(&b.1))?;
+        // Those of other workers may have changed meanwhile.
+        self.next_in_round(|member| self.relative_load(member) <= least).or(Some(first))
     }
 
     /// Of two that are drawn by their weights, the one that costs less; the first, if both are alike.
@@ -264,15 +281,14 @@ impl Choice<'_> {
         let factor = f64::from(self.balance.configured.hash_balance_factor) / 100.0;
         // With the request that is to be placed.
         let fair = (load + 1.0) * self.weight(member) as f64 / weight;
-        f64::from(member.backend.load.connections.get()) + 1.0 > (fair * factor).ceil()
+        self.connections(member) + 1.0 > (fair * factor).ceil()
     }
 
     /// Load and weight of all that are eligible, if that matters.
     fn sums(&self) -> Option<(f64, f64)> {
         (self.balance.configured.hash_balance_factor > 0).then(|| {
             self.eligible().fold((0.0, 0.0), |(load, weight), (_, member)| {
-                let connections = f64::from(member.backend.load.connections.get());
-                (load + connections, weight + self.weight(member) as f64)
+                (load + self.connections(member), weight + self.weight(member) as f64)
             })
         })
     }

@@ -1,6 +1,6 @@
 use kakehi_ctl::state::{self, Balancing, LoadBalancing, LoadMetric, ShardMode};
 
-use super::super::{Cluster, affinity::Affinity, hashing::hash};
+use super::super::{Cluster, affinity::Affinity, hashing::hash, load::InFlight};
 use super::*;
 
 const ROUNDS: usize = 100_000;
@@ -36,7 +36,7 @@ fn by(policy: LoadBalancing, weights: &[u8]) -> Cluster {
 
 fn choose_for(cluster: &Cluster, excluded: &[usize], affinity: Affinity, now: u64) -> Option<usize> {
     let members = cluster.members.borrow();
-    members.balance.choose(&members.members, excluded, affinity, now)
+    members.balance.choose(&members.members, excluded, affinity, (now, None))
 }
 
 fn choose(cluster: &Cluster, excluded: &[usize]) -> Option<usize> {
@@ -67,8 +67,7 @@ fn failed(cluster: &Cluster, index: usize, now: u64) {
 fn set_load(cluster: &Cluster, index: usize, connections: u32) {
     let members = cluster.members.borrow();
     let load = &members.members[index].backend.load;
-    load.connections.set(connections);
-    load.requests.set(connections);
+    load.set(InFlight { connections, requests: connections });
 }
 
 /// Below it is the chi-squared statistic of 999 in 1,000 honest samples.

@@ -11,7 +11,9 @@ use super::{
     connect::ConnectSettings,
     endpoint::Endpoint,
     hashing::hash,
+    load::{InFlight, Load},
     pool::Pooling,
+    queue::Queue,
 };
 use crate::{
     ring::Share,
@@ -23,6 +25,8 @@ pub(super) struct Member {
     pub(super) backend: Rc<Endpoint>,
     pub(super) weight: u8,
     pub(super) backup: bool,
+    /// The most connections in use, on all workers; 0 = no limit.
+    pub(super) max_connections: u32,
     /// The hash of its value in the cookie of sticky sessions.
     pub(super) session: u64,
     /// That value, where the cluster has such sessions.
@@ -33,6 +37,10 @@ pub(super) struct Member {
 pub struct Endpoints {
     pub(super) members: Vec<Member>,
     pub(super) balance: Balance,
+    /// Requests that wait until one of them has room.
+    pub(super) queue: Rc<Queue>,
+    pub(super) queue_timeout_ms: u64,
+    max_requests: u32,
     rules: AffinityRules,
     pub(super) settings: ConnectSettings,
 }
@@ -55,6 +63,20 @@ pub struct Cluster {
     /// Of the buffers that backends send into.
     pub(super) share: Share,
     pub(super) members: RefCell<Rc<Endpoints>>,
+    /// What it has in flight.
+    load: Rc<Load>,
+}
+
+/// A request or connection that counts at its cluster, as long as this lives.
+pub struct Admitted(Option<Rc<Load>>);
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        if let Some(load) = &self.0 {
+            let here = load.here();
+            load.set(InFlight { connections: here.connections.saturating_sub(1), ..here });
+        }
+    }
 }
 
 impl Endpoints {
@@ -63,6 +85,9 @@ impl Endpoints {
         Endpoints {
             members: Vec::new(),
             balance: Balance::default(),
+            queue: Rc::new(Queue::new("", 0)),
+            queue_timeout_ms: 0,
+            max_requests: 0,
             rules: AffinityRules::default(),
             settings: ConnectSettings::default(),
         }
@@ -89,6 +114,13 @@ impl Endpoints {
         // Not where all are new.
         let starts_slowly = balancing.slow_start_ms > 0
             && present.as_ref().is_some_and(|present| !present.members.is_empty());
+        let admission = cluster.admission.as_deref();
+        let queue_size = admission.map_or(0, |admission| admission.queue_size);
+        let queue = match &present {
+            // Whoever waits goes on waiting.
+            Some(present) if present.queue.size() == queue_size => Rc::clone(&present.queue),
+            _ => Rc::new(Queue::new(name, queue_size)),
+        };
         let members: Vec<Member> = cluster
             .backends
             .iter()
@@ -102,7 +134,7 @@ impl Endpoints {
                 let backend = match known {
                     Some(known) => Rc::clone(&known.backend),
                     None => {
-                        let new = Rc::new(Endpoint::new(&configured.id, address));
+                        let new = Rc::new(Endpoint::new(name, &configured.id, address));
                         if starts_slowly {
                             new.start.begin();
                         }
@@ -116,7 +148,9 @@ impl Endpoints {
                 let cookie = balancing.sticky_session.then(value);
                 let session = cookie.as_ref().map_or(0, |value| hash(value.as_bytes()));
                 let (weight, backup) = (configured.weight, configured.backup);
-                Ok(Member { backend, weight, backup, session, cookie })
+                backend.wait_in(Some(&queue).filter(|queue| queue.is_there()));
+                let max_connections = configured.max_connections;
+                Ok(Member { backend, weight, backup, max_connections, session, cookie })
             })
             .collect::<io::Result<_>>()?;
         let balance = Balance::new(&balancing, &members);
@@ -127,7 +161,9 @@ impl Endpoints {
         };
         let settings =
             ConnectSettings { configured: cluster.tls.clone(), connector, send_proxy: cluster.send_proxy };
-        Ok(Endpoints { members, balance, rules, settings })
+        let queue_timeout_ms = admission.map_or(0, |admission| admission.queue_timeout_ms);
+        let max_requests = admission.map_or(0, |admission| admission.max_requests);
+        Ok(Endpoints { members, balance, queue, queue_timeout_ms, max_requests, rules, settings })
     }
 }
 
@@ -137,8 +173,7 @@ impl Cluster {
     /// # Errors
     /// See [`ClusterError`].
     pub fn new(name: &str, cluster: &state::Cluster, tls: Option<&Context>) -> Result<Cluster, ClusterError> {
-        let members = RefCell::new(Rc::new(Endpoints::new(name, cluster, None, tls)?));
-        Ok(Cluster { name: name.to_owned(), share: Share::of(name), members })
+        Ok(Cluster::of(name, Endpoints::new(name, cluster, None, tls)?))
     }
 
     /// One without endpoints, for a cluster of the state that is only checked: there may be very many, with many backends.
@@ -147,8 +182,27 @@ impl Cluster {
     /// See [`ClusterError`].
     pub fn checked(name: &str, cluster: &state::Cluster) -> Result<Cluster, ClusterError> {
         Endpoints::new(name, cluster, None, None)?;
-        let members = RefCell::new(Rc::new(Endpoints::none()));
-        Ok(Cluster { name: name.to_owned(), share: Share::of(name), members })
+        Ok(Cluster::of(name, Endpoints::none()))
+    }
+
+    fn of(name: &str, members: Endpoints) -> Cluster {
+        let members = RefCell::new(Rc::new(members));
+        let load = Rc::new(Load::named(hash(format!("cluster\0{name}").as_bytes())));
+        Cluster { name: name.to_owned(), share: Share::of(name), members, load }
+    }
+
+    /// Counts a request or connection, as long as what it gives lives; `None` when there are `max_requests` on all workers.
+    pub fn admit(&self, pooling: &Pooling) -> Option<Admitted> {
+        let most = self.members.borrow().max_requests;
+        if most == 0 {
+            return Some(Admitted(None));
+        }
+        let ledger = pooling.ledger.as_ref();
+        self.load.slot(ledger);
+        let here = self.load.here();
+        self.load.set(InFlight { connections: here.connections + 1, ..here });
+        let admitted = Admitted(Some(Rc::clone(&self.load)));
+        self.load.fits(most, ledger).then_some(admitted)
     }
 
     /// From now on it consists of `members`. Backends that are not among them finish the requests that they have;

@@ -7,10 +7,12 @@ use kakehi_ctl::state;
 
 use super::{
     affinity::Affinity,
+    balance,
     cluster::{Cluster, Endpoints},
     endpoint::Endpoint,
-    lease::Lease,
+    lease::{InUse, Lease},
     pool::Pooling,
+    queue::Full,
 };
 use crate::{
     http::Reason,
@@ -52,7 +54,7 @@ pub struct ConnectOptions<'a> {
 /// Why there is no connection for a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConnectError {
-    /// No backend can be reached: `NoBackend`, `BackendConnectFailed`, `BackendConnectTimeout` when the last attempt was too
+    /// No backend can be reached or has room: `NoBackend`, `QueueFull`, `QueueTimeout`, `BackendConnectFailed`, `BackendConnectTimeout` when the last attempt was too
     /// slow, `BackendTlsFailed` or `BackendCertificate`.
     Unreachable(Reason),
     /// The client went away meanwhile.
@@ -65,6 +67,8 @@ pub struct AttemptedEndpoints {
     /// Those of the cluster when the request came.
     members: Option<Rc<Endpoints>>,
     indices: Vec<usize>,
+    /// Until when it waits for room (ms), once it has begun to.
+    queue_due: Option<u64>,
 }
 
 impl Cluster {
@@ -80,11 +84,10 @@ impl Cluster {
         options: &ConnectOptions<'_>,
     ) -> Result<Lease, ConnectError> {
         let mut failure = Reason::NoBackend;
-        let AttemptedEndpoints { members, indices } = attempted;
+        let AttemptedEndpoints { members, indices, queue_due } = attempted;
         let members: &Endpoints = members.get_or_insert_with(|| Rc::clone(&self.members.borrow()));
         while indices.len() < MAX_ATTEMPTS
-            && let Some(index) =
-                members.balance.choose(&members.members, indices, options.affinity, pooling.ring.now())
+            && let Some((index, in_use)) = members.take_place(pooling, indices, queue_due, options).await?
         {
             let backend = &members.members[index].backend;
             if !options.fresh
@@ -92,7 +95,7 @@ impl Cluster {
                 && let Some(stream) = backend.idle.borrow_mut().take(&pooling.counters)
             {
                 pooling.counters.count(Counter::UpstreamReused);
-                return Ok(Lease::new(stream, Rc::clone(backend), true).timed(members.balance.is_timed()));
+                return Ok(Lease::counted(stream, in_use, true).timed(members.balance.is_timed()));
             }
             indices.push(index);
             // Boxed: rare beside the reuse of an idle connection, and large with the address in it.
@@ -100,8 +103,7 @@ impl Cluster {
                 Ok(stream) => {
                     // It did not fail: it may be asked again for this request.
                     indices.pop();
-                    let lease = Lease::new(stream, Rc::clone(backend), false);
-                    let lease = lease.timed(members.balance.is_timed());
+                    let lease = Lease::counted(stream, in_use, false).timed(members.balance.is_timed());
                     return Ok(if members.settings.send_proxy { lease.private() } else { lease });
                 }
                 Err(ConnectError::Unreachable(reason)) => failure = reason,
@@ -109,6 +111,84 @@ impl Cluster {
             }
         }
         Err(ConnectError::Unreachable(failure))
+    }
+}
+
+/// The backends that could be used have no room.
+struct NoRoom {
+    /// The request is for one of them alone.
+    bound: bool,
+}
+
+impl Endpoints {
+    /// A place at a backend that was not tried yet, with its index; `None` when there is no other. Waits for room where requests may.
+    ///
+    /// # Errors
+    /// `QueueFull` or `QueueTimeout` when there is no room, and `ClientGone`.
+    async fn take_place(
+        &self,
+        pooling: &Pooling,
+        tried: &[usize],
+        queue_due: &mut Option<u64>,
+        options: &ConnectOptions<'_>,
+    ) -> Result<Option<(usize, InUse)>, ConnectError> {
+        let bound = match self.queue.is_used(pooling) {
+            // Whoever waits goes first.
+            true => self.balance.is_bound(options.affinity),
+            false => match self.look_for_place(pooling, tried, options.affinity) {
+                Ok(place) => return Ok(place),
+                Err(NoRoom { bound }) => bound,
+            },
+        };
+        if !self.queue.is_there() {
+            return Err(ConnectError::Unreachable(Reason::QueueFull));
+        }
+        let now = pooling.ring.now();
+        let due = *queue_due.get_or_insert(now.saturating_add(self.queue_timeout_ms));
+        let look = || self.look_for_place(pooling, tried, options.affinity).ok();
+        // Boxed: rare, and large beside what waits for a backend.
+        let waiting = Box::pin(self.queue.wait(pooling, bound, look));
+        match receive_watching(waiting, options.client, options.timer, (now, due)).await {
+            Ok(Some(Ok(place))) => Ok(place),
+            Ok(Some(Err(Full))) => Err(ConnectError::Unreachable(Reason::QueueFull)),
+            Ok(None) => Err(ConnectError::Unreachable(Reason::QueueTimeout)),
+            Err(_) => Err(ConnectError::ClientGone),
+        }
+    }
+
+    /// The same at once.
+    fn look_for_place(
+        &self,
+        pooling: &Pooling,
+        tried: &[usize],
+        affinity: Affinity,
+    ) -> Result<Option<(usize, InUse)>, NoRoom> {
+        let (now, ledger) = (pooling.ring.now(), pooling.ledger.as_ref());
+        let choose =
+            |excluded: &[usize]| self.balance.choose(&self.members, excluded, affinity, (now, ledger));
+        let Some(mut index) = choose(tried) else { return Ok(None) };
+        let bound = self.balance.is_bound(affinity);
+        let mut excluded = Vec::new();
+        loop {
+            let member = &self.members[index];
+            // Before it is counted.
+            member.backend.load.slot(ledger);
+            let in_use = InUse::new(&member.backend);
+            if member.max_connections == 0 || member.backend.load.fits(member.max_connections, ledger) {
+                return Ok(Some((index, in_use)));
+            }
+            in_use.take_back();
+            if excluded.is_empty() {
+                excluded.extend_from_slice(tried);
+            }
+            excluded.push(index);
+            let rank = balance::class(member, now);
+            let next = choose(&excluded).filter(|next| {
+                // Rather than going to a backup, or to what failed lately, it waits.
+                !self.queue.is_there() || (!bound && balance::class(&self.members[*next], now) == rank)
+            });
+            index = next.ok_or(NoRoom { bound })?;
+        }
     }
 }
 

@@ -1,6 +1,9 @@
 //! An endpoint: a configured backend with what this worker knows of it.
 
-use std::cell::{Cell, RefCell};
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+};
 
 use socket2::SockAddr;
 
@@ -9,6 +12,7 @@ use super::{
     hashing::hash,
     load::Load,
     pool::{IdlePool, Pooling},
+    queue::Queue,
 };
 use crate::{observe::LogLimit, tls::Failure};
 
@@ -25,6 +29,8 @@ pub struct Endpoint {
     pub(super) idle: RefCell<IdlePool>,
     /// It is in the configuration no more: it finishes what it has, and keeps no idle connections.
     pub(super) retired: Cell<bool>,
+    /// Who waits for room in it.
+    queue: RefCell<Option<Rc<Queue>>>,
     /// That a handshake with it has failed was said.
     tls_failed: Cell<bool>,
     /// Lines of the log about its responses.
@@ -37,18 +43,32 @@ impl Endpoint {
         self.complaints.admit(now)
     }
 
-    pub(super) fn new(id: &str, address: SockAddr) -> Endpoint {
+    /// The backend `id` of `cluster`.
+    pub(super) fn new(cluster: &str, id: &str, address: SockAddr) -> Endpoint {
         Endpoint {
             id: id.to_owned(),
             address,
             health: Health::default(),
-            load: Load::default(),
+            load: Load::named(hash(format!("backend\0{cluster}\0{id}").as_bytes())),
             start: Start::default(),
             hash: hash(id.as_bytes()),
             idle: RefCell::default(),
             retired: Cell::new(false),
+            queue: RefCell::default(),
             tls_failed: Cell::new(false),
             complaints: LogLimit::default(),
+        }
+    }
+
+    /// From now on those in `queue` wait for room in it.
+    pub(super) fn wait_in(&self, queue: Option<&Rc<Queue>>) {
+        self.queue.replace(queue.map(Rc::clone));
+    }
+
+    /// It has room for one more than before.
+    pub(super) fn on_room(&self) {
+        if let Some(queue) = &*self.queue.borrow() {
+            queue.call();
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, rc::Rc};
 
-use super::{endpoint::Endpoint, pool::Pooling};
+use super::{endpoint::Endpoint, load::InFlight, pool::Pooling};
 use crate::{observe::Counter, transport::TransportStream};
 
 /// A connection to an endpoint, in use by one exchange. Dropped, it closes the connection; [`Lease::release`] gives it back
@@ -24,7 +24,11 @@ pub struct Lease {
 impl Lease {
     /// A connection to `endpoint`.
     pub fn new(stream: TransportStream, endpoint: Rc<Endpoint>, reused: bool) -> Lease {
-        let in_use = InUse::new(endpoint);
+        Lease::counted(stream, InUse::new(&endpoint), reused)
+    }
+
+    /// A connection that counts already.
+    pub(super) fn counted(stream: TransportStream, in_use: InUse, reused: bool) -> Lease {
         Lease { stream, reused, in_use, timed: false, private: false, bound: false }
     }
 
@@ -103,40 +107,49 @@ impl Lease {
 }
 
 /// A connection that counts as used at its endpoint, as long as this lives.
-struct InUse {
+pub(super) struct InUse {
     endpoint: Rc<Endpoint>,
     /// It carries a request.
     request: Cell<bool>,
+    /// That it is no more is no news: there was no room for it.
+    quiet: Cell<bool>,
 }
 
 impl InUse {
-    fn new(endpoint: Rc<Endpoint>) -> InUse {
-        let connections = &endpoint.load.connections;
-        connections.set(connections.get() + 1);
-        let it = InUse { endpoint, request: Cell::new(false) };
-        it.begin_request();
-        it
+    /// One more at `endpoint`, for a request.
+    pub(super) fn new(endpoint: &Rc<Endpoint>) -> InUse {
+        let InFlight { connections, requests } = endpoint.load.here();
+        endpoint.load.set(InFlight { connections: connections + 1, requests: requests + 1 });
+        InUse { endpoint: Rc::clone(endpoint), request: Cell::new(true), quiet: Cell::new(false) }
+    }
+
+    /// There was no room for it after all.
+    pub(super) fn take_back(self) {
+        self.quiet.set(true);
     }
 
     fn begin_request(&self) {
         if !self.request.replace(true) {
-            let requests = &self.endpoint.load.requests;
-            requests.set(requests.get() + 1);
+            let here = self.endpoint.load.here();
+            self.endpoint.load.set(InFlight { requests: here.requests + 1, ..here });
         }
     }
 
     fn end_request(&self) {
         if self.request.replace(false) {
-            let requests = &self.endpoint.load.requests;
-            requests.set(requests.get() - 1);
+            let here = self.endpoint.load.here();
+            self.endpoint.load.set(InFlight { requests: here.requests - 1, ..here });
         }
     }
 }
 
 impl Drop for InUse {
     fn drop(&mut self) {
-        self.end_request();
-        let connections = &self.endpoint.load.connections;
-        connections.set(connections.get() - 1);
+        let InFlight { connections, requests } = self.endpoint.load.here();
+        let requests = requests - u32::from(self.request.get());
+        self.endpoint.load.set(InFlight { connections: connections - 1, requests });
+        if !self.quiet.get() {
+            self.endpoint.on_room();
+        }
     }
 }

@@ -1,6 +1,8 @@
-//! What an endpoint has to do at the moment, and how quick it was lately, as this worker sees it.
+//! What an endpoint has to do at the moment, on this worker and on all, and how quick it was lately, as this worker sees it.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
+
+use crate::ledger::{Ledger, Slot};
 
 /// Within this time the weight of what was observed falls to a third (ms).
 const DECAY_MS: f64 = 10_000.0;
@@ -44,16 +46,85 @@ impl Average {
 }
 
 /// What an endpoint has to do.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Load {
-    /// Connections that somebody uses.
-    pub(super) connections: Cell<u32>,
+    /// Of its name in the ledger.
+    name: u64,
+    /// Where all workers count it, once one has used it here.
+    slot: OnceCell<Option<Slot>>,
+    /// Connections that somebody uses, on this worker.
+    connections: Cell<u32>,
     /// Those of them that are no tunnels.
-    pub(super) requests: Cell<u32>,
+    requests: Cell<u32>,
     /// How long connecting takes.
     pub(super) connecting: Average,
     /// How long the head of a response takes.
     pub(super) answering: Average,
+}
+
+/// Connections in use and requests in flight, in one word of the ledger.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct InFlight {
+    pub(super) connections: u32,
+    pub(super) requests: u32,
+}
+
+impl InFlight {
+    fn word(self) -> u64 {
+        u64::from(self.requests) << 32 | u64::from(self.connections)
+    }
+
+    fn of(word: u64) -> InFlight {
+        // The halves.
+        InFlight { connections: word as u32, requests: (word >> 32) as u32 }
+    }
+
+    fn plus(self, other: InFlight) -> InFlight {
+        InFlight {
+            connections: self.connections.saturating_add(other.connections),
+            requests: self.requests.saturating_add(other.requests),
+        }
+    }
+}
+
+impl Load {
+    /// Of what has this name in the ledger.
+    pub(super) fn named(name: u64) -> Load {
+        Load { name, ..Load::default() }
+    }
+
+    /// Where all workers count it.
+    #[inline]
+    pub(super) fn slot(&self, ledger: Option<&Ledger>) -> Option<&Slot> {
+        self.slot.get_or_init(|| ledger.and_then(|ledger| ledger.slot(self.name))).as_ref()
+    }
+
+    /// What this worker has there.
+    pub(super) fn here(&self) -> InFlight {
+        InFlight { connections: self.connections.get(), requests: self.requests.get() }
+    }
+
+    /// What all workers have there.
+    pub(super) fn everywhere(&self, ledger: Option<&Ledger>) -> InFlight {
+        let others = self.slot(ledger).into_iter().flat_map(Slot::others);
+        others.fold(self.here(), |sum, word| sum.plus(InFlight::of(word)))
+    }
+
+    /// Makes `of` what this worker has there.
+    pub(super) fn set(&self, of: InFlight) {
+        self.connections.set(of.connections);
+        self.requests.set(of.requests);
+        if let Some(Some(slot)) = self.slot.get() {
+            slot.publish(of.word());
+        }
+    }
+
+    /// Whether, with what is counted here already, there are no more connections than `most` on all workers. Of two workers that
+    /// ask at the same time for the last place neither may get it, and never both.
+    pub(super) fn fits(&self, most: u32, ledger: Option<&Ledger>) -> bool {
+        Slot::settle();
+        self.everywhere(ledger).connections <= most
+    }
 }
 
 #[cfg(test)]
@@ -72,6 +143,26 @@ mod tests {
         }
         assert!(average.get(39_900) < 25.0, "{}", average.get(39_900));
         assert!(average.get(139_900) < 0.01);
+    }
+
+    #[test]
+    fn what_all_workers_have_is_the_sum() {
+        let (_supervisor, file) = Ledger::create(c"test").unwrap();
+        let workers = [1, 2].map(|pid| {
+            let ledger = Ledger::map(&file).unwrap();
+            ledger.claim_lane(pid);
+            (Load::named(9), ledger)
+        });
+        let [(one, of_one), (two, of_two)] = &workers;
+        assert!(one.slot(Some(of_one)).is_some() && two.slot(Some(of_two)).is_some());
+        one.set(InFlight { connections: 3, requests: 2 });
+        two.set(InFlight { connections: 4, requests: 4 });
+        assert_eq!(one.everywhere(Some(of_one)), InFlight { connections: 7, requests: 6 });
+        assert_eq!(two.everywhere(Some(of_two)), InFlight { connections: 7, requests: 6 });
+        assert!(one.fits(7, Some(of_one)) && !two.fits(6, Some(of_two)));
+        let alone = Load::named(9);
+        alone.set(InFlight { connections: 1, requests: 1 });
+        assert_eq!(alone.everywhere(None), InFlight { connections: 1, requests: 1 });
     }
 
     #[test]

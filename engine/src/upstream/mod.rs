@@ -10,6 +10,7 @@
 //! | `load` | what an endpoint has to do, and how quick it is |
 //! | `connect` | [`Cluster::connect`] brings a request to an endpoint |
 //! | `lease` | a [`Lease`]: one upstream connection, for one exchange |
+//! | `queue` | requests that wait until an endpoint has room |
 //! | `pool` | idle upstream connections, shared by all clients of the worker |
 //!
 //! Relies on `ring`, `tls` and `transport`, on `observe` for counting and on the reasons of `http`. All state is the
@@ -24,10 +25,11 @@ mod hashing;
 mod lease;
 mod load;
 mod pool;
+mod queue;
 
 pub use self::{
     affinity::{Affinity, Asked, of_client},
-    cluster::{Cluster, ClusterError, Endpoints},
+    cluster::{Admitted, Cluster, ClusterError, Endpoints},
     connect::{AttemptedEndpoints, ConnectError, ConnectOptions},
     endpoint::Endpoint,
     lease::Lease,

@@ -7,8 +7,10 @@
 use std::cell::Cell;
 
 use kakehi_ctl::state::Settings;
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::{
+    ledger::Ledger,
     observe::{Counter, Counters},
     ring::Ring,
     transport::TransportStream,
@@ -20,6 +22,10 @@ pub struct Pooling {
     pub ring: Ring,
     /// The worker's counters.
     pub counters: Counters,
+    /// What all workers count together.
+    pub ledger: Option<Ledger>,
+    /// When the ring began (ms, the clock of the host).
+    began: u64,
     /// Idle connections that are kept per backend.
     max_idle: Cell<u32>,
     /// How long one is kept (ms).
@@ -28,9 +34,22 @@ pub struct Pooling {
 
 impl Pooling {
     /// For connections on `ring`.
-    pub fn new(ring: Ring, counters: Counters, settings: &Settings) -> Pooling {
+    pub fn new(ring: Ring, counters: Counters, ledger: Option<Ledger>, settings: &Settings) -> Pooling {
+        let began = host_ms().saturating_sub(ring.age_ms());
         let (max_idle, idle_timeout_ms) = (settings.upstream_max_idle, settings.upstream_idle_timeout_ms);
-        Pooling { ring, counters, max_idle: Cell::new(max_idle), idle_timeout_ms: Cell::new(idle_timeout_ms) }
+        Pooling {
+            ring,
+            counters,
+            ledger,
+            began,
+            max_idle: Cell::new(max_idle),
+            idle_timeout_ms: Cell::new(idle_timeout_ms),
+        }
+    }
+
+    /// The present time by the clock of the host, which all workers have (ms).
+    pub fn host_now(&self) -> u64 {
+        self.began + self.ring.now()
     }
 
     /// Takes over what the pool heeds of settings that have changed. Connections that are too many now go when they are trimmed.
@@ -38,6 +57,12 @@ impl Pooling {
         self.max_idle.set(settings.upstream_max_idle);
         self.idle_timeout_ms.set(settings.upstream_idle_timeout_ms);
     }
+}
+
+/// The monotonic clock of the host (ms).
+fn host_ms() -> u64 {
+    let time = clock_gettime(ClockId::Monotonic);
+    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000 + u64::try_from(time.tv_nsec).unwrap_or(0) / 1_000_000
 }
 
 struct Idle {

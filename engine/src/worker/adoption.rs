@@ -43,12 +43,19 @@ pub struct AdoptRequest {
     /// Version of its program.
     #[serde(default)]
     pub program: String,
+    /// It knows [`DescriptorKind::Ledger`].
+    #[serde(default)]
+    pub ledger: bool,
 }
 
 impl AdoptRequest {
     /// That of this program.
     pub fn new() -> AdoptRequest {
-        AdoptRequest { protocol: ADOPTION_VERSION, program: env!("CARGO_PKG_VERSION").to_owned() }
+        AdoptRequest {
+            protocol: ADOPTION_VERSION,
+            program: env!("CARGO_PKG_VERSION").to_owned(),
+            ledger: true,
+        }
     }
 }
 
@@ -70,6 +77,8 @@ pub enum DescriptorKind {
     Ended,
     /// Where certificates and ticket keys lie.
     Vault,
+    /// Where all workers count together.
+    Ledger,
     /// The process itself (`pidfd_open(2)`). For supervisors of earlier programs: this one opens its own.
     Process,
     /// The state, as JSON.
@@ -106,6 +115,8 @@ pub(super) struct AdoptionState {
     pub(super) ended: OwnedFd,
     /// Where this one counts.
     pub(super) counters: OwnedFd,
+    /// Where all workers count together.
+    pub(super) ledger: Option<OwnedFd>,
     pub(super) launch: u64,
     pub(super) program: Program,
     /// A copy of the order channel for the last words.
@@ -163,7 +174,7 @@ impl Worker {
         timer.limit(readiness.readable()).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         let (text, channels) =
             receive_descriptors(&connection)?.ok_or_else(|| io::Error::other("it left without a word"))?;
-        let AdoptRequest { protocol, program } = serde_json::from_str(&text)?;
+        let AdoptRequest { protocol, program, ledger } = serde_json::from_str(&text)?;
         if protocol != ADOPTION_VERSION {
             let reason = format!(
                 "the supervisor ({program}) speaks version {protocol} of the vocabulary of adoption, this worker ({}) version \
@@ -181,7 +192,7 @@ impl Worker {
         self.adoption_state.last_words.set(Some(orders.try_clone()?));
         let orders = Stream::adopt(ring, orders, Role::Control)?;
         self.channel.replace(descriptors);
-        self.export().await?;
+        self.export(ledger).await?;
         report(ring, &orders, 0, Report::Adopted(Box::new(self.describe()?)))
             .await
             .map_err(io::Error::other)?;
@@ -193,7 +204,7 @@ impl Worker {
     }
 
     /// Sends the supervisor all that it has to hold for this worker.
-    async fn export(&self) -> io::Result<()> {
+    async fn export(&self, with_ledger: bool) -> io::Result<()> {
         // Copies: listeners may go while the supervisor takes what was sent first.
         let listeners =
             self.configured.sockets().iter().map(copy_of_listener).collect::<io::Result<Vec<_>>>()?;
@@ -203,7 +214,9 @@ impl Worker {
             (DescriptorKind::Vault, self.configured.vault().as_fd().try_clone_to_owned()?),
             (DescriptorKind::Process, pidfd_open(getpid(), PidfdFlags::empty())?),
         ];
-        let descriptors: Vec<_> = listeners.into_iter().chain(rest).collect();
+        let ledger = self.adoption_state.ledger.as_ref().filter(|_| with_ledger);
+        let ledger = ledger.map(|memory| Ok::<_, io::Error>((DescriptorKind::Ledger, memory.try_clone()?)));
+        let descriptors: Vec<_> = listeners.into_iter().chain(rest).chain(ledger.transpose()?).collect();
         let ring = &self.connections.shared.ring;
         let (due, timer) = (ring.now() + EXPORT_TIMEOUT_MS, Timer::new(ring));
         let mut unsent = &descriptors[..];

@@ -187,7 +187,8 @@ async fn serve(
 ) -> Result<End, Error> {
     let settings = &setup.state.settings;
     setup.counters.reset_gauges();
-    let pooling = Pooling::new(ring.clone(), setup.counters.clone(), settings);
+    let (ledger, ledger_memory) = setup.ledger.unzip();
+    let pooling = Pooling::new(ring.clone(), setup.counters.clone(), ledger, settings);
     let tls = Context::new(setup.vault, settings.ticket_key_rotation_ms)?;
     let max_handshakes = max_handshakes(settings, &setup.state.revision, host.default_workers);
     let connections = Connections::new(pooling, settings, max_handshakes);
@@ -199,6 +200,7 @@ async fn serve(
         adoption: setup.adoption.into(),
         ended: setup.ended_memory,
         counters: setup.counters_memory,
+        ledger: ledger_memory,
         launch: setup.launch,
         program: setup.program,
         last_words,

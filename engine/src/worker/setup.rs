@@ -12,6 +12,7 @@ use nix::unistd::{Gid, Uid};
 use super::DescriptorChannel;
 use crate::{
     config::CompileError,
+    ledger::Ledger,
     observe::Counters,
     ring::{Level, SetupError},
     tls::Vault,
@@ -50,6 +51,8 @@ pub struct Setup {
     pub counters_memory: OwnedFd,
     /// The memory of what processes before this one counted, kept for a supervisor to come.
     pub ended_memory: OwnedFd,
+    /// Where all workers count together, with its memory; without it this one counts for itself.
+    pub ledger: Option<(Ledger, OwnedFd)>,
     /// Where certificates, keys and ticket keys lie.
     pub vault: Vault,
     /// Which of the worker's processes this is, counted from 1.

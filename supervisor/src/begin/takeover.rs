@@ -108,7 +108,11 @@ impl Supervisor {
     }
 
     /// Makes workers out of the processes that another supervisor left.
-    pub(super) fn take_over(&mut self, orphans: Vec<Orphan>) -> Result<(), Error> {
+    pub(super) fn take_over(&mut self, mut orphans: Vec<Orphan>) -> Result<(), Error> {
+        orphans
+            .iter_mut()
+            .filter_map(|orphan| orphan.ledger.take())
+            .for_each(|memory| self.ledger.adopt(memory));
         let (leaving, mut serving): (Vec<_>, Vec<_>) =
             orphans.into_iter().filter(not_on_trial).partition(|orphan| orphan.about.leaving);
         // The newest process of a worker first: an older one beside it was about to be replaced.

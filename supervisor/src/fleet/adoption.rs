@@ -129,6 +129,8 @@ pub(crate) struct Orphan {
     pub(crate) ended: OwnedFd,
     /// A worker of a program from before there were certificates has none.
     pub(crate) vault: Option<OwnedFd>,
+    /// Where it counts together with the others.
+    pub(crate) ledger: Option<OwnedFd>,
     pub(crate) launched: Launched,
     pub(crate) entry: Entry,
 }
@@ -417,6 +419,7 @@ fn receive(path: &Path, (orders, descriptors, inheritance): Channels, known: &Kn
         }
     }
     let vault = others.remove(&DescriptorKind::Vault);
+    let ledger = others.remove(&DescriptorKind::Ledger);
     let mut other =
         |kind| others.remove(&kind).ok_or_else(|| io::Error::other(format!("it did not send {kind:?}")));
     let (counters, ended) = (other(DescriptorKind::Counters)?, other(DescriptorKind::Ended)?);
@@ -435,6 +438,7 @@ fn receive(path: &Path, (orders, descriptors, inheritance): Channels, known: &Kn
         Some(recorded) => {
             recorded.check_alive()?;
             recorded.check_memory(&counters, &ended, vault.as_ref())?;
+            ledger.as_ref().map_or(Ok(()), |ledger| recorded.check_ledger(ledger))?;
             recorded.check_words(&mut about)?;
         }
         None => record::check_child(&about)?,
@@ -456,7 +460,7 @@ fn receive(path: &Path, (orders, descriptors, inheritance): Channels, known: &Kn
     }
     let launched = Launched { pid, handle: handle?, orders, descriptors, inheritance, adoption };
     let entry = known.roster.enter(pid);
-    Ok(Orphan { about: *about, sockets, counters, ended, vault, launched, entry })
+    Ok(Orphan { about: *about, sockets, counters, ended, vault, ledger, launched, entry })
 }
 
 /// The next report; `None` at the end of the channel. Every report answers an order, so none follows on its heels.

@@ -61,6 +61,8 @@ pub(crate) struct Provisions {
     pub(crate) state: Arc<Vec<u8>>,
     /// Where the certificates lie that it names.
     pub(crate) vault: Arc<Vault>,
+    /// Where all workers count together.
+    pub(crate) ledger: Option<Arc<OwnedFd>>,
 }
 
 /// What every process of a worker starts from.
@@ -123,6 +125,9 @@ pub(crate) fn launch(
         place(start.ended.memory.try_clone()?, worker_main::ENDED),
         place(provisions.vault.for_reading()?, worker_main::VAULT),
     ];
+    if let Some(ledger) = &provisions.ledger {
+        places.push(place(ledger.try_clone()?, worker_main::LEDGER));
+    }
     if let Some(predecessor) = predecessor {
         places.push(place(predecessor.try_clone()?, worker_main::PREDECESSOR));
     }
@@ -133,7 +138,7 @@ pub(crate) fn launch(
     match ProcessRecord::of((id, launch, pid), &counters.memory, &start.ended.memory, &*provisions.vault) {
         Ok(record) => {
             let program = start.program.is_none().then(worker_main::this_program);
-            adoption.note(record.with(program, start.settings));
+            adoption.note(record.with(program, start.settings).counting_in(provisions.ledger.as_deref()));
         }
         // It has died already, which is seen and told.
         Err(error) => tracing::debug!(worker = id, %error, "there is no record of it"),

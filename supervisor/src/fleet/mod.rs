@@ -14,6 +14,7 @@
 //! | [`dismissed`] | those of them that are no workers of this one, until they have ended |
 //! | [`roster`] | which processes are workers |
 //! | [`backoff`] | how long to wait before one that died is replaced |
+//! | [`ledger`] | the memory in which they count together |
 //! | [`load`] | how busy workers are |
 
 pub(crate) mod adoption;
@@ -23,6 +24,7 @@ pub(crate) mod backoff;
 pub(crate) mod dismissed;
 pub(crate) mod handle;
 pub(crate) mod launch;
+pub(crate) mod ledger;
 pub(crate) mod liveness;
 pub(crate) mod load;
 pub(crate) mod process;

@@ -84,6 +84,9 @@ pub(crate) struct ProcessRecord {
     counters: Memory,
     ended: Memory,
     vault: Memory,
+    /// Where it counts together with the others, if it does.
+    #[serde(default)]
+    ledger: Option<Memory>,
     /// What it runs. An earlier program did not say it, nor the settings.
     #[serde(default)]
     program: Option<Program>,
@@ -112,6 +115,7 @@ impl ProcessRecord {
             counters: Memory::of(counters)?,
             ended: Memory::of(ended)?,
             vault: Memory::of(vault)?,
+            ledger: None,
             program: None,
             settings: None,
         })
@@ -121,6 +125,23 @@ impl ProcessRecord {
     #[must_use]
     pub(crate) fn with(self, program: Option<Program>, settings: &Settings) -> ProcessRecord {
         ProcessRecord { program, settings: Some(settings.clone()), ..self }
+    }
+
+    /// The same, of one that counts there together with the others.
+    #[must_use]
+    pub(crate) fn counting_in(self, ledger: Option<&OwnedFd>) -> ProcessRecord {
+        ProcessRecord { ledger: ledger.and_then(|memory| Memory::of(memory).ok()), ..self }
+    }
+
+    /// # Errors
+    /// Unless that is the memory in which the process was to count together with the others.
+    pub(crate) fn check_ledger(&self, ledger: &OwnedFd) -> io::Result<()> {
+        match (Memory::of(ledger)?, self.ledger) {
+            (handed_over, Some(given)) if handed_over == given => Ok(()),
+            _ => Err(io::Error::other(
+                "it handed over memory for what workers count together that is not theirs",
+            )),
+        }
     }
 
     /// Where that of the process behind an adoption socket is.
@@ -259,6 +280,9 @@ mod tests {
         assert!(record.check_memory(&counters, &other, Some(&vault)).is_err());
         assert!(record.check_memory(&counters, &ended, Some(&other)).is_err());
         assert!(record.check_memory(&counters, &ended, None).is_err(), "it keeps the certificates to itself");
+        assert!(record.check_ledger(&other).is_err(), "it was given none");
+        let counting = record.counting_in(Some(&ended));
+        assert!(counting.check_ledger(&ended).is_ok() && counting.check_ledger(&other).is_err());
         assert!(!is_child(own));
     }
 

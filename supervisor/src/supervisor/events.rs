@@ -6,7 +6,7 @@ use kakehi_ctl::event::Happening;
 
 use crate::{
     fleet::{
-        attend::Event,
+        attend::{Event, What},
         worker::{Death, Outcome, Worker},
     },
     supervisor::{End, Supervisor},
@@ -70,10 +70,15 @@ impl Supervisor {
 
     /// Passes the event to the worker that it is about.
     pub(crate) fn note(&mut self, event: Event) -> Outcome {
-        match self.worker(event.worker) {
+        let ended = matches!(event.what, What::Ended(_));
+        let outcome = match self.worker(event.worker) {
             Some(worker) => worker.on_event(event),
             None => Outcome::Nothing,
+        };
+        if ended {
+            self.ledger.forget_dead(&self.attendance.roster);
         }
+        outcome
     }
 
     pub(crate) fn worker(&mut self, id: u32) -> Option<&mut Worker> {

@@ -96,6 +96,7 @@ impl Supervisor {
     }
 
     fn provisions_with(&self, state: Arc<Vec<u8>>) -> Provisions {
-        Provisions { state, vault: Arc::clone(self.certificates.vault()) }
+        self.ledger.forget_dead(&self.attendance.roster);
+        Provisions { state, vault: Arc::clone(self.certificates.vault()), ledger: self.ledger.memory() }
     }
 }

@@ -41,6 +41,7 @@ mod limits;
 mod lingering;
 mod liveness;
 mod proxy_protocol;
+mod queueing;
 mod reload;
 mod routing;
 mod sandbox;

@@ -384,8 +384,8 @@ fn row(
 
 /// Resident memory of all processes (kB) after few and after many reloads, and how many those were.
 async fn memory(arguments: &Arguments) -> io::Result<(u64, u64, u32)> {
-    const FEW: u32 = 10;
-    let many = if arguments.short { 100 } else { 1000 };
+    const FEW: u32 = 100;
+    let many = if arguments.short { 200 } else { 2000 };
     eprintln!("memory ({many} reloads)");
     let folder = tempfile::tempdir()?;
     let backend = bound().await?;
@@ -480,7 +480,7 @@ fn report(arguments: &Arguments, rows: &[Row], memory: Option<(u64, u64, u32)>) 
         let change = (after_many as f64 / after_few as f64 - 1.0) * 100.0;
         let _ = writeln!(
             text,
-            "\nResident memory of all processes: {after_few} kB after 10 reloads, {after_many} kB after {many} \
+            "\nResident memory of all processes: {after_few} kB after 100 reloads, {after_many} kB after {many} \
              ({change:+.1} %)."
         );
     }

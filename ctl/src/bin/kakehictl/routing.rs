@@ -432,7 +432,7 @@ impl BackendVerb {
             BackendVerb::Add { cluster, address, id, weight, backup, sticky_id } => {
                 let id = id.unwrap_or_else(|| address.to_string());
                 let sticky_id = sticky_id.map(String::into_boxed_str);
-                let backend = Backend { id, address, weight, backup, sticky_id };
+                let backend = Backend { id, address, weight, backup, sticky_id, ..Backend::default() };
                 edit(ask, Edit::AddBackend { cluster, backend })
             }
             BackendVerb::Patch { cluster, id, keys } => edit(ask, Edit::PatchBackend { cluster, id, keys }),

@@ -14,7 +14,7 @@ use super::{
     Builder, hostname,
 };
 use crate::state::{
-    Backend, BackendAddress, BackendTls, Balancing, Cluster, ClusterProtocol, Listener, Material,
+    Admission, Backend, BackendAddress, BackendTls, Balancing, Cluster, ClusterProtocol, Listener, Material,
 };
 
 /// Where distributions keep the certificates of those that are commonly believed: Debian and Arch, RHEL and Fedora, Alpine, SUSE,
@@ -74,6 +74,9 @@ impl Builder<'_, '_> {
         cluster.https_redirect_port = cluster.https_redirect_port.filter(|port| is_http && *port != 443);
         cluster.tls = self.backend_tls(section, protocol).map(Box::new);
         cluster.balancing = self.balancing(section, is_http);
+        let mut admission = Admission::default();
+        admission.read_keys(section, section, self.folder);
+        cluster.admission = (admission != Admission::default()).then(|| Box::new(admission));
         // Of just the size that is needed: there may be very many.
         cluster.frontends = Vec::with_capacity(section.tables("frontends").len());
         for frontend in section.tables("frontends") {

@@ -8,7 +8,7 @@ use super::{
     affecting, key,
     tls::{BACKEND_TLS, FRONTEND_TLS},
 };
-use crate::state::{Backend, Balancing, Cluster, Frontend};
+use crate::state::{Admission, Backend, Balancing, Cluster, Frontend};
 
 /// `[clusters.ID]`.
 pub(in crate::config) static CLUSTER: Level = Level {
@@ -17,6 +17,7 @@ pub(in crate::config) static CLUSTER: Level = Level {
         Cluster::REQUIRED,
         Cluster::OWN,
         Balancing::OWN,
+        Admission::OWN,
         &[
             key("frontends", Tables(&FRONTEND), "[]", Yes, "Which requests it gets."),
             key("backends", Tables(&BACKEND), "[]", Yes, "The servers that answer them."),

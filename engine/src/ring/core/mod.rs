@@ -166,6 +166,11 @@ impl Ring {
         self.core.now.get()
     }
 
+    /// How long ago the ring began, at this moment (ms): [`Ring::now`] may be behind it.
+    pub fn age_ms(&self) -> u64 {
+        self.core.began.elapsed().as_millis() as u64
+    }
+
     /// Runs a task on this thread until it ends.
     pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
         glommio::spawn_local(task).detach();

@@ -1,0 +1,274 @@
+//! What all workers of a machine count together: numbers that an operator writes hold for the machine, not for each worker.
+//!
+//! The ledger is memory that the supervisor makes and all workers map. It outlives workers and supervisors: it is handed on as the
+//! counters are. What is counted has a slot, found by a hash of its name. Each worker process has a lane: a column with one word per
+//! slot that it alone writes, so that counting is a plain store, the total is the sum of the lanes, and what a dead process counted goes
+//! with its lane, whatever it was in the middle of. Beside the lanes a slot has a few words that all of them write.
+//!
+//! Relies on `observe` for the mapping. Promises: a process that writes rubbish, or dies, costs the others wrong numbers as long as it
+//! lives, and never a crash, a wait or a leak; without a ledger, a lane or a slot a worker counts for itself alone.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `lanes` | which process has which lane, and what becomes of that of a dead one |
+//! | `slots` | which slot belongs to which name |
+
+mod lanes;
+mod slots;
+
+use std::{
+    cell::{Cell, RefCell},
+    ffi::CStr,
+    io,
+    os::fd::OwnedFd,
+    rc::Rc,
+    sync::atomic::{
+        AtomicU64,
+        Ordering::{Relaxed, SeqCst},
+        fence,
+    },
+};
+
+use rustc_hash::FxHashMap;
+use rustix::{
+    fs::{MemfdFlags, SealFlags, fcntl_add_seals, fstat, ftruncate, memfd_create},
+    io::Errno,
+};
+
+use crate::observe::SharedWords;
+
+/// Processes that can count at a time.
+const LANES: usize = 256;
+/// Names that can be counted. They are never taken back, so that there is room for some that are no more.
+const SLOTS: usize = 1 << 15;
+/// Words of a slot beside the lanes.
+const SHARED: usize = 8;
+
+/// Says that the memory is a ledger of this layout.
+const MAGIC: u64 = u64::from_le_bytes(*b"kakehi-1");
+const MAGIC_AT: usize = 0;
+const SLOTS_USED_AT: usize = 1;
+const LANES_USED_AT: usize = 2;
+const OWNERS_AT: usize = 64;
+const SHARED_AT: usize = 512;
+const LANES_AT: usize = SHARED_AT + SLOTS * SHARED;
+const WORDS: usize = LANES_AT + LANES * SLOTS;
+/// Of which only what is used takes memory. A worker in the hands of a stranger can use all of it: 66 MiB.
+const BYTES: u64 = (WORDS * size_of::<u64>()) as u64;
+const _: () = assert!(OWNERS_AT + LANES <= SHARED_AT);
+
+/// The first of the shared words of a slot: the hash of its name; 0 = it is free.
+const NAME: usize = 0;
+
+struct Memory {
+    words: SharedWords,
+    /// The lane of this process.
+    lane: Cell<Option<usize>>,
+    /// The slots that were seen, by name.
+    seen: RefCell<FxHashMap<u64, u32>>,
+    /// How many.
+    scanned: Cell<usize>,
+}
+
+/// The ledger, mapped.
+#[derive(Clone)]
+pub struct Ledger {
+    memory: Rc<Memory>,
+}
+
+/// Where one thing is counted by all workers.
+#[derive(Clone)]
+pub struct Slot {
+    memory: Rc<Memory>,
+    index: usize,
+    lane: usize,
+}
+
+/// A word of a slot that all workers write. Whoever reads it takes any value for possible.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Word {
+    /// Failures since the last success.
+    Failures = 1,
+    /// Until when nobody is to use it (ms, the clock of the host).
+    EjectedUntil = 2,
+    /// How often it was ejected lately.
+    Ejections = 3,
+    /// The last ticket that was given to somebody who waits.
+    Ticket = 4,
+    /// When a trial request was let through last (ms, the clock of the host).
+    Trial = 5,
+}
+
+impl Ledger {
+    /// A new one, and the descriptor by which others map it, and can write to it, but not change its size.
+    ///
+    /// # Errors
+    /// Those of `memfd_create`, `ftruncate`, `fcntl` and `mmap`.
+    pub fn create(name: &CStr) -> io::Result<(Ledger, OwnedFd)> {
+        let file = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        ftruncate(&file, BYTES)?;
+        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        let words = SharedWords::map(&file, WORDS)?;
+        words.words()[MAGIC_AT].store(MAGIC, Relaxed);
+        Ok((Ledger::of(words), file))
+    }
+
+    /// The one behind a descriptor of [`Ledger::create`].
+    ///
+    /// # Errors
+    /// Those of `mmap`; `EINVAL` when `file` is no ledger of this layout.
+    pub fn map(file: &OwnedFd) -> io::Result<Ledger> {
+        if u64::try_from(fstat(file)?.st_size) != Ok(BYTES) {
+            return Err(Errno::INVAL.into());
+        }
+        let words = SharedWords::map(file, WORDS)?;
+        if words.words()[MAGIC_AT].load(Relaxed) != MAGIC {
+            return Err(Errno::INVAL.into());
+        }
+        Ok(Ledger::of(words))
+    }
+
+    fn of(words: SharedWords) -> Ledger {
+        let memory =
+            Memory { words, lane: Cell::default(), seen: RefCell::default(), scanned: Cell::default() };
+        Ledger { memory: Rc::new(memory) }
+    }
+}
+
+impl Memory {
+    fn word(&self, at: usize) -> &AtomicU64 {
+        &self.words.words()[at]
+    }
+
+    fn shared(&self, slot: usize, word: usize) -> &AtomicU64 {
+        self.word(SHARED_AT + slot * SHARED + word)
+    }
+
+    fn count(&self, lane: usize, slot: usize) -> &AtomicU64 {
+        self.word(LANES_AT + lane * SLOTS + slot)
+    }
+
+    /// Lanes that have ever been taken.
+    fn lanes_used(&self) -> usize {
+        usize::try_from(self.word(LANES_USED_AT).load(Relaxed)).map_or(LANES, |used| used.min(LANES))
+    }
+
+    fn slots_used(&self) -> usize {
+        usize::try_from(self.word(SLOTS_USED_AT).load(Relaxed)).map_or(SLOTS, |used| used.min(SLOTS))
+    }
+}
+
+impl Slot {
+    /// Makes `value` what this process counts here.
+    #[inline]
+    pub fn publish(&self, value: u64) {
+        self.memory.count(self.lane, self.index).store(value, Relaxed);
+    }
+
+    /// What each process counts here.
+    #[inline]
+    pub fn lanes(&self) -> impl Iterator<Item = u64> {
+        (0..self.memory.lanes_used()).map(|lane| self.memory.count(lane, self.index).load(Relaxed))
+    }
+
+    /// What the others count here.
+    pub fn others(&self) -> impl Iterator<Item = u64> {
+        let lanes = (0..self.memory.lanes_used()).filter(|lane| *lane != self.lane);
+        lanes.map(|lane| self.memory.count(lane, self.index).load(Relaxed))
+    }
+
+    /// From here on whoever publishes and then looks sees what others published before they looked, or they see him.
+    pub fn settle() {
+        fence(SeqCst);
+    }
+
+    /// A word that all workers write.
+    #[inline]
+    pub fn word(&self, word: Word) -> &AtomicU64 {
+        self.memory.shared(self.index, word as usize)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn two() -> (Ledger, Ledger, OwnedFd) {
+        let (supervisor, file) = Ledger::create(c"test").unwrap();
+        (supervisor, Ledger::map(&file).unwrap(), file)
+    }
+
+    #[test]
+    fn the_sum_is_that_of_all_processes_and_what_a_dead_one_counted_goes_with_it() {
+        let (supervisor, first, file) = two();
+        let second = Ledger::map(&file).unwrap();
+        first.claim_lane(101);
+        second.claim_lane(102);
+        let (of_first, of_second) = (first.slot(7).unwrap(), second.slot(7).unwrap());
+        of_first.publish(3);
+        of_second.publish(4);
+        assert_eq!(of_first.lanes().sum::<u64>(), 7);
+        assert_eq!(of_first.others().sum::<u64>(), 4);
+        supervisor.release_lanes(|pid| pid != 102);
+        assert_eq!(of_first.lanes().sum::<u64>(), 3);
+        // The next process gets the lane, with nothing in it.
+        let third = Ledger::map(&file).unwrap();
+        third.claim_lane(103);
+        assert_eq!(third.slot(7).unwrap().lane, of_second.lane);
+        assert_eq!(third.slot(7).unwrap().lanes().sum::<u64>(), 3);
+    }
+
+    #[test]
+    fn a_name_has_the_same_slot_in_every_process_whoever_asks_first() {
+        let (_, first, file) = two();
+        let second = Ledger::map(&file).unwrap();
+        first.claim_lane(1);
+        second.claim_lane(2);
+        for name in 1..200_u64 {
+            let (one, other) = if name % 2 == 0 { (&first, &second) } else { (&second, &first) };
+            assert_eq!(one.slot(name).unwrap().index, other.slot(name).unwrap().index, "{name}");
+        }
+        assert_eq!(Ledger::map(&file).unwrap().memory.slots_used(), 199);
+    }
+
+    #[test]
+    fn rubbish_in_it_hurts_nobody() {
+        let (supervisor, worker, file) = two();
+        worker.claim_lane(1);
+        for at in 1..SHARED_AT + 64 * SHARED {
+            supervisor.memory.word(at).store(u64::MAX - at as u64, Relaxed);
+        }
+        let slot = worker.slot(3).expect("there is room behind the rubbish");
+        slot.publish(7);
+        assert!(slot.lanes().sum::<u64>() >= 7);
+        supervisor.release_lanes(|_| true);
+        let late = Ledger::map(&file).unwrap();
+        assert!(late.claim_lane(2), "who has a lane that no process has has none");
+        assert_eq!(late.slot(3).unwrap().index, slot.index);
+        (0..64).for_each(|name| drop(late.slot(u64::MAX - name)));
+        supervisor.memory.word(MAGIC_AT).store(0, Relaxed);
+        assert!(Ledger::map(&file).is_err());
+    }
+
+    #[test]
+    fn other_memory_is_no_ledger() {
+        let memory = memfd_create(c"test", MemfdFlags::ALLOW_SEALING).unwrap();
+        ftruncate(&memory, BYTES).unwrap();
+        assert!(Ledger::map(&memory).is_err(), "it can be cut off");
+        fcntl_add_seals(&memory, SealFlags::SHRINK).unwrap();
+        assert!(Ledger::map(&memory).is_err(), "nothing says what it is");
+        assert!(Ledger::map(&std::fs::File::open("/dev/null").unwrap().into()).is_err());
+    }
+
+    #[test]
+    fn without_a_lane_there_are_no_slots() {
+        let (supervisor, worker, _file) = two();
+        for pid in 1..=LANES as u32 {
+            assert!(Ledger { memory: Rc::clone(&supervisor.memory) }.claim_lane(pid));
+        }
+        assert!(!worker.claim_lane(9_999));
+        assert!(worker.slot(1).is_none());
+        supervisor.release_lanes(|pid| pid != 5);
+        assert!(worker.claim_lane(9_999) && worker.slot(1).is_some());
+    }
+}
