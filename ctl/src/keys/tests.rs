@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use super::{Default, Effect, Key, Kind};
-use crate::state::{Backend, Cluster, Forwarding, Frontend, Hsts, Listener, Settings, Sizes, Timeouts, Tls};
+use crate::state::{Admission, Backend, Balancing, Cluster, Forwarding, Frontend, Hsts, Listener, Settings, Sizes, Timeouts, Tls};
 
 /// Every key that has a field.
 fn all() -> impl Iterator<Item = &'static Key> {
@@ -21,6 +21,8 @@ fn all() -> impl Iterator<Item = &'static Key> {
         Hsts::OWN,
         Cluster::REQUIRED,
         Cluster::OWN,
+        Balancing::OWN,
+        Admission::OWN,
         Frontend::REQUIRED,
         Frontend::OWN,
         Backend::REQUIRED,
@@ -30,7 +32,12 @@ fn all() -> impl Iterator<Item = &'static Key> {
 }
 
 /// Keys whose name stands elsewhere too, because they mean something together with others.
-const ELSEWHERE: [(&str, &str); 10] = [
+const ELSEWHERE: [(&str, &str); 15] = [
+    ("affinity_header", "it excludes others"),
+    ("affinity_cookie", "the same"),
+    ("affinity_path", "the same"),
+    ("hash_balance_factor", "it has a gap"),
+    ("sticky_session", "clusters of `tcp` have none"),
     ("command_socket", "its length is bounded, and kakehictl looks for it in files that are wrong"),
     ("automatic_state_save", "it needs `saved_state`"),
     ("address", "who makes the object needs it first"),
@@ -83,7 +90,7 @@ fn the_name_of_a_key_stands_in_one_place() {
 fn a_setting_of_the_process_says_what_the_process_needs_and_no_other_key_does() {
     let of_the_process = [Effect::Placement, Effect::Workers, Effect::Restart];
     for key in all() {
-        let is_setting = Settings::OWN.iter().any(|it| it.name == key.name);
+        let is_setting = Settings::OWN.iter().any(|it| std::ptr::eq(it, key));
         let fits = if is_setting {
             key.effect == Effect::Live || of_the_process.contains(&key.effect)
         } else {
