@@ -145,6 +145,8 @@ fn bare(cluster: &Cluster) -> Cluster {
         tls: cluster.tls.clone(),
         balancing: cluster.balancing.clone(),
         admission: cluster.admission.clone(),
+        retries: cluster.retries.clone(),
+        passive: cluster.passive.clone(),
         https_redirect: cluster.https_redirect,
         https_redirect_port: cluster.https_redirect_port,
         frontends: Vec::new(),

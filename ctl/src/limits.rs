@@ -37,6 +37,22 @@ pub const TUNNEL_TIMEOUT_MS: u64 = 3_600_000;
 pub const CONTINUE_TIMEOUT_MS: u64 = 1_000;
 /// How long an idle upstream connection stays in the pool (`upstream_idle_timeout`).
 pub const UPSTREAM_IDLE_TIMEOUT_MS: u64 = 60_000;
+/// Backends that are tried for one request (`max_connection_attempts`).
+pub const MAX_CONNECTION_ATTEMPTS: u8 = 5;
+/// Body that is kept to be sent again (`retry_body_size`, bytes).
+pub const RETRY_BODY_SIZE: u32 = 16 << 10;
+/// Requests that may be sent again (`retry_budget`, percent).
+pub const RETRY_BUDGET: u16 = 20;
+/// Failures after which a backend is passed over (`passive.consecutive_failures`).
+pub const CONSECUTIVE_FAILURES: u32 = 5;
+/// Which time `passive.failure_ratio` looks at (`passive.window`).
+pub const PASSIVE_WINDOW_MS: u64 = 10_000;
+/// How long a backend is passed over at first (`passive.ejection_time`), and at most.
+pub const EJECTION_TIME_MS: u64 = 30_000;
+/// The longest.
+pub const MAX_EJECTION_TIME_MS: u64 = 300_000;
+/// Share of the primaries that is passed over at most (`passive.max_ejection_percent`).
+pub const MAX_EJECTION_PERCENT: u8 = 50;
 /// How long a request waits for a backend that has no room (`queue_timeout`).
 pub const QUEUE_TIMEOUT_MS: u64 = 1_000;
 /// With fewer backends than these a cluster has no shards (`shard_min_backends`).

@@ -12,6 +12,8 @@ mod admission;
 mod balancing;
 mod cluster;
 mod compact;
+mod conditions;
+mod failures;
 mod listener;
 mod settings;
 mod tls;
@@ -21,6 +23,8 @@ pub use self::balancing::{Balancing, LoadBalancing, LoadMetric, SameSite, ShardM
 pub use self::cluster::{
     Backend, BackendAddress, BackendAddressError, Cluster, ClusterProtocol, Frontend, PathRule,
 };
+pub use self::conditions::{Conditions, NoStatus, StatusRange, Statuses};
+pub use self::failures::{Passive, Retries};
 pub use self::listener::{Forwarding, Listener, ListenerProtocol, Sizes, Timeouts};
 pub use self::settings::{Settings, Steering};
 

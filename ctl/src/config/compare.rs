@@ -60,11 +60,12 @@ fn differences(before: &Table, after: &Table, level: Option<&Level>, outer: &str
         }
         let key = level.and_then(|level| level.key(name));
         let inner = key.and_then(|key| match &key.kind {
-            Kind::Table(level) => Some(*level),
+            Kind::Table(level) | Kind::TableOrFalse(level) => Some(*level),
             _ => None,
         });
         let table = |value: Option<&Value>| value.and_then(Value::as_table).cloned();
-        if let Some(inner) = inner {
+        let is_off = |value: Option<&Value>| value.is_some_and(Value::is_bool);
+        if let Some(inner) = inner.filter(|_| !is_off(old) && !is_off(new)) {
             let (old, new) = (table(old).unwrap_or_default(), table(new).unwrap_or_default());
             differences(&old, &new, Some(inner), &format!("{outer}{name}."), lines);
             continue;

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     keys::{Given, Key, Kind, Level, Support},
-    state::BackendAddress,
+    state::{BackendAddress, Conditions, Statuses},
 };
 
 /// One table of the file, checked.
@@ -53,6 +53,8 @@ pub(crate) enum Value {
     Address(SocketAddr),
     Backend(BackendAddress),
     Networks(Vec<IpNet>),
+    Statuses(Statuses),
+    Conditions(Conditions),
     /// Each with its offset.
     Texts(Vec<(String, usize)>),
     /// Of an array of integers.
@@ -149,6 +151,11 @@ impl Reader<'_, '_> {
                 let table = value.as_table().ok_or_else(wrong_type)?;
                 Ok(Value::Tables(vec![self.section(level, table, offset)]))
             }
+            Kind::TableOrFalse(_) if value.as_bool() == Some(false) => Ok(Value::Bool(false)),
+            Kind::TableOrFalse(level) => {
+                let table = value.as_table().ok_or_else(wrong_type)?;
+                Ok(Value::Tables(vec![self.section(level, table, offset)]))
+            }
             Kind::Tables(level) => {
                 let tables = value.as_array().ok_or_else(wrong_type)?;
                 let mut sections = Vec::with_capacity(tables.len());
@@ -187,6 +194,19 @@ impl Reader<'_, '_> {
                 let number =
                     |item: &Spanned<DeValue<'_>>, _| integer(item.get_ref(), 0, u32::MAX.into()).ok();
                 self.items(key, list, number).map(Value::Integers).ok_or(None)
+            }
+            Kind::StatusRanges => {
+                let list = value.as_array().ok_or_else(wrong_type)?;
+                let status = |item: &Spanned<DeValue<'_>>, _| word(item.get_ref())?.parse().ok();
+                self.items(key, list, status).map(|it| Value::Statuses(Statuses(it))).ok_or(None)
+            }
+            Kind::RetryConditions => {
+                let list = value.as_array().ok_or_else(wrong_type)?;
+                let known = |item: &Spanned<DeValue<'_>>, _| {
+                    word(item.get_ref()).filter(|word| Conditions::default().add(word))
+                };
+                let words = self.items(key, list, known).ok_or(None)?;
+                Ok(Value::Conditions(words.iter().map(String::as_str).collect()))
             }
             Kind::Networks => {
                 let list = value.as_array().ok_or_else(wrong_type)?;
@@ -231,6 +251,12 @@ impl Reader<'_, '_> {
             },
         });
     }
+}
+
+/// A word, or a number as one.
+fn word(value: &DeValue<'_>) -> Option<String> {
+    let number = || value.as_integer().map(|written| written.as_str().to_owned());
+    value.as_str().map(str::to_owned).or_else(number)
 }
 
 /// A value that is neither an array nor a table, or what was found in its place.
@@ -323,7 +349,10 @@ fn hint(level: &'static Level, name: &str) -> Option<KeyHint> {
             return Some(level.what);
         }
         level.keys().find_map(|key| match key.kind {
-            Kind::Table(inner) | Kind::Tables(inner) | Kind::NamedTables(inner) => elsewhere(inner, name),
+            Kind::Table(inner)
+            | Kind::TableOrFalse(inner)
+            | Kind::Tables(inner)
+            | Kind::NamedTables(inner) => elsewhere(inner, name),
             _ => None,
         })
     }
@@ -427,6 +456,11 @@ pub(super) trait Values {
             Value::Texts(value) => Some(value),
             _ => None,
         }
+    }
+
+    /// Whether a table is switched off by `false` in its place.
+    fn is_off(&self, name: &str) -> bool {
+        matches!(self.entry(name).map(|entry| &entry.value), Some(Value::Bool(false)))
     }
 
     /// Tables, one after the other.

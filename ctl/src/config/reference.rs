@@ -7,7 +7,7 @@ use std::{fmt::Write as _, fs, path::PathBuf};
 
 use super::levels::{
     BACKEND, BACKEND_TLS, CERTIFICATE, CLUSTER, FRONTEND, FRONTEND_RULE, FRONTEND_TLS, H2, HEADER,
-    HEALTH_CHECK, HSTS, LISTENER, LISTENER_TLS, METRICS, PLAIN_LISTENER, ROOT, UDP, UDP_HEALTH,
+    HEALTH_CHECK, HSTS, LISTENER, LISTENER_TLS, METRICS, PASSIVE, PLAIN_LISTENER, ROOT, UDP, UDP_HEALTH,
 };
 use crate::{
     keys::{Key, Kind, Level, Support},
@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Every level, with the name of its place in `docs/configuration.md`.
-const LEVELS: [(&str, &Level); 13] = [
+const LEVELS: [(&str, &Level); 14] = [
     ("root", &ROOT),
     ("listener", &LISTENER),
     ("hsts", &HSTS),
@@ -25,6 +25,7 @@ const LEVELS: [(&str, &Level); 13] = [
     ("frontend", &FRONTEND),
     ("header", &HEADER),
     ("backend", &BACKEND),
+    ("passive", &PASSIVE),
     ("health-check", &HEALTH_CHECK),
     ("udp", &UDP),
     ("udp-health", &UDP_HEALTH),
@@ -111,6 +112,7 @@ pub(super) fn example(uncomment: &dyn Fn(&Level, &Key) -> Option<String>) -> Str
         ("[[listeners.certificates]]", &CERTIFICATE, ""),
         ("[clusters.example]", &CLUSTER, ""),
         ("[clusters.example.backend_tls]", &BACKEND_TLS, ""),
+        ("[clusters.example.passive]", &PASSIVE, ""),
         ("[clusters.example.health_check]", &HEALTH_CHECK, ""),
         ("[clusters.example.udp]", &UDP, ""),
         ("[clusters.example.udp.health]", &UDP_HEALTH, ""),
@@ -131,7 +133,7 @@ pub(super) fn example(uncomment: &dyn Fn(&Level, &Key) -> Option<String>) -> Str
         for key in level.keys() {
             let active = ACTIVE.iter().find(|(what, name, _)| (*what, *name) == (level.what, key.name));
             let value = active.map(|(_, _, value)| value.to_string()).or_else(|| uncomment(level, key));
-            if matches!(key.kind, Kind::Table(_) | Kind::Tables(_) | Kind::NamedTables(_)) {
+            if key.is_table() {
                 continue;
             }
             any_active |= value.is_some();
@@ -220,7 +222,9 @@ pub(super) fn sample(key: &Key) -> String {
         Kind::CookieValue => "\"a1\"".to_owned(),
         // The last, as the first is what applies without the key.
         Kind::Choice(words) => format!("\"{}\"", words[words.len() - 1]),
-        Kind::Table(_) | Kind::Tables(_) | Kind::NamedTables(_) => String::new(),
+        Kind::RetryConditions => "[\"reset\", 503]".to_owned(),
+        Kind::StatusRanges => "[\"5xx\"]".to_owned(),
+        Kind::Table(_) | Kind::TableOrFalse(_) | Kind::Tables(_) | Kind::NamedTables(_) => String::new(),
     }
 }
 

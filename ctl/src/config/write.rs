@@ -109,6 +109,14 @@ pub fn cluster(cluster: &Cluster) -> Table {
     if let Some(admission) = &cluster.admission {
         admission.write_keys(&mut table.0);
     }
+    if let Some(retries) = &cluster.retries {
+        retries.write_keys(&mut table.0);
+    }
+    if let Some(passive) = &cluster.passive {
+        let mut keys = Table::new();
+        passive.write_keys(&mut keys);
+        table.always("passive", if passive.enabled { Value::Table(keys) } else { Value::Boolean(false) });
+    }
     table.if_some("backend_tls", cluster.tls.as_deref().map(backend_tls));
     let frontends: Vec<Value> = cluster.frontends.iter().map(|it| Value::Table(frontend(it))).collect();
     table.unless(Vec::new(), "frontends", frontends);

@@ -11,7 +11,10 @@ use ipnet::IpNet;
 use toml::Value as Toml;
 
 use super::Kind;
-use crate::{config::Value, state::BackendAddress};
+use crate::{
+    config::Value,
+    state::{BackendAddress, Conditions, Statuses},
+};
 
 /// Where values come from: a table of the file, or one whose absent keys another one has.
 pub(crate) trait Given {
@@ -173,6 +176,32 @@ impl Field for Vec<IpNet> {
 
     fn write(&self, _: Kind) -> Option<Toml> {
         Some(self.iter().map(|network| Toml::from(network.to_string())).collect::<Vec<_>>().into())
+    }
+}
+
+impl Field for Statuses {
+    fn read(value: &Value, _: Kind, _: &Path) -> Option<Self> {
+        match value {
+            Value::Statuses(statuses) => Some(statuses.clone()),
+            _ => None,
+        }
+    }
+
+    fn write(&self, _: Kind) -> Option<Toml> {
+        Some(self.0.iter().map(|range| Toml::from(range.to_string())).collect::<Vec<_>>().into())
+    }
+}
+
+impl Field for Conditions {
+    fn read(value: &Value, _: Kind, _: &Path) -> Option<Self> {
+        match value {
+            Value::Conditions(conditions) => Some(conditions.clone()),
+            _ => None,
+        }
+    }
+
+    fn write(&self, _: Kind) -> Option<Toml> {
+        Some(self.words().map(Toml::from).collect::<Vec<_>>().into())
     }
 }
 

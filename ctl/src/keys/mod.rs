@@ -61,7 +61,7 @@ pub struct Key {
 impl Key {
     /// Whether it is a table or an array of tables.
     pub const fn is_table(&self) -> bool {
-        matches!(self.kind, Kind::Table(_) | Kind::Tables(_) | Kind::NamedTables(_))
+        matches!(self.kind, Kind::Table(_) | Kind::TableOrFalse(_) | Kind::Tables(_) | Kind::NamedTables(_))
     }
 
     /// What applies without it, as it would be written in the file; empty: nothing.
@@ -173,8 +173,14 @@ pub enum Kind {
     CookieValue,
     /// One of these words.
     Choice(&'static [&'static str]),
+    /// Conditions under which a request is sent again: words, and statuses.
+    RetryConditions,
+    /// Statuses of responses: `503`, `"502-504"`, `"5xx"`.
+    StatusRanges,
     /// A table of that level.
     Table(&'static Level),
+    /// The same, or `false`.
+    TableOrFalse(&'static Level),
     /// Tables of that level, one after the other.
     Tables(&'static Level),
     /// Tables of that level, each under a name.
@@ -224,7 +230,12 @@ impl Kind {
             Kind::Choice(words) => {
                 words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(" or ")
             }
+            Kind::RetryConditions => {
+                "an array of `reset`, `timeout`, and statuses such as 503, \"502-504\", \"5xx\"".to_owned()
+            }
+            Kind::StatusRanges => "an array of statuses such as 503, \"502-504\", \"5xx\"".to_owned(),
             Kind::Table(_) | Kind::NamedTables(_) => "a table".to_owned(),
+            Kind::TableOrFalse(_) => "a table, or `false`".to_owned(),
             Kind::Tables(_) => "an array of tables".to_owned(),
         }
     }

@@ -3,7 +3,10 @@
 use std::{fs, path::Path};
 
 use super::{Default, Effect, Key, Kind};
-use crate::state::{Admission, Backend, Balancing, Cluster, Forwarding, Frontend, Hsts, Listener, Settings, Sizes, Timeouts, Tls};
+use crate::state::{
+    Admission, Backend, Balancing, Cluster, Forwarding, Frontend, Hsts, Listener, Passive, Retries, Settings,
+    Sizes, Timeouts, Tls,
+};
 
 /// Every key that has a field.
 fn all() -> impl Iterator<Item = &'static Key> {
@@ -23,6 +26,8 @@ fn all() -> impl Iterator<Item = &'static Key> {
         Cluster::OWN,
         Balancing::OWN,
         Admission::OWN,
+        Retries::OWN,
+        Passive::OWN,
         Frontend::REQUIRED,
         Frontend::OWN,
         Backend::REQUIRED,
@@ -116,7 +121,7 @@ fn a_default_is_a_value_that_its_key_takes() {
             Kind::Seconds | Kind::SecondsOrZero => value.is_integer() || value.is_float(),
             Kind::Bool => value.is_bool(),
             Kind::Choice(words) => value.as_str().is_some_and(|it| words.contains(&it)),
-            Kind::Networks | Kind::Integers => value.is_array(),
+            Kind::Networks | Kind::Integers | Kind::RetryConditions | Kind::StatusRanges => value.is_array(),
             _ => value.is_str(),
         };
         assert!(fits, "{} = {text}", key.name);

@@ -4,7 +4,7 @@ use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Admission, BackendTls, Balancing, FrontendTls, listener::NOWHERE};
+use super::{Admission, BackendTls, Balancing, FrontendTls, Passive, Retries, listener::NOWHERE};
 use crate::{
     keys::{keyed, words},
     limits,
@@ -44,6 +44,10 @@ keyed! {
         balancing: Option<Box<Balancing>> = None;
         /// How much it takes at a time, where that is limited.
         admission: Option<Box<Admission>> = None;
+        /// When a request is sent again, where that is not as it would be without keys.
+        retries: Option<Box<Retries>> = None;
+        /// When a backend is passed over because of how it answers, where that is not as it would be without keys.
+        passive: Option<Box<Passive>> = None;
         /// Rules that lead here.
         frontends: Vec<Frontend> = Vec::new();
         /// Servers that answer.

@@ -5,7 +5,7 @@ use crate::{
     http::Reason,
     limits,
     observe::Counter,
-    transfer::{Body, flush},
+    transfer::{Body, flush, receive_watching},
     upstream::{AttemptedEndpoints, ConnectError, ConnectOptions, Lease},
 };
 
@@ -34,6 +34,26 @@ impl Attempts {
     pub(super) fn repeat(&mut self, shared: &Shared) {
         shared.counters.count(Counter::Retries);
         self.repeated = true;
+        // A pooled connection that had died was no attempt.
+        self.endpoints.take_back();
+    }
+
+    /// Whether a request may be sent again because of how it was answered, as far as it goes by the request and by time. `complete`: all
+    /// of it is there to be sent again.
+    pub(super) fn may_retry(&self, request: &Request, complete: bool, record: &Record, now: u64) -> bool {
+        let Some(retries) = &request.retries else { return false };
+        let in_time = retries.timeout_ms == 0 || now.saturating_sub(record.started) < retries.timeout_ms;
+        complete
+            && in_time
+            && !request.upgrade
+            && request.method.is_idempotent()
+            && self.endpoints.may_go_on()
+    }
+
+    /// Notes that it is sent again, to another backend if there is one.
+    pub(super) fn retry(&mut self, shared: &Shared, lease: &Lease) {
+        shared.counters.count(Counter::Retries);
+        self.endpoints.note_answered(lease);
     }
 }
 
@@ -80,6 +100,29 @@ pub(super) async fn lease<D: Downstream>(
             Err(_) if lease.reused => {}
             Err(_) => return Err(refuse(Reason::BackendClosed)),
         }
+    }
+}
+
+/// Shortest and longest wait before a request is sent again that was answered badly, or not at all (ms).
+const RETRY_DELAY_MS: (u64, u64) = (25, 250);
+
+/// Waits a moment that is not the same for all, so that those who come back do not come together.
+///
+/// # Errors
+/// `ClientGone`.
+pub(super) async fn pause<D: Downstream>(downstream: &D, request: &Request) -> Result<(), Outcome> {
+    let now = downstream.shared().ring.now();
+    let due = now + fastrand::u64(RETRY_DELAY_MS.0..=RETRY_DELAY_MS.1);
+    let client = (downstream.body(), request.watch());
+    let waited = receive_watching(std::future::pending::<()>(), client, downstream.timer(), (now, due));
+    waited.await.map(drop).map_err(|_| Outcome::ClientGone)
+}
+
+/// Writes how often the request was sent.
+pub(super) fn write_attempts(request: &Request, head: &mut [u8], record: &Record) {
+    if let Some(number) = request.attempts_at.and_then(|at| head.get_mut(at..at + 3)) {
+        let text = format!("{:3}", record.attempts.get().clamp(1, 999));
+        number.copy_from_slice(text.as_bytes());
     }
 }
 

@@ -72,23 +72,34 @@ async fn phases<D: Downstream>(downstream: &mut D, record: &Record) -> Result<Ou
     let mut routed = request::receive(downstream, record).await?;
     // Let what has come of a body leave with the head; refuse one that is malformed or too large already.
     routed.add_body(downstream.read_buffer())?;
+    // One that may be sent again is awaited, if it is small.
+    routed.complete(downstream).await?;
     let request::RoutedRequest { request, mut head, mut body } = routed;
     record.add_request_bytes(body.moved());
     let admitted = request.cluster.admit(&downstream.shared().pooling);
     let _admitted = admitted.ok_or_else(|| request.local_reply(Reason::ClusterFull, body.is_done()))?;
+    request.cluster.count_request(&downstream.shared().pooling);
     let mut attempts = connect::Attempts::new(downstream.take_bound(&request.cluster));
     loop {
         // Lease a connection to an endpoint of the cluster: an idle one, or a new one.
         let lease = connect::lease(downstream, &request, &body, &mut attempts, record).await?;
         // What is kept of the head is gone when more of the request is sent.
         let request_line = if body.is_done() { Vec::new() } else { connect::first_line(&head).to_vec() };
+        connect::write_attempts(&request, &mut head, record);
         lease.send_head(head);
         // Pass the response on, and the rest of the body beside it.
         let complete = body.is_done();
         let answered = if complete {
             // Not like an upload before it.
             downstream.body().expect_bulk(None);
+            let shared = downstream.shared();
+            let again = |status| {
+                request.retries.as_ref().is_some_and(|retries| retries.on.statuses.contains(status))
+                    && attempts.may_retry(&request, complete, record, shared.ring.now())
+                    && request.cluster.spend_retry(&shared.pooling)
+            };
             let context = response::ResponseContext::new(downstream, &request, &lease, record);
+            let context = if request.retries.is_some() { context.or_again(&again) } else { context };
             response::forward(context).await.map(|answered| (answered, true))
         } else {
             Box::pin(upload::run(downstream, &request, &lease, &mut body, record)).await
@@ -105,10 +116,34 @@ async fn phases<D: Downstream>(downstream: &mut D, record: &Record) -> Result<Ou
                 head = lease.take_replay().ok_or_else(|| Failure::Unanswered.outcome(&request, complete))?;
                 attempts.repeat(downstream.shared());
             }
+            // Send it again, elsewhere if that can be.
+            Err(Failure::Again) => {
+                head = lease.take_replay().ok_or_else(|| Failure::Unanswered.outcome(&request, complete))?;
+                attempts.retry(downstream.shared(), &lease);
+                connect::pause(downstream, &request).await?;
+            }
             Err(failure) => {
-                let now = downstream.shared().ring.now();
-                lease.note_answer(record.since_start(now) - record.leased_ms.get(), now);
-                connect::log_defect(downstream.shared(), &request, &lease, &request_line, &failure);
+                let shared = downstream.shared();
+                if failure.is_of_backend() {
+                    let elapsed =
+                        record.since_start(shared.ring.now()).saturating_sub(record.leased_ms.get());
+                    lease.note_silence(&shared.pooling, elapsed);
+                }
+                let wanted = request.retries.as_ref().is_some_and(|retries| {
+                    retries.on.reset && failure.is_reset() || retries.on.timeout && failure.is_timeout()
+                });
+                let again = wanted
+                    && attempts.may_retry(&request, complete, record, shared.ring.now())
+                    && request.cluster.spend_retry(&shared.pooling);
+                if let Some(replay) = again.then(|| lease.take_replay()).flatten() {
+                    head = replay;
+                    attempts.retry(shared, &lease);
+                    if failure.is_timeout() {
+                        connect::pause(downstream, &request).await?;
+                    }
+                    continue;
+                }
+                connect::log_defect(shared, &request, &lease, &request_line, &failure);
                 return Err(failure.outcome(&request, complete));
             }
         }

@@ -56,6 +56,8 @@ pub(crate) enum Failure {
     Refused(ResponseDefect),
     /// The response is cut short; with `reset` nothing else would show that. `defect`: what was wrong with it, if it was.
     Cut { reset: bool, defect: Option<ResponseDefect> },
+    /// The response has a status with which the request is sent again; nothing of it went to the client.
+    Again,
     /// The client is gone.
     ClientGone,
     /// The client took nothing for too long.
@@ -78,10 +80,26 @@ impl Failure {
         matches!(self, Failure::Unanswered | Failure::Refused(ResponseDefect::NoStatusLine))
     }
 
+    /// Whether it is the backend's: it ended the connection or said nothing before the head of a response was complete.
+    pub(super) fn is_of_backend(&self) -> bool {
+        self.is_reset() || self.is_timeout()
+    }
+
+    /// Whether the backend ended the connection before the head of a response was complete.
+    pub(super) fn is_reset(&self) -> bool {
+        self.is_unread() || matches!(self, Failure::Refused(ResponseDefect::HeadCut))
+    }
+
+    /// Whether it said nothing for too long.
+    pub(super) fn is_timeout(&self) -> bool {
+        matches!(self, Failure::Reply(Reason::BackendTimeout))
+    }
+
     /// The outcome of an exchange that failed so. `complete`: nothing of the request is left to be read.
     pub(super) fn outcome(self, request: &Request, complete: bool) -> Outcome {
         match self {
-            Failure::Unanswered => request.local_reply(Reason::BackendClosed, complete),
+            // Whoever says it sends it again.
+            Failure::Again | Failure::Unanswered => request.local_reply(Reason::BackendClosed, complete),
             Failure::Reply(reason) => request.local_reply(reason, complete),
             Failure::Refused(defect) => request.local_reply(defect.reason(), complete),
             Failure::Cut { reset, .. } => Outcome::Cut { reset },

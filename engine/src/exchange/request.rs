@@ -2,6 +2,8 @@
 
 use std::{net::IpAddr, rc::Rc};
 
+use kakehi_ctl::state::Retries;
+
 use super::{
     Client, Downstream, ListenerConfig, LocalReply, Outcome, Record, Shared,
     client_address::client_address,
@@ -10,6 +12,7 @@ use super::{
 use crate::{
     h1::{ClientCertificate, ForwardedBy, RequestBody, RequestHead, StrictTransport},
     http::{Method, Reason, Version},
+    ring::Recv,
     transfer::{Body, ReadBuffer, Watch},
     upstream::{Affinity, Asked, Cluster},
 };
@@ -31,6 +34,10 @@ pub(crate) struct Request {
     pub(super) cluster: Rc<Cluster>,
     /// Which of its backends it belongs to.
     pub(super) affinity: Affinity,
+    /// When it is sent again, if it ever is.
+    pub(super) retries: Option<Rc<Retries>>,
+    /// Where in the head the backend is told how often it was sent.
+    pub(super) attempts_at: Option<usize>,
     /// The `Strict-Transport-Security` that its response gets.
     pub(crate) hsts: Option<Rc<StrictTransport>>,
 }
@@ -65,6 +72,41 @@ pub(super) struct RoutedRequest {
 }
 
 impl RoutedRequest {
+    /// Waits for the rest of a body that is small enough to be sent again, if the request may be.
+    ///
+    /// # Errors
+    /// As [`RoutedRequest::add_body`]; `ClientGone` and `BodyTimeout`.
+    pub(super) async fn complete<D: Downstream>(&mut self, downstream: &mut D) -> Result<(), Outcome> {
+        let Some(retries) = self.request.retries.as_ref().filter(|retries| !retries.on.is_empty()) else {
+            return Ok(());
+        };
+        let most = u64::from(retries.body_size);
+        let is_small = self.body.known_length().is_none_or(|left| left + self.body.moved() <= most);
+        if !is_small || self.request.expect_continue || !self.request.method.is_idempotent() {
+            return Ok(());
+        }
+        let timeouts = &self.request.config.settings.timeouts;
+        let due = downstream.shared().ring.now() + timeouts.body_ms.min(timeouts.front_ms);
+        while !self.body.is_done() && self.body.moved() < most {
+            downstream.timer().set_at(due);
+            let received = {
+                let (body, timer) = (downstream.body(), downstream.timer());
+                timer.limit(body.receive()).await
+            };
+            match received {
+                Ok(Ok(Recv::Data(buffer))) => downstream.read_buffer().push(buffer),
+                Ok(Ok(Recv::Finished) | Err(_)) => return Err(Outcome::ClientGone),
+                Err(_) => return Err(self.request.local_reply(Reason::BodyTimeout, false)),
+            }
+            let RoutedRequest { request, head, body } = self;
+            let appended = body.append(downstream.read_buffer(), head);
+            appended.map_err(|reason| request.local_reply(reason, false))?;
+            // With the checks of what came with the head.
+            self.add_body(downstream.read_buffer())?;
+        }
+        Ok(())
+    }
+
     /// Appends what of the body has come to the head. What is left in `read_buffer` may wait for long.
     ///
     /// # Errors
@@ -169,11 +211,16 @@ fn route_request(
         authenticates_connection: head.authenticates_connection,
         config: Rc::clone(config),
         affinity: target.cluster.affinity(&Asking { config, head, client }, &config.settings.sticky_name),
+        retries: target.cluster.retries(),
+        attempts_at: None,
         cluster: Rc::clone(&target.cluster),
         hsts,
     };
     let session_cookie = target.cluster.has_sessions().then_some(config.settings.sticky_name.as_str());
-    let out = write_head(config, shared, head, client, session_cookie);
+    let mut out = write_head(config, shared, head, client, session_cookie);
+    let told = request.retries.as_ref().is_some_and(|retries| retries.attempts_header);
+    let attempts_at = told.then(|| add_attempts(&mut out));
+    let request = Request { attempts_at, ..request };
     Ok(RoutedHead { routed: RoutedRequest { request, head: out, body }, received: head.len })
 }
 
@@ -201,6 +248,16 @@ impl Asked for Asking<'_> {
     fn cookie(&self, name: &str) -> Option<&[u8]> {
         self.head.cookie(name)
     }
+}
+
+/// Adds a field that says how often the request was sent; where its number stands.
+fn add_attempts(head: &mut Vec<u8>) -> usize {
+    // Before the empty line.
+    head.truncate(head.len() - 2);
+    head.extend_from_slice(b"X-Kakehi-Attempts: ");
+    let at = head.len();
+    head.extend_from_slice(b"  1\r\n\r\n");
+    at
 }
 
 /// Why a request is answered with 421.

@@ -86,6 +86,8 @@ enum Head {
         reusable: bool,
     },
     Final(Final),
+    /// A final response that is thrown away.
+    Again,
 }
 
 struct Final {
@@ -104,6 +106,8 @@ pub(super) struct ResponseContext<'a, D> {
     record: &'a Record,
     /// Set while an upload runs beside.
     duplex: Option<&'a DuplexState>,
+    /// Asked whether a response with this status is thrown away, and the request sent again.
+    again: Option<&'a dyn Fn(u16) -> bool>,
 }
 
 impl<'a, D: Downstream> ResponseContext<'a, D> {
@@ -113,7 +117,12 @@ impl<'a, D: Downstream> ResponseContext<'a, D> {
         lease: &'a Lease,
         record: &'a Record,
     ) -> ResponseContext<'a, D> {
-        ResponseContext { downstream, request, lease, record, duplex: None }
+        ResponseContext { downstream, request, lease, record, duplex: None, again: None }
+    }
+
+    /// Of a response of which `again` is asked.
+    pub(super) fn or_again(self, again: &'a dyn Fn(u16) -> bool) -> ResponseContext<'a, D> {
+        ResponseContext { again: Some(again), ..self }
     }
 
     /// Of a response beside which an upload runs.
@@ -124,7 +133,7 @@ impl<'a, D: Downstream> ResponseContext<'a, D> {
 
 /// Receives the response and passes it on.
 pub(super) async fn forward<D: Downstream>(context: ResponseContext<'_, D>) -> Result<Answered, Failure> {
-    let ResponseContext { downstream, request, lease, record, duplex } = context;
+    let ResponseContext { downstream, request, lease, record, duplex, .. } = context;
     let timeouts = &request.config.settings.timeouts;
     let ring = &downstream.shared().ring;
     // It counts from here, whatever the response waits for.
@@ -205,12 +214,13 @@ async fn await_head<D: Downstream>(
     let mut due = shared.ring.now() + back_ms;
     loop {
         if !read_buffer.is_empty() {
-            let read = read(context, read_buffer, &mut progress).map_err(|defect| {
+            let read = read(context, read_buffer, &mut progress, interim).map_err(|defect| {
                 // Behind an interim response it is a malformed final one.
                 let begun = interim > 0 && defect == ResponseDefect::NoStatusLine;
                 Failure::Refused(if begun { ResponseDefect::StatusLine } else { defect })
             })?;
             match read {
+                Head::Again => return Err(Failure::Again),
                 Head::Final(head) => return Ok(Final { reusable: head.reusable && reusable, ..head }),
                 Head::Interim { out, reusable: so_far } => {
                     interim += 1;
@@ -294,6 +304,7 @@ fn read<D: Downstream>(
     context: &ResponseContext<'_, D>,
     read_buffer: &mut ReadBuffer,
     progress: &mut HeadProgress,
+    interim: u32,
 ) -> Result<Head, ResponseDefect> {
     let ResponseContext { downstream, request, record, .. } = context;
     let shared = downstream.shared();
@@ -315,6 +326,11 @@ fn read<D: Downstream>(
         read_buffer.consume(length);
         return Ok(Head::Interim { out, reusable });
     }
+    let elapsed = record.since_start(shared.ring.now()).saturating_sub(record.leased_ms.get());
+    context.lease.note_answer(&shared.pooling, head.status, elapsed);
+    if interim == 0 && !upgraded && context.again.is_some_and(|again| again(head.status)) {
+        return Ok(Head::Again);
+    }
     // RFC 9112 section 9.3: a body that is not read to its end ends the connection, and the response says so.
     let ahead = context.duplex.is_some_and(|duplex| duplex.uploading.get());
     let endpoint = context.lease.endpoint();
@@ -334,7 +350,6 @@ fn read<D: Downstream>(
     let authenticates_connection = head.authenticates_connection;
     record.status.set(head.status);
     record.answered_ms.set(record.since_start(shared.ring.now()));
-    context.lease.note_answer(record.answered_ms.get() - record.leased_ms.get(), shared.ring.now());
     read_buffer.consume(length);
     Ok(Head::Final(Final { encoded, body, reusable, upgraded, authenticates_connection }))
 }

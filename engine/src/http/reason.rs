@@ -91,12 +91,6 @@ reasons! {
     NoRoute = 404 "no_route",
     /// The cluster has no backend that may be used.
     NoBackend = 503 "no_backend",
-    /// The backends that could be used have no room, and as many requests as may wait do (`queue_size`).
-    QueueFull = 503 "queue_full",
-    /// No backend had room within `queue_timeout`.
-    QueueTimeout = 503 "queue_timeout",
-    /// The cluster has as many requests as it takes at a time (`max_requests`).
-    ClusterFull = 503 "cluster_full",
     /// No backend could be reached.
     BackendConnectFailed = 503 "backend_connect_failed",
     /// No connection to a backend within `connect_timeout`.
@@ -125,6 +119,12 @@ reasons! {
     OptionsEnded = 200 "max_forwards_reached",
     /// `TRACE` with `Max-Forwards: 0`: kakehi reflects no requests, which may hold credentials.
     TraceEnded = 405 "trace_not_reflected",
+    /// The backends that could be used have no room, and as many requests as may wait do (`queue_size`).
+    QueueFull = 503 "queue_full",
+    /// No backend had room within `queue_timeout`.
+    QueueTimeout = 503 "queue_timeout",
+    /// The cluster has as many requests as it takes at a time (`max_requests`).
+    ClusterFull = 503 "cluster_full",
 }
 
 impl Reason {

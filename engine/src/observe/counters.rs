@@ -146,6 +146,10 @@ counters! {
     TlsDeferred = "tls.handshakes_deferred", counter;
     /// Times that heavy work (a step of a handshake, a piece of a reload) had to wait for a later turn of the loop.
     RingDeferred = "ring.deferred", counter;
+    /// Backends that were passed over because of how they answered.
+    UpstreamEjections = "upstream.ejections", counter;
+    /// Requests that would have been sent again, had `retry_budget` not been spent.
+    RetryBudgetSpent = "upstream.retry_budget_spent", counter;
 }
 
 /// Size of a block (bytes): one page.

@@ -77,7 +77,7 @@ impl Body {
     }
 
     /// Bytes that are still to come, if that is known.
-    pub(super) fn known_length(&self) -> Option<u64> {
+    pub(crate) fn known_length(&self) -> Option<u64> {
         match self.framing {
             Framing::Length(left) => Some(left),
             Framing::Chunked(_) | Framing::UntilClose { .. } => None,
@@ -173,7 +173,18 @@ impl Body {
         read_buffer: &mut ReadBuffer,
         head: &mut Vec<u8>,
     ) -> Result<(), Reason> {
-        if self.is_done() || read_buffer.is_empty() || head.len() + read_buffer.bytes().len() > COALESCE {
+        if head.len() + read_buffer.bytes().len() > COALESCE {
+            return Ok(());
+        }
+        self.append(read_buffer, head)
+    }
+
+    /// Appends to `head` what of the body is in `read_buffer`, however much that is.
+    ///
+    /// # Errors
+    /// When it is malformed: nothing has been appended then.
+    pub(crate) fn append(&mut self, read_buffer: &mut ReadBuffer, head: &mut Vec<u8>) -> Result<(), Reason> {
+        if self.is_done() || read_buffer.is_empty() {
             return Ok(());
         }
         let mut tail = Vec::new();

@@ -13,6 +13,7 @@ use kakehi_ctl::state::{Balancing, LoadBalancing, LoadMetric, ShardMode};
 use super::{
     affinity::{Affinity, Session},
     cluster::Member,
+    ejection::{self, Standing},
     hashing::{self, Maglev},
 };
 use crate::{ledger::Ledger, limits};
@@ -44,10 +45,19 @@ impl Health {
     }
 
     pub(super) fn failed(&self, now: u64) {
+        // Many that have failed at the same time say no more than one.
+        if self.is_down(now) {
+            return;
+        }
         let failures = self.failures.get();
         self.failures.set(failures.saturating_add(1));
         let penalty = (FIRST_PENALTY_MS << failures.min(10)).min(LONGEST_PENALTY_MS);
         self.down_until.set(now + penalty);
+    }
+
+    /// Whether the last attempt failed.
+    fn has_failed(&self) -> bool {
+        self.failures.get() > 0
     }
 
     fn is_down(&self, now: u64) -> bool {
@@ -67,20 +77,43 @@ pub(super) struct Balance {
     shard: Option<usize>,
 }
 
-/// Order of preference; see the module.
-pub(super) fn class(member: &Member, now: u64) -> u8 {
-    u8::from(member.backend.health.is_down(now)) * 4
-        + u8::from(member.weight == 0) * 2
-        + u8::from(member.backup)
+/// The time, and where all workers count.
+#[derive(Clone, Copy)]
+pub(super) struct Present<'a> {
+    /// By the clock of the ring (ms).
+    pub(super) now: u64,
+    /// By that of the host (ms).
+    pub(super) host: u64,
+    pub(super) ledger: Option<&'a Ledger>,
 }
 
-fn is_primary(member: &Member) -> bool {
-    member.weight > 0 && !member.backup
+/// The class of what cannot be used but for want of anything else.
+const LAST_RESORT: u8 = 4;
+/// That of what cannot be used at all.
+const NEVER: u8 = u8::MAX;
+
+/// Order of preference; see the module.
+pub(super) fn class(member: &Member, present: Present<'_>) -> u8 {
+    let rank = u8::from(member.weight == 0) * 2 + u8::from(member.backup);
+    let backend = &*member.backend;
+    let (load, ledger) = (&backend.load, present.ledger);
+    // Of those that may not answer, each has one request at a time.
+    let is_busy = match ejection::standing(backend, present.host, ledger) {
+        Standing::Good if !backend.health.has_failed() => return rank,
+        // Until one has succeeded.
+        Standing::Good if backend.opening.get() > 0 => true,
+        Standing::Good if !backend.health.is_down(present.now) => return rank,
+        Standing::Good => false,
+        Standing::OnTrial if load.everywhere(ledger).requests == 0 => return rank,
+        Standing::OnTrial => true,
+        Standing::Ejected => load.here().requests > 0,
+    };
+    if is_busy { NEVER } else { LAST_RESORT + rank }
 }
 
 impl Balance {
     pub(super) fn new(configured: &Balancing, members: &[Member]) -> Balance {
-        let primaries = members.iter().filter(|member| is_primary(member)).count();
+        let primaries = members.iter().filter(|member| member.is_primary()).count();
         let shard = configured.shard_percent.and_then(|percent| {
             let size = (primaries * usize::from(percent)).div_ceil(100).max(2);
             (primaries >= usize::from(configured.shard_min_backends) && size < primaries).then_some(size)
@@ -116,24 +149,26 @@ impl Balance {
         members: &[Member],
         excluded: &[usize],
         affinity: Affinity,
-        (now, ledger): (u64, Option<&Ledger>),
+        present: Present<'_>,
     ) -> Option<usize> {
-        if let [_] = members {
-            return excluded.is_empty().then_some(0);
+        if let [member] = members {
+            return (excluded.is_empty() && class(member, present) != NEVER).then_some(0);
         }
         let candidates = || members.iter().enumerate().filter(|(index, _)| !excluded.contains(index));
         if let Session::With(value) = affinity.session {
-            let is_it = |member: &Member| member.session == value && !member.backend.health.is_down(now);
+            let is_it = |member: &Member| member.session == value && class(member, present) < LAST_RESORT;
             if let Some((index, _)) = candidates().find(|(_, member)| is_it(member)) {
                 return Some(index);
             }
         }
         let within = self.shard.map(|size| self.least_score(members, affinity.key, size));
         let is_in_shard = |member: &Member| {
-            within.is_none_or(|least| !is_primary(member) || primary_score(affinity, member) >= least)
+            within.is_none_or(|least| !member.is_primary() || primary_score(affinity, member) >= least)
         };
         let best = |accept: &dyn Fn(&Member) -> bool| {
-            candidates().filter(|(_, member)| accept(member)).map(|(_, member)| class(member, now)).min()
+            let classes =
+                candidates().filter(|(_, member)| accept(member)).map(|(_, member)| class(member, present));
+            classes.min().filter(|class| *class != NEVER)
         };
         let inside = best(&is_in_shard);
         let strict = self.configured.shard_mode == ShardMode::Strict;
@@ -143,16 +178,17 @@ impl Balance {
         let narrow = inside == outside;
         let eligible = |index: usize, member: &Member| {
             !excluded.contains(&index)
-                && class(member, now) == class_of_choice
+                && class(member, present) == class_of_choice
                 && (!narrow || is_in_shard(member))
         };
+        let Present { now, ledger, .. } = present;
         Choice { balance: self, members, now, ledger, key: affinity.key, eligible: &eligible }.make()
     }
 
     /// The score that the last of the `size` primaries has that `key` prefers.
     fn least_score(&self, members: &[Member], key: u64, size: usize) -> f64 {
         let affinity = Affinity { key, session: Session::None };
-        let primaries = members.iter().filter(|member| is_primary(member));
+        let primaries = members.iter().filter(|member| member.is_primary());
         let mut scores: Vec<f64> = primaries.map(|member| primary_score(affinity, member)).collect();
         match scores.len().checked_sub(size) {
             None => 0.0,
@@ -306,7 +342,7 @@ impl Choice<'_> {
 
     fn by_table(&self) -> Option<usize> {
         // Backups and those of weight 0 have no part in the table.
-        let primaries = || self.members.iter().zip(0..).filter(|(member, _)| is_primary(member));
+        let primaries = || self.members.iter().zip(0..).filter(|(member, _)| member.is_primary());
         let table = self.balance.table.get_or_init(|| {
             let entries = primaries();
             Maglev::new(entries.map(|(member, at)| (at, member.backend.hash, u64::from(member.weight))))

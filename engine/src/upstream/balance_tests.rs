@@ -36,7 +36,8 @@ fn by(policy: LoadBalancing, weights: &[u8]) -> Cluster {
 
 fn choose_for(cluster: &Cluster, excluded: &[usize], affinity: Affinity, now: u64) -> Option<usize> {
     let members = cluster.members.borrow();
-    members.balance.choose(&members.members, excluded, affinity, (now, None))
+    let present = Present { now, host: now, ledger: None };
+    members.balance.choose(&members.members, excluded, affinity, present)
 }
 
 fn choose(cluster: &Cluster, excluded: &[usize]) -> Option<usize> {

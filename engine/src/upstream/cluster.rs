@@ -2,23 +2,28 @@
 
 use std::{cell::RefCell, io, rc::Rc};
 
-use kakehi_ctl::state;
+use kakehi_ctl::state::{self, Passive, Retries};
 use socket2::SockAddr;
 
 use super::{
     affinity::{Affinity, AffinityRules, Asked, Session, opaque},
     balance::Balance,
     connect::ConnectSettings,
+    ejection::Answers,
     endpoint::Endpoint,
     hashing::hash,
     load::{InFlight, Load},
     pool::Pooling,
     queue::Queue,
+    window::Window,
 };
 use crate::{
     ring::Share,
     tls::{Connector, Context, TlsError},
 };
+
+/// Of which time the requests count of which some may be sent again (ms).
+const BUDGET_WINDOW_MS: u64 = 10_000;
 
 /// A backend's place in a cluster.
 pub(super) struct Member {
@@ -27,10 +32,18 @@ pub(super) struct Member {
     pub(super) backup: bool,
     /// The most connections in use, on all workers; 0 = no limit.
     pub(super) max_connections: u32,
+    pub(super) answers: Rc<Answers>,
     /// The hash of its value in the cookie of sticky sessions.
     pub(super) session: u64,
     /// That value, where the cluster has such sessions.
     cookie: Option<Box<str>>,
+}
+
+impl Member {
+    /// Whether it is neither a backup nor of weight 0.
+    pub(super) fn is_primary(&self) -> bool {
+        self.weight > 0 && !self.backup
+    }
 }
 
 /// The backends of a cluster at one time: immutable, and swapped whole.
@@ -41,6 +54,10 @@ pub struct Endpoints {
     pub(super) queue: Rc<Queue>,
     pub(super) queue_timeout_ms: u64,
     max_requests: u32,
+    pub(super) retries: Rc<Retries>,
+    /// Requests, and those of them that were sent again.
+    pub(super) repetitions: Rc<Window>,
+    pub(super) passive: Passive,
     rules: AffinityRules,
     pub(super) settings: ConnectSettings,
 }
@@ -88,6 +105,9 @@ impl Endpoints {
             queue: Rc::new(Queue::new("", 0)),
             queue_timeout_ms: 0,
             max_requests: 0,
+            retries: Rc::default(),
+            repetitions: Rc::new(Window::new(BUDGET_WINDOW_MS, 0)),
+            passive: Passive::default(),
             rules: AffinityRules::default(),
             settings: ConnectSettings::default(),
         }
@@ -121,6 +141,16 @@ impl Endpoints {
             Some(present) if present.queue.size() == queue_size => Rc::clone(&present.queue),
             _ => Rc::new(Queue::new(name, queue_size)),
         };
+        let passive = cluster.passive.as_deref().cloned().unwrap_or_default();
+        let same_window = |present: &&Rc<Endpoints>| present.passive.window_ms == passive.window_ms;
+        let with_answers = present.as_ref().filter(same_window);
+        let repetitions = match &present {
+            Some(present) => Rc::clone(&present.repetitions),
+            None => {
+                let name = hash(format!("repetitions\0{name}").as_bytes());
+                Rc::new(Window::new(BUDGET_WINDOW_MS, name))
+            }
+        };
         let members: Vec<Member> = cluster
             .backends
             .iter()
@@ -150,7 +180,12 @@ impl Endpoints {
                 let (weight, backup) = (configured.weight, configured.backup);
                 backend.wait_in(Some(&queue).filter(|queue| queue.is_there()));
                 let max_connections = configured.max_connections;
-                Ok(Member { backend, weight, backup, max_connections, session, cookie })
+                let is_it = |it: &&Member| Rc::ptr_eq(&it.backend, &backend);
+                let answers = match with_answers.and_then(|present| present.members.iter().find(is_it)) {
+                    Some(known) => Rc::clone(&known.answers),
+                    None => Rc::new(Answers::new(name, &configured.id, &passive)),
+                };
+                Ok(Member { backend, weight, backup, max_connections, answers, session, cookie })
             })
             .collect::<io::Result<_>>()?;
         let balance = Balance::new(&balancing, &members);
@@ -163,7 +198,19 @@ impl Endpoints {
             ConnectSettings { configured: cluster.tls.clone(), connector, send_proxy: cluster.send_proxy };
         let queue_timeout_ms = admission.map_or(0, |admission| admission.queue_timeout_ms);
         let max_requests = admission.map_or(0, |admission| admission.max_requests);
-        Ok(Endpoints { members, balance, queue, queue_timeout_ms, max_requests, rules, settings })
+        let retries = Rc::new(cluster.retries.as_deref().cloned().unwrap_or_default());
+        Ok(Endpoints {
+            members,
+            balance,
+            queue,
+            queue_timeout_ms,
+            max_requests,
+            retries,
+            repetitions,
+            passive,
+            rules,
+            settings,
+        })
     }
 }
 

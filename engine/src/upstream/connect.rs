@@ -3,12 +3,13 @@
 
 use std::rc::Rc;
 
-use kakehi_ctl::state;
+use kakehi_ctl::state::{self, Retries};
 
 use super::{
     affinity::Affinity,
-    balance,
+    balance::{self, Present},
     cluster::{Cluster, Endpoints},
+    ejection::{self, Moment},
     endpoint::Endpoint,
     lease::{InUse, Lease},
     pool::Pooling,
@@ -23,8 +24,8 @@ use crate::{
     transport::{AddressPair, TransportStream, proxy_header},
 };
 
-/// Most backends that are tried for one request.
-const MAX_ATTEMPTS: usize = 5;
+/// So many requests may be sent again in 10 seconds, however few there are.
+const LEAST_RETRIES: u64 = 30;
 
 /// How connections to the backends of a cluster are made.
 #[derive(Default)]
@@ -67,8 +68,29 @@ pub struct AttemptedEndpoints {
     /// Those of the cluster when the request came.
     members: Option<Rc<Endpoints>>,
     indices: Vec<usize>,
+    /// Those that were reached, and have not answered, or badly.
+    answered: Vec<usize>,
+    /// How often a connection was asked for.
+    attempts: usize,
     /// Until when it waits for room (ms), once it has begun to.
     queue_due: Option<u64>,
+}
+
+impl AttemptedEndpoints {
+    /// The endpoint behind `lease` was reached, and is to be asked again only when there is no other.
+    pub fn note_answered(&mut self, lease: &Lease) {
+        self.answered.extend(lease.index());
+    }
+
+    /// A request that a pooled connection has not carried over is no attempt.
+    pub fn take_back(&mut self) {
+        self.attempts = self.attempts.saturating_sub(1);
+    }
+
+    /// Whether there may be another attempt.
+    pub fn may_go_on(&self) -> bool {
+        self.members.as_ref().is_none_or(|members| self.attempts < usize::from(members.retries.max_attempts))
+    }
 }
 
 impl Cluster {
@@ -84,18 +106,28 @@ impl Cluster {
         options: &ConnectOptions<'_>,
     ) -> Result<Lease, ConnectError> {
         let mut failure = Reason::NoBackend;
-        let AttemptedEndpoints { members, indices, queue_due } = attempted;
-        let members: &Endpoints = members.get_or_insert_with(|| Rc::clone(&self.members.borrow()));
-        while indices.len() < MAX_ATTEMPTS
-            && let Some((index, in_use)) = members.take_place(pooling, indices, queue_due, options).await?
-        {
+        let AttemptedEndpoints { members, indices, answered, attempts, queue_due } = attempted;
+        let members: &Rc<Endpoints> = members.get_or_insert_with(|| Rc::clone(&self.members.borrow()));
+        let (present, most) = (members.present(pooling), usize::from(members.retries.max_attempts));
+        while *attempts < most {
+            let mut tried = indices.clone();
+            if !answered.is_empty() {
+                // One that has answered badly is asked again when there is no other.
+                tried.extend_from_slice(answered);
+                if members.balance.choose(&members.members, &tried, options.affinity, present).is_none() {
+                    tried.clone_from(indices);
+                }
+            }
+            let place = members.take_place(pooling, &tried, queue_due, options).await?;
+            let Some((index, in_use)) = place else { break };
+            *attempts += 1;
             let backend = &members.members[index].backend;
             if !options.fresh
                 && !members.settings.send_proxy
                 && let Some(stream) = backend.idle.borrow_mut().take(&pooling.counters)
             {
                 pooling.counters.count(Counter::UpstreamReused);
-                return Ok(Lease::counted(stream, in_use, true).timed(members.balance.is_timed()));
+                return Ok(Lease::counted(stream, in_use, true).at(members, index));
             }
             indices.push(index);
             // Boxed: rare beside the reuse of an idle connection, and large with the address in it.
@@ -103,10 +135,13 @@ impl Cluster {
                 Ok(stream) => {
                     // It did not fail: it may be asked again for this request.
                     indices.pop();
-                    let lease = Lease::counted(stream, in_use, false).timed(members.balance.is_timed());
+                    let lease = Lease::counted(stream, in_use, false).at(members, index);
                     return Ok(if members.settings.send_proxy { lease.private() } else { lease });
                 }
-                Err(ConnectError::Unreachable(reason)) => failure = reason,
+                Err(ConnectError::Unreachable(reason)) => {
+                    members.note_answer(index, pooling, None, 0);
+                    failure = reason;
+                }
                 Err(ConnectError::ClientGone) => return Err(ConnectError::ClientGone),
             }
         }
@@ -156,6 +191,34 @@ impl Endpoints {
         }
     }
 
+    fn present<'a>(&self, pooling: &'a Pooling) -> Present<'a> {
+        Present { now: pooling.ring.now(), host: pooling.host_now(), ledger: pooling.ledger.as_ref() }
+    }
+
+    /// The endpoint at `index` has answered with this status within this time (ms), or not at all.
+    pub(super) fn note_answer(&self, index: usize, pooling: &Pooling, status: Option<u16>, elapsed: u32) {
+        let passive = &self.passive;
+        let endpoint = &self.members[index].backend;
+        let now = pooling.ring.now();
+        if self.balance.is_timed() || passive.latency_factor > 0 {
+            endpoint.load.answering.observe_peak(u64::from(elapsed), now);
+        }
+        if !passive.enabled {
+            return;
+        }
+        let moment = Moment { host: pooling.host_now(), ring: now, ledger: pooling.ledger.as_ref() };
+        let ejected = match status {
+            Some(status) if !passive.statuses.contains(status) => {
+                ejection::succeeded(passive, &self.members, index, &moment)
+            }
+            _ => ejection::failed(passive, &self.members, index, &moment),
+        };
+        if ejected {
+            pooling.counters.count(Counter::UpstreamEjections);
+            tracing::warn!(backend = %endpoint.id, "answers badly: it is passed over for a while (`passive`)");
+        }
+    }
+
     /// The same at once.
     fn look_for_place(
         &self,
@@ -163,9 +226,9 @@ impl Endpoints {
         tried: &[usize],
         affinity: Affinity,
     ) -> Result<Option<(usize, InUse)>, NoRoom> {
-        let (now, ledger) = (pooling.ring.now(), pooling.ledger.as_ref());
-        let choose =
-            |excluded: &[usize]| self.balance.choose(&self.members, excluded, affinity, (now, ledger));
+        let present = self.present(pooling);
+        let ledger = present.ledger;
+        let choose = |excluded: &[usize]| self.balance.choose(&self.members, excluded, affinity, present);
         let Some(mut index) = choose(tried) else { return Ok(None) };
         let bound = self.balance.is_bound(affinity);
         let mut excluded = Vec::new();
@@ -182,13 +245,55 @@ impl Endpoints {
                 excluded.extend_from_slice(tried);
             }
             excluded.push(index);
-            let rank = balance::class(member, now);
+            let rank = balance::class(member, present);
             let next = choose(&excluded).filter(|next| {
                 // Rather than going to a backup, or to what failed lately, it waits.
-                !self.queue.is_there() || (!bound && balance::class(&self.members[*next], now) == rank)
+                !self.queue.is_there() || (!bound && balance::class(&self.members[*next], present) == rank)
             });
             index = next.ok_or(NoRoom { bound })?;
         }
+    }
+}
+
+/// A connection that is being made, as long as this lives.
+struct Opening<'a>(&'a Endpoint);
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        self.0.opening.set(self.0.opening.get() - 1);
+    }
+}
+
+impl Cluster {
+    /// Counts a request that might be sent again.
+    pub fn count_request(&self, pooling: &Pooling) {
+        let members = self.members.borrow();
+        if !members.retries.on.is_empty() {
+            members.repetitions.count(false, pooling.host_now(), pooling.ledger.as_ref());
+        }
+    }
+
+    /// When requests are sent again, if they are.
+    pub fn retries(&self) -> Option<Rc<Retries>> {
+        let members = self.members.borrow();
+        let retries = &members.retries;
+        (!retries.on.is_empty() || retries.attempts_header).then(|| Rc::clone(retries))
+    }
+
+    /// Whether one more request may be sent again; then it counts as such.
+    pub fn spend_retry(&self, pooling: &Pooling) -> bool {
+        let members = self.members.borrow();
+        let (now, ledger) = (pooling.host_now(), pooling.ledger.as_ref());
+        let budget = u64::from(members.retries.budget);
+        let counts = members.repetitions.sum(now, ledger);
+        let most = (counts.all * budget / 100).max(LEAST_RETRIES);
+        let allowed = budget > 0 && counts.some < most;
+        if allowed {
+            members.repetitions.mark(now, ledger);
+        } else {
+            pooling.counters.count(Counter::RetryBudgetSpent);
+        }
+        allowed
     }
 }
 
@@ -202,6 +307,8 @@ impl Endpoint {
     ) -> Result<TransportStream, ConnectError> {
         let counters = &pooling.counters;
         let now = pooling.ring.now();
+        self.opening.set(self.opening.get() + 1);
+        let _opening = Opening(self);
         let attempt = self.reach(pooling, share, settings, options);
         let times = (now, now.saturating_add(options.connect_ms));
         let reached = receive_watching(attempt, options.client, options.timer, times).await;

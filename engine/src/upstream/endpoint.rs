@@ -29,6 +29,8 @@ pub struct Endpoint {
     pub(super) idle: RefCell<IdlePool>,
     /// It is in the configuration no more: it finishes what it has, and keeps no idle connections.
     pub(super) retired: Cell<bool>,
+    /// Connections to it that are being made.
+    pub(super) opening: Cell<u32>,
     /// Who waits for room in it.
     queue: RefCell<Option<Rc<Queue>>>,
     /// That a handshake with it has failed was said.
@@ -54,6 +56,7 @@ impl Endpoint {
             hash: hash(id.as_bytes()),
             idle: RefCell::default(),
             retired: Cell::new(false),
+            opening: Cell::new(0),
             queue: RefCell::default(),
             tls_failed: Cell::new(false),
             complaints: LogLimit::default(),

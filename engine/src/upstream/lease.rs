@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, rc::Rc};
 
-use super::{endpoint::Endpoint, load::InFlight, pool::Pooling};
+use super::{cluster::Endpoints, endpoint::Endpoint, load::InFlight, pool::Pooling};
 use crate::{observe::Counter, transport::TransportStream};
 
 /// A connection to an endpoint, in use by one exchange. Dropped, it closes the connection; [`Lease::release`] gives it back
@@ -13,8 +13,8 @@ pub struct Lease {
     /// It carried an earlier request: it may have died since without our knowing.
     pub reused: bool,
     in_use: InUse,
-    /// How long the endpoint takes to answer is noted.
-    timed: bool,
+    /// Which of the endpoints of its cluster it leads to.
+    place: Option<(Rc<Endpoints>, usize)>,
     /// It began with the address of one client, and is for nobody else.
     private: bool,
     /// It has authenticated one client.
@@ -29,19 +29,26 @@ impl Lease {
 
     /// A connection that counts already.
     pub(super) fn counted(stream: TransportStream, in_use: InUse, reused: bool) -> Lease {
-        Lease { stream, reused, in_use, timed: false, private: false, bound: false }
+        Lease { stream, reused, in_use, place: None, private: false, bound: false }
     }
 
-    /// This one; if `timed`, how long the endpoint takes to answer is noted.
+    /// This one, to the endpoint at `index` of `members`: how it answers is noted.
     #[must_use]
-    pub(super) fn timed(self, timed: bool) -> Lease {
-        Lease { timed, ..self }
+    pub(super) fn at(self, members: &Rc<Endpoints>, index: usize) -> Lease {
+        Lease { place: Some((Rc::clone(members), index)), ..self }
     }
 
-    /// The endpoint has answered, or has not within this time (ms).
-    pub fn note_answer(&self, elapsed: u32, now: u64) {
-        if self.timed {
-            self.in_use.endpoint.load.answering.observe_peak(u64::from(elapsed), now);
+    /// The endpoint has answered with this status within this time (ms).
+    pub fn note_answer(&self, pooling: &Pooling, status: u16, elapsed: u32) {
+        if let Some((members, index)) = &self.place {
+            members.note_answer(*index, pooling, Some(status), elapsed);
+        }
+    }
+
+    /// It has not answered within this time (ms), or has ended the connection before.
+    pub fn note_silence(&self, pooling: &Pooling, elapsed: u32) {
+        if let Some((members, index)) = &self.place {
+            members.note_answer(*index, pooling, None, elapsed);
         }
     }
 
@@ -68,6 +75,11 @@ impl Lease {
     /// True if it is bound to a client connection already.
     pub fn is_bound(&self) -> bool {
         self.bound
+    }
+
+    /// Which of the endpoints of its cluster that is.
+    pub(super) fn index(&self) -> Option<usize> {
+        self.place.as_ref().map(|(_, index)| *index)
     }
 
     /// The endpoint that it leads to.

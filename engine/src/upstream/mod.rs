@@ -7,6 +7,8 @@
 //! | `balance` | chooses an endpoint by the policy of the cluster, past those that failed lately |
 //! | `affinity` | what a request says of the endpoint that it belongs to: a key, a session |
 //! | `hashing` | the hashes by which a key finds its endpoint |
+//! | `ejection` | endpoints that are passed over because of how they answer |
+//! | `window` | how often something happened in the last seconds |
 //! | `load` | what an endpoint has to do, and how quick it is |
 //! | `connect` | [`Cluster::connect`] brings a request to an endpoint |
 //! | `lease` | a [`Lease`]: one upstream connection, for one exchange |
@@ -20,12 +22,14 @@ mod affinity;
 mod balance;
 mod cluster;
 mod connect;
+mod ejection;
 mod endpoint;
 mod hashing;
 mod lease;
 mod load;
 mod pool;
 mod queue;
+mod window;
 
 pub use self::{
     affinity::{Affinity, Asked, of_client},

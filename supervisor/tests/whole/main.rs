@@ -20,6 +20,7 @@ mod duplex;
 mod edits;
 mod events;
 mod facts;
+mod failures;
 mod files;
 mod foreign_sockets;
 mod framing;

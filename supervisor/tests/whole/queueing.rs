@@ -177,7 +177,11 @@ fn who_leaves_leaves_the_line() {
     let mut first = asking(&proxy, "/");
     gate.wait_for(1);
     let waiting = line(&proxy, 3);
-    wait::until("the queue to be full", || asking(&proxy, "/").response().status() == 503);
+    wait::until("the queue to be full", || {
+        let mut client = asking(&proxy, "/");
+        client.patience(Duration::from_millis(200));
+        client.try_response().is_ok_and(|response| response.status() == 503)
+    });
     waiting.into_iter().for_each(Client::reset);
     let mut late = wait::within(wait::SOON, "room in the line", || {
         let mut client = asking(&proxy, "/late");
@@ -273,16 +277,18 @@ fn a_worker_that_stands_still_at_the_head_of_the_line_holds_up_nobody() {
     let proxy = config.root("worker_liveness = 0").start();
     let mut first = asking(&proxy, "/first");
     gate.wait_for(1);
+    // Not the one that has the request.
+    let holder = holder(&proxy);
+    let other = proxy.workers().into_iter().find(|worker| worker.0 != holder.0).unwrap();
     let waiting = line(&proxy, 16);
-    let workers = proxy.workers();
     wait::pace(Duration::from_millis(100));
-    send_signal(workers[0], Signal::SIGSTOP);
+    send_signal(other, Signal::SIGSTOP);
     // Whoever is on the other one is served, as soon as the first is done, wherever that was.
     gate.release(17);
     wait::within(Duration::from_secs(10), "those of the other worker", || {
         (gate.seen.lock().unwrap().len() > 1).then_some(())
     });
-    send_signal(workers[0], Signal::SIGCONT);
+    send_signal(other, Signal::SIGCONT);
     first.response().expect(200, "ok");
     for mut client in waiting {
         client.response().expect(200, "ok");

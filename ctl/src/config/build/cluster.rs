@@ -15,6 +15,7 @@ use super::{
 };
 use crate::state::{
     Admission, Backend, BackendAddress, BackendTls, Balancing, Cluster, ClusterProtocol, Listener, Material,
+    Passive, Retries,
 };
 
 /// Where distributions keep the certificates of those that are commonly believed: Debian and Arch, RHEL and Fedora, Alpine, SUSE,
@@ -76,6 +77,15 @@ impl Builder<'_, '_> {
         cluster.balancing = self.balancing(section, is_http);
         let mut admission = Admission::default();
         admission.read_keys(section, section, self.folder);
+        let mut retries = Retries::default();
+        retries.read_keys(section, section, self.folder);
+        cluster.retries = (retries != Retries::default()).then(|| Box::new(retries));
+        let mut passive = Passive::default();
+        if let Some(section) = section.tables("passive").first() {
+            passive.read_keys(section, section, self.folder);
+        }
+        passive.enabled = !section.is_off("passive");
+        cluster.passive = (passive != Passive::default()).then(|| Box::new(passive));
         cluster.admission = (admission != Admission::default()).then(|| Box::new(admission));
         // Of just the size that is needed: there may be very many.
         cluster.frontends = Vec::with_capacity(section.tables("frontends").len());

@@ -2,13 +2,15 @@
 
 use super::{
     Effect, Key,
-    Kind::{AnyText, Bool, Choice, Integer, Path, Seconds, Table, Tables, Text, TextMap, Texts},
+    Kind::{
+        AnyText, Bool, Choice, Integer, Path, Seconds, Table, TableOrFalse, Tables, Text, TextMap, Texts,
+    },
     Level,
     Support::{NotYet, Own, Partly, Yes},
     affecting, key,
     tls::{BACKEND_TLS, FRONTEND_TLS},
 };
-use crate::state::{Admission, Backend, Balancing, Cluster, Frontend};
+use crate::state::{Admission, Backend, Balancing, Cluster, Frontend, Passive, Retries};
 
 /// `[clusters.ID]`.
 pub(in crate::config) static CLUSTER: Level = Level {
@@ -18,6 +20,7 @@ pub(in crate::config) static CLUSTER: Level = Level {
         Cluster::OWN,
         Balancing::OWN,
         Admission::OWN,
+        Retries::OWN,
         &[
             key("frontends", Tables(&FRONTEND), "[]", Yes, "Which requests it gets."),
             key("backends", Tables(&BACKEND), "[]", Yes, "The servers that answer them."),
@@ -34,6 +37,13 @@ pub(in crate::config) static CLUSTER: Level = Level {
                 "",
                 Own,
                 "The backends are reached by TLS; an empty table is enough. Clusters of `http` only.",
+            ),
+            key(
+                "passive",
+                TableOrFalse(&PASSIVE),
+                "",
+                Own,
+                "When a backend is passed over because of how it answers; `false`: never. Without it the defaults of its keys hold.",
             ),
             key("answer_503", Path, "", NotYet, "File of the answer 503."),
             key("answers", TextMap, "", NotYet, "Own answers, by status code."),
@@ -131,6 +141,9 @@ pub(in crate::config) static HEADER: Level = Level {
 /// `[[clusters.ID.backends]]`.
 pub(in crate::config) static BACKEND: Level =
     Level { what: "a backend", groups: &[Backend::REQUIRED, Backend::OWN] };
+
+/// `[clusters.ID.passive]`.
+pub(in crate::config) static PASSIVE: Level = Level { what: "`passive`", groups: &[Passive::OWN] };
 
 /// `[clusters.ID.health_check]`.
 pub(in crate::config) static HEALTH_CHECK: Level = Level {
