@@ -32,7 +32,8 @@ pub(super) struct Member {
     pub(super) backup: bool,
     /// The most connections in use, on all workers; 0 = no limit.
     pub(super) max_connections: u32,
-    pub(super) answers: Rc<Answers>,
+    /// Where their share matters that are failures.
+    pub(super) answers: Option<Rc<Answers>>,
     /// The hash of its value in the cookie of sticky sessions.
     pub(super) session: u64,
     /// That value, where the cluster has such sessions.
@@ -50,13 +51,14 @@ impl Member {
 pub struct Endpoints {
     pub(super) members: Vec<Member>,
     pub(super) balance: Balance,
-    /// Requests that wait until one of them has room.
-    pub(super) queue: Rc<Queue>,
+    /// Requests that wait until one of them has room, where any may.
+    pub(super) queue: Option<Rc<Queue>>,
     pub(super) queue_timeout_ms: u64,
     max_requests: u32,
-    pub(super) retries: Rc<Retries>,
-    /// Requests, and those of them that were sent again.
-    pub(super) repetitions: Rc<Window>,
+    /// When requests are sent again, where that is not as it would be without keys.
+    pub(super) retries: Option<Rc<Retries>>,
+    /// Requests, and those of them that were sent again, where any are.
+    pub(super) repetitions: Option<Rc<Window>>,
     pub(super) passive: Passive,
     rules: AffinityRules,
     pub(super) settings: ConnectSettings,
@@ -102,11 +104,11 @@ impl Endpoints {
         Endpoints {
             members: Vec::new(),
             balance: Balance::default(),
-            queue: Rc::new(Queue::new("", 0)),
+            queue: None,
             queue_timeout_ms: 0,
             max_requests: 0,
-            retries: Rc::default(),
-            repetitions: Rc::new(Window::new(BUDGET_WINDOW_MS, 0)),
+            retries: None,
+            repetitions: None,
             passive: Passive::default(),
             rules: AffinityRules::default(),
             settings: ConnectSettings::default(),
@@ -136,21 +138,22 @@ impl Endpoints {
             && present.as_ref().is_some_and(|present| !present.members.is_empty());
         let admission = cluster.admission.as_deref();
         let queue_size = admission.map_or(0, |admission| admission.queue_size);
-        let queue = match &present {
-            // Whoever waits goes on waiting.
-            Some(present) if present.queue.size() == queue_size => Rc::clone(&present.queue),
-            _ => Rc::new(Queue::new(name, queue_size)),
-        };
+        // Whoever waits goes on waiting.
+        let waiting = present.as_ref().and_then(|present| present.queue.as_ref());
+        let queue = (queue_size > 0).then(|| match waiting.filter(|queue| queue.size() == queue_size) {
+            Some(queue) => Rc::clone(queue),
+            None => Rc::new(Queue::new(name, queue_size)),
+        });
         let passive = cluster.passive.as_deref().cloned().unwrap_or_default();
         let same_window = |present: &&Rc<Endpoints>| present.passive.window_ms == passive.window_ms;
         let with_answers = present.as_ref().filter(same_window);
-        let repetitions = match &present {
-            Some(present) => Rc::clone(&present.repetitions),
-            None => {
-                let name = hash(format!("repetitions\0{name}").as_bytes());
-                Rc::new(Window::new(BUDGET_WINDOW_MS, name))
-            }
-        };
+        let retries = cluster.retries.as_deref().cloned().map(Rc::new);
+        let counted = present.as_ref().and_then(|present| present.repetitions.as_ref());
+        let repeats = retries.as_ref().is_some_and(|retries| !retries.on.is_empty());
+        let repetitions = repeats.then(|| match counted {
+            Some(counted) => Rc::clone(counted),
+            None => Rc::new(Window::new(BUDGET_WINDOW_MS, hash(format!("repetitions\0{name}").as_bytes()))),
+        });
         let members: Vec<Member> = cluster
             .backends
             .iter()
@@ -178,13 +181,16 @@ impl Endpoints {
                 let cookie = balancing.sticky_session.then(value);
                 let session = cookie.as_ref().map_or(0, |value| hash(value.as_bytes()));
                 let (weight, backup) = (configured.weight, configured.backup);
-                backend.wait_in(Some(&queue).filter(|queue| queue.is_there()));
+                backend.wait_in(queue.as_ref());
                 let max_connections = configured.max_connections;
                 let is_it = |it: &&Member| Rc::ptr_eq(&it.backend, &backend);
-                let answers = match with_answers.and_then(|present| present.members.iter().find(is_it)) {
-                    Some(known) => Rc::clone(&known.answers),
-                    None => Rc::new(Answers::new(name, &configured.id, &passive)),
-                };
+                let answers = (passive.failure_ratio > 0).then(|| {
+                    let known = with_answers.and_then(|present| present.members.iter().find(is_it));
+                    match known.and_then(|known| known.answers.as_ref()) {
+                        Some(answers) => Rc::clone(answers),
+                        None => Rc::new(Answers::new(name, &configured.id, &passive)),
+                    }
+                });
                 Ok(Member { backend, weight, backup, max_connections, answers, session, cookie })
             })
             .collect::<io::Result<_>>()?;
@@ -198,7 +204,6 @@ impl Endpoints {
             ConnectSettings { configured: cluster.tls.clone(), connector, send_proxy: cluster.send_proxy };
         let queue_timeout_ms = admission.map_or(0, |admission| admission.queue_timeout_ms);
         let max_requests = admission.map_or(0, |admission| admission.max_requests);
-        let retries = Rc::new(cluster.retries.as_deref().cloned().unwrap_or_default());
         Ok(Endpoints {
             members,
             balance,

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     http::Reason,
+    limits,
     observe::Counter,
     ring::{Share, Stream, Timer},
     tls::{Connector, FailureKind},
@@ -89,7 +90,7 @@ impl AttemptedEndpoints {
 
     /// Whether there may be another attempt.
     pub fn may_go_on(&self) -> bool {
-        self.members.as_ref().is_none_or(|members| self.attempts < usize::from(members.retries.max_attempts))
+        self.members.as_ref().is_none_or(|members| self.attempts < members.max_attempts())
     }
 }
 
@@ -108,7 +109,7 @@ impl Cluster {
         let mut failure = Reason::NoBackend;
         let AttemptedEndpoints { members, indices, answered, attempts, queue_due } = attempted;
         let members: &Rc<Endpoints> = members.get_or_insert_with(|| Rc::clone(&self.members.borrow()));
-        let (present, most) = (members.present(pooling), usize::from(members.retries.max_attempts));
+        let (present, most) = (members.present(pooling), members.max_attempts());
         while *attempts < most {
             let mut tried = indices.clone();
             if !answered.is_empty() {
@@ -167,7 +168,7 @@ impl Endpoints {
         queue_due: &mut Option<u64>,
         options: &ConnectOptions<'_>,
     ) -> Result<Option<(usize, InUse)>, ConnectError> {
-        let bound = match self.queue.is_used(pooling) {
+        let bound = match self.queue.as_ref().is_some_and(|queue| queue.is_used(pooling)) {
             // Whoever waits goes first.
             true => self.balance.is_bound(options.affinity),
             false => match self.look_for_place(pooling, tried, options.affinity) {
@@ -175,20 +176,27 @@ impl Endpoints {
                 Err(NoRoom { bound }) => bound,
             },
         };
-        if !self.queue.is_there() {
+        let Some(queue) = &self.queue else {
             return Err(ConnectError::Unreachable(Reason::QueueFull));
-        }
+        };
         let now = pooling.ring.now();
         let due = *queue_due.get_or_insert(now.saturating_add(self.queue_timeout_ms));
         let look = || self.look_for_place(pooling, tried, options.affinity).ok();
         // Boxed: rare, and large beside what waits for a backend.
-        let waiting = Box::pin(self.queue.wait(pooling, bound, look));
+        let waiting = Box::pin(queue.wait(pooling, bound, look));
         match receive_watching(waiting, options.client, options.timer, (now, due)).await {
             Ok(Some(Ok(place))) => Ok(place),
             Ok(Some(Err(Full))) => Err(ConnectError::Unreachable(Reason::QueueFull)),
             Ok(None) => Err(ConnectError::Unreachable(Reason::QueueTimeout)),
             Err(_) => Err(ConnectError::ClientGone),
         }
+    }
+
+    /// Backends that are tried for one request.
+    fn max_attempts(&self) -> usize {
+        usize::from(
+            self.retries.as_ref().map_or(limits::MAX_CONNECTION_ATTEMPTS, |retries| retries.max_attempts),
+        )
     }
 
     fn present<'a>(&self, pooling: &'a Pooling) -> Present<'a> {
@@ -248,7 +256,7 @@ impl Endpoints {
             let rank = balance::class(member, present);
             let next = choose(&excluded).filter(|next| {
                 // Rather than going to a backup, or to what failed lately, it waits.
-                !self.queue.is_there() || (!bound && balance::class(&self.members[*next], present) == rank)
+                self.queue.is_none() || (!bound && balance::class(&self.members[*next], present) == rank)
             });
             index = next.ok_or(NoRoom { bound })?;
         }
@@ -268,28 +276,29 @@ impl Cluster {
     /// Counts a request that might be sent again.
     pub fn count_request(&self, pooling: &Pooling) {
         let members = self.members.borrow();
-        if !members.retries.on.is_empty() {
-            members.repetitions.count(false, pooling.host_now(), pooling.ledger.as_ref());
+        if let Some(repetitions) = &members.repetitions {
+            repetitions.count(false, pooling.host_now(), pooling.ledger.as_ref());
         }
     }
 
     /// When requests are sent again, if they are.
     pub fn retries(&self) -> Option<Rc<Retries>> {
-        let members = self.members.borrow();
-        let retries = &members.retries;
-        (!retries.on.is_empty() || retries.attempts_header).then(|| Rc::clone(retries))
+        self.members.borrow().retries.as_ref().map(Rc::clone)
     }
 
     /// Whether one more request may be sent again; then it counts as such.
     pub fn spend_retry(&self, pooling: &Pooling) -> bool {
         let members = self.members.borrow();
+        let (Some(retries), Some(repetitions)) = (&members.retries, &members.repetitions) else {
+            return false;
+        };
         let (now, ledger) = (pooling.host_now(), pooling.ledger.as_ref());
-        let budget = u64::from(members.retries.budget);
-        let counts = members.repetitions.sum(now, ledger);
+        let budget = u64::from(retries.budget);
+        let counts = repetitions.sum(now, ledger);
         let most = (counts.all * budget / 100).max(LEAST_RETRIES);
         let allowed = budget > 0 && counts.some < most;
         if allowed {
-            members.repetitions.mark(now, ledger);
+            repetitions.mark(now, ledger);
         } else {
             pooling.counters.count(Counter::RetryBudgetSpent);
         }

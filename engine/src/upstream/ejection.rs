@@ -71,8 +71,8 @@ pub(super) fn standing(endpoint: &Endpoint, host_now: u64, ledger: Option<&Ledge
 /// The backend at `index` has answered well.
 pub(super) fn succeeded(passive: &Passive, members: &[Member], index: usize, moment: &Moment<'_>) -> bool {
     let member = &members[index];
-    if passive.failure_ratio > 0 {
-        member.answers.window.count(false, moment.host, moment.ledger);
+    if let Some(answers) = &member.answers {
+        answers.window.count(false, moment.host, moment.ledger);
     }
     let Some(slot) = member.backend.load.slot(moment.ledger) else { return false };
     let clear = |word: Word| {
@@ -106,11 +106,11 @@ pub(super) fn failed(passive: &Passive, members: &[Member], index: usize, moment
     let until = slot.word(Word::EjectedUntil).load(Relaxed);
     let was_on_trial = until != 0 && until <= moment.host;
     let in_a_row = passive.consecutive_failures > 0 && failures >= u64::from(passive.consecutive_failures);
-    let ratio = passive.failure_ratio > 0 && {
-        member.answers.window.count(true, moment.host, moment.ledger);
-        let counts = member.answers.window.sum(moment.host, moment.ledger);
+    let ratio = member.answers.as_ref().is_some_and(|answers| {
+        answers.window.count(true, moment.host, moment.ledger);
+        let counts = answers.window.sum(moment.host, moment.ledger);
         counts.all >= LEAST_ANSWERS && counts.some * 100 >= counts.all * u64::from(passive.failure_ratio)
-    };
+    });
     (was_on_trial || in_a_row || ratio) && eject(passive, members, index, moment)
 }
 

@@ -91,17 +91,12 @@ impl Queue {
 
     /// Whether anybody waits, on any worker.
     pub(super) fn is_used(&self, pooling: &Pooling) -> bool {
-        self.size > 0 && self.count.everywhere(pooling.ledger.as_ref()).connections > 0
+        self.count.everywhere(pooling.ledger.as_ref()).connections > 0
     }
 
     /// The most that may wait.
     pub(super) fn size(&self) -> u32 {
         self.size
-    }
-
-    /// Whether any may wait.
-    pub(super) fn is_there(&self) -> bool {
-        self.size > 0
     }
 
     /// There may be room now.
