@@ -144,6 +144,7 @@ fn bare(cluster: &Cluster) -> Cluster {
         send_proxy: cluster.send_proxy,
         tls: cluster.tls.clone(),
         balancing: cluster.balancing.clone(),
+        health: cluster.health.clone(),
         https_redirect: cluster.https_redirect,
         https_redirect_port: cluster.https_redirect_port,
         frontends: Vec::new(),

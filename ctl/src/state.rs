@@ -11,6 +11,7 @@ use crate::{edit, layers::ByHand};
 mod balancing;
 mod cluster;
 mod compact;
+mod health;
 mod listener;
 mod settings;
 mod tls;
@@ -18,6 +19,9 @@ mod tls;
 pub use self::balancing::{Balancing, LoadBalancing, LoadMetric, SameSite, ShardMode};
 pub use self::cluster::{
     Backend, BackendAddress, BackendAddressError, Cluster, ClusterProtocol, Frontend, PathRule,
+};
+pub use self::health::{
+    BackendMode, HealthCheck, InitialVerdict, ProbeMode, StatusRange, StatusRangeError,
 };
 pub use self::listener::{Forwarding, Listener, ListenerProtocol, Sizes, Timeouts};
 pub use self::settings::{Settings, Steering};

@@ -11,7 +11,10 @@ use ipnet::IpNet;
 use toml::Value as Toml;
 
 use super::Kind;
-use crate::{config::Value, state::BackendAddress};
+use crate::{
+    config::Value,
+    state::{BackendAddress, StatusRange},
+};
 
 /// Where values come from: a table of the file, or one whose absent keys another one has.
 pub(crate) trait Given {
@@ -173,6 +176,20 @@ impl Field for Vec<IpNet> {
 
     fn write(&self, _: Kind) -> Option<Toml> {
         Some(self.iter().map(|network| Toml::from(network.to_string())).collect::<Vec<_>>().into())
+    }
+}
+
+/// The kind allows no others.
+impl Field for Vec<StatusRange> {
+    fn read(value: &Value, _: Kind, _: &Path) -> Option<Self> {
+        match value {
+            Value::Texts(texts) => texts.iter().map(|(text, _)| text.parse().ok()).collect(),
+            _ => None,
+        }
+    }
+
+    fn write(&self, _: Kind) -> Option<Toml> {
+        Some(self.iter().map(|range| Toml::from(range.to_string())).collect::<Vec<_>>().into())
     }
 }
 

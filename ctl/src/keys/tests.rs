@@ -30,7 +30,7 @@ fn all() -> impl Iterator<Item = &'static Key> {
 }
 
 /// Keys whose name stands elsewhere too, because they mean something together with others.
-const ELSEWHERE: [(&str, &str); 10] = [
+const ELSEWHERE: [(&str, &str); 11] = [
     ("command_socket", "its length is bounded, and kakehictl looks for it in files that are wrong"),
     ("automatic_state_save", "it needs `saved_state`"),
     ("address", "who makes the object needs it first"),
@@ -39,6 +39,7 @@ const ELSEWHERE: [(&str, &str); 10] = [
     ("backend_id", "its default comes from the address"),
     ("backup", "a word of `kakehictl backend list`"),
     ("enabled", "it is required"),
+    ("mode", "health checks have one, too"),
     ("https_redirect", "not in a cluster of `tcp`"),
     ("method", "not on a listener of `tcp`"),
 ];

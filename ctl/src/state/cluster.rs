@@ -4,7 +4,7 @@ use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{BackendTls, Balancing, FrontendTls, listener::NOWHERE};
+use super::{BackendMode, BackendTls, Balancing, FrontendTls, HealthCheck, listener::NOWHERE};
 use crate::{
     keys::{keyed, words},
     limits,
@@ -42,6 +42,8 @@ keyed! {
         tls: Option<Box<BackendTls>> = None;
         /// How a backend is chosen, where that is not as it would be without keys.
         balancing: Option<Box<Balancing>> = None;
+        /// How its backends are probed; `None`: they are not.
+        health: Option<Box<HealthCheck>> = None;
         /// Rules that lead here.
         frontends: Vec<Frontend> = Vec::new();
         /// Servers that answer.
@@ -101,6 +103,9 @@ keyed! {
         "backup" => backup: bool = false, Bool, Yes, Backends;
         /// Its value in the cookie of sticky sessions. Without it: a hash of its name.
         "sticky_id" => sticky_id: Option<Box<str>> = None, CookieValue, Yes, Backends;
+        /// What the operator says of it: `ready`; `drain`: it keeps its sticky sessions and what it has, and takes nothing else;
+        /// `maintain`: it finishes what it has, and takes nothing.
+        "mode" => mode: BackendMode = BackendMode::Ready, Choice(BackendMode::WORDS), Own, Backends;
     }
 }
 

@@ -149,6 +149,8 @@ counters! {
     TlsDeferred = "tls.handshakes_deferred", counter;
     /// Times that heavy work (a step of a handshake, a piece of a reload) had to wait for a later turn of the loop.
     RingDeferred = "ring.deferred", counter;
+    /// Times that a backend was tried which probes call dead: in a panic, or as nothing else was left.
+    ProbesOverruled = "upstream.probes_overruled", counter;
 }
 
 /// Where the answers by reason start in the block.

@@ -45,6 +45,7 @@ pub(crate) use self::{
     terminator::Terminator,
 };
 pub use self::{
+    connector::ClientTls,
     demands::Contradiction,
     handshake::{Failure, Hello, HelloReader},
     identity::distinguished_name,

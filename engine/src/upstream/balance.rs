@@ -1,8 +1,9 @@
 //! Which backend takes the next request.
 //!
 //! First the session, if the request belongs to one and its backend can be used. Then the class: primaries, backups, those of weight
-//! 0; the first class with one that can be used. Within it the policy of the cluster chooses, in a shard if there are shards.
-//! When nothing can be used, what failed lately is tried all the same.
+//! 0; the first class with one that can be used, as the verdicts say ([`verdicts`](super::verdicts)). Within it the policy of the
+//! cluster chooses, in a shard if there are shards. When nothing can be used, what failed lately is tried all the same, unless
+//! `fail_open` is false.
 //!
 //! Rounds are smooth and weighted: shares are exact over a full one, and evenly spread within it.
 
@@ -14,6 +15,7 @@ use super::{
     affinity::{Affinity, Session},
     cluster::Member,
     hashing::{self, Maglev},
+    verdicts::{Judge, Rank},
 };
 use crate::limits;
 
@@ -47,8 +49,13 @@ impl Health {
         self.down_until.set(now + penalty);
     }
 
-    fn is_down(&self, now: u64) -> bool {
+    pub(super) fn is_down(&self, now: u64) -> bool {
         self.down_until.get() > now
+    }
+
+    /// Connection attempts in a row that failed, and how long it is passed over for that (ms from `now`).
+    pub(super) fn seen(&self, now: u64) -> (u32, u64) {
+        (self.failures.get(), self.down_until.get().saturating_sub(now))
     }
 }
 
@@ -64,11 +71,10 @@ pub(super) struct Balance {
     shard: Option<usize>,
 }
 
-/// Order of preference; see the module.
-fn class(member: &Member, now: u64) -> u8 {
-    u8::from(member.backend.health.is_down(now)) * 4
-        + u8::from(member.weight == 0) * 2
-        + u8::from(member.backup)
+/// Order of preference; see the module. `None`: it takes no new work.
+fn class(member: &Member, judge: Judge) -> Option<u8> {
+    let rank = judge.rank(member, false)?;
+    Some(rank as u8 * 4 + u8::from(member.weight == 0) * 2 + u8::from(member.backup))
 }
 
 fn is_primary(member: &Member) -> bool {
@@ -109,12 +115,17 @@ impl Balance {
         affinity: Affinity,
         now: u64,
     ) -> Option<usize> {
-        if let [_] = members {
-            return excluded.is_empty().then_some(0);
+        let judge = self.judge(members, now);
+        let is_session = |member: &Member| {
+            matches!(affinity.session, Session::With(value) if member.session == value)
+        };
+        if let [only] = members {
+            return (excluded.is_empty() && judge.rank(only, is_session(only)).is_some()).then_some(0);
         }
         let candidates = || members.iter().enumerate().filter(|(index, _)| !excluded.contains(index));
-        if let Session::With(value) = affinity.session {
-            let is_it = |member: &Member| member.session == value && !member.backend.health.is_down(now);
+        if let Session::With(_) = affinity.session {
+            let is_it =
+                |member: &Member| is_session(member) && judge.rank(member, true) == Some(Rank::Usable);
             if let Some((index, _)) = candidates().find(|(_, member)| is_it(member)) {
                 return Some(index);
             }
@@ -124,7 +135,7 @@ impl Balance {
             within.is_none_or(|least| !is_primary(member) || primary_score(affinity, member) >= least)
         };
         let best = |accept: &dyn Fn(&Member) -> bool| {
-            candidates().filter(|(_, member)| accept(member)).map(|(_, member)| class(member, now)).min()
+            candidates().filter(|(_, member)| accept(member)).filter_map(|(_, member)| class(member, judge)).min()
         };
         let inside = best(&is_in_shard);
         let strict = self.configured.shard_mode == ShardMode::Strict;
@@ -134,10 +145,15 @@ impl Balance {
         let narrow = inside == outside;
         let eligible = |index: usize, member: &Member| {
             !excluded.contains(&index)
-                && class(member, now) == class_of_choice
+                && class(member, judge) == Some(class_of_choice)
                 && (!narrow || is_in_shard(member))
         };
         Choice { balance: self, members, now, key: affinity.key, eligible: &eligible }.make()
+    }
+
+    /// How the verdicts count now.
+    pub(super) fn judge(&self, members: &[Member], now: u64) -> Judge {
+        Judge::new(&self.configured, members, now)
     }
 
     /// The score that the last of the `size` primaries has that `key` prefers.

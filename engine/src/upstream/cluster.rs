@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, io, rc::Rc};
 
-use kakehi_ctl::state;
+use kakehi_ctl::state::{self, BackendMode, InitialVerdict};
 use socket2::SockAddr;
 
 use super::{
@@ -23,6 +23,8 @@ pub(super) struct Member {
     pub(super) backend: Rc<Endpoint>,
     pub(super) weight: u8,
     pub(super) backup: bool,
+    /// What the operator says of it.
+    pub(super) mode: BackendMode,
     /// The hash of its value in the cookie of sticky sessions.
     pub(super) session: u64,
     /// That value, where the cluster has such sessions.
@@ -35,6 +37,8 @@ pub struct Endpoints {
     pub(super) balance: Balance,
     rules: AffinityRules,
     pub(super) settings: ConnectSettings,
+    /// There are probes.
+    probed: bool,
 }
 
 /// Why a cluster cannot be compiled.
@@ -65,6 +69,7 @@ impl Endpoints {
             balance: Balance::default(),
             rules: AffinityRules::default(),
             settings: ConnectSettings::default(),
+            probed: false,
         }
     }
 
@@ -81,6 +86,7 @@ impl Endpoints {
         tls: Option<&Context>,
     ) -> Result<Endpoints, ClusterError> {
         let present = present.map(|cluster| Rc::clone(&cluster.members.borrow()));
+        let before = present.clone();
         // Idle connections that were made otherwise are of no use.
         let present = present.filter(|present| {
             present.settings.configured == cluster.tls && present.settings.send_proxy == cluster.send_proxy
@@ -89,6 +95,8 @@ impl Endpoints {
         // Not where all are new.
         let starts_slowly = balancing.slow_start_ms > 0
             && present.as_ref().is_some_and(|present| !present.members.is_empty());
+        let initially_down =
+            cluster.health.as_ref().is_some_and(|check| check.initial == InitialVerdict::Down);
         let members: Vec<Member> = cluster
             .backends
             .iter()
@@ -102,7 +110,13 @@ impl Endpoints {
                 let backend = match known {
                     Some(known) => Rc::clone(&known.backend),
                     None => {
-                        let new = Rc::new(Endpoint::new(&configured.id, address));
+                        // However it was reached: what probes say of it holds.
+                        let known = before.as_ref().and_then(|before| before.members.iter().find(same));
+                        let down = match known {
+                            Some(known) => cluster.health.is_some() && known.backend.verdicts.is_probe_down(),
+                            None => initially_down,
+                        };
+                        let new = Rc::new(Endpoint::new(&configured.id, address, down));
                         if starts_slowly {
                             new.start.begin();
                         }
@@ -115,8 +129,8 @@ impl Endpoints {
                 };
                 let cookie = balancing.sticky_session.then(value);
                 let session = cookie.as_ref().map_or(0, |value| hash(value.as_bytes()));
-                let (weight, backup) = (configured.weight, configured.backup);
-                Ok(Member { backend, weight, backup, session, cookie })
+                let state::Backend { weight, backup, mode, .. } = *configured;
+                Ok(Member { backend, weight, backup, mode, session, cookie })
             })
             .collect::<io::Result<_>>()?;
         let balance = Balance::new(&balancing, &members);
@@ -127,7 +141,8 @@ impl Endpoints {
         };
         let settings =
             ConnectSettings { configured: cluster.tls.clone(), connector, send_proxy: cluster.send_proxy };
-        Ok(Endpoints { members, balance, rules, settings })
+        let probed = cluster.health.is_some();
+        Ok(Endpoints { members, balance, rules, settings, probed })
     }
 }
 
@@ -156,10 +171,31 @@ impl Cluster {
     pub fn replace(&self, members: Endpoints, pooling: &Pooling) {
         let before = self.members.replace(Rc::new(members));
         let now = self.members.borrow();
-        for Member { backend, .. } in &before.members {
-            if !now.members.iter().any(|member| Rc::ptr_eq(&member.backend, backend)) {
-                backend.retire(pooling);
+        for Member { backend, mode, .. } in &before.members {
+            match now.members.iter().find(|member| Rc::ptr_eq(&member.backend, backend)) {
+                None => backend.retire(pooling),
+                // It comes back.
+                Some(member) if *mode != BackendMode::Ready && member.mode == BackendMode::Ready => {
+                    backend.start.begin();
+                }
+                Some(_) => {}
             }
+        }
+        for Member { backend, mode, .. } in &now.members {
+            if backend.verdicts.set_mode(*mode) {
+                backend.idle.borrow_mut().clear(pooling);
+            }
+            if !now.probed {
+                // Nobody would say that it is well again.
+                backend.set_probe(true);
+            }
+        }
+    }
+
+    /// What probes say of the backend of this name, if there is one.
+    pub fn set_probe(&self, id: &str, up: bool) {
+        if let Some(endpoint) = self.endpoint(id) {
+            endpoint.set_probe(up);
         }
     }
 

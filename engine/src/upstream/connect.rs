@@ -87,6 +87,9 @@ impl Cluster {
                 members.balance.choose(&members.members, indices, options.affinity, pooling.ring.now())
         {
             let backend = &members.members[index].backend;
+            if backend.verdicts.is_probe_down() {
+                pooling.counters.count(Counter::ProbesOverruled);
+            }
             if !options.fresh
                 && !members.settings.send_proxy
                 && let Some(stream) = backend.idle.borrow_mut().take(&pooling.counters)

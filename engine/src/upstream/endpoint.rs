@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 
+use kakehi_ctl::order::BackendLoad;
 use socket2::SockAddr;
 
 use super::{
@@ -9,6 +10,7 @@ use super::{
     hashing::hash,
     load::Load,
     pool::{IdlePool, Pooling},
+    verdicts::Verdicts,
 };
 use crate::{observe::LogLimit, tls::Failure};
 
@@ -18,6 +20,7 @@ pub struct Endpoint {
     pub id: String,
     pub(super) address: SockAddr,
     pub(super) health: Health,
+    pub(super) verdicts: Verdicts,
     pub(super) load: Load,
     pub(super) start: Start,
     /// Of its name.
@@ -37,11 +40,13 @@ impl Endpoint {
         self.complaints.admit(now)
     }
 
-    pub(super) fn new(id: &str, address: SockAddr) -> Endpoint {
+    /// One that probes call dead, if `probe_down`.
+    pub(super) fn new(id: &str, address: SockAddr, probe_down: bool) -> Endpoint {
         Endpoint {
             id: id.to_owned(),
             address,
             health: Health::default(),
+            verdicts: Verdicts::with_probe_down(probe_down),
             load: Load::default(),
             start: Start::default(),
             hash: hash(id.as_bytes()),
@@ -50,6 +55,20 @@ impl Endpoint {
             tls_failed: Cell::new(false),
             complaints: LogLimit::default(),
         }
+    }
+
+    /// Probes say that it is well, or not. One that comes back starts slowly.
+    pub(super) fn set_probe(&self, up: bool) {
+        if self.verdicts.set_probe(up) {
+            self.start.begin();
+        }
+    }
+
+    /// What it has to do.
+    pub fn load(&self, now: u64) -> BackendLoad {
+        let (failures, passed_over_ms) = self.health.seen(now);
+        let (connections, served) = (self.load.connections.get(), self.load.served.get());
+        BackendLoad { connections, served, failures, passed_over_ms }
     }
 
     pub(super) fn retire(&self, pooling: &Pooling) {

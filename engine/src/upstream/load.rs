@@ -50,6 +50,8 @@ pub(super) struct Load {
     pub(super) connections: Cell<u32>,
     /// Those of them that are no tunnels.
     pub(super) requests: Cell<u32>,
+    /// Requests and connections so far.
+    pub(super) served: Cell<u64>,
     /// How long connecting takes.
     pub(super) connecting: Average,
     /// How long the head of a response takes.

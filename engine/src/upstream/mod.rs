@@ -7,13 +7,14 @@
 //! | `balance` | chooses an endpoint by the policy of the cluster, past those that failed lately |
 //! | `affinity` | what a request says of the endpoint that it belongs to: a key, a session |
 //! | `hashing` | the hashes by which a key finds its endpoint |
+//! | `verdicts` | operator, probes and traffic: which endpoint can be used |
 //! | `load` | what an endpoint has to do, and how quick it is |
 //! | `connect` | [`Cluster::connect`] brings a request to an endpoint |
 //! | `lease` | a [`Lease`]: one upstream connection, for one exchange |
 //! | `pool` | idle upstream connections, shared by all clients of the worker |
 //!
 //! Relies on `ring`, `tls` and `transport`, on `observe` for counting and on the reasons of `http`. All state is the
-//! worker's own; nothing is shared between workers.
+//! worker's own, but for the verdicts of probes, which the supervisor tells; nothing is shared between workers.
 
 mod affinity;
 mod balance;
@@ -24,6 +25,7 @@ mod hashing;
 mod lease;
 mod load;
 mod pool;
+mod verdicts;
 
 pub use self::{
     affinity::{Affinity, Asked, of_client},

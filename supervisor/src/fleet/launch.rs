@@ -61,6 +61,8 @@ pub(crate) struct Provisions {
     pub(crate) state: Arc<Vec<u8>>,
     /// Where the certificates lie that it names.
     pub(crate) vault: Arc<Vault>,
+    /// What probes found of backends, where that is not what a worker assumes: the JSON text of an array of `Verdict`. Empty: nothing.
+    pub(crate) verdicts: Arc<Vec<u8>>,
 }
 
 /// What every process of a worker starts from.
@@ -123,6 +125,9 @@ pub(crate) fn launch(
         place(start.ended.memory.try_clone()?, worker_main::ENDED),
         place(provisions.vault.for_reading()?, worker_main::VAULT),
     ];
+    if !provisions.verdicts.is_empty() {
+        places.push(place(sealed(c"kakehi-verdicts", &provisions.verdicts)?, worker_main::VERDICTS));
+    }
     if let Some(predecessor) = predecessor {
         places.push(place(predecessor.try_clone()?, worker_main::PREDECESSOR));
     }

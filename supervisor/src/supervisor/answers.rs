@@ -92,7 +92,7 @@ impl Supervisor {
             return None;
         }
         let about_state =
-            matches!(question.request, Request::State | Request::Certificates { .. } | Request::Keys);
+            matches!(question.request, Request::State | Request::Backends { .. } | Request::Certificates { .. } | Request::Keys);
         if about_state && !self.settled && !self.is_stopping() {
             return Some(question);
         }
@@ -109,6 +109,10 @@ impl Supervisor {
             Request::State => {
                 self.telling_state.waiting.push(answer);
                 self.tell_state();
+                return None;
+            }
+            Request::Backends { cluster } => {
+                self.tell_backends(cluster.as_deref(), answer);
                 return None;
             }
             Request::Topology => {

@@ -70,10 +70,22 @@ impl Supervisor {
 
     /// Passes the event to the worker that it is about.
     pub(crate) fn note(&mut self, event: Event) -> Outcome {
-        match self.worker(event.worker) {
+        let id = event.worker;
+        let outcome = match self.worker(id) {
             Some(worker) => worker.on_event(event),
             None => Outcome::Nothing,
+        };
+        match outcome {
+            Outcome::Loads { order, loads } => {
+                self.note_loads(id, order, loads);
+                return Outcome::Nothing;
+            }
+            // While it started it was told nothing.
+            Outcome::Ready | Outcome::Upgraded => self.health.owe(id, false),
+            Outcome::Died(_) => self.asking.forget(id),
+            _ => {}
         }
+        outcome
     }
 
     pub(crate) fn worker(&mut self, id: u32) -> Option<&mut Worker> {

@@ -96,6 +96,10 @@ impl Supervisor {
     }
 
     fn provisions_with(&self, state: Arc<Vec<u8>>) -> Provisions {
-        Provisions { state, vault: Arc::clone(self.certificates.vault()) }
+        Provisions {
+            state,
+            vault: Arc::clone(self.certificates.vault()),
+            verdicts: self.health.verdicts_text(),
+        }
     }
 }

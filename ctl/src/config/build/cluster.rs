@@ -74,6 +74,7 @@ impl Builder<'_, '_> {
         cluster.https_redirect_port = cluster.https_redirect_port.filter(|port| is_http && *port != 443);
         cluster.tls = self.backend_tls(section, protocol).map(Box::new);
         cluster.balancing = self.balancing(section, is_http);
+        cluster.health = self.health_check(section).map(Box::new);
         // Of just the size that is needed: there may be very many.
         cluster.frontends = Vec::with_capacity(section.tables("frontends").len());
         for frontend in section.tables("frontends") {
@@ -132,6 +133,11 @@ impl Builder<'_, '_> {
             self.findings.unfit(cluster.offset_of("backend_tls"), reason);
             return None;
         }
+        Some(self.tls_to_backends(section))
+    }
+
+    /// What a table says of TLS to backends.
+    pub(super) fn tls_to_backends(&mut self, section: &Section) -> BackendTls {
         let common_ca = || Material { path: common_ca(Path::new("/")).into(), ..Material::default() };
         let client = match (self.material(section, "certificate"), self.material(section, "key")) {
             (Some(chain), Some(key)) => Some((chain, key)),
@@ -165,12 +171,12 @@ impl Builder<'_, '_> {
                 protocols.iter().take(1).map(|(protocol, _)| protocol.clone()).collect()
             }
         };
-        Some(BackendTls {
+        BackendTls {
             ca: self.material(section, "ca").unwrap_or_else(common_ca),
             server_name: server_name.map(str::to_owned),
             client,
             alpn,
-        })
+        }
     }
 
     /// The name of a backend that the file gives none: its address. One that is there twice, as files for sozu may have it,
