@@ -1,0 +1,546 @@
+//! Which backends may take requests: probes, with the real programs, real backends and two workers; those that answer probes in a hostile
+//! way. What the operator says of backends is in [`drains`](crate::drains).
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::harness::{Backend, Config, Message, Pki, Proxy, exchange, free_port, send_signal, wait};
+
+/// Backends that answer with their number, and probes with the status that a test wants.
+pub(crate) struct Farm {
+    pub(crate) backends: Vec<Backend>,
+    statuses: Vec<Arc<AtomicU16>>,
+}
+
+/// Probes that are quick, so that a test is.
+pub(crate) const QUICK: &str =
+    "uri = \"/health\", interval = 0.05, timeout = 1, healthy_threshold = 2, unhealthy_threshold = 2";
+
+fn with_body(status: u16, body: &str) -> Vec<u8> {
+    let length = body.len();
+    format!("HTTP/1.1 {status} Status\r\nLocation: /elsewhere\r\nContent-Length: {length}\r\n\r\n{body}")
+        .into_bytes()
+}
+
+impl Farm {
+    pub(crate) fn new(count: usize) -> Farm {
+        let statuses: Vec<_> = (0..count).map(|_| Arc::new(AtomicU16::new(200))).collect();
+        let backend = |number: usize| {
+            let status = Arc::clone(&statuses[number]);
+            Backend::answer(move |request| match request.target().starts_with("/health") {
+                true => with_body(status.load(Ordering::SeqCst), "all is well"),
+                false => with_body(200, &number.to_string()),
+            })
+        };
+        Farm { backends: (0..count).map(backend).collect(), statuses }
+    }
+
+    /// What a backend answers to probes from now on.
+    pub(crate) fn answers(&self, backend: usize, status: u16) {
+        self.statuses[backend].store(status, Ordering::SeqCst);
+    }
+
+    /// Two workers before a cluster of all of them, with lines of its own.
+    pub(crate) fn config(&self, lines: &[&str]) -> Config {
+        let mut config = Config::new().root("worker_count = 2").frontend("web", "hostname = \"*\"");
+        for line in lines {
+            config = config.cluster("web", line);
+        }
+        for (number, backend) in self.backends.iter().enumerate() {
+            config = config.backend_with("web", backend, &format!("backend_id = \"b{number}\""));
+        }
+        config
+    }
+
+    /// Probes that a backend was asked.
+    fn probes(&self, backend: usize) -> usize {
+        self.backends[backend].targets().iter().filter(|it| it.starts_with("/health")).count()
+    }
+
+    /// Other requests that it was asked.
+    pub(crate) fn requests(&self, backend: usize) -> usize {
+        self.backends[backend].targets().iter().filter(|it| !it.starts_with("/health")).count()
+    }
+}
+
+pub(crate) fn check(keys: &str) -> String {
+    format!("health_check = {{ {keys} }}")
+}
+
+/// Asks on a connection of its own.
+pub(crate) fn asked(proxy: &Proxy, fields: &str) -> Message {
+    exchange(proxy, format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}Connection: close\r\n\r\n"))
+}
+
+/// Who answers requests on many connections, which both workers have.
+#[track_caller]
+pub(crate) fn answering(proxy: &Proxy) -> Vec<usize> {
+    let of = |_| {
+        let response = asked(proxy, "");
+        assert_eq!(response.status(), 200, "{}", response.text());
+        response.text().parse().unwrap()
+    };
+    let mut all: Vec<usize> = (0..24).map(of).collect();
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+/// What `kakehictl backends` says of a backend.
+#[track_caller]
+pub(crate) fn shown(proxy: &Proxy, cluster: &str, id: &str) -> Value {
+    let all = proxy.ctl_json("backends");
+    let backends = all["backends"].as_array().unwrap();
+    let found = backends.iter().find(|it| it["cluster"] == cluster && it["id"] == id);
+    found.unwrap_or_else(|| panic!("no {id} of {cluster} in {all}")).clone()
+}
+
+/// Waits until probes of a backend have made this verdict.
+#[track_caller]
+pub(crate) fn wait_for_verdict(proxy: &Proxy, cluster: &str, id: &str, up: bool) -> Value {
+    let mut last = Value::Null;
+    let limit = Duration::from_secs(15);
+    wait::within(limit, &format!("{id} of {cluster} is up: {up}"), || {
+        last = shown(proxy, cluster, id);
+        (last["probe"]["up"] == up).then_some(())
+    });
+    last
+}
+
+/// Waits until exactly these answer. Workers are told of a verdict a moment after it is shown.
+#[track_caller]
+pub(crate) fn wait_for_answering(proxy: &Proxy, expected: &[usize]) {
+    let mut last = Vec::new();
+    wait::within(wait::SOON, &format!("answers of {expected:?} only"), || {
+        last = answering(proxy);
+        (last == expected).then_some(())
+    });
+}
+
+#[test]
+fn a_backend_whose_probes_fail_is_not_used_until_enough_of_them_are_good() {
+    let farm = Farm::new(3);
+    let proxy = farm.config(&[&check(QUICK)]).start();
+    assert_eq!(answering(&proxy), [0, 1, 2]);
+    farm.answers(0, 500);
+    let b0 = wait_for_verdict(&proxy, "web", "b0", false);
+    assert_eq!((&b0["probe"]["reason"], &b0["usable"]), (&"status 500".into(), &false.into()));
+    assert!(b0["probe"]["since_ms"].as_u64().is_some_and(|it| it > 1_600_000_000_000), "{b0}");
+    wait_for_answering(&proxy, &[1, 2]);
+    let before = farm.requests(0);
+    for _ in 0..4 {
+        assert_eq!(answering(&proxy), [1, 2]);
+    }
+    assert_eq!(farm.requests(0), before);
+    farm.answers(0, 204);
+    wait_for_verdict(&proxy, "web", "b0", true);
+    wait_for_answering(&proxy, &[0, 1, 2]);
+    let log = proxy.logged("backend b0 of cluster web is up: status 204");
+    assert_eq!(log.matches("backend b0 of cluster web is down: status 500").count(), 1, "{log}");
+    assert_eq!(proxy.counter("upstream.probes_overruled"), 0);
+}
+
+#[test]
+fn a_backend_is_probed_once_in_an_interval_however_many_workers_there_are() {
+    let farm = Farm::new(1);
+    let keys = "uri = \"/health?x=1\", interval = 0.2, host = \"probe.example:81\"";
+    let proxy = farm.config(&[&check(keys)]).start();
+    wait::until("the first probes", || farm.probes(0) >= 3);
+    let (begun, before) = (Instant::now(), farm.probes(0));
+    wait::until("more probes", || farm.probes(0) >= before + 8);
+    let most = begun.elapsed().as_secs_f64() / 0.2 + 2.0;
+    assert!((farm.probes(0) - before) as f64 <= most, "{} in {:?}", farm.probes(0) - before, begun.elapsed());
+    let request = farm.backends[0].requests().into_iter().find(|it| it.target() != "/").unwrap();
+    assert_eq!((request.target(), request.all("Host")), ("/health?x=1", vec!["probe.example:81"]));
+    assert_eq!(request.all("Connection"), ["close"]);
+    assert_eq!(proxy.counter("worker.restarts"), 0);
+}
+
+#[test]
+fn a_redirect_is_a_status_like_others_and_a_body_may_have_to_say_something() {
+    for (keys, status, up) in [
+        ("", 302, false),
+        (", expected_status = 302", 302, true),
+        (", expected_status = 302", 200, false),
+        (", accepted_statuses = [\"404\", \"300-399\"]", 302, true),
+        (", accepted_statuses = [\"any\"]", 599, true),
+        (", body_contains = \"is well\"", 200, true),
+        (", body_contains = \"is bad\"", 200, false),
+    ] {
+        let farm = Farm::new(2);
+        farm.answers(0, status);
+        farm.answers(1, status);
+        let proxy = farm.config(&[&check(&format!("{QUICK}{keys}"))]).start();
+        let b0 = wait_for_verdict(&proxy, "web", "b0", up);
+        assert!(b0["probe"]["last"]["outcome"].as_str().unwrap().contains(&status.to_string()), "{b0}");
+        assert_eq!(farm.backends[0].targets().iter().filter(|it| *it == "/elsewhere").count(), 0);
+    }
+}
+
+/// One cluster for each backend, by name.
+fn clusters(backends: &[(&str, &str)], keys: &str) -> Config {
+    let mut config = Config::new().root("worker_count = 2");
+    for (name, address) in backends {
+        let cluster = config.frontend(name, &format!("hostname = \"{name}\"")).cluster(name, &check(keys));
+        config = cluster.backend_at(name, address, "backend_id = \"b\"");
+    }
+    config
+}
+
+#[test]
+fn a_hostile_answer_costs_its_backend_the_verdict_and_nobody_else_anything() {
+    let stalling = Backend::script(|conn| {
+        conn.request();
+        conn.rest();
+    });
+    let trickling = Backend::script(|conn| {
+        conn.request();
+        conn.send("HTTP/1.1 200 OK\r\nX: ");
+        while conn.send("x") {
+            wait::pace(Duration::from_millis(10));
+        }
+    });
+    let large = Backend::script(|conn| {
+        conn.request();
+        conn.send("HTTP/1.1 200 OK\r\n");
+        conn.send(format!("X: {}\r\n\r\n", "x".repeat(1 << 20)));
+        conn.rest();
+    });
+    let many = Backend::script(|conn| {
+        conn.request();
+        while conn.send("HTTP/1.1 103 Early\r\n\r\n") {}
+    });
+    let shell = Backend::respond("SSH-2.0-\x1b[31mred\x1b[0m\r\n\r\n");
+    let silent = Backend::script(|conn| drop(conn.head()));
+    let endless = Backend::script(|conn| {
+        conn.request();
+        conn.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+        while conn.send("1\r\nx\r\n") {}
+    });
+    let honest = Farm::new(1);
+    let refusing = format!("127.0.0.1:{}", free_port());
+    let backends = [
+        ("stalling", stalling.address(), "no whole answer within 0.3 s"),
+        ("trickling", trickling.address(), "no whole answer within 0.3 s"),
+        ("large", large.address(), "its head is larger than 4096 bytes"),
+        ("many", many.address(), "its head is larger than 4096 bytes"),
+        ("shell", shell.address(), "its answer is no HTTP/1"),
+        ("silent", silent.address(), "it closed the connection without an answer"),
+        ("refusing", refusing, "it refuses connections"),
+        ("endless", endless.address(), "status 200, without `body_contains`"),
+    ];
+    let keys = "uri = \"/health\", interval = 0.05, timeout = 0.3, unhealthy_threshold = 2, body_contains = \"well\"";
+    let mut all: Vec<(&str, &str)> = backends.iter().map(|it| (it.0, it.1.as_str())).collect();
+    let address = honest.backends[0].address();
+    all.push(("honest", &address));
+    let proxy = clusters(&all, keys).start();
+    for (name, _, reason) in &backends {
+        let b = wait_for_verdict(&proxy, name, "b", false);
+        assert_eq!(b["probe"]["reason"], *reason, "{name}: {b}");
+        assert!(b["probe"]["last"]["took_ms"].as_u64().unwrap() < 2_000, "{name}: {b}");
+    }
+    wait_for_verdict(&proxy, "honest", "b", true);
+    // A second at their side, and the supervisor is as quick as ever.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(1) {
+        let asked = Instant::now();
+        proxy.ctl_json("status");
+        assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+    }
+    let b = shown(&proxy, "honest", "b");
+    assert!(b["probe"]["up"] == true && b["probe"]["bad"] == 0, "{b}");
+    assert!(!proxy.log().contains('\u{1b}'));
+    assert!(proxy.supervisor().resident() < 64 << 20, "{}", proxy.supervisor().resident());
+}
+
+#[test]
+fn a_probe_goes_by_tls_as_requests_do_or_as_its_own_table_says() {
+    let (pki, stranger) = (Pki::new(), Pki::named("Stranger"));
+    let name = ", server_name = \"backend.test\"";
+    let answer = with_body(200, "well");
+    let respond = |pki: &Pki| Backend::respond_over_tls(&pki.server(&["backend.test"]), &answer);
+    let (good, wrong, own) = (respond(&pki), respond(&stranger), respond(&pki));
+    let clear = Backend::respond(&answer);
+    let tls = format!("backend_tls = {{ {}{name} }}", pki.ca("ca"));
+    let keys = check(QUICK);
+    let with_own = check(&format!("{QUICK}, mode = \"TCP\", tls = {{ {}{name} }}", pki.ca("ca")));
+    let mut config = Config::new().root("worker_count = 2");
+    for (cluster, backend, lines) in [
+        ("good", &good, vec![&tls, &keys]),
+        ("wrong", &wrong, vec![&tls, &keys]),
+        ("clear", &clear, vec![&tls, &keys]),
+        ("own", &own, vec![&with_own]),
+    ] {
+        config = config.frontend(cluster, &format!("hostname = \"{cluster}\""));
+        for line in lines {
+            config = config.cluster(cluster, line);
+        }
+        config = config.backend_with(cluster, backend, "backend_id = \"b\"");
+    }
+    let proxy = config.start();
+    wait_for_verdict(&proxy, "good", "b", true);
+    let own = wait_for_verdict(&proxy, "own", "b", true);
+    assert_eq!(own["probe"]["reason"], "a TLS handshake");
+    let wrong = wait_for_verdict(&proxy, "wrong", "b", false);
+    assert_eq!(wrong["probe"]["reason"], "its certificate is not accepted: its issuer is not known");
+    let clear = wait_for_verdict(&proxy, "clear", "b", false);
+    assert_eq!(clear["probe"]["reason"], "it does not speak TLS");
+}
+
+#[test]
+fn backends_behind_unix_sockets_other_ports_and_the_proxy_protocol_are_probed_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("app");
+    let answer = with_body(200, "well");
+    let unix = Backend::unix(&path, move |conn| while conn.serve(|_| answer.clone()) {});
+    let missing = format!("unix:{}", folder.path().join("nobody").display());
+    let elsewhere = Backend::respond(with_body(200, "well"));
+    let port = format!(", port = {}", elsewhere.socket_address().port());
+    let header = Backend::script(|conn| {
+        if conn.bytes(16).is_ok_and(|it| it == b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0") {
+            conn.serve(|_| with_body(200, "well"));
+        }
+    });
+    let refusing = format!("127.0.0.1:{}", free_port());
+    let mut config = Config::new().root("worker_count = 2");
+    for (cluster, address, keys, line) in [
+        ("unix", unix.address(), "", ""),
+        ("missing", missing, "", ""),
+        ("port", refusing.clone(), port.as_str(), ""),
+        ("tcp", elsewhere.address(), ", mode = \"TCP\"", ""),
+        ("closed", refusing, ", mode = \"tcp\"", ""),
+        ("header", header.address(), "", "send_proxy = true"),
+    ] {
+        config = config
+            .frontend(cluster, &format!("hostname = \"{cluster}\""))
+            .cluster(cluster, &check(&format!("{QUICK}{keys}").replace("uri = \"/health\", ", "")))
+            .cluster(cluster, line)
+            .backend_at(cluster, &address, "backend_id = \"b\"");
+    }
+    let proxy = config.start();
+    for (cluster, up, reason) in [
+        ("unix", true, "status 200"),
+        ("missing", false, "there is no such socket"),
+        ("port", true, "status 200"),
+        ("tcp", true, "a connection"),
+        ("closed", false, "it refuses connections"),
+        ("header", true, "status 200"),
+    ] {
+        let b = wait_for_verdict(&proxy, cluster, "b", up);
+        assert_eq!(b["probe"]["reason"], reason, "{cluster}: {b}");
+    }
+    assert_eq!(unix.requests()[0].all("Host"), ["localhost"]);
+}
+
+#[test]
+fn with_initial_down_a_backend_is_not_used_before_it_was_found_well() {
+    let farm = Farm::new(2);
+    farm.answers(0, 500);
+    farm.answers(1, 500);
+    let keys = check(&format!("{QUICK}, initial = \"down\""));
+    let proxy = farm.config(&[&keys, "fail_open = false"]).start();
+    for _ in 0..8 {
+        asked(&proxy, "").expect_answer(503, "no_backend");
+    }
+    farm.answers(1, 200);
+    wait_for_verdict(&proxy, "web", "b1", true);
+    wait_for_answering(&proxy, &[1]);
+    assert_eq!(farm.requests(0), 0);
+}
+
+#[test]
+fn when_no_probe_is_good_all_are_used_unless_fail_open_is_false() {
+    for (line, fails_open) in [("fail_open = true", true), ("fail_open = false", false)] {
+        let farm = Farm::new(2);
+        let proxy = farm.config(&[&check(QUICK), line]).start();
+        farm.answers(0, 500);
+        farm.answers(1, 500);
+        wait_for_verdict(&proxy, "web", "b0", false);
+        wait_for_verdict(&proxy, "web", "b1", false);
+        assert_eq!(proxy.ctl_json("backends")["clusters"]["web"], "down");
+        if fails_open {
+            wait_for_answering(&proxy, &[0, 1]);
+            assert!(proxy.counter("upstream.probes_overruled") > 0);
+        } else {
+            wait::until("503", || asked(&proxy, "").status() == 503);
+            let begun = Instant::now();
+            for _ in 0..20 {
+                asked(&proxy, "").expect_answer(503, "no_backend");
+            }
+            assert!(begun.elapsed() < Duration::from_secs(2), "at once: {:?}", begun.elapsed());
+        }
+        farm.answers(1, 200);
+        wait_for_verdict(&proxy, "web", "b1", true);
+        wait_for_answering(&proxy, &[1]);
+        let log = proxy.logged("cluster web has a backend again that can be used");
+        let down = log.matches("cluster web has no backend that can be used").count();
+        assert_eq!(down, 1, "once, however many requests: {log}");
+        assert_eq!(proxy.ctl_json("backends")["clusters"]["web"], Value::Null);
+    }
+}
+
+#[test]
+fn below_the_panic_threshold_probes_are_not_believed() {
+    let farm = Farm::new(4);
+    let proxy = farm.config(&[&check(QUICK), "panic_threshold = 50", "fail_open = false"]).start();
+    farm.answers(0, 500);
+    farm.answers(1, 500);
+    wait_for_verdict(&proxy, "web", "b0", false);
+    wait_for_verdict(&proxy, "web", "b1", false);
+    wait_for_answering(&proxy, &[2, 3]);
+    farm.answers(2, 500);
+    wait_for_verdict(&proxy, "web", "b2", false);
+    wait_for_answering(&proxy, &[0, 1, 2, 3]);
+    assert_eq!(proxy.ctl_json("backends")["clusters"]["web"], "panic");
+    assert!(proxy.counter("upstream.probes_overruled") > 0);
+    proxy.logged("panic, probes call only 25 % of its primaries well");
+    farm.answers(2, 200);
+    wait_for_verdict(&proxy, "web", "b2", true);
+    wait_for_answering(&proxy, &[2, 3]);
+    proxy.logged("the panic is over");
+}
+
+#[test]
+fn a_reload_and_other_changes_keep_what_was_found_and_make_no_verdict_a_generation() {
+    let farm = Farm::new(3);
+    let config = |interval: &str, more: &str| {
+        farm.config(&[&check(&QUICK.replace("0.05", interval)), "send_proxy = false", more])
+    };
+    let proxy = config("0.05", "").start();
+    let generation = || proxy.ctl_json("status")["generation"].as_u64().unwrap();
+    let first = generation();
+    farm.answers(0, 500);
+    wait_for_verdict(&proxy, "web", "b0", false);
+    wait_for_answering(&proxy, &[1, 2]);
+    assert_eq!(generation(), first);
+    // From now on nothing is found any more: an hour is longer than the test.
+    for (interval, more) in [("3600", ""), ("3600", "load_balancing = \"RANDOM\""), ("3600", "slow_start = 1")] {
+        let text = config(interval, more).text(&[proxy.address()]);
+        std::fs::write(proxy.folder().join("kakehi.toml"), text).unwrap();
+        let reloaded = proxy.ctl(&["reload"]);
+        assert!(reloaded.status.success(), "{reloaded:?}");
+        assert_eq!(answering(&proxy), [1, 2], "{more}");
+        assert_eq!(shown(&proxy, "web", "b0")["probe"]["up"], false);
+    }
+    for keys in [["weight=7"], ["backup=false"]] {
+        assert!(proxy.ctl(&[&["backend", "patch", "web", "b0"][..], &keys].concat()).status.success());
+        assert_eq!(answering(&proxy), [1, 2]);
+    }
+    // However its connections begin: what probes found of it holds.
+    let before = farm.requests(0);
+    assert!(proxy.ctl(&["listener", "patch", &proxy.address().to_string(), "via=false"]).status.success());
+    assert_eq!((answering(&proxy), farm.requests(0)), (vec![1, 2], before));
+    let log = proxy.log();
+    assert_eq!(log.matches("backend b0 of cluster web is down").count(), 1, "{log}");
+    // Without probes there is nobody who would say that it is well again.
+    assert!(proxy.ctl(&["cluster", "patch", "web", "health_check="]).status.success());
+    assert_eq!(shown(&proxy, "web", "b0")["probe"], Value::Null);
+    wait_for_answering(&proxy, &[0, 1, 2]);
+}
+
+#[test]
+fn a_worker_that_takes_the_place_of_a_dead_one_knows_all_verdicts_before_it_serves() {
+    let farm = Farm::new(2);
+    // The first probe makes the verdict, and there is no other.
+    let keys = "uri = \"/health\", interval = 3600, healthy_threshold = 1, unhealthy_threshold = 1";
+    farm.answers(0, 500);
+    let proxy = farm.config(&[&check(keys)]).start();
+    wait_for_verdict(&proxy, "web", "b0", false);
+    wait_for_answering(&proxy, &[1]);
+    let before = farm.requests(0);
+    for round in 1..=2 {
+        thread::scope(|scope| {
+            let killing = scope.spawn(|| {
+                for worker in proxy.workers() {
+                    send_signal(worker, Signal::SIGKILL);
+                }
+                wait::within(Duration::from_secs(15), "others in their place", || {
+                    (proxy.counter("worker.restarts") == 2 * round).then_some(())
+                });
+            });
+            while !killing.is_finished() {
+                // Connections of workers that die are cut.
+                if let Ok(mut client) = crate::harness::Client::try_connect(proxy.address()) {
+                    client.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+                    if let Ok(response) = client.try_response() {
+                        assert_eq!(response.text(), "1");
+                    }
+                }
+            }
+        });
+        assert_eq!(answering(&proxy), [1]);
+    }
+    let upgraded = proxy.ctl(&["workers", "upgrade"]);
+    assert!(upgraded.status.success(), "{upgraded:?}");
+    assert_eq!(answering(&proxy), [1]);
+    assert_eq!((farm.requests(0), farm.probes(0)), (before, 1));
+}
+
+#[test]
+fn without_a_supervisor_the_last_verdicts_hold_and_the_next_one_finds_its_own() {
+    let farm = Farm::new(2);
+    let mut proxy = farm.config(&[&check(QUICK)]).start();
+    farm.answers(0, 500);
+    wait_for_verdict(&proxy, "web", "b0", false);
+    wait_for_answering(&proxy, &[1]);
+    proxy.kill_supervisor();
+    assert_eq!(answering(&proxy), [1]);
+    let before = farm.requests(0);
+    // Still dead: the next one does not call it well before it has looked.
+    proxy.start_again();
+    for _ in 0..4 {
+        assert_eq!(answering(&proxy), [1]);
+    }
+    wait_for_verdict(&proxy, "web", "b0", false);
+    assert_eq!((answering(&proxy), farm.requests(0)), (vec![1], before));
+    proxy.kill_supervisor();
+    farm.answers(0, 200);
+    proxy.start_again();
+    wait_for_verdict(&proxy, "web", "b0", true);
+    wait_for_answering(&proxy, &[0, 1]);
+}
+
+#[test]
+fn two_clusters_with_one_address_have_two_verdicts() {
+    let backend = Backend::answer(|request| match request.target() {
+        "/good" => with_body(200, "well"),
+        _ => with_body(500, "0"),
+    });
+    let keys = |uri: &str| check(&QUICK.replace("/health", uri));
+    let proxy = Config::new()
+        .root("worker_count = 2")
+        .frontend("one", "hostname = \"one\"")
+        .cluster("one", &keys("/good"))
+        .backend_with("one", &backend, "backend_id = \"b\"")
+        .frontend("two", "hostname = \"two\"")
+        .cluster("two", &keys("/bad"))
+        .backend_with("two", &backend, "backend_id = \"b\"")
+        .start();
+    wait_for_verdict(&proxy, "one", "b", true);
+    wait_for_verdict(&proxy, "two", "b", false);
+}
+
+#[test]
+fn a_supervisor_that_was_stopped_does_not_blame_backends_for_it() {
+    let farm = Farm::new(1);
+    let keys = "uri = \"/health\", interval = 0.05, timeout = 0.2, unhealthy_threshold = 1";
+    let proxy = farm.config(&[&check(keys)]).start();
+    wait_for_verdict(&proxy, "web", "b0", true);
+    for _ in 0..5 {
+        send_signal(proxy.supervisor(), Signal::SIGSTOP);
+        wait::pace(Duration::from_millis(900));
+        send_signal(proxy.supervisor(), Signal::SIGCONT);
+        let probes = farm.probes(0);
+        wait::until("more probes", || farm.probes(0) > probes + 2);
+    }
+    assert!(!proxy.log().contains("is down"), "{}", proxy.log());
+}
