@@ -20,9 +20,7 @@ pub use self::balancing::{Balancing, LoadBalancing, LoadMetric, SameSite, ShardM
 pub use self::cluster::{
     Backend, BackendAddress, BackendAddressError, Cluster, ClusterProtocol, Frontend, PathRule,
 };
-pub use self::health::{
-    BackendMode, HealthCheck, InitialVerdict, ProbeMode, StatusRange, StatusRangeError,
-};
+pub use self::health::{BackendMode, HealthCheck, InitialVerdict, ProbeMode, StatusRange, StatusRangeError};
 pub use self::listener::{Forwarding, Listener, ListenerProtocol, Sizes, Timeouts};
 pub use self::settings::{Settings, Steering};
 

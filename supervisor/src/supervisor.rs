@@ -66,8 +66,8 @@ use crate::{
     health::{Asking, Health},
     host::{init_system, pid_file::PidFile, signals::Signals},
     supervisor::{
-        answers::TellingState, door::Door, health::Purpose, question::Question, recording::Recording, saving::Saving,
-        text::StateText, turn::Happened, watchers::Watchers,
+        answers::TellingState, door::Door, health::Purpose, question::Question, recording::Recording,
+        saving::Saving, text::StateText, turn::Happened, watchers::Watchers,
     },
 };
 

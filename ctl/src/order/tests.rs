@@ -48,7 +48,8 @@ fn every_order_travels_under_its_name_and_older_workers_are_given_those_that_the
             "yield" => r#"{"yield":{"sockets":[]}}"#.to_owned(),
             "fact" => r#"{"fact":{"fact":"ticket_keys"}}"#.to_owned(),
             "fact.verdicts" => {
-                r#"{"fact":{"fact":{"verdicts":{"verdicts":[{"cluster":"a","id":"b","up":false}]}}}}"#.to_owned()
+                r#"{"fact":{"fact":{"verdicts":{"verdicts":[{"cluster":"a","id":"b","up":false}]}}}}"#
+                    .to_owned()
             }
             "tell_loads" => r#"{"tell_loads":{"backends":[{"cluster":"a","id":"b"}]}}"#.to_owned(),
             "share" => r#"{"share":{"connections":1}}"#.to_owned(),

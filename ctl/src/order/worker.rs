@@ -223,8 +223,7 @@ impl Order {
             Order::Prepare { staged: 0, changes, revision } => (changes, revision),
             Order::Fact { fact: Fact::Verdicts { verdicts } } if verdicts.len() > BACKENDS_PER_ORDER => {
                 let parts = verdicts.chunks(BACKENDS_PER_ORDER);
-                let part =
-                    |it: &[Verdict]| Order::Fact { fact: Fact::Verdicts { verdicts: it.to_vec() } };
+                let part = |it: &[Verdict]| Order::Fact { fact: Fact::Verdicts { verdicts: it.to_vec() } };
                 return parts.map(part).collect();
             }
             Order::TellLoads { backends } if backends.len() > BACKENDS_PER_ORDER => {

@@ -28,8 +28,13 @@ fn what_is_configured_is_changed_by_edits() {
         method: Some("GET".to_owned()),
     };
     let of_rule = ["web", ADDRESS, "a.example", "--path", "/x", "--path-type", "equals", "--method", "GET"];
-    let backend =
-        Backend { id: "one".to_owned(), address: "127.0.0.1:9".parse().unwrap(), weight: 5, backup: true, ..Backend::default() };
+    let backend = Backend {
+        id: "one".to_owned(),
+        address: "127.0.0.1:9".parse().unwrap(),
+        weight: 5,
+        backup: true,
+        ..Backend::default()
+    };
     let web = || "web".to_owned();
     let with_rule =
         |verb: &'static [&'static str], keys: &'static [&'static str]| [verb, &of_rule, keys].concat();

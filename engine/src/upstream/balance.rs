@@ -116,9 +116,8 @@ impl Balance {
         now: u64,
     ) -> Option<usize> {
         let judge = self.judge(members, now);
-        let is_session = |member: &Member| {
-            matches!(affinity.session, Session::With(value) if member.session == value)
-        };
+        let is_session =
+            |member: &Member| matches!(affinity.session, Session::With(value) if member.session == value);
         if let [only] = members {
             return (excluded.is_empty() && judge.rank(only, is_session(only)).is_some()).then_some(0);
         }
@@ -135,7 +134,10 @@ impl Balance {
             within.is_none_or(|least| !is_primary(member) || primary_score(affinity, member) >= least)
         };
         let best = |accept: &dyn Fn(&Member) -> bool| {
-            candidates().filter(|(_, member)| accept(member)).filter_map(|(_, member)| class(member, judge)).min()
+            candidates()
+                .filter(|(_, member)| accept(member))
+                .filter_map(|(_, member)| class(member, judge))
+                .min()
         };
         let inside = best(&is_in_shard);
         let strict = self.configured.shard_mode == ShardMode::Strict;

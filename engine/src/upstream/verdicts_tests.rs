@@ -140,10 +140,9 @@ fn in_a_panic_probes_are_not_believed() {
 
 #[test]
 fn a_panic_goes_by_weight() {
-    let (cluster, _) =
-        cluster(&[(90, false, BackendMode::Ready), (10, false, BackendMode::Ready)], |it| {
-            it.panic_threshold = 20;
-        });
+    let (cluster, _) = cluster(&[(90, false, BackendMode::Ready), (10, false, BackendMode::Ready)], |it| {
+        it.panic_threshold = 20;
+    });
     cluster.set_probe("1", false);
     assert_eq!(chosen(&cluster), [0]);
     cluster.set_probe("1", true);

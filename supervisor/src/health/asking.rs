@@ -108,7 +108,9 @@ impl<T> Asking<T> {
 
     /// When it is waited no longer.
     pub(crate) fn due(&self) -> Option<Instant> {
-        self.current.as_ref().map(|current| if current.missing.is_empty() { Instant::now() } else { current.due })
+        self.current
+            .as_ref()
+            .map(|current| if current.missing.is_empty() { Instant::now() } else { current.due })
     }
 
     /// What was said, once all have answered, or it is too late.

@@ -27,7 +27,7 @@ mod table;
 use std::{
     borrow::Cow,
     collections::BTreeSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -37,22 +37,24 @@ use kakehi_ctl::{
     state::{Backend, State},
 };
 use kakehi_engine::tls::{Context, Vault};
-use tokio::{
-    sync::Notify,
-    task::AbortHandle,
-    time::Instant,
-};
+use tokio::{sync::Notify, task::AbortHandle, time::Instant};
 
+use self::table::Table;
 pub(crate) use self::{
     asking::{Asking, MOST_SHOWN, Said},
     table::Known,
 };
-use self::table::Table;
 
 /// A worker that did not take its verdicts is told again after this time.
 const RETRY: Duration = Duration::from_secs(1);
 /// How often it is looked whether backends that take no new work have any left.
 const DRAIN_POLL: Duration = Duration::from_secs(1);
+
+#[expect(
+    clippy::disallowed_types,
+    reason = "it is held by two tasks of one thread, which never wait with it"
+)]
+type Lock<T> = std::sync::Mutex<T>;
 
 /// What came of a probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,8 +80,8 @@ impl Outcome {
 /// What the loop of the supervisor and the prober share. Both are tasks of one thread: the lock is never waited for.
 #[derive(Default)]
 struct Shared {
-    table: Mutex<Table>,
-    vault: Mutex<Option<Arc<Vault>>>,
+    table: Lock<Table>,
+    vault: Lock<Option<Arc<Vault>>>,
     /// There is more to probe, or it is to be probed otherwise.
     changed: Notify,
     /// There is something to tell.

@@ -246,7 +246,9 @@ fn of_tls(error: &rustls::Error) -> String {
         rustls::Error::InvalidCertificate(reason) => {
             let reason = match reason {
                 CertificateError::Expired | CertificateError::ExpiredContext { .. } => "it has expired",
-                CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => "it is not valid yet",
+                CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                    "it is not valid yet"
+                }
                 CertificateError::UnknownIssuer => "its issuer is not known",
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                     "it is for another name"

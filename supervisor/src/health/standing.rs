@@ -21,7 +21,12 @@ pub(super) struct Standing {
 
 impl Standing {
     /// Takes note of a probe that ended at `time_ms` and took `took_ms`. True if that makes another verdict.
-    pub(super) fn note(&mut self, outcome: &Outcome, check: &HealthCheck, (time_ms, took_ms): (u64, u64)) -> bool {
+    pub(super) fn note(
+        &mut self,
+        outcome: &Outcome,
+        check: &HealthCheck,
+        (time_ms, took_ms): (u64, u64),
+    ) -> bool {
         let (good, text) = match outcome {
             Outcome::Good(text) => (true, text),
             Outcome::Bad(text) => (false, text),

@@ -382,7 +382,8 @@ impl Table {
 
     /// What is known of a backend.
     pub(super) fn known(&self, cluster: &str, backend: &Backend) -> Known {
-        let member = self.clusters.get(cluster).and_then(|it| it.backends.iter().find(|it| it.id == backend.id));
+        let member =
+            self.clusters.get(cluster).and_then(|it| it.backends.iter().find(|it| it.id == backend.id));
         let target = member.and_then(|member| self.targets.get(&member.target?));
         Known {
             probe: target.map(|target| target.standing.shown()),
@@ -407,7 +408,8 @@ impl Table {
 
     /// A backend has nothing in flight any more.
     pub(super) fn note_drained(&mut self, BackendName { cluster, id }: &BackendName) {
-        let member = self.clusters.get_mut(cluster).and_then(|it| it.backends.iter_mut().find(|it| it.id == *id));
+        let member =
+            self.clusters.get_mut(cluster).and_then(|it| it.backends.iter_mut().find(|it| it.id == *id));
         if let Some(member) = member.filter(|it| it.mode != BackendMode::Ready && !it.drained) {
             member.drained = true;
             let (cluster, backend) = (cluster.clone(), id.clone());

@@ -91,8 +91,10 @@ impl Supervisor {
             question.answer.send(Response::Refused { reason });
             return None;
         }
-        let about_state =
-            matches!(question.request, Request::State | Request::Backends { .. } | Request::Certificates { .. } | Request::Keys);
+        let about_state = matches!(
+            question.request,
+            Request::State | Request::Backends { .. } | Request::Certificates { .. } | Request::Keys
+        );
         if about_state && !self.settled && !self.is_stopping() {
             return Some(question);
         }

@@ -3,14 +3,14 @@
 //! Verdicts are facts: they make no generation and are never saved. No worker is waited for: one that does not take what it is told is
 //! told everything again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kakehi_ctl::{
     change::Change,
     event::Happening,
     order::{
-        BackendInfo, BackendLoad, BackendName, Backends, Fact, OperatorVerdict, Order, Response, TrafficVerdict,
-        Verdict,
+        BackendInfo, BackendLoad, BackendName, Backends, Fact, OperatorVerdict, Order, Response,
+        TrafficVerdict, Verdict,
     },
     state::{Backend, BackendMode},
     wire::WireError,
@@ -18,7 +18,7 @@ use kakehi_ctl::{
 use tokio::time::Instant;
 
 use crate::{
-    fleet::worker::Worker,
+    fleet::{process::Written, worker::Worker},
     health::{MOST_SHOWN, Said},
     supervisor::{Supervisor, question::AnswerTo},
 };
@@ -42,14 +42,13 @@ impl Supervisor {
     /// Tells what is new: verdicts to the workers, everything to those who watch.
     pub(super) fn tell_health(&mut self) {
         let (verdicts, happened) = self.health.take_news();
-        if !verdicts.is_empty() {
-            let ids: Vec<u32> =
-                self.workers.iter().filter(|it| it.takes_orders()).map(Worker::id).collect();
-            ids.into_iter().for_each(|id| self.tell_verdicts(id, verdicts.clone()));
-        }
+        let ids: Vec<u32> = self.workers.iter().filter(|it| it.takes_orders()).map(Worker::id).collect();
+        self.tell_verdicts(&ids, verdicts);
         for what in happened {
             match &what {
-                Happening::BackendDown { .. } | Happening::ClusterDown { .. } | Happening::ClusterPanic { .. } => {
+                Happening::BackendDown { .. }
+                | Happening::ClusterDown { .. }
+                | Happening::ClusterPanic { .. } => {
                     tracing::warn!("{what}");
                 }
                 _ => tracing::info!("{what}"),
@@ -58,19 +57,25 @@ impl Supervisor {
         }
     }
 
-    fn tell_verdicts(&mut self, id: u32, verdicts: Vec<Verdict>) {
-        if verdicts.is_empty() {
+    fn tell_verdicts(&mut self, workers: &[u32], verdicts: Vec<Verdict>) {
+        if verdicts.is_empty() || workers.is_empty() {
             return;
         }
         let number = self.next_order();
-        let Some(worker) = self.workers.get(id as usize).filter(|it| it.takes_orders()) else { return };
-        match worker.order(number, Order::Fact { fact: Fact::Verdicts { verdicts } }) {
-            Ok(()) => {}
-            // One that starts is told everything when it is ready. One of an earlier program knows no verdicts.
-            Err(WireError::NotKnown(_)) => {}
-            Err(error) => {
-                tracing::debug!(worker = id, %error, "does not take verdicts");
-                self.health.owe(id, true);
+        let written = match Written::new(number, Order::Fact { fact: Fact::Verdicts { verdicts } }) {
+            Ok(written) => written,
+            // No name is that long.
+            Err(error) => return tracing::error!("workers cannot be told what probes found: {error}"),
+        };
+        for &id in workers {
+            let worker = self.workers.get(id as usize).filter(|it| it.takes_orders());
+            match worker.map(|worker| worker.give(written.clone())) {
+                // One that starts is told everything when it is ready. One of an earlier program knows no verdicts.
+                None | Some(Ok(()) | Err(WireError::NotKnown(_))) => {}
+                Some(Err(error)) => {
+                    tracing::debug!(worker = id, %error, "does not take verdicts");
+                    self.health.owe(id, true);
+                }
             }
         }
     }
@@ -81,7 +86,7 @@ impl Supervisor {
         let owed = self.health.take_owed(now);
         if !owed.is_empty() {
             let all = self.health.verdicts();
-            owed.into_iter().for_each(|id| self.tell_verdicts(id, all.clone()));
+            self.tell_verdicts(&owed.into_iter().collect::<Vec<_>>(), all);
         }
         let draining = self.health.take_drains(now);
         if !draining.is_empty() {
@@ -99,7 +104,7 @@ impl Supervisor {
         let number = self.next_order();
         // What a process has that leaves, nobody can ask.
         let mut incomplete = self.workers.iter().any(Worker::has_leaving);
-        let mut asked = std::collections::BTreeSet::new();
+        let mut asked = BTreeSet::new();
         for worker in &self.workers {
             let order = Order::TellLoads { backends: backends.clone() };
             if worker.takes_orders() && worker.order(number, order).is_ok() {
@@ -119,7 +124,8 @@ impl Supervisor {
     fn on_loads(&mut self, said: Said<Purpose>) {
         match &said.purpose {
             Purpose::Drains => {
-                let idle = |(place, _): &(usize, &BackendName)| said.total(*place).is_some_and(|it| it.0 == 0);
+                let idle =
+                    |(place, _): &(usize, &BackendName)| said.total(*place).is_some_and(|it| it.0 == 0);
                 let drained = said.backends.iter().enumerate().filter(idle).map(|(_, it)| it);
                 self.health.note_drained(drained);
             }

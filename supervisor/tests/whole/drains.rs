@@ -68,11 +68,8 @@ fn a_drained_backend_keeps_its_sessions_and_a_maintained_one_takes_nothing() {
 #[test]
 fn what_the_operator_says_is_kept_by_reloads_deaths_upgrades_and_a_new_start() {
     let farm = Farm::new(2);
-    let mut proxy = farm
-        .config(&[])
-        .root("saved_state = \"state.json\"")
-        .root("automatic_state_save = true")
-        .start();
+    let mut proxy =
+        farm.config(&[]).root("saved_state = \"state.json\"").root("automatic_state_save = true").start();
     say(&proxy, "drain", "b0");
     assert_eq!(answering(&proxy), [1]);
     let reloaded = done(&proxy.ctl(&["reload"]));
@@ -99,7 +96,7 @@ fn what_the_operator_says_is_kept_by_reloads_deaths_upgrades_and_a_new_start() {
     assert_eq!((&b0["operator"]["mode"], &b0["operator"]["since_ms"]), (&"drain".into(), &Value::Null));
     done(&proxy.ctl(&["reload", "--discard-live"]));
     assert_eq!(answering(&proxy), [0, 1]);
-    assert_eq!(farm.requests(0) > 0, true);
+    assert!(farm.requests(0) > 0);
 }
 
 #[test]
@@ -210,5 +207,4 @@ fn passed_on_connections_obey_operator_and_probes() {
     well.answers(0, 200);
     wait_for_verdict(&proxy, "web", "b1", true);
     wait::until("the other one", || answers() == ["two"]);
-
 }

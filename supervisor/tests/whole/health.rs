@@ -269,7 +269,11 @@ fn a_probe_goes_by_tls_as_requests_do_or_as_its_own_table_says() {
     let answer = with_body(200, "well");
     let respond = |pki: &Pki| Backend::respond_over_tls(&pki.server(&["backend.test"]), &answer);
     let (good, wrong, own) = (respond(&pki), respond(&stranger), respond(&pki));
-    let clear = Backend::respond(&answer);
+    let clear = Backend::script(move |conn| {
+        if conn.bytes(1).is_ok() {
+            conn.send(&answer);
+        }
+    });
     let tls = format!("backend_tls = {{ {}{name} }}", pki.ca("ca"));
     let keys = check(QUICK);
     let with_own = check(&format!("{QUICK}, mode = \"TCP\", tls = {{ {}{name} }}", pki.ca("ca")));
@@ -423,7 +427,9 @@ fn a_reload_and_other_changes_keep_what_was_found_and_make_no_verdict_a_generati
     wait_for_answering(&proxy, &[1, 2]);
     assert_eq!(generation(), first);
     // From now on nothing is found any more: an hour is longer than the test.
-    for (interval, more) in [("3600", ""), ("3600", "load_balancing = \"RANDOM\""), ("3600", "slow_start = 1")] {
+    for (interval, more) in
+        [("3600", ""), ("3600", "load_balancing = \"RANDOM\""), ("3600", "slow_start = 1")]
+    {
         let text = config(interval, more).text(&[proxy.address()]);
         std::fs::write(proxy.folder().join("kakehi.toml"), text).unwrap();
         let reloaded = proxy.ctl(&["reload"]);

@@ -10,7 +10,9 @@ use kakehi_ctl::{
     config::write,
     edit::{self, Edit},
     order::{Request, Response},
-    state::{Backend, BackendAddress, BackendMode, Cluster, ClusterProtocol, ListenerProtocol, PathRule, State},
+    state::{
+        Backend, BackendAddress, BackendMode, Cluster, ClusterProtocol, ListenerProtocol, PathRule, State,
+    },
     store,
 };
 use serde::Serialize;

@@ -22,7 +22,10 @@ impl Builder<'_, '_> {
         let mut unfit = |key: &str, reason: &str| self.findings.unfit(section.offset_of(key), reason);
         let is_visible = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
         if !check.uri.starts_with('/') || !is_visible(&check.uri) || check.uri.len() > LONGEST {
-            unfit("uri", "`uri` is a path that begins with `/`, of visible ASCII characters, of 2048 at most");
+            unfit(
+                "uri",
+                "`uri` is a path that begins with `/`, of visible ASCII characters, of 2048 at most",
+            );
         }
         let is_host = |host: &String| {
             host.len() <= 255 && is_visible(host) && !host.contains(['/', '@', '?', '#', '\\'])
@@ -37,11 +40,13 @@ impl Builder<'_, '_> {
             unfit("expected_status", "`expected_status` is 0, or a status from 100 to 599");
         }
         if check.expected_status != 0 && section.entry("accepted_statuses").is_some() {
-            unfit("accepted_statuses", "`accepted_statuses` beside `expected_status`: one of them says it all");
+            unfit(
+                "accepted_statuses",
+                "`accepted_statuses` beside `expected_status`: one of them says it all",
+            );
         }
-        let is_unix = |backend: &Section| {
-            matches!(backend.backend_address("address"), Some(BackendAddress::Unix(_)))
-        };
+        let is_unix =
+            |backend: &Section| matches!(backend.backend_address("address"), Some(BackendAddress::Unix(_)));
         if check.port.is_some() && cluster.tables("backends").iter().any(is_unix) {
             unfit("port", "`port` beside a backend behind a unix socket, which has none");
         }
