@@ -188,8 +188,9 @@ impl Table {
                 {
                     target.plan = Arc::clone(plan);
                     target.standing.count_anew();
-                    target.due = Some(Instant::now());
-                    self.queue.push(Reverse((Instant::now(), number)));
+                    let now = Instant::now();
+                    target.due = Some(now);
+                    self.queue.push(Reverse((now, number)));
                 }
                 // Workers may have made it anew.
                 self.untold.insert(number);

@@ -447,6 +447,18 @@ fn a_reload_and_other_changes_keep_what_was_found_and_make_no_verdict_a_generati
     assert_eq!((answering(&proxy), farm.requests(0)), (vec![1, 2], before));
     let log = proxy.log();
     assert_eq!(log.matches("backend b0 of cluster web is down").count(), 1, "{log}");
+    // Another check begins at once, and goes by what was found until it has found something else.
+    let (probes, patch) = (farm.probes(0), |key: &str| proxy.ctl(&["cluster", "patch", "web", key]));
+    assert!(patch("health_check.uri=/health/other").status.success());
+    assert!(patch("health_check.interval=0.05").status.success());
+    assert_eq!(answering(&proxy), [1, 2]);
+    wait::until("more probes", || farm.probes(0) > probes + 3);
+    assert_eq!(answering(&proxy), [1, 2]);
+    farm.answers(0, 200);
+    wait_for_verdict(&proxy, "web", "b0", true);
+    farm.answers(0, 500);
+    wait_for_verdict(&proxy, "web", "b0", false);
+    wait_for_answering(&proxy, &[1, 2]);
     // Without probes there is nobody who would say that it is well again.
     assert!(proxy.ctl(&["cluster", "patch", "web", "health_check="]).status.success());
     assert_eq!(shown(&proxy, "web", "b0")["probe"], Value::Null);
