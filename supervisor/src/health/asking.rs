@@ -60,6 +60,11 @@ impl<T> Said<T> {
 }
 
 impl<T> Asking<T> {
+    /// True if nothing is asked.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.current.is_none() && self.waiting.is_empty()
+    }
+
     /// Puts a question into the line.
     pub(crate) fn ask(&mut self, backends: Vec<BackendName>, purpose: T) {
         self.waiting.push_back((backends, purpose));

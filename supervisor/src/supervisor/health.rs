@@ -89,7 +89,8 @@ impl Supervisor {
             self.tell_verdicts(&owed.into_iter().collect::<Vec<_>>(), all);
         }
         let draining = self.health.take_drains(now);
-        if !draining.is_empty() {
+        // They are looked at again in any case.
+        if !draining.is_empty() && self.asking.is_idle() {
             self.asking.ask(draining, Purpose::Drains);
         }
         while let Some(said) = self.asking.take(now) {

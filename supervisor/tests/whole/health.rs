@@ -13,6 +13,7 @@ use std::{
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use crate::events::Events;
 use crate::harness::{Backend, Config, Message, Pki, Proxy, exchange, free_port, send_signal, wait};
 
 /// Backends that answer with their number, and probes with the status that a test wants.
@@ -525,6 +526,48 @@ fn without_a_supervisor_the_last_verdicts_hold_and_the_next_one_finds_its_own() 
     proxy.start_again();
     wait_for_verdict(&proxy, "web", "b0", true);
     wait_for_answering(&proxy, &[0, 1]);
+}
+
+/// Waits for an event of this kind, about this backend where it is about one.
+#[track_caller]
+fn told(events: &Events, kind: &str, backend: &str) -> Value {
+    loop {
+        let event = events.lines.recv_timeout(wait::SOON).unwrap_or_else(|_| panic!("no event {kind}"));
+        if event["event"] == kind && (event["backend"] == backend || event["backend"].is_null()) {
+            return event;
+        }
+    }
+}
+
+#[test]
+fn who_watches_is_told_of_each_transition_once() {
+    let farm = Farm::new(2);
+    let proxy = farm.config(&[&check(QUICK), "panic_threshold = 40"]).start();
+    let events = Events::of(&proxy, &["--topic", "health"]);
+    wait::within(Duration::from_secs(20), "the watch", || {
+        farm.answers(0, 500);
+        wait_for_verdict(&proxy, "web", "b0", false);
+        farm.answers(0, 200);
+        wait_for_verdict(&proxy, "web", "b0", true);
+        events.lines.try_recv().ok()
+    });
+    farm.answers(0, 503);
+    let down = told(&events, "backend_down", "b0");
+    assert_eq!((&down["cluster"], &down["reason"]), (&"web".into(), &"status 503".into()));
+    farm.answers(1, 503);
+    told(&events, "backend_down", "b1");
+    assert_eq!(told(&events, "cluster_panic", "")["healthy_percent"], 0);
+    farm.answers(0, 200);
+    told(&events, "backend_up", "b0");
+    told(&events, "cluster_panic_ended", "");
+    assert!(proxy.ctl(&["backend", "maintain", "web", "b0"]).status.success());
+    let mut last: Vec<Value> =
+        vec![told(&events, "cluster_panic", ""), told(&events, "backend_drained", "b0")];
+    // Nothing is told twice, however many probes and requests there are.
+    (0..8).for_each(|_| drop(asked(&proxy, "")));
+    wait::pace(Duration::from_millis(300));
+    last.extend(events.lines.try_iter());
+    assert_eq!(last.len(), 2, "{last:?}");
 }
 
 #[test]
