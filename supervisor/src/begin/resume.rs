@@ -170,6 +170,7 @@ async fn take_up_workers(supervisor: &mut Supervisor, estate: &Estate, known: Kn
         return Ok(());
     };
     let (state, keeper) = recalled?;
+    supervisor.inherit_verdicts(&will.verdicts);
     supervisor.settle(state, keeper);
     let mut kept: BTreeMap<u32, Sockets> = BTreeMap::new();
     for (id, which, socket) in &estate.sockets {

@@ -13,7 +13,8 @@
 //! Relies on `tls` of the engine for whom to trust. Promises: the supervisor's loop never waits for a backend; what a backend sends
 //! is bounded, and is in no text that is shown.
 //!
-//! A supervisor that takes workers over knows no verdicts. It tells them none until its own probes have made one, which they do at the
+//! A program that takes the place of another one goes on with its verdicts. A supervisor that takes workers over after a death knows
+//! none. It tells them none until its own probes have made one, which they do at the
 //! pace of a second at least: until then workers go by the last that they were told.
 
 mod answer;
@@ -126,8 +127,19 @@ impl Health {
         for (name, cluster) in &state.clusters {
             table.follow(name, Some(cluster), true);
         }
+        table.inherit(&[]);
         drop(table);
         self.go_on();
+    }
+
+    /// What the program before had found is what [`Health::begin`] begins with.
+    pub(crate) fn inherit(&mut self, verdicts: &[Verdict]) {
+        self.shared.table().inherit(verdicts);
+    }
+
+    /// True if there is a backend without a verdict.
+    pub(crate) fn lacks_verdicts(&self) -> bool {
+        self.shared.table().lacks_verdicts()
     }
 
     /// Follows these clusters as they are in `state`, which has changed in them.

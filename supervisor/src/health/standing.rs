@@ -51,6 +51,11 @@ impl Standing {
         true
     }
 
+    /// What the program before had found.
+    pub(super) fn inherited(up: bool) -> Standing {
+        Standing { up: Some(up), reason: "as the program before had found".to_owned(), ..Standing::default() }
+    }
+
     /// The check is another one: its probes are counted anew, and the verdict stays until they have made another.
     pub(super) fn count_anew(&mut self) {
         (self.good, self.bad) = (0, 0);

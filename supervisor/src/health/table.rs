@@ -23,6 +23,10 @@ use super::{Outcome, plan::Plan, standing::Standing};
 /// Pause between two lines of the log about probes that could not be made.
 const COMPLAINT_PAUSE: Duration = Duration::from_secs(10);
 
+/// Probes that are due within so long of each other are made together, unless their interval is so short that it would matter: to wake
+/// for each costs more.
+const TOGETHER: Duration = Duration::from_millis(50);
+
 /// Which backend is probed; never used again.
 pub(super) type Number = u64;
 
@@ -39,6 +43,10 @@ pub(super) struct Table {
     /// What has happened and was not told.
     happened: Vec<Happening>,
     complained: Option<Instant>,
+    /// What the program before had found, as long as nobody has asked for it.
+    inherited: HashMap<BackendName, bool>,
+    /// From it the times are counted at which probes are made.
+    epoch: Option<Instant>,
 }
 
 /// A cluster.
@@ -98,6 +106,14 @@ pub(super) fn now_ms() -> u64 {
 fn spread(number: Number, whole: Duration) -> Duration {
     let part = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
     whole.mul_f64(part as f64 / f64::from(u32::MAX))
+}
+
+/// The last of the times until `due` at which probes are made, for one that is made every `pace`.
+fn together(due: Instant, epoch: Instant, pace: Duration) -> Instant {
+    let step = TOGETHER.min(pace / 100).as_millis().max(1);
+    let since = due.saturating_duration_since(epoch).as_millis();
+    // No interval is longer than a year.
+    epoch + Duration::from_millis(u64::try_from(since / step * step).unwrap_or_default())
 }
 
 impl Target {
@@ -198,11 +214,12 @@ impl Table {
             }
             (Some(plan), None) => {
                 let backend = BackendName { cluster: cluster.to_owned(), id: id.clone() };
+                let standing = self.inherited.remove(&backend).map(Standing::inherited).unwrap_or_default();
                 Some(self.begin(Target {
                     backend,
                     address: address.clone(),
                     plan: Arc::clone(plan),
-                    standing: Standing::default(),
+                    standing,
                     due: Some(Instant::now()),
                 }))
             }
@@ -235,6 +252,16 @@ impl Table {
         if self.targets.is_empty() {
             self.queue.clear();
         }
+    }
+
+    /// What the program before had found holds, where it is followed with the next [`Table::follow`].
+    pub(super) fn inherit(&mut self, verdicts: &[Verdict]) {
+        self.inherited = verdicts.iter().map(|it| (it.backend.clone(), it.up)).collect();
+    }
+
+    /// True if there is a backend without a verdict.
+    pub(super) fn lacks_verdicts(&self) -> bool {
+        self.targets.values().any(|target| target.standing.up.is_none())
     }
 
     /// True if nothing is probed.
@@ -290,6 +317,7 @@ impl Table {
             // From begin to begin.
             false => now + pace.saturating_sub(took).max(Duration::from_millis(1)),
         };
+        let due = together(due, *self.epoch.get_or_insert(now), pace);
         target.due = Some(due);
         self.queue.push(Reverse((due, job.number)));
         if !is_new {

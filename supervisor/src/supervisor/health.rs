@@ -3,7 +3,10 @@
 //! Verdicts are facts: they make no generation and are never saved. No worker is waited for: one that does not take what it is told is
 //! told everything again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use kakehi_ctl::{
     change::Change,
@@ -20,7 +23,7 @@ use tokio::time::Instant;
 use crate::{
     fleet::{process::Written, worker::Worker},
     health::{MOST_SHOWN, Said},
-    supervisor::{Supervisor, question::AnswerTo},
+    supervisor::{Supervisor, question::AnswerTo, turn::Happened},
 };
 
 /// Why workers are asked what backends have to do.
@@ -31,7 +34,32 @@ pub(crate) enum Purpose {
     Answer(AnswerTo, usize),
 }
 
+/// Workers are replaced without knowing verdicts when probes have made none for so long.
+const FIRST_VERDICTS: Duration = Duration::from_secs(10);
+
 impl Supervisor {
+    /// The verdicts that a program that comes goes on with.
+    pub(crate) fn verdicts(&self) -> Vec<Verdict> {
+        self.health.verdicts()
+    }
+
+    /// Goes on with the verdicts of the program before, once it is settled what is served.
+    pub(crate) fn inherit_verdicts(&mut self, verdicts: &[Verdict]) {
+        self.health.inherit(verdicts);
+    }
+
+    /// Waits until probes have made a verdict on each backend, not longer than [`FIRST_VERDICTS`].
+    pub(crate) async fn await_verdicts(&mut self) {
+        let until = Instant::now() + FIRST_VERDICTS;
+        while !self.is_stopping() && self.health.lacks_verdicts() {
+            match self.turn(Some(until)).await {
+                Happened::Event(event) => drop(self.on_event(event)),
+                Happened::Late => return,
+                Happened::Other => {}
+            }
+        }
+    }
+
     /// After `changes`: what is probed follows them.
     pub(crate) fn follow_health(&mut self, changes: &[Change]) {
         if changes.iter().any(|change| change.cluster().is_some()) && !self.is_stopping() {

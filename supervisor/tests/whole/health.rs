@@ -571,6 +571,28 @@ fn who_watches_is_told_of_each_transition_once() {
 }
 
 #[test]
+fn a_program_that_takes_the_place_of_another_one_goes_on_with_its_verdicts() {
+    let farm = Farm::new(2);
+    farm.answers(0, 500);
+    let keys = "uri = \"/health\", interval = 3600, healthy_threshold = 3, unhealthy_threshold = 1";
+    let proxy = farm.config(&[&check(keys)]).start();
+    wait_for_verdict(&proxy, "web", "b0", false);
+    wait_for_answering(&proxy, &[1]);
+    let (before, probes) = (farm.requests(0), farm.probes(0));
+    // One good probe is not enough.
+    farm.answers(0, 200);
+    let workers = proxy.workers();
+    let upgraded = proxy.ctl(&["upgrade"]);
+    assert!(upgraded.status.success(), "{upgraded:?}");
+    assert!(proxy.workers().iter().all(|it| !workers.contains(it)));
+    assert_eq!(answering(&proxy), [1]);
+    wait::until("a probe of the new program", || farm.probes(0) > probes);
+    let b0 = shown(&proxy, "web", "b0");
+    assert_eq!((&b0["probe"]["up"], &b0["usable"]), (&false.into(), &false.into()), "{b0}");
+    assert_eq!((answering(&proxy), farm.requests(0)), (vec![1], before));
+}
+
+#[test]
 fn two_clusters_with_one_address_have_two_verdicts() {
     let backend = Backend::answer(|request| match request.target() {
         "/good" => with_body(200, "well"),
