@@ -52,7 +52,7 @@ pub(crate) fn resume(number: RawFd, file: &Path) -> ExitCode {
     };
     let code = runtime.block_on(async {
         let error = match take_up(&estate, file).await {
-            Ok(running) => return exit_code(running.serve(estate).await),
+            Ok(running) => return exit_code(Box::pin(running.serve(estate)).await),
             Err(error) => error,
         };
         if estate.will.failed.is_none() {
