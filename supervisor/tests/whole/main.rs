@@ -42,6 +42,7 @@ mod life;
 mod limits;
 mod lingering;
 mod liveness;
+mod probes;
 mod proxy_protocol;
 mod reload;
 mod routing;
