@@ -24,6 +24,8 @@ pub enum Topic {
     Operations,
     /// The state on the disk.
     Saves,
+    /// Backends and clusters that can be used, and that cannot.
+    Health,
 }
 
 /// Something that has happened.
@@ -111,6 +113,55 @@ pub enum Happening {
     },
     /// It is saved again.
     SavedAgain,
+    /// Probes found that a backend is not well.
+    BackendDown {
+        /// Its cluster.
+        cluster: String,
+        /// Its name in the cluster.
+        backend: String,
+        /// Why.
+        reason: String,
+    },
+    /// Probes found that a backend is well.
+    BackendUp {
+        /// Its cluster.
+        cluster: String,
+        /// Its name in the cluster.
+        backend: String,
+        /// Why.
+        reason: String,
+    },
+    /// A backend that takes no new work has nothing in flight any more.
+    BackendDrained {
+        /// Its cluster.
+        cluster: String,
+        /// Its name in the cluster.
+        backend: String,
+    },
+    /// Operator and probes leave no backend of a cluster that can be used.
+    ClusterDown {
+        /// Which.
+        cluster: String,
+        /// Those that only probes call dead are all used (`fail_open`).
+        fails_open: bool,
+    },
+    /// There is one again.
+    ClusterRecovered {
+        /// Which.
+        cluster: String,
+    },
+    /// Probes of a cluster are not believed, as they call too few primaries well (`panic_threshold`).
+    ClusterPanic {
+        /// Which.
+        cluster: String,
+        /// What they call well (percent, by weight).
+        healthy_percent: u8,
+    },
+    /// They are believed again.
+    ClusterPanicEnded {
+        /// Which.
+        cluster: String,
+    },
     /// Something this program does not know: it is from a later one.
     #[serde(other)]
     Other,
@@ -125,6 +176,13 @@ impl Happening {
             Happening::CertificatesChanged { .. } => Topic::Certificates,
             Happening::Step { .. } => Topic::Operations,
             Happening::SaveFailed { .. } | Happening::SavedAgain => Topic::Saves,
+            Happening::BackendDown { .. }
+            | Happening::BackendUp { .. }
+            | Happening::BackendDrained { .. }
+            | Happening::ClusterDown { .. }
+            | Happening::ClusterRecovered { .. }
+            | Happening::ClusterPanic { .. }
+            | Happening::ClusterPanicEnded { .. } => Topic::Health,
             Happening::Other => return None,
         })
     }
@@ -183,6 +241,32 @@ impl fmt::Display for Happening {
             }
             Happening::SaveFailed { reason } => write!(f, "the state is not saved: {reason}"),
             Happening::SavedAgain => f.write_str("the state is saved again"),
+            Happening::BackendDown { cluster, backend, reason } => {
+                write!(f, "backend {backend} of cluster {cluster} is down: {reason}")
+            }
+            Happening::BackendUp { cluster, backend, reason } => {
+                write!(f, "backend {backend} of cluster {cluster} is up: {reason}")
+            }
+            Happening::BackendDrained { cluster, backend } => {
+                write!(f, "backend {backend} of cluster {cluster} is drained: nothing is in flight any more")
+            }
+            Happening::ClusterDown { cluster, fails_open: true } => write!(
+                f,
+                "cluster {cluster} has no backend that can be used: those that only probes call dead are all used"
+            ),
+            Happening::ClusterDown { cluster, fails_open: false } => {
+                write!(f, "cluster {cluster} has no backend that can be used: requests are answered with 503")
+            }
+            Happening::ClusterRecovered { cluster } => {
+                write!(f, "cluster {cluster} has a backend again that can be used")
+            }
+            Happening::ClusterPanic { cluster, healthy_percent } => write!(
+                f,
+                "cluster {cluster}: panic, probes call only {healthy_percent} % of its primaries well, and are not believed"
+            ),
+            Happening::ClusterPanicEnded { cluster } => {
+                write!(f, "cluster {cluster}: the panic is over, probes are believed")
+            }
             Happening::Other => f.write_str("something that this program does not know"),
         }
     }

@@ -59,6 +59,21 @@ pub const QUEUE_TIMEOUT_MS: u64 = 1_000;
 pub const SHARD_MIN_BACKENDS: u16 = 8;
 /// Share of the load of a backend (`weight`).
 pub const BACKEND_WEIGHT: u8 = 100;
+/// Between two probes of a backend (`health_check.interval`).
+pub const HEALTH_INTERVAL_MS: u64 = 10_000;
+/// Deadline of a probe (`health_check.timeout`).
+pub const HEALTH_TIMEOUT_MS: u64 = 5_000;
+/// Probes in a row that make another verdict (`health_check.healthy_threshold`, `health_check.unhealthy_threshold`).
+pub const HEALTH_THRESHOLD: u32 = 3;
+/// Probes that are under way at a time; others wait. Not a key: each takes a descriptor of the supervisor.
+pub const PROBES_AT_A_TIME: usize = 512;
+/// Pace of the probes of a backend of which nothing is known yet, where `health_check.interval` is longer. Not a key: it ends with the
+/// first verdict.
+pub const FIRST_PROBES_INTERVAL_MS: u64 = 1_000;
+/// Largest head of the answer to a probe, with interim ones (bytes). Not a key: what answers probes has small ones.
+pub const PROBE_HEAD: usize = 4_096;
+/// So much of a body is read for `health_check.body_contains` (bytes). Not a key.
+pub const PROBE_BODY: usize = 64 << 10;
 /// Idle upstream connections that one worker keeps per backend (`upstream_max_idle`).
 pub const UPSTREAM_MAX_IDLE: u32 = 1_024;
 /// How long a closing connection is read and thrown away so that the peer gets the last answer whole.

@@ -16,9 +16,16 @@ use crate::{
     state::{CertificateFiles, Fingerprint, KeyKind, State},
 };
 
+mod backends;
 mod worker;
 
-pub use self::worker::{ADOPTION_VERSION, Adopted, Fact, ListenerSocket, Order, Program, Report};
+pub use self::backends::{
+    BackendInfo, Backends, ClusterCondition, LastProbe, OperatorVerdict, ProbeVerdict, TrafficVerdict,
+};
+pub use self::worker::{
+    ADOPTION_VERSION, Adopted, BACKENDS_PER_ORDER, BackendLoad, BackendName, Fact, ListenerSocket, Order,
+    Program, Report, Verdict,
+};
 
 /// Version of the vocabulary of clients; a peer of another version is told so and nothing else happens.
 pub const CLIENT_VERSION: u32 = 1;
@@ -106,6 +113,12 @@ pub enum Request {
     },
     /// Everything that is configured now.
     State,
+    /// How backends are, and what they have to do.
+    Backends {
+        /// Only those of this cluster.
+        #[serde(default)]
+        cluster: Option<String>,
+    },
     /// Read the configuration file again and make what has changed.
     Reload {
         /// Only say what would change.
@@ -246,6 +259,7 @@ impl Request {
                 | Request::Workers
                 | Request::Watch { .. }
                 | Request::State
+                | Request::Backends { .. }
                 | Request::Topology
                 | Request::Certificates { .. }
                 | Request::Keys
@@ -282,6 +296,8 @@ pub enum Response {
     Workers(Vec<WorkerInfo>),
     /// To [`Request::State`].
     State(Box<State>),
+    /// To [`Request::Backends`].
+    Backends(Backends),
     /// To what is done to workers: what became of each that is concerned.
     Outcomes(Vec<WorkerOutcome>),
     /// To [`Request::SaveState`].

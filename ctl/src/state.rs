@@ -14,6 +14,7 @@ mod cluster;
 mod compact;
 mod conditions;
 mod failures;
+mod health;
 mod listener;
 mod settings;
 mod tls;
@@ -23,8 +24,9 @@ pub use self::balancing::{Balancing, LoadBalancing, LoadMetric, SameSite, ShardM
 pub use self::cluster::{
     Backend, BackendAddress, BackendAddressError, Cluster, ClusterProtocol, Frontend, PathRule,
 };
-pub use self::conditions::{Conditions, NoStatus, StatusRange, Statuses};
+pub use self::conditions::{Conditions, Statuses};
 pub use self::failures::{Passive, Retries};
+pub use self::health::{BackendMode, HealthCheck, InitialVerdict, ProbeMode, StatusRange, StatusRangeError};
 pub use self::listener::{Forwarding, Listener, ListenerProtocol, Sizes, Timeouts};
 pub use self::settings::{Settings, Steering};
 

@@ -80,7 +80,6 @@ fn what_is_not_honoured_is_named() {
         "`sticky_name` in a listener is not honoured yet and changes nothing",
         "`answers` in a listener is not honoured yet and changes nothing",
         "`sticky_session` in a cluster is not honoured yet and changes nothing",
-        "`health_check` in a cluster is not honoured yet and changes nothing",
         "`tags` in a frontend is not honoured yet and changes nothing",
         "`headers` in a frontend is not honoured yet and changes nothing",
         "`sticky_id` in a backend is not honoured yet and changes nothing",

@@ -13,7 +13,7 @@
 //! | [`control`] | the loop, the command socket, requests, changes, saves |
 //! | [`placement`], [`upgrade`] | how many workers there are and where; new processes in the place of old ones |
 //! | [`supervisor`] | the state of the supervisor, and the one place where it waits |
-//! | [`certificates`], [`estate`] | what of TLS lies in files; what moves from one supervisor to the next |
+//! | [`certificates`], [`estate`], [`health`] | what of TLS lies in files; what moves from one supervisor to the next; probes of backends |
 //! | [`fleet`] | the processes of one worker |
 //! | [`host`] | cores, limits, addresses, signals, the init system |
 //! | [`worker_main`] | the command `worker`, and in which descriptor it finds what |
@@ -28,6 +28,7 @@ mod control;
 mod demo;
 mod estate;
 mod fleet;
+mod health;
 mod host;
 mod logging;
 mod outlet;

@@ -15,6 +15,7 @@
 //! | [`orders`] | orders to workers, and the wait for their answers |
 //! | [`door`] | who may use the command socket |
 //! | [`question`], [`answers`] | what is asked; answers that are given at any moment |
+//! | [`health`] | what probes find reaches workers, and whoever asks how backends are |
 //! | [`events`] | what happens to workers |
 //! | [`due`] | what is due at some time: replacements, kills, the watchdog, certificates |
 //! | [`recording`] | the state and the listening sockets, written down beside the command socket |
@@ -28,6 +29,7 @@ mod answers;
 pub(crate) mod door;
 mod due;
 mod events;
+mod health;
 pub(crate) mod orders;
 pub(crate) mod question;
 mod recording;
@@ -62,10 +64,11 @@ use crate::{
         roster::Roster,
         worker::Worker,
     },
+    health::{Asking, Health},
     host::{init_system, pid_file::PidFile, signals::Signals},
     supervisor::{
-        answers::TellingState, door::Door, question::Question, recording::Recording, saving::Saving,
-        text::StateText, turn::Happened, watchers::Watchers,
+        answers::TellingState, door::Door, health::Purpose, question::Question, recording::Recording,
+        saving::Saving, text::StateText, turn::Happened, watchers::Watchers,
     },
 };
 
@@ -109,6 +112,9 @@ pub(crate) struct Supervisor {
     pub(crate) certificates: Keeper,
     /// Where all workers count together.
     pub(crate) ledger: SharedLedger,
+    health: Health,
+    /// What workers are asked about backends.
+    asking: Asking<Purpose>,
     /// How often the init system's watchdog is to be fed, and when next.
     watchdog: Option<(Duration, Instant)>,
     /// When the keys of session tickets are to be renewed.
@@ -192,6 +198,8 @@ impl Supervisor {
             recording,
             certificates: Keeper::new(None)?,
             ledger: SharedLedger::default(),
+            health: Health::default(),
+            asking: Asking::default(),
             watchdog: init_system::watchdog_period().map(|period| (period, Instant::now())),
             ticket_keys_due: Instant::now(),
             unlike_state: BTreeSet::new(),
@@ -217,6 +225,7 @@ impl Supervisor {
         self.recording = Recording::beside(&state.settings.command_socket);
         self.state = Arc::new(state);
         self.certificates = certificates;
+        self.health.begin(&self.state, self.certificates.vault());
         self.state_text.forget();
         self.settled = true;
     }

@@ -19,7 +19,7 @@ use command_fds::inherited::take_fd_ownership;
 use kakehi_ctl::{
     layers::ByHand,
     limits,
-    order::{Program, Report},
+    order::{Program, Report, Verdict},
     state::{STATE_VERSION, Settings, State},
 };
 use kakehi_engine::{
@@ -56,6 +56,8 @@ pub(crate) const ENDED: RawFd = 10;
 pub(crate) const VAULT: RawFd = 11;
 /// Where it finds the memory in which all workers count together, if there is any.
 pub(crate) const LEDGER: RawFd = 12;
+/// Where it finds what probes found of backends, if there is anything.
+pub(crate) const VERDICTS: RawFd = 13;
 
 /// How long the listening sockets may take that a worker starts with: the supervisor sends them after the start.
 const SOCKETS_PATIENCE: Duration = Duration::from_millis(limits::WORKER_READY_TIMEOUT_MS);
@@ -159,6 +161,7 @@ fn receive(place: Place, orders: &UnixStream) -> Result<Setup, Error> {
         Err(_) => Vault::create().map_err(Error::Vault)?,
     };
     let ledger = ledger();
+    let verdicts = take(VERDICTS).map(read_verdicts).unwrap_or_default();
     let predecessor = inherits.then(|| take(PREDECESSOR)).transpose()?;
     // The supervisor has looked at it.
     let from_environment = level_from_environment().ok().flatten();
@@ -181,6 +184,7 @@ fn receive(place: Place, orders: &UnixStream) -> Result<Setup, Error> {
         ended_memory: take(ENDED)?,
         ledger,
         vault,
+        verdicts,
         launch,
         program: this_program(),
     })
@@ -291,6 +295,14 @@ fn parse_state(memory: OwnedFd) -> Result<State, Error> {
         return Err(Error::StateVersion { found: state.version });
     }
     Ok(state)
+}
+
+/// Those that the supervisor has put into `memory`. Without them all backends are used, and the supervisor says it again soon.
+fn read_verdicts(memory: OwnedFd) -> Vec<Verdict> {
+    let mut file = std::fs::File::from(memory);
+    let mut text = Vec::new();
+    let read = file.rewind().and_then(|()| file.read_to_end(&mut text));
+    read.ok().and_then(|_| serde_json::from_slice(&text).ok()).unwrap_or_default()
 }
 
 fn report_failure(orders: &UnixStream, error: &Error) {

@@ -27,6 +27,7 @@ mod address;
 mod certificates;
 mod cluster;
 mod frontend;
+mod health;
 mod hostname;
 mod listener;
 mod tls;

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     keys::{Given, Key, Kind, Level, Support},
-    state::{BackendAddress, Conditions, Statuses},
+    state::{BackendAddress, Conditions, StatusRange, Statuses},
 };
 
 /// One table of the file, checked.
@@ -188,6 +188,14 @@ impl Reader<'_, '_> {
                 let list = value.as_array().ok_or_else(wrong_type)?;
                 let text = |item: &Spanned<DeValue<'_>>, at| Some((item.get_ref().as_str()?.to_owned(), at));
                 self.items(key, list, text).map(Value::Texts).ok_or(None)
+            }
+            Kind::AcceptedStatuses => {
+                let list = value.as_array().ok_or_else(wrong_type)?;
+                let status = |item: &Spanned<DeValue<'_>>, at| {
+                    let text = item.get_ref().as_str()?;
+                    text.parse::<StatusRange>().ok().map(|_| (text.to_owned(), at))
+                };
+                self.items(key, list, status).map(Value::Texts).ok_or(None)
             }
             Kind::Integers => {
                 let list = value.as_array().ok_or_else(wrong_type)?;

@@ -209,6 +209,7 @@ pub(super) fn sample(key: &Key) -> String {
         }
         Kind::Groups => "[\"x25519\"]".to_owned(),
         Kind::Protocols => "[\"http/1.1\"]".to_owned(),
+        Kind::AcceptedStatuses => "[\"200-299\"]".to_owned(),
         Kind::TextMap => "{ 503 = \"file://path/to/file\" }".to_owned(),
         Kind::Integer(min, max) => 4.clamp(min, max).to_string(),
         Kind::Integers => "[1000]".to_owned(),

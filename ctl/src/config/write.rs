@@ -13,8 +13,8 @@ use toml::{Table, Value};
 
 use crate::layers::Owner;
 use crate::state::{
-    Backend, BackendTls, CertificateFiles, CipherSuite, ClientAuth, Cluster, Frontend, Group, Hsts, Listener,
-    PathRule, Settings, State, Tls, TlsVersion, WantedCertificate,
+    Backend, BackendTls, CertificateFiles, CipherSuite, ClientAuth, Cluster, Frontend, Group, HealthCheck,
+    Hsts, Listener, PathRule, Settings, State, Tls, TlsVersion, WantedCertificate,
 };
 
 /// The text of a file with everything that `state` has.
@@ -118,6 +118,7 @@ pub fn cluster(cluster: &Cluster) -> Table {
         table.always("passive", if passive.enabled { Value::Table(keys) } else { Value::Boolean(false) });
     }
     table.if_some("backend_tls", cluster.tls.as_deref().map(backend_tls));
+    table.if_some("health_check", cluster.health.as_deref().map(health_check));
     let frontends: Vec<Value> = cluster.frontends.iter().map(|it| Value::Table(frontend(it))).collect();
     table.unless(Vec::new(), "frontends", frontends);
     let backends: Vec<Value> = cluster.backends.iter().map(|it| Value::Table(backend(it))).collect();
@@ -158,6 +159,13 @@ fn backend_tls(tls: &BackendTls) -> Table {
         table.always("key", text(&key.path));
     }
     table.texts("alpn", &["http/1.1"], tls.alpn.iter().map(String::as_str));
+    table.0
+}
+
+fn health_check(check: &HealthCheck) -> Table {
+    let mut table = Writer::default();
+    check.write_keys(&mut table.0);
+    table.if_some("tls", check.tls.as_deref().map(backend_tls));
     table.0
 }
 

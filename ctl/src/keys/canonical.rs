@@ -7,9 +7,9 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::state::{
-    BackendAddress, BackendTls, CipherSuite, ClientAuth, ClusterProtocol, Conditions, FrontendTls, Group,
-    ListenerProtocol, LoadBalancing, LoadMetric, PathRule, SameSite, ShardMode, Statuses, Steering,
-    TlsVersion, UnknownName,
+    BackendAddress, BackendMode, BackendTls, CipherSuite, ClientAuth, ClusterProtocol, Conditions,
+    FrontendTls, Group, InitialVerdict, ListenerProtocol, LoadBalancing, LoadMetric, PathRule, ProbeMode,
+    SameSite, ShardMode, StatusRange, Statuses, Steering, TlsVersion, UnknownName,
 };
 
 /// Something that a file says.
@@ -53,8 +53,9 @@ macro_rules! as_json {
 
 as_json! {
     bool u8 u16 u32 u64 str String std::path::PathBuf std::net::SocketAddr IpNet
-    BackendAddress BackendTls CipherSuite Conditions Statuses ClientAuth ClusterProtocol FrontendTls Group ListenerProtocol
-    LoadBalancing LoadMetric PathRule SameSite ShardMode Steering TlsVersion UnknownName
+    BackendAddress BackendMode BackendTls CipherSuite ClientAuth ClusterProtocol Conditions FrontendTls Group
+    InitialVerdict ListenerProtocol LoadBalancing LoadMetric PathRule ProbeMode SameSite ShardMode StatusRange Statuses
+    Steering TlsVersion UnknownName
 }
 
 fn json<T: Serialize + ?Sized>(sink: &mut dyn Write, value: &T) -> io::Result<()> {

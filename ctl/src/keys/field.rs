@@ -13,7 +13,7 @@ use toml::Value as Toml;
 use super::Kind;
 use crate::{
     config::Value,
-    state::{BackendAddress, Conditions, Statuses},
+    state::{BackendAddress, Conditions, StatusRange, Statuses},
 };
 
 /// Where values come from: a table of the file, or one whose absent keys another one has.
@@ -202,6 +202,20 @@ impl Field for Conditions {
 
     fn write(&self, _: Kind) -> Option<Toml> {
         Some(self.words().map(Toml::from).collect::<Vec<_>>().into())
+    }
+}
+
+/// The kind allows no others.
+impl Field for Vec<StatusRange> {
+    fn read(value: &Value, _: Kind, _: &Path) -> Option<Self> {
+        match value {
+            Value::Texts(texts) => texts.iter().map(|(text, _)| text.parse().ok()).collect(),
+            _ => None,
+        }
+    }
+
+    fn write(&self, _: Kind) -> Option<Toml> {
+        Some(self.iter().map(|range| Toml::from(range.to_string())).collect::<Vec<_>>().into())
     }
 }
 

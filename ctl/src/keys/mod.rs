@@ -147,6 +147,8 @@ pub enum Kind {
     Groups,
     /// Names of protocols (ALPN).
     Protocols,
+    /// Statuses of HTTP, and ranges of them.
+    AcceptedStatuses,
     /// A table of strings.
     TextMap,
     /// A whole number of this range.
@@ -201,6 +203,9 @@ impl Kind {
             Kind::CipherSuites => "an array of names of cipher suites (strings)".to_owned(),
             Kind::Groups => "an array of names of groups (strings)".to_owned(),
             Kind::Protocols => "an array of names of protocols (strings)".to_owned(),
+            Kind::AcceptedStatuses => {
+                "an array of statuses (strings), such as `200`, `200-399`, `2xx` or `any`".to_owned()
+            }
             Kind::TextMap => "a table of strings".to_owned(),
             Kind::Integer(min, max) if *max >= i64::MAX as u64 => format!("an integer, {min} or more"),
             Kind::Integer(min, max) => format!("an integer from {min} to {max}"),

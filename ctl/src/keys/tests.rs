@@ -37,7 +37,8 @@ fn all() -> impl Iterator<Item = &'static Key> {
 }
 
 /// Keys whose name stands elsewhere too, because they mean something together with others.
-const ELSEWHERE: [(&str, &str); 15] = [
+const ELSEWHERE: [(&str, &str); 17] = [
+    ("fail_open", "`udp.health` has one of its own"),
     ("affinity_header", "it excludes others"),
     ("affinity_cookie", "the same"),
     ("affinity_path", "the same"),
@@ -51,6 +52,7 @@ const ELSEWHERE: [(&str, &str); 15] = [
     ("backend_id", "its default comes from the address"),
     ("backup", "a word of `kakehictl backend list`"),
     ("enabled", "it is required"),
+    ("mode", "health checks have one, too"),
     ("https_redirect", "not in a cluster of `tcp`"),
     ("method", "not on a listener of `tcp`"),
 ];

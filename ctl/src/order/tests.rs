@@ -26,6 +26,17 @@ fn many_changes_are_told_in_parts_that_make_up_the_whole() {
         assert_eq!(told, changes);
     }
     assert_eq!(Order::Ping.in_parts(), [Order::Ping]);
+    let verdict = |number: usize| {
+        let backend = BackendName { cluster: "a".to_owned(), id: number.to_string() };
+        Verdict { backend, up: number.is_multiple_of(2) }
+    };
+    let verdicts: Vec<Verdict> = (0..2 * BACKENDS_PER_ORDER + 1).map(verdict).collect();
+    let parts = Order::Fact { fact: Fact::Verdicts { verdicts: verdicts.clone() } }.in_parts();
+    let told = parts.iter().flat_map(|part| match part {
+        Order::Fact { fact: Fact::Verdicts { verdicts } } if verdicts.len() <= BACKENDS_PER_ORDER => verdicts,
+        other => panic!("{other:?}"),
+    });
+    assert!(told.eq(&verdicts) && parts.len() == 3);
 }
 
 #[test]
@@ -36,13 +47,19 @@ fn every_order_travels_under_its_name_and_older_workers_are_given_those_that_the
             "prepare" => r#"{"prepare":{"changes":[],"revision":{"generation":1,"origin":""}}}"#.to_owned(),
             "yield" => r#"{"yield":{"sockets":[]}}"#.to_owned(),
             "fact" => r#"{"fact":{"fact":"ticket_keys"}}"#.to_owned(),
+            "fact.verdicts" => {
+                r#"{"fact":{"fact":{"verdicts":{"verdicts":[{"cluster":"a","id":"b","up":false}]}}}}"#
+                    .to_owned()
+            }
+            "tell_loads" => r#"{"tell_loads":{"backends":[{"cluster":"a","id":"b"}]}}"#.to_owned(),
             "share" => r#"{"share":{"connections":1}}"#.to_owned(),
             "hand_over" | "stop" => format!(r#"{{"{name}":{{"deadline_ms":1}}}}"#),
             name => format!("\"{name}\""),
         };
         let order: Order = serde_json::from_str(&text).unwrap();
         assert_eq!(order.name(), name);
-        assert_eq!(order.is_understood_by(&[]), name != "fact", "the first program had no such order");
+        let is_later = ["fact", "fact.verdicts", "tell_loads"].contains(&name);
+        assert_eq!(order.is_understood_by(&[]), !is_later, "the first program had no such order");
         assert!(order.is_understood_by(&[name.to_owned()]));
         assert!(!order.is_understood_by(&["another".to_owned()]));
     }

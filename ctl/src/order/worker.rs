@@ -67,6 +67,11 @@ pub enum Order {
         /// What.
         fact: Fact,
     },
+    /// Answer with [`Report::Loads`]: what these backends have to do.
+    TellLoads {
+        /// Each with its cluster.
+        backends: Vec<BackendName>,
+    },
     /// As [`Fact::TicketKeys`], from supervisors of earlier programs.
     RenewTicketKeys,
     /// Send the state as a memfd over the descriptor channel. For supervisors of earlier programs: this one asks no worker for it.
@@ -101,15 +106,54 @@ pub enum Order {
 }
 
 /// What is so, and is found out rather than configured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fact {
     /// The ticket keys in the vault, or how long they are good, are others than before.
     TicketKeys,
+    /// What probes found of these backends. What is not named stays as it was.
+    Verdicts {
+        /// One for each.
+        verdicts: Vec<Verdict>,
+    },
+}
+
+/// A backend and its cluster, by their names.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct BackendName {
+    /// The cluster.
+    pub cluster: String,
+    /// The backend.
+    pub id: String,
+}
+
+/// What probes found of a backend.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// Which.
+    #[serde(flatten)]
+    pub backend: BackendName,
+    /// It is well.
+    pub up: bool,
+}
+
+/// What a backend has to do, as a worker knows it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendLoad {
+    /// Connections in use: requests, tunnels, connections that are passed on.
+    pub connections: u32,
+    /// Requests and connections since the process started.
+    pub served: u64,
+    /// Connection attempts in a row that failed.
+    pub failures: u32,
+    /// How long it is passed over for that (ms from now); 0: it is not.
+    pub passed_over_ms: u64,
 }
 
 /// Changes that one order names at most: reading an order holds everybody up who is served.
 pub(super) const CHANGES_PER_ORDER: usize = 64;
+/// The same of backends.
+pub const BACKENDS_PER_ORDER: usize = 256;
 
 impl Order {
     /// The orders that every worker understands which does not say which it understands.
@@ -130,14 +174,14 @@ impl Order {
     ];
 
     /// Those that came later.
-    const LATER: [&'static str; 1] = ["fact"];
+    const LATER: [&'static str; 3] = ["fact", "fact.verdicts", "tell_loads"];
 
     /// The orders that this program understands.
     pub fn known() -> impl Iterator<Item = &'static str> {
         Self::FIRST.into_iter().chain(Self::LATER)
     }
 
-    /// Its name, as it travels.
+    /// Its name, as it travels; that of a fact that came later than others is its own.
     pub fn name(&self) -> &'static str {
         match self {
             Order::Ping => "ping",
@@ -145,7 +189,9 @@ impl Order {
             Order::Prepare { .. } => "prepare",
             Order::Commit => "commit",
             Order::Abort => "abort",
-            Order::Fact { .. } => "fact",
+            Order::Fact { fact: Fact::TicketKeys } => "fact",
+            Order::Fact { fact: Fact::Verdicts { .. } } => "fact.verdicts",
+            Order::TellLoads { .. } => "tell_loads",
             Order::RenewTicketKeys => "renew_ticket_keys",
             Order::TellState => "tell_state",
             Order::Take => "take",
@@ -171,8 +217,21 @@ impl Order {
     }
 
     /// As orders that are each read in a short time, to be given one behind the other. Those before the last are not answered.
+    /// All parts of a fact and of a question are.
     pub fn in_parts(self) -> Vec<Order> {
-        let Order::Prepare { staged: 0, mut changes, revision } = self else { return vec![self] };
+        let (mut changes, revision) = match self {
+            Order::Prepare { staged: 0, changes, revision } => (changes, revision),
+            Order::Fact { fact: Fact::Verdicts { verdicts } } if verdicts.len() > BACKENDS_PER_ORDER => {
+                let parts = verdicts.chunks(BACKENDS_PER_ORDER);
+                let part = |it: &[Verdict]| Order::Fact { fact: Fact::Verdicts { verdicts: it.to_vec() } };
+                return parts.map(part).collect();
+            }
+            Order::TellLoads { backends } if backends.len() > BACKENDS_PER_ORDER => {
+                let parts = backends.chunks(BACKENDS_PER_ORDER);
+                return parts.map(|it| Order::TellLoads { backends: it.to_vec() }).collect();
+            }
+            whole => return vec![whole],
+        };
         let mut parts = Vec::new();
         let staged = changes.len().saturating_sub(1) / CHANGES_PER_ORDER * CHANGES_PER_ORDER;
         let last = changes.split_off(staged);
@@ -248,6 +307,11 @@ pub enum Report {
     Finished {
         /// Nothing was in flight any more.
         drained: bool,
+    },
+    /// To [`Order::TellLoads`]: one for each backend, in their order; `None`: there is no such backend.
+    Loads {
+        /// What they have to do.
+        loads: Vec<Option<BackendLoad>>,
     },
     /// An order was carried out.
     Done,

@@ -103,5 +103,10 @@ keyed! {
         "sticky_same_site" => sticky_same_site: SameSite = SameSite::Lax, Choice(SameSite::WORDS), Own, Backends;
         /// How long a client keeps that cookie, in seconds; 0 = until it ends.
         "sticky_max_age" => sticky_max_age: u32 = 0, Integer(0, u32::MAX as u64), Own, Backends;
+        /// What is done when no backend can be used: those that only probes call dead are all used, and those that failed lately are tried
+        /// (`true`), or the answer is 503 at once (`false`).
+        "fail_open" => fail_open: bool = true, Bool, Own, Backends;
+        /// Probes are not believed while they call less than so many percent of the primaries well, by weight; 0 = never.
+        "panic_threshold" => panic_threshold: u8 = 0, Integer(0, 100), Own, Backends;
     }
 }

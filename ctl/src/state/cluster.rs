@@ -4,7 +4,10 @@ use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Admission, BackendTls, Balancing, FrontendTls, Passive, Retries, listener::NOWHERE};
+use super::{
+    Admission, BackendMode, BackendTls, Balancing, FrontendTls, HealthCheck, Passive, Retries,
+    listener::NOWHERE,
+};
 use crate::{
     keys::{keyed, words},
     limits,
@@ -48,6 +51,8 @@ keyed! {
         retries: Option<Box<Retries>> = None;
         /// When a backend is passed over because of how it answers, where that is not as it would be without keys.
         passive: Option<Box<Passive>> = None;
+        /// How its backends are probed; `None`: they are not.
+        health: Option<Box<HealthCheck>> = None;
         /// Rules that lead here.
         frontends: Vec<Frontend> = Vec::new();
         /// Servers that answer.
@@ -109,6 +114,9 @@ keyed! {
         "max_connections" => max_connections: u32 = 0, Integer(0, u32::MAX as u64), Own, Backends;
         /// Its value in the cookie of sticky sessions. Without it: a hash of its name.
         "sticky_id" => sticky_id: Option<Box<str>> = None, CookieValue, Yes, Backends;
+        /// What the operator says of it: `ready`; `drain`: it keeps its sticky sessions and what it has, and takes nothing else;
+        /// `maintain`: it finishes what it has, and takes nothing.
+        "mode" => mode: BackendMode = BackendMode::Ready, Choice(BackendMode::WORDS), Own, Backends;
     }
 }
 

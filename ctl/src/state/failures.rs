@@ -1,9 +1,6 @@
 //! What is done when backends fail: requests are sent again, and backends are passed over.
 
-use super::{
-    Statuses,
-    conditions::{Conditions, StatusRange},
-};
+use super::{Conditions, StatusRange, Statuses};
 use crate::{keys::keyed, limits};
 
 keyed! {

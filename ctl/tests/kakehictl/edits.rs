@@ -40,6 +40,18 @@ fn what_is_configured_is_changed_by_edits() {
         |verb: &'static [&'static str], keys: &'static [&'static str]| [verb, &of_rule, keys].concat();
     for (arguments, expected) in [
         (
+            vec!["backend", "drain", "web", "one"],
+            Edit::PatchBackend { cluster: web(), id: "one".to_owned(), keys: texts(&["mode=drain"]) },
+        ),
+        (
+            vec!["backend", "maintain", "web", "one"],
+            Edit::PatchBackend { cluster: web(), id: "one".to_owned(), keys: texts(&["mode=maintain"]) },
+        ),
+        (
+            vec!["backend", "ready", "web", "one"],
+            Edit::PatchBackend { cluster: web(), id: "one".to_owned(), keys: texts(&["mode=ready"]) },
+        ),
+        (
             vec!["listener", "add", ADDRESS, "protocol=https", "send_tls13_tickets=0"],
             Edit::AddListener { address, keys: texts(&["protocol=https", "send_tls13_tickets=0"]) },
         ),

@@ -90,13 +90,13 @@ impl ClientConnection {
     /// has ended, is closed: a new connection is not authenticated, and the backend asks for it again.
     pub(super) fn take_bound(&mut self, cluster: &Rc<Cluster>) -> Option<Lease> {
         let BoundLease { lease, cluster: bound_to } = self.info.as_mut()?.bound.take()?;
-        let usable = Rc::ptr_eq(&bound_to, cluster) && !lease.is_retired() && lease.stream.is_quiet();
+        let usable = Rc::ptr_eq(&bound_to, cluster) && !lease.takes_nothing() && lease.stream.is_quiet();
         usable.then_some(lease)
     }
 
     /// Keeps `lease` for the next request of this client, and for nobody else.
     pub(super) fn bind(&mut self, lease: Lease, cluster: &Rc<Cluster>) {
-        if !lease.is_retired() && lease.stream.is_quiet() {
+        if !lease.takes_nothing() && lease.stream.is_quiet() {
             if !lease.is_bound() {
                 self.connections.shared.counters.count(Counter::UpstreamBound);
             }

@@ -150,6 +150,8 @@ counters! {
     UpstreamEjections = "upstream.ejections", counter;
     /// Requests that would have been sent again, had `retry_budget` not been spent.
     RetryBudgetSpent = "upstream.retry_budget_spent", counter;
+    /// Times that a backend was tried which probes call dead: in a panic, or as nothing else was left.
+    ProbesOverruled = "upstream.probes_overruled", counter;
 }
 
 /// Size of a block (bytes): one page.

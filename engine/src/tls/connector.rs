@@ -20,6 +20,36 @@ use crate::ring::{Ring, Stream};
 /// Sessions that are remembered for each cluster, to be resumed.
 const SESSIONS: usize = 256;
 
+/// How the backends of a cluster are reached by TLS where there is no ring: with the same trust as requests.
+pub struct ClientTls {
+    /// For rustls.
+    pub config: Arc<ClientConfig>,
+    name: Option<ServerName<'static>>,
+}
+
+impl ClientTls {
+    /// Compiles what a cluster says.
+    ///
+    /// # Errors
+    /// See [`TlsError`].
+    pub fn compile(context: &Context, tls: &BackendTls) -> Result<ClientTls, TlsError> {
+        let Connector { config, name } = Connector::compile(context, tls)?;
+        Ok(ClientTls { config, name })
+    }
+
+    /// The name that the certificate of a backend at `address` must have.
+    pub fn name(&self, address: Option<IpAddr>) -> ServerName<'static> {
+        name_of(self.name.as_ref(), address)
+    }
+}
+
+/// The name of a backend at `address`; one in the configuration goes before.
+fn name_of(configured: Option<&ServerName<'static>>, address: Option<IpAddr>) -> ServerName<'static> {
+    let name = configured.cloned().or_else(|| Some(ServerName::from(address?)));
+    // A unix socket has no name that a certificate could have.
+    name.unwrap_or_else(|| ServerName::from(IpAddr::from([0, 0, 0, 0])))
+}
+
 /// How backends of a cluster are reached by TLS: never without verifying whom (RFC 9110 section 4.3.4).
 pub(crate) struct Connector {
     config: Arc<ClientConfig>,
@@ -76,9 +106,7 @@ impl Connector {
         stream: &Stream,
         address: Option<IpAddr>,
     ) -> Result<Session, Failure> {
-        let name = self.name.clone().or_else(|| Some(ServerName::from(address?)));
-        // A unix socket has no name that a certificate could have.
-        let name = name.unwrap_or_else(|| ServerName::from(IpAddr::from([0, 0, 0, 0])));
+        let name = name_of(self.name.as_ref(), address);
         let begin = || UnbufferedClientConnection::new(Arc::clone(&self.config), name);
         handshake::connect(ring.admission(), stream, begin).await
     }

@@ -33,6 +33,15 @@ mod terminator;
 mod tickets;
 mod vault;
 
+pub use self::{
+    connector::ClientTls,
+    demands::Contradiction,
+    handshake::{Failure, Hello, HelloReader},
+    identity::distinguished_name,
+    record::Stored,
+    terminator::{Context, TlsError},
+    vault::{TICKET_KEYS, TicketKeys, Vault},
+};
 pub(crate) use self::{
     connector::Connector,
     demands::by_name as demands_by_name,
@@ -43,14 +52,6 @@ pub(crate) use self::{
     names::NameMap,
     session::{RECORD_CONTENT, Session},
     terminator::Terminator,
-};
-pub use self::{
-    demands::Contradiction,
-    handshake::{Failure, Hello, HelloReader},
-    identity::distinguished_name,
-    record::Stored,
-    terminator::{Context, TlsError},
-    vault::{TICKET_KEYS, TicketKeys, Vault},
 };
 
 /// Has AWS-LC look where its randomness comes from, for which it may open a device: in the sandbox of a worker it cannot.

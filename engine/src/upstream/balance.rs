@@ -1,8 +1,9 @@
 //! Which backend takes the next request.
 //!
 //! First the session, if the request belongs to one and its backend can be used. Then the class: primaries, backups, those of weight
-//! 0; the first class with one that can be used. Within it the policy of the cluster chooses, in a shard if there are shards.
-//! When nothing can be used, what failed lately is tried all the same.
+//! 0; the first class with one that can be used, as the verdicts say ([`verdicts`](super::verdicts)). Within it the policy of the
+//! cluster chooses, in a shard if there are shards. When nothing can be used, what failed lately is tried all the same, unless
+//! `fail_open` is false.
 //!
 //! Rounds are smooth and weighted: shares are exact over a full one, and evenly spread within it.
 
@@ -14,7 +15,9 @@ use super::{
     affinity::{Affinity, Session},
     cluster::Member,
     ejection::{self, Standing},
+    endpoint::Endpoint,
     hashing::{self, Maglev},
+    verdicts::{Judge, Rank},
 };
 use crate::{ledger::Ledger, limits};
 
@@ -60,8 +63,13 @@ impl Health {
         self.failures.get() > 0
     }
 
-    fn is_down(&self, now: u64) -> bool {
+    pub(super) fn is_down(&self, now: u64) -> bool {
         self.down_until.get() > now
+    }
+
+    /// Connection attempts in a row that failed, and how long it is passed over for that (ms from `now`).
+    pub(super) fn seen(&self, now: u64) -> (u32, u64) {
+        (self.failures.get(), self.down_until.get().saturating_sub(now))
     }
 }
 
@@ -87,28 +95,36 @@ pub(super) struct Present<'a> {
     pub(super) ledger: Option<&'a Ledger>,
 }
 
-/// The class of what cannot be used but for want of anything else.
-const LAST_RESORT: u8 = 4;
-/// That of what cannot be used at all.
-const NEVER: u8 = u8::MAX;
+/// What its traffic says of a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Traffic {
+    Good,
+    /// It failed lately: it is used where nothing else is left, for one request at a time.
+    Failed,
+    /// The same, and there is one.
+    Busy,
+}
 
-/// Order of preference; see the module.
-pub(super) fn class(member: &Member, present: Present<'_>) -> u8 {
-    let rank = u8::from(member.weight == 0) * 2 + u8::from(member.backup);
-    let backend = &*member.backend;
-    let (load, ledger) = (&backend.load, present.ledger);
-    // Of those that may not answer, each has one request at a time.
-    let is_busy = match ejection::standing(backend, present.host, ledger) {
-        Standing::Good if !backend.health.has_failed() => return rank,
-        // Until one has succeeded.
-        Standing::Good if backend.opening.get() > 0 => true,
-        Standing::Good if !backend.health.is_down(present.now) => return rank,
-        Standing::Good => false,
-        Standing::OnTrial if load.everywhere(ledger).requests == 0 => return rank,
-        Standing::OnTrial => true,
-        Standing::Ejected => load.here().requests > 0,
-    };
-    if is_busy { NEVER } else { LAST_RESORT + rank }
+impl Traffic {
+    pub(super) fn of(backend: &Endpoint, present: Present<'_>) -> Traffic {
+        let (load, ledger) = (&backend.load, present.ledger);
+        let one_at_a_time = |busy: bool, otherwise| if busy { Traffic::Busy } else { otherwise };
+        match ejection::standing(backend, present.host, ledger) {
+            Standing::Good if !backend.health.has_failed() => Traffic::Good,
+            // Until one has succeeded.
+            Standing::Good if backend.opening.get() > 0 => Traffic::Busy,
+            Standing::Good if backend.health.is_down(present.now) => Traffic::Failed,
+            Standing::Good => Traffic::Good,
+            Standing::OnTrial => one_at_a_time(load.everywhere(ledger).requests > 0, Traffic::Good),
+            Standing::Ejected => one_at_a_time(load.here().requests > 0, Traffic::Failed),
+        }
+    }
+}
+
+/// Order of preference; see the module. `None`: it takes no new work.
+pub(super) fn class(member: &Member, judge: Judge<'_>) -> Option<u8> {
+    let rank = judge.rank(member, false)?;
+    Some(rank as u8 * 4 + u8::from(member.weight == 0) * 2 + u8::from(member.backup))
 }
 
 impl Balance {
@@ -151,12 +167,16 @@ impl Balance {
         affinity: Affinity,
         present: Present<'_>,
     ) -> Option<usize> {
-        if let [member] = members {
-            return (excluded.is_empty() && class(member, present) != NEVER).then_some(0);
+        let judge = self.judge(members, present);
+        let is_session =
+            |member: &Member| matches!(affinity.session, Session::With(value) if member.session == value);
+        if let [only] = members {
+            return (excluded.is_empty() && judge.rank(only, is_session(only)).is_some()).then_some(0);
         }
         let candidates = || members.iter().enumerate().filter(|(index, _)| !excluded.contains(index));
-        if let Session::With(value) = affinity.session {
-            let is_it = |member: &Member| member.session == value && class(member, present) < LAST_RESORT;
+        if let Session::With(_) = affinity.session {
+            let is_it =
+                |member: &Member| is_session(member) && judge.rank(member, true) == Some(Rank::Usable);
             if let Some((index, _)) = candidates().find(|(_, member)| is_it(member)) {
                 return Some(index);
             }
@@ -166,9 +186,10 @@ impl Balance {
             within.is_none_or(|least| !member.is_primary() || primary_score(affinity, member) >= least)
         };
         let best = |accept: &dyn Fn(&Member) -> bool| {
-            let classes =
-                candidates().filter(|(_, member)| accept(member)).map(|(_, member)| class(member, present));
-            classes.min().filter(|class| *class != NEVER)
+            candidates()
+                .filter(|(_, member)| accept(member))
+                .filter_map(|(_, member)| class(member, judge))
+                .min()
         };
         let inside = best(&is_in_shard);
         let strict = self.configured.shard_mode == ShardMode::Strict;
@@ -178,11 +199,16 @@ impl Balance {
         let narrow = inside == outside;
         let eligible = |index: usize, member: &Member| {
             !excluded.contains(&index)
-                && class(member, present) == class_of_choice
+                && class(member, judge) == Some(class_of_choice)
                 && (!narrow || is_in_shard(member))
         };
         let Present { now, ledger, .. } = present;
         Choice { balance: self, members, now, ledger, key: affinity.key, eligible: &eligible }.make()
+    }
+
+    /// How the verdicts count now.
+    pub(super) fn judge<'a>(&self, members: &[Member], present: Present<'a>) -> Judge<'a> {
+        Judge::new(&self.configured, members, present)
     }
 
     /// The score that the last of the `size` primaries has that `key` prefers.

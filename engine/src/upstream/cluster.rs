@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, io, rc::Rc};
 
-use kakehi_ctl::state::{self, Passive, Retries};
+use kakehi_ctl::state::{self, BackendMode, InitialVerdict, Passive, Retries};
 use socket2::SockAddr;
 
 use super::{
@@ -34,6 +34,8 @@ pub(super) struct Member {
     pub(super) max_connections: u32,
     /// Where their share matters that are failures.
     pub(super) answers: Option<Rc<Answers>>,
+    /// What the operator says of it.
+    pub(super) mode: BackendMode,
     /// The hash of its value in the cookie of sticky sessions.
     pub(super) session: u64,
     /// That value, where the cluster has such sessions.
@@ -62,6 +64,8 @@ pub struct Endpoints {
     pub(super) passive: Passive,
     rules: AffinityRules,
     pub(super) settings: ConnectSettings,
+    /// There are probes.
+    probed: bool,
 }
 
 /// Why a cluster cannot be compiled.
@@ -112,6 +116,7 @@ impl Endpoints {
             passive: Passive::default(),
             rules: AffinityRules::default(),
             settings: ConnectSettings::default(),
+            probed: false,
         }
     }
 
@@ -128,6 +133,7 @@ impl Endpoints {
         tls: Option<&Context>,
     ) -> Result<Endpoints, ClusterError> {
         let present = present.map(|cluster| Rc::clone(&cluster.members.borrow()));
+        let before = present.clone();
         // Idle connections that were made otherwise are of no use.
         let present = present.filter(|present| {
             present.settings.configured == cluster.tls && present.settings.send_proxy == cluster.send_proxy
@@ -154,6 +160,8 @@ impl Endpoints {
             Some(counted) => Rc::clone(counted),
             None => Rc::new(Window::new(BUDGET_WINDOW_MS, hash(format!("repetitions\0{name}").as_bytes()))),
         });
+        let initially_down =
+            cluster.health.as_ref().is_some_and(|check| check.initial == InitialVerdict::Down);
         let members: Vec<Member> = cluster
             .backends
             .iter()
@@ -167,7 +175,13 @@ impl Endpoints {
                 let backend = match known {
                     Some(known) => Rc::clone(&known.backend),
                     None => {
-                        let new = Rc::new(Endpoint::new(name, &configured.id, address));
+                        // However it was reached: what probes say of it holds.
+                        let known = before.as_ref().and_then(|before| before.members.iter().find(same));
+                        let down = match known {
+                            Some(known) => cluster.health.is_some() && known.backend.verdicts.is_probe_down(),
+                            None => initially_down,
+                        };
+                        let new = Rc::new(Endpoint::new(name, &configured.id, address, down));
                         if starts_slowly {
                             new.start.begin();
                         }
@@ -180,9 +194,8 @@ impl Endpoints {
                 };
                 let cookie = balancing.sticky_session.then(value);
                 let session = cookie.as_ref().map_or(0, |value| hash(value.as_bytes()));
-                let (weight, backup) = (configured.weight, configured.backup);
+                let state::Backend { weight, backup, mode, max_connections, .. } = *configured;
                 backend.wait_in(queue.as_ref());
-                let max_connections = configured.max_connections;
                 let is_it = |it: &&Member| Rc::ptr_eq(&it.backend, &backend);
                 let answers = (passive.failure_ratio > 0).then(|| {
                     let known = with_answers.and_then(|present| present.members.iter().find(is_it));
@@ -191,7 +204,7 @@ impl Endpoints {
                         None => Rc::new(Answers::new(name, &configured.id, &passive)),
                     }
                 });
-                Ok(Member { backend, weight, backup, max_connections, answers, session, cookie })
+                Ok(Member { backend, weight, backup, max_connections, answers, mode, session, cookie })
             })
             .collect::<io::Result<_>>()?;
         let balance = Balance::new(&balancing, &members);
@@ -204,6 +217,7 @@ impl Endpoints {
             ConnectSettings { configured: cluster.tls.clone(), connector, send_proxy: cluster.send_proxy };
         let queue_timeout_ms = admission.map_or(0, |admission| admission.queue_timeout_ms);
         let max_requests = admission.map_or(0, |admission| admission.max_requests);
+        let probed = cluster.health.is_some();
         Ok(Endpoints {
             members,
             balance,
@@ -215,6 +229,7 @@ impl Endpoints {
             passive,
             rules,
             settings,
+            probed,
         })
     }
 }
@@ -262,10 +277,31 @@ impl Cluster {
     pub fn replace(&self, members: Endpoints, pooling: &Pooling) {
         let before = self.members.replace(Rc::new(members));
         let now = self.members.borrow();
-        for Member { backend, .. } in &before.members {
-            if !now.members.iter().any(|member| Rc::ptr_eq(&member.backend, backend)) {
-                backend.retire(pooling);
+        for Member { backend, mode, .. } in &before.members {
+            match now.members.iter().find(|member| Rc::ptr_eq(&member.backend, backend)) {
+                None => backend.retire(pooling),
+                // It comes back.
+                Some(member) if *mode != BackendMode::Ready && member.mode == BackendMode::Ready => {
+                    backend.start.begin();
+                }
+                Some(_) => {}
             }
+        }
+        for Member { backend, mode, .. } in &now.members {
+            if backend.verdicts.set_mode(*mode) {
+                backend.idle.borrow_mut().clear(pooling);
+            }
+            if !now.probed {
+                // Nobody would say that it is well again.
+                backend.set_probe(true);
+            }
+        }
+    }
+
+    /// What probes say of the backend of this name, if there is one.
+    pub fn set_probe(&self, id: &str, up: bool) {
+        if let Some(endpoint) = self.endpoint(id) {
+            endpoint.set_probe(up);
         }
     }
 

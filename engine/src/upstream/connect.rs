@@ -123,6 +123,9 @@ impl Cluster {
             let Some((index, in_use)) = place else { break };
             *attempts += 1;
             let backend = &members.members[index].backend;
+            if backend.verdicts.is_probe_down() {
+                pooling.counters.count(Counter::ProbesOverruled);
+            }
             if !options.fresh
                 && !members.settings.send_proxy
                 && let Some(stream) = backend.idle.borrow_mut().take(&pooling.counters)
@@ -253,10 +256,11 @@ impl Endpoints {
                 excluded.extend_from_slice(tried);
             }
             excluded.push(index);
-            let rank = balance::class(member, present);
+            let judge = self.balance.judge(&self.members, present);
+            let rank = balance::class(member, judge);
             let next = choose(&excluded).filter(|next| {
                 // Rather than going to a backup, or to what failed lately, it waits.
-                self.queue.is_none() || (!bound && balance::class(&self.members[*next], present) == rank)
+                self.queue.is_none() || (!bound && balance::class(&self.members[*next], judge) == rank)
             });
             index = next.ok_or(NoRoom { bound })?;
         }

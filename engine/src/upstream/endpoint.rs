@@ -5,6 +5,7 @@ use std::{
     rc::Rc,
 };
 
+use kakehi_ctl::order::BackendLoad;
 use socket2::SockAddr;
 
 use super::{
@@ -13,6 +14,7 @@ use super::{
     load::Load,
     pool::{IdlePool, Pooling},
     queue::Queue,
+    verdicts::Verdicts,
 };
 use crate::{observe::LogLimit, tls::Failure};
 
@@ -22,6 +24,7 @@ pub struct Endpoint {
     pub id: String,
     pub(super) address: SockAddr,
     pub(super) health: Health,
+    pub(super) verdicts: Verdicts,
     pub(super) load: Load,
     pub(super) start: Start,
     /// Of its name.
@@ -45,12 +48,13 @@ impl Endpoint {
         self.complaints.admit(now)
     }
 
-    /// The backend `id` of `cluster`.
-    pub(super) fn new(cluster: &str, id: &str, address: SockAddr) -> Endpoint {
+    /// The backend `id` of `cluster`; one that probes call dead, if `probe_down`.
+    pub(super) fn new(cluster: &str, id: &str, address: SockAddr, probe_down: bool) -> Endpoint {
         Endpoint {
             id: id.to_owned(),
             address,
             health: Health::default(),
+            verdicts: Verdicts::with_probe_down(probe_down),
             load: Load::named(hash(format!("backend\0{cluster}\0{id}").as_bytes())),
             start: Start::default(),
             hash: hash(id.as_bytes()),
@@ -73,6 +77,20 @@ impl Endpoint {
         if let Some(queue) = &*self.queue.borrow() {
             queue.call();
         }
+    }
+
+    /// Probes say that it is well, or not. One that comes back starts slowly.
+    pub(super) fn set_probe(&self, up: bool) {
+        if self.verdicts.set_probe(up) {
+            self.start.begin();
+        }
+    }
+
+    /// What it has to do.
+    pub fn load(&self, now: u64) -> BackendLoad {
+        let (failures, passed_over_ms) = self.health.seen(now);
+        let (connections, served) = (self.load.here().connections, self.load.served.get());
+        BackendLoad { connections, served, failures, passed_over_ms }
     }
 
     pub(super) fn retire(&self, pooling: &Pooling) {

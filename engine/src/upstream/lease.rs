@@ -29,6 +29,8 @@ impl Lease {
 
     /// A connection that counts already.
     pub(super) fn counted(stream: TransportStream, in_use: InUse, reused: bool) -> Lease {
+        let served = &in_use.endpoint.load.served;
+        served.set(served.get() + 1);
         Lease { stream, reused, in_use, place: None, private: false, bound: false }
     }
 
@@ -104,13 +106,18 @@ impl Lease {
         self.in_use.endpoint.retired.get()
     }
 
+    /// True if no further request may be sent to the backend, not even on this connection: it was removed, or is maintained.
+    pub fn takes_nothing(&self) -> bool {
+        self.is_retired() || self.in_use.endpoint.verdicts.is_maintained()
+    }
+
     /// Gives the connection back for the next exchange. Call it when the exchange is complete, both ways, and the backend
     /// keeps the connection open. One with something in flight is closed: a backend that answered without reading all of the
     /// request may never read it.
     pub fn release(self, pooling: &Pooling) {
         let at_rest = self.stream.is_quiet() && !self.stream.is_sending();
         let endpoint = &self.in_use.endpoint;
-        if !self.private && at_rest && !endpoint.retired.get() {
+        if !self.private && at_rest && !self.takes_nothing() {
             endpoint.idle.borrow_mut().put(self.stream, pooling);
         } else {
             pooling.counters.count(Counter::UpstreamDiscarded);
@@ -144,6 +151,8 @@ impl InUse {
         if !self.request.replace(true) {
             let here = self.endpoint.load.here();
             self.endpoint.load.set(InFlight { requests: here.requests + 1, ..here });
+            let served = &self.endpoint.load.served;
+            served.set(served.get() + 1);
         }
     }
 

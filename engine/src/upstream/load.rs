@@ -56,6 +56,8 @@ pub(super) struct Load {
     connections: Cell<u32>,
     /// Those of them that are no tunnels.
     requests: Cell<u32>,
+    /// Requests and connections so far.
+    pub(super) served: Cell<u64>,
     /// How long connecting takes.
     pub(super) connecting: Average,
     /// How long the head of a response takes.

@@ -9,6 +9,7 @@
 //! | `hashing` | the hashes by which a key finds its endpoint |
 //! | `ejection` | endpoints that are passed over because of how they answer |
 //! | `window` | how often something happened in the last seconds |
+//! | `verdicts` | operator, probes and traffic: which endpoint can be used |
 //! | `load` | what an endpoint has to do, and how quick it is |
 //! | `connect` | [`Cluster::connect`] brings a request to an endpoint |
 //! | `lease` | a [`Lease`]: one upstream connection, for one exchange |
@@ -16,7 +17,7 @@
 //! | `pool` | idle upstream connections, shared by all clients of the worker |
 //!
 //! Relies on `ring`, `tls` and `transport`, on `observe` for counting and on the reasons of `http`. All state is the
-//! worker's own; nothing is shared between workers.
+//! worker's own, but for the verdicts of probes, which the supervisor tells; nothing is shared between workers.
 
 mod affinity;
 mod balance;
@@ -29,6 +30,7 @@ mod lease;
 mod load;
 mod pool;
 mod queue;
+mod verdicts;
 mod window;
 
 pub use self::{

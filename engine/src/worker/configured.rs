@@ -17,7 +17,7 @@ use std::{
 
 use kakehi_ctl::{
     change::{Change, ChangeError},
-    order::ListenerSocket,
+    order::{BackendLoad, BackendName, ListenerSocket, Verdict},
     state::{Fingerprint, Revision, Settings, State},
 };
 
@@ -135,6 +135,7 @@ impl Configured {
         connections: &Rc<Connections>,
         state: State,
         sockets: Vec<(ListenerSocket, OwnedFd)>,
+        verdicts: &[Verdict],
         channel: Rc<dyn DescriptorChannel>,
         tls: Context,
     ) -> Result<Configured, Error> {
@@ -147,6 +148,7 @@ impl Configured {
             tls.warm_up();
         }
         let (configs, clusters) = ListenerConfig::compile(&state, &Clusters::new(), Some(&tls))?;
+        take_verdicts(&clusters, verdicts);
         let accepting = configs.iter().filter(|(address, _)| state.accepts(address));
         let handles = accepting.map(|(address, config)| (*address, ListenerHandle::new(Rc::clone(config))));
         let handles = RefCell::new(handles.collect());
@@ -298,8 +300,28 @@ impl Configured {
         self.clusters.borrow().get(name).map(Rc::clone)
     }
 
+    /// What probes found of some backends holds from now on. Those that are not there any more have none.
+    pub(super) fn take_verdicts(&self, verdicts: &[Verdict]) {
+        take_verdicts(&self.clusters.borrow(), verdicts);
+    }
+
+    /// What these backends have to do `now`.
+    pub(super) fn loads(&self, backends: &[BackendName], now: u64) -> Vec<Option<BackendLoad>> {
+        let clusters = self.clusters.borrow();
+        let endpoint = |it: &BackendName| clusters.get(&it.cluster)?.endpoint(&it.id);
+        backends.iter().map(|it| Some(endpoint(it)?.load(now))).collect()
+    }
+
     /// Throws away idle upstream connections that are closed or too old.
     pub(super) fn trim(&self, pooling: &Pooling) {
         self.clusters.borrow().values().for_each(|cluster| cluster.trim(pooling));
+    }
+}
+
+fn take_verdicts(clusters: &Clusters, verdicts: &[Verdict]) {
+    for Verdict { backend: BackendName { cluster, id }, up } in verdicts {
+        if let Some(cluster) = clusters.get(cluster) {
+            cluster.set_probe(id, *up);
+        }
     }
 }

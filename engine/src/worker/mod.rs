@@ -2,6 +2,7 @@
 
 mod adoption;
 mod configured;
+mod ending;
 mod host;
 mod patient;
 mod privileges;
@@ -194,8 +195,14 @@ async fn serve(
     let connections = Connections::new(pooling, settings, max_handshakes);
     connections.set_max_connections(host.max_connections);
     let started_with = settings.clone();
-    let configured =
-        Configured::new(&connections, setup.state, setup.listeners, Rc::clone(&setup.channel), tls)?;
+    let configured = Configured::new(
+        &connections,
+        setup.state,
+        setup.listeners,
+        &setup.verdicts,
+        Rc::clone(&setup.channel),
+        tls,
+    )?;
     let adoption_state = AdoptionState {
         adoption: setup.adoption.into(),
         ended: setup.ended_memory,
@@ -358,6 +365,15 @@ impl Worker {
                             Order::Fact { fact: Fact::TicketKeys } | Order::RenewTicketKeys => {
                                 self.configured.renew_ticket_keys().map_err(|error| error.to_string())
                             }
+                            Order::Fact { fact: Fact::Verdicts { verdicts } } => {
+                                self.configured.take_verdicts(&verdicts);
+                                Ok(())
+                            }
+                            Order::TellLoads { backends } => {
+                                let loads = self.configured.loads(&backends, ring.now());
+                                report(ring, orders, id, Report::Loads { loads }).await?;
+                                continue;
+                            }
                             Order::TellState => self.tell_state().map_err(|error| error.to_string()),
                             Order::HandOver { deadline_ms } => self.hand_over(deadline_ms),
                             Order::Stop { deadline_ms } => {
@@ -491,64 +507,6 @@ impl Worker {
             }
         }
         Ok(())
-    }
-
-    fn end_when_drained(self: &Rc<Self>, deadline_ms: u64) {
-        let due = self.connections.shared.ring.now().saturating_add(deadline_ms);
-        let planned = self.end_due.get();
-        self.end_due.set(Some(planned.map_or(due, |planned| planned.min(due))));
-        if planned.is_some() {
-            // Its task looks at the deadline again.
-            self.connections.wake_waiting();
-            return;
-        }
-        let worker = Rc::clone(self);
-        self.connections.shared.ring.spawn(async move {
-            let timer = Timer::new(&worker.connections.shared.ring);
-            let in_time = worker.drained(&timer).await || worker.close_idle(&timer).await;
-            let end = if in_time {
-                End::Drained
-            } else {
-                let cut = worker.connections.shared.counters.get(Counter::Connections);
-                tracing::warn!(
-                    connections = cut,
-                    "the time to finish has passed: cutting what is still in flight"
-                );
-                End::Cut
-            };
-            worker.end.set(Some(end));
-            worker.connections.shared.ring.note_local_work();
-        });
-    }
-
-    /// Waits until nothing is left, or until the end is due. Whether nothing is left.
-    async fn drained(&self, timer: &Timer) -> bool {
-        while !self.connections.is_drained() {
-            let due = self.end_due.get().unwrap_or_default();
-            timer.set_at(due);
-            if timer.limit(self.connections.connection_closed()).await.is_err()
-                && self.end_due.get() == Some(due)
-            {
-                return self.connections.is_drained();
-            }
-        }
-        true
-    }
-
-    /// Closes what is idle and could not be handed over. Whether nothing is left then.
-    async fn close_idle(&self, timer: &Timer) -> bool {
-        if !self.connections.is_handing_over() {
-            return false;
-        }
-        self.connections.drain(u64::MAX);
-        // Each lingers for so long by itself.
-        timer.set(self.connections.stop_idle_grace_ms.get() + 2 * limits::LINGER_TIMEOUT_MS);
-        let closed = async {
-            while !self.connections.is_drained() {
-                self.connections.connection_closed().await;
-            }
-        };
-        timer.limit(closed).await.is_ok()
     }
 
     async fn housekeeping(self: Rc<Self>) {

@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr, os::fd::OwnedFd, rc::Rc};
 
 use kakehi_ctl::{
-    order::{ListenerSocket, Program},
+    order::{ListenerSocket, Program, Verdict},
     state::State,
     wire::WireError,
 };
@@ -55,6 +55,8 @@ pub struct Setup {
     pub ledger: Option<(Ledger, OwnedFd)>,
     /// Where certificates, keys and ticket keys lie.
     pub vault: Vault,
+    /// What probes found of backends.
+    pub verdicts: Vec<Verdict>,
     /// Which of the worker's processes this is, counted from 1.
     pub launch: u64,
     /// Which program this is.

@@ -52,7 +52,7 @@ pub(crate) fn resume(number: RawFd, file: &Path) -> ExitCode {
     };
     let code = runtime.block_on(async {
         let error = match take_up(&estate, file).await {
-            Ok(running) => return exit_code(running.serve(estate).await),
+            Ok(running) => return exit_code(Box::pin(running.serve(estate)).await),
             Err(error) => error,
         };
         if estate.will.failed.is_none() {
@@ -170,6 +170,7 @@ async fn take_up_workers(supervisor: &mut Supervisor, estate: &Estate, known: Kn
         return Ok(());
     };
     let (state, keeper) = recalled?;
+    supervisor.inherit_verdicts(&will.verdicts);
     supervisor.settle(state, keeper);
     let mut kept: BTreeMap<u32, Sockets> = BTreeMap::new();
     for (id, which, socket) in &estate.sockets {

@@ -189,6 +189,10 @@ impl Supervisor {
         for failed in self.pin_as_configured("the takeover").await {
             tracing::error!("{failed}");
         }
+        if !behind.is_empty() {
+            // What takes their place is to know what they know.
+            self.await_verdicts().await;
+        }
         for id in behind.into_iter().filter(|id| (*id as usize) < self.count()).collect::<Vec<_>>() {
             if let Err(refused) = self.upgrade(Some(id), "the takeover").await {
                 tracing::error!("{refused}");

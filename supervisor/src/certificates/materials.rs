@@ -72,7 +72,8 @@ pub(super) fn of_frontend(frontend: &mut Frontend) -> Vec<Slot<'_>> {
 /// Those of a cluster and its frontends.
 pub(super) fn of_cluster(cluster: &mut Cluster) -> Vec<Slot<'_>> {
     let mut slots: Vec<Slot<'_>> = cluster.frontends.iter_mut().flat_map(of_frontend).collect();
-    if let Some(BackendTls { ca, client, .. }) = cluster.tls.as_deref_mut() {
+    let of_probes = cluster.health.as_deref_mut().and_then(|check| check.tls.as_deref_mut());
+    for BackendTls { ca, client, .. } in cluster.tls.as_deref_mut().into_iter().chain(of_probes) {
         slots.push(Slot::Issuers(ca));
         slots.extend(client.as_mut().map(|(chain, key)| Slot::Client(chain, key)));
     }
@@ -96,7 +97,8 @@ pub(super) fn listed(state: &State) -> Vec<(Source, Vec<Place>)> {
 }
 
 fn has_any(cluster: &Cluster) -> bool {
-    cluster.tls.is_some() || cluster.frontends.iter().any(|frontend| frontend.tls.is_some())
+    let probes = cluster.health.as_ref().is_some_and(|check| check.tls.is_some());
+    probes || cluster.tls.is_some() || cluster.frontends.iter().any(|frontend| frontend.tls.is_some())
 }
 
 /// The changes that fill with `kept` what is read from `source`.

@@ -426,6 +426,7 @@ impl Supervisor {
             *state = applied(std::mem::take(state), &whose, &changes, revision);
         }
         self.launches_held = false;
+        self.follow_health(&changes);
         self.note_changed().await;
         if settings != self.state.settings {
             self.take_settings(&settings).await;

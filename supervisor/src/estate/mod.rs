@@ -17,7 +17,7 @@ use std::{
 use command_fds::{CommandFdExt as _, inherited::take_fd_ownership};
 use kakehi_ctl::{
     event::Topic,
-    order::ListenerSocket,
+    order::{ListenerSocket, Verdict},
     state::{Settings, State},
 };
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -70,6 +70,9 @@ pub(crate) struct Will {
     /// Whoever asked knows signs of life.
     #[serde(default)]
     pub(crate) knows_signs: bool,
+    /// What probes found of backends. An earlier program does not say it.
+    #[serde(default)]
+    pub(crate) verdicts: Vec<Verdict>,
     /// Why the new program did not come up; then the one that reads this is the one before.
     pub(crate) failed: Option<String>,
 }

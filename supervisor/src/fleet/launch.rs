@@ -63,6 +63,8 @@ pub(crate) struct Provisions {
     pub(crate) vault: Arc<Vault>,
     /// Where all workers count together.
     pub(crate) ledger: Option<Arc<OwnedFd>>,
+    /// What probes found of backends, where that is not what a worker assumes: the JSON text of an array of `Verdict`. Empty: nothing.
+    pub(crate) verdicts: Arc<Vec<u8>>,
 }
 
 /// What every process of a worker starts from.
@@ -127,6 +129,9 @@ pub(crate) fn launch(
     ];
     if let Some(ledger) = &provisions.ledger {
         places.push(place(ledger.try_clone()?, worker_main::LEDGER));
+    }
+    if !provisions.verdicts.is_empty() {
+        places.push(place(sealed(c"kakehi-verdicts", &provisions.verdicts)?, worker_main::VERDICTS));
     }
     if let Some(predecessor) = predecessor {
         places.push(place(predecessor.try_clone()?, worker_main::PREDECESSOR));

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 
 use kakehi_ctl::{
     limits,
-    order::{Envelope, Report},
+    order::{BACKENDS_PER_ORDER, Envelope, Report},
     wire::{Decoder, WireError},
 };
 use tokio::{io::AsyncReadExt as _, net::UnixStream};
@@ -69,6 +69,7 @@ pub(super) fn bounded(mut report: Report) -> Report {
             bound(&mut about.program.version, MAX_NAME);
         }
         Report::Failed { reason } | Report::Refused { reason } => bound(reason, MAX_REASON),
+        Report::Loads { loads } => loads.truncate(BACKENDS_PER_ORDER),
         Report::Finished { .. } | Report::Done => {}
     }
     report

@@ -91,8 +91,10 @@ impl Supervisor {
             question.answer.send(Response::Refused { reason });
             return None;
         }
-        let about_state =
-            matches!(question.request, Request::State | Request::Certificates { .. } | Request::Keys);
+        let about_state = matches!(
+            question.request,
+            Request::State | Request::Backends { .. } | Request::Certificates { .. } | Request::Keys
+        );
         if about_state && !self.settled && !self.is_stopping() {
             return Some(question);
         }
@@ -109,6 +111,10 @@ impl Supervisor {
             Request::State => {
                 self.telling_state.waiting.push(answer);
                 self.tell_state();
+                return None;
+            }
+            Request::Backends { cluster } => {
+                self.tell_backends(cluster.as_deref(), answer);
                 return None;
             }
             Request::Topology => {

@@ -18,6 +18,8 @@ impl Supervisor {
             .chain(kill_at)
             .chain(self.watchdog.map(|(_, due)| due))
             .chain(self.certificates_due())
+            .chain(self.health.due())
+            .chain(self.asking.due())
             .min()
     }
 
@@ -33,6 +35,7 @@ impl Supervisor {
             self.watchdog = self.watchdog.map(|(period, _)| (period, now + period));
         }
         self.attend_to_certificates();
+        self.attend_to_health();
         // None of them needs what is written for those below.
         let is_late = |worker: &&mut Worker| {
             worker.state() == WorkerState::Starting && worker.due().is_some_and(|due| due <= now)

@@ -71,12 +71,23 @@ impl Supervisor {
     /// Passes the event to the worker that it is about.
     pub(crate) fn note(&mut self, event: Event) -> Outcome {
         let ended = matches!(event.what, What::Ended(_));
-        let outcome = match self.worker(event.worker) {
+        let id = event.worker;
+        let outcome = match self.worker(id) {
             Some(worker) => worker.on_event(event),
             None => Outcome::Nothing,
         };
         if ended {
             self.ledger.forget_dead(&self.attendance.roster);
+        }
+        match outcome {
+            Outcome::Loads { order, loads } => {
+                self.note_loads(id, order, loads);
+                return Outcome::Nothing;
+            }
+            // While it started it was told nothing.
+            Outcome::Ready | Outcome::Upgraded => self.health.owe(id, false),
+            Outcome::Died(_) => self.asking.forget(id),
+            _ => {}
         }
         outcome
     }

@@ -97,6 +97,11 @@ impl Supervisor {
 
     fn provisions_with(&self, state: Arc<Vec<u8>>) -> Provisions {
         self.ledger.forget_dead(&self.attendance.roster);
-        Provisions { state, vault: Arc::clone(self.certificates.vault()), ledger: self.ledger.memory() }
+        Provisions {
+            state,
+            vault: Arc::clone(self.certificates.vault()),
+            ledger: self.ledger.memory(),
+            verdicts: self.health.verdicts_text(),
+        }
     }
 }

@@ -46,8 +46,12 @@ impl Supervisor {
         let not_ready = |error: &dyn std::fmt::Display| Failed::NotReady(error.to_string());
         let state = State { settings: settings.clone(), ..State::default() };
         let text = serde_json::to_vec(&state).map_err(|error| not_ready(&error))?;
-        let vault = Arc::clone(self.certificates.vault());
-        let provisions = Provisions { state: text.into(), vault, ledger: self.ledger.memory() };
+        let provisions = Provisions {
+            state: text.into(),
+            vault: Arc::clone(self.certificates.vault()),
+            ledger: self.ledger.memory(),
+            verdicts: self.health.verdicts_text(),
+        };
         let block = || Block::new(TRIAL).map_err(|error| not_ready(&error));
         let (counters, ended) = (block()?, block()?);
         let start = Start {

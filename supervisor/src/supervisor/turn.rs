@@ -59,6 +59,7 @@ impl Supervisor {
             () = self.state_text.comes() => {}
             () = self.telling_state.is_to_go_on() => self.tell_state(),
             Some(()) = self.dismissed.next() => {}
+            () = self.health.news() => self.tell_health(),
             changed = self.certificates.watching.changed() => self.changed_files.extend(changed),
             () = sleep_until(wake) => self.on_due(),
             () = sleep_until(until) => return Happened::Late,

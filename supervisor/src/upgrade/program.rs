@@ -167,6 +167,7 @@ impl Supervisor {
             records: self.workers.iter().flat_map(Worker::records).collect(),
             ending: self.dismissed.left(),
             knows_signs: asker.knows_signs,
+            verdicts: self.verdicts(),
             failed: None,
         };
         let state = Arc::clone(&self.state);

@@ -34,13 +34,13 @@ fn done(output: &Output) -> String {
 }
 
 /// `kakehictl events --json`, and what it has printed.
-struct Events {
+pub(crate) struct Events {
     child: Child,
-    lines: mpsc::Receiver<Value>,
+    pub(crate) lines: mpsc::Receiver<Value>,
 }
 
 impl Events {
-    fn of(proxy: &Proxy, arguments: &[&str]) -> Events {
+    pub(crate) fn of(proxy: &Proxy, arguments: &[&str]) -> Events {
         let mut command = kakehictl();
         command.arg("-s").arg(proxy.socket()).args(["events", "--json"]).args(arguments);
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();

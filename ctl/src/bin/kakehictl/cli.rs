@@ -86,13 +86,21 @@ pub(crate) enum Verb {
     },
 
     /// Show what happens, one line for each event, until kakehi stops: workers that die and are replaced, changes, refusals,
-    /// certificates, steps of upgrades and scalings, the state on the disk
+    /// certificates, steps of upgrades and scalings, the state on the disk, backends that go down and come up
     ///
     /// With --json: one object on each line.
     Events {
         /// Only these; may be repeated
         #[arg(long = "topic", value_name = "TOPIC")]
         topics: Vec<Topic>,
+    },
+
+    /// Show how backends are: what the operator, probes and traffic say of each, and what it has to do
+    ///
+    /// With --json: an object.
+    Backends {
+        /// Only those of this cluster
+        cluster: Option<String>,
     },
 
     /// Show the cores of the host, and where each worker runs with its load; change that
@@ -169,7 +177,7 @@ pub(crate) enum Verb {
     #[command(subcommand)]
     Frontend(FrontendVerb),
 
-    /// List, add, change and remove the backends of clusters
+    /// List, add, change, drain and remove the backends of clusters
     ///
     /// Changes survive reloads, upgrades, and a restart with `saved_state`.
     #[command(subcommand)]
@@ -247,6 +255,7 @@ impl Verb {
             // It is no question with an answer: `main` attends to it.
             Verb::Events { topics } => Request::Watch { topics },
             Verb::Pin { action: None } => Request::Topology,
+            Verb::Backends { cluster } => Request::Backends { cluster },
             Verb::Status => Request::Status,
             Verb::Workers { action: None } => Request::Workers,
             Verb::Workers { action: Some(WorkersVerb::Upgrade { worker }) } => {

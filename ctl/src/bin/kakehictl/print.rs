@@ -6,6 +6,7 @@ use kakehi_ctl::event::Event;
 use kakehi_ctl::order::{Changed, Core, Phase, Response, Status, Topology, WorkerInfo, WorkerState};
 use serde::Serialize;
 
+mod backends;
 mod certificates;
 
 use certificates::printable;
@@ -18,6 +19,7 @@ pub(crate) fn json(response: &Response) -> String {
         Response::Status(status) => pretty(status),
         Response::Workers(workers) => pretty(workers),
         Response::State(state) => pretty(state),
+        Response::Backends(backends) => pretty(backends),
         Response::Changed(changed) => pretty(changed),
         Response::Outcomes(workers) => pretty(workers),
         Response::Saved { path, .. } => pretty(path),
@@ -60,6 +62,7 @@ pub(crate) fn human(response: &Response) -> String {
         Response::Status(status) => human_status(status),
         Response::Workers(workers) => human_workers(workers),
         Response::State(state) => pretty(state),
+        Response::Backends(shown) => backends::backends(shown, now()),
         Response::Changed(changed) => human_changed(changed),
         Response::Outcomes(workers) if workers.is_empty() => "nothing had to change\n".to_owned(),
         Response::Outcomes(workers) => {

@@ -10,7 +10,9 @@ use kakehi_ctl::{
     config::write,
     edit::{self, Edit},
     order::{Request, Response},
-    state::{Backend, BackendAddress, Cluster, ClusterProtocol, ListenerProtocol, PathRule, State},
+    state::{
+        Backend, BackendAddress, BackendMode, Cluster, ClusterProtocol, ListenerProtocol, PathRule, State,
+    },
     store,
 };
 use serde::Serialize;
@@ -189,6 +191,27 @@ pub(crate) enum BackendVerb {
         /// Keys of a backend as in the file: weight=50 backup=true address=10.0.0.2:80; without a value (KEY=) its default
         #[arg(value_name = "KEY=VALUE", value_parser = key_value, required = true)]
         keys: Vec<String>,
+    },
+    /// Give a backend no new work but that of its sticky sessions; what it has goes on
+    Drain {
+        /// Cluster that it belongs to
+        cluster: String,
+        /// Its name in the cluster
+        id: String,
+    },
+    /// Give a backend nothing any more; what it has goes on
+    Maintain {
+        /// Cluster that it belongs to
+        cluster: String,
+        /// Its name in the cluster
+        id: String,
+    },
+    /// Give a backend work again, after `drain` or `maintain`
+    Ready {
+        /// Cluster that it belongs to
+        cluster: String,
+        /// Its name in the cluster
+        id: String,
     },
     /// Remove a backend; it finishes the requests that it has
     Remove {
@@ -408,6 +431,12 @@ impl FrontendVerb {
     }
 }
 
+/// Has the operator say something else of a backend.
+fn set_mode(ask: Ask<'_>, cluster: String, id: String, mode: BackendMode) -> Result<Shown, Failure> {
+    let keys = vec![format!("mode={}", mode.word())];
+    edit(ask, Edit::PatchBackend { cluster, id, keys })
+}
+
 impl BackendVerb {
     pub(crate) fn run(&self, ask: Ask<'_>) -> Result<Shown, Failure> {
         match self.clone() {
@@ -435,6 +464,9 @@ impl BackendVerb {
                 let backend = Backend { id, address, weight, backup, sticky_id, ..Backend::default() };
                 edit(ask, Edit::AddBackend { cluster, backend })
             }
+            BackendVerb::Drain { cluster, id } => set_mode(ask, cluster, id, BackendMode::Drain),
+            BackendVerb::Maintain { cluster, id } => set_mode(ask, cluster, id, BackendMode::Maintain),
+            BackendVerb::Ready { cluster, id } => set_mode(ask, cluster, id, BackendMode::Ready),
             BackendVerb::Patch { cluster, id, keys } => edit(ask, Edit::PatchBackend { cluster, id, keys }),
             BackendVerb::Remove { cluster, id } => {
                 edit(ask, Edit::Change(Change::RemoveBackend { cluster, id }))

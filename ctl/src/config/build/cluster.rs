@@ -87,6 +87,7 @@ impl Builder<'_, '_> {
         passive.enabled = !section.is_off("passive");
         cluster.passive = (passive != Passive::default()).then(|| Box::new(passive));
         cluster.admission = (admission != Admission::default()).then(|| Box::new(admission));
+        cluster.health = self.health_check(section).map(Box::new);
         // Of just the size that is needed: there may be very many.
         cluster.frontends = Vec::with_capacity(section.tables("frontends").len());
         for frontend in section.tables("frontends") {
@@ -145,6 +146,11 @@ impl Builder<'_, '_> {
             self.findings.unfit(cluster.offset_of("backend_tls"), reason);
             return None;
         }
+        Some(self.tls_to_backends(section))
+    }
+
+    /// What a table says of TLS to backends.
+    pub(super) fn tls_to_backends(&mut self, section: &Section) -> BackendTls {
         let common_ca = || Material { path: common_ca(Path::new("/")).into(), ..Material::default() };
         let client = match (self.material(section, "certificate"), self.material(section, "key")) {
             (Some(chain), Some(key)) => Some((chain, key)),
@@ -178,12 +184,12 @@ impl Builder<'_, '_> {
                 protocols.iter().take(1).map(|(protocol, _)| protocol.clone()).collect()
             }
         };
-        Some(BackendTls {
+        BackendTls {
             ca: self.material(section, "ca").unwrap_or_else(common_ca),
             server_name: server_name.map(str::to_owned),
             client,
             alpn,
-        })
+        }
     }
 
     /// The name of a backend that the file gives none: its address. One that is there twice, as files for sozu may have it,

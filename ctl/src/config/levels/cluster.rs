@@ -2,15 +2,13 @@
 
 use super::{
     Effect, Key,
-    Kind::{
-        AnyText, Bool, Choice, Integer, Path, Seconds, Table, TableOrFalse, Tables, Text, TextMap, Texts,
-    },
+    Kind::{AnyText, Bool, Choice, Integer, Path, Table, TableOrFalse, Tables, Text, TextMap, Texts},
     Level,
     Support::{NotYet, Own, Partly, Yes},
     affecting, key,
     tls::{BACKEND_TLS, FRONTEND_TLS},
 };
-use crate::state::{Admission, Backend, Balancing, Cluster, Frontend, Passive, Retries};
+use crate::state::{Admission, Backend, Balancing, Cluster, Frontend, HealthCheck, Passive, Retries};
 
 /// `[clusters.ID]`.
 pub(in crate::config) static CLUSTER: Level = Level {
@@ -67,8 +65,8 @@ pub(in crate::config) static CLUSTER: Level = Level {
                 "health_check",
                 Table(&HEALTH_CHECK),
                 "",
-                NotYet,
-                "Asks each backend regularly whether it is well.",
+                Yes,
+                "Asks each backend regularly whether it is well; an empty table is enough.",
             ),
             key("udp", Table(&UDP), "", NotYet, "What only clusters of UDP have."),
         ],
@@ -148,25 +146,27 @@ pub(in crate::config) static PASSIVE: Level = Level { what: "`passive`", groups:
 /// `[clusters.ID.health_check]`.
 pub(in crate::config) static HEALTH_CHECK: Level = Level {
     what: "a health check",
+    groups: &[
+        HealthCheck::OWN,
+        &[
+            key(
+                "tls",
+                Table(&BACKEND_TLS),
+                "",
+                Own,
+                "Probes are made by TLS, with the keys of `backend_tls`. Without it: as requests are.",
+            ),
+            key("headers", Tables(&PROBE_HEADER), "[]", NotYet, "Fields of the request."),
+        ],
+    ],
+};
+
+/// `[[clusters.ID.health_check.headers]]`.
+pub(in crate::config) static PROBE_HEADER: Level = Level {
+    what: "a field of a health check",
     groups: &[&[
-        key("uri", Text, "", NotYet, "What is asked for; required."),
-        key("interval", Seconds, "10", NotYet, "Between two questions, in seconds."),
-        key("timeout", Seconds, "5", NotYet, "Deadline of the answer, in seconds."),
-        key(
-            "healthy_threshold",
-            Integer(0, U32),
-            "3",
-            NotYet,
-            "Good answers after which a backend is used again.",
-        ),
-        key(
-            "unhealthy_threshold",
-            Integer(0, U32),
-            "3",
-            NotYet,
-            "Bad answers after which a backend is not used.",
-        ),
-        key("expected_status", Integer(0, U32), "0", NotYet, "Status of a good answer; 0 = any 2xx."),
+        key("name", Text, "", NotYet, "Its name."),
+        key("value_file", Path, "", NotYet, "File that has its value."),
     ]],
 };
 

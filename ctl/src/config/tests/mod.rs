@@ -268,14 +268,14 @@ fn a_key_that_is_not_honoured_is_a_warning_told_once() {
     let (_, warnings) = read(&file(
         "max_buffers = 5\nlog_target = \"stdout\"",
         "sticky_name = \"x\"",
-        "load_balancing = \"MAGLEV\"\nhealth_check = { uri = \"/\" }",
+        "load_balancing = \"MAGLEV\"\nanswer_503 = \"x\"",
         "position = \"PRE\"\ntags = { a = \"b\" }",
         "sticky_id = \"1\"\n[[clusters.web.backends]]\naddress = \"127.0.0.1:9001\"\nsticky_id = \"2\"",
     ));
     let expected = [
         "k.toml:1:1: `max_buffers` in the root has no effect: kakehi lends buffers from an arena; see `buffer_count`",
         "k.toml:2:1: `log_target` in the root is not honoured yet and changes nothing",
-        "k.toml:10:1: `health_check` in a cluster is not honoured yet and changes nothing",
+        "k.toml:10:1: `answer_503` in a cluster is not honoured yet and changes nothing",
         "k.toml:14:12: `position = \"PRE\"` is not supported yet: treated as `TREE`",
         "k.toml:15:1: `tags` in a frontend is not honoured yet and changes nothing",
     ];

@@ -31,6 +31,11 @@ impl Worker {
             || !about.settings.differing(&state.settings, Effect::Workers).is_empty()
     }
 
+    /// Whether a process of it finishes what it has, beside the one that serves.
+    pub(crate) fn has_leaving(&self) -> bool {
+        !self.leaving.is_empty()
+    }
+
     /// Its processes.
     pub(crate) fn pids(&self) -> Vec<u32> {
         self.processes().map(|process| process.pid).collect()

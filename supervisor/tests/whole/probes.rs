@@ -1,0 +1,168 @@
+//! How backends are probed: in clear text and by TLS, behind unix sockets, other ports and the PROXY protocol; and what a hostile answer
+//! costs. What follows from probes is in [`health`](crate::health).
+
+use std::time::{Duration, Instant};
+
+use crate::{
+    harness::{Backend, Config, Pki, free_port, wait},
+    health::{Farm, QUICK, check, shown, wait_for_verdict, with_body},
+};
+
+/// One cluster for each backend, by name.
+fn clusters(backends: &[(&str, &str)], keys: &str) -> Config {
+    let mut config = Config::new().root("worker_count = 2");
+    for (name, address) in backends {
+        let cluster = config.frontend(name, &format!("hostname = \"{name}\"")).cluster(name, &check(keys));
+        config = cluster.backend_at(name, address, "backend_id = \"b\"");
+    }
+    config
+}
+
+#[test]
+fn a_hostile_answer_costs_its_backend_the_verdict_and_nobody_else_anything() {
+    let stalling = Backend::script(|conn| {
+        conn.request();
+        conn.rest();
+    });
+    let trickling = Backend::script(|conn| {
+        conn.request();
+        conn.send("HTTP/1.1 200 OK\r\nX: ");
+        while conn.send("x") {
+            wait::pace(Duration::from_millis(10));
+        }
+    });
+    let large = Backend::script(|conn| {
+        conn.request();
+        conn.send("HTTP/1.1 200 OK\r\n");
+        conn.send(format!("X: {}\r\n\r\n", "x".repeat(1 << 20)));
+        conn.rest();
+    });
+    let many = Backend::script(|conn| {
+        conn.request();
+        while conn.send("HTTP/1.1 103 Early\r\n\r\n") {}
+    });
+    let shell = Backend::respond("SSH-2.0-\x1b[31mred\x1b[0m\r\n\r\n");
+    let silent = Backend::script(|conn| drop(conn.head()));
+    let endless = Backend::script(|conn| {
+        conn.request();
+        conn.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+        while conn.send("1\r\nx\r\n") {}
+    });
+    let honest = Farm::new(1);
+    let refusing = format!("127.0.0.1:{}", free_port());
+    let backends = [
+        ("stalling", stalling.address(), "no whole answer within 0.3 s"),
+        ("trickling", trickling.address(), "no whole answer within 0.3 s"),
+        ("large", large.address(), "its head is larger than 4096 bytes"),
+        ("many", many.address(), "its head is larger than 4096 bytes"),
+        ("shell", shell.address(), "its answer is no HTTP/1"),
+        ("silent", silent.address(), "it closed the connection without an answer"),
+        ("refusing", refusing, "it refuses connections"),
+        ("endless", endless.address(), "status 200, without `body_contains`"),
+    ];
+    let keys = "uri = \"/health\", interval = 0.05, timeout = 0.3, unhealthy_threshold = 2, body_contains = \"well\"";
+    let mut all: Vec<(&str, &str)> = backends.iter().map(|it| (it.0, it.1.as_str())).collect();
+    let address = honest.backends[0].address();
+    all.push(("honest", &address));
+    let proxy = clusters(&all, keys).start();
+    for (name, _, reason) in &backends {
+        let b = wait_for_verdict(&proxy, name, "b", false);
+        assert_eq!(b["probe"]["reason"], *reason, "{name}: {b}");
+        assert!(b["probe"]["last"]["took_ms"].as_u64().unwrap() < 2_000, "{name}: {b}");
+    }
+    wait_for_verdict(&proxy, "honest", "b", true);
+    // A second at their side, and the supervisor is as quick as ever.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(1) {
+        let asked = Instant::now();
+        proxy.ctl_json("status");
+        assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+    }
+    let b = shown(&proxy, "honest", "b");
+    assert!(b["probe"]["up"] == true && b["probe"]["bad"] == 0, "{b}");
+    assert!(!proxy.log().contains('\u{1b}'));
+    assert!(proxy.supervisor().resident() < 64 << 20, "{}", proxy.supervisor().resident());
+}
+
+#[test]
+fn a_probe_goes_by_tls_as_requests_do_or_as_its_own_table_says() {
+    let (pki, stranger) = (Pki::new(), Pki::named("Stranger"));
+    let name = ", server_name = \"backend.test\"";
+    let answer = with_body(200, "well");
+    let respond = |pki: &Pki| Backend::respond_over_tls(&pki.server(&["backend.test"]), &answer);
+    let (good, wrong, own) = (respond(&pki), respond(&stranger), respond(&pki));
+    let clear = Backend::script(move |conn| {
+        if conn.bytes(1).is_ok() {
+            conn.send(&answer);
+        }
+    });
+    let tls = format!("backend_tls = {{ {}{name} }}", pki.ca("ca"));
+    let keys = check(QUICK);
+    let with_own = check(&format!("{QUICK}, mode = \"TCP\", tls = {{ {}{name} }}", pki.ca("ca")));
+    let mut config = Config::new().root("worker_count = 2");
+    for (cluster, backend, lines) in [
+        ("good", &good, vec![&tls, &keys]),
+        ("wrong", &wrong, vec![&tls, &keys]),
+        ("clear", &clear, vec![&tls, &keys]),
+        ("own", &own, vec![&with_own]),
+    ] {
+        config = config.frontend(cluster, &format!("hostname = \"{cluster}\""));
+        for line in lines {
+            config = config.cluster(cluster, line);
+        }
+        config = config.backend_with(cluster, backend, "backend_id = \"b\"");
+    }
+    let proxy = config.start();
+    wait_for_verdict(&proxy, "good", "b", true);
+    let own = wait_for_verdict(&proxy, "own", "b", true);
+    assert_eq!(own["probe"]["reason"], "a TLS handshake");
+    let wrong = wait_for_verdict(&proxy, "wrong", "b", false);
+    assert_eq!(wrong["probe"]["reason"], "its certificate is not accepted: its issuer is not known");
+    let clear = wait_for_verdict(&proxy, "clear", "b", false);
+    assert_eq!(clear["probe"]["reason"], "it does not speak TLS");
+}
+
+#[test]
+fn backends_behind_unix_sockets_other_ports_and_the_proxy_protocol_are_probed_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("app");
+    let answer = with_body(200, "well");
+    let unix = Backend::unix(&path, move |conn| while conn.serve(|_| answer.clone()) {});
+    let missing = format!("unix:{}", folder.path().join("nobody").display());
+    let elsewhere = Backend::respond(with_body(200, "well"));
+    let port = format!(", port = {}", elsewhere.socket_address().port());
+    let header = Backend::script(|conn| {
+        if conn.bytes(16).is_ok_and(|it| it == b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0") {
+            conn.serve(|_| with_body(200, "well"));
+        }
+    });
+    let refusing = format!("127.0.0.1:{}", free_port());
+    let mut config = Config::new().root("worker_count = 2");
+    for (cluster, address, keys, line) in [
+        ("unix", unix.address(), "", ""),
+        ("missing", missing, "", ""),
+        ("port", refusing.clone(), port.as_str(), ""),
+        ("tcp", elsewhere.address(), ", mode = \"TCP\"", ""),
+        ("closed", refusing, ", mode = \"tcp\"", ""),
+        ("header", header.address(), "", "send_proxy = true"),
+    ] {
+        config = config
+            .frontend(cluster, &format!("hostname = \"{cluster}\""))
+            .cluster(cluster, &check(&format!("{QUICK}{keys}").replace("uri = \"/health\", ", "")))
+            .cluster(cluster, line)
+            .backend_at(cluster, &address, "backend_id = \"b\"");
+    }
+    let proxy = config.start();
+    for (cluster, up, reason) in [
+        ("unix", true, "status 200"),
+        ("missing", false, "there is no such socket"),
+        ("port", true, "status 200"),
+        ("tcp", true, "a connection"),
+        ("closed", false, "it refuses connections"),
+        ("header", true, "status 200"),
+    ] {
+        let b = wait_for_verdict(&proxy, cluster, "b", up);
+        assert_eq!(b["probe"]["reason"], reason, "{cluster}: {b}");
+    }
+    assert_eq!(unix.requests()[0].all("Host"), ["localhost"]);
+}
