@@ -77,12 +77,9 @@ fn what_is_not_honoured_is_named() {
     let (_, warnings) = load();
     let not_honoured = [
         "`metrics` in the root is not honoured yet and changes nothing",
-        "`sticky_name` in a listener is not honoured yet and changes nothing",
         "`answers` in a listener is not honoured yet and changes nothing",
-        "`sticky_session` in a cluster is not honoured yet and changes nothing",
         "`tags` in a frontend is not honoured yet and changes nothing",
         "`headers` in a frontend is not honoured yet and changes nothing",
-        "`sticky_id` in a backend is not honoured yet and changes nothing",
         "`cipher_suites` has no effect beside `cipher_list`, of which it is the older name",
         "`h2` in `alpn_protocols` is not spoken yet: it is not offered",
         "`hsts` has no effect: it is for listeners of `https` and their frontends",
@@ -94,9 +91,19 @@ fn what_is_not_honoured_is_named() {
     for expected in not_honoured {
         assert!(warnings.iter().any(|warning| warning == expected), "{expected}\n{warnings:#?}");
     }
-    for honoured in
-        ["front_timeout", "public_address", "https_redirect", "backup", "log_level", "worker_count"]
-    {
+    for honoured in [
+        "front_timeout",
+        "public_address",
+        "https_redirect",
+        "backup",
+        "log_level",
+        "worker_count",
+        "sticky_name",
+        "sticky_session",
+        "sticky_id",
+        "load_balancing",
+        "health_check",
+    ] {
         assert!(!warnings.iter().any(|warning| warning.contains(&format!("`{honoured}`"))), "{honoured}");
     }
 }
@@ -164,13 +171,10 @@ fn an_example_of_sozu_brings_the_warnings_that_one_expects_and_no_other() {
         ("log_colored", not_yet("log_colored", "the root")),
         ("access_logs_target", not_yet("access_logs_target", "the root")),
         ("[metrics]", not_yet("metrics", "the root")),
-        ("sticky_name", not_yet("sticky_name", "a listener")),
         ("answer_404", not_yet("answer_404", "a listener")),
         ("answer_503", not_yet("answer_503", "a listener")),
-        ("sticky_session", not_yet("sticky_session", "a cluster")),
         // Once for each kind of key, also where it stands more often.
         ("tags", not_yet("tags", "a frontend")),
-        ("sticky_id", not_yet("sticky_id", "a backend")),
         (":18444", made_up("0.0.0.0:18444", "https")),
         (":18081", made_up("0.0.0.0:18081", "tcp")),
     ];
