@@ -173,13 +173,13 @@ impl Supervisor {
             let reason = format!("there is no cluster `{name}`");
             return answer.send(Response::Refused { reason });
         }
-        let clusters = self.state.clusters.iter().filter(|(name, _)| cluster.is_none_or(|it| it == *name));
-        let names = clusters.flat_map(|(name, cluster)| {
+        let wanted = || self.state.clusters.iter().filter(|(name, _)| cluster.is_none_or(|it| it == *name));
+        let all: usize = wanted().map(|(_, cluster)| cluster.backends.len()).sum();
+        let names = wanted().flat_map(|(name, cluster)| {
             cluster.backends.iter().map(|it| BackendName { cluster: name.clone(), id: it.id.clone() })
         });
-        let mut names: Vec<BackendName> = names.collect();
-        let left_out = names.len().saturating_sub(MOST_SHOWN);
-        names.truncate(MOST_SHOWN);
+        let names: Vec<BackendName> = names.take(MOST_SHOWN).collect();
+        let left_out = all - names.len();
         self.asking.ask(names, Purpose::Answer(answer, left_out));
         self.ask_workers();
     }
