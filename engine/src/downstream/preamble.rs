@@ -343,6 +343,7 @@ async fn forward(
             return Event::Rejected;
         }
     };
+    upstream.note_connected(&shared.pooling);
     shared.counters.count(Counter::TcpForwarded);
     tunnel::run(connection, &cluster.name, timeouts.tunnel_ms, upstream, ReadBuffer::default()).await
 }

@@ -97,7 +97,7 @@ pub(super) async fn lease<D: Downstream>(
                 return Ok(lease);
             }
             // Died in the pool, with nothing of this request on it.
-            Err(_) if lease.reused => {}
+            Err(_) if lease.reused => attempts.endpoints.take_back(),
             Err(_) => return Err(refuse(Reason::BackendClosed)),
         }
     }

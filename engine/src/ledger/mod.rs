@@ -95,8 +95,8 @@ pub enum Word {
     Ejections = 3,
     /// The last ticket that was given to somebody who waits.
     Ticket = 4,
-    /// When a trial request was let through last (ms, the clock of the host).
-    Trial = 5,
+    /// When it was ejected last (ms, the clock of the host).
+    EjectedAt = 5,
 }
 
 impl Ledger {

@@ -206,18 +206,32 @@ impl Endpoints {
         Present { now: pooling.ring.now(), host: pooling.host_now(), ledger: pooling.ledger.as_ref() }
     }
 
+    /// The endpoint at `index` was reached, where it gives no answers that are looked at.
+    pub(super) fn note_connected(&self, index: usize, pooling: &Pooling) {
+        if self.passive.enabled {
+            let moment = self.moment(pooling);
+            ejection::succeeded(&self.passive, &self.members, index, &moment);
+        }
+    }
+
+    fn moment<'a>(&self, pooling: &'a Pooling) -> Moment<'a> {
+        Moment { host: pooling.host_now(), ring: pooling.ring.now(), ledger: pooling.ledger.as_ref() }
+    }
+
     /// The endpoint at `index` has answered with this status within this time (ms), or not at all.
     pub(super) fn note_answer(&self, index: usize, pooling: &Pooling, status: Option<u16>, elapsed: u32) {
         let passive = &self.passive;
         let endpoint = &self.members[index].backend;
         let now = pooling.ring.now();
-        if self.balance.is_timed() || passive.latency_factor > 0 {
+        // One that was not reached says nothing of how long answers take.
+        let says_time = status.is_some() || elapsed > 0;
+        if says_time && (self.balance.is_timed() || passive.latency_factor > 0) {
             endpoint.load.answering.observe_peak(u64::from(elapsed), now);
         }
         if !passive.enabled {
             return;
         }
-        let moment = Moment { host: pooling.host_now(), ring: now, ledger: pooling.ledger.as_ref() };
+        let moment = self.moment(pooling);
         let ejected = match status {
             Some(status) if !passive.statuses.contains(status) => {
                 ejection::succeeded(passive, &self.members, index, &moment)

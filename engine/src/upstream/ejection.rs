@@ -86,11 +86,11 @@ pub(super) fn succeeded(passive: &Passive, members: &[Member], index: usize, mom
         clear(Word::EjectedUntil);
         member.backend.start.begin();
     } else if until == 0 {
-        let last = slot.word(Word::Trial).load(Relaxed);
+        let last = slot.word(Word::EjectedAt).load(Relaxed);
         // What was long ago makes the next time no longer.
         if last != 0 && moment.host.saturating_sub(last) > limits::MAX_EJECTION_TIME_MS {
             clear(Word::Ejections);
-            clear(Word::Trial);
+            clear(Word::EjectedAt);
         }
     }
     passive.latency_factor > 0
@@ -144,7 +144,7 @@ fn eject(passive: &Passive, members: &[Member], index: usize, moment: &Moment<'_
         return false;
     }
     slot.word(Word::Ejections).store(ejections + 1, Relaxed);
-    slot.word(Word::Trial).store(moment.host, Relaxed);
+    slot.word(Word::EjectedAt).store(moment.host, Relaxed);
     slot.word(Word::Failures).store(0, Relaxed);
     true
 }

@@ -47,6 +47,13 @@ impl Lease {
         }
     }
 
+    /// The connection is passed on as it is: that the endpoint was reached is all that it says.
+    pub fn note_connected(&self, pooling: &Pooling) {
+        if let Some((members, index)) = &self.place {
+            members.note_connected(*index, pooling);
+        }
+    }
+
     /// It has not answered within this time (ms), or has ended the connection before.
     pub fn note_silence(&self, pooling: &Pooling, elapsed: u32) {
         if let Some((members, index)) = &self.place {
