@@ -148,6 +148,9 @@ pub struct BackendLoad {
     pub failures: u32,
     /// How long it is passed over for that (ms from now); 0: it is not.
     pub passed_over_ms: u64,
+    /// It is so because of how it answered, and on all workers.
+    #[serde(default)]
+    pub ejected: bool,
 }
 
 /// Changes that one order names at most: reading an order holds everybody up who is served.

@@ -323,6 +323,7 @@ async fn forward(
         shared.counters.count_answer(Reason::ClusterFull);
         return Event::Rejected;
     };
+    let mut attempted = AttemptedEndpoints::default();
     let upstream = {
         let options = ConnectOptions {
             fresh: true,
@@ -332,7 +333,7 @@ async fn forward(
             client: (&connection.stream, Watch::Reset),
             addresses: &|| connection.addresses(),
         };
-        cluster.connect(&shared.pooling, &mut AttemptedEndpoints::default(), &options).await
+        cluster.connect(&shared.pooling, &mut attempted, &options).await
     };
     let upstream = match upstream {
         Ok(upstream) => upstream,
@@ -343,7 +344,7 @@ async fn forward(
             return Event::Rejected;
         }
     };
-    upstream.note_connected(&shared.pooling);
+    attempted.note_connected(&upstream, &shared.pooling);
     shared.counters.count(Counter::TcpForwarded);
     tunnel::run(connection, &cluster.name, timeouts.tunnel_ms, upstream, ReadBuffer::default()).await
 }

@@ -50,6 +50,24 @@ impl Attempts {
             && self.endpoints.may_go_on()
     }
 
+    /// Notes how the endpoint behind `lease` has answered: with this status, or not at all, within this time (ms).
+    pub(super) fn note_answer(&self, shared: &Shared, lease: &Lease, status: Option<u16>, elapsed: u32) {
+        self.endpoints.note_answer(lease, &shared.pooling, status, elapsed);
+    }
+
+    /// Whether a request that was answered with this status is sent again; then that is charged.
+    pub(super) fn retries_status(
+        &self,
+        shared: &Shared,
+        request: &Request,
+        status: u16,
+        record: &Record,
+    ) -> bool {
+        request.retries.as_ref().is_some_and(|retries| retries.on.statuses.contains(status))
+            && self.may_retry(request, true, record, shared.ring.now())
+            && request.cluster.spend_retry(&shared.pooling)
+    }
+
     /// Notes that it is sent again, to another backend if there is one.
     pub(super) fn retry(&mut self, shared: &Shared, lease: &Lease) {
         shared.counters.count(Counter::Retries);
@@ -120,7 +138,7 @@ pub(super) async fn pause<D: Downstream>(downstream: &D, request: &Request) -> R
 
 /// Writes how often the request was sent.
 pub(super) fn write_attempts(request: &Request, head: &mut [u8], record: &Record) {
-    if let Some(number) = request.attempts_at.and_then(|at| head.get_mut(at..at + 3)) {
+    if let Some(number) = request.attempts_at.and_then(|at| head.get_mut(at.get() as usize..)?.get_mut(..3)) {
         let text = format!("{:3}", record.attempts.get().clamp(1, 999));
         number.copy_from_slice(text.as_bytes());
     }

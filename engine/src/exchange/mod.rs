@@ -69,12 +69,9 @@ pub(crate) async fn exchange<D: Downstream>(downstream: &mut D) -> Ended {
 /// The phases of an exchange. Each may end it early.
 async fn phases<D: Downstream>(downstream: &mut D, record: &Record) -> Result<Outcome, Outcome> {
     // Read the head of the request, find the rule that takes it, and write the head as the backend gets it.
-    let mut routed = request::receive(downstream, record).await?;
-    // Let what has come of a body leave with the head; refuse one that is malformed or too large already.
-    routed.add_body(downstream.read_buffer())?;
-    // One that may be sent again is awaited, if it is small.
-    routed.complete(downstream).await?;
-    let request::RoutedRequest { request, mut head, mut body } = routed;
+    // Let what has come of a body leave with the head, all of it if the request may be sent again and the body is small; refuse one that
+    // is malformed or too large already.
+    let request::RoutedRequest { request, mut head, mut body } = request::receive(downstream, record).await?;
     record.add_request_bytes(body.moved());
     let admitted = request.cluster.admit(&downstream.shared().pooling);
     let _admitted = admitted.ok_or_else(|| request.local_reply(Reason::ClusterFull, body.is_done()))?;
@@ -92,17 +89,10 @@ async fn phases<D: Downstream>(downstream: &mut D, record: &Record) -> Result<Ou
         let answered = if complete {
             // Not like an upload before it.
             downstream.body().expect_bulk(None);
-            let shared = downstream.shared();
-            let again = |status| {
-                request.retries.as_ref().is_some_and(|retries| retries.on.statuses.contains(status))
-                    && attempts.may_retry(&request, complete, record, shared.ring.now())
-                    && request.cluster.spend_retry(&shared.pooling)
-            };
-            let context = response::ResponseContext::new(downstream, &request, &lease, record);
-            let context = if request.retries.is_some() { context.or_again(&again) } else { context };
-            response::forward(context).await.map(|answered| (answered, true))
+            let context = response::ResponseContext::new(downstream, &request, &lease, record, &attempts);
+            response::forward(&context).await.map(|answered| (answered, true))
         } else {
-            Box::pin(upload::run(downstream, &request, &lease, &mut body, record)).await
+            Box::pin(upload::run(downstream, &request, &lease, &mut body, record, &attempts)).await
         };
         match answered {
             // Give the connection back, or let it become a tunnel.
@@ -120,14 +110,14 @@ async fn phases<D: Downstream>(downstream: &mut D, record: &Record) -> Result<Ou
             Err(Failure::Again) => {
                 head = lease.take_replay().ok_or_else(|| Failure::Unanswered.outcome(&request, complete))?;
                 attempts.retry(downstream.shared(), &lease);
-                connect::pause(downstream, &request).await?;
+                Box::pin(connect::pause(downstream, &request)).await?;
             }
             Err(failure) => {
                 let shared = downstream.shared();
                 if failure.is_of_backend() {
                     let elapsed =
                         record.since_start(shared.ring.now()).saturating_sub(record.leased_ms.get());
-                    lease.note_silence(&shared.pooling, elapsed);
+                    attempts.note_answer(shared, &lease, None, elapsed);
                 }
                 let wanted = request.retries.as_ref().is_some_and(|retries| {
                     retries.on.reset && failure.is_reset() || retries.on.timeout && failure.is_timeout()
@@ -139,7 +129,7 @@ async fn phases<D: Downstream>(downstream: &mut D, record: &Record) -> Result<Ou
                     head = replay;
                     attempts.retry(shared, &lease);
                     if failure.is_timeout() {
-                        connect::pause(downstream, &request).await?;
+                        Box::pin(connect::pause(downstream, &request)).await?;
                     }
                     continue;
                 }

@@ -1,6 +1,6 @@
 //! Reads the head of a request, finds the rule that takes it, and writes it as the backend gets it.
 
-use std::{net::IpAddr, rc::Rc};
+use std::{net::IpAddr, num::NonZeroU32, rc::Rc};
 
 use kakehi_ctl::state::Retries;
 
@@ -37,7 +37,7 @@ pub(crate) struct Request {
     /// When it is sent again, if it ever is.
     pub(super) retries: Option<Rc<Retries>>,
     /// Where in the head the backend is told how often it was sent.
-    pub(super) attempts_at: Option<usize>,
+    pub(super) attempts_at: Option<NonZeroU32>,
     /// The `Strict-Transport-Security` that its response gets.
     pub(crate) hsts: Option<Rc<StrictTransport>>,
 }
@@ -72,19 +72,25 @@ pub(super) struct RoutedRequest {
 }
 
 impl RoutedRequest {
-    /// Waits for the rest of a body that is small enough to be sent again, if the request may be.
+    /// Whether it may be sent again, and its body is small enough to be awaited for that, and not all there.
+    pub(super) fn is_to_be_completed(&self) -> bool {
+        let Some(retries) = self.request.retries.as_ref().filter(|retries| !retries.on.is_empty()) else {
+            return false;
+        };
+        let most = u64::from(retries.body_size);
+        let is_small = self.body.known_length().is_none_or(|left| left + self.body.moved() <= most);
+        is_small
+            && !self.body.is_done()
+            && !self.request.expect_continue
+            && self.request.method.is_idempotent()
+    }
+
+    /// Waits for the rest of such a body.
     ///
     /// # Errors
     /// As [`RoutedRequest::add_body`]; `ClientGone` and `BodyTimeout`.
     pub(super) async fn complete<D: Downstream>(&mut self, downstream: &mut D) -> Result<(), Outcome> {
-        let Some(retries) = self.request.retries.as_ref().filter(|retries| !retries.on.is_empty()) else {
-            return Ok(());
-        };
-        let most = u64::from(retries.body_size);
-        let is_small = self.body.known_length().is_none_or(|left| left + self.body.moved() <= most);
-        if !is_small || self.request.expect_continue || !self.request.method.is_idempotent() {
-            return Ok(());
-        }
+        let most = self.request.retries.as_ref().map_or(0, |retries| u64::from(retries.body_size));
         let timeouts = &self.request.config.settings.timeouts;
         let due = downstream.shared().ring.now() + timeouts.body_ms.min(timeouts.front_ms);
         while !self.body.is_done() && self.body.moved() < most {
@@ -124,7 +130,7 @@ impl RoutedRequest {
     }
 }
 
-/// Receives the head of a request, and routes it.
+/// Receives the head of a request with what has come of its body, and routes it.
 ///
 /// # Errors
 /// `ClientGone`, or a local reply.
@@ -136,9 +142,14 @@ pub(super) async fn receive<D: Downstream>(
     let routed =
         downstream.head(&config, |shared, head, client| route_request(&config, shared, head, client));
     let routed = routed.await?.map_err(|reply| Outcome::LocalReply(Box::new(reply)))?;
-    let RoutedHead { routed, received } = routed;
+    let RoutedHead { mut routed, received } = routed;
     record.add_request_bytes(received as u64);
     record.routed_ms.set(record.since_start(downstream.shared().ring.now()));
+    routed.add_body(downstream.read_buffer())?;
+    if routed.is_to_be_completed() {
+        // Boxed: rare, and large beside what an ordinary request takes.
+        Box::pin(routed.complete(downstream)).await?;
+    }
     Ok(routed)
 }
 
@@ -219,7 +230,7 @@ fn route_request(
     let session_cookie = target.cluster.has_sessions().then_some(config.settings.sticky_name.as_str());
     let mut out = write_head(config, shared, head, client, session_cookie);
     let told = request.retries.as_ref().is_some_and(|retries| retries.attempts_header);
-    let attempts_at = told.then(|| add_attempts(&mut out));
+    let attempts_at = told.then(|| add_attempts(&mut out)).flatten();
     let request = Request { attempts_at, ..request };
     Ok(RoutedHead { routed: RoutedRequest { request, head: out, body }, received: head.len })
 }
@@ -251,11 +262,11 @@ impl Asked for Asking<'_> {
 }
 
 /// Adds a field that says how often the request was sent; where its number stands.
-fn add_attempts(head: &mut Vec<u8>) -> usize {
+fn add_attempts(head: &mut Vec<u8>) -> Option<NonZeroU32> {
     // Before the empty line.
     head.truncate(head.len() - 2);
     head.extend_from_slice(b"X-Kakehi-Attempts: ");
-    let at = head.len();
+    let at = u32::try_from(head.len()).ok().and_then(NonZeroU32::new);
     head.extend_from_slice(b"  1\r\n\r\n");
     at
 }

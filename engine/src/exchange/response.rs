@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, io};
 
-use super::{Downstream, Encoded, Failure, Outcome, Record, Request, Upgrade};
+use super::{Downstream, Encoded, Failure, Outcome, Record, Request, Upgrade, connect::Attempts};
 use crate::{
     h1::{Emit, HeadProgress, OutFraming, ResponseBody, ResponseDefect, ResponseHead},
     http::{Reason, Version},
@@ -106,8 +106,8 @@ pub(super) struct ResponseContext<'a, D> {
     record: &'a Record,
     /// Set while an upload runs beside.
     duplex: Option<&'a DuplexState>,
-    /// Asked whether a response with this status is thrown away, and the request sent again.
-    again: Option<&'a dyn Fn(u16) -> bool>,
+    /// Where it is noted how the endpoint answered; it says whether the request is sent again.
+    attempts: &'a Attempts,
 }
 
 impl<'a, D: Downstream> ResponseContext<'a, D> {
@@ -116,13 +116,9 @@ impl<'a, D: Downstream> ResponseContext<'a, D> {
         request: &'a Request,
         lease: &'a Lease,
         record: &'a Record,
+        attempts: &'a Attempts,
     ) -> ResponseContext<'a, D> {
-        ResponseContext { downstream, request, lease, record, duplex: None, again: None }
-    }
-
-    /// Of a response of which `again` is asked.
-    pub(super) fn or_again(self, again: &'a dyn Fn(u16) -> bool) -> ResponseContext<'a, D> {
-        ResponseContext { again: Some(again), ..self }
+        ResponseContext { downstream, request, lease, record, duplex: None, attempts }
     }
 
     /// Of a response beside which an upload runs.
@@ -132,10 +128,10 @@ impl<'a, D: Downstream> ResponseContext<'a, D> {
 }
 
 /// Receives the response and passes it on.
-pub(super) async fn forward<D: Downstream>(context: ResponseContext<'_, D>) -> Result<Answered, Failure> {
-    let ResponseContext { downstream, request, lease, record, duplex, .. } = context;
-    let timeouts = &request.config.settings.timeouts;
-    let ring = &downstream.shared().ring;
+pub(super) async fn forward<D: Downstream>(context: &ResponseContext<'_, D>) -> Result<Answered, Failure> {
+    // Nothing is taken out of the context that would be kept over a wait beside it: what a request takes is counted in bytes.
+    let timeouts = &context.request.config.settings.timeouts;
+    let ring = &context.downstream.shared().ring;
     // It counts from here, whatever the response waits for.
     let last_due = match timeouts.response_ms {
         0 => u64::MAX,
@@ -143,9 +139,9 @@ pub(super) async fn forward<D: Downstream>(context: ResponseContext<'_, D>) -> R
     };
     let mut read_buffer = ReadBuffer::default();
     let Final { encoded, mut body, reusable, upgraded, authenticates_connection } =
-        await_head(&context, &mut read_buffer, last_due).await?;
+        await_head(context, &mut read_buffer, last_due).await?;
     let Encoded { mut head, framing, keep_alive } = encoded;
-    if let Some(duplex) = duplex {
+    if let Some(duplex) = context.duplex {
         duplex.answered.set(true);
     }
     let head_bytes = head.len() as u64;
@@ -162,12 +158,12 @@ pub(super) async fn forward<D: Downstream>(context: ResponseContext<'_, D>) -> R
             None => head.into(),
         }
     };
-    if downstream.body().is_sending() {
+    if context.downstream.body().is_sending() {
         // What was sent before may take the client long.
         read_buffer.copy_out_of_pool();
     }
-    downstream.respond(head, timeouts.front_ms).await?;
-    record.add_response_bytes(head_bytes);
+    context.downstream.respond(head, timeouts.front_ms).await?;
+    context.record.add_response_bytes(head_bytes);
     if upgraded {
         return Ok(Answered::Upgraded(read_buffer));
     }
@@ -175,25 +171,25 @@ pub(super) async fn forward<D: Downstream>(context: ResponseContext<'_, D>) -> R
         let now = ring.now();
         let mut relay = Relay {
             ring,
-            from: &lease.stream,
+            from: &context.lease.stream,
             read_buffer: &mut read_buffer,
-            to: downstream.body(),
+            to: context.downstream.body(),
             body: &mut body,
-            timer: downstream.timer(),
+            timer: context.downstream.timer(),
             source: MinRate::new(timeouts.back_ms, timeouts.response_min_rate, now),
             sink: MinRate::new(timeouts.front_ms, timeouts.response_min_rate, now),
             due: last_due,
-            watch: request.watch(),
+            watch: context.request.watch(),
             limit: 0,
         };
         let relayed = Box::pin(relay.run()).await;
         if let Err(error) = relayed {
-            record.add_response_bytes(body.moved());
+            context.record.add_response_bytes(body.moved());
             return Err(cut(error, framing));
         }
     }
-    note_length(&lease.stream, body.moved());
-    record.add_response_bytes(body.moved());
+    note_length(&context.lease.stream, body.moved());
+    context.record.add_response_bytes(body.moved());
     // Bytes behind the response belong to nobody: they must not reach the next client.
     let reusable = reusable && read_buffer.is_empty();
     Ok(Answered::Whole { keep_alive, reusable, authenticates_connection })
@@ -327,8 +323,9 @@ fn read<D: Downstream>(
         return Ok(Head::Interim { out, reusable });
     }
     let elapsed = record.since_start(shared.ring.now()).saturating_sub(record.leased_ms.get());
-    context.lease.note_answer(&shared.pooling, head.status, elapsed);
-    if interim == 0 && !upgraded && context.again.is_some_and(|again| again(head.status)) {
+    context.attempts.note_answer(shared, context.lease, Some(head.status), elapsed);
+    let alone = interim == 0 && !upgraded && context.duplex.is_none();
+    if alone && context.attempts.retries_status(shared, request, head.status, record) {
         return Ok(Head::Again);
     }
     // RFC 9112 section 9.3: a body that is not read to its end ends the connection, and the response says so.

@@ -11,6 +11,7 @@ use std::{
 
 use super::{
     Downstream, Failure, Record, Request,
+    connect::Attempts,
     response::{self, Answered, DuplexState, ResponseContext},
 };
 use crate::{
@@ -30,10 +31,11 @@ pub(super) async fn run<D: Downstream>(
     lease: &Lease,
     body: &mut Body,
     record: &Record,
+    attempts: &Attempts,
 ) -> Result<(Answered, bool), Failure> {
     let before = body.moved();
     let mut read_buffer = std::mem::take(downstream.read_buffer());
-    let outcome = both(downstream, &mut read_buffer, request, lease, body, record).await;
+    let outcome = both(downstream, &mut read_buffer, request, lease, body, (record, attempts)).await;
     *downstream.read_buffer() = read_buffer;
     note_length(downstream.body(), body.moved());
     record.add_request_bytes(body.moved() - before);
@@ -46,7 +48,7 @@ async fn both<D: Downstream>(
     request: &Request,
     lease: &Lease,
     body: &mut Body,
-    record: &Record,
+    (record, attempts): (&Record, &Attempts),
 ) -> Result<(Answered, bool), Failure> {
     let ring = &downstream.shared().ring;
     let timeouts = &request.config.settings.timeouts;
@@ -73,8 +75,8 @@ async fn both<D: Downstream>(
         }
         relay.run().await
     });
-    let context = ResponseContext::new(downstream, request, lease, record).beside(&duplex);
-    let mut response = pin!(response::forward(context));
+    let context = ResponseContext::new(downstream, request, lease, record, attempts).beside(&duplex);
+    let mut response = pin!(response::forward(&context));
     let mut sent = false;
     poll_fn(|context| {
         if duplex.uploading.get()

@@ -69,18 +69,33 @@ pub struct AttemptedEndpoints {
     /// Those of the cluster when the request came.
     members: Option<Rc<Endpoints>>,
     indices: Vec<usize>,
-    /// Those that were reached, and have not answered, or badly.
-    answered: Vec<usize>,
-    /// How often a connection was asked for.
-    attempts: usize,
+    /// Those that were reached, and have not answered, or badly: a bit for each of the first 64.
+    answered: u64,
     /// Until when it waits for room (ms), once it has begun to.
-    queue_due: Option<u64>,
+    queue_due: u64,
+    /// How often a connection was asked for.
+    attempts: u8,
 }
 
 impl AttemptedEndpoints {
     /// The endpoint behind `lease` was reached, and is to be asked again only when there is no other.
     pub fn note_answered(&mut self, lease: &Lease) {
-        self.answered.extend(lease.index());
+        self.answered |=
+            lease.index().and_then(|index| 1_u64.checked_shl(u32::try_from(index).ok()?)).unwrap_or(0);
+    }
+
+    /// The endpoint behind `lease` has answered with this status within this time (ms), or not at all.
+    pub fn note_answer(&self, lease: &Lease, pooling: &Pooling, status: Option<u16>, elapsed: u32) {
+        if let (Some(members), Some(index)) = (&self.members, lease.index()) {
+            members.note_answer(index, pooling, status, elapsed);
+        }
+    }
+
+    /// The connection is passed on as it is: that the endpoint was reached is all that it says.
+    pub fn note_connected(&self, lease: &Lease, pooling: &Pooling) {
+        if let (Some(members), Some(index)) = (&self.members, lease.index()) {
+            members.note_connected(index, pooling);
+        }
     }
 
     /// A request that a pooled connection has not carried over is no attempt.
@@ -109,17 +124,15 @@ impl Cluster {
         let mut failure = Reason::NoBackend;
         let AttemptedEndpoints { members, indices, answered, attempts, queue_due } = attempted;
         let members: &Rc<Endpoints> = members.get_or_insert_with(|| Rc::clone(&self.members.borrow()));
-        let (present, most) = (members.present(pooling), members.max_attempts());
-        while *attempts < most {
-            let mut tried = indices.clone();
-            if !answered.is_empty() {
-                // One that has answered badly is asked again when there is no other.
-                tried.extend_from_slice(answered);
-                if members.balance.choose(&members.members, &tried, options.affinity, present).is_none() {
-                    tried.clone_from(indices);
+        while *attempts < members.max_attempts() {
+            let place = match members.place_at_once(pooling, indices, *answered, options.affinity) {
+                Ok(place) => place,
+                Err(NoRoom { bound }) => {
+                    let tried = members.tried(pooling, indices, *answered, options.affinity);
+                    // Boxed: rare, and large beside what waits for a backend.
+                    Box::pin(members.wait_for_place(pooling, tried, bound, queue_due, options)).await?
                 }
-            }
-            let place = members.take_place(pooling, &tried, queue_due, options).await?;
+            };
             let Some((index, in_use)) = place else { break };
             *attempts += 1;
             let backend = &members.members[index].backend;
@@ -131,7 +144,7 @@ impl Cluster {
                 && let Some(stream) = backend.idle.borrow_mut().take(&pooling.counters)
             {
                 pooling.counters.count(Counter::UpstreamReused);
-                return Ok(Lease::counted(stream, in_use, true).at(members, index));
+                return Ok(Lease::counted(stream, in_use, true).at(index));
             }
             indices.push(index);
             // Boxed: rare beside the reuse of an idle connection, and large with the address in it.
@@ -139,7 +152,7 @@ impl Cluster {
                 Ok(stream) => {
                     // It did not fail: it may be asked again for this request.
                     indices.pop();
-                    let lease = Lease::counted(stream, in_use, false).at(members, index);
+                    let lease = Lease::counted(stream, in_use, false).at(index);
                     return Ok(if members.settings.send_proxy { lease.private() } else { lease });
                 }
                 Err(ConnectError::Unreachable(reason)) => {
@@ -160,33 +173,60 @@ struct NoRoom {
 }
 
 impl Endpoints {
-    /// A place at a backend that was not tried yet, with its index; `None` when there is no other. Waits for room where requests may.
+    /// Those that a request does not go to: that could not be reached, and, where there is another, that have answered badly.
+    fn tried(&self, pooling: &Pooling, unreached: &[usize], answered: u64, affinity: Affinity) -> Vec<usize> {
+        let mut tried = unreached.to_vec();
+        if answered != 0 {
+            tried.extend((0..64).filter(|index| answered >> index & 1 == 1));
+            let present = self.present(pooling);
+            if self.balance.choose(&self.members, &tried, affinity, present).is_none() {
+                tried.truncate(unreached.len());
+            }
+        }
+        tried
+    }
+
+    /// A place at a backend that was not tried yet, with its index; `None` when there is no other.
     ///
     /// # Errors
-    /// `QueueFull` or `QueueTimeout` when there is no room, and `ClientGone`.
-    async fn take_place(
+    /// When none of them has room, or others wait for it.
+    fn place_at_once(
         &self,
         pooling: &Pooling,
-        tried: &[usize],
-        queue_due: &mut Option<u64>,
+        unreached: &[usize],
+        answered: u64,
+        affinity: Affinity,
+    ) -> Result<Option<(usize, InUse)>, NoRoom> {
+        if self.queue.as_ref().is_some_and(|queue| queue.is_used(pooling)) {
+            // Whoever waits goes first.
+            return Err(NoRoom { bound: self.balance.is_bound(affinity) });
+        }
+        let tried = self.tried(pooling, unreached, answered, affinity);
+        self.look_for_place(pooling, &tried, affinity)
+    }
+
+    /// The same, as soon as there is room, where requests may wait for it.
+    ///
+    /// # Errors
+    /// `QueueFull` or `QueueTimeout` when there is none, and `ClientGone`.
+    async fn wait_for_place(
+        &self,
+        pooling: &Pooling,
+        tried: Vec<usize>,
+        bound: bool,
+        queue_due: &mut u64,
         options: &ConnectOptions<'_>,
     ) -> Result<Option<(usize, InUse)>, ConnectError> {
-        let bound = match self.queue.as_ref().is_some_and(|queue| queue.is_used(pooling)) {
-            // Whoever waits goes first.
-            true => self.balance.is_bound(options.affinity),
-            false => match self.look_for_place(pooling, tried, options.affinity) {
-                Ok(place) => return Ok(place),
-                Err(NoRoom { bound }) => bound,
-            },
-        };
         let Some(queue) = &self.queue else {
             return Err(ConnectError::Unreachable(Reason::QueueFull));
         };
         let now = pooling.ring.now();
-        let due = *queue_due.get_or_insert(now.saturating_add(self.queue_timeout_ms));
-        let look = || self.look_for_place(pooling, tried, options.affinity).ok();
-        // Boxed: rare, and large beside what waits for a backend.
-        let waiting = Box::pin(queue.wait(pooling, bound, look));
+        if *queue_due == 0 {
+            *queue_due = now.saturating_add(self.queue_timeout_ms);
+        }
+        let due = *queue_due;
+        let look = || self.look_for_place(pooling, &tried, options.affinity).ok();
+        let waiting = queue.wait(pooling, bound, look);
         match receive_watching(waiting, options.client, options.timer, (now, due)).await {
             Ok(Some(Ok(place))) => Ok(place),
             Ok(Some(Err(Full))) => Err(ConnectError::Unreachable(Reason::QueueFull)),
@@ -196,10 +236,8 @@ impl Endpoints {
     }
 
     /// Backends that are tried for one request.
-    fn max_attempts(&self) -> usize {
-        usize::from(
-            self.retries.as_ref().map_or(limits::MAX_CONNECTION_ATTEMPTS, |retries| retries.max_attempts),
-        )
+    fn max_attempts(&self) -> u8 {
+        self.retries.as_ref().map_or(limits::MAX_CONNECTION_ATTEMPTS, |retries| retries.max_attempts)
     }
 
     fn present<'a>(&self, pooling: &'a Pooling) -> Present<'a> {

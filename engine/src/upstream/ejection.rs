@@ -68,6 +68,13 @@ pub(super) fn standing(endpoint: &Endpoint, host_now: u64, ledger: Option<&Ledge
     }
 }
 
+/// For how long `endpoint` is still passed over because of how it answered (ms).
+pub(super) fn left(endpoint: &Endpoint, host_now: u64, ledger: Option<&Ledger>) -> Option<u64> {
+    let ejected = standing(endpoint, host_now, ledger) == Standing::Ejected;
+    let slot = endpoint.load.slot(ledger).filter(|_| ejected)?;
+    Some(slot.word(Word::EjectedUntil).load(Relaxed).saturating_sub(host_now))
+}
+
 /// The backend at `index` has answered well.
 pub(super) fn succeeded(passive: &Passive, members: &[Member], index: usize, moment: &Moment<'_>) -> bool {
     let member = &members[index];

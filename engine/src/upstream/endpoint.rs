@@ -10,6 +10,7 @@ use socket2::SockAddr;
 
 use super::{
     balance::{Health, Start},
+    ejection,
     hashing::hash,
     load::Load,
     pool::{IdlePool, Pooling},
@@ -87,10 +88,12 @@ impl Endpoint {
     }
 
     /// What it has to do.
-    pub fn load(&self, now: u64) -> BackendLoad {
-        let (failures, passed_over_ms) = self.health.seen(now);
+    pub fn load(&self, pooling: &Pooling) -> BackendLoad {
+        let (failures, down_ms) = self.health.seen(pooling.ring.now());
+        let ejected = ejection::left(self, pooling.host_now(), pooling.ledger.as_ref());
+        let passed_over_ms = down_ms.max(ejected.unwrap_or(0));
         let (connections, served) = (self.load.here().connections, self.load.served.get());
-        BackendLoad { connections, served, failures, passed_over_ms }
+        BackendLoad { connections, served, failures, passed_over_ms, ejected: ejected.is_some() }
     }
 
     pub(super) fn retire(&self, pooling: &Pooling) {

@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, rc::Rc};
 
-use super::{cluster::Endpoints, endpoint::Endpoint, load::InFlight, pool::Pooling};
+use super::{endpoint::Endpoint, load::InFlight, pool::Pooling};
 use crate::{observe::Counter, transport::TransportStream};
 
 /// A connection to an endpoint, in use by one exchange. Dropped, it closes the connection; [`Lease::release`] gives it back
@@ -13,8 +13,8 @@ pub struct Lease {
     /// It carried an earlier request: it may have died since without our knowing.
     pub reused: bool,
     in_use: InUse,
-    /// Which of the endpoints of its cluster it leads to.
-    place: Option<(Rc<Endpoints>, usize)>,
+    /// Which of the endpoints of its cluster it leads to, in their order when it was leased; the highest number: that is not known.
+    index: u32,
     /// It began with the address of one client, and is for nobody else.
     private: bool,
     /// It has authenticated one client.
@@ -31,34 +31,13 @@ impl Lease {
     pub(super) fn counted(stream: TransportStream, in_use: InUse, reused: bool) -> Lease {
         let served = &in_use.endpoint.load.served;
         served.set(served.get() + 1);
-        Lease { stream, reused, in_use, place: None, private: false, bound: false }
+        Lease { stream, reused, in_use, index: u32::MAX, private: false, bound: false }
     }
 
-    /// This one, to the endpoint at `index` of `members`: how it answers is noted.
+    /// This one, to the endpoint at `index` of its cluster.
     #[must_use]
-    pub(super) fn at(self, members: &Rc<Endpoints>, index: usize) -> Lease {
-        Lease { place: Some((Rc::clone(members), index)), ..self }
-    }
-
-    /// The endpoint has answered with this status within this time (ms).
-    pub fn note_answer(&self, pooling: &Pooling, status: u16, elapsed: u32) {
-        if let Some((members, index)) = &self.place {
-            members.note_answer(*index, pooling, Some(status), elapsed);
-        }
-    }
-
-    /// The connection is passed on as it is: that the endpoint was reached is all that it says.
-    pub fn note_connected(&self, pooling: &Pooling) {
-        if let Some((members, index)) = &self.place {
-            members.note_connected(*index, pooling);
-        }
-    }
-
-    /// It has not answered within this time (ms), or has ended the connection before.
-    pub fn note_silence(&self, pooling: &Pooling, elapsed: u32) {
-        if let Some((members, index)) = &self.place {
-            members.note_answer(*index, pooling, None, elapsed);
-        }
+    pub(super) fn at(self, index: usize) -> Lease {
+        Lease { index: u32::try_from(index).unwrap_or(u32::MAX), ..self }
     }
 
     /// It carries no requests any more.
@@ -88,7 +67,7 @@ impl Lease {
 
     /// Which of the endpoints of its cluster that is.
     pub(super) fn index(&self) -> Option<usize> {
-        self.place.as_ref().map(|(_, index)| *index)
+        (self.index != u32::MAX).then_some(self.index as usize)
     }
 
     /// The endpoint that it leads to.

@@ -176,7 +176,8 @@ impl Queue {
     fn publish(&self, now: u64) {
         let Some(Some(slot)) = self.first.get() else { return };
         let first = self.waiting.borrow().iter().find(|waiter| !waiter.bound).map(|waiter| waiter.ticket);
-        let word = first.map_or(0, |ticket| ticket.wrapping_add(1) << TIME_BITS | (now & ((1 << TIME_BITS) - 1)));
+        let word =
+            first.map_or(0, |ticket| ticket.wrapping_add(1) << TIME_BITS | (now & ((1 << TIME_BITS) - 1)));
         slot.publish(word);
     }
 

@@ -305,11 +305,11 @@ impl Configured {
         take_verdicts(&self.clusters.borrow(), verdicts);
     }
 
-    /// What these backends have to do `now`.
-    pub(super) fn loads(&self, backends: &[BackendName], now: u64) -> Vec<Option<BackendLoad>> {
+    /// What these backends have to do.
+    pub(super) fn loads(&self, backends: &[BackendName], pooling: &Pooling) -> Vec<Option<BackendLoad>> {
         let clusters = self.clusters.borrow();
         let endpoint = |it: &BackendName| clusters.get(&it.cluster)?.endpoint(&it.id);
-        backends.iter().map(|it| Some(endpoint(it)?.load(now))).collect()
+        backends.iter().map(|it| Some(endpoint(it)?.load(pooling))).collect()
     }
 
     /// Throws away idle upstream connections that are closed or too old.

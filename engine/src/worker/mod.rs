@@ -370,7 +370,8 @@ impl Worker {
                                 Ok(())
                             }
                             Order::TellLoads { backends } => {
-                                let loads = self.configured.loads(&backends, ring.now());
+                                let loads =
+                                    self.configured.loads(&backends, &self.connections.shared.pooling);
                                 report(ring, orders, id, Report::Loads { loads }).await?;
                                 continue;
                             }

@@ -216,6 +216,9 @@ impl Supervisor {
         let traffic = TrafficVerdict {
             up: failing.is_empty(),
             reason: match failing.iter().map(|(_, load)| load.failures).max() {
+                _ if failing.iter().any(|(_, load)| load.ejected) => {
+                    "it answered badly (`passive`)".to_owned()
+                }
                 Some(failures) => format!("{failures} connection attempts in a row failed"),
                 None => String::new(),
             },

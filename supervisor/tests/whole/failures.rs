@@ -164,6 +164,8 @@ fn a_backend_that_answers_badly_is_passed_over_by_all_workers_and_comes_back() {
     assert_eq!((failed, served.load(SeqCst)), (5, 5));
     assert_eq!(proxy.counter("upstream.ejections"), 1);
     proxy.logged("answers badly");
+    let shown = proxy.ctl_json("backends").to_string();
+    assert!(shown.contains("it answered badly"), "{shown}");
     // Nor does it come back with other processes.
     send_signal(proxy.workers()[0], Signal::SIGKILL);
     wait::until("another worker", || proxy.ctl_json("status")["restarts"] == 1);
