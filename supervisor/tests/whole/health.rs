@@ -427,7 +427,7 @@ fn a_program_that_takes_the_place_of_another_one_goes_on_with_its_verdicts() {
     let workers = proxy.workers();
     let upgraded = proxy.ctl(&["upgrade"]);
     assert!(upgraded.status.success(), "{upgraded:?}");
-    assert!(proxy.workers().iter().all(|it| !workers.contains(it)));
+    wait::until("the ends of those before", || proxy.workers().iter().all(|it| !workers.contains(it)));
     assert_eq!(answering(&proxy), [1]);
     wait::until("a probe of the new program", || farm.probes(0) > probes);
     let b0 = shown(&proxy, "web", "b0");

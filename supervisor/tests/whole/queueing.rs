@@ -176,15 +176,19 @@ fn who_leaves_leaves_the_line() {
     let proxy = gate.config(1, &["queue_size = 3", "queue_timeout = 30"]).start();
     let mut first = asking(&proxy, "/");
     gate.wait_for(1);
-    let waiting = line(&proxy, 3);
-    wait::until("the queue to be full", || {
-        let mut client = asking(&proxy, "/");
-        client.patience(Duration::from_millis(200));
-        let refused = client.try_response().is_ok_and(|response| response.status() == 503);
-        // Who only closes its sending side would keep its place.
-        client.reset();
-        refused
-    });
+    // Three of them wait, the others are told that there is no room.
+    let (mut waiting, mut refused) = (Vec::new(), 0);
+    for mut client in line(&proxy, 12) {
+        client.patience(Duration::from_millis(300));
+        match client.try_response() {
+            Ok(response) => {
+                response.expect_answer(503, "queue_full");
+                refused += 1;
+            }
+            Err(_) => waiting.push(client),
+        }
+    }
+    assert_eq!((waiting.len(), refused), (3, 9));
     waiting.into_iter().for_each(Client::reset);
     let mut late = wait::within(wait::SOON, "room in the line", || {
         let mut client = asking(&proxy, "/late");
