@@ -1,3 +1,5 @@
+//! Shares, keys, shards, sessions and slow starts, with backends that are only looked at.
+
 use kakehi_ctl::state::{self, Balancing, LoadBalancing, LoadMetric, ShardMode};
 
 use super::super::{Cluster, affinity::Affinity, hashing::hash, load::InFlight};

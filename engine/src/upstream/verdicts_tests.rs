@@ -1,3 +1,5 @@
+//! How verdicts count when they do not agree.
+
 use kakehi_ctl::state::{self, Balancing, HealthCheck};
 
 use super::*;

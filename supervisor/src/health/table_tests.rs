@@ -1,3 +1,5 @@
+//! What becomes of backends when probes find something, and when the configuration changes.
+
 use kakehi_ctl::state::{HealthCheck, InitialVerdict};
 
 use super::*;
