@@ -104,19 +104,6 @@ macro_rules! smaller_integers {
 
 smaller_integers!(u8 u16 u32);
 
-impl Field for String {
-    fn read(value: &Value, _: Kind, _: &Path) -> Option<Self> {
-        match value {
-            Value::Text(text) => Some(text.clone()),
-            _ => None,
-        }
-    }
-
-    fn write(&self, _: Kind) -> Option<Toml> {
-        Some(Toml::from(self.as_str()))
-    }
-}
-
 impl Field for Box<str> {
     fn read(value: &Value, kind: Kind, folder: &Path) -> Option<Self> {
         String::read(value, kind, folder).map(String::into_boxed_str)
@@ -140,69 +127,39 @@ impl Field for PathBuf {
     }
 }
 
-impl Field for SocketAddr {
-    fn read(value: &Value, _: Kind, _: &Path) -> Option<Self> {
-        match value {
-            Value::Address(address) => Some(*address),
-            _ => None,
-        }
-    }
+/// Types that a value of the file holds as they are, with how each is written.
+macro_rules! held {
+    ($($type:ty: $variant:ident => |$it:ident| $written:expr;)*) => {
+        $(
+            impl Field for $type {
+                fn read(value: &Value, _: Kind, _: &Path) -> Option<Self> {
+                    match value {
+                        Value::$variant($it) => Some($it.clone()),
+                        _ => None,
+                    }
+                }
 
-    fn write(&self, _: Kind) -> Option<Toml> {
-        Some(Toml::from(self.to_string()))
-    }
+                fn write(&self, _: Kind) -> Option<Toml> {
+                    let $it = self;
+                    Some($written)
+                }
+            }
+        )*
+    };
 }
 
-impl Field for BackendAddress {
-    fn read(value: &Value, _: Kind, _: &Path) -> Option<Self> {
-        match value {
-            Value::Backend(address) => Some(address.clone()),
-            _ => None,
-        }
-    }
-
-    fn write(&self, _: Kind) -> Option<Toml> {
-        Some(Toml::from(self.to_string()))
-    }
+held! {
+    String: Text => |it| Toml::from(it.as_str());
+    SocketAddr: Address => |it| Toml::from(it.to_string());
+    BackendAddress: Backend => |it| Toml::from(it.to_string());
+    Vec<IpNet>: Networks => |it| texts(it);
+    Statuses: Statuses => |it| texts(&it.0);
+    Conditions: Conditions => |it| texts(it.words());
 }
 
-impl Field for Vec<IpNet> {
-    fn read(value: &Value, _: Kind, _: &Path) -> Option<Self> {
-        match value {
-            Value::Networks(networks) => Some(networks.clone()),
-            _ => None,
-        }
-    }
-
-    fn write(&self, _: Kind) -> Option<Toml> {
-        Some(self.iter().map(|network| Toml::from(network.to_string())).collect::<Vec<_>>().into())
-    }
-}
-
-impl Field for Statuses {
-    fn read(value: &Value, _: Kind, _: &Path) -> Option<Self> {
-        match value {
-            Value::Statuses(statuses) => Some(statuses.clone()),
-            _ => None,
-        }
-    }
-
-    fn write(&self, _: Kind) -> Option<Toml> {
-        Some(self.0.iter().map(|range| Toml::from(range.to_string())).collect::<Vec<_>>().into())
-    }
-}
-
-impl Field for Conditions {
-    fn read(value: &Value, _: Kind, _: &Path) -> Option<Self> {
-        match value {
-            Value::Conditions(conditions) => Some(conditions.clone()),
-            _ => None,
-        }
-    }
-
-    fn write(&self, _: Kind) -> Option<Toml> {
-        Some(self.words().map(Toml::from).collect::<Vec<_>>().into())
-    }
+/// An array of what these read as.
+fn texts<T: ToString>(items: impl IntoIterator<Item = T>) -> Toml {
+    items.into_iter().map(|item| Toml::from(item.to_string())).collect::<Vec<_>>().into()
 }
 
 /// The kind allows no others.
@@ -215,7 +172,7 @@ impl Field for Vec<StatusRange> {
     }
 
     fn write(&self, _: Kind) -> Option<Toml> {
-        Some(self.iter().map(|range| Toml::from(range.to_string())).collect::<Vec<_>>().into())
+        Some(texts(self))
     }
 }
 

@@ -110,11 +110,14 @@ async fn phases<D: Downstream>(downstream: &mut D, record: &Record) -> Result<Ou
             Err(Failure::Again) => {
                 head = lease.take_replay().ok_or_else(|| Failure::Unanswered.outcome(&request, complete))?;
                 attempts.retry(downstream.shared(), &lease);
+                // What waits needs no place at the backend that has answered badly.
+                drop(lease);
                 Box::pin(connect::pause(downstream, &request)).await?;
             }
             Err(failure) => {
                 let shared = downstream.shared();
-                if failure.is_of_backend() {
+                // What died in the pool unasked is no failure.
+                if failure.is_of_backend() && !(lease.reused && failure.is_unread()) {
                     let elapsed =
                         record.since_start(shared.ring.now()).saturating_sub(record.leased_ms.get());
                     attempts.note_answer(shared, &lease, None, elapsed);
@@ -128,6 +131,7 @@ async fn phases<D: Downstream>(downstream: &mut D, record: &Record) -> Result<Ou
                 if let Some(replay) = again.then(|| lease.take_replay()).flatten() {
                     head = replay;
                     attempts.retry(shared, &lease);
+                    drop(lease);
                     if failure.is_timeout() {
                         Box::pin(connect::pause(downstream, &request)).await?;
                     }

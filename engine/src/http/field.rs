@@ -213,6 +213,8 @@ fn classify_x_exact(name: &[u8]) -> Kind {
     match name.len() {
         15 if is("x-forwarded-for") => Kind::XForwardedFor,
         17 if is("x-forwarded-proto") => Kind::XForwardedProto,
+        // Between kakehi and a backend.
+        17 if is("x-kakehi-attempts") => Kind::HopByHop,
         16 if is("x-forwarded-port") => Kind::XForwardedPort,
         16 if is("x-forwarded-host") => Kind::XForwardedHost,
         12 if is("x-request-id") => Kind::XRequestId,
@@ -373,6 +375,8 @@ mod tests {
             ("Authorisation", Kind::Other),
             ("COOKIE", Kind::Cookie),
             ("Cookies", Kind::Other),
+            ("X-Kakehi-Attempts", Kind::HopByHop),
+            ("x_kakehi_attempts", Kind::Lookalike),
             ("Www-authenticate", Kind::Challenge),
             ("", Kind::Other),
         ] {

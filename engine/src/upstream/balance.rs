@@ -77,6 +77,8 @@ impl Health {
 #[derive(Debug, Default)]
 pub(super) struct Balance {
     configured: Balancing,
+    /// Ejections count (`passive`).
+    heeds_ejections: bool,
     /// How far each backend is behind its share.
     credit: RefCell<Vec<i64>>,
     /// Made when it is asked for first.
@@ -106,10 +108,13 @@ pub(super) enum Traffic {
 }
 
 impl Traffic {
-    pub(super) fn of(backend: &Endpoint, present: Present<'_>) -> Traffic {
+    /// With `ejections`, also how it answered counts.
+    pub(super) fn of(backend: &Endpoint, present: Present<'_>, ejections: bool) -> Traffic {
         let (load, ledger) = (&backend.load, present.ledger);
         let one_at_a_time = |busy: bool, otherwise| if busy { Traffic::Busy } else { otherwise };
-        match ejection::standing(backend, present.host, ledger) {
+        let standing =
+            if ejections { ejection::standing(backend, present.host, ledger) } else { Standing::Good };
+        match standing {
             Standing::Good if !backend.health.has_failed() => Traffic::Good,
             // Until one has succeeded.
             Standing::Good if backend.opening.get() > 0 => Traffic::Busy,
@@ -128,7 +133,7 @@ pub(super) fn class(member: &Member, judge: Judge<'_>) -> Option<u8> {
 }
 
 impl Balance {
-    pub(super) fn new(configured: &Balancing, members: &[Member]) -> Balance {
+    pub(super) fn new(configured: &Balancing, heeds_ejections: bool, members: &[Member]) -> Balance {
         let primaries = members.iter().filter(|member| member.is_primary()).count();
         let shard = configured.shard_percent.and_then(|percent| {
             let size = (primaries * usize::from(percent)).div_ceil(100).max(2);
@@ -136,6 +141,7 @@ impl Balance {
         });
         Balance {
             configured: configured.clone(),
+            heeds_ejections,
             credit: RefCell::new(vec![0; members.len()]),
             table: OnceCell::new(),
             shard,
@@ -208,7 +214,7 @@ impl Balance {
 
     /// How the verdicts count now.
     pub(super) fn judge<'a>(&self, members: &[Member], present: Present<'a>) -> Judge<'a> {
-        Judge::new(&self.configured, members, present)
+        Judge::new(&self.configured, self.heeds_ejections, members, present)
     }
 
     /// The score that the last of the `size` primaries has that `key` prefers.

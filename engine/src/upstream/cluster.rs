@@ -2,6 +2,7 @@
 
 use std::{cell::RefCell, io, rc::Rc};
 
+use kakehi_ctl::order::BackendLoad;
 use kakehi_ctl::state::{self, BackendMode, InitialVerdict, Passive, Retries};
 use socket2::SockAddr;
 
@@ -207,7 +208,7 @@ impl Endpoints {
                 Ok(Member { backend, weight, backup, max_connections, answers, mode, session, cookie })
             })
             .collect::<io::Result<_>>()?;
-        let balance = Balance::new(&balancing, &members);
+        let balance = Balance::new(&balancing, passive.enabled, &members);
         let rules = AffinityRules::new(&balancing, Balance::hashes(&balancing));
         let connector = match (&cluster.tls, tls) {
             (Some(configured), Some(context)) => Some(Connector::compile(context, configured)?),
@@ -309,6 +310,12 @@ impl Cluster {
     pub fn endpoint(&self, id: &str) -> Option<Rc<Endpoint>> {
         let members = self.members.borrow();
         members.members.iter().find(|member| member.backend.id == id).map(|member| Rc::clone(&member.backend))
+    }
+
+    /// What the backend of this name has to do.
+    pub fn load_of(&self, id: &str, pooling: &Pooling) -> Option<BackendLoad> {
+        let heeds_ejections = self.members.borrow().passive.enabled;
+        self.endpoint(id).map(|endpoint| endpoint.load(pooling, heeds_ejections))
     }
 
     /// It is configured no more: all its backends go; see [`Cluster::replace`].

@@ -124,8 +124,9 @@ pub(super) fn failed(passive: &Passive, members: &[Member], index: usize, moment
 /// Whether its answers take so much longer than those of the others.
 fn is_outlier(passive: &Passive, members: &[Member], index: usize, now: u64) -> bool {
     let average = |member: &Member| member.backend.load.answering.get(now);
-    let others = members.iter().enumerate().filter(|(other, _)| *other != index);
-    let mut others: Vec<f64> = others.map(|(_, member)| average(member)).filter(|it| *it > 0.0).collect();
+    let others = members.iter().enumerate().filter(|(other, _)| *other != index).map(|(_, member)| member);
+    let answered = others.filter(|member| member.backend.load.answering.is_known());
+    let mut others: Vec<f64> = answered.map(average).collect();
     if others.len() < LEAST_OTHERS {
         return false;
     }

@@ -88,9 +88,11 @@ impl Endpoint {
     }
 
     /// What it has to do.
-    pub fn load(&self, pooling: &Pooling) -> BackendLoad {
+    pub(super) fn load(&self, pooling: &Pooling, heeds_ejections: bool) -> BackendLoad {
         let (failures, down_ms) = self.health.seen(pooling.ring.now());
-        let ejected = ejection::left(self, pooling.host_now(), pooling.ledger.as_ref());
+        let ejected = heeds_ejections
+            .then(|| ejection::left(self, pooling.host_now(), pooling.ledger.as_ref()))
+            .flatten();
         let passed_over_ms = down_ms.max(ejected.unwrap_or(0));
         let (connections, served) = (self.load.here().connections, self.load.served.get());
         BackendLoad { connections, served, failures, passed_over_ms, ejected: ejected.is_some() }

@@ -20,6 +20,11 @@ impl Average {
         self.value.get() * self.kept(now)
     }
 
+    /// Whether anything was observed yet: less than a millisecond is 0.
+    pub(super) fn is_known(&self) -> bool {
+        self.at.get() > 0
+    }
+
     /// How much of the past still counts.
     fn kept(&self, now: u64) -> f64 {
         libm::exp(-(now.saturating_sub(self.at.get()) as f64) / DECAY_MS)
@@ -170,6 +175,9 @@ mod tests {
     #[test]
     fn a_peak_counts_at_once() {
         let average = Average::default();
+        assert!(!average.is_known());
+        average.observe_peak(0, 999);
+        assert!(average.is_known());
         average.observe_peak(5, 1_000);
         average.observe_peak(500, 1_001);
         assert!(average.get(1_001) > 499.0);

@@ -66,7 +66,7 @@ pub(super) struct Queue {
 }
 
 /// A place in the line, which is given up when it is dropped.
-struct Standing<'a> {
+struct Place<'a> {
     queue: &'a Queue,
     waiter: Rc<Waiter>,
 }
@@ -116,9 +116,9 @@ impl Queue {
         bound: bool,
         mut take: impl FnMut() -> Option<T>,
     ) -> Result<T, Full> {
-        let standing = self.join(pooling, bound)?;
+        let place = self.join(pooling, bound)?;
         let timer = Timer::new(&pooling.ring);
-        let waiter = &standing.waiter;
+        let waiter = &place.waiter;
         Ok(poll_fn(|context| {
             loop {
                 let is_first = self.waiting.borrow().front().is_some_and(|first| Rc::ptr_eq(first, waiter));
@@ -146,7 +146,7 @@ impl Queue {
         .await)
     }
 
-    fn join(&self, pooling: &Pooling, bound: bool) -> Result<Standing<'_>, Full> {
+    fn join(&self, pooling: &Pooling, bound: bool) -> Result<Place<'_>, Full> {
         let ledger = pooling.ledger.as_ref();
         self.count.slot(ledger);
         self.add(1);
@@ -164,7 +164,7 @@ impl Queue {
         let waiter = Rc::new(Waiter { ticket, bound, due: Cell::new(true), waker: RefCell::default(), ring });
         self.waiting.borrow_mut().push_back(Rc::clone(&waiter));
         self.publish(pooling.host_now());
-        Ok(Standing { queue: self, waiter })
+        Ok(Place { queue: self, waiter })
     }
 
     fn add(&self, change: i32) {
@@ -204,7 +204,7 @@ impl Queue {
     }
 }
 
-impl Drop for Standing<'_> {
+impl Drop for Place<'_> {
     fn drop(&mut self) {
         let mut waiting = self.queue.waiting.borrow_mut();
         let was_first = waiting.front().is_some_and(|first| Rc::ptr_eq(first, &self.waiter));

@@ -12,6 +12,7 @@ use kakehi_ctl::state::{BackendMode, Balancing};
 use super::{
     balance::{Present, Traffic},
     cluster::Member,
+    ejection::{self, Standing},
 };
 
 /// What is said of an endpoint beside what its traffic says.
@@ -71,18 +72,28 @@ pub(super) struct Judge<'a> {
     present: Present<'a>,
     /// Probes are believed.
     probes: bool,
+    /// Ejections are believed.
+    ejections: bool,
     /// Only what is usable is used.
     strict: bool,
 }
 
 impl<'a> Judge<'a> {
-    pub(super) fn new(configured: &Balancing, members: &[Member], present: Present<'a>) -> Judge<'a> {
-        let believing = Judge { present, probes: true, strict: !configured.fail_open };
-        let fails_open = || {
-            configured.fail_open && !members.iter().any(|it| believing.rank(it, false) == Some(Rank::Usable))
-        };
-        let probes = !is_panicking(configured.panic_threshold, members) && !fails_open();
-        Judge { probes, ..believing }
+    pub(super) fn new(
+        configured: &Balancing,
+        ejections: bool,
+        members: &[Member],
+        present: Present<'a>,
+    ) -> Judge<'a> {
+        let believing = Judge { present, probes: true, ejections, strict: !configured.fail_open };
+        let nothing_left = !members.iter().any(|it| believing.rank(it, false) == Some(Rank::Usable));
+        let fails_open = configured.fail_open && nothing_left;
+        Judge {
+            probes: !fails_open && !is_panicking(configured.panic_threshold, members),
+            // No worker of ours ejects all: somebody else has written that.
+            ejections: ejections && !(nothing_left && are_all_ejected(members, present)),
+            ..believing
+        }
     }
 
     /// How usable `member` is for new work, or, as `session`, for one that it has already. `None`: not at all.
@@ -93,7 +104,7 @@ impl<'a> Judge<'a> {
             BackendMode::Drain | BackendMode::Maintain => return None,
         }
         let probe_down = self.probes && member.backend.verdicts.is_probe_down();
-        let rank = match (Traffic::of(&member.backend, self.present), probe_down) {
+        let rank = match (Traffic::of(&member.backend, self.present, self.ejections), probe_down) {
             (Traffic::Good, false) => Rank::Usable,
             (Traffic::Good, true) => Rank::ProbeDown,
             (Traffic::Failed, false) => Rank::Failed,
@@ -104,12 +115,17 @@ impl<'a> Judge<'a> {
     }
 }
 
+fn are_all_ejected(members: &[Member], Present { host, ledger, .. }: Present<'_>) -> bool {
+    let mut primaries = members.iter().filter(|it| it.is_primary());
+    primaries.all(|it| ejection::standing(&it.backend, host, ledger) == Standing::Ejected)
+}
+
 /// Whether probes call less than `threshold` percent of the primaries well, by weight. Those that take no new work do not count.
 pub(super) fn is_panicking(threshold: u8, members: &[Member]) -> bool {
     if threshold == 0 {
         return false;
     }
-    let primaries = members.iter().filter(|it| !it.backup && it.weight > 0 && it.mode == BackendMode::Ready);
+    let primaries = members.iter().filter(|it| it.is_primary() && it.mode == BackendMode::Ready);
     let (mut well, mut all) = (0_u64, 0_u64);
     for member in primaries {
         let weight = u64::from(member.weight);

@@ -2,12 +2,17 @@
 
 use kakehi_ctl::state::{self, Balancing, HealthCheck};
 
+use std::sync::atomic::Ordering;
+
 use super::*;
-use crate::upstream::{
-    Cluster,
-    affinity::{Affinity, Session},
-    cluster::Endpoints,
-    hashing::hash,
+use crate::{
+    ledger::{Ledger, Word},
+    upstream::{
+        Cluster,
+        affinity::{Affinity, Session},
+        cluster::Endpoints,
+        hashing::hash,
+    },
 };
 
 /// Backends with weight, whether they are backups, and their mode.
@@ -183,4 +188,32 @@ fn a_backend_that_is_new_begins_as_the_check_says() {
     assert!(chosen(&cluster).is_empty());
     cluster.set_probe("1", true);
     assert_eq!(chosen(&cluster), [1]);
+}
+
+#[test]
+fn what_the_ledger_says_of_ejections_counts_unless_nobody_of_ours_can_have_written_it() {
+    let (cluster, _) = cluster(&[(100, false, BackendMode::Ready), (100, false, BackendMode::Ready)], |it| {
+        it.sticky_session = false;
+    });
+    let (_supervisor, file) = Ledger::create(c"test").unwrap();
+    let ledger = Ledger::map(&file).unwrap();
+    assert!(ledger.claim_lane(1));
+    let members = cluster.members.borrow();
+    let eject = |index: usize| {
+        let slot = members.members[index].backend.load.slot(Some(&ledger)).unwrap();
+        slot.word(Word::EjectedUntil).store(1_500_000, Ordering::Relaxed);
+    };
+    let chosen = || {
+        let present = Present { now: 0, host: 1_400_000, ledger: Some(&ledger) };
+        let choose = |_| members.balance.choose(&members.members, &[], Affinity::default(), present);
+        let mut chosen: Vec<_> = (0..8).filter_map(choose).collect();
+        chosen.sort_unstable();
+        chosen.dedup();
+        chosen
+    };
+    assert_eq!(chosen(), [0, 1]);
+    eject(0);
+    assert_eq!(chosen(), [1]);
+    eject(1);
+    assert_eq!(chosen(), [0, 1]);
 }

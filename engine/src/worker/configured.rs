@@ -308,8 +308,8 @@ impl Configured {
     /// What these backends have to do.
     pub(super) fn loads(&self, backends: &[BackendName], pooling: &Pooling) -> Vec<Option<BackendLoad>> {
         let clusters = self.clusters.borrow();
-        let endpoint = |it: &BackendName| clusters.get(&it.cluster)?.endpoint(&it.id);
-        backends.iter().map(|it| Some(endpoint(it)?.load(pooling))).collect()
+        let load = |it: &BackendName| clusters.get(&it.cluster)?.load_of(&it.id, pooling);
+        backends.iter().map(load).collect()
     }
 
     /// Throws away idle upstream connections that are closed or too old.

@@ -1,6 +1,7 @@
 //! Backends that fail: requests are sent again within a budget, and backends are passed over. With two workers.
 
 use std::{
+    net::TcpListener,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
@@ -11,7 +12,7 @@ use std::{
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{Backend, Config, Message, OK, Proxy, exchange, send_signal, silent_port, wait};
+use crate::harness::{Backend, Config, Conn, Message, OK, Proxy, exchange, send_signal, silent_port, wait};
 
 const UNAVAILABLE: &str = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nbusy";
 
@@ -223,6 +224,95 @@ fn what_the_client_causes_and_what_is_not_named_is_no_failure() {
     // Of at least 20 answers.
     let failed = (0..80).filter(|_| get(&proxy).status() == 500).count();
     assert!((10..=21).contains(&failed), "{failed}");
+}
+
+#[test]
+fn who_answers_much_later_than_the_others_is_passed_over() {
+    let times = [150, 0, 0, 0];
+    let farm = times.map(|time| {
+        Backend::answer(move |_| {
+            wait::pace(Duration::from_millis(time));
+            OK.to_vec()
+        })
+    });
+    let all: Vec<&Backend> = farm.iter().collect();
+    let proxy = before(&all, &["passive = { latency_factor = 10 }"]).start();
+    (0..60).for_each(|_| get(&proxy).expect(200, "ok"));
+    let slow = farm[0].requests().len();
+    assert!((1..=4).contains(&slow) && proxy.counter("upstream.ejections") >= 1, "{slow}");
+    let proxy = before(&all, &[]).start();
+    (0..20).for_each(|_| get(&proxy).expect(200, "ok"));
+    assert!(farm[0].requests().len() - slow >= 4);
+}
+
+#[test]
+fn it_is_not_sent_again_too_late_or_too_often_nor_is_what_died_in_the_pool_a_failure() {
+    let late = || {
+        Backend::answer(|_| {
+            wait::pace(Duration::from_millis(300));
+            UNAVAILABLE.into()
+        })
+    };
+    let (bad, other) = (late(), late());
+    let keys = ["retry_on = [503]", "retry_timeout = 0.2", "passive = false"];
+    let proxy = before(&[&bad, &other], &keys).start();
+    (0..4).for_each(|_| get(&proxy).expect(503, "busy"));
+    assert_eq!(bad.requests().len() + other.requests().len(), 4);
+    let keys = ["retry_on = [503]", "max_connection_attempts = 2", "passive = false"];
+    let all: Vec<_> = (0..5).map(|_| Backend::respond(UNAVAILABLE)).collect();
+    let proxy = before(&all.iter().collect::<Vec<_>>(), &keys).start();
+    get(&proxy).expect(503, "busy");
+    assert_eq!(all.iter().map(|backend| backend.requests().len()).sum::<usize>(), 2);
+
+    // It ends each connection when a second request comes: such a one may not have been read, and counts for nothing.
+    let short = Backend::script(|conn| {
+        if conn.serve(|_| OK.to_vec()) {
+            conn.request();
+        }
+    });
+    let good = Backend::respond(OK);
+    let proxy = before(&[&short, &good], &["passive = { consecutive_failures = 1 }"]).start();
+    let post = |_| exchange(&proxy, request("POST", "a=b")).status();
+    let lost = (0..30).map(post).filter(|status| *status == 502).count();
+    assert!(lost > 3 && proxy.counter("upstream.ejections") == 0, "{lost}");
+}
+
+#[test]
+fn to_switch_it_off_brings_back_what_was_passed_over() {
+    let ((sick, bad, served), good) = (moody(), Backend::respond(OK));
+    let proxy = before(&[&sick, &good], &[]).start();
+    (0..20).for_each(|_| drop(get(&proxy)));
+    assert_eq!(served.load(SeqCst), 5);
+    bad.store(false, SeqCst);
+    assert!(proxy.ctl(&["cluster", "patch", "all", "passive=false"]).status.success());
+    (0..20).for_each(|_| get(&proxy).expect(200, "ok"));
+    assert!(served.load(SeqCst) >= 5 + 8, "{}", served.load(SeqCst));
+    assert!(!proxy.ctl_json("backends").to_string().contains("it answered badly"));
+}
+
+#[test]
+fn a_connection_that_is_passed_on_clears_failures_to_connect() {
+    let greet = |conn: &mut Conn| assert!(conn.send("hello"));
+    let (listener, steady) = (TcpListener::bind("127.0.0.1:0").unwrap(), Backend::script(greet));
+    let address = listener.local_addr().unwrap();
+    let config = Config::new().listener("protocol = \"tcp\"").cluster("db", "protocol = \"tcp\"");
+    let config = config.frontend("db", "").backend_at("db", &address.to_string(), "").backend("db", &steady);
+    drop(listener);
+    let proxy = config.start();
+    let connect = || assert_eq!(proxy.client().bytes(5), b"hello");
+    // As often as it takes in a row, but never in a row.
+    for round in 1..=6 {
+        wait::until("an attempt that fails", || {
+            connect();
+            proxy.counter("upstream.connect_errors") >= round
+        });
+        let back = Backend::on(TcpListener::bind(address).unwrap(), greet);
+        wait::until("a connection to it", || {
+            connect();
+            back.connections() > 0
+        });
+    }
+    assert_eq!(proxy.counter("upstream.ejections"), 0);
 }
 
 #[test]
