@@ -194,7 +194,8 @@ impl Edit {
                     return Err(EditError::Exists { what, verb: "frontend patch" });
                 }
                 let FrontendRule { address, hostname, path, method } = rule.clone();
-                let frontend = Frontend { address, hostname, path, method, deny: false, tls: None };
+                let frontend =
+                    Frontend { address, hostname, path, method, deny: false, tls: None, limits: None };
                 reader.frontend(cluster, &frontend, keys)
             }
             Edit::PatchFrontend { cluster, rule, keys } => {

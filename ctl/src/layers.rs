@@ -147,6 +147,7 @@ fn bare(cluster: &Cluster) -> Cluster {
         admission: cluster.admission.clone(),
         retries: cluster.retries.clone(),
         passive: cluster.passive.clone(),
+        limits: cluster.limits.clone(),
         health: cluster.health.clone(),
         https_redirect: cluster.https_redirect,
         https_redirect_port: cluster.https_redirect_port,

@@ -148,6 +148,19 @@ pub const LOG_INTERVAL_MS: u64 = 1_000;
 
 /// Longest `hostname` of a frontend. Not a key: longer names cannot exist (RFC 1035), regular expressions can.
 pub const MAX_HOSTNAME_RULE: usize = 4_096;
+/// Time that `rate` of a limit is of (`per`).
+pub const RATE_LIMIT_PERIOD_MS: u64 = 1_000;
+/// Status of what a rate limit refuses (`status`).
+pub const RATE_LIMIT_STATUS: u16 = 429;
+/// `Retry-After` of what a cap of connections refuses (`retry_after`), in seconds.
+pub const RETRY_AFTER: u32 = 60;
+/// Keys of limits that are known at a time (`table_size`).
+pub const TABLE_SIZE: u32 = 65_536;
+/// How long what a worker has to do may wait until it is overloaded (`overload_delay`).
+pub const OVERLOAD_DELAY_MS: u64 = 50;
+/// How long that has to go on. Not a key.
+pub const OVERLOAD_TIME_MS: u64 = 200;
+
 /// Memory that one compiled regular expression may take. Not a key.
 pub const MAX_REGEX_SIZE: usize = 1 << 20;
 

@@ -17,6 +17,7 @@ mod failures;
 mod health;
 mod listener;
 mod settings;
+mod sources;
 mod tls;
 
 pub use self::admission::Admission;
@@ -29,6 +30,7 @@ pub use self::failures::{Passive, Retries};
 pub use self::health::{BackendMode, HealthCheck, InitialVerdict, ProbeMode, StatusRange, StatusRangeError};
 pub use self::listener::{Forwarding, Listener, ListenerProtocol, Sizes, Timeouts};
 pub use self::settings::{Settings, Steering};
+pub use self::sources::{ClusterLimits, FrontendLimits, RateKey, RateKeyError, RateLimit, Sources};
 
 pub use self::compact::{Names, PackedFiles};
 pub use self::tls::{

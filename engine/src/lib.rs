@@ -15,6 +15,7 @@
 //! | [`transport`] | one stream type for clear text and TLS, the PROXY header |
 //! | [`tls`] | handshakes, records, certificates, tickets |
 //! | [`ring`] | the io_uring runtime: feature probe, driver, sockets, buffers, timers |
+//! | [`quota`] | how much may come from whom |
 //! | [`ledger`] | what all workers count together |
 //! | [`observe`] | counters |
 //! | [`http`] | version-neutral parts of messages: no sockets, no clock |
@@ -26,6 +27,7 @@ pub mod h1;
 pub mod http;
 pub mod ledger;
 pub mod observe;
+pub mod quota;
 pub mod ring;
 pub mod route;
 pub mod tls;

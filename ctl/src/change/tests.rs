@@ -20,6 +20,7 @@ fn cluster(hosts: &[&str], backends: &[Backend]) -> Cluster {
         method: None,
         deny: false,
         tls: None,
+        limits: None,
     };
     Cluster {
         frontends: hosts.iter().map(frontend).collect(),

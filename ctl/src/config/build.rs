@@ -30,6 +30,7 @@ mod frontend;
 mod health;
 mod hostname;
 mod listener;
+mod sources;
 mod tls;
 
 /// How much of a configuration there is.

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     keys::{Given, Key, Kind, Level, Support},
-    state::{BackendAddress, Conditions, StatusRange, Statuses},
+    state::{BackendAddress, Conditions, RateKey, StatusRange, Statuses},
 };
 
 /// One table of the file, checked.
@@ -55,6 +55,7 @@ pub(crate) enum Value {
     Networks(Vec<IpNet>),
     Statuses(Statuses),
     Conditions(Conditions),
+    RateKey(RateKey),
     /// Each with its offset.
     Texts(Vec<(String, usize)>),
     /// Of an array of integers.
@@ -306,6 +307,7 @@ fn read_text(kind: Kind, text: &str) -> Option<Value> {
             let fits = |byte: u8| byte.is_ascii_graphic() && !b"\",;\\".contains(&byte);
             (!text.is_empty() && text.len() <= 128 && text.bytes().all(fits)).then(owned).flatten()
         }
+        Kind::LimitKey => text.parse().ok().map(Value::RateKey),
         Kind::Method | Kind::Token => (!text.is_empty() && text.bytes().all(is_token)).then(owned).flatten(),
         Kind::Choice(words) => {
             words.iter().find(|word| is_same_word(word, text)).map(|word| Value::Text((*word).to_owned()))
@@ -438,6 +440,14 @@ pub(super) trait Values {
     fn text(&self, name: &str) -> Option<&str> {
         match &self.entry(name)?.value {
             Value::Text(value) => Some(value),
+            _ => None,
+        }
+    }
+
+    /// A whole number.
+    fn integer(&self, name: &str) -> Option<u64> {
+        match self.entry(name)?.value {
+            Value::Integer(value) => Some(value),
             _ => None,
         }
     }

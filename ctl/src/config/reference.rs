@@ -7,15 +7,16 @@ use std::{fmt::Write as _, fs, path::PathBuf};
 
 use super::levels::{
     BACKEND, BACKEND_TLS, CERTIFICATE, CLUSTER, FRONTEND, FRONTEND_RULE, FRONTEND_TLS, H2, HEADER,
-    HEALTH_CHECK, HSTS, LISTENER, LISTENER_TLS, METRICS, PASSIVE, PLAIN_LISTENER, ROOT, UDP, UDP_HEALTH,
+    HEALTH_CHECK, HSTS, LISTENER, LISTENER_TLS, METRICS, PASSIVE, PLAIN_LISTENER, RATE_LIMIT, ROOT, UDP,
+    UDP_HEALTH,
 };
 use crate::{
     keys::{Key, Kind, Level, Support},
-    state::{Frontend, Tls},
+    state::{Frontend, FrontendLimits, Sources, Tls},
 };
 
 /// Every level, with the name of its place in `docs/configuration.md`.
-const LEVELS: [(&str, &Level); 14] = [
+const LEVELS: [(&str, &Level); 15] = [
     ("root", &ROOT),
     ("listener", &LISTENER),
     ("hsts", &HSTS),
@@ -23,6 +24,7 @@ const LEVELS: [(&str, &Level); 14] = [
     ("cluster", &CLUSTER),
     ("backend-tls", &BACKEND_TLS),
     ("frontend", &FRONTEND),
+    ("rate-limit", &RATE_LIMIT),
     ("header", &HEADER),
     ("backend", &BACKEND),
     ("passive", &PASSIVE),
@@ -35,8 +37,10 @@ const LEVELS: [(&str, &Level); 14] = [
 /// Those that it shows in one with TLS.
 static TLS_LISTENER: Level = Level { what: "a listener of `https`", groups: &[LISTENER_TLS, Tls::OWN, H2] };
 /// Those that it shows in a frontend of a listener without TLS.
-static PLAIN_FRONTEND: Level =
-    Level { what: "a frontend", groups: &[Frontend::REQUIRED, Frontend::OWN, FRONTEND_RULE] };
+static PLAIN_FRONTEND: Level = Level {
+    what: "a frontend",
+    groups: &[Frontend::REQUIRED, Frontend::OWN, Sources::OWN, FrontendLimits::OWN, FRONTEND_RULE],
+};
 /// Those that it shows in one of a listener with TLS.
 static TLS_FRONTEND: Level = Level { what: "a frontend of `https`", groups: &[FRONTEND_TLS] };
 
@@ -117,6 +121,7 @@ pub(super) fn example(uncomment: &dyn Fn(&Level, &Key) -> Option<String>) -> Str
         ("[clusters.example.udp]", &UDP, ""),
         ("[clusters.example.udp.health]", &UDP_HEALTH, ""),
         ("[[clusters.example.frontends]]", &PLAIN_FRONTEND, ""),
+        ("[[clusters.example.frontends.rate_limits]]", &RATE_LIMIT, ""),
         ("[[clusters.example.frontends.headers]]", &HEADER, ""),
         (
             "[[clusters.example.frontends]]",
@@ -221,6 +226,7 @@ pub(super) fn sample(key: &Key) -> String {
         Kind::Method => "\"GET\"".to_owned(),
         Kind::Token => "\"X-User\"".to_owned(),
         Kind::CookieValue => "\"a1\"".to_owned(),
+        Kind::LimitKey => "\"source\"".to_owned(),
         // The last, as the first is what applies without the key.
         Kind::Choice(words) => format!("\"{}\"", words[words.len() - 1]),
         Kind::RetryConditions => "[\"reset\", 503]".to_owned(),

@@ -13,8 +13,8 @@ use toml::{Table, Value};
 
 use crate::layers::Owner;
 use crate::state::{
-    Backend, BackendTls, CertificateFiles, CipherSuite, ClientAuth, Cluster, Frontend, Group, HealthCheck,
-    Hsts, Listener, PathRule, Settings, State, Tls, TlsVersion, WantedCertificate,
+    Backend, BackendTls, CertificateFiles, CipherSuite, ClientAuth, Cluster, Frontend, FrontendLimits, Group,
+    HealthCheck, Hsts, Listener, PathRule, RateLimit, Settings, State, Tls, TlsVersion, WantedCertificate,
 };
 
 /// The text of a file with everything that `state` has.
@@ -93,6 +93,8 @@ pub fn listener(listener: &Listener) -> Table {
     listener.timeouts.write_keys(&mut table.0);
     listener.sizes.write_keys(&mut table.0);
     listener.forwarding.write_keys(&mut table.0);
+    listener.sources.write_keys(&mut table.0);
+    table.rates(&listener.rates);
     if let Some(tls) = &listener.tls {
         table.tls(tls);
     }
@@ -117,6 +119,10 @@ pub fn cluster(cluster: &Cluster) -> Table {
         passive.write_keys(&mut keys);
         table.always("passive", if passive.enabled { Value::Table(keys) } else { Value::Boolean(false) });
     }
+    if let Some(limits) = &cluster.limits {
+        limits.write_keys(&mut table.0);
+        table.rates(&limits.rates);
+    }
     table.if_some("backend_tls", cluster.tls.as_deref().map(backend_tls));
     table.if_some("health_check", cluster.health.as_deref().map(health_check));
     let frontends: Vec<Value> = cluster.frontends.iter().map(|it| Value::Table(frontend(it))).collect();
@@ -140,6 +146,9 @@ pub fn frontend(frontend: &Frontend) -> Table {
     if frontend.deny {
         table.always("redirect", "unauthorized");
     }
+    if let Some(limits) = &frontend.limits {
+        table.0.extend(frontend_limits(limits));
+    }
     if let Some(tls) = &frontend.tls {
         if let Some(versions) = &tls.versions {
             table.texts("tls_versions", &[], versions.iter().map(|it| it.name()));
@@ -147,6 +156,15 @@ pub fn frontend(frontend: &Frontend) -> Table {
         table.client_auth(tls.client_auth.as_ref());
         table.if_some("hsts", tls.hsts.as_ref().map(hsts));
     }
+    table.0
+}
+
+/// What a frontend says of how much may come from whom.
+pub(super) fn frontend_limits(limits: &FrontendLimits) -> Table {
+    let mut table = Writer::default();
+    limits.write_keys(&mut table.0);
+    limits.sources.write_keys(&mut table.0);
+    table.rates(&limits.rates);
     table.0
 }
 
@@ -219,6 +237,16 @@ impl Writer {
         if texts != usual {
             self.always(key, texts.into_iter().map(Value::from).collect::<Vec<_>>());
         }
+    }
+
+    /// Rate limits, if there are any.
+    fn rates(&mut self, rates: &[RateLimit]) {
+        let tables = rates.iter().map(|rate| {
+            let mut table = Table::new();
+            rate.write_keys(&mut table);
+            Value::Table(table)
+        });
+        self.unless(Vec::new(), "rate_limits", tables.collect::<Vec<_>>());
     }
 
     /// What a listener says of TLS.

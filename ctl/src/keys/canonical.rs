@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::state::{
     BackendAddress, BackendMode, BackendTls, CipherSuite, ClientAuth, ClusterProtocol, Conditions,
     FrontendTls, Group, InitialVerdict, ListenerProtocol, LoadBalancing, LoadMetric, PathRule, ProbeMode,
-    SameSite, ShardMode, StatusRange, Statuses, Steering, TlsVersion, UnknownName,
+    RateKey, SameSite, ShardMode, StatusRange, Statuses, Steering, TlsVersion, UnknownName,
 };
 
 /// Something that a file says.
@@ -54,7 +54,7 @@ macro_rules! as_json {
 as_json! {
     bool u8 u16 u32 u64 str String std::path::PathBuf std::net::SocketAddr IpNet
     BackendAddress BackendMode BackendTls CipherSuite ClientAuth ClusterProtocol Conditions FrontendTls Group
-    InitialVerdict ListenerProtocol LoadBalancing LoadMetric PathRule ProbeMode SameSite ShardMode StatusRange Statuses
+    InitialVerdict ListenerProtocol LoadBalancing LoadMetric PathRule ProbeMode RateKey SameSite ShardMode StatusRange Statuses
     Steering TlsVersion UnknownName
 }
 

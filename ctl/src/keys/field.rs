@@ -13,7 +13,7 @@ use toml::Value as Toml;
 use super::Kind;
 use crate::{
     config::Value,
-    state::{BackendAddress, Conditions, StatusRange, Statuses},
+    state::{BackendAddress, Conditions, RateKey, StatusRange, Statuses},
 };
 
 /// Where values come from: a table of the file, or one whose absent keys another one has.
@@ -155,6 +155,7 @@ held! {
     Vec<IpNet>: Networks => |it| texts(it);
     Statuses: Statuses => |it| texts(&it.0);
     Conditions: Conditions => |it| texts(it.words());
+    RateKey: RateKey => |it| Toml::from(it.to_string());
 }
 
 /// An array of what these read as.

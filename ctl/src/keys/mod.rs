@@ -173,6 +173,8 @@ pub enum Kind {
     Token,
     /// The value of a cookie.
     CookieValue,
+    /// What a rate limit counts by.
+    LimitKey,
     /// One of these words.
     Choice(&'static [&'static str]),
     /// Conditions under which a request is sent again: words, and statuses.
@@ -232,6 +234,7 @@ impl Kind {
             Kind::CookieValue => {
                 "a string of visible ASCII characters but `\"`, `,`, `;` and `\\`, of 128 at most".to_owned()
             }
+            Kind::LimitKey => "`source`, `header:NAME`, `cookie:NAME` or `route`".to_owned(),
             Kind::Choice(words) => {
                 words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(" or ")
             }

@@ -4,8 +4,8 @@ use std::{fs, path::Path};
 
 use super::{Default, Effect, Key, Kind};
 use crate::state::{
-    Admission, Backend, Balancing, Cluster, Forwarding, Frontend, Hsts, Listener, Passive, Retries, Settings,
-    Sizes, Timeouts, Tls,
+    Admission, Backend, Balancing, Cluster, ClusterLimits, Forwarding, Frontend, FrontendLimits, Hsts,
+    Listener, Passive, RateLimit, Retries, Settings, Sizes, Sources, Timeouts, Tls,
 };
 
 /// Every key that has a field.
@@ -28,6 +28,11 @@ fn all() -> impl Iterator<Item = &'static Key> {
         Admission::OWN,
         Retries::OWN,
         Passive::OWN,
+        Sources::OWN,
+        FrontendLimits::OWN,
+        ClusterLimits::OWN,
+        RateLimit::REQUIRED,
+        RateLimit::OWN,
         Frontend::REQUIRED,
         Frontend::OWN,
         Backend::REQUIRED,
@@ -37,7 +42,12 @@ fn all() -> impl Iterator<Item = &'static Key> {
 }
 
 /// Keys whose name stands elsewhere too, because they mean something together with others.
-const ELSEWHERE: [(&str, &str); 17] = [
+const ELSEWHERE: [(&str, &str); 22] = [
+    ("max_body_size", "not in what passes connections on"),
+    ("rate", "who makes the limit needs it first"),
+    ("key", "TLS and header edits have one, too"),
+    ("status", "a verb of `kakehictl` is called so"),
+    ("dry_run", "an option of `kakehictl` is called so"),
     ("fail_open", "`udp.health` has one of its own"),
     ("affinity_header", "it excludes others"),
     ("affinity_cookie", "the same"),

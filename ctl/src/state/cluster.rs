@@ -5,8 +5,8 @@ use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Admission, BackendMode, BackendTls, Balancing, FrontendTls, HealthCheck, Passive, Retries,
-    listener::NOWHERE,
+    Admission, BackendMode, BackendTls, Balancing, ClusterLimits, FrontendLimits, FrontendTls, HealthCheck,
+    Passive, Retries, listener::NOWHERE,
 };
 use crate::{
     keys::{keyed, words},
@@ -51,6 +51,8 @@ keyed! {
         retries: Option<Box<Retries>> = None;
         /// When a backend is passed over because of how it answers, where that is not as it would be without keys.
         passive: Option<Box<Passive>> = None;
+        /// How much may come from whom, where that is limited.
+        limits: Option<Box<ClusterLimits>> = None;
         /// How its backends are probed; `None`: they are not.
         health: Option<Box<HealthCheck>> = None;
         /// Rules that lead here.
@@ -81,6 +83,8 @@ keyed! {
         deny: bool = false;
         /// What is different with TLS.
         tls: Option<Box<FrontendTls>> = None;
+        /// How much may come from whom, where that is limited.
+        limits: Option<Box<FrontendLimits>> = None;
     }
 }
 

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
 
-use super::Tls;
+use super::{RateLimit, Sources, Tls};
 use crate::{
     keys::{keyed, words},
     limits,
@@ -60,6 +60,10 @@ keyed! {
         timeouts: Timeouts = Timeouts::default();
         /// Size limits of its messages.
         sizes: Sizes = Sizes::default();
+        /// From whom it takes requests and connections.
+        sources: Sources = Sources::default();
+        /// How many requests.
+        rates: Vec<RateLimit> = Vec::new();
         /// Fields that kakehi adds to requests.
         forwarding: Forwarding = Forwarding::default();
         /// How it terminates TLS, if it speaks `https`.

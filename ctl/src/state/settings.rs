@@ -55,6 +55,25 @@ keyed! {
         "worker_timeout" => worker_timeout_ms: u64 = limits::WORKER_TIMEOUT_MS, Seconds, Yes, Live;
         /// Connections that one worker serves at a time; more wait in the kernel's queue.
         "max_connections" => max_connections: u32 = limits::MAX_CONNECTIONS, Integer(1, 1_000_000), Yes, Live;
+        /// Beyond `max_connections` close the hundredth of the connections of the worker that is idle longest, to make room for new
+        /// ones. Without it those wait.
+        "evict_on_queue_full" => evict_on_queue_full: bool = false, Bool, Yes, Live;
+        /// When what a worker has to do waits longer than this for 200 ms, in seconds, new connections stay in the kernel and the
+        /// first requests of connections are answered with 503, until it waits no more; 0 = never.
+        "overload_delay" => overload_delay_ms: u64 = limits::OVERLOAD_DELAY_MS, SecondsOrZero, Own, Live;
+        /// Connections that one client may have at a cluster, on all workers together; beyond: 429. 0 = no limit.
+        "max_connections_per_ip" => per_ip: u32 = 0, Integer(0, u32::MAX as u64), Yes, Live;
+        /// The same of the clients of a network; both have to admit.
+        "max_connections_per_subnet" => per_subnet: u32 = 0, Integer(0, u32::MAX as u64), Yes, Live;
+        /// How many bits of an IPv4 address make its network for `max_connections_per_subnet`.
+        "subnet_ipv4_prefix" => subnet_ipv4_prefix: u8 = 32, Integer(0, 32), Yes, Live;
+        /// How many bits of an IPv6 address do.
+        "subnet_ipv6_prefix" => subnet_ipv6_prefix: u8 = 128, Integer(0, 128), Yes, Live;
+        /// `Retry-After` of answers 429 beyond these limits, in seconds; 0 = without.
+        "retry_after" => retry_after: u32 = limits::RETRY_AFTER, Integer(0, u32::MAX as u64), Yes, Live;
+        /// Clients, and other keys of limits, of which is known at a time how much came from them, on all workers together; each
+        /// takes 64 bytes. Beyond, those are forgotten first that came last the longest ago.
+        "table_size" => table_size: u32 = limits::TABLE_SIZE, Integer(1_024, 1 << 24), Own, Restart;
         /// TLS handshakes with clients under way at a time, in all workers together, each of which has an even share;
         /// a client address has a quarter of it at most. More wait in line, under `handshake_timeout`. 0 = any
         /// number.

@@ -8,6 +8,7 @@ use super::tls_ingress::{IngressPlan, TlsIngress};
 use crate::{
     exchange::{Action, HstsPolicy, ListenerConfig, Routes, Target},
     h1::{HeadLimits, StrictTransport},
+    quota::Guard,
     ring::{Slice, run_undivided},
     route::{RouteError, RouteTable, RouteTableBuilder, Rule, check_hostname, check_path},
     tls::{Context, Contradiction, TlsError},
@@ -61,6 +62,7 @@ impl Target {
             cluster: Rc::clone(cluster),
             action: Action::of(frontend, configured),
             hsts: HstsPolicy::of(frontend),
+            guard: Guard::of_frontend(frontend).map(Rc::new),
         }
     }
 }
@@ -264,6 +266,7 @@ impl ListenerConfig {
             tls,
             passthrough,
             hsts: hsts.and_then(strict_transport),
+            guard: Guard::of_listener(listener),
             routes,
             request_limits: HeadLimits { bytes: sizes.head, fields: sizes.fields, target: sizes.target },
             response_limits: HeadLimits { bytes: sizes.response_head, fields: sizes.fields, target: 0 },

@@ -45,6 +45,7 @@ fn frontend(dice: &mut Dice) -> Frontend {
         method: dice.one(&METHODS).map(str::to_owned),
         deny: dice.roll(6) == 0,
         tls: None,
+        limits: None,
     }
 }
 

@@ -7,14 +7,15 @@ use std::{
     rc::Rc,
 };
 
-use kakehi_ctl::state::{self, ClusterProtocol, Frontend, FrontendTls, ListenerProtocol};
+use kakehi_ctl::state::{self, ClusterProtocol, Frontend, FrontendLimits, FrontendTls, ListenerProtocol};
 
 use super::{
     compile::{Clusters, CompileError, ListenerConfigs, check},
     delta::ConfigDelta,
 };
 use crate::{
-    exchange::Passthrough,
+    exchange::{Passage, Passthrough},
+    quota::Guard,
     tls::{Context, Contradiction, Terminator, demands_by_name},
     upstream::Cluster,
 };
@@ -35,13 +36,13 @@ impl TlsIngress {
 
 impl Passthrough {
     /// Passes connections for `hostname`, or all others, on to `cluster`.
-    fn add(&mut self, hostname: &str, cluster: Rc<Cluster>) -> Result<(), Contradiction> {
+    fn add(&mut self, hostname: &str, passage: Passage) -> Result<(), Contradiction> {
         let before = match hostname {
-            "*" => self.any.replace(Rc::clone(&cluster)),
-            name => self.names.insert(name, Some(Rc::clone(&cluster))).flatten(),
+            "*" => self.any.replace(passage.clone()),
+            name => self.names.insert(name, Some(passage.clone())).flatten(),
         };
         match before {
-            Some(before) if !Rc::ptr_eq(&before, &cluster) => {
+            Some(before) if !Rc::ptr_eq(&before.cluster, &passage.cluster) => {
                 Err(Contradiction::PassedOn { name: hostname.to_owned() })
             }
             _ => Ok(()),
@@ -50,13 +51,21 @@ impl Passthrough {
 }
 
 /// What a frontend says that counts before the first request; `None`: nothing.
-fn said(
-    protocol: ClusterProtocol,
-    frontend: &Frontend,
-) -> Option<(ClusterProtocol, SocketAddr, &str, Option<&FrontendTls>)> {
+fn said(protocol: ClusterProtocol, frontend: &Frontend) -> Option<Said<'_>> {
     let own = frontend.tls.as_deref().filter(|own| own.versions.is_some() || own.client_auth.is_some());
     let counts = protocol == ClusterProtocol::Tcp || own.is_some();
-    counts.then_some((protocol, frontend.address, &frontend.hostname, own))
+    let limits = frontend.limits.as_deref().filter(|_| protocol == ClusterProtocol::Tcp);
+    let Frontend { address, hostname, .. } = frontend;
+    counts.then_some(Said { protocol, address: *address, hostname, own, limits })
+}
+
+#[derive(PartialEq)]
+struct Said<'a> {
+    protocol: ClusterProtocol,
+    address: SocketAddr,
+    hostname: &'a str,
+    own: Option<&'a FrontendTls>,
+    limits: Option<&'a FrontendLimits>,
 }
 
 /// What the frontends of a listener say that counts before the first request.
@@ -77,9 +86,12 @@ impl<'a> IngressPlan<'a> {
         frontend: &'a Frontend,
         cluster: &Rc<Cluster>,
     ) -> Result<(), CompileError> {
-        let Some((protocol, address, hostname, own)) = said(protocol, frontend) else { return Ok(()) };
+        let Some(Said { protocol, address, hostname, own, .. }) = said(protocol, frontend) else {
+            return Ok(());
+        };
         if protocol == ClusterProtocol::Tcp {
-            let added = self.passthrough.add(hostname, Rc::clone(cluster));
+            let guard = Guard::of_frontend(frontend).map(Rc::new);
+            let added = self.passthrough.add(hostname, Passage { cluster: Rc::clone(cluster), guard });
             return added.map_err(|error| CompileError::Names { address, error });
         }
         self.own.extend(own.map(|own| (hostname, own)));
@@ -174,7 +186,7 @@ impl<'a> ConfigDelta<'a> {
             let both = [self.present, self.part].map(|state| state.clusters.get(*name));
             let [before, after] = both.map(|cluster| cluster.into_iter().flat_map(all_said));
             if !before.clone().eq(after.clone()) {
-                concerned.extend(before.chain(after).map(|(_, address, ..)| address));
+                concerned.extend(before.chain(after).map(|said| said.address));
             }
             // What is decrypted there is not passed on, so every frontend makes a difference.
             let addresses = both.into_iter().flatten().flat_map(|it| &it.frontends).map(|it| it.address);

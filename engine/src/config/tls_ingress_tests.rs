@@ -65,6 +65,7 @@ impl Chance {
             method: None,
             deny: false,
             tls: (self.roll(3) == 0).then(|| Box::new(own)),
+            limits: None,
         }
     }
 
@@ -120,9 +121,9 @@ fn context() -> (Context, Vec<Material>) {
 
 /// What becomes of a connection whose client asks for a name.
 fn decided(config: &ListenerConfig, name: Option<&str>) -> String {
-    let any = config.passthrough.any.as_ref().map(|cluster| cluster.name.as_str());
+    let any = config.passthrough.any.as_ref().map(|passage| passage.cluster.name.as_str());
     let by_name = name.and_then(|name| config.passthrough.names.find(name));
-    let by_name = by_name.map(|cluster| cluster.as_ref().map(|cluster| cluster.name.as_str()));
+    let by_name = by_name.map(|passage| passage.as_ref().map(|passage| passage.cluster.name.as_str()));
     let policy = config.tls.as_ref().map(|terminator| terminator.policy(name).describe());
     format!("by name {by_name:?}, any {any:?}, decrypted {policy:?}")
 }

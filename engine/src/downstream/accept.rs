@@ -13,6 +13,12 @@ use crate::{
 /// How long accepting rests when there are no descriptors, unless a connection closes before (ms).
 const EXHAUSTED_PAUSE_MS: u64 = 100;
 
+/// How often it is looked whether others have to make room, where they do (ms), and, where they do not, whether that has changed.
+const EVICTION_PAUSE_MS: u64 = 10;
+const FULL_PAUSE_MS: u64 = 1_000;
+/// How long accepting rests in an overload, before it is looked whether there still is one (ms).
+const OVERLOAD_PAUSE_MS: u64 = 10;
+
 /// What a new client costs: to begin with, and for its first request.
 const CLIENT_COST: Duration = Duration::from_micros(40);
 
@@ -40,16 +46,31 @@ pub async fn accept(
         }
         if connections.is_full() {
             connections.shared.counters.count(Counter::AcceptCapped);
-            // What is over the limit waits in the socket's queue.
+            // What is over the limit waits in the socket's queue, but for those that others make room for.
             while connections.is_full() && !ending() {
-                connections.connection_closed().await;
+                if connections.evicts() && socket.has_waiting() {
+                    connections.make_room().await;
+                }
+                if connections.is_full() {
+                    timer.set(if connections.evicts() { EVICTION_PAUSE_MS } else { FULL_PAUSE_MS });
+                    let _ = timer.limit(connections.connection_closed()).await;
+                }
+            }
+            continue;
+        }
+        if connections.is_overloaded() {
+            connections.shared.counters.count(Counter::AcceptOverloaded);
+            while connections.is_overloaded() && !ending() {
+                timer.set(OVERLOAD_PAUSE_MS);
+                let _ = timer.limit(connections.connection_closed()).await;
             }
             continue;
         }
         let accepted = poll_fn(|context| {
             wake_slot.wait(context);
             // Other listeners accept too.
-            if ending() || listener.rearmed() != rearmed || connections.is_full() {
+            let is_held = connections.is_full() || connections.is_overloaded();
+            if ending() || listener.rearmed() != rearmed || is_held {
                 return Poll::Ready(None);
             }
             socket.poll_accept(context).map(Some)
@@ -100,8 +121,11 @@ pub async fn accept(
 async fn begin(connections: &Rc<Connections>, listener: &Rc<ListenerHandle>, client: Accepted) {
     let Connections { shared, .. } = &**connections;
     shared.counters.count(Counter::Accepted);
+    if listener.refuses(|| client.peer.or_else(|| client.stream.peer_address())) {
+        return shared.counters.count(Counter::SourcesRefused);
+    }
     let origin = ConnectionOrigin { peer: client.peer, ..ConnectionOrigin::NONE };
-    let serve = connection::serve(Rc::clone(connections), Rc::clone(listener), client.stream, origin);
+    let serve = connection::serve(Rc::clone(connections), Rc::clone(listener), client.stream, origin, None);
     shared.ring.connection_admission().reserve(Source::Clients, CLIENT_COST).await;
     shared.ring.spawn(serve);
 }

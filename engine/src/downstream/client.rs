@@ -9,6 +9,7 @@ use super::{
 use crate::{
     exchange::{Disposition, ListenerConfig, ListenerHandle},
     observe::Counter,
+    quota::Place,
     ring::{Stream, Timer},
     tls::TlsInfo,
     transfer::ReadBuffer,
@@ -49,6 +50,8 @@ pub(super) struct ConnectionInfo {
     pub(super) addresses: Option<AddressPair>,
     /// The upstream connection that has authenticated this client (NTLM, Negotiate), between two requests.
     bound: Option<BoundLease>,
+    /// The place that it has at the cluster that it asked last, where clients have a limit.
+    place: Option<Place>,
 }
 
 impl ClientConnection {
@@ -102,6 +105,18 @@ impl ClientConnection {
             }
             let (lease, cluster) = (lease.bound(), Rc::clone(cluster));
             self.info().bound = Some(BoundLease { lease, cluster });
+        }
+    }
+
+    /// The place that it has at the cluster that it asked last, where clients have a limit.
+    pub(super) fn place(&self) -> Option<&Place> {
+        self.info.as_ref().and_then(|info| info.place.as_ref())
+    }
+
+    /// Gives it another place, or none.
+    pub(super) fn set_place(&mut self, place: Option<Place>) {
+        if place.is_some() || self.info.is_some() {
+            self.info().place = place;
         }
     }
 

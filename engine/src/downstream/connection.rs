@@ -13,13 +13,14 @@ use super::{
     Connections,
     client::ClientConnection,
     preamble,
-    successor::{Age, ConnectionOrigin, HandoverMessage},
+    successor::{Age, ConnectionOrigin, HandoverMessage, HeldPlace},
     tunnel,
 };
 use crate::{
     exchange::{Disposition, Ended, Event, ListenerHandle, Upgrade, exchange},
     limits,
     observe::Counter,
+    quota::Place,
     ring::{Recv, Stream},
     transfer::{ReadBuffer, flush},
     upstream::Lease,
@@ -65,6 +66,13 @@ impl ClientConnection {
                     Poll::Pending if self.connections.connections_move() && !self.is_immovable() => {
                         Poll::Ready(Waited::Successor)
                     }
+                    Poll::Pending
+                        if self.connections.eviction.asks()
+                            && self.connections.eviction.answer(self.idle_since()) =>
+                    {
+                        self.connections.shared.counters.count(Counter::Evicted);
+                        Poll::Ready(Waited::Nothing)
+                    }
                     Poll::Pending => self.timer.poll_elapsed(context).map(|_| {
                         self.connections.shared.counters.count(Counter::IdleTimeouts);
                         Waited::Nothing
@@ -73,6 +81,15 @@ impl ClientConnection {
             }
         })
         .await
+    }
+
+    /// Since when it waits (ms).
+    fn idle_since(&self) -> u64 {
+        let (front_ms, request_ms) = self.listener.timeouts(|it| (it.front_ms, it.request_ms));
+        match self.head_due {
+            0 => self.timer.due().unwrap_or(0).saturating_sub(front_ms),
+            due => due.saturating_sub(request_ms),
+        }
     }
 
     /// Ready when an idle connection that drains has waited long enough for a request that is on its way.
@@ -105,7 +122,8 @@ impl ClientConnection {
         let age = if self.head_due == 0 { Age::Used } else { Age::New };
         // One that is handed over waits for a request: whatever comes before has come.
         let ends = self.info.as_ref().and_then(|info| info.addresses);
-        let message = HandoverMessage::Idle { listener: self.listener.address(), age, begun: true, ends };
+        let (listener, place) = (self.listener.address(), HeldPlace::of(self.place()));
+        let message = HandoverMessage::Idle { listener, age, begun: true, ends, place };
         successor.give(&self.connections, message, vec![client]);
         Event::Moved
     }
@@ -166,8 +184,10 @@ pub(super) fn serve(
     listener: Rc<ListenerHandle>,
     client: Stream,
     origin: ConnectionOrigin,
+    place: Option<Place>,
 ) -> impl Future<Output = ()> {
     let mut connection = ClientConnection::new(connections, listener, client, origin);
+    connection.set_place(place);
     // A block, not a function: its arguments would stay in the future beside the connection made from them.
     let begins = !origin.begun && connection.listener.config().has_preamble();
     async move {
@@ -223,8 +243,10 @@ pub(super) fn resume_tunnel(
     client: Stream,
     cluster: String,
     lease: Lease,
+    place: Option<Place>,
 ) -> impl Future<Output = ()> {
     let mut connection = ClientConnection::new(connections, listener, client, ConnectionOrigin::USED);
+    connection.set_place(place);
     async move {
         let idle_ms = connection.listener.timeouts(|timeouts| timeouts.tunnel_ms);
         let tunnel = tunnel::run(&mut connection, &cluster, idle_ms, lease, ReadBuffer::default());
@@ -245,18 +267,18 @@ fn close(connection: ClientConnection) {
 mod tests {
     use super::*;
 
-    /// Sizes of the futures that a function of one or of four arguments returns.
+    /// Sizes of the futures that a function of one or of five arguments returns.
     fn size_of_one<'a, F>(_: impl FnOnce(&'a mut ClientConnection) -> F) -> usize {
         size_of::<F>()
     }
 
-    fn size_of_four<A, B, C, D, F>(_: impl FnOnce(A, B, C, D) -> F) -> usize {
+    fn size_of_five<A, B, C, D, E, F>(_: impl FnOnce(A, B, C, D, E) -> F) -> usize {
         size_of::<F>()
     }
 
     #[test]
     fn a_connection_that_waits_takes_little_memory() {
-        let size = size_of_four(serve);
+        let size = size_of_five(serve);
         assert!(size <= 152, "{size} bytes");
     }
 

@@ -8,7 +8,10 @@ use std::{
 
 use kakehi_ctl::state::Settings;
 
-use super::successor::{HandoverMessage, Successor};
+use super::{
+    eviction::Eviction,
+    successor::{HandoverMessage, Successor},
+};
 use crate::{
     exchange::{ListenerHandle, Shared, Wakers},
     observe::Counter,
@@ -22,6 +25,9 @@ pub struct Connections {
     pub shared: Shared,
     /// Connections that may be open at a time.
     max_connections: Cell<u32>,
+    /// At that number those that are idle longest make room.
+    evicts: Cell<bool>,
+    pub(super) eviction: Eviction,
     /// Handshakes with clients that are under way.
     pub(crate) handshakes: Rc<HandshakeLimit>,
     /// How long a tunnel goes on whose listener or backend was removed (ms).
@@ -51,6 +57,21 @@ pub struct Connections {
 }
 
 impl Connections {
+    /// Whether nothing is accepted now that waits in the kernel: the worker has more to do than it can.
+    pub(super) fn is_overloaded(&self) -> bool {
+        self.shared.ring.is_overloaded()
+    }
+
+    /// Whether connections that are idle make room for new ones.
+    pub(super) fn evicts(&self) -> bool {
+        self.evicts.get()
+    }
+
+    /// Makes room for new connections: some that are idle end.
+    pub(super) async fn make_room(&self) {
+        self.eviction.run(&self.shared.ring, self.open.get() as usize).await;
+    }
+
     /// None yet. Of their handshakes `max_handshakes` are under way at a time: this worker's share; 0 = any number.
     pub fn new(pooling: Pooling, settings: &Settings, max_handshakes: u32) -> Rc<Connections> {
         Rc::new(Connections {
@@ -59,6 +80,8 @@ impl Connections {
             max_connections: Cell::new(settings.max_connections),
             drain_timeout_ms: Cell::new(settings.drain_timeout_ms),
             stop_idle_grace_ms: Cell::new(settings.stop_idle_grace_ms),
+            evicts: Cell::new(settings.evict_on_queue_full),
+            eviction: Eviction::default(),
             idle_close_due: Cell::new(None),
             tunnels: Wakers::default(),
             leaving: Cell::new(false),
@@ -82,6 +105,7 @@ impl Connections {
     pub fn take_settings(&self, settings: &Settings) {
         self.drain_timeout_ms.set(settings.drain_timeout_ms);
         self.stop_idle_grace_ms.set(settings.stop_idle_grace_ms);
+        self.evicts.set(settings.evict_on_queue_full);
         self.shared.pooling.take_settings(settings);
     }
 

@@ -7,6 +7,7 @@ use crate::{
     exchange::{Client, Downstream, Encoded, Failure, ListenerConfig, LocalReply, Outcome, Request, Shared},
     h1::{HeadProgress, OutConnection, OutFraming, RequestHead, ResponseHead, ResponsePlan},
     http::Reason,
+    quota::Place,
     ring::{Recv, SendBuf, Timer},
     transfer::{ReadBuffer, RelayError, flush},
     transport::{AddressPair, TransportStream},
@@ -93,6 +94,14 @@ impl Downstream for ClientConnection {
         ClientConnection::bind(self, lease, cluster);
     }
 
+    fn place(&self) -> Option<&Place> {
+        ClientConnection::place(self)
+    }
+
+    fn set_place(&mut self, place: Option<Place>) {
+        ClientConnection::set_place(self, place);
+    }
+
     async fn interim(&self, head: Vec<u8>, stall_ms: u64) -> Result<(), Failure> {
         self.respond(head.into(), stall_ms).await
     }
@@ -121,14 +130,14 @@ impl ClientConnection {
         progress: &mut HeadProgress,
         take: &mut impl FnMut(&Shared, &RequestHead<'_>, &Client<'_>) -> T,
     ) -> Result<Option<T>, Reason> {
-        let (peer, is_last) = (self.peer(), self.is_last());
+        let (peer, is_last, is_young) = (self.peer(), self.is_last(), self.head_due != 0);
         let ClientConnection { connections, read_buffer, info, stream, .. } = self;
         let shared = &connections.shared;
         let scratch = &mut *shared.scratch.borrow_mut();
         let parsed = RequestHead::parse(read_buffer.bytes(), progress, &config.request_limits, scratch)?;
         let Some(head) = parsed else { return Ok(None) };
         let tls = info.as_ref().and_then(|info| info.tls.as_ref());
-        let client = Client { peer, tls, is_tls: stream.is_tls(), is_last };
+        let client = Client { peer, tls, is_tls: stream.is_tls(), is_young, is_last };
         let (taken, length) = (take(shared, &head, &client), head.len);
         read_buffer.consume(length);
         Ok(Some(taken))

@@ -9,7 +9,7 @@ use std::{io, net::SocketAddr, os::fd::OwnedFd, rc::Rc};
 
 use super::{
     Connections, connection,
-    successor::{Age, ConnectionOrigin, HandoverMessage},
+    successor::{Age, ConnectionOrigin, HandoverMessage, HeldPlace},
 };
 use crate::{
     exchange::ListenerHandle,
@@ -72,19 +72,24 @@ fn resume(
     let adopt = |socket, role| {
         Stream::adopt(&connections.shared.ring, socket, role).map_err(|error| error.to_string())
     };
+    let held = |place: Option<HeldPlace>| {
+        let place = place?;
+        place.take(&*registry.cluster(place.cluster())?, &connections.shared.pooling)
+    };
     let mut sockets = sockets.into_iter();
     match (message, sockets.next(), sockets.next()) {
-        (HandoverMessage::Idle { listener, age, begun, ends }, Some(client), None) => {
+        (HandoverMessage::Idle { listener, age, begun, ends, place }, Some(client), None) => {
             let origin = ConnectionOrigin { age, begun: begun || age == Age::Used, ends, peer: None };
             let serve = connection::serve(
                 Rc::clone(connections),
                 find(listener)?,
                 adopt(client, Role::Downstream)?,
                 origin,
+                held(place),
             );
             connections.shared.ring.spawn(serve);
         }
-        (HandoverMessage::Tunnel { listener, cluster, backend }, Some(client), Some(upstream)) => {
+        (HandoverMessage::Tunnel { listener, cluster, backend, place }, Some(client), Some(upstream)) => {
             let found = registry.cluster(&cluster).and_then(|cluster| cluster.endpoint(&backend));
             let lease = Lease::new(
                 adopt(upstream, Role::Upstream(Share::of(&cluster)))?.into(),
@@ -98,6 +103,7 @@ fn resume(
                 client,
                 cluster,
                 lease,
+                held(place),
             ));
         }
         (HandoverMessage::Queue { listener }, Some(_), None) => {

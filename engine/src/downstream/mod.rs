@@ -11,6 +11,7 @@
 //! | file | what it holds |
 //! |---|---|
 //! | `connections` | what the connections of a worker share: how many there are, whether the worker drains or hands over |
+//! | `eviction` | those that are idle longest make room for new ones |
 //! | `client` | the state of one connection |
 //! | `h1` | an HTTP/1 connection as the downstream of an exchange |
 //! | `successor` | the process that takes this one's place, and what it is given |
@@ -22,6 +23,7 @@ mod accept;
 mod client;
 mod connection;
 mod connections;
+mod eviction;
 mod h1;
 mod handover;
 mod preamble;

@@ -2,21 +2,21 @@
 //! protocol, a TLS handshake. Connections of TCP listeners, and of names that are not terminated here, are passed on as
 //! they are from then on.
 
-use std::rc::Rc;
+use std::{net::IpAddr, rc::Rc};
 
 use kakehi_ctl::state::ListenerProtocol;
 
 use super::{client::ClientConnection, tunnel};
 use crate::{
-    exchange::{Downstream as _, Event, ListenerConfig},
+    exchange::{Downstream as _, Event, ListenerConfig, Passage, judge},
     h1::write_answer,
-    http::Reason,
+    http::{Asked, Reason},
     observe::Counter,
     ring::{Recv, SendBuf, Source, Stream},
     tls::{self, Failure, FailureKind, HandshakeResult, Hello, Input, Terminator, Turns, UnderWay},
     transfer::{ReadBuffer, Watch},
     transport::proxy_header,
-    upstream::{AttemptedEndpoints, Cluster, ConnectError, ConnectOptions, of_client},
+    upstream::{AttemptedEndpoints, ConnectError, ConnectOptions, of_client},
 };
 
 /// How long tickets wait for the first response to be sent with it (ms): longer than a client needs to ask for something.
@@ -137,8 +137,8 @@ async fn secure(
                     Err((failure, bytes)) => return tell(turns, stream, terminator, failure, bytes).await,
                 };
                 let name = name.as_deref();
-                if let Some(Some(cluster)) = name.and_then(|name| config.passthrough.names.find(name)) {
-                    return Ok(Outcome::PassOn(Rc::clone(cluster), bytes));
+                if let Some(Some(passage)) = name.and_then(|name| config.passthrough.names.find(name)) {
+                    return Ok(Outcome::PassOn(passage.clone(), bytes));
                 }
                 if terminator.refuses(name) {
                     stream.send(tls::unrecognized_name().into()).await?;
@@ -164,9 +164,9 @@ async fn secure(
             }
             give_tickets(connection).await
         }
-        Ok(Ok(Outcome::PassOn(cluster, bytes))) => {
+        Ok(Ok(Outcome::PassOn(passage, bytes))) => {
             connection.read_buffer.push_copy(&bytes);
-            forward(connection, config, &cluster).await
+            forward(connection, config, &passage).await
         }
         Ok(Err(failure)) => fail(connection, &failure),
         Err(_) => {
@@ -191,7 +191,7 @@ async fn begin_handshake(connection: &mut ClientConnection, source: Source) -> R
 
 enum Outcome {
     Secured(Box<HandshakeResult>),
-    PassOn(Rc<Cluster>, Vec<u8>),
+    PassOn(Passage, Vec<u8>),
 }
 
 impl Outcome {
@@ -243,7 +243,15 @@ fn refuse_clear_text(connection: &ClientConnection) -> Event {
     counters.count(Counter::TlsMalformed);
     counters.count_answer(Reason::ClearTextOnTls);
     let mut out = connection.shared().ring.head_buffer();
-    write_answer(Reason::ClearTextOnTls, true, false, &[], &connection.shared().date(), &mut out);
+    write_answer(
+        Reason::ClearTextOnTls,
+        Reason::ClearTextOnTls.status(),
+        true,
+        false,
+        &[],
+        &connection.shared().date(),
+        &mut out,
+    );
     connection.stream.start_send(SendBuf::from(out));
     Event::FarewellSent
 }
@@ -271,7 +279,7 @@ async fn give_tickets(connection: &mut ClientConnection) -> Event {
 async fn pass_on(connection: &mut ClientConnection, config: &Rc<ListenerConfig>) -> Event {
     if config.passthrough.names.is_empty() {
         return match &config.passthrough.any {
-            Some(cluster) => forward(connection, config, cluster).await,
+            Some(passage) => forward(connection, config, passage).await,
             None => Event::Rejected,
         };
     }
@@ -298,9 +306,9 @@ async fn pass_on(connection: &mut ClientConnection, config: &Rc<ListenerConfig>)
     };
     let named = name.as_deref().and_then(|name| config.passthrough.names.find(name)).and_then(Option::as_ref);
     match named.or(config.passthrough.any.as_ref()) {
-        Some(cluster) => {
+        Some(passage) => {
             connection.read_buffer.push_copy(&bytes);
-            forward(connection, config, cluster).await
+            forward(connection, config, passage).await
         }
         None => {
             connection.shared().counters.count(Counter::TlsUnknownName);
@@ -310,15 +318,59 @@ async fn pass_on(connection: &mut ClientConnection, config: &Rc<ListenerConfig>)
     }
 }
 
-/// Passes the connection on as it is, with what is in the read buffer.
-async fn forward(
+/// A connection that is passed on: nothing is known but whose it is.
+struct Nameless(Option<IpAddr>);
+
+impl Asked for Nameless {
+    fn client(&self) -> Option<IpAddr> {
+        self.0
+    }
+
+    fn path(&self) -> &[u8] {
+        b""
+    }
+
+    fn field(&self, _: &str) -> Option<&[u8]> {
+        None
+    }
+
+    fn cookie(&self, _: &str) -> Option<&[u8]> {
+        None
+    }
+}
+
+/// Holds the connection against what is said of how much may come from whom, before a backend hears of it.
+///
+/// # Errors
+/// Why it is refused.
+fn admit(
     connection: &mut ClientConnection,
-    config: &Rc<ListenerConfig>,
-    cluster: &Rc<Cluster>,
-) -> Event {
+    config: &ListenerConfig,
+    Passage { cluster, guard }: &Passage,
+) -> Result<(), Reason> {
+    let asked = Nameless(connection.peer());
+    let limits = cluster.limits();
+    let of_cluster = limits.as_ref().and_then(|limits| limits.guard.as_ref());
+    for guard in config.guard.iter().chain(guard.as_deref()).chain(of_cluster) {
+        judge(guard, connection.shared(), &asked).map_err(|refusal| refusal.reason)?;
+    }
+    let pooling = &connection.shared().pooling;
+    let Some((caps, table)) = cluster.caps(pooling).zip(pooling.sources.as_ref()) else { return Ok(()) };
+    let place = caps.take(&cluster.name, asked.client(), table).ok_or(Reason::TooManyConnections)?;
+    connection.set_place(Some(place));
+    Ok(())
+}
+
+/// Passes the connection on as it is, with what is in the read buffer.
+async fn forward(connection: &mut ClientConnection, config: &Rc<ListenerConfig>, passage: &Passage) -> Event {
     let connections = Rc::clone(&connection.connections);
     let shared = &connections.shared;
     let timeouts = &config.settings.timeouts;
+    let cluster = &passage.cluster;
+    if let Err(reason) = admit(connection, config, passage) {
+        shared.counters.count_answer(reason);
+        return Event::Rejected;
+    }
     let Some(_admitted) = cluster.admit(&shared.pooling) else {
         shared.counters.count_answer(Reason::ClusterFull);
         return Event::Rejected;

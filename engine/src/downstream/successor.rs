@@ -4,7 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::OwnedFd,
     rc::Rc,
 };
@@ -14,8 +14,10 @@ use serde::{Deserialize, Serialize};
 use super::Connections;
 use crate::{
     observe::Counter,
+    quota::Place,
     ring::{Ring, Role, Stream, send_descriptors},
     transport::AddressPair,
+    upstream::{Cluster, Pooling},
 };
 
 /// Whether a connection has had a request.
@@ -66,6 +68,9 @@ pub enum HandoverMessage {
         /// Whom it has named.
         #[serde(default)]
         ends: Option<AddressPair>,
+        /// Where it counts against a limit of its client.
+        #[serde(default)]
+        place: Option<HeldPlace>,
     },
     /// The process before accepts no more: one listening socket.
     Queue {
@@ -80,7 +85,39 @@ pub enum HandoverMessage {
         cluster: String,
         /// Its name there.
         backend: String,
+        /// Where it counts against a limit of its client.
+        #[serde(default)]
+        place: Option<HeldPlace>,
     },
+}
+
+/// A place of [`Place`], as it is told to the process that takes it over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldPlace {
+    cluster: String,
+    client: Option<IpAddr>,
+}
+
+impl HeldPlace {
+    /// Longest name of a cluster that is told: it has to go into a message (bytes).
+    const LONGEST_NAME: usize = 256;
+
+    /// That of a connection which has one.
+    pub(super) fn of(place: Option<&Place>) -> Option<HeldPlace> {
+        let Place { cluster, client, .. } = place.filter(|it| it.cluster.len() <= HeldPlace::LONGEST_NAME)?;
+        Some(HeldPlace { cluster: cluster.clone(), client: *client })
+    }
+
+    /// The same in this process, where the cluster still has limits. There is one in any case: the client had it before.
+    pub(super) fn take(&self, cluster: &Cluster, pooling: &Pooling) -> Option<Place> {
+        let caps = cluster.caps(pooling)?.without_end();
+        caps.take(&self.cluster, self.client, pooling.sources.as_ref()?)
+    }
+
+    /// The cluster.
+    pub(super) fn cluster(&self) -> &str {
+        &self.cluster
+    }
 }
 
 impl HandoverMessage {

@@ -10,7 +10,7 @@ use std::{
 use super::{
     Connections,
     client::ClientConnection,
-    successor::{HandoverMessage, Successor},
+    successor::{HandoverMessage, HeldPlace, Successor},
 };
 use crate::{
     exchange::{Event, ListenerHandle},
@@ -89,6 +89,7 @@ pub(super) async fn run(
                     listener: connection.listener.address(),
                     cluster: cluster.to_owned(),
                     backend: lease.endpoint().id.clone(),
+                    place: HeldPlace::of(connection.place()),
                 };
                 successor.give(&connection.connections, message, sockets);
                 return Event::Moved;

@@ -5,6 +5,7 @@ use std::{net::IpAddr, rc::Rc};
 use super::{Failure, ListenerConfig, Outcome, Request, Shared};
 use crate::{
     h1::{OutFraming, RequestHead, ResponseHead},
+    quota::Place,
     ring::{SendBuf, Timer},
     tls::TlsInfo,
     transfer::ReadBuffer,
@@ -18,6 +19,8 @@ pub(crate) struct Client<'a> {
     /// What its TLS handshake told.
     pub(crate) tls: Option<&'a TlsInfo>,
     pub(crate) is_tls: bool,
+    /// This is the first request of its connection.
+    pub(crate) is_young: bool,
     /// True if the connection ends with this exchange.
     pub(crate) is_last: bool,
 }
@@ -73,6 +76,12 @@ pub(crate) trait Downstream {
 
     /// Keeps an upstream connection that has authenticated this client for its next request, and for nobody else.
     fn bind(&mut self, lease: Lease, cluster: &Rc<Cluster>);
+
+    /// The place that the connection has at a cluster, if its clients have limits there.
+    fn place(&self) -> Option<&Place>;
+
+    /// Gives it another place, or none; the one that it had is free then.
+    fn set_place(&mut self, place: Option<Place>);
 
     /// Sends an interim response.
     ///

@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    net::SocketAddr,
     rc::Rc,
 };
 
@@ -11,6 +12,7 @@ use super::wakers::Wakers;
 use crate::{
     h1::{HeadLimits, StrictTransport},
     http::Reason,
+    quota::Guard,
     route::{Outcome, RouteTable},
     tls::{NameMap, Terminator},
     upstream::Cluster,
@@ -33,6 +35,8 @@ pub(crate) struct Target {
     pub(crate) action: Action,
     /// What its frontends say of `Strict-Transport-Security`.
     pub(crate) hsts: HstsPolicy,
+    /// How much its frontend takes from whom, where that is limited.
+    pub(crate) guard: Option<Rc<Guard>>,
 }
 
 /// Which `Strict-Transport-Security` responses get.
@@ -47,7 +51,8 @@ pub(crate) enum HstsPolicy {
 
 impl Target {
     pub(crate) fn is_same(&self, other: &Target) -> bool {
-        Rc::ptr_eq(&self.cluster, &other.cluster) && self.action == other.action && self.hsts == other.hsts
+        let same_action = self.action == other.action && self.hsts == other.hsts && self.guard == other.guard;
+        Rc::ptr_eq(&self.cluster, &other.cluster) && same_action
     }
 }
 
@@ -64,6 +69,8 @@ pub struct ListenerConfig {
     pub(crate) passthrough: Rc<Passthrough>,
     /// `Strict-Transport-Security` of frontends that say nothing of it.
     pub(crate) hsts: Option<Rc<StrictTransport>>,
+    /// How much it takes from whom, where that is limited.
+    pub(crate) guard: Option<Guard>,
 }
 
 /// Which rule takes a request, and where it leads. A change of some hosts is put in between two requests; who looked
@@ -117,7 +124,7 @@ impl ListenerHandle {
     }
 
     /// The address that it listens on.
-    pub(crate) fn address(&self) -> std::net::SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.config.borrow().settings.address
     }
 
@@ -140,6 +147,17 @@ impl ListenerHandle {
     /// When connections close that are idle then (ms), if the listener was removed.
     pub(crate) fn idle_close_due(&self) -> Option<u64> {
         self.idle_close_due.get()
+    }
+
+    /// Whether a connection of `peer` is closed as it comes: nobody whose address it is would be served, and it is its own.
+    pub(crate) fn refuses(&self, peer: impl FnOnce() -> Option<SocketAddr>) -> bool {
+        let config = self.config.borrow();
+        let Some(guard) = config.guard.as_ref().filter(|guard| guard.has_sources()) else { return false };
+        let peer = peer().map(|peer| peer.ip().to_canonical());
+        let trusted = &config.settings.forwarding.trusted_peers;
+        let speaks_for_others = config.settings.expect_proxy
+            || peer.is_some_and(|peer| trusted.iter().any(|network| network.contains(&peer)));
+        !speaks_for_others && !guard.admits(peer)
     }
 
     /// Another process has stopped to accept here. Of two that wait for connections the kernel wakes one, which may have
@@ -176,7 +194,15 @@ impl ListenerConfig {
 #[derive(Default)]
 pub(crate) struct Passthrough {
     /// By the name that a TLS client asks for; `None`: it is terminated here, whatever there is for names of that kind.
-    pub(crate) names: NameMap<Option<Rc<Cluster>>>,
+    pub(crate) names: NameMap<Option<Passage>>,
     /// All others.
-    pub(crate) any: Option<Rc<Cluster>>,
+    pub(crate) any: Option<Passage>,
+}
+
+/// Where a connection is passed on to.
+#[derive(Clone)]
+pub(crate) struct Passage {
+    pub(crate) cluster: Rc<Cluster>,
+    /// How much its frontend takes from whom, where that is limited.
+    pub(crate) guard: Option<Rc<Guard>>,
 }

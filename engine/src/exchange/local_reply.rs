@@ -17,6 +17,10 @@ pub(crate) struct LocalReply {
     /// The rest of a request body may still be coming: it is read and thrown away, so that the client gets the reply.
     pub(crate) unread: bool,
     pub(crate) version: Version,
+    /// Its status, where that is another one than the reason's.
+    pub(crate) status: Option<u16>,
+    /// `Retry-After`, in seconds; 0 = without.
+    pub(crate) retry_after: u32,
     /// `Location` of a redirect.
     pub(crate) location: Option<String>,
     /// `Strict-Transport-Security`.
@@ -27,7 +31,9 @@ impl LocalReply {
     /// To a request of which nothing is known but that it is wrong.
     pub(crate) fn malformed(reason: Reason) -> LocalReply {
         let (version, location, hsts) = (Version::Http11, None, None);
-        LocalReply { reason, head_only: false, keep_alive: false, unread: false, version, location, hsts }
+        let (head_only, keep_alive, unread) = (false, false, false);
+        let (status, retry_after) = (None, 0);
+        LocalReply { reason, head_only, keep_alive, unread, version, status, retry_after, location, hsts }
     }
 }
 
@@ -39,21 +45,25 @@ pub(super) async fn send_local_reply<D: Downstream>(
 ) -> Event {
     let shared = downstream.shared();
     shared.counters.count_answer(reply.reason);
-    record.status.set(reply.reason.status());
+    let status = reply.status.unwrap_or_else(|| reply.reason.status());
+    record.status.set(status);
     let goes_on = reply.keep_alive && !downstream.is_last() && reply.version == Version::Http11;
     let mut out = shared.ring.head_buffer();
     let config = downstream.config();
     // A head that is not one came over TLS all the same.
     let inherited = config.hsts.as_ref().filter(|_| downstream.is_tls());
     let hsts = reply.hsts.as_ref().or(inherited);
+    let mut seconds = itoa::Buffer::new();
+    let retry_after = (reply.retry_after > 0).then(|| seconds.format(reply.retry_after));
     let extra: Vec<(&str, &str)> = [
+        retry_after.map(|seconds| ("retry-after", seconds)),
         reply.location.as_deref().map(|location| ("location", location)),
         hsts.map(|hsts| ("strict-transport-security", hsts.value.as_str())),
     ]
     .into_iter()
     .flatten()
     .collect();
-    write_answer(reply.reason, !goes_on, reply.head_only, &extra, &shared.date(), &mut out);
+    write_answer(reply.reason, status, !goes_on, reply.head_only, &extra, &shared.date(), &mut out);
     record.add_response_bytes(out.len() as u64);
     match downstream.respond(out.into(), config.settings.timeouts.front_ms).await {
         Ok(()) => Event::Replied { goes_on, unread: reply.unread },

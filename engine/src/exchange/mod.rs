@@ -20,6 +20,7 @@
 //! | `outcome` | how an exchange ended |
 //! | `record` | what is known of an exchange when it has ended |
 //! | `client_address` | whose request it is |
+//! | `limits` | whether a request is more than may come from its client |
 //! | `listener` | the configuration of a listener, compiled |
 //! | `shared` | what all exchanges of a worker share |
 //! | `request_id` | request ids |
@@ -32,6 +33,7 @@ mod client_address;
 mod connect;
 mod disposition;
 mod downstream;
+mod limits;
 mod listener;
 mod local_reply;
 mod outcome;
@@ -46,7 +48,8 @@ mod wakers;
 pub(crate) use self::{
     disposition::{Disposition, Event},
     downstream::{Client, Downstream, Encoded},
-    listener::{Action, HstsPolicy, Passthrough, Routes, Target},
+    limits::judge,
+    listener::{Action, HstsPolicy, Passage, Passthrough, Routes, Target},
     local_reply::LocalReply,
     outcome::{Failure, Outcome, Upgrade},
     request::Request,

@@ -1,20 +1,22 @@
 //! Reads the head of a request, finds the rule that takes it, and writes it as the backend gets it.
 
-use std::{net::IpAddr, num::NonZeroU32, rc::Rc};
+use std::{cell::OnceCell, net::IpAddr, num::NonZeroU32, rc::Rc};
 
 use kakehi_ctl::state::Retries;
 
 use super::{
     Client, Downstream, ListenerConfig, LocalReply, Outcome, Record, Shared,
     client_address::client_address,
+    limits::{self, Refusal},
     listener::{Action, HstsPolicy},
 };
 use crate::{
     h1::{ClientCertificate, ForwardedBy, RequestBody, RequestHead, StrictTransport},
-    http::{Method, Reason, Version},
+    http::{Asked, Method, Reason, Version},
+    quota::{Caps, Guard},
     ring::Recv,
     transfer::{Body, ReadBuffer, Watch},
-    upstream::{Affinity, Asked, Cluster},
+    upstream::{Affinity, Cluster},
 };
 
 /// What of a request is still needed when its head has gone.
@@ -40,6 +42,8 @@ pub(crate) struct Request {
     pub(super) attempts_at: Option<NonZeroU32>,
     /// The `Strict-Transport-Security` that its response gets.
     pub(crate) hsts: Option<Rc<StrictTransport>>,
+    /// Largest body (bytes), 0 = no limit.
+    pub(super) max_body_size: u64,
 }
 
 impl Request {
@@ -51,15 +55,21 @@ impl Request {
     /// Ends the exchange with a reply of our own. The connection may go on if the request is `complete`: nothing of it is
     /// left to be read.
     pub(super) fn local_reply(&self, reason: Reason, complete: bool) -> Outcome {
-        Outcome::LocalReply(Box::new(LocalReply {
+        Outcome::LocalReply(Box::new(self.own_reply(reason, complete)))
+    }
+
+    fn own_reply(&self, reason: Reason, complete: bool) -> LocalReply {
+        LocalReply {
             reason,
             head_only: self.method == Method::Head,
             keep_alive: self.keep_alive && complete,
             unread: !complete,
             version: self.version,
+            status: None,
+            retry_after: 0,
             location: None,
             hsts: self.hsts.as_ref().map(Rc::clone),
-        }))
+        }
     }
 }
 
@@ -120,7 +130,7 @@ impl RoutedRequest {
     pub(super) fn add_body(&mut self, read_buffer: &mut ReadBuffer) -> Result<(), Outcome> {
         let RoutedRequest { request, head, body } = self;
         body.coalesce(read_buffer, head).map_err(|reason| request.local_reply(reason, false))?;
-        let largest = request.config.settings.sizes.body;
+        let largest = request.max_body_size;
         if largest != 0 && body.moved() > largest {
             return Err(request.local_reply(Reason::BodyTooLarge, false));
         }
@@ -142,7 +152,15 @@ pub(super) async fn receive<D: Downstream>(
     let routed =
         downstream.head(&config, |shared, head, client| route_request(&config, shared, head, client));
     let routed = routed.await?.map_err(|reply| Outcome::LocalReply(Box::new(reply)))?;
-    let RoutedHead { mut routed, received } = routed;
+    let RoutedHead { mut routed, received, holder } = routed;
+    if let Some((caps, client)) = holder {
+        let complete = routed.body.is_done();
+        let reply = |reason| routed.request.own_reply(reason, complete);
+        limits::hold_place(downstream, &routed.request.cluster.name, caps, client, reply)?;
+    } else if downstream.place().is_some() {
+        // It counts at the cluster that it asked last.
+        downstream.set_place(None);
+    }
     record.add_request_bytes(received as u64);
     record.routed_ms.set(record.since_start(downstream.shared().ring.now()));
     routed.add_body(downstream.read_buffer())?;
@@ -155,6 +173,8 @@ pub(super) async fn receive<D: Downstream>(
 
 struct RoutedHead {
     routed: RoutedRequest,
+    /// Whose connection needs a place, where that is limited.
+    holder: Option<(Caps, Option<IpAddr>)>,
     /// Bytes of the head as it came.
     received: usize,
 }
@@ -175,9 +195,27 @@ fn route_request(
         keep_alive: keep_alive && ended,
         unread: !ended,
         version: head.version,
+        status: None,
+        retry_after: 0,
         location: None,
         hsts: hsts.clone(),
     };
+    let asking = Asking { config, head, client, address: OnceCell::new() };
+    let refuse = |hsts: &Option<Rc<StrictTransport>>, refusal: Refusal| {
+        let Refusal { reason, status, retry_after } = refusal;
+        LocalReply { status, retry_after, ..reply(reason, hsts) }
+    };
+    if client.is_young && shared.ring.is_overloaded() {
+        // Its next request would be that of a connection that is served.
+        return Err(LocalReply {
+            keep_alive: false,
+            retry_after: 1,
+            ..reply(Reason::Overloaded, &inherited)
+        });
+    }
+    if let Some(guard) = &config.guard {
+        limits::judge(guard, shared, &asking).map_err(|refusal| refuse(&inherited, refusal))?;
+    }
     check_name(config, head, client).map_err(|misdirected| LocalReply {
         keep_alive: misdirected.keep_alive && keep_alive && ended,
         ..reply(Reason::Misdirected, &inherited)
@@ -189,6 +227,11 @@ fn route_request(
         HstsPolicy::Own(own) if client.is_tls => own.clone(),
         _ => inherited,
     };
+    let limits = target.cluster.limits();
+    let of_cluster = limits.as_ref().and_then(|limits| limits.guard.as_ref());
+    for guard in target.guard.as_deref().into_iter().chain(of_cluster) {
+        limits::judge(guard, shared, &asking).map_err(|refusal| refuse(&hsts, refusal))?;
+    }
     match target.action {
         Action::Deny => return Err(reply(Reason::Denied, &hsts)),
         Action::RedirectHttps(port) if !client.is_tls => {
@@ -199,9 +242,12 @@ fn route_request(
         Action::Forward | Action::RedirectHttps(_) => {}
     }
     let sizes = &config.settings.sizes;
+    let max_body_size = |guard: Option<&Guard>| guard.and_then(|guard| guard.max_body_size);
+    let max_body_size =
+        max_body_size(target.guard.as_deref()).or(max_body_size(of_cluster)).unwrap_or(sizes.body);
     let body = match head.body {
         RequestBody::None => Body::length(0),
-        RequestBody::Length(length) if sizes.body != 0 && length > sizes.body => {
+        RequestBody::Length(length) if max_body_size != 0 && length > max_body_size => {
             return Err(reply(Reason::BodyTooLarge, &hsts));
         }
         RequestBody::Length(length) => Body::length(length),
@@ -221,31 +267,35 @@ fn route_request(
         upgrade: head.upgrade,
         authenticates_connection: head.authenticates_connection,
         config: Rc::clone(config),
-        affinity: target.cluster.affinity(&Asking { config, head, client }, &config.settings.sticky_name),
+        affinity: target.cluster.affinity(&asking, &config.settings.sticky_name),
         retries: target.cluster.retries(),
         attempts_at: None,
         cluster: Rc::clone(&target.cluster),
         hsts,
+        max_body_size,
     };
     let session_cookie = target.cluster.has_sessions().then_some(config.settings.sticky_name.as_str());
     let mut out = write_head(config, shared, head, client, session_cookie);
     let told = request.retries.as_ref().is_some_and(|retries| retries.attempts_header);
     let attempts_at = told.then(|| add_attempts(&mut out)).flatten();
     let request = Request { attempts_at, ..request };
-    Ok(RoutedHead { routed: RoutedRequest { request, head: out, body }, received: head.len })
+    let holder = target.cluster.caps(&shared.pooling).map(|caps| (caps, asking.client()));
+    Ok(RoutedHead { routed: RoutedRequest { request, head: out, body }, holder, received: head.len })
 }
 
-/// A request, as a cluster asks it where it belongs to.
+/// A request, as limits and clusters ask it whose it is.
 struct Asking<'a> {
     config: &'a ListenerConfig,
     head: &'a RequestHead<'a>,
     client: &'a Client<'a>,
+    /// The client's address, once somebody has asked for it.
+    address: OnceCell<Option<IpAddr>>,
 }
 
 impl Asked for Asking<'_> {
     fn client(&self) -> Option<IpAddr> {
         let trusted = &self.config.settings.forwarding.trusted_peers;
-        client_address(self.client.peer, trusted, self.head.forwarded_hops())
+        *self.address.get_or_init(|| client_address(self.client.peer, trusted, self.head.forwarded_hops()))
     }
 
     fn path(&self) -> &[u8] {

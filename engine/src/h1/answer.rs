@@ -1,6 +1,7 @@
 //! The answers that kakehi makes itself: short, plain text, with the reason's code in the body.
 
 use super::{DateLine, Reason};
+use crate::http::phrase;
 
 /// Methods that kakehi passes on by name, for the `Allow` that a 405 must have (RFC 9110 section 15.5.6).
 const ALLOW: &[u8] = b"Allow: GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH, TRACE\r\n";
@@ -9,20 +10,21 @@ const ALLOW_HERE: &[u8] = b"Allow: GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH\
 
 /// Appends a complete answer for `reason` to `out`.
 ///
-/// `close` announces that the connection ends with this answer; `head_only` leaves the body out (an answer
+/// `status` is that of the reason, where nothing else was configured. `close` announces that the connection ends with this answer; `head_only` leaves the body out (an answer
 /// to `HEAD`), its length stays. `extra` are more fields, whose names and values the caller vouches for:
 /// tokens, and no CR, LF or NUL. `date` is the present one. The body is `"<status> <phrase>: <code>\n"`.
 pub fn write_answer(
     reason: Reason,
+    status: u16,
     close: bool,
     head_only: bool,
     extra: &[(&str, &str)],
     date: &DateLine,
     out: &mut Vec<u8>,
 ) {
-    let (code, phrase) = (reason.code(), reason.phrase());
+    let (code, phrase) = (reason.code(), phrase(status));
     let mut digits = itoa::Buffer::new();
-    let status = digits.format(reason.status());
+    let (is_405, status) = (status == 405, digits.format(status));
     let length = status.len() + 1 + phrase.len() + 2 + code.len() + 1;
 
     out.reserve(256);
@@ -34,7 +36,7 @@ pub fn write_answer(
     match reason {
         // RFC 9110 section 9.3.7: what a last recipient may say of itself.
         Reason::OptionsEnded | Reason::TraceEnded => out.extend_from_slice(ALLOW_HERE),
-        _ if reason.status() == 405 => out.extend_from_slice(ALLOW),
+        _ if is_405 => out.extend_from_slice(ALLOW),
         _ => {}
     }
     if close {
@@ -65,7 +67,7 @@ mod tests {
 
     fn answer(reason: Reason, close: bool, head_only: bool, extra: &[(&str, &str)]) -> String {
         let mut out = Vec::new();
-        write_answer(reason, close, head_only, extra, &DateLine::at(784_111_777), &mut out);
+        write_answer(reason, reason.status(), close, head_only, extra, &DateLine::at(784_111_777), &mut out);
         String::from_utf8(out).unwrap()
     }
 

@@ -9,16 +9,20 @@
 //! | `method` | methods and versions that a proxy treats differently |
 //! | `target` | request targets and authorities |
 //! | `field` | the field table, the names that mean something to a proxy, `Connection` |
+//! | `asked` | what of a request tells clients apart |
 //! | `date` | `Date`, written once a second |
 
+mod asked;
 mod date;
 pub(crate) mod field;
 mod method;
 mod reason;
 pub(crate) mod target;
 
+pub use asked::Asked;
 pub use date::{DateCache, DateLine};
 pub use field::Scratch;
 pub(crate) use field::trim;
 pub use method::{Method, Version};
 pub use reason::Reason;
+pub(crate) use reason::phrase;

@@ -125,6 +125,14 @@ reasons! {
     QueueTimeout = 503 "queue_timeout",
     /// The cluster has as many requests as it takes at a time (`max_requests`).
     ClusterFull = 503 "cluster_full",
+    /// The listener or the frontend takes no requests of this client (`allow`, `deny`).
+    SourceRefused = 403 "source_refused",
+    /// More than a rate limit lets through (`rate_limits`).
+    RateLimited = 429 "rate_limited",
+    /// The client has as many connections as it may have at this cluster (`max_connections_per_ip`).
+    TooManyConnections = 429 "too_many_connections",
+    /// The worker has more to do than it can (`overload_delay`).
+    Overloaded = 503 "overloaded",
 }
 
 impl Reason {
@@ -134,28 +142,48 @@ impl Reason {
         self as usize
     }
 
-    /// Reason phrase of the status (RFC 9110 section 15).
+    /// Reason phrase of the status.
     pub fn phrase(self) -> &'static str {
-        match self.status() {
-            200 => "OK",
-            301 => "Moved Permanently",
-            400 => "Bad Request",
-            401 => "Unauthorized",
-            404 => "Not Found",
-            405 => "Method Not Allowed",
-            408 => "Request Timeout",
-            413 => "Content Too Large",
-            414 => "URI Too Long",
-            417 => "Expectation Failed",
-            421 => "Misdirected Request",
-            431 => "Request Header Fields Too Large",
-            501 => "Not Implemented",
-            502 => "Bad Gateway",
-            503 => "Service Unavailable",
-            504 => "Gateway Timeout",
-            505 => "HTTP Version Not Supported",
-            _ => "Error",
-        }
+        phrase(self.status())
+    }
+}
+
+/// Reason phrase of a status of an answer that kakehi makes itself (RFC 9110 section 15 and others).
+pub(crate) fn phrase(status: u16) -> &'static str {
+    match status {
+        200 => "OK",
+        301 => "Moved Permanently",
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        402 => "Payment Required",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        408 => "Request Timeout",
+        413 => "Content Too Large",
+        414 => "URI Too Long",
+        417 => "Expectation Failed",
+        421 => "Misdirected Request",
+        406 => "Not Acceptable",
+        409 => "Conflict",
+        410 => "Gone",
+        418 => "I'm a Teapot",
+        422 => "Unprocessable Content",
+        423 => "Locked",
+        425 => "Too Early",
+        428 => "Precondition Required",
+        429 => "Too Many Requests",
+        431 => "Request Header Fields Too Large",
+        451 => "Unavailable For Legal Reasons",
+        500 => "Internal Server Error",
+        501 => "Not Implemented",
+        502 => "Bad Gateway",
+        503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        505 => "HTTP Version Not Supported",
+        507 => "Insufficient Storage",
+        508 => "Loop Detected",
+        _ => "Error",
     }
 }
 

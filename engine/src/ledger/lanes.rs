@@ -4,17 +4,26 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use super::{LANES, LANES_USED_AT, Ledger, Memory, OWNERS_AT};
 
+/// No process has a larger number (`PID_MAX_LIMIT`).
+const MOST_PID: u32 = 1 << 22;
+
+/// A lane is another one each time that it is freed; so many of its lives are told apart.
+pub(super) const LIVES: u32 = (1 << 24) - 1;
+
 impl Ledger {
     /// Takes a lane for the process `pid`, which is this one. False if there is none.
     pub fn claim_lane(&self, pid: u32) -> bool {
         let memory = &self.memory;
-        let is_free = |lane: &usize| {
+        let claim = |lane: &usize| {
             let owner = memory.word(OWNERS_AT + lane);
-            owner.compare_exchange(0, u64::from(pid), AcqRel, Relaxed).is_ok()
+            let free = Owner { pid: 0, ..Owner::of(owner.load(Relaxed)) };
+            let mine = Owner { pid, ..free };
+            owner.compare_exchange(free.word(), mine.word(), AcqRel, Relaxed).is_ok()
         };
-        let claimed = (0..LANES).find(is_free);
+        let claimed = (0..LANES).find(claim);
         if let Some(lane) = claimed {
             memory.clear(lane);
+            memory.life.set(Owner::of(memory.word(OWNERS_AT + lane).load(Relaxed)).life);
             memory.word(LANES_USED_AT).fetch_max(lane as u64 + 1, Relaxed);
         }
         memory.lane.set(claimed);
@@ -25,18 +34,40 @@ impl Ledger {
     pub fn release_lanes(&self, is_alive: impl Fn(u32) -> bool) {
         for lane in 0..LANES {
             let owner = self.memory.word(OWNERS_AT + lane);
-            let pid = owner.load(Acquire);
+            let Owner { pid, life } = Owner::of(owner.load(Acquire));
             // What is no number of a process is rubbish.
-            let alive = u32::try_from(pid).is_ok_and(|pid| pid == 0 || is_alive(pid));
-            if !alive {
+            if pid > MOST_PID || pid != 0 && !is_alive(pid) {
                 self.memory.clear(lane);
-                owner.store(0, Release);
+                owner.store(Owner { pid: 0, life: life.wrapping_add(1) & LIVES }.word(), Release);
             }
         }
     }
 }
 
+/// Which process has a lane, and in which life of the lane; number 0: none.
+#[derive(Clone, Copy)]
+struct Owner {
+    pid: u32,
+    life: u32,
+}
+
+impl Owner {
+    fn of(word: u64) -> Owner {
+        Owner { pid: word as u32, life: (word >> 32) as u32 & LIVES }
+    }
+
+    fn word(self) -> u64 {
+        u64::from(self.life) << 32 | u64::from(self.pid)
+    }
+}
+
 impl Memory {
+    /// In which life of its lane a process is that has that lane.
+    pub(super) fn life_of(&self, lane: usize) -> Option<u32> {
+        let owner = Owner::of(self.word(OWNERS_AT + lane % LANES).load(Relaxed));
+        (owner.pid != 0).then_some(owner.life)
+    }
+
     fn clear(&self, lane: usize) {
         for slot in 0..self.slots_used() {
             let count = self.count(lane, slot);

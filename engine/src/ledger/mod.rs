@@ -12,9 +12,13 @@
 //! |---|---|
 //! | `lanes` | which process has which lane, and what becomes of that of a dead one |
 //! | `slots` | which slot belongs to which name |
+//! | `table` | how much came from whom, for limits |
 
 mod lanes;
 mod slots;
+mod table;
+
+pub use self::table::{Capacity, Held, Key};
 
 use std::{
     cell::{Cell, RefCell},
@@ -33,6 +37,7 @@ use rustc_hash::FxHashMap;
 use rustix::{
     fs::{MemfdFlags, SealFlags, fcntl_add_seals, fstat, ftruncate, memfd_create},
     io::Errno,
+    rand::{GetRandomFlags, getrandom},
 };
 
 use crate::observe::SharedWords;
@@ -45,16 +50,23 @@ const SLOTS: usize = 1 << 15;
 const SHARED: usize = 8;
 
 /// Says that the memory is a ledger of this layout.
-const MAGIC: u64 = u64::from_le_bytes(*b"kakehi-1");
+const MAGIC: u64 = u64::from_le_bytes(*b"kakehi-2");
 const MAGIC_AT: usize = 0;
 const SLOTS_USED_AT: usize = 1;
 const LANES_USED_AT: usize = 2;
+/// Two words that clients do not know: what they choose to send is hashed under them.
+const SECRET_AT: usize = 3;
 const OWNERS_AT: usize = 64;
 const SHARED_AT: usize = 512;
 const LANES_AT: usize = SHARED_AT + SLOTS * SHARED;
-const WORDS: usize = LANES_AT + LANES * SLOTS;
-/// Of which only what is used takes memory. A worker in the hands of a stranger can use all of it: 66 MiB.
-const BYTES: u64 = (WORDS * size_of::<u64>()) as u64;
+const CROWD_AT: usize = LANES_AT + LANES * SLOTS;
+/// The sets of the table, as many as the configuration asks for.
+const SETS_AT: usize = CROWD_AT + table::CROWD_WORDS;
+/// Of which only what is used takes memory. A worker in the hands of a stranger can use all of it: 66 MiB, and the table.
+const BYTES: u64 = (SETS_AT * size_of::<u64>()) as u64;
+const SET_BYTES: u64 = (table::SET * size_of::<u64>()) as u64;
+/// Sets of the largest table.
+const MOST_SETS: u64 = (1 << 24) / 8;
 const _: () = assert!(OWNERS_AT + LANES <= SHARED_AT);
 
 /// The first of the shared words of a slot: the hash of its name; 0 = it is free.
@@ -68,6 +80,19 @@ struct Memory {
     seen: RefCell<FxHashMap<u64, u32>>,
     /// How many.
     scanned: Cell<usize>,
+    /// Which life of its lane is this process's.
+    life: Cell<u32>,
+    /// Sets of the table.
+    sets: usize,
+    secret: [u64; 2],
+    /// The places that this process holds, by the tags of their entries.
+    held: RefCell<FxHashMap<u64, u32>>,
+    /// How far the table was looked through for rubbish.
+    swept: Cell<usize>,
+    /// How long an entry can be busy (ns).
+    horizon: Cell<u64>,
+    /// The time of the last use of the table (ns, the clock of the host).
+    now: Cell<u64>,
 }
 
 /// The ledger, mapped.
@@ -100,17 +125,25 @@ pub enum Word {
 }
 
 impl Ledger {
-    /// A new one, and the descriptor by which others map it, and can write to it, but not change its size.
+    /// A new one with room for `keys` keys of limits, from 1 to 16,777,216, and the descriptor by which others map it, and can write to
+    /// it, but not change its size.
     ///
     /// # Errors
-    /// Those of `memfd_create`, `ftruncate`, `fcntl` and `mmap`.
-    pub fn create(name: &CStr) -> io::Result<(Ledger, OwnedFd)> {
+    /// Those of `memfd_create`, `ftruncate`, `fcntl`, `getrandom` and `mmap`.
+    pub fn create(name: &CStr, keys: u32) -> io::Result<(Ledger, OwnedFd)> {
         let file = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-        ftruncate(&file, BYTES)?;
+        let sets = u64::from(keys.div_ceil(8)).clamp(1, MOST_SETS);
+        ftruncate(&file, BYTES + sets * SET_BYTES)?;
         fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-        let words = SharedWords::map(&file, WORDS)?;
+        let words = SharedWords::map(&file, words(sets))?;
+        let mut secret = [0; 16];
+        getrandom(&mut secret, GetRandomFlags::empty())?;
+        for (at, half) in (SECRET_AT..).zip(secret.chunks_exact(8)) {
+            let half = half.try_into().map_or(0, u64::from_ne_bytes);
+            words.words()[at].store(half, Relaxed);
+        }
         words.words()[MAGIC_AT].store(MAGIC, Relaxed);
-        Ok((Ledger::of(words), file))
+        Ok((Ledger::of(words, sets), file))
     }
 
     /// The one behind a descriptor of [`Ledger::create`].
@@ -118,21 +151,40 @@ impl Ledger {
     /// # Errors
     /// Those of `mmap`; `EINVAL` when `file` is no ledger of this layout.
     pub fn map(file: &OwnedFd) -> io::Result<Ledger> {
-        if u64::try_from(fstat(file)?.st_size) != Ok(BYTES) {
-            return Err(Errno::INVAL.into());
-        }
-        let words = SharedWords::map(file, WORDS)?;
+        let size = u64::try_from(fstat(file)?.st_size).unwrap_or(0);
+        let of_sets = size.checked_sub(BYTES).filter(|bytes| bytes.is_multiple_of(SET_BYTES));
+        let sets = of_sets.map(|bytes| bytes / SET_BYTES).filter(|sets| (1..=MOST_SETS).contains(sets));
+        let sets = sets.ok_or(Errno::INVAL)?;
+        let words = SharedWords::map(file, words(sets))?;
         if words.words()[MAGIC_AT].load(Relaxed) != MAGIC {
             return Err(Errno::INVAL.into());
         }
-        Ok(Ledger::of(words))
+        Ok(Ledger::of(words, sets))
     }
 
-    fn of(words: SharedWords) -> Ledger {
-        let memory =
-            Memory { words, lane: Cell::default(), seen: RefCell::default(), scanned: Cell::default() };
+    fn of(words: SharedWords, sets: u64) -> Ledger {
+        let secret = [SECRET_AT, SECRET_AT + 1].map(|at| words.words()[at].load(Relaxed));
+        let memory = Memory {
+            words,
+            lane: Cell::default(),
+            seen: RefCell::default(),
+            scanned: Cell::default(),
+            life: Cell::default(),
+            sets: sets as usize,
+            secret,
+            held: RefCell::default(),
+            swept: Cell::default(),
+            horizon: Cell::default(),
+            now: Cell::default(),
+        };
         Ledger { memory: Rc::new(memory) }
     }
+}
+
+/// Words of a ledger with so many sets.
+fn words(sets: u64) -> usize {
+    // `MOST_SETS` at most.
+    SETS_AT + sets as usize * table::SET
 }
 
 impl Memory {
@@ -194,7 +246,7 @@ mod tests {
     use super::*;
 
     fn two() -> (Ledger, Ledger, OwnedFd) {
-        let (supervisor, file) = Ledger::create(c"test").unwrap();
+        let (supervisor, file) = Ledger::create(c"test", 64).unwrap();
         (supervisor, Ledger::map(&file).unwrap(), file)
     }
 
@@ -253,7 +305,7 @@ mod tests {
     #[test]
     fn other_memory_is_no_ledger() {
         let memory = memfd_create(c"test", MemfdFlags::ALLOW_SEALING).unwrap();
-        ftruncate(&memory, BYTES).unwrap();
+        ftruncate(&memory, BYTES + SET_BYTES).unwrap();
         assert!(Ledger::map(&memory).is_err(), "it can be cut off");
         fcntl_add_seals(&memory, SealFlags::SHRINK).unwrap();
         assert!(Ledger::map(&memory).is_err(), "nothing says what it is");

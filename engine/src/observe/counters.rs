@@ -152,6 +152,14 @@ counters! {
     RetryBudgetSpent = "upstream.retry_budget_spent", counter;
     /// Times that a backend was tried which probes call dead: in a panic, or as nothing else was left.
     ProbesOverruled = "upstream.probes_overruled", counter;
+    /// Requests that a rate limit would have refused, were it not for `dry_run`.
+    RateDryRuns = "limits.dry_run", counter;
+    /// Connections closed as they came, because the listener takes none of their address (`allow`, `deny`).
+    SourcesRefused = "listener.sources_refused", counter;
+    /// Idle connections closed to make room for new ones (`evict_on_queue_full`).
+    Evicted = "client.evicted", counter;
+    /// Times that accepting paused because the worker had more to do than it can (`overload_delay`).
+    AcceptOverloaded = "listener.overload_paused", counter;
 }
 
 /// Size of a block (bytes): one page.

@@ -134,6 +134,11 @@ impl Listener {
         }
     }
 
+    /// Whether somebody waits in the queue, as far as that can be told without accepting.
+    pub fn has_waiting(&self) -> bool {
+        !matches!(self.look(), Queue::Empty)
+    }
+
     /// Looks into the queue, without waiting.
     fn look(&self) -> Queue {
         let listener = sys::borrow(self.core.sockets.borrow_mut().get(self.slot).fd);

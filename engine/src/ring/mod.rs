@@ -16,6 +16,7 @@
 //! | `splice` | large bodies from socket to socket without a copy |
 //! | `pass` | descriptors from process to process |
 //! | `admission` | heavy work, about a millisecond of it per turn |
+//! | `overload` | whether the loop has more to do than it can |
 //! | `batching` | how many completions are worth waiting for |
 //! | `buffers` | the arena that receives land in |
 //! | `published` | which of its free buffers the kernel has, and when it may see them |
@@ -34,6 +35,7 @@ mod listener;
 mod message;
 #[cfg(test)]
 mod nonblocking_tests;
+mod overload;
 mod pass;
 mod published;
 mod setup;

@@ -41,6 +41,11 @@ impl Timer {
         self.core.wheel.borrow_mut().set(self.id, milliseconds);
     }
 
+    /// The deadline (a reading of [`Ring::now`], up to a tick late), if it is set.
+    pub fn due(&self) -> Option<u64> {
+        self.core.wheel.borrow().due(self.id)
+    }
+
     /// Unsets it.
     pub fn clear(&self) {
         self.core.wheel.borrow_mut().clear(self.id);

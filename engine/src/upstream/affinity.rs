@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use kakehi_ctl::state::{Balancing, SameSite};
 
 use super::hashing::hash;
+use crate::http::Asked;
 
 /// What a request says of the backend that it belongs to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -45,18 +46,6 @@ pub(super) struct AffinityRules {
     pub(super) sticky: bool,
     same_site: SameSite,
     max_age: u32,
-}
-
-/// A request, as far as its affinity is concerned.
-pub trait Asked {
-    /// The address of the client, if it is known.
-    fn client(&self) -> Option<IpAddr>;
-    /// The path, without the query.
-    fn path(&self) -> &[u8];
-    /// The value of the first field of this name.
-    fn field(&self, name: &str) -> Option<&[u8]>;
-    /// The value of the first cookie of this name.
-    fn cookie(&self, name: &str) -> Option<&[u8]>;
 }
 
 impl AffinityRules {

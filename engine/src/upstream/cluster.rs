@@ -3,11 +3,11 @@
 use std::{cell::RefCell, io, rc::Rc};
 
 use kakehi_ctl::order::BackendLoad;
-use kakehi_ctl::state::{self, BackendMode, InitialVerdict, Passive, Retries};
+use kakehi_ctl::state::{self, BackendMode, ClusterLimits, InitialVerdict, Passive, Retries};
 use socket2::SockAddr;
 
 use super::{
-    affinity::{Affinity, AffinityRules, Asked, Session, opaque},
+    affinity::{Affinity, AffinityRules, Session, opaque},
     balance::Balance,
     connect::ConnectSettings,
     ejection::Answers,
@@ -19,6 +19,8 @@ use super::{
     window::Window,
 };
 use crate::{
+    http::Asked,
+    quota::{Caps, Guard},
     ring::Share,
     tls::{Connector, Context, TlsError},
 };
@@ -64,6 +66,8 @@ pub struct Endpoints {
     pub(super) repetitions: Option<Rc<Window>>,
     pub(super) passive: Passive,
     rules: AffinityRules,
+    /// How much may come from whom, where that is limited.
+    limits: Option<Rc<Limits>>,
     pub(super) settings: ConnectSettings,
     /// There are probes.
     probed: bool,
@@ -91,6 +95,13 @@ pub struct Cluster {
     load: Rc<Load>,
 }
 
+/// How much a cluster takes from whom.
+pub(crate) struct Limits {
+    /// What it says of requests.
+    pub(crate) guard: Option<Guard>,
+    configured: ClusterLimits,
+}
+
 /// A request or connection that counts at its cluster, as long as this lives.
 pub struct Admitted(Option<Rc<Load>>);
 
@@ -116,6 +127,7 @@ impl Endpoints {
             repetitions: None,
             passive: Passive::default(),
             rules: AffinityRules::default(),
+            limits: None,
             settings: ConnectSettings::default(),
             probed: false,
         }
@@ -219,6 +231,9 @@ impl Endpoints {
         let queue_timeout_ms = admission.map_or(0, |admission| admission.queue_timeout_ms);
         let max_requests = admission.map_or(0, |admission| admission.max_requests);
         let probed = cluster.health.is_some();
+        let limits = cluster.limits.as_deref().map(|configured| {
+            Rc::new(Limits { guard: Guard::of_cluster(name, configured), configured: configured.clone() })
+        });
         Ok(Endpoints {
             members,
             balance,
@@ -229,6 +244,7 @@ impl Endpoints {
             repetitions,
             passive,
             rules,
+            limits,
             settings,
             probed,
         })
@@ -257,6 +273,17 @@ impl Cluster {
         let members = RefCell::new(Rc::new(members));
         let load = Rc::new(Load::named(hash(format!("cluster\0{name}").as_bytes())));
         Cluster { name: name.to_owned(), share: Share::of(name), members, load }
+    }
+
+    /// How much it takes from whom, where it says so.
+    pub(crate) fn limits(&self) -> Option<Rc<Limits>> {
+        self.members.borrow().limits.as_ref().map(Rc::clone)
+    }
+
+    /// How many connections one client may have here, if that is limited.
+    pub(crate) fn caps(&self, pooling: &Pooling) -> Option<Caps> {
+        let members = self.members.borrow();
+        pooling.caps.get().of(members.limits.as_ref().map(|limits| &limits.configured))
     }
 
     /// Counts a request or connection, as long as what it gives lives; `None` when there are `max_requests` on all workers.

@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn what_all_workers_have_is_the_sum() {
-        let (_supervisor, file) = Ledger::create(c"test").unwrap();
+        let (_supervisor, file) = Ledger::create(c"test", 64).unwrap();
         let workers = [1, 2].map(|pid| {
             let ledger = Ledger::map(&file).unwrap();
             ledger.claim_lane(pid);

@@ -34,7 +34,7 @@ mod verdicts;
 mod window;
 
 pub use self::{
-    affinity::{Affinity, Asked, of_client},
+    affinity::{Affinity, of_client},
     cluster::{Admitted, Cluster, ClusterError, Endpoints},
     connect::{AttemptedEndpoints, ConnectError, ConnectOptions},
     endpoint::Endpoint,

@@ -12,6 +12,7 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::{
     ledger::Ledger,
     observe::{Counter, Counters},
+    quota::Caps,
     ring::Ring,
     transport::TransportStream,
 };
@@ -24,6 +25,10 @@ pub struct Pooling {
     pub counters: Counters,
     /// What all workers count together.
     pub ledger: Option<Ledger>,
+    /// How much came from whom: in the ledger, or, where there is none, of this worker alone.
+    pub(crate) sources: Option<Ledger>,
+    /// How many connections one client may have where a cluster says nothing else.
+    pub(crate) caps: Cell<Caps>,
     /// When the ring began (ms, the clock of the host).
     began: u64,
     /// Idle connections that are kept per backend.
@@ -37,10 +42,21 @@ impl Pooling {
     pub fn new(ring: Ring, counters: Counters, ledger: Option<Ledger>, settings: &Settings) -> Pooling {
         let began = host_ms().saturating_sub(ring.age_ms());
         let (max_idle, idle_timeout_ms) = (settings.upstream_max_idle, settings.upstream_idle_timeout_ms);
+        let alone = || match Ledger::create(c"kakehi-sources", settings.table_size) {
+            Ok((table, _)) => Some(table),
+            Err(error) => {
+                tracing::warn!("there is no memory for limits, which are not heeded: {error}");
+                None
+            }
+        };
+        ring.set_overload_delay(settings.overload_delay_ms);
+        let sources = ledger.clone().or_else(alone);
         Pooling {
             ring,
             counters,
             ledger,
+            sources,
+            caps: Cell::new(Caps::new(settings)),
             began,
             max_idle: Cell::new(max_idle),
             idle_timeout_ms: Cell::new(idle_timeout_ms),
@@ -55,6 +71,8 @@ impl Pooling {
     /// Takes over what the pool heeds of settings that have changed. Connections that are too many now go when they are trimmed.
     pub fn take_settings(&self, settings: &Settings) {
         self.max_idle.set(settings.upstream_max_idle);
+        self.caps.set(Caps::new(settings));
+        self.ring.set_overload_delay(settings.overload_delay_ms);
         self.idle_timeout_ms.set(settings.upstream_idle_timeout_ms);
     }
 }

@@ -195,7 +195,7 @@ fn what_the_ledger_says_of_ejections_counts_unless_nobody_of_ours_can_have_writt
     let (cluster, _) = cluster(&[(100, false, BackendMode::Ready), (100, false, BackendMode::Ready)], |it| {
         it.sticky_session = false;
     });
-    let (_supervisor, file) = Ledger::create(c"test").unwrap();
+    let (_supervisor, file) = Ledger::create(c"test", 64).unwrap();
     let ledger = Ledger::map(&file).unwrap();
     assert!(ledger.claim_lane(1));
     let members = cluster.members.borrow();

@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn all_workers_count_together_and_who_is_silent_is_forgotten() {
-        let (_supervisor, file) = Ledger::create(c"test").unwrap();
+        let (_supervisor, file) = Ledger::create(c"test", 64).unwrap();
         let [one, two] = [1, 2].map(|pid| {
             let ledger = Ledger::map(&file).unwrap();
             ledger.claim_lane(pid);

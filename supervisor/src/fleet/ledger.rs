@@ -30,9 +30,9 @@ impl SharedLedger {
         }
     }
 
-    /// The memory, for a worker; without it a worker counts for itself.
-    pub(crate) fn memory(&self) -> Option<Arc<OwnedFd>> {
-        let make = || match Ledger::create(c"kakehi-ledger") {
+    /// The memory, for a worker; without it a worker counts for itself. Where it has to be made, with room for `keys` keys of limits.
+    pub(crate) fn memory(&self, keys: u32) -> Option<Arc<OwnedFd>> {
+        let make = || match Ledger::create(c"kakehi-ledger", keys) {
             Ok((ledger, memory)) => Some(Present { ledger, memory: Arc::new(memory) }),
             Err(error) => {
                 tracing::warn!(

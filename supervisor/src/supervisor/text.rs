@@ -100,7 +100,7 @@ impl Supervisor {
         Provisions {
             state,
             vault: Arc::clone(self.certificates.vault()),
-            ledger: self.ledger.memory(),
+            ledger: self.ledger.memory(self.state.settings.table_size),
             verdicts: self.health.verdicts_text(),
         }
     }

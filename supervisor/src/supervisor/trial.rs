@@ -49,7 +49,7 @@ impl Supervisor {
         let provisions = Provisions {
             state: text.into(),
             vault: Arc::clone(self.certificates.vault()),
-            ledger: self.ledger.memory(),
+            ledger: self.ledger.memory(settings.table_size),
             verdicts: self.health.verdicts_text(),
         };
         let block = || Block::new(TRIAL).map_err(|error| not_ready(&error));

@@ -46,6 +46,7 @@ mod liveness;
 mod probes;
 mod proxy_protocol;
 mod queueing;
+mod quotas;
 mod reload;
 mod routing;
 mod sandbox;

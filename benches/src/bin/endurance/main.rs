@@ -153,6 +153,8 @@ struct Row {
     broken_by_kill: usize,
     latency_ms: [f64; 3],
     processes: (usize, usize),
+    /// What is counted in flight at the end.
+    left: u64,
     log: Vec<String>,
 }
 
@@ -173,6 +175,7 @@ impl Row {
             && killed
             && idle
             && self.processes.0 == self.processes.1
+            && self.left == 0
     }
 }
 
@@ -251,6 +254,7 @@ async fn endure(arguments: &Arguments, scenario: &Scenario, times: u32) -> io::R
         workers,
         ticket_key_rotation: if scenario.step == Step::Certificate { 1 } else { 3600 },
         leaving: scenario.step.leaving(),
+        counts: arguments.from.is_none(),
     };
     let [listen, secure] = setup.listen;
     let servers = [
@@ -306,10 +310,16 @@ async fn endure(arguments: &Arguments, scenario: &Scenario, times: u32) -> io::R
     while proxy.processes().len() != before && Instant::now() < settled {
         sleep(Duration::from_millis(50)).await;
     }
+    // Nobody asks any more: nothing is counted.
+    let mut left = proxy.in_flight().await?;
+    while left > 0 && Instant::now() < settled {
+        sleep(Duration::from_millis(100)).await;
+        left = proxy.in_flight().await?;
+    }
     let processes = (before, proxy.processes().len());
     let log = proxy.stop().await?;
     servers.into_iter().for_each(|server| server.abort());
-    Ok(row(scenario, times, &clients, &kills, in_flight, processes, log))
+    Ok(Row { left, ..row(scenario, times, &clients, &kills, in_flight, processes, log) })
 }
 
 async fn act(proxy: &mut Proxy, step: Step, n: u32, authority: &Authority, newer: &Path) -> io::Result<()> {
@@ -378,6 +388,7 @@ fn row(
         broken_by_kill,
         latency_ms: [at(0.5), at(0.99), tally.latency.max() as f64 / 1000.0],
         processes,
+        left: 0,
         log,
     }
 }
@@ -393,8 +404,14 @@ async fn memory(arguments: &Arguments) -> io::Result<(u64, u64, u32)> {
     let server = tokio::spawn(servers::backend(backend));
     let authority = Authority::new()?;
     authority.issue(folder.path())?;
-    let setup =
-        Setup { listen, backend: backend_at, workers: 2, ticket_key_rotation: 3600, leaving: Leaving::Soon };
+    let setup = Setup {
+        listen,
+        backend: backend_at,
+        workers: 2,
+        ticket_key_rotation: 3600,
+        leaving: Leaving::Soon,
+        counts: true,
+    };
     let mut proxy = Proxy::start(&arguments.programs, folder.path(), setup).await?;
     let [listen, secure] = listen;
     let trust = Trust::new(authority.certificate())?;
@@ -421,8 +438,8 @@ fn report(arguments: &Arguments, rows: &[Row], memory: Option<(u64, u64, u32)>) 
         "{} requests per second, {} tunnels, a quarter of the clients 20 ms away, a quarter over TLS. Linux {}, {} cores, shared with \
          the clients and the backend.\n\n\
          | what is done | times | requests | failed | closed under a request | connections ended by an answer | \
-         idle connections closed | tunnels broken | p50 ms | p99 ms | max ms | processes | holds |\n\
-         |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|\n",
+         idle connections closed | tunnels broken | p50 ms | p99 ms | max ms | processes | still counted | holds |\n\
+         |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|\n",
         arguments.rate,
         arguments.tunnels,
         fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim(),
@@ -441,7 +458,7 @@ fn report(arguments: &Arguments, rows: &[Row], memory: Option<(u64, u64, u32)>) 
         };
         let _ = writeln!(
             text,
-            "| {} | {} | {} | {failed} | {} | {} | {} | {broken} | {:.1} | {:.1} | {:.0} | {} before, {} after | {} |",
+            "| {} | {} | {} | {failed} | {} | {} | {} | {broken} | {:.1} | {:.1} | {:.0} | {} before, {} after | {} | {} |",
             row.scenario,
             row.times,
             row.requests,
@@ -453,6 +470,7 @@ fn report(arguments: &Arguments, rows: &[Row], memory: Option<(u64, u64, u32)>) 
             row.latency_ms[2],
             row.processes.0,
             row.processes.1,
+            row.left,
             if row.holds() { "yes" } else { "**no**" },
         );
     }

@@ -36,6 +36,8 @@ pub(crate) struct Setup {
     /// How long a ticket key is used (s).
     pub(crate) ticket_key_rotation: u32,
     pub(crate) leaving: Leaving,
+    /// Requests and connections count against limits that are never reached; older programs do not know them.
+    pub(crate) counts: bool,
 }
 
 /// How a process leaves.
@@ -263,6 +265,17 @@ impl Proxy {
     }
 
     /// All processes of it: the supervisor, and whatever runs as a worker of this folder's.
+    /// What backends have in flight, as `kakehictl backends` says.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub(crate) async fn in_flight(&self) -> io::Result<u64> {
+        let text = self.ctl(&["backends", "--json"]).await?;
+        let said: serde_json::Value = serde_json::from_str(&text).map_err(io::Error::other)?;
+        let backends = said["backends"].as_array().ok_or(io::ErrorKind::InvalidData)?;
+        Ok(backends.iter().filter_map(|backend| backend["in_flight"].as_u64()).sum())
+    }
+
     pub(crate) fn processes(&self) -> Vec<u32> {
         let marked = |pid: &u32| {
             let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
@@ -338,7 +351,7 @@ fn launch(programs: &Path, folder: &Path) -> io::Result<Child> {
 /// The file in its version of this number: clusters, frontends, weights and deadlines differ from that before.
 fn write_file(
     folder: &Path,
-    Setup { listen: [listen, secure], backend, workers, ticket_key_rotation, leaving }: Setup,
+    Setup { listen: [listen, secure], backend, workers, ticket_key_rotation, leaving, counts }: Setup,
     version: u32,
 ) -> io::Result<()> {
     let (odd, weight) = (version % 2 == 1, 100 + version % 3);
@@ -350,15 +363,23 @@ fn write_file(
     } else {
         String::new()
     };
+    let (limits, places) = match counts {
+        true => (
+            "max_requests = 100000\nmax_connections_per_ip = 100000\n\
+             rate_limits = [{ key = \"source\", rate = 1000000 }]\nload_balancing = \"LEAST_LOADED\"\n",
+            ", max_connections = 100000",
+        ),
+        false => ("", ""),
+    };
     let text = format!(
         "command_socket = \"kakehi.sock\"\nworker_count = {workers}\nhandle_process_affinity = false\n\
          {leaving}\nworker_timeout = {WORKER_TIMEOUT_S}\nticket_key_rotation = {ticket_key_rotation}\n\n\
          [[listeners]]\naddress = \"{listen}\"\nprotocol = \"http\"\nfront_timeout = {front}\n\n\
          [[listeners]]\naddress = \"{secure}\"\nprotocol = \"https\"\nfront_timeout = {front}\n\
          certificate = \"{CERTIFICATE}\"\nkey = \"{KEY}\"\n\n\
-         [clusters.main]\nprotocol = \"http\"\nfrontends = [{{ address = \"{listen}\", hostname = \"*\" }}, \
+         [clusters.main]\nprotocol = \"http\"\n{limits}frontends = [{{ address = \"{listen}\", hostname = \"*\" }}, \
          {{ address = \"{secure}\", hostname = \"*\" }}]\n\
-         backends = [{{ address = \"{backend}\", backend_id = \"one\", weight = {weight} }}]\n{extra}",
+         backends = [{{ address = \"{backend}\", backend_id = \"one\", weight = {weight}{places} }}]\n{extra}",
         front = 60 + version % 2,
         leaving = leaving.settings(),
     );

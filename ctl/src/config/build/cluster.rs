@@ -87,6 +87,7 @@ impl Builder<'_, '_> {
         passive.enabled = !section.is_off("passive");
         cluster.passive = (passive != Passive::default()).then(|| Box::new(passive));
         cluster.admission = (admission != Admission::default()).then(|| Box::new(admission));
+        cluster.limits = self.cluster_limits(section, is_http);
         cluster.health = self.health_check(section).map(Box::new);
         // Of just the size that is needed: there may be very many.
         cluster.frontends = Vec::with_capacity(section.tables("frontends").len());

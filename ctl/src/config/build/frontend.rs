@@ -11,6 +11,7 @@ use super::{
         error::{ConfigError, Quoted},
         levels::FRONTEND_TLS,
         read::{Section, Values},
+        write,
     },
     Builder, Extent, hostname,
 };
@@ -106,6 +107,7 @@ impl Builder<'_, '_> {
             }
             ClusterProtocol::Tcp => self.refuse_http(section),
         }
+        frontend.limits = self.frontend_limits(section, protocol == ClusterProtocol::Http);
         if let Some(position) = section.text("position").filter(|position| *position != "TREE") {
             self.warn_at(
                 section,
@@ -163,6 +165,7 @@ impl Builder<'_, '_> {
         wrong.extend(section.text("method").map(|_| "method"));
         wrong.extend(section.text("redirect").filter(|it| *it != "forward").map(|_| "redirect"));
         wrong.extend(section.bool("required_auth").filter(|it| *it).map(|_| "required_auth"));
+        wrong.extend(section.entry("max_body_size").map(|_| "max_body_size"));
         wrong.extend(FRONTEND_TLS.iter().map(|key| key.name).filter(|name| section.entry(name).is_some()));
         for key in wrong {
             let reason = format!(
@@ -273,7 +276,11 @@ impl Builder<'_, '_> {
         };
         let rule = (frontend.address, frontend.hostname.to_ascii_lowercase(), path, &frontend.method);
         let hsts = frontend.tls.as_ref().and_then(|tls| tls.hsts.as_ref());
-        let answer = self.rules.hash((cluster, frontend.deny, hsts));
+        let limits = frontend
+            .limits
+            .as_deref()
+            .map(|limits| toml::to_string(&write::frontend_limits(limits)).unwrap_or_default());
+        let answer = self.rules.hash((cluster, frontend.deny, hsts, limits));
         let line = self.findings.source.line(section.offset);
         let (other, answers) = *self.rules.answers.entry(self.rules.hash(rule)).or_insert((line, answer));
         if answers != answer {

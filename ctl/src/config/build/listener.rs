@@ -32,6 +32,8 @@ impl Builder<'_, '_> {
         listener.timeouts.read_keys(section, given, self.folder);
         listener.sizes.read_keys(section, given, self.folder);
         listener.forwarding.read_keys(section, given, self.folder);
+        listener.sources = self.sources(section);
+        listener.rates = self.rates(section, protocol != ListenerProtocol::Tcp);
         Some(listener)
     }
 }

@@ -8,7 +8,10 @@ use super::{
     affecting, key,
     tls::{BACKEND_TLS, FRONTEND_TLS},
 };
-use crate::state::{Admission, Backend, Balancing, Cluster, Frontend, HealthCheck, Passive, Retries};
+use crate::state::{
+    Admission, Backend, Balancing, Cluster, ClusterLimits, Frontend, FrontendLimits, HealthCheck, Passive,
+    RateLimit, Retries, Sources,
+};
 
 /// `[clusters.ID]`.
 pub(in crate::config) static CLUSTER: Level = Level {
@@ -19,7 +22,9 @@ pub(in crate::config) static CLUSTER: Level = Level {
         Balancing::OWN,
         Admission::OWN,
         Retries::OWN,
+        ClusterLimits::OWN,
         &[
+            RATE_LIMITS,
             key("frontends", Tables(&FRONTEND), "[]", Yes, "Which requests it gets."),
             key("backends", Tables(&BACKEND), "[]", Yes, "The servers that answer them."),
             key(
@@ -48,20 +53,6 @@ pub(in crate::config) static CLUSTER: Level = Level {
             key("authorized_hashes", Texts, "", NotYet, "Users of basic authentication."),
             key("www_authenticate", AnyText, "", NotYet, "Realm of basic authentication."),
             key(
-                "max_connections_per_ip",
-                Integer(0, u64::MAX),
-                "",
-                NotYet,
-                "Connections of one source address; 0 = no limit.",
-            ),
-            key(
-                "retry_after",
-                Integer(0, U32),
-                "",
-                NotYet,
-                "`Retry-After` of an answer 429 (s); 0 = without.",
-            ),
-            key(
                 "health_check",
                 Table(&HEALTH_CHECK),
                 "",
@@ -74,8 +65,17 @@ pub(in crate::config) static CLUSTER: Level = Level {
 };
 
 /// `[[clusters.ID.frontends]]`.
-pub(in crate::config) static FRONTEND: Level =
-    Level { what: "a frontend", groups: &[Frontend::REQUIRED, Frontend::OWN, FRONTEND_RULE, FRONTEND_TLS] };
+pub(in crate::config) static FRONTEND: Level = Level {
+    what: "a frontend",
+    groups: &[
+        Frontend::REQUIRED,
+        Frontend::OWN,
+        Sources::OWN,
+        FrontendLimits::OWN,
+        FRONTEND_RULE,
+        FRONTEND_TLS,
+    ],
+};
 
 /// What a frontend says but of TLS.
 pub(in crate::config) const FRONTEND_RULE: &[Key] = &affecting(
@@ -123,8 +123,22 @@ pub(in crate::config) const FRONTEND_RULE: &[Key] = &affecting(
         key("rewrite_path", AnyText, "", NotYet, "Path that the backend sees."),
         key("rewrite_port", Integer(0, U32), "", NotYet, "Port that the backend sees."),
         key("headers", Tables(&HEADER), "", NotYet, "Fields to add, replace or remove."),
+        RATE_LIMITS,
     ],
 );
+
+/// Where rate limits stand.
+pub(super) const RATE_LIMITS: Key = key(
+    "rate_limits",
+    Tables(&RATE_LIMIT),
+    "[]",
+    Own,
+    "How many requests may come in a time. Those of the listener are judged first, then those of the frontend, then those of the cluster; the first that refuses ends it.",
+);
+
+/// `rate_limits = [{ ... }]`.
+pub(in crate::config) static RATE_LIMIT: Level =
+    Level { what: "a rate limit", groups: &[RateLimit::REQUIRED, RateLimit::OWN] };
 
 /// `[[clusters.ID.frontends.headers]]`.
 pub(in crate::config) static HEADER: Level = Level {

@@ -5,18 +5,21 @@ use super::{
     Kind::{Integer, Path, Text, TextMap},
     Level,
     Support::NotYet,
+    cluster::RATE_LIMITS,
     key,
     tls::TLS,
 };
-use crate::state::{Forwarding, Listener, Sizes, Timeouts, Tls};
+use crate::state::{Forwarding, Listener, Sizes, Sources, Timeouts, Tls};
 
 /// `[[listeners]]`.
 pub(in crate::config) static LISTENER: Level = Level { what: "a listener", groups: &LISTENER_GROUPS };
 
 /// Those of a listener without TLS come first.
-const LISTENER_GROUPS: [&[Key]; 13] = [
+const LISTENER_GROUPS: [&[Key]; 15] = [
     Listener::REQUIRED,
     Listener::OWN,
+    Sources::OWN,
+    &[RATE_LIMITS],
     Forwarding::OWN,
     NOT_HONOURED,
     Timeouts::INHERITED,
@@ -41,7 +44,7 @@ const NOT_HONOURED: &[Key] = &[key(
 /// The keys that the example shows in a listener without TLS.
 #[cfg(test)]
 pub(in crate::config) static PLAIN_LISTENER: Level =
-    Level { what: "a listener", groups: LISTENER_GROUPS.split_at(10).0 };
+    Level { what: "a listener", groups: LISTENER_GROUPS.split_at(12).0 };
 
 const ANSWERS: &[Key] = &[
     key("answers", TextMap, "", NotYet, "Own answers, by status code: a text, or `file://` and a path."),

@@ -118,32 +118,11 @@ const NOT_HONOURED: &[Key] = &[
         "Oldest connection that is still taken from the accept queue (s).",
     ),
     key(
-        "evict_on_queue_full",
-        Bool,
-        "false",
-        NotYet,
-        "Close the most idle connections when there are too many.",
-    ),
-    key(
         "zombie_check_interval",
         Integer(0, u32::MAX as u64),
         "1800",
         NoUse("every connection has deadlines of its own"),
         "How often stuck sessions are looked for (s).",
-    ),
-    key(
-        "max_connections_per_ip",
-        Integer(0, u64::MAX),
-        "0",
-        NotYet,
-        "Connections of one source address to one cluster; 0 = no limit.",
-    ),
-    key(
-        "retry_after",
-        Integer(0, u32::MAX as u64),
-        "60",
-        NotYet,
-        "`Retry-After` of an answer 429 (s); 0 = without.",
     ),
     key(
         "basic_auth_max_credential_bytes",

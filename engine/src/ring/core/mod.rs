@@ -33,6 +33,7 @@ use super::{
     body_memory::{BodyMemory, BulkBuf},
     buffers::{BufferRing, Part, Pool},
     features::Features,
+    overload::Overload,
     setup::{Settings, SetupError},
     socket::{End, Operation, Socket, Table, Token},
     splice::Pipes,
@@ -72,6 +73,7 @@ pub(super) struct Core {
     local_work: Cell<bool>,
     /// The next page of sockets whose tasks are to be woken.
     next_woken: Cell<Option<usize>>,
+    overload: Overload,
     admission: Admission,
     bulk_admission: Admission,
     connection_admission: Admission,
@@ -119,6 +121,7 @@ impl Ring {
                 now: Cell::new(0),
                 local_work: Cell::new(false),
                 next_woken: Cell::new(None),
+                overload: Overload::default(),
                 admission: Admission::new(admission::COMPUTE_BUDGET),
                 bulk_admission: Admission::new(admission::BULK_BUDGET),
                 connection_admission: Admission::new(admission::CONNECTION_BUDGET),
@@ -209,6 +212,22 @@ impl Ring {
         self.note_local_work();
     }
 
+    /// Whether [`Ring::wake_all`] has some left to wake.
+    pub fn is_waking(&self) -> bool {
+        self.core.next_woken.get().is_some()
+    }
+
+    /// From now on there is an overload when all turns take longer than `delay_ms` for a while; 0 = never.
+    pub fn set_overload_delay(&self, delay_ms: u64) {
+        self.core.overload.set_delay(delay_ms);
+    }
+
+    /// Whether what the loop has to do waits too long (`overload_delay`).
+    #[inline]
+    pub fn is_overloaded(&self) -> bool {
+        self.core.overload.is_there(self.core.now.get())
+    }
+
     /// Lets everything else that is ready have its turn, and the ring be served, before this task goes on.
     pub async fn yield_turn(&self) {
         self.note_local_work();
@@ -290,6 +309,10 @@ impl Core {
                 Some(until) => Wait::Until { now: self.now.get(), until },
             }
         };
+        if self.overload.is_on() {
+            let now = self.began.elapsed().as_millis() as u64;
+            self.overload.note(now - self.now.get(), now);
+        }
         {
             let mut uring = self.uring.borrow_mut();
             uring.enter(wait, self.batching.borrow_mut().wanted(self.now.get()))?;

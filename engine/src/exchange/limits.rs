@@ -1,0 +1,68 @@
+//! Holds a request against what is said of how much may come from whom.
+
+use std::net::IpAddr;
+
+use super::{Downstream, LocalReply, Outcome, Shared};
+use crate::{
+    http::{Asked, Reason},
+    quota::{Caps, Guard, Refused},
+};
+
+/// Why a request, or a connection that is passed on, is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) reason: Reason,
+    /// Status of the answer, where it is not that of the reason.
+    pub(crate) status: Option<u16>,
+    /// `Retry-After`, in seconds; 0 = without.
+    pub(crate) retry_after: u32,
+}
+
+impl Refusal {
+    fn of(reason: Reason) -> Refusal {
+        Refusal { reason, status: None, retry_after: 0 }
+    }
+}
+
+/// Holds a request against what one place says, and counts it there.
+///
+/// # Errors
+/// Why it is refused.
+pub(crate) fn judge(guard: &Guard, shared: &Shared, asked: &impl Asked) -> Result<(), Refusal> {
+    if guard.has_sources() && !guard.admits(asked.client()) {
+        return Err(Refusal::of(Reason::SourceRefused));
+    }
+    let (Some(rates), Some(table)) = (&guard.rates, &shared.pooling.sources) else { return Ok(()) };
+    rates.judge(asked, table, &shared.counters).map_err(|Refused { status, retry_after }| Refusal {
+        reason: Reason::RateLimited,
+        status: Some(status),
+        retry_after,
+    })
+}
+
+/// Sees to it that the connection of `client` has a place at the cluster that it asks. Where there is none, it keeps the one that it has.
+///
+/// # Errors
+/// A local reply where there is none.
+pub(super) fn hold_place<D: Downstream>(
+    downstream: &mut D,
+    cluster: &str,
+    caps: Caps,
+    client: Option<IpAddr>,
+    reply: impl FnOnce(Reason) -> LocalReply,
+) -> Result<(), Outcome> {
+    if downstream.place().is_some_and(|place| place.is_of(cluster, client)) {
+        return Ok(());
+    }
+    let Some(table) = &downstream.shared().pooling.sources else { return Ok(()) };
+    match caps.take(cluster, client, table) {
+        Some(place) => {
+            downstream.set_place(Some(place));
+            Ok(())
+        }
+        None => {
+            let reply = LocalReply { retry_after: caps.retry_after, ..reply(Reason::TooManyConnections) };
+            Err(Outcome::LocalReply(Box::new(reply)))
+        }
+    }
+}
