@@ -15,6 +15,7 @@ impl Ledger {
         let claimed = (0..LANES).find(is_free);
         if let Some(lane) = claimed {
             memory.clear(lane);
+            memory.end_taking(lane);
             memory.word(LANES_USED_AT).fetch_max(lane as u64 + 1, Relaxed);
         }
         memory.lane.set(claimed);
@@ -30,9 +31,11 @@ impl Ledger {
             let alive = u32::try_from(pid).is_ok_and(|pid| pid == 0 || is_alive(pid));
             if !alive {
                 self.memory.clear(lane);
+                self.memory.end_taking(lane);
                 owner.store(0, Release);
             }
         }
+        self.memory.end_epoch();
     }
 }
 

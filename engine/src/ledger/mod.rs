@@ -11,7 +11,7 @@
 //! | file | idea |
 //! |---|---|
 //! | `lanes` | which process has which lane, and what becomes of that of a dead one |
-//! | `slots` | which slot belongs to which name |
+//! | `slots` | which slot belongs to which name, and slots that are given back |
 
 mod lanes;
 mod slots;
@@ -35,11 +35,12 @@ use rustix::{
     io::Errno,
 };
 
+pub use self::slots::GivenBack;
 use crate::observe::SharedWords;
 
 /// Processes that can count at a time.
 const LANES: usize = 256;
-/// Names that can be counted. They are never taken back, so that there is room for some that are no more.
+/// Names that can be counted at a time.
 const SLOTS: usize = 1 << 15;
 /// Words of a slot beside the lanes.
 const SHARED: usize = 8;
@@ -49,25 +50,33 @@ const MAGIC: u64 = u64::from_le_bytes(*b"kakehi-1");
 const MAGIC_AT: usize = 0;
 const SLOTS_USED_AT: usize = 1;
 const LANES_USED_AT: usize = 2;
+/// How often slots were given back, times two; odd while some are.
+const EPOCH_AT: usize = 3;
+/// Which processes take a slot at this moment: a bit for each lane.
+const TAKING_AT: usize = 4;
 const OWNERS_AT: usize = 64;
 const SHARED_AT: usize = 512;
 const LANES_AT: usize = SHARED_AT + SLOTS * SHARED;
 const WORDS: usize = LANES_AT + LANES * SLOTS;
 /// Of which only what is used takes memory. A worker in the hands of a stranger can use all of it: 66 MiB.
 const BYTES: u64 = (WORDS * size_of::<u64>()) as u64;
-const _: () = assert!(OWNERS_AT + LANES <= SHARED_AT);
+const _: () = assert!(OWNERS_AT + LANES <= SHARED_AT && TAKING_AT + LANES / 64 <= OWNERS_AT);
 
 /// The first of the shared words of a slot: the hash of its name; 0 = it is free.
 const NAME: usize = 0;
+/// The last: 1 = the slot is of something that is configured, and is given back when that is not any more.
+const MARK: usize = SHARED - 1;
 
 struct Memory {
     words: SharedWords,
     /// The lane of this process.
     lane: Cell<Option<usize>>,
-    /// The slots that were seen, by name.
+    /// The slots that were seen in this epoch, by name.
     seen: RefCell<FxHashMap<u64, u32>>,
-    /// How many.
-    scanned: Cell<usize>,
+    /// The epoch in which they were.
+    epoch: Cell<u64>,
+    /// All before it are taken.
+    hole: Cell<usize>,
 }
 
 /// The ledger, mapped.
@@ -97,7 +106,11 @@ pub enum Word {
     Ticket = 4,
     /// When it was ejected last (ms, the clock of the host).
     EjectedAt = 5,
+    /// Until when one process tries whether it can be connected to again, and no other does (ms, the clock of the host).
+    TrialUntil = 6,
 }
+
+const _: () = assert!((Word::TrialUntil as usize) < MARK);
 
 impl Ledger {
     /// A new one, and the descriptor by which others map it, and can write to it, but not change its size.
@@ -129,8 +142,14 @@ impl Ledger {
     }
 
     fn of(words: SharedWords) -> Ledger {
-        let memory =
-            Memory { words, lane: Cell::default(), seen: RefCell::default(), scanned: Cell::default() };
+        let memory = Memory {
+            words,
+            lane: Cell::default(),
+            seen: RefCell::default(),
+            // None is odd.
+            epoch: Cell::new(1),
+            hole: Cell::default(),
+        };
         Ledger { memory: Rc::new(memory) }
     }
 }

@@ -8,7 +8,9 @@ use super::{
     affecting, key,
     tls::{BACKEND_TLS, FRONTEND_TLS},
 };
-use crate::state::{Admission, Backend, Balancing, Cluster, Frontend, HealthCheck, Passive, Retries};
+use crate::state::{
+    Admission, Backend, Balancing, Cluster, Frontend, HealthCheck, Passive, ProbeHeader, Retries,
+};
 
 /// `[clusters.ID]`.
 pub(in crate::config) static CLUSTER: Level = Level {
@@ -19,6 +21,7 @@ pub(in crate::config) static CLUSTER: Level = Level {
         Balancing::OWN,
         Admission::OWN,
         Retries::OWN,
+        Retries::INHERITED,
         &[
             key("frontends", Tables(&FRONTEND), "[]", Yes, "Which requests it gets."),
             key("backends", Tables(&BACKEND), "[]", Yes, "The servers that answer them."),
@@ -156,19 +159,14 @@ pub(in crate::config) static HEALTH_CHECK: Level = Level {
                 Own,
                 "Probes are made by TLS, with the keys of `backend_tls`. Without it: as requests are.",
             ),
-            key("headers", Tables(&PROBE_HEADER), "[]", NotYet, "Fields of the request."),
+            key("headers", Tables(&PROBE_HEADER), "[]", Yes, "Fields of the request, 32 at most."),
         ],
     ],
 };
 
 /// `[[clusters.ID.health_check.headers]]`.
-pub(in crate::config) static PROBE_HEADER: Level = Level {
-    what: "a field of a health check",
-    groups: &[&[
-        key("name", Text, "", NotYet, "Its name."),
-        key("value_file", Path, "", NotYet, "File that has its value."),
-    ]],
-};
+pub(in crate::config) static PROBE_HEADER: Level =
+    Level { what: "a field of a health check", groups: &[ProbeHeader::REQUIRED] };
 
 /// `[clusters.ID.udp]`.
 pub(in crate::config) static UDP: Level = Level {
