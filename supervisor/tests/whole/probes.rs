@@ -166,3 +166,51 @@ fn backends_behind_unix_sockets_other_ports_and_the_proxy_protocol_are_probed_to
     }
     assert_eq!(unix.requests()[0].all("Host"), ["localhost"]);
 }
+
+#[test]
+fn probes_send_the_fields_of_their_check_with_values_that_are_read_each_time() {
+    let farm = Farm::new(1);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    std::fs::write(&file, "Bearer one\n").unwrap();
+    let headers = |name: &str, file: &std::path::Path| {
+        format!("{QUICK}, headers = [{{ name = \"{name}\", value_file = \"{}\" }}]", file.display())
+    };
+    let proxy = farm.config(&[&check(&headers("Authorization", &file))]).start();
+    let last = |name: &str| {
+        let all = farm.backends[0].requests();
+        let probe = all.iter().rev().find(|it| it.target() == "/health").cloned();
+        probe.and_then(|it| it.field(name).map(str::to_owned))
+    };
+    wait::until("a probe", || last("Authorization").as_deref() == Some("Bearer one"));
+    assert_eq!(last("User-Agent").as_deref(), Some("kakehi-health-check"));
+    std::fs::write(&file, "Bearer two\r\n").unwrap();
+    wait::until("the other value", || last("authorization").as_deref() == Some("Bearer two"));
+    // It takes the place of kakehi's own.
+    let patch =
+        format!("health_check.headers=[{{ name = \"user-agent\", value_file = '{}' }}]", file.display());
+    assert!(proxy.ctl(&["cluster", "patch", "web", &patch]).status.success());
+    wait::until("another field", || last("User-Agent").as_deref() == Some("Bearer two"));
+    // Without its value there is no probe, which says nothing of the backend.
+    std::fs::remove_file(&file).unwrap();
+    proxy.logged("`health_check.headers`");
+    assert_eq!(shown(&proxy, "web", "b0")["probe"]["up"], true);
+    assert!(!proxy.log().contains("Bearer"), "a secret in the log");
+    // What would be another request, or none, is refused, and so is a file that a value cannot come from.
+    std::fs::write(&file, "a\r\nX: b\n").unwrap();
+    for (name, words) in [
+        ("Content-Length", "that field says where a probe ends"),
+        ("Transfer-Encoding", "that field says where a probe ends"),
+        ("connection", "that field says where a probe ends"),
+        ("a b", "is the name of a header field"),
+        ("X-Token", "has a line end or NUL in it"),
+    ] {
+        let (status, log) =
+            crate::harness::Proxy::start_failing(&farm.config(&[&check(&headers(name, &file))]));
+        assert!(!status.success() && log.contains(words), "{name}: {log}");
+    }
+    std::fs::write(&file, "a").unwrap();
+    let keys = format!("{}, host = \"a\"", headers("Host", &file));
+    let (_, log) = crate::harness::Proxy::start_failing(&farm.config(&[&check(&keys)]));
+    assert!(log.contains("beside `host`"), "{log}");
+}
