@@ -146,8 +146,11 @@ fn a_worker_that_is_stopped_while_it_tries_a_backend_keeps_the_others_from_it_fo
     });
     // One of them is trying it now; it stands still from here on.
     let mut trial: Vec<Client> = (0..16).map(|_| asking(&proxy, "/")).collect();
-    let waits = |client: &mut Client| client.patience(Duration::from_millis(100)).try_response().is_err();
-    wait::until("the refusals", || trial.iter_mut().filter(|client| waits(client)).count() <= 1);
+    let waits = |client: &mut Client| client.patience(Duration::from_millis(20)).try_response().is_err();
+    wait::until("the refusals", || {
+        trial.retain_mut(waits);
+        trial.len() <= 1
+    });
     let workers = proxy.workers();
     let before = attempts(&proxy);
     send_signal(workers[0], Signal::SIGSTOP);

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use crate::{
-    harness::{Backend, Config, Pki, free_port, wait},
+    harness::{Backend, Config, Need, Pki, Proxy, free_port, kakehictl_of, machine, wait},
     health::{Farm, QUICK, check, shown, wait_for_verdict, with_body},
 };
 
@@ -205,12 +205,42 @@ fn probes_send_the_fields_of_their_check_with_values_that_are_read_each_time() {
         ("a b", "is the name of a header field"),
         ("X-Token", "has a line end or NUL in it"),
     ] {
-        let (status, log) =
-            crate::harness::Proxy::start_failing(&farm.config(&[&check(&headers(name, &file))]));
+        let (status, log) = Proxy::start_failing(&farm.config(&[&check(&headers(name, &file))]));
         assert!(!status.success() && log.contains(words), "{name}: {log}");
     }
     std::fs::write(&file, "a").unwrap();
     let keys = format!("{}, host = \"a\"", headers("Host", &file));
-    let (_, log) = crate::harness::Proxy::start_failing(&farm.config(&[&check(&keys)]));
+    let (_, log) = Proxy::start_failing(&farm.config(&[&check(&keys)]));
     assert!(log.contains("beside `host`"), "{log}");
+}
+
+#[test]
+fn a_guest_of_the_command_socket_cannot_have_probes_send_files() {
+    const GUEST: u32 = 65_534;
+    if !(machine::has(Need::Root) && machine::has(Need::Program("setpriv"))) {
+        return;
+    }
+    let farm = Farm::new(1);
+    let proxy = farm.config(&[&check(QUICK)]).root("command_allowed_uids = [65534]").start();
+    let secret = proxy.folder().join("secret");
+    std::fs::write(&secret, "a secret").unwrap();
+    let patch =
+        format!("health_check.headers=[{{ name = \"a\", \"value_\\u0066ile\" = '{}' }}]", secret.display());
+    let refused = kakehictl_of(GUEST, &proxy).args(["cluster", "patch", "web", &patch]).output().unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(1) && said.contains("only root"), "{refused:?}");
+    let mut state = proxy.ctl_json("state");
+    let header = serde_json::json!({ "name": "a", "value_file": secret });
+    state["clusters"]["web"]["health"]["headers"] = serde_json::json!([header]);
+    let file = proxy.folder().join("state.json");
+    std::fs::write(&file, state.to_string()).unwrap();
+    let loads = kakehictl_of(GUEST, &proxy).args(["state", "load"]).arg(&file).output().unwrap();
+    let said = String::from_utf8_lossy(&loads.stderr);
+    assert!(loads.status.code() == Some(1) && said.contains("only root"), "{loads:?}");
+    // Root may, and what is there already is in nobody's way.
+    assert!(proxy.ctl(&["cluster", "patch", "web", &patch]).status.success());
+    wait::until("the field", || farm.backends[0].requests().iter().any(|it| it.field("a").is_some()));
+    let patch = ["cluster", "patch", "web", "health_check.interval=1"];
+    let other = kakehictl_of(GUEST, &proxy).args(patch).output().unwrap();
+    assert!(other.status.success(), "{other:?}");
 }
