@@ -194,8 +194,8 @@ fn a_client_that_is_bound_to_a_backend_is_closed_with_it() {
     backend.wait_for_requests(18);
     assert_eq!(counts(&close(&proxy, &["all"])), [0, 6, 6]);
     idle.iter_mut().for_each(Client::expect_closed);
+    (0..6).for_each(|_| go.send(()).unwrap());
     for client in &mut busy {
-        go.send(()).unwrap();
         let answer = client.response();
         assert_eq!((answer.status(), answer.field("connection")), (401, Some("close")), "{answer:?}");
         client.expect_closed();
