@@ -61,7 +61,7 @@ impl ProbeHeader {
         let is = |name: &&str| self.name.eq_ignore_ascii_case(name);
         if self.name.is_empty() || self.name.len() > 256 || !self.name.bytes().all(is_token) {
             Some("`name` is the name of a header field (RFC 9110, section 5.1)")
-        } else if OF_FRAMING.iter().any(|name| is(&name)) {
+        } else if OF_FRAMING.iter().any(is) {
             Some("`name`: that field says where a probe ends, and is kakehi's")
         } else if is_host_set && is(&"host") {
             Some("`name`: beside `host`, which says it already")
