@@ -28,7 +28,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 #[derive(Debug, Parser)]
 struct Options {
     /// Cases to measure: ka64, ka1000, ka1, close, big, ws64, idle, start, tls_handshake, tls_resumed, tls_ka64,
-    /// tls_big, tls_idle [default: all]; a body of any size: [tls_|tcp_]down|up_SIZE[_chunked][_xCONNECTIONS], as in
+    /// tls_big, tls_idle, policy [default: all]; a body of any size: [tls_|tcp_]down|up_SIZE[_chunked][_xCONNECTIONS], as in
     /// `up_64k`, `tls_down_16k_chunked_x1000`, `tcp_down_16`; `curve` and `curve_full` are many of them; latency at a fixed rate:
     /// tail_PERCENT[_fresh], of what the best of nginx and HAProxy answers in ka64; `tail` is many of them
     cases: Vec<String>,

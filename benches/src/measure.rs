@@ -41,6 +41,8 @@ pub enum Transport {
     Tls(Tickets),
     /// HTTP as it is, which the proxy passes on without knowing it (`mode tcp`).
     Passed,
+    /// HTTP as it is, and the proxy has policies: who gets how much, which backend, and what when it fails.
+    Policed,
 }
 
 /// What is done to a proxy.
@@ -115,6 +117,7 @@ impl Case {
             Transport::Clear => true,
             Transport::Tls(_) => kind.speaks_tls(),
             Transport::Passed => kind.passes_tcp(),
+            Transport::Policed => kind.has_policies(),
         };
         let tunnels = !matches!(self, Self::Traffic { mode: Mode::Tunnel, .. }) || kind.makes_tunnels();
         let kept =
@@ -154,7 +157,7 @@ const fn traffic(connections: usize, body: usize, mode: Mode, transport: Transpo
 }
 
 /// The cases of a full run, by name.
-pub const CASES: [(&str, Case); 13] = [
+pub const CASES: [(&str, Case); 14] = [
     ("ka64", traffic(64, 16, Mode::KeepAlive, Transport::Clear)),
     ("ka1000", traffic(1_000, 16, Mode::KeepAlive, Transport::Clear)),
     ("ka1", traffic(1, 16, Mode::KeepAlive, Transport::Clear)),
@@ -168,6 +171,7 @@ pub const CASES: [(&str, Case); 13] = [
     ("tls_ka64", traffic(64, 16, Mode::KeepAlive, FULL)),
     ("tls_big", traffic(16, 1 << 20, Mode::KeepAlive, FULL)),
     ("tls_idle", Case::Idle { connections: 6_000, transport: FULL }),
+    ("policy", traffic(64, 16, Mode::KeepAlive, Transport::Policed)),
 ];
 
 /// What one measurement found.
@@ -324,11 +328,15 @@ impl Bench {
         let folder = tempfile::tempdir().attempt(|| "no temporary folder".into())?;
         let listen = free_address()?;
         let tls = match transport {
-            Transport::Clear | Transport::Passed => None,
+            Transport::Clear | Transport::Passed | Transport::Policed => None,
             Transport::Tls(tickets) => Some(Tls::new(self.identity.certificate().clone(), tickets)?),
         };
         let secure = tls.clone().map(|tls| (&self.identity, tls));
-        let layer = if transport == Transport::Passed { Layer::Tcp } else { Layer::Http };
+        let layer = match transport {
+            Transport::Passed => Layer::Tcp,
+            Transport::Policed => Layer::Policy,
+            Transport::Clear | Transport::Tls(_) => Layer::Http,
+        };
         let Some(program) = peer.prepare(folder.path(), listen, self.backend, layer, secure)? else {
             let (target, since_start) = (self.backend, Duration::ZERO);
             return Ok(Running { process: None, target, tls, since_start, control: None, folder });

@@ -64,6 +64,12 @@ impl Kind {
         matches!(self, Self::Kakehi | Self::Floor | Self::Haproxy | Self::Sozu | Self::Direct)
     }
 
+    /// Whether it is configured here with policies (the case `policy`).
+    #[must_use]
+    pub fn has_policies(self) -> bool {
+        matches!(self, Self::Kakehi | Self::Nginx | Self::Haproxy)
+    }
+
     /// Whether it is configured here to make tunnels of connections that ask for that.
     #[must_use]
     pub fn makes_tunnels(self) -> bool {
@@ -78,6 +84,8 @@ pub enum Layer {
     Http,
     /// Bytes.
     Tcp,
+    /// Requests and responses, and what the policies of the case `policy` need.
+    Policy,
 }
 
 /// One proxy, found.

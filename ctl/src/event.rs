@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::order::ClosedSessions;
+
 /// Lines of a change that an event names at most.
 const MOST_LINES: usize = 50;
 /// Bytes of a text in an event at most; a reload may have thousands of long lines.
@@ -20,7 +22,7 @@ pub enum Topic {
     Changes,
     /// Certificates that come, go and are renewed.
     Certificates,
-    /// Steps of upgrades and scalings.
+    /// Steps of upgrades and scalings, and sessions that were closed.
     Operations,
     /// The state on the disk.
     Saves,
@@ -162,6 +164,19 @@ pub enum Happening {
         /// Which.
         cluster: String,
     },
+    /// Sessions of a cluster were closed by hand.
+    SessionsClosed {
+        /// By whom.
+        by: String,
+        /// Which cluster.
+        cluster: String,
+        /// Only those of this backend.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        backend: Option<String>,
+        /// How many.
+        #[serde(flatten)]
+        closed: ClosedSessions,
+    },
     /// Something this program does not know: it is from a later one.
     #[serde(other)]
     Other,
@@ -174,7 +189,7 @@ impl Happening {
             Happening::WorkerDied { .. } | Happening::WorkerReplaced { .. } => Topic::Workers,
             Happening::Changed { .. } | Happening::Refused { .. } => Topic::Changes,
             Happening::CertificatesChanged { .. } => Topic::Certificates,
-            Happening::Step { .. } => Topic::Operations,
+            Happening::Step { .. } | Happening::SessionsClosed { .. } => Topic::Operations,
             Happening::SaveFailed { .. } | Happening::SavedAgain => Topic::Saves,
             Happening::BackendDown { .. }
             | Happening::BackendUp { .. }
@@ -266,6 +281,13 @@ impl fmt::Display for Happening {
             ),
             Happening::ClusterPanicEnded { cluster } => {
                 write!(f, "cluster {cluster}: the panic is over, probes are believed")
+            }
+            Happening::SessionsClosed { by, cluster, backend, closed } => {
+                write!(f, "sessions of cluster {cluster}")?;
+                if let Some(backend) = backend {
+                    write!(f, ", backend {backend},")?;
+                }
+                write!(f, " closed by {by}: {closed}")
             }
             Happening::Other => f.write_str("something that this program does not know"),
         }

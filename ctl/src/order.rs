@@ -23,8 +23,8 @@ pub use self::backends::{
     BackendInfo, Backends, ClusterCondition, LastProbe, OperatorVerdict, ProbeVerdict, TrafficVerdict,
 };
 pub use self::worker::{
-    ADOPTION_VERSION, Adopted, BACKENDS_PER_ORDER, BackendLoad, BackendName, Fact, ListenerSocket, Order,
-    Program, Report, Verdict,
+    ADOPTION_VERSION, Adopted, BACKENDS_PER_ORDER, BackendLoad, BackendName, ClosedSessions, Fact,
+    ListenerSocket, Order, Program, Report, Verdict,
 };
 
 /// Version of the vocabulary of clients; a peer of another version is told so and nothing else happens.
@@ -234,6 +234,15 @@ pub enum Request {
         #[serde(default)]
         if_generation: Option<u64>,
     },
+    /// Close sessions of a cluster: idle upstream connections, tunnels and connections that are passed on now, all others when their
+    /// exchange has ended.
+    CloseSessions {
+        /// The cluster.
+        cluster: String,
+        /// Only those of this backend.
+        #[serde(default)]
+        backend: Option<String>,
+    },
 }
 
 impl Request {
@@ -327,6 +336,15 @@ pub enum Response {
     Misused {
         /// What is wrong and what to do.
         reason: String,
+    },
+    /// To [`Request::CloseSessions`].
+    SessionsClosed {
+        /// How many, on all workers that have done it.
+        #[serde(flatten)]
+        closed: ClosedSessions,
+        /// Workers that have not, and why.
+        #[serde(default)]
+        failed: Vec<WorkerOutcome>,
     },
 }
 

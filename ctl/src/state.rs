@@ -16,6 +16,7 @@ mod conditions;
 mod failures;
 mod health;
 mod listener;
+mod probe_header;
 mod settings;
 mod sources;
 mod tls;
@@ -29,6 +30,7 @@ pub use self::conditions::{Conditions, Statuses};
 pub use self::failures::{Passive, Retries};
 pub use self::health::{BackendMode, HealthCheck, InitialVerdict, ProbeMode, StatusRange, StatusRangeError};
 pub use self::listener::{Forwarding, Listener, ListenerProtocol, Sizes, Timeouts};
+pub use self::probe_header::{MAX_PROBE_HEADERS, MAX_PROBE_VALUE, ProbeHeader, ProbeValueError};
 pub use self::settings::{Settings, Steering};
 pub use self::sources::{ClusterLimits, FrontendLimits, RateKey, RateKeyError, RateLimit, Sources};
 

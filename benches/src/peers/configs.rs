@@ -15,6 +15,27 @@ const CONNECTIONS: usize = 8_000;
 /// opens new ones all the time.
 const UPSTREAM_IDLE: usize = 1_024;
 
+/// Policies of kakehi's cluster: passive health, retries, a choice by load, a cap of connections of an address. None of them refuses
+/// anything.
+// The place of one rate limit by source, once there is that key:
+// rate_limits = [{ key = "source", rate = 1000000000, burst = 1000000000 }]
+const POLICIES: &str = r#"load_balancing = "PEAK_EWMA"
+retry_on = ["reset", "502-503"]
+passive = { failure_ratio = 50 }
+max_connections_per_ip = 60000
+"#;
+/// The same of nginx: in `http`, in `upstream` and in `location`.
+const NGINX_POLICIES: [&str; 3] = [
+    "    limit_req_zone $binary_remote_addr zone=rate:10m rate=1000000r/s;\n    limit_conn_zone $binary_remote_addr zone=connections:10m;\n",
+    "        least_conn;\n",
+    "            limit_req zone=rate burst=1000000 nodelay;\n            limit_conn connections 60000;\n            proxy_next_upstream error timeout http_502 http_503;\n",
+];
+/// The same of HAProxy: in the frontend and in the backend.
+const HAPROXY_POLICIES: [&str; 2] = [
+    "    stick-table type ip size 100k expire 60s store http_req_rate(1s),conn_cur\n    tcp-request connection track-sc0 src\n    tcp-request connection reject if { sc_conn_cur(0) gt 60000 }\n    http-request deny deny_status 429 if { sc_http_req_rate(0) gt 1000000000 }\n",
+    "    balance leastconn\n    option redispatch\n    retry-on conn-failure empty-response 502 503\n",
+];
+
 /// What a configuration names.
 pub(super) struct Site<'a> {
     pub(super) folder: &'a Path,
@@ -62,6 +83,15 @@ backends = [{{ address = "{backend}" }}]
 "#
         );
     }
+    let (policies, backends) = match layer {
+        Layer::Policy => (
+            POLICIES,
+            format!(
+                r#"{{ address = "{backend}", backend_id = "one" }}, {{ address = "{backend}", backend_id = "other" }}"#
+            ),
+        ),
+        Layer::Http | Layer::Tcp => ("", format!(r#"{{ address = "{backend}" }}"#)),
+    };
     let (protocol, certificate) = match tls {
         None => ("http", String::new()),
         Some(IdentityFiles { certificate, key, .. }) => {
@@ -75,8 +105,8 @@ protocol = "{protocol}"
 {of_listener}
 [clusters.bench]
 protocol = "http"
-frontends = [{{ address = "{listen}", hostname = "{HOST}"{certificate} }}]
-backends = [{{ address = "{backend}" }}]
+{policies}frontends = [{{ address = "{listen}", hostname = "{HOST}"{certificate} }}]
+backends = [{backends}]
 "#
     )
 }
@@ -85,7 +115,12 @@ backends = [{{ address = "{backend}" }}]
 /// `proxy_max_temp_file_size 0`: the default writes big bodies to disk when the client is slower.
 /// Session tickets are on by default.
 pub(super) fn nginx(site: &Site<'_>) -> String {
-    let Site { folder, listen, backend, tls, .. } = site;
+    let Site { folder, listen, backend, layer, tls } = site;
+    let [in_http, in_upstream, in_location] = match layer {
+        Layer::Policy => NGINX_POLICIES,
+        Layer::Http | Layer::Tcp => [""; 3],
+    };
+    let again = if *layer == Layer::Policy { format!("        server {backend};\n") } else { String::new() };
     // As root nginx would switch to a user that may not enter the folder.
     let user = if nix::unistd::geteuid().is_root() { "user root;\n" } else { "" };
     let folder = folder.display();
@@ -118,9 +153,9 @@ http {{
 {temporary}    keepalive_timeout 600s;
     keepalive_requests 1000000000;
     proxy_max_temp_file_size 0;
-    upstream bench {{
-        server {backend};
-        keepalive {UPSTREAM_IDLE};
+{in_http}    upstream bench {{
+{in_upstream}        server {backend};
+{again}        keepalive {UPSTREAM_IDLE};
         keepalive_requests 1000000000;
         keepalive_timeout 600s;
     }}
@@ -128,7 +163,7 @@ http {{
         listen {listen}{ssl} backlog=4096;
         server_name {HOST};
 {certificate}        location / {{
-            proxy_pass http://bench;
+{in_location}            proxy_pass http://bench;
             proxy_http_version 1.1;
             proxy_set_header Connection "";
             proxy_set_header Host $host;
@@ -155,9 +190,16 @@ http {{
 pub(super) fn haproxy(site: &Site<'_>) -> String {
     let Site { listen, backend, layer, tls, .. } = site;
     let mode = match layer {
-        Layer::Http => "mode http\n    option http-keep-alive\n    option forwardfor\n    http-reuse always",
+        Layer::Http | Layer::Policy => {
+            "mode http\n    option http-keep-alive\n    option forwardfor\n    http-reuse always"
+        }
         Layer::Tcp => "mode tcp",
     };
+    let [in_frontend, in_backend] = match layer {
+        Layer::Policy => HAPROXY_POLICIES,
+        Layer::Http | Layer::Tcp => [""; 2],
+    };
+    let again = if *layer == Layer::Policy { format!("    server other {backend}\n") } else { String::new() };
     let ssl =
         tls.map_or_else(String::new, |files| format!(" ssl crt {} alpn http/1.1", files.both.display()));
     format!(
@@ -175,11 +217,11 @@ defaults
 
 frontend bench
     bind {listen} backlog 4096{ssl}
-    default_backend bench
+{in_frontend}    default_backend bench
 
 backend bench
-    server bench {backend}
-"
+{in_backend}    server bench {backend}
+{again}"
     )
 }
 
@@ -248,6 +290,21 @@ mod tests {
             let tls = write(&Site { folder, listen, backend, layer: Layer::Http, tls: Some(&files) });
             let named = ["folder/c.pem", "folder/k.pem", "folder/b.pem"].map(|path| tls.contains(path));
             assert!(named == [true, true, false] || named == [false, false, true], "{tls}");
+        }
+    }
+
+    #[test]
+    fn policies_are_there_in_their_case_only() {
+        let (listen, backend) = (([127, 0, 0, 1], 8080).into(), ([127, 0, 0, 1], 9000).into());
+        let folder = Path::new("folder");
+        for (write, word) in
+            [(kakehi as fn(&Site<'_>) -> String, "PEAK_EWMA"), (nginx, "least_conn"), (haproxy, "leastconn")]
+        {
+            let of = |layer| write(&Site { folder, listen, backend, layer, tls: None });
+            let (with, without) = (of(Layer::Policy), of(Layer::Http));
+            assert!(with.contains(word) && !without.contains(word), "{with}");
+            let backends = |text: &str| text.matches("127.0.0.1:9000").count();
+            assert_eq!((backends(&with), backends(&without)), (2, 1));
         }
     }
 }

@@ -19,19 +19,23 @@ struct Limit<'a> {
 enum Of {
     /// Ratio of the CPU time per request to that of the best of these.
     Cpu(&'static [&'static str]),
+    /// Ratio of the CPU time per request to that of the same proxy in another case, in the same round.
+    CpuIn(&'static str),
     /// Memory per idle connection (KiB).
     Growth,
 }
 
 const ALL: &[&str] = &["nginx", "haproxy", "sozu"];
 
-const LIMITS: [Limit<'static>; 6] = [
+const LIMITS: [Limit<'static>; 8] = [
     Limit { case: "tls_handshake", of: Of::Cpu(&["nginx"]), at_most: 0.85 },
     Limit { case: "tls_handshake", of: Of::Cpu(&["sozu"]), at_most: 0.80 },
     Limit { case: "tls_resumed", of: Of::Cpu(&["nginx"]), at_most: 0.65 },
     Limit { case: "tls_ka64", of: Of::Cpu(ALL), at_most: 0.85 },
     Limit { case: "tls_big", of: Of::Cpu(ALL), at_most: 0.85 },
     Limit { case: "tls_idle", of: Of::Growth, at_most: 6.0 },
+    Limit { case: "policy", of: Of::CpuIn("ka64"), at_most: 1.12 },
+    Limit { case: "policy", of: Of::Cpu(&["nginx", "haproxy"]), at_most: 0.80 },
 ];
 
 /// Of each point of the curve: CPU time per request to that of the best.
@@ -57,6 +61,16 @@ impl Limit<'_> {
         let rounds = Rounds { of_case: &of_case, peer: subject, subject };
         let (what, measured) = match self.of {
             Of::Growth => ("KiB/connection".to_owned(), rounds.median_of(&growth)?),
+            Of::CpuIn(case) => {
+                let of_other: Vec<&Record> = records.iter().filter(|record| record.case == case).collect();
+                let others = Rounds { of_case: &of_other, peer: subject, subject };
+                let cpu = traffic(|found| found.cpu_us);
+                let without = others.by_round(subject, &cpu);
+                let ratios = rounds.by_round(subject, &cpu).into_iter();
+                let ratios = ratios.filter_map(|(round, with)| Some(with / without.get(&round)?));
+                let ratios = ratios.filter(|ratio| ratio.is_finite()).collect();
+                (format!("CPU ratio to {case}"), super::median(ratios)?)
+            }
             Of::Cpu(others) => {
                 let cpu = traffic(|found| found.cpu_us);
                 let (best, measured) = rounds.ratio_to_best(&cpu, others)?;

@@ -14,7 +14,8 @@ use toml::{Table, Value};
 use crate::layers::Owner;
 use crate::state::{
     Backend, BackendTls, CertificateFiles, CipherSuite, ClientAuth, Cluster, Frontend, FrontendLimits, Group,
-    HealthCheck, Hsts, Listener, PathRule, RateLimit, Settings, State, Tls, TlsVersion, WantedCertificate,
+    HealthCheck, Hsts, Listener, PathRule, ProbeHeader, RateLimit, Settings, State, Tls, TlsVersion,
+    WantedCertificate,
 };
 
 /// The text of a file with everything that `state` has.
@@ -184,6 +185,12 @@ fn health_check(check: &HealthCheck) -> Table {
     let mut table = Writer::default();
     check.write_keys(&mut table.0);
     table.if_some("tls", check.tls.as_deref().map(backend_tls));
+    let header = |it: &ProbeHeader| {
+        let mut keys = Table::new();
+        it.write_keys(&mut keys);
+        Value::Table(keys)
+    };
+    table.unless(Vec::new(), "headers", check.headers.iter().map(header).collect::<Vec<_>>());
     table.0
 }
 

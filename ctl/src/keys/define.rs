@@ -19,7 +19,7 @@
 //! |---|---|
 //! | `required` | are always there: read by whoever makes the struct, and always written |
 //! | `own` | have a default, and are left out where that applies |
-//! | `inherited` | the same, and the root can set them for all listeners |
+//! | `inherited` | the same, and the root can set them for all listeners or clusters |
 //! | `beside` | fields without a key, or whose key needs more than its value to be read: `name: type = default` |
 //!
 //! What comes out: the struct with serde (what a state of an earlier program lacks has the default) and `Default`, and

@@ -27,6 +27,7 @@ fn all() -> impl Iterator<Item = &'static Key> {
         Balancing::OWN,
         Admission::OWN,
         Retries::OWN,
+        Retries::INHERITED,
         Passive::OWN,
         Sources::OWN,
         FrontendLimits::OWN,

@@ -54,6 +54,9 @@ pub struct BackendInfo {
     pub usable: bool,
     /// Connections in use, of all workers; `None`: a worker did not say it.
     pub in_flight: Option<u64>,
+    /// Requests of its cluster that wait for room in one of its backends, on all workers; `None`: a worker did not say it.
+    #[serde(default)]
+    pub waiting: Option<u64>,
     /// Part of what the cluster served since its workers started (percent); `None`: nothing was, or a worker did not say it.
     pub share_percent: Option<f64>,
     /// It is drained or maintained, and has nothing in flight any more.
@@ -108,4 +111,7 @@ pub struct TrafficVerdict {
     pub reason: String,
     /// Workers that pass it over.
     pub passed_over_by: Vec<u32>,
+    /// Since when (milliseconds since 1970); `None`: it is used.
+    #[serde(default)]
+    pub since_ms: Option<u64>,
 }

@@ -1,6 +1,6 @@
 //! What the supervisor orders its workers, what they report, and how they say who they are.
 
-use std::net::SocketAddr;
+use std::{fmt, net::SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -71,6 +71,15 @@ pub enum Order {
     TellLoads {
         /// Each with its cluster.
         backends: Vec<BackendName>,
+    },
+    /// Close sessions of a cluster: idle upstream connections, tunnels and connections that are passed on now, all others when their
+    /// exchange has ended. Answered with [`Report::SessionsClosed`].
+    CloseSessions {
+        /// The cluster.
+        cluster: String,
+        /// Only those of this backend.
+        #[serde(default)]
+        backend: Option<String>,
     },
     /// As [`Fact::TicketKeys`], from supervisors of earlier programs.
     RenewTicketKeys,
@@ -151,6 +160,45 @@ pub struct BackendLoad {
     /// It is so because of how it answered, and on all workers.
     #[serde(default)]
     pub ejected: bool,
+    /// Requests of its cluster that wait for room on this worker.
+    #[serde(default)]
+    pub waiting: u32,
+    /// How long it has been passed over already (ms); 0: it is not.
+    #[serde(default)]
+    pub passed_over_for_ms: u64,
+}
+
+/// How many sessions were closed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClosedSessions {
+    /// Upstream connections that nobody used.
+    pub idle: u64,
+    /// Tunnels, connections that are passed on, and those that belong to a client that was asking nothing.
+    pub tunnels: u64,
+    /// Exchanges that go on to their end: their upstream connections are closed then.
+    pub ending: u64,
+}
+
+impl fmt::Display for ClosedSessions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ClosedSessions { idle, tunnels, ending } = self;
+        write!(
+            f,
+            "{idle} idle connections, {tunnels} tunnels; {ending} requests in flight end with their answer"
+        )
+    }
+}
+
+impl ClosedSessions {
+    /// These and those.
+    #[must_use]
+    pub fn plus(self, other: ClosedSessions) -> ClosedSessions {
+        ClosedSessions {
+            idle: self.idle.saturating_add(other.idle),
+            tunnels: self.tunnels.saturating_add(other.tunnels),
+            ending: self.ending.saturating_add(other.ending),
+        }
+    }
 }
 
 /// Changes that one order names at most: reading an order holds everybody up who is served.
@@ -177,7 +225,7 @@ impl Order {
     ];
 
     /// Those that came later.
-    const LATER: [&'static str; 3] = ["fact", "fact.verdicts", "tell_loads"];
+    const LATER: [&'static str; 4] = ["fact", "fact.verdicts", "tell_loads", "close_sessions"];
 
     /// The orders that this program understands.
     pub fn known() -> impl Iterator<Item = &'static str> {
@@ -195,6 +243,7 @@ impl Order {
             Order::Fact { fact: Fact::TicketKeys } => "fact",
             Order::Fact { fact: Fact::Verdicts { .. } } => "fact.verdicts",
             Order::TellLoads { .. } => "tell_loads",
+            Order::CloseSessions { .. } => "close_sessions",
             Order::RenewTicketKeys => "renew_ticket_keys",
             Order::TellState => "tell_state",
             Order::Take => "take",
@@ -315,6 +364,11 @@ pub enum Report {
     Loads {
         /// What they have to do.
         loads: Vec<Option<BackendLoad>>,
+    },
+    /// To [`Order::CloseSessions`].
+    SessionsClosed {
+        /// How many.
+        closed: ClosedSessions,
     },
     /// An order was carried out.
     Done,

@@ -11,8 +11,6 @@ keyed! {
         /// had died: `reset`, the backend ends the connection before the head of its response; `timeout`, it says nothing for
         /// `back_timeout`; a status.
         "retry_on" => on: Conditions = Conditions::default(), RetryConditions, Own, Backends;
-        /// Backends that one request is sent to or connects to at most, the first included.
-        "max_connection_attempts" => max_attempts: u8 = limits::MAX_CONNECTION_ATTEMPTS, Integer(1, 255), Yes, Backends;
         /// From the beginning of a request until this, in seconds, it may be sent again; 0 = at any time.
         "retry_timeout" => timeout_ms: u64 = 0, SecondsOrZero, Own, Backends;
         /// Largest body (bytes) that is kept to be sent again; a request with a larger one is sent once.
@@ -21,6 +19,10 @@ keyed! {
         "retry_budget" => budget: u16 = limits::RETRY_BUDGET, Integer(0, 1_000), Own, Backends;
         /// Tell the backend in `X-Kakehi-Attempts` how often the request was sent, this time included.
         "attempts_header" => attempts_header: bool = false, Bool, Own, Backends;
+    }
+    inherited {
+        /// Backends that one request is sent to or connects to at most, the first included.
+        "max_connection_attempts" => max_attempts: u8 = limits::MAX_CONNECTION_ATTEMPTS, Integer(1, 255), Yes, Backends;
     }
 }
 

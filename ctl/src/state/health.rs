@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use super::BackendTls;
+use super::{BackendTls, ProbeHeader};
 use crate::{
     keys::{keyed, words},
     limits,
@@ -82,6 +82,8 @@ keyed! {
     beside {
         /// Probes are made by TLS, otherwise than requests.
         tls: Option<Box<BackendTls>> = None;
+        /// Fields of the request of a probe besides those that it has anyway.
+        headers: Vec<ProbeHeader> = Vec::new();
     }
 }
 

@@ -125,6 +125,12 @@ impl ClientConnection {
         self.stream.is_tls() || self.info.as_ref().is_some_and(|info| info.bound.is_some())
     }
 
+    /// True if the session of the upstream connection that is bound to this one was closed by hand: this one ends, too.
+    pub(super) fn is_dismissed(&self) -> bool {
+        let bound = self.info.as_ref().and_then(|info| info.bound.as_ref());
+        bound.is_some_and(|bound| bound.lease.is_dismissed())
+    }
+
     /// Drops a line end behind the last request (RFC 9112 section 2.2): no other request begins with it, so the connection
     /// stays idle. True if nothing is left.
     pub(super) fn skip_line_end(&mut self) -> bool {

@@ -63,6 +63,7 @@ impl ClientConnection {
                     Poll::Pending if self.is_draining() => {
                         self.poll_idle_close(context).map(|()| Waited::Nothing)
                     }
+                    Poll::Pending if self.is_dismissed() => Poll::Ready(Waited::Nothing),
                     Poll::Pending if self.connections.connections_move() && !self.is_immovable() => {
                         Poll::Ready(Waited::Successor)
                     }
@@ -202,7 +203,7 @@ pub(super) fn serve(
                 Waited::Nothing => Disposition::after(Event::IdleEnd {
                     sending: connection.stream.is_sending(),
                     tls: connection.stream.is_tls(),
-                    draining: connection.is_draining(),
+                    draining: connection.is_draining() || connection.is_dismissed(),
                 }),
                 Waited::Successor => Disposition::after(Box::pin(connection.move_away()).await),
             };

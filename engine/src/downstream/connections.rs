@@ -245,6 +245,12 @@ impl Connections {
         self.shared.ring.note_local_work();
     }
 
+    /// Lets everybody see that sessions were closed by hand.
+    pub fn sessions_closed(&self) {
+        self.shared.ring.wake_all();
+        self.wake_tunnels();
+    }
+
     /// True if there are as many as there may be.
     pub(super) fn is_full(&self) -> bool {
         self.open.get() >= self.max_connections.get()

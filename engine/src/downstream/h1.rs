@@ -67,8 +67,8 @@ impl Downstream for ClientConnection {
         &self.stream
     }
 
-    fn encode(&self, head: &ResponseHead<'_>, request: &Request, ahead: bool, more: &str) -> Encoded {
-        let keep_alive = request.keep_alive && !ahead && !self.is_last();
+    fn encode(&self, head: &ResponseHead<'_>, request: &Request, last: bool, more: &str) -> Encoded {
+        let keep_alive = request.keep_alive && !last && !self.is_last();
         let plan = ResponsePlan::new(head, request.method, request.version, keep_alive);
         let hsts = request.hsts.as_deref().filter(|_| !head.is_interim());
         let shared = &self.connections.shared;

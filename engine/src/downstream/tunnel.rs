@@ -40,6 +40,10 @@ impl TunnelOwner for Owner<'_> {
     fn is_removed(&self) -> bool {
         self.listener.is_closed() || self.lease.is_retired()
     }
+
+    fn is_dismissed(&self) -> bool {
+        self.lease.is_dismissed()
+    }
 }
 
 /// Runs a tunnel to a backend of `cluster` until it ends, is silent for `idle_ms`, or moves to another process.
@@ -78,7 +82,7 @@ pub(super) async fn run(
     let event = match end {
         TunnelEnd::Finished => Event::TunnelFinished,
         TunnelEnd::Broken => Event::TunnelBroken,
-        TunnelEnd::Drained => Event::TunnelExpired,
+        TunnelEnd::Drained | TunnelEnd::Dismissed => Event::TunnelExpired,
         TunnelEnd::Idle => {
             counters.count(Counter::TunnelTimeouts);
             Event::TunnelExpired

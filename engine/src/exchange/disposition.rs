@@ -78,7 +78,7 @@ pub(crate) enum Event {
     TunnelFinished,
     /// One side of a tunnel broke.
     TunnelBroken,
-    /// A tunnel was idle for too long, or its listener or backend was removed.
+    /// A tunnel was idle for too long, its listener or backend was removed, or its session was closed by hand.
     TunnelExpired,
 }
 

@@ -67,9 +67,9 @@ pub(crate) trait Downstream {
     /// Where bodies come from and go to; the socket itself, for what only works on sockets, is its `as_plain`.
     fn body(&self) -> &TransportStream;
 
-    /// Writes the head of a response as this client gets it. `ahead`: it comes before the request was read to its end, so no other
-    /// can follow. `more`: lines of fields that it gets besides, each with its end.
-    fn encode(&self, head: &ResponseHead<'_>, request: &Request, ahead: bool, more: &str) -> Encoded;
+    /// Writes the head of a response as this client gets it. `last`: no other request can follow, as this one was not read to its
+    /// end, or as the session ends with it. `more`: lines of fields that it gets besides, each with its end.
+    fn encode(&self, head: &ResponseHead<'_>, request: &Request, last: bool, more: &str) -> Encoded;
 
     /// Takes the upstream connection that is bound to this client, if it leads to `cluster` and is whole.
     fn take_bound(&mut self, cluster: &Rc<Cluster>) -> Option<Lease>;

@@ -43,9 +43,9 @@ impl Answered {
     ) -> Outcome {
         match self {
             Answered::Whole { keep_alive, reusable, authenticates_connection } => {
-                // NTLM and Negotiate authenticate the connection (RFC 4559), so that what comes next on it is answered as
-                // if this client asked. RFC 9110 section 3.3.
-                let binds = was_bound || request.authenticates_connection || authenticates_connection;
+                let binds = binds(request, was_bound, authenticates_connection);
+                // What was authenticated ends as a whole: the response may have begun before the session was closed.
+                let keep_alive = keep_alive && !(binds && lease.is_dismissed());
                 match (reusable && sent, binds) {
                     (true, false) => lease.release(&downstream.shared().pooling),
                     (true, true) if keep_alive => downstream.bind(lease, &request.cluster),
@@ -66,6 +66,12 @@ impl Answered {
             Answered::Upgraded(_) => Outcome::Cut { reset: true },
         }
     }
+}
+
+/// Whether the upstream connection is for this client alone. NTLM and Negotiate authenticate the connection (RFC 4559), so that what comes
+/// next on it is answered as if this client asked. RFC 9110 section 3.3.
+fn binds(request: &Request, was_bound: bool, authenticates_connection: bool) -> bool {
+    was_bound || request.authenticates_connection || authenticates_connection
 }
 
 /// What a response tells the upload that runs beside it, and the other way round.
@@ -330,10 +336,12 @@ fn read<D: Downstream>(
     }
     // RFC 9112 section 9.3: a body that is not read to its end ends the connection, and the response says so.
     let ahead = context.duplex.is_some_and(|duplex| duplex.uploading.get());
+    let binds = binds(request, context.attempts.was_bound, head.authenticates_connection);
+    let last = ahead || (binds && context.lease.is_dismissed());
     let endpoint = context.lease.endpoint();
     let sticky_name = &request.config.settings.sticky_name;
     let session = request.cluster.session_line(endpoint, request.affinity, sticky_name, downstream.is_tls());
-    let encoded = downstream.encode(&head, request, ahead, session.as_deref().unwrap_or_default());
+    let encoded = downstream.encode(&head, request, last, session.as_deref().unwrap_or_default());
     let chunked = encoded.framing == OutFraming::Chunked;
     let body = match head.body {
         ResponseBody::None => Body::length(0),

@@ -1,6 +1,6 @@
 //! Which process has which lane. A process takes one that is free; the supervisor, which knows who lives, frees those of the dead.
 
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 
 use super::{LANES, LANES_USED_AT, Ledger, Memory, OWNERS_AT};
 
@@ -16,13 +16,14 @@ impl Ledger {
         let memory = &self.memory;
         let claim = |lane: &usize| {
             let owner = memory.word(OWNERS_AT + lane);
-            let free = Owner { pid: 0, ..Owner::of(owner.load(Relaxed)) };
-            let mine = Owner { pid, ..free };
-            owner.compare_exchange(free.word(), mine.word(), AcqRel, Relaxed).is_ok()
+            let before = owner.load(Relaxed);
+            let mine = Owner { pid, ..Owner::of(before) };
+            Owner::of(before).pid == 0 && owner.compare_exchange(before, mine.word(), AcqRel, Relaxed).is_ok()
         };
         let claimed = (0..LANES).find(claim);
         if let Some(lane) = claimed {
             memory.clear(lane);
+            memory.end_taking(lane);
             memory.life.set(Owner::of(memory.word(OWNERS_AT + lane).load(Relaxed)).life);
             memory.word(LANES_USED_AT).fetch_max(lane as u64 + 1, Relaxed);
         }
@@ -38,9 +39,11 @@ impl Ledger {
             // What is no number of a process is rubbish.
             if pid > MOST_PID || pid != 0 && !is_alive(pid) {
                 self.memory.clear(lane);
+                self.memory.end_taking(lane);
                 owner.store(Owner { pid: 0, life: life.wrapping_add(1) & LIVES }.word(), Release);
             }
         }
+        self.memory.end_epoch();
     }
 }
 
@@ -64,7 +67,7 @@ impl Owner {
 impl Memory {
     /// In which life of its lane a process is that has that lane.
     pub(super) fn life_of(&self, lane: usize) -> Option<u32> {
-        let owner = Owner::of(self.word(OWNERS_AT + lane % LANES).load(Relaxed));
+        let owner = Owner::of(self.word(OWNERS_AT + lane % LANES).load(SeqCst));
         (owner.pid != 0).then_some(owner.life)
     }
 

@@ -11,7 +11,7 @@
 //! | file | idea |
 //! |---|---|
 //! | `lanes` | which process has which lane, and what becomes of that of a dead one |
-//! | `slots` | which slot belongs to which name |
+//! | `slots` | which slot belongs to which name, and slots that are given back |
 //! | `table` | how much came from whom, for limits |
 
 mod lanes;
@@ -40,11 +40,12 @@ use rustix::{
     rand::{GetRandomFlags, getrandom},
 };
 
+pub use self::slots::GivenBack;
 use crate::observe::SharedWords;
 
 /// Processes that can count at a time.
 const LANES: usize = 256;
-/// Names that can be counted. They are never taken back, so that there is room for some that are no more.
+/// Names that can be counted at a time.
 const SLOTS: usize = 1 << 15;
 /// Words of a slot beside the lanes.
 const SHARED: usize = 8;
@@ -54,8 +55,12 @@ const MAGIC: u64 = u64::from_le_bytes(*b"kakehi-2");
 const MAGIC_AT: usize = 0;
 const SLOTS_USED_AT: usize = 1;
 const LANES_USED_AT: usize = 2;
+/// How often slots were given back, times two; odd while some are.
+const EPOCH_AT: usize = 3;
+/// Which processes take a slot at this moment: a bit for each lane.
+const TAKING_AT: usize = 4;
 /// Two words that clients do not know: what they choose to send is hashed under them.
-const SECRET_AT: usize = 3;
+const SECRET_AT: usize = 8;
 const OWNERS_AT: usize = 64;
 const SHARED_AT: usize = 512;
 const LANES_AT: usize = SHARED_AT + SLOTS * SHARED;
@@ -67,19 +72,23 @@ const BYTES: u64 = (SETS_AT * size_of::<u64>()) as u64;
 const SET_BYTES: u64 = (table::SET * size_of::<u64>()) as u64;
 /// Sets of the largest table.
 const MOST_SETS: u64 = (1 << 24) / 8;
-const _: () = assert!(OWNERS_AT + LANES <= SHARED_AT);
+const _: () = assert!(OWNERS_AT + LANES <= SHARED_AT && TAKING_AT + LANES / 64 <= SECRET_AT);
 
 /// The first of the shared words of a slot: the hash of its name; 0 = it is free.
 const NAME: usize = 0;
+/// The last: 1 = the slot is of something that is configured, and is given back when that is not any more.
+const MARK: usize = SHARED - 1;
 
 struct Memory {
     words: SharedWords,
     /// The lane of this process.
     lane: Cell<Option<usize>>,
-    /// The slots that were seen, by name.
+    /// The slots that were seen in this epoch, by name.
     seen: RefCell<FxHashMap<u64, u32>>,
-    /// How many.
-    scanned: Cell<usize>,
+    /// The epoch in which they were.
+    epoch: Cell<u64>,
+    /// All before it are taken.
+    hole: Cell<usize>,
     /// Which life of its lane is this process's.
     life: Cell<u32>,
     /// Sets of the table.
@@ -122,7 +131,11 @@ pub enum Word {
     Ticket = 4,
     /// When it was ejected last (ms, the clock of the host).
     EjectedAt = 5,
+    /// Until when one process tries whether it can be connected to again, and no other does (ms, the clock of the host).
+    TrialUntil = 6,
 }
+
+const _: () = assert!((Word::TrialUntil as usize) < MARK);
 
 impl Ledger {
     /// A new one with room for `keys` keys of limits, from 1 to 16,777,216, and the descriptor by which others map it, and can write to
@@ -168,7 +181,9 @@ impl Ledger {
             words,
             lane: Cell::default(),
             seen: RefCell::default(),
-            scanned: Cell::default(),
+            // None is odd.
+            epoch: Cell::new(1),
+            hole: Cell::default(),
             life: Cell::default(),
             sets: sets as usize,
             secret,

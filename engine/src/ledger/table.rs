@@ -200,7 +200,7 @@ impl Memory {
             if let Some(entry) = self.present(tag) {
                 return Found { entry, tag };
             }
-            let Some((at, entry, before)) = self.free(tag).or_else(|| self.idlest(tag)) else { break };
+            let Some((at, entry, before)) = self.vacant(tag).or_else(|| self.idlest(tag)) else { break };
             if self.word(at).compare_exchange(before, tag, AcqRel, Relaxed).is_err() {
                 continue;
             }
@@ -215,7 +215,7 @@ impl Memory {
     }
 
     /// A free entry for a tag, in the set that has more of them.
-    fn free(&self, tag: u64) -> Option<(usize, Entry, u64)> {
+    fn vacant(&self, tag: u64) -> Option<(usize, Entry, u64)> {
         let (mut first, mut count) = ([None; 2], [0; 2]);
         for (place, (at, entry)) in self.ways(tag).enumerate() {
             if self.word(at).load(Relaxed) == 0 {

@@ -38,6 +38,9 @@ pub(crate) trait TunnelOwner {
 
     /// True if its listener or its backend was removed: it has a while to end by itself.
     fn is_removed(&self) -> bool;
+
+    /// True if it has to end at once.
+    fn is_dismissed(&self) -> bool;
 }
 
 /// A tunnel between a client and a backend.
@@ -63,6 +66,8 @@ pub(crate) enum TunnelEnd<P> {
     Idle,
     /// Its listener or its backend was removed, and the time to end by itself has passed.
     Drained,
+    /// It had to end at once.
+    Dismissed,
     /// Each direction is at rest or has finished, and a place elsewhere was taken: move it, after [`come_to_rest`].
     AtRest(P),
 }
@@ -92,6 +97,9 @@ impl<O: TunnelOwner> Tunnel<'_, O> {
         let mut drained_at = None;
         timer.set(idle_ms);
         poll_fn(|context| {
+            if owner.is_dismissed() {
+                return Poll::Ready(TunnelEnd::Dismissed);
+            }
             if !up_done && let Poll::Ready(outcome) = up.as_mut().poll(context) {
                 up_done = true;
                 if outcome.is_err() {

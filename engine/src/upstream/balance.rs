@@ -17,6 +17,7 @@ use super::{
     ejection::{self, Standing},
     endpoint::Endpoint,
     hashing::{self, Maglev},
+    trial,
     verdicts::{Judge, Rank},
 };
 use crate::{ledger::Ledger, limits};
@@ -38,6 +39,8 @@ const FIRST_SHARE: u64 = 10;
 pub(super) struct Health {
     failures: Cell<u32>,
     down_until: Cell<u64>,
+    /// When the first of these failures was.
+    since: Cell<u64>,
 }
 
 impl Health {
@@ -54,12 +57,15 @@ impl Health {
         }
         let failures = self.failures.get();
         self.failures.set(failures.saturating_add(1));
+        if failures == 0 {
+            self.since.set(now);
+        }
         let penalty = (FIRST_PENALTY_MS << failures.min(10)).min(LONGEST_PENALTY_MS);
         self.down_until.set(now + penalty);
     }
 
     /// Whether the last attempt failed.
-    fn has_failed(&self) -> bool {
+    pub(super) fn has_failed(&self) -> bool {
         self.failures.get() > 0
     }
 
@@ -67,9 +73,10 @@ impl Health {
         self.down_until.get() > now
     }
 
-    /// Connection attempts in a row that failed, and how long it is passed over for that (ms from `now`).
-    pub(super) fn seen(&self, now: u64) -> (u32, u64) {
-        (self.failures.get(), self.down_until.get().saturating_sub(now))
+    /// Connection attempts in a row that failed, how long ago the first was (ms), and how long it is passed over for that (ms from `now`).
+    pub(super) fn seen(&self, now: u64) -> (u32, u64, u64) {
+        let ago = now.saturating_sub(self.since.get());
+        (self.failures.get(), ago, self.down_until.get().saturating_sub(now))
     }
 }
 
@@ -117,11 +124,13 @@ impl Traffic {
         match standing {
             Standing::Good if !backend.health.has_failed() => Traffic::Good,
             // Until one has succeeded.
-            Standing::Good if backend.opening.get() > 0 => Traffic::Busy,
+            Standing::Good if backend.opening.get() > 0 || trial::is_tried(backend, present.host, ledger) => {
+                Traffic::Busy
+            }
             Standing::Good if backend.health.is_down(present.now) => Traffic::Failed,
             Standing::Good => Traffic::Good,
             Standing::OnTrial => one_at_a_time(load.everywhere(ledger).requests > 0, Traffic::Good),
-            Standing::Ejected => one_at_a_time(load.here().requests > 0, Traffic::Failed),
+            Standing::Ejected => one_at_a_time(load.everywhere(ledger).requests > 0, Traffic::Failed),
         }
     }
 }

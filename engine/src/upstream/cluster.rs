@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, io, rc::Rc};
 
-use kakehi_ctl::order::BackendLoad;
+use kakehi_ctl::order::{BackendLoad, ClosedSessions};
 use kakehi_ctl::state::{self, BackendMode, ClusterLimits, InitialVerdict, Passive, Retries};
 use socket2::SockAddr;
 
@@ -14,6 +14,7 @@ use super::{
     endpoint::Endpoint,
     hashing::hash,
     load::{InFlight, Load},
+    names::Name,
     pool::Pooling,
     queue::Queue,
     window::Window,
@@ -171,7 +172,7 @@ impl Endpoints {
         let repeats = retries.as_ref().is_some_and(|retries| !retries.on.is_empty());
         let repetitions = repeats.then(|| match counted {
             Some(counted) => Rc::clone(counted),
-            None => Rc::new(Window::new(BUDGET_WINDOW_MS, hash(format!("repetitions\0{name}").as_bytes()))),
+            None => Rc::new(Window::new(BUDGET_WINDOW_MS, Name::repetitions(name))),
         });
         let initially_down =
             cluster.health.as_ref().is_some_and(|check| check.initial == InitialVerdict::Down);
@@ -271,7 +272,7 @@ impl Cluster {
 
     fn of(name: &str, members: Endpoints) -> Cluster {
         let members = RefCell::new(Rc::new(members));
-        let load = Rc::new(Load::named(hash(format!("cluster\0{name}").as_bytes())));
+        let load = Rc::new(Load::named(Name::cluster(name)));
         Cluster { name: name.to_owned(), share: Share::of(name), members, load }
     }
 
@@ -343,6 +344,15 @@ impl Cluster {
     pub fn load_of(&self, id: &str, pooling: &Pooling) -> Option<BackendLoad> {
         let heeds_ejections = self.members.borrow().passive.enabled;
         self.endpoint(id).map(|endpoint| endpoint.load(pooling, heeds_ejections))
+    }
+
+    /// Closes the sessions of the backend of this name, or of all backends. What has become tunnels learns of it when it is woken.
+    pub fn close_sessions(&self, id: Option<&str>, pooling: &Pooling) -> ClosedSessions {
+        let members = Rc::clone(&self.members.borrow());
+        let chosen = members.members.iter().filter(|it| id.is_none_or(|id| it.backend.id == id));
+        chosen
+            .map(|it| it.backend.close_sessions(pooling))
+            .fold(ClosedSessions::default(), ClosedSessions::plus)
     }
 
     /// It is configured no more: all its backends go; see [`Cluster::replace`].

@@ -14,6 +14,7 @@ use super::{
     lease::{InUse, Lease},
     pool::Pooling,
     queue::Full,
+    trial,
 };
 use crate::{
     http::Reason,
@@ -149,7 +150,9 @@ impl Cluster {
             indices.push(index);
             // Boxed: rare beside the reuse of an idle connection, and large with the address in it.
             match Box::pin(backend.open(pooling, self.share, &members.settings, options)).await {
-                Ok(stream) => {
+                // Another worker tries it: that is no attempt of ours.
+                Ok(None) => *attempts -= 1,
+                Ok(Some(stream)) => {
                     // It did not fail: it may be asked again for this request.
                     indices.pop();
                     let lease = Lease::counted(stream, in_use, false).at(index);
@@ -363,15 +366,17 @@ impl Cluster {
 }
 
 impl Endpoint {
+    /// A new connection; `None`: it could not be reached lately, and another worker is trying it.
     async fn open(
         &self,
         pooling: &Pooling,
         share: Share,
         settings: &ConnectSettings,
         options: &ConnectOptions<'_>,
-    ) -> Result<TransportStream, ConnectError> {
+    ) -> Result<Option<TransportStream>, ConnectError> {
         let counters = &pooling.counters;
         let now = pooling.ring.now();
+        let Ok(_trial) = trial::begin(self, options.connect_ms, pooling) else { return Ok(None) };
         self.opening.set(self.opening.get() + 1);
         let _opening = Opening(self);
         let attempt = self.reach(pooling, share, settings, options);
@@ -384,7 +389,7 @@ impl Endpoint {
                 }
                 self.load.connecting.observe(pooling.ring.now() - now, pooling.ring.now());
                 counters.count(Counter::UpstreamConnects);
-                return Ok(stream);
+                return Ok(Some(stream));
             }
             Some(Err(reason)) => reason,
             None => Reason::BackendConnectTimeout,

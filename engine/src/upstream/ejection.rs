@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use kakehi_ctl::state::Passive;
 
-use super::{cluster::Member, endpoint::Endpoint, hashing::hash, window::Window};
+use super::{cluster::Member, endpoint::Endpoint, names::Name, window::Window};
 use crate::{
     ledger::{Ledger, Slot, Word},
     limits,
@@ -39,8 +39,7 @@ pub(super) struct Answers {
 impl Answers {
     /// Of the backend `id` of `cluster`.
     pub(super) fn new(cluster: &str, id: &str, passive: &Passive) -> Answers {
-        let name = hash(format!("answers\0{cluster}\0{id}").as_bytes());
-        Answers { window: Window::new(passive.window_ms, name) }
+        Answers { window: Window::new(passive.window_ms, Name::answers(cluster, id)) }
     }
 }
 
@@ -68,11 +67,13 @@ pub(super) fn standing(endpoint: &Endpoint, host_now: u64, ledger: Option<&Ledge
     }
 }
 
-/// For how long `endpoint` is still passed over because of how it answered (ms).
-pub(super) fn left(endpoint: &Endpoint, host_now: u64, ledger: Option<&Ledger>) -> Option<u64> {
+/// For how long `endpoint` is passed over because of how it answered: so far, and still (ms).
+pub(super) fn left(endpoint: &Endpoint, host_now: u64, ledger: Option<&Ledger>) -> Option<(u64, u64)> {
     let ejected = standing(endpoint, host_now, ledger) == Standing::Ejected;
     let slot = endpoint.load.slot(ledger).filter(|_| ejected)?;
-    Some(slot.word(Word::EjectedUntil).load(Relaxed).saturating_sub(host_now))
+    let word = |word| slot.word(word).load(Relaxed);
+    let since = host_now.saturating_sub(word(Word::EjectedAt));
+    Some((since, word(Word::EjectedUntil).saturating_sub(host_now)))
 }
 
 /// The backend at `index` has answered well.

@@ -5,7 +5,7 @@ use std::{
     rc::Rc,
 };
 
-use kakehi_ctl::order::BackendLoad;
+use kakehi_ctl::order::{BackendLoad, ClosedSessions};
 use socket2::SockAddr;
 
 use super::{
@@ -13,6 +13,7 @@ use super::{
     ejection,
     hashing::hash,
     load::Load,
+    names::Name,
     pool::{IdlePool, Pooling},
     queue::Queue,
     verdicts::Verdicts,
@@ -33,6 +34,8 @@ pub struct Endpoint {
     pub(super) idle: RefCell<IdlePool>,
     /// It is in the configuration no more: it finishes what it has, and keeps no idle connections.
     pub(super) retired: Cell<bool>,
+    /// How often its sessions were closed by hand.
+    pub(super) dismissals: Cell<u32>,
     /// Connections to it that are being made.
     pub(super) opening: Cell<u32>,
     /// Who waits for room in it.
@@ -56,11 +59,12 @@ impl Endpoint {
             address,
             health: Health::default(),
             verdicts: Verdicts::with_probe_down(probe_down),
-            load: Load::named(hash(format!("backend\0{cluster}\0{id}").as_bytes())),
+            load: Load::named(Name::backend(cluster, id)),
             start: Start::default(),
             hash: hash(id.as_bytes()),
             idle: RefCell::default(),
             retired: Cell::new(false),
+            dismissals: Cell::new(0),
             opening: Cell::new(0),
             queue: RefCell::default(),
             tls_failed: Cell::new(false),
@@ -89,13 +93,26 @@ impl Endpoint {
 
     /// What it has to do.
     pub(super) fn load(&self, pooling: &Pooling, heeds_ejections: bool) -> BackendLoad {
-        let (failures, down_ms) = self.health.seen(pooling.ring.now());
+        let (failures, failing_ms, down_ms) = self.health.seen(pooling.ring.now());
         let ejected = heeds_ejections
             .then(|| ejection::left(self, pooling.host_now(), pooling.ledger.as_ref()))
             .flatten();
-        let passed_over_ms = down_ms.max(ejected.unwrap_or(0));
+        let passed_over_ms = down_ms.max(ejected.map_or(0, |(_, left)| left));
+        let failing_ms = ejected.map_or(failing_ms, |(since, _)| since);
+        let passed_over_for_ms = if passed_over_ms > 0 { failing_ms } else { 0 };
         let (connections, served) = (self.load.here().connections, self.load.served.get());
-        BackendLoad { connections, served, failures, passed_over_ms, ejected: ejected.is_some() }
+        let waiting = self.queue.borrow().as_ref().map_or(0, |queue| queue.length());
+        let ejected = ejected.is_some();
+        BackendLoad { connections, served, failures, passed_over_ms, ejected, waiting, passed_over_for_ms }
+    }
+
+    /// Closes its sessions: idle connections now, the others as those who have them find out ([`Lease::is_dismissed`](super::Lease)).
+    pub(super) fn close_sessions(&self, pooling: &Pooling) -> ClosedSessions {
+        self.dismissals.set(self.dismissals.get().wrapping_add(1));
+        let idle = self.idle.borrow_mut().clear(pooling);
+        let here = self.load.here();
+        let tunnels = here.connections.saturating_sub(here.requests).into();
+        ClosedSessions { idle, tunnels, ending: here.requests.into() }
     }
 
     pub(super) fn retire(&self, pooling: &Pooling) {

@@ -92,9 +92,14 @@ impl Lease {
         self.in_use.endpoint.retired.get()
     }
 
-    /// True if no further request may be sent to the backend, not even on this connection: it was removed, or is maintained.
+    /// True if no further request may be sent on this connection: the backend was removed or is maintained, or the session was closed.
     pub fn takes_nothing(&self) -> bool {
-        self.is_retired() || self.in_use.endpoint.verdicts.is_maintained()
+        self.is_dismissed() || self.is_retired() || self.in_use.endpoint.verdicts.is_maintained()
+    }
+
+    /// True if its session was closed by hand after it had begun: it ends with the exchange that it is in, and a tunnel at once.
+    pub fn is_dismissed(&self) -> bool {
+        self.in_use.dismissals != self.in_use.endpoint.dismissals.get()
     }
 
     /// Gives the connection back for the next exchange. Call it when the exchange is complete, both ways, and the backend
@@ -114,6 +119,8 @@ impl Lease {
 /// A connection that counts as used at its endpoint, as long as this lives.
 pub(super) struct InUse {
     endpoint: Rc<Endpoint>,
+    /// How often sessions of the endpoint had been closed by hand when it began.
+    dismissals: u32,
     /// It carries a request.
     request: Cell<bool>,
     /// That it is no more is no news: there was no room for it.
@@ -125,7 +132,8 @@ impl InUse {
     pub(super) fn new(endpoint: &Rc<Endpoint>) -> InUse {
         let InFlight { connections, requests } = endpoint.load.here();
         endpoint.load.set(InFlight { connections: connections + 1, requests: requests + 1 });
-        InUse { endpoint: Rc::clone(endpoint), request: Cell::new(true), quiet: Cell::new(false) }
+        let dismissals = endpoint.dismissals.get();
+        InUse { endpoint: Rc::clone(endpoint), dismissals, request: Cell::new(true), quiet: Cell::new(false) }
     }
 
     /// There was no room for it after all.

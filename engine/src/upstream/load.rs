@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, OnceCell};
 
+use super::names::Name;
 use crate::ledger::{Ledger, Slot};
 
 /// Within this time the weight of what was observed falls to a third (ms).
@@ -53,10 +54,10 @@ impl Average {
 /// What an endpoint has to do.
 #[derive(Default)]
 pub(super) struct Load {
-    /// Of its name in the ledger.
-    name: u64,
+    /// In the ledger.
+    name: Name,
     /// Where all workers count it, once one has used it here.
-    slot: OnceCell<Option<Slot>>,
+    slot: OnceCell<Slot>,
     /// Connections that somebody uses, on this worker.
     connections: Cell<u32>,
     /// Those of them that are no tunnels.
@@ -96,14 +97,25 @@ impl InFlight {
 
 impl Load {
     /// Of what has this name in the ledger.
-    pub(super) fn named(name: u64) -> Load {
+    pub(super) fn named(name: Name) -> Load {
         Load { name, ..Load::default() }
     }
 
     /// Where all workers count it.
     #[inline]
     pub(super) fn slot(&self, ledger: Option<&Ledger>) -> Option<&Slot> {
-        self.slot.get_or_init(|| ledger.and_then(|ledger| ledger.slot(self.name))).as_ref()
+        match self.slot.get() {
+            Some(slot) => Some(slot),
+            None => self.find_slot(ledger?),
+        }
+    }
+
+    #[cold]
+    fn find_slot(&self, ledger: &Ledger) -> Option<&Slot> {
+        let slot = ledger.slot_of_configured(self.name.0)?;
+        // Where there was none at once, it has counted already.
+        slot.publish(self.here().word());
+        Some(self.slot.get_or_init(|| slot))
     }
 
     /// What this worker has there.
@@ -121,7 +133,7 @@ impl Load {
     pub(super) fn set(&self, of: InFlight) {
         self.connections.set(of.connections);
         self.requests.set(of.requests);
-        if let Some(Some(slot)) = self.slot.get() {
+        if let Some(slot) = self.slot.get() {
             slot.publish(of.word());
         }
     }
@@ -158,7 +170,7 @@ mod tests {
         let workers = [1, 2].map(|pid| {
             let ledger = Ledger::map(&file).unwrap();
             ledger.claim_lane(pid);
-            (Load::named(9), ledger)
+            (Load::named(Name(9)), ledger)
         });
         let [(one, of_one), (two, of_two)] = &workers;
         assert!(one.slot(Some(of_one)).is_some() && two.slot(Some(of_two)).is_some());
@@ -167,7 +179,7 @@ mod tests {
         assert_eq!(one.everywhere(Some(of_one)), InFlight { connections: 7, requests: 6 });
         assert_eq!(two.everywhere(Some(of_two)), InFlight { connections: 7, requests: 6 });
         assert!(one.fits(7, Some(of_one)) && !two.fits(6, Some(of_two)));
-        let alone = Load::named(9);
+        let alone = Load::named(Name(9));
         alone.set(InFlight { connections: 1, requests: 1 });
         assert_eq!(alone.everywhere(None), InFlight { connections: 1, requests: 1 });
     }

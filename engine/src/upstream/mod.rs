@@ -6,9 +6,11 @@
 //! | `endpoint` | an [`Endpoint`]: a configured backend with what this worker knows of it |
 //! | `balance` | chooses an endpoint by the policy of the cluster, past those that failed lately |
 //! | `affinity` | what a request says of the endpoint that it belongs to: a key, a session |
+//! | `names` | by which names all workers count together what belongs to a cluster |
 //! | `hashing` | the hashes by which a key finds its endpoint |
 //! | `ejection` | endpoints that are passed over because of how they answer |
 //! | `window` | how often something happened in the last seconds |
+//! | `trial` | one attempt at a time at an endpoint that could not be reached |
 //! | `verdicts` | operator, probes and traffic: which endpoint can be used |
 //! | `load` | what an endpoint has to do, and how quick it is |
 //! | `connect` | [`Cluster::connect`] brings a request to an endpoint |
@@ -28,8 +30,10 @@ mod endpoint;
 mod hashing;
 mod lease;
 mod load;
+mod names;
 mod pool;
 mod queue;
+mod trial;
 mod verdicts;
 mod window;
 
@@ -39,5 +43,6 @@ pub use self::{
     connect::{AttemptedEndpoints, ConnectError, ConnectOptions},
     endpoint::Endpoint,
     lease::Lease,
+    names::names_in_ledger,
     pool::Pooling,
 };

@@ -124,11 +124,11 @@ impl IdlePool {
         }
     }
 
-    /// Throws all away.
-    pub(super) fn clear(&mut self, pooling: &Pooling) {
-        for _ in std::mem::take(&mut self.idle) {
-            pooling.counters.uncount(Counter::UpstreamIdle);
-        }
+    /// Throws all away; how many there were.
+    pub(super) fn clear(&mut self, pooling: &Pooling) -> u64 {
+        let all = std::mem::take(&mut self.idle);
+        all.iter().for_each(|_| pooling.counters.uncount(Counter::UpstreamIdle));
+        all.len() as u64
     }
 
     pub(super) fn put(&mut self, stream: TransportStream, pooling: &Pooling) {

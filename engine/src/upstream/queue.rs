@@ -14,8 +14,8 @@ use std::{
 };
 
 use super::{
-    hashing::hash,
     load::{InFlight, Load},
+    names::Name,
     pool::Pooling,
 };
 use crate::{
@@ -59,8 +59,8 @@ pub(super) struct Queue {
     /// How many wait.
     count: Load,
     /// Where workers say who is first.
-    first: OnceCell<Option<Slot>>,
-    first_name: u64,
+    first: OnceCell<Slot>,
+    first_name: Name,
     /// Where there is no ledger.
     tickets: Cell<u64>,
 }
@@ -78,13 +78,12 @@ pub(super) struct Full;
 impl Queue {
     /// That of `cluster`, for `size` at most.
     pub(super) fn new(cluster: &str, size: u32) -> Queue {
-        let name = |what: &str| hash(format!("{what}\0{cluster}").as_bytes());
         Queue {
             size,
             waiting: RefCell::default(),
-            count: Load::named(name("waiting")),
+            count: Load::named(Name::waiting(cluster)),
             first: OnceCell::new(),
-            first_name: name("first"),
+            first_name: Name::first(cluster),
             tickets: Cell::new(0),
         }
     }
@@ -97,6 +96,11 @@ impl Queue {
     /// The most that may wait.
     pub(super) fn size(&self) -> u32 {
         self.size
+    }
+
+    /// How many wait on this worker.
+    pub(super) fn length(&self) -> u32 {
+        self.count.here().connections
     }
 
     /// There may be room now.
@@ -154,8 +158,13 @@ impl Queue {
             self.add(-1);
             return Err(Full);
         }
-        let slot = self.first.get_or_init(|| ledger.and_then(|ledger| ledger.slot(self.first_name)));
-        let ticket = match slot {
+        let find = || ledger.and_then(|ledger| ledger.slot_of_configured(self.first_name.0));
+        if self.first.get().is_none()
+            && let Some(slot) = find()
+        {
+            self.first.get_or_init(|| slot);
+        }
+        let ticket = match self.first.get() {
             // Whatever stands there: it is compared only.
             Some(slot) => slot.word(Word::Ticket).fetch_add(1, Relaxed),
             None => self.tickets.replace(self.tickets.get() + 1),
@@ -174,7 +183,7 @@ impl Queue {
 
     /// Says who is first here.
     fn publish(&self, now: u64) {
-        let Some(Some(slot)) = self.first.get() else { return };
+        let Some(slot) = self.first.get() else { return };
         let first = self.waiting.borrow().iter().find(|waiter| !waiter.bound).map(|waiter| waiter.ticket);
         let word =
             first.map_or(0, |ticket| ticket.wrapping_add(1) << TIME_BITS | (now & ((1 << TIME_BITS) - 1)));
@@ -186,7 +195,7 @@ impl Queue {
         let now = pooling.host_now();
         self.publish(now);
         let mask = (1_u64 << TIME_BITS) - 1;
-        let mut others = self.first.get().into_iter().flatten().flat_map(Slot::others);
+        let mut others = self.first.get().into_iter().flat_map(Slot::others);
         !others.any(|word| {
             let (ticket, said) = (word >> TIME_BITS, word & mask);
             // Tickets that are far ahead are rubbish, or have come round.
@@ -213,7 +222,7 @@ impl Drop for Place<'_> {
             next.call();
         }
         if waiting.is_empty()
-            && let Some(Some(slot)) = self.queue.first.get()
+            && let Some(slot) = self.queue.first.get()
         {
             slot.publish(0);
         }

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, OnceCell};
 
+use super::names::Name;
 use crate::ledger::{Ledger, Slot};
 
 /// Parts of a window, each of which is forgotten as a whole.
@@ -25,13 +26,13 @@ pub(super) struct Window {
     parts: [Cell<Counts>; PARTS as usize],
     /// The part that is counted in now, since the host began.
     present: Cell<u64>,
-    name: u64,
-    slot: OnceCell<Option<Slot>>,
+    name: Name,
+    slot: OnceCell<Slot>,
 }
 
 impl Window {
     /// One of `length_ms`, that has this name in the ledger.
-    pub(super) fn new(length_ms: u64, name: u64) -> Window {
+    pub(super) fn new(length_ms: u64, name: Name) -> Window {
         Window {
             part_ms: (length_ms / PARTS).max(1),
             parts: Default::default(),
@@ -84,7 +85,10 @@ impl Window {
     }
 
     fn slot(&self, ledger: Option<&Ledger>) -> Option<&Slot> {
-        self.slot.get_or_init(|| ledger.and_then(|ledger| ledger.slot(self.name))).as_ref()
+        match self.slot.get() {
+            Some(slot) => Some(slot),
+            None => ledger?.slot_of_configured(self.name.0).map(|slot| self.slot.get_or_init(|| slot)),
+        }
     }
 
     /// Forgets what is older.
@@ -111,13 +115,22 @@ impl Window {
     }
 }
 
+impl Drop for Window {
+    fn drop(&mut self) {
+        // So that the slot can be given back.
+        if let Some(slot) = self.slot.get() {
+            slot.publish(0);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn what_is_older_than_the_window_is_forgotten() {
-        let window = Window::new(10_000, 1);
+        let window = Window::new(10_000, Name(1));
         for now in (0..30_000).step_by(100) {
             window.count(now % 200 == 0, 1_000_000 + now, None);
         }
@@ -132,7 +145,7 @@ mod tests {
         let [one, two] = [1, 2].map(|pid| {
             let ledger = Ledger::map(&file).unwrap();
             ledger.claim_lane(pid);
-            (Window::new(10_000, 5), ledger)
+            (Window::new(10_000, Name(5)), ledger)
         });
         (0..7).for_each(|_| one.0.count(true, 500_000, Some(&one.1)));
         (0..3).for_each(|_| two.0.count(false, 500_500, Some(&two.1)));

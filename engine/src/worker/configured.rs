@@ -17,7 +17,7 @@ use std::{
 
 use kakehi_ctl::{
     change::{Change, ChangeError},
-    order::{BackendLoad, BackendName, ListenerSocket, Verdict},
+    order::{BackendLoad, BackendName, ClosedSessions, ListenerSocket, Verdict},
     state::{Fingerprint, Revision, Settings, State},
 };
 
@@ -310,6 +310,19 @@ impl Configured {
         let clusters = self.clusters.borrow();
         let load = |it: &BackendName| clusters.get(&it.cluster)?.load_of(&it.id, pooling);
         backends.iter().map(load).collect()
+    }
+
+    /// Closes sessions of a backend of a cluster, or of all its backends.
+    pub(super) fn close_sessions(
+        &self,
+        cluster: &str,
+        backend: Option<&str>,
+        connections: &Connections,
+    ) -> ClosedSessions {
+        let pooling = &connections.shared.pooling;
+        let closed = self.cluster(cluster).map(|cluster| cluster.close_sessions(backend, pooling));
+        connections.sessions_closed();
+        closed.unwrap_or_default()
     }
 
     /// Throws away idle upstream connections that are closed or too old.

@@ -375,6 +375,13 @@ impl Worker {
                                 report(ring, orders, id, Report::Loads { loads }).await?;
                                 continue;
                             }
+                            Order::CloseSessions { cluster, backend } => {
+                                let (cluster, backend) = (&cluster, backend.as_deref());
+                                let closed =
+                                    self.configured.close_sessions(cluster, backend, &self.connections);
+                                report(ring, orders, id, Report::SessionsClosed { closed }).await?;
+                                continue;
+                            }
                             Order::TellState => self.tell_state().map_err(|error| error.to_string()),
                             Order::HandOver { deadline_ms } => self.hand_over(deadline_ms),
                             Order::Stop { deadline_ms } => {

@@ -1,11 +1,15 @@
-//! Who may ask at the command socket: root, our own user and guests, but no worker.
+//! Who may ask at the command socket: root, our own user and guests, but no worker. And what guests may not ask for.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
+use kakehi_ctl::{change::Change, state::Cluster};
 use tokio::{net::UnixStream, sync::watch, time::Instant};
 
 use super::strangers::{Strangers, describe_peer};
-use crate::fleet::{process::is_alive, roster::Roster};
+use crate::{
+    fleet::{process::is_alive, roster::Roster},
+    supervisor::Supervisor,
+};
 
 /// Pause between two lines of the log that say the same of a worker.
 const ALARM_PAUSE: Duration = Duration::from_secs(1);
@@ -85,4 +89,22 @@ async fn shut_out(guest: Option<u32>, mut guests: watch::Receiver<Vec<u32>>) {
 pub(super) fn is_privileged(stream: &UnixStream) -> bool {
     let own = rustix::process::geteuid().as_raw();
     stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own)
+}
+
+impl Supervisor {
+    /// Whether `changes` have probes send what stands in files of which none is sent to backends of the cluster now.
+    pub(super) fn send_other_files(&self, changes: &[Change]) -> bool {
+        changes.iter().any(|change| match change {
+            Change::SetCluster { name, cluster } => self.sends_other_files(name, cluster),
+            _ => false,
+        })
+    }
+
+    /// The same of a cluster.
+    pub(super) fn sends_other_files(&self, name: &str, cluster: &Cluster) -> bool {
+        let present = self.state.clusters.get(name).and_then(|it| it.health.as_deref());
+        let is_known =
+            |file: &PathBuf| present.is_some_and(|it| it.headers.iter().any(|it| it.value_file == *file));
+        cluster.health.as_deref().is_some_and(|it| it.headers.iter().any(|it| !is_known(&it.value_file)))
+    }
 }

@@ -105,6 +105,11 @@ pub(crate) enum Refused {
     /// A guest of the command socket asks for what only root and kakehi's own user may.
     #[error("only root and the user that kakehi runs as may change settings; nothing was changed")]
     Guest,
+    /// A guest of the command socket asks for what would have kakehi send the content of a file to a backend.
+    #[error(
+        "only root and the user that kakehi runs as may name files for `health_check.headers`; nothing was changed"
+    )]
+    GuestFiles,
     /// It is too late for changes.
     #[error("kakehi is stopping; nothing was changed")]
     Stopping,
@@ -227,6 +232,9 @@ impl Supervisor {
         }
         let (state, edits, folder) = (Arc::clone(&self.state), edits.to_vec(), folder.to_owned());
         let (changes, warnings) = self.serve_beside(move || edited(&state, &edits, &folder)).await??;
+        if !privileged && self.send_other_files(&changes) {
+            return Err(Refused::GuestFiles);
+        }
         self.apply(changes, by).await.map(|changed| with_warnings(changed, warnings))
     }
 
@@ -471,7 +479,7 @@ impl Supervisor {
         let mut refusals = Vec::new();
         for (id, answer) in prepared {
             match answer {
-                Answer::Done => {}
+                Answer::Done | Answer::Closed(_) => {}
                 Answer::Refused(reason) => refusals.push(format!("worker {id}: {reason}")),
                 Answer::Silence => silent.push(id),
             }
@@ -504,7 +512,7 @@ impl Supervisor {
             .collect();
         for (id, answer) in committed {
             let outcome = match answer {
-                Answer::Done => "changed".to_owned(),
+                Answer::Done | Answer::Closed(_) => "changed".to_owned(),
                 Answer::Silence => "did not answer within `worker_timeout`; replaced".to_owned(),
                 Answer::Refused(reason) => {
                     let reason = format!("did not make a change that all others made ({reason})");

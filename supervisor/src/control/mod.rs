@@ -8,6 +8,7 @@
 //! | [`requests`] | requests that change something, each an operation |
 //! | [`change`], [`reload`] | changes, made by all workers or by none; those by the file |
 //! | [`certificates`], [`tickets`] | certificates that come, go and are renewed; the keys of session tickets |
+//! | [`sessions`] | sessions that are closed by hand |
 //! | [`settings`] | settings of the process, by the file and by hand |
 //! | [`save`] | the state on disk, when asked, at a stop, and at the next start |
 
@@ -19,6 +20,7 @@ pub(crate) mod reload;
 pub(crate) mod requests;
 pub(crate) mod run;
 pub(crate) mod save;
+pub(crate) mod sessions;
 pub(crate) mod settings;
 mod strangers;
 pub(crate) mod tickets;

@@ -64,6 +64,15 @@ impl Supervisor {
                 }
                 None => Response::Refused { reason: "no descriptor is left; try again".to_owned() },
             },
+            Request::LoadState { state, .. }
+                if !privileged
+                    && state.clusters.iter().any(|(name, it)| self.sends_other_files(name, it)) =>
+            {
+                respond(Err(change::Refused::GuestFiles))
+            }
+            Request::Apply { changes } if !privileged && self.send_other_files(&changes) => {
+                respond(Err(change::Refused::GuestFiles))
+            }
             Request::LoadState { state, keys, dry_run, allow_empty } => {
                 let wish = reload::Wish { dry_run, allow_empty, ..reload::Wish::default() };
                 respond(self.load_state(*state, keys, wish, by).await)
@@ -83,6 +92,7 @@ impl Supervisor {
             Request::Edit { edits, folder, if_generation } => {
                 respond(self.edit(&edits, &folder, if_generation, (by, privileged)).await)
             }
+            Request::CloseSessions { cluster, backend } => self.close_sessions(cluster, backend, by).await,
             // It needs no turn.
             request => {
                 let question = Question { request, peer, guest, privileged, asker, watcher, answer };

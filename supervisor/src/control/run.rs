@@ -1,6 +1,9 @@
 //! The loop of a supervisor that serves: one operation at a time, and turns in between.
 
+use std::{collections::HashSet, sync::Arc};
+
 use kakehi_ctl::order::{Ending, Response};
+use kakehi_engine::upstream::names_in_ledger;
 use tokio::time::Instant;
 
 use crate::{
@@ -47,7 +50,13 @@ impl Supervisor {
             if self.operate().await {
                 continue;
             }
-            let due = [self.rebalance_due(), self.ticket_keys_due(), self.tidy_due(), self.record_due()];
+            let due = [
+                self.rebalance_due(),
+                self.ticket_keys_due(),
+                self.tidy_due(),
+                self.record_due(),
+                self.ledger_due(),
+            ];
             let until = due.into_iter().flatten().min();
             if let Happened::Event(event) = self.turn(until).await {
                 self.on_event(event);
@@ -66,6 +75,18 @@ impl Supervisor {
         for question in self.line.drain(..) {
             let reason = "kakehi is stopping; nothing was done".to_owned();
             question.answer.send(Response::Refused { reason });
+        }
+    }
+
+    /// Gives the slots of the ledger back of what is configured no more.
+    async fn give_slots_back(&mut self) {
+        let state = Arc::clone(&self.state);
+        let names = self.serve_beside(move || {
+            let names = state.clusters.iter().flat_map(|(name, it)| names_in_ledger(name, it));
+            names.collect::<HashSet<u64>>()
+        });
+        if let Ok(names) = names.await {
+            self.ledger.give_back(&names);
         }
     }
 
@@ -90,6 +111,8 @@ impl Supervisor {
             self.tidy_certificates().await;
         } else if is_due(self.record_due()) {
             self.record_again().await;
+        } else if is_due(self.ledger_due()) {
+            self.give_slots_back().await;
         } else {
             return false;
         }

@@ -1,16 +1,34 @@
 //! The memory in which all workers count together ([`kakehi_engine::ledger`]): made for the first of them, and handed on to all
 //! that come, also from one supervisor to the next.
 
-use std::{cell::OnceCell, os::fd::OwnedFd, sync::Arc};
+use std::{
+    cell::{Cell, OnceCell},
+    collections::HashSet,
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::Duration,
+};
 
-use kakehi_engine::ledger::Ledger;
+use kakehi_engine::ledger::{GivenBack, Ledger};
+use tokio::time::Instant;
 
 use crate::fleet::{process::is_alive, roster::Roster};
+
+/// After a change slots are given back so much later: those who still have what was removed are at its end by then.
+const GIVE_BACK_AFTER: Duration = Duration::from_secs(1);
+/// It is tried again so much later where slots were kept, as something is counted in them.
+const TRY_AGAIN_AFTER: Duration = Duration::from_secs(10);
+/// Slots in which something is still counted are given back after this time all the same: what is written there may be rubbish.
+const CLEARED_AFTER: Duration = Duration::from_secs(600);
 
 /// That memory, once there is a worker.
 #[derive(Default)]
 pub(crate) struct SharedLedger {
     present: OnceCell<Option<Present>>,
+    /// When slots are given back.
+    due: Cell<Option<Instant>>,
+    /// Since when some are kept.
+    kept_since: Cell<Option<Instant>>,
 }
 
 struct Present {
@@ -25,8 +43,40 @@ impl SharedLedger {
             return;
         }
         match Ledger::map(&memory) {
-            Ok(ledger) => drop(self.present.set(Some(Present { ledger, memory: Arc::new(memory) }))),
+            Ok(ledger) => {
+                drop(self.present.set(Some(Present { ledger, memory: Arc::new(memory) })));
+                // What was removed before.
+                self.note_removed();
+            }
             Err(error) => tracing::warn!("what workers count together cannot be gone on with: {error}"),
+        }
+    }
+
+    /// Something is configured no more: its slots are to be given back soon.
+    pub(crate) fn note_removed(&self) {
+        self.due.set(self.due.get().or_else(|| Some(Instant::now() + GIVE_BACK_AFTER)));
+    }
+
+    /// When slots are to be given back.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.due.get()
+    }
+
+    /// Gives the slots of all back that is not configured: `names` are those of what is.
+    pub(crate) fn give_back(&self, names: &HashSet<u64>) {
+        self.due.set(None);
+        let Some(Some(present)) = self.present.get() else { return };
+        let now = Instant::now();
+        let cleared = self.kept_since.get().is_some_and(|since| now - since >= CLEARED_AFTER);
+        let GivenBack { freed, kept } = present.ledger.give_back(|name| names.contains(&name), cleared);
+        tracing::debug!(freed, kept, "slots of the ledger were given back");
+        match (kept, cleared) {
+            (0, _) => self.kept_since.set(None),
+            (_, true) => self.kept_since.set(Some(now)),
+            (_, false) => self.kept_since.set(self.kept_since.get().or(Some(now))),
+        }
+        if kept > 0 {
+            self.due.set(Some(now + TRY_AGAIN_AFTER));
         }
     }
 

@@ -70,7 +70,7 @@ pub(super) fn bounded(mut report: Report) -> Report {
         }
         Report::Failed { reason } | Report::Refused { reason } => bound(reason, MAX_REASON),
         Report::Loads { loads } => loads.truncate(BACKENDS_PER_ORDER),
-        Report::Finished { .. } | Report::Done => {}
+        Report::Finished { .. } | Report::SessionsClosed { .. } | Report::Done => {}
     }
     report
 }

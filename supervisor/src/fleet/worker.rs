@@ -17,7 +17,7 @@ use std::{io, os::fd::OwnedFd, process::ExitStatus, time::Duration};
 use kakehi_ctl::{
     keys::Effect,
     limits,
-    order::{BackendLoad, ListenerSocket, Order, Report, WorkerState},
+    order::{BackendLoad, ClosedSessions, ListenerSocket, Order, Report, WorkerState},
     state::Settings,
     wire,
 };
@@ -87,6 +87,8 @@ pub(crate) enum Outcome {
     NotUpgraded(String),
     /// It has carried out the order of this number, or says why not.
     Answered { order: u64, refused: Option<String> },
+    /// It has closed sessions, as the order of this number says.
+    SessionsClosed { order: u64, closed: ClosedSessions },
     /// It says what backends have to do, to the order of this number.
     Loads { order: u64, loads: Vec<Option<BackendLoad>> },
     /// Its process ended.
@@ -365,6 +367,9 @@ impl Worker {
                 Outcome::Nothing
             }
             What::Reported(_, Report::Adopted(_)) => Outcome::Nothing,
+            What::Reported(order, Report::SessionsClosed { closed }) => {
+                Outcome::SessionsClosed { order, closed }
+            }
             What::Reported(order, Report::Loads { loads }) => Outcome::Loads { order, loads },
             What::Reported(order, Report::Done) => Outcome::Answered { order, refused: None },
             What::Mute(position) => {

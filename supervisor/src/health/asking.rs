@@ -57,6 +57,12 @@ impl<T> Said<T> {
         let sum = |of: fn(BackendLoad) -> u64| loads().map(of).fold(0, u64::saturating_add);
         (!self.incomplete).then(|| (sum(|it| it.connections.into()), sum(|it| it.served)))
     }
+
+    /// Requests that wait in the cluster of the backend in this place, on all workers; `None`: not all have said it.
+    pub(crate) fn waiting(&self, place: usize) -> Option<u64> {
+        let loads = self.loads.values().filter_map(|loads| loads.get(place).copied().flatten());
+        (!self.incomplete).then(|| loads.map(|it| u64::from(it.waiting)).sum())
+    }
 }
 
 impl<T> Asking<T> {

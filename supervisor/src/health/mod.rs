@@ -43,7 +43,7 @@ use tokio::{sync::Notify, task::AbortHandle, time::Instant};
 use self::table::Table;
 pub(crate) use self::{
     asking::{Asking, MOST_SHOWN, Said},
-    table::Known,
+    table::{Known, now_ms},
 };
 
 /// A worker that did not take its verdicts is told again after this time.

@@ -2,8 +2,11 @@
 
 use std::sync::{Arc, OnceLock};
 
-use kakehi_ctl::state::{BackendTls, Cluster, HealthCheck, ProbeMode};
+use kakehi_ctl::state::{BackendTls, Cluster, HealthCheck, ProbeHeader, ProbeMode};
 use kakehi_engine::tls::{ClientTls, Context};
+
+/// A field of a request: name and value.
+pub(super) type Field = (String, Vec<u8>);
 
 /// How the backends of a cluster are probed.
 pub(super) struct Plan {
@@ -52,13 +55,37 @@ impl Plan {
         self.tls.is_some()
     }
 
-    /// What is sent to a backend whose name is `host` where the check says no other.
-    pub(super) fn request(&self, host: &str) -> Vec<u8> {
+    /// The fields that are sent besides, or why they cannot be had.
+    pub(super) async fn fields(&self) -> Result<Vec<Field>, String> {
+        if self.check.headers.is_empty() || self.check.mode != ProbeMode::Http {
+            return Ok(Vec::new());
+        }
+        let headers = self.check.headers.clone();
+        // It waits for a disk.
+        let read = tokio::task::spawn_blocking(move || {
+            let field = |it: ProbeHeader| it.read_value().map(|value| (it.name, value));
+            headers.into_iter().map(field).collect::<Result<_, _>>()
+        });
+        let read = read.await.map_err(|error| error.to_string())?;
+        read.map_err(|error| format!("`health_check.headers`: {error}"))
+    }
+
+    /// What is sent to a backend whose name is `host` where neither the check nor `fields` say another. A field that is among
+    /// them takes the place of kakehi's own.
+    pub(super) fn request(&self, host: &str, fields: &[Field]) -> Vec<u8> {
         let host = self.check.host.as_deref().unwrap_or(host);
-        format!(
-            "GET {} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: kakehi-health-check\r\nAccept: */*\r\nConnection: close\r\n\r\n",
-            self.check.uri
-        )
-        .into_bytes()
+        let mut request = format!("GET {} HTTP/1.1\r\n", self.check.uri).into_bytes();
+        let usual = [("Host", host), ("User-Agent", "kakehi-health-check"), ("Accept", "*/*")];
+        let is_said = |usual: &str| fields.iter().any(|(name, _)| name.eq_ignore_ascii_case(usual));
+        let usual = usual.into_iter().filter(|(name, _)| !is_said(name));
+        let usual = usual.map(|(name, value)| (name, value.as_bytes()));
+        let all = usual.chain(fields.iter().map(|(name, value)| (&**name, &**value)));
+        for (name, value) in all.chain([("Connection", &b"close"[..])]) {
+            for part in [name.as_bytes(), b": ", value, b"\r\n"] {
+                request.extend_from_slice(part);
+            }
+        }
+        request.extend_from_slice(b"\r\n");
+        request
     }
 }

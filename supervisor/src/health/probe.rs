@@ -23,7 +23,11 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{Outcome, answer::Answer, plan::Plan};
+use super::{
+    Outcome,
+    answer::Answer,
+    plan::{Field, Plan},
+};
 
 /// A deadline that is found to have passed for so long passed while this process did not run.
 const LATE: Duration = Duration::from_millis(500);
@@ -54,10 +58,14 @@ pub(super) async fn probe(
         Some(Err(reason)) => return Outcome::Void(format!("TLS cannot be set up: {reason}").into()),
         None => None,
     };
+    let fields = match plan.fields().await {
+        Ok(fields) => fields,
+        Err(reason) => return Outcome::Void(reason.into()),
+    };
     let timeout = Duration::from_millis(plan.check.timeout_ms);
     let deadline = Instant::now() + timeout;
     let stage = AtomicU8::new(Stage::Connecting as u8);
-    match timeout_at(deadline, attempt(plan, address, tls, &stage)).await {
+    match timeout_at(deadline, attempt((plan, &fields), address, tls, &stage)).await {
         Ok(Ok(outcome)) => outcome,
         Ok(Err(error)) => of_error(&error),
         Err(_) if deadline.elapsed() > LATE => Outcome::Void("the supervisor did not run meanwhile".into()),
@@ -69,7 +77,7 @@ pub(super) async fn probe(
 }
 
 async fn attempt(
-    plan: &Plan,
+    (plan, fields): (&Plan, &[Field]),
     address: &BackendAddress,
     tls: Option<&ClientTls>,
     stage: &AtomicU8,
@@ -78,18 +86,18 @@ async fn attempt(
         BackendAddress::Ip(address) => {
             let address = SocketAddr::new(address.ip(), plan.check.port.unwrap_or(address.port()));
             let stream = TcpStream::connect(address).await?;
-            converse(stream, plan, (tls, Some(address.ip())), stage, &address.to_string()).await
+            converse(stream, (plan, fields), (tls, Some(address.ip())), stage, &address.to_string()).await
         }
         BackendAddress::Unix(path) => {
             let stream = UnixStream::connect(path).await?;
-            converse(stream, plan, (tls, None), stage, "localhost").await
+            converse(stream, (plan, fields), (tls, None), stage, "localhost").await
         }
     }
 }
 
 async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     mut stream: S,
-    plan: &Plan,
+    (plan, fields): (&Plan, &[Field]),
     (tls, ip): (Option<&ClientTls>, Option<IpAddr>),
     stage: &AtomicU8,
     host: &str,
@@ -111,7 +119,7 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
         return Ok(Outcome::good(if tls.is_some() { "a TLS handshake" } else { "a connection" }));
     }
     stage.store(Stage::Answer as u8, Ordering::Relaxed);
-    wire.send(&plan.request(host)).await?;
+    wire.send(&plan.request(host, fields)).await?;
     let mut answer = Answer::new(&plan.check);
     let mut piece = [0; PIECE];
     loop {

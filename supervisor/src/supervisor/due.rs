@@ -103,6 +103,14 @@ impl Supervisor {
         self.certificates.tidy_due().filter(|_| !self.is_stopping() && all_known)
     }
 
+    /// When slots of the ledger are to be given back. That is an operation: in the midst of one the workers may count already what the
+    /// state does not name yet. So may a process that leaves, which serves an earlier state.
+    pub(crate) fn ledger_due(&self) -> Option<Instant> {
+        let serves_state = |it: &Worker| it.is_fresh() || !self.unlike_state.contains(&it.id());
+        let all_known = self.workers.iter().all(|it| serves_state(it) && !it.has_leaving());
+        self.ledger.due().filter(|_| !self.is_stopping() && all_known)
+    }
+
     /// When state and sockets are to be written for a supervisor to come, which could not be done. That is an operation: in the midst of
     /// one the workers may have a change already that the state has not.
     pub(crate) fn record_due(&self) -> Option<Instant> {

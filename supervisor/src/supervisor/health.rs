@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use crate::{
     fleet::{process::Written, worker::Worker},
-    health::{MOST_SHOWN, Said},
+    health::{MOST_SHOWN, Said, now_ms},
     supervisor::{Supervisor, question::AnswerTo, turn::Happened},
 };
 
@@ -60,8 +60,17 @@ impl Supervisor {
         }
     }
 
-    /// After `changes`: what is probed follows them.
+    /// After `changes`: what is probed follows them, and what is counted.
     pub(crate) fn follow_health(&mut self, changes: &[Change]) {
+        let removes = |it: &Change| {
+            matches!(
+                it,
+                Change::SetCluster { .. } | Change::RemoveCluster { .. } | Change::RemoveBackend { .. }
+            )
+        };
+        if changes.iter().any(removes) {
+            self.ledger.note_removed();
+        }
         if changes.iter().any(|change| change.cluster().is_some()) && !self.is_stopping() {
             self.health.follow(&self.state, changes.iter().filter_map(Change::cluster));
         }
@@ -213,6 +222,7 @@ impl Supervisor {
         let known = self.health.known(&name.cluster, backend);
         let loads = said.loads.iter().filter_map(|(id, loads)| Some((*id, loads.get(place).copied()??)));
         let failing: Vec<(u32, BackendLoad)> = loads.filter(|(_, load)| load.passed_over_ms > 0).collect();
+        let longest = failing.iter().map(|(_, load)| load.passed_over_for_ms).max();
         let traffic = TrafficVerdict {
             up: failing.is_empty(),
             reason: match failing.iter().map(|(_, load)| load.failures).max() {
@@ -223,6 +233,7 @@ impl Supervisor {
                 None => String::new(),
             },
             passed_over_by: failing.iter().map(|(id, _)| *id).collect(),
+            since_ms: longest.map(|it| now_ms().saturating_sub(it)),
         };
         let total = said.total(place);
         let in_flight = total.map(|(connections, _)| connections);
@@ -238,6 +249,7 @@ impl Supervisor {
             probe: known.probe,
             traffic,
             in_flight,
+            waiting: said.waiting(place),
             share_percent: total.filter(|_| served_by_cluster > 0).map(percent),
             drained: backend.mode != BackendMode::Ready && in_flight == Some(0),
         }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use kakehi_ctl::order::{Order, WorkerState};
+use kakehi_ctl::order::{ClosedSessions, Order, WorkerState};
 use tokio::time::Instant;
 
 use crate::{
@@ -21,6 +21,8 @@ const LATE: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(crate) enum Answer {
     Done,
+    /// The same, and so many sessions were closed.
+    Closed(ClosedSessions),
     /// The worker says why not.
     Refused(String),
     /// It did not answer, and was given up.
@@ -31,7 +33,7 @@ impl Answer {
     /// What is to be told of an order that was not carried out.
     pub(crate) fn failure(self) -> Option<String> {
         match self {
-            Answer::Done => None,
+            Answer::Done | Answer::Closed(_) => None,
             Answer::Refused(reason) => Some(reason),
             Answer::Silence => Some("it did not answer, and is replaced".to_owned()),
         }
@@ -119,6 +121,10 @@ impl Supervisor {
                         Outcome::Answered { order, refused } if order == number => {
                             waiting.retain(|waits| *waits != id);
                             answers.insert(id, refused.map_or(Answer::Done, Answer::Refused));
+                        }
+                        Outcome::SessionsClosed { order, closed } if order == number => {
+                            waiting.retain(|waits| *waits != id);
+                            answers.insert(id, Answer::Closed(closed));
                         }
                         other => drop(self.attend_to(id, other)),
                     }

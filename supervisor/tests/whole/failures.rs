@@ -335,7 +335,7 @@ fn where_nobody_can_be_reached_all_are_told_so_at_once() {
     times.sort_unstable();
     assert!(times[98] < Duration::from_millis(50), "{:?}", times[98]);
 
-    // One that takes no connections: each worker tries one, which ends at `connect_timeout`.
+    // One that takes no connections: one attempt is made at a time, which ends at `connect_timeout`.
     let (address, _listener) = silent_port();
     let proxy = Config::new()
         .root("worker_count = 2")
@@ -349,7 +349,7 @@ fn where_nobody_can_be_reached_all_are_told_so_at_once() {
             scope.spawn(|| assert_eq!(get(&proxy).status(), 504));
         }
     });
-    // From then on each makes one attempt at a time, which takes 2 s, and tells all others at once.
+    // From then on one attempt is made at a time, which takes 2 s, and all others are told at once.
     let (late, prompt) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let until = Instant::now() + Duration::from_secs(3);
     thread::scope(|scope| {

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use crate::{
-    harness::{Backend, Config, Pki, free_port, wait},
+    harness::{Backend, Config, Need, Pki, Proxy, free_port, kakehictl_of, machine, wait},
     health::{Farm, QUICK, check, shown, wait_for_verdict, with_body},
 };
 
@@ -165,4 +165,82 @@ fn backends_behind_unix_sockets_other_ports_and_the_proxy_protocol_are_probed_to
         assert_eq!(b["probe"]["reason"], reason, "{cluster}: {b}");
     }
     assert_eq!(unix.requests()[0].all("Host"), ["localhost"]);
+}
+
+#[test]
+fn probes_send_the_fields_of_their_check_with_values_that_are_read_each_time() {
+    let farm = Farm::new(1);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    std::fs::write(&file, "Bearer one\n").unwrap();
+    let headers = |name: &str, file: &std::path::Path| {
+        format!("{QUICK}, headers = [{{ name = \"{name}\", value_file = \"{}\" }}]", file.display())
+    };
+    let proxy = farm.config(&[&check(&headers("Authorization", &file))]).start();
+    let last = |name: &str| {
+        let all = farm.backends[0].requests();
+        let probe = all.iter().rev().find(|it| it.target() == "/health").cloned();
+        probe.and_then(|it| it.field(name).map(str::to_owned))
+    };
+    wait::until("a probe", || last("Authorization").as_deref() == Some("Bearer one"));
+    assert_eq!(last("User-Agent").as_deref(), Some("kakehi-health-check"));
+    std::fs::write(&file, "Bearer two\r\n").unwrap();
+    wait::until("the other value", || last("authorization").as_deref() == Some("Bearer two"));
+    // It takes the place of kakehi's own.
+    let patch =
+        format!("health_check.headers=[{{ name = \"user-agent\", value_file = '{}' }}]", file.display());
+    assert!(proxy.ctl(&["cluster", "patch", "web", &patch]).status.success());
+    wait::until("another field", || last("User-Agent").as_deref() == Some("Bearer two"));
+    // Without its value there is no probe, which says nothing of the backend.
+    std::fs::remove_file(&file).unwrap();
+    proxy.logged("`health_check.headers`");
+    assert_eq!(shown(&proxy, "web", "b0")["probe"]["up"], true);
+    assert!(!proxy.log().contains("Bearer"), "a secret in the log");
+    // What would be another request, or none, is refused, and so is a file that a value cannot come from.
+    std::fs::write(&file, "a\r\nX: b\n").unwrap();
+    for (name, words) in [
+        ("Content-Length", "that field says where a probe ends"),
+        ("Transfer-Encoding", "that field says where a probe ends"),
+        ("connection", "that field says where a probe ends"),
+        ("a b", "is the name of a header field"),
+        ("X-Token", "has a line end or NUL in it"),
+    ] {
+        let (status, log) = Proxy::start_failing(&farm.config(&[&check(&headers(name, &file))]));
+        assert!(!status.success() && log.contains(words), "{name}: {log}");
+    }
+    std::fs::write(&file, "a").unwrap();
+    let keys = format!("{}, host = \"a\"", headers("Host", &file));
+    let (_, log) = Proxy::start_failing(&farm.config(&[&check(&keys)]));
+    assert!(log.contains("beside `host`"), "{log}");
+}
+
+#[test]
+fn a_guest_of_the_command_socket_cannot_have_probes_send_files() {
+    const GUEST: u32 = 65_534;
+    if !(machine::has(Need::Root) && machine::has(Need::Program("setpriv"))) {
+        return;
+    }
+    let farm = Farm::new(1);
+    let proxy = farm.config(&[&check(QUICK)]).root("command_allowed_uids = [65534]").start();
+    let secret = proxy.folder().join("secret");
+    std::fs::write(&secret, "a secret").unwrap();
+    let patch =
+        format!("health_check.headers=[{{ name = \"a\", \"value_\\u0066ile\" = '{}' }}]", secret.display());
+    let refused = kakehictl_of(GUEST, &proxy).args(["cluster", "patch", "web", &patch]).output().unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(1) && said.contains("only root"), "{refused:?}");
+    let mut state = proxy.ctl_json("state");
+    let header = serde_json::json!({ "name": "a", "value_file": secret });
+    state["clusters"]["web"]["health"]["headers"] = serde_json::json!([header]);
+    let file = proxy.folder().join("state.json");
+    std::fs::write(&file, state.to_string()).unwrap();
+    let loads = kakehictl_of(GUEST, &proxy).args(["state", "load"]).arg(&file).output().unwrap();
+    let said = String::from_utf8_lossy(&loads.stderr);
+    assert!(loads.status.code() == Some(1) && said.contains("only root"), "{loads:?}");
+    // Root may, and what is there already is in nobody's way.
+    assert!(proxy.ctl(&["cluster", "patch", "web", &patch]).status.success());
+    wait::until("the field", || farm.backends[0].requests().iter().any(|it| it.field("a").is_some()));
+    let patch = ["cluster", "patch", "web", "health_check.interval=1"];
+    let other = kakehictl_of(GUEST, &proxy).args(patch).output().unwrap();
+    assert!(other.status.success(), "{other:?}");
 }

@@ -420,8 +420,9 @@ fn in_an_overload_new_connections_wait_and_those_that_there_are_go_on() {
                 }
                 wait::within(Duration::from_secs(30), "all answers", || {
                     clients.iter_mut().for_each(|client| client.go_on(true));
-                    let whole =
-                        |it: &Flood| it.sent.is_multiple_of(GET.len()) && it.received == it.sent / GET.len() * length;
+                    let whole = |it: &Flood| {
+                        it.sent.is_multiple_of(GET.len()) && it.received == it.sent / GET.len() * length
+                    };
                     clients.iter().all(whole).then_some(())
                 });
             })

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use kakehi_ctl::event::Event;
 use kakehi_ctl::order::{Changed, Core, Phase, Response, Status, Topology, WorkerInfo, WorkerState};
 use serde::Serialize;
+use serde_json::json;
 
 mod backends;
 mod certificates;
@@ -28,6 +29,9 @@ pub(crate) fn json(response: &Response) -> String {
         Response::Topology(topology) => pretty(topology),
         Response::Event(event) => line(event),
         Response::Working | Response::Watching | Response::Ended { .. } => pretty(response),
+        Response::SessionsClosed { closed, failed } => pretty(&json!({
+            "idle": closed.idle, "tunnels": closed.tunnels, "ending": closed.ending, "failed": failed,
+        })),
         Response::Stopping => pretty(&"stopped"),
         Response::Refused { reason } | Response::Misused { reason } => pretty(reason),
     }
@@ -79,6 +83,10 @@ pub(crate) fn human(response: &Response) -> String {
         Response::Topology(topology) => human_topology(topology),
         Response::Event(event) => human_event(event),
         Response::Working | Response::Watching | Response::Ended { .. } => String::new(),
+        Response::SessionsClosed { closed, failed } => {
+            let failed = failed.iter().map(|it| format!("worker {}: {}\n", it.id, it.outcome));
+            format!("closed: {closed}\n") + &failed.collect::<String>()
+        }
         Response::Stopping => "stopped\n".to_owned(),
         Response::Refused { reason } | Response::Misused { reason } => format!("{reason}\n"),
     }

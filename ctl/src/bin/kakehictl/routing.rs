@@ -88,6 +88,17 @@ pub(crate) enum ClusterVerb {
         /// Which
         name: String,
     },
+    /// Close sessions of a cluster on all workers: idle connections to its backends, tunnels and connections that are passed on at
+    /// once; requests in flight get their answer, and their connection to the backend is closed then
+    ///
+    /// With --json: an object.
+    CloseSessions {
+        /// Which
+        name: String,
+        /// Only those of this backend
+        #[arg(long, value_name = "ID")]
+        backend: Option<String>,
+    },
 }
 
 /// What can be done to frontends.
@@ -357,6 +368,10 @@ impl ClusterVerb {
             }
             ClusterVerb::Remove { name } => {
                 edit(ask, Edit::Change(Change::RemoveCluster { name: name.clone() }))
+            }
+            ClusterVerb::CloseSessions { name, backend } => {
+                let request = Request::CloseSessions { cluster: name.clone(), backend: backend.clone() };
+                ask(request).map(Shown::Response)
             }
         }
     }

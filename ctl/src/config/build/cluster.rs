@@ -9,7 +9,7 @@ use std::{
 use super::{
     super::{
         error::{ConfigError, Quoted},
-        read::{Section, Values},
+        read::{Inherited, Section, Values},
     },
     Builder, hostname,
 };
@@ -78,7 +78,7 @@ impl Builder<'_, '_> {
         let mut admission = Admission::default();
         admission.read_keys(section, section, self.folder);
         let mut retries = Retries::default();
-        retries.read_keys(section, section, self.folder);
+        retries.read_keys(section, &Inherited { own: section, root }, self.folder);
         cluster.retries = (retries != Retries::default()).then(|| Box::new(retries));
         let mut passive = Passive::default();
         if let Some(section) = section.tables("passive").first() {

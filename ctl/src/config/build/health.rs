@@ -4,12 +4,13 @@ use super::{
     super::read::{Section, Values},
     Builder,
 };
-use crate::state::{BackendAddress, HealthCheck, ProbeMode};
+use crate::state::{BackendAddress, HealthCheck, MAX_PROBE_HEADERS, ProbeHeader, ProbeMode, ProbeValueError};
 
 /// Longest path, host and text to look for (bytes).
 const LONGEST: usize = 2_048;
 /// Keys that are about requests and their answers.
-const OF_REQUESTS: [&str; 5] = ["uri", "expected_status", "accepted_statuses", "host", "body_contains"];
+const OF_REQUESTS: [&str; 6] =
+    ["uri", "expected_status", "accepted_statuses", "host", "body_contains", "headers"];
 
 impl Builder<'_, '_> {
     /// How the backends of a cluster are probed; `None` if they are not.
@@ -19,6 +20,7 @@ impl Builder<'_, '_> {
         let mut check = HealthCheck::default();
         check.read_keys(section, section, self.folder);
         check.tls = section.tables("tls").first().map(|tls| Box::new(self.tls_to_backends(tls)));
+        check.headers = self.probe_headers(section, check.host.is_some());
         let mut unfit = |key: &str, reason: &str| self.findings.unfit(section.offset_of(key), reason);
         let is_visible = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
         if !check.uri.starts_with('/') || !is_visible(&check.uri) || check.uri.len() > LONGEST {
@@ -57,5 +59,37 @@ impl Builder<'_, '_> {
             }
         }
         Some(check)
+    }
+
+    /// The fields of a probe's request.
+    fn probe_headers(&mut self, check: &Section, is_host_set: bool) -> Vec<ProbeHeader> {
+        let sections = check.tables("headers");
+        if sections.len() > MAX_PROBE_HEADERS {
+            self.findings.unfit(check.offset_of("headers"), "`headers` has 32 fields at most");
+        }
+        let mut headers = Vec::with_capacity(sections.len());
+        for section in sections {
+            let (Some(name), Some(value_file)) = (section.text("name"), self.path_of(section, "value_file"))
+            else {
+                ProbeHeader::REQUIRED.iter().for_each(|key| self.missing(section, key.name));
+                continue;
+            };
+            let header = ProbeHeader { name: name.to_owned(), value_file };
+            if let Some(reason) = header.unfit_name(is_host_set) {
+                self.findings.unfit(section.offset_of("name"), reason);
+            }
+            match header.read_value() {
+                Ok(_) => {}
+                Err(error @ ProbeValueError::Content { .. }) => {
+                    self.findings.unfit(section.offset_of("value_file"), error.to_string());
+                }
+                Err(error) => {
+                    let text = format!("no probe can be made as long as it is so: {error}");
+                    self.warn_at(section, "value_file", text);
+                }
+            }
+            headers.push(header);
+        }
+        headers
     }
 }

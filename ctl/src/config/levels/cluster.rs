@@ -10,7 +10,7 @@ use super::{
 };
 use crate::state::{
     Admission, Backend, Balancing, Cluster, ClusterLimits, Frontend, FrontendLimits, HealthCheck, Passive,
-    RateLimit, Retries, Sources,
+    ProbeHeader, RateLimit, Retries, Sources,
 };
 
 /// `[clusters.ID]`.
@@ -22,6 +22,7 @@ pub(in crate::config) static CLUSTER: Level = Level {
         Balancing::OWN,
         Admission::OWN,
         Retries::OWN,
+        Retries::INHERITED,
         ClusterLimits::OWN,
         &[
             RATE_LIMITS,
@@ -170,19 +171,14 @@ pub(in crate::config) static HEALTH_CHECK: Level = Level {
                 Own,
                 "Probes are made by TLS, with the keys of `backend_tls`. Without it: as requests are.",
             ),
-            key("headers", Tables(&PROBE_HEADER), "[]", NotYet, "Fields of the request."),
+            key("headers", Tables(&PROBE_HEADER), "[]", Yes, "Fields of the request, 32 at most."),
         ],
     ],
 };
 
 /// `[[clusters.ID.health_check.headers]]`.
-pub(in crate::config) static PROBE_HEADER: Level = Level {
-    what: "a field of a health check",
-    groups: &[&[
-        key("name", Text, "", NotYet, "Its name."),
-        key("value_file", Path, "", NotYet, "File that has its value."),
-    ]],
-};
+pub(in crate::config) static PROBE_HEADER: Level =
+    Level { what: "a field of a health check", groups: &[ProbeHeader::REQUIRED] };
 
 /// `[clusters.ID.udp]`.
 pub(in crate::config) static UDP: Level = Level {

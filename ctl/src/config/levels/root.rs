@@ -9,12 +9,12 @@ use super::{
     key,
     listener::LISTENER,
 };
-use crate::state::{Forwarding, Listener, Settings, Sizes, Timeouts};
+use crate::state::{Forwarding, Listener, Retries, Settings, Sizes, Timeouts};
 
 /// Everything that stands before the first table.
 pub(in crate::config) static ROOT: Level = Level { what: "the root", groups: &ROOT_GROUPS };
 
-const ROOT_GROUPS: [&[Key]; 9] = [
+const ROOT_GROUPS: [&[Key]; 10] = [
     Settings::REQUIRED,
     Settings::OWN,
     PROCESS,
@@ -22,6 +22,7 @@ const ROOT_GROUPS: [&[Key]; 9] = [
     Listener::INHERITED,
     Sizes::INHERITED,
     Forwarding::INHERITED,
+    Retries::INHERITED,
     NOT_HONOURED,
     TABLES,
 ];

@@ -53,6 +53,14 @@ impl Worker {
         Instant::now() + Duration::from_millis(drain_timeout_ms + stop_idle_grace_ms) + LEAVE_SLACK
     }
 
+    /// Gives the processes that leave an order, whose answer nobody waits for.
+    pub(crate) fn order_leaving(&self, order: &Order) {
+        for Leaving { process, .. } in &self.leaving {
+            // One that does not read ends at its own deadline.
+            let _ = process.order(STOP, order.clone());
+        }
+    }
+
     /// Orders a process to give away what it has and to end.
     pub(super) fn let_leave(&mut self, before: Process, counters: Counters) {
         let deadline_ms = self.settings.drain_timeout_ms;

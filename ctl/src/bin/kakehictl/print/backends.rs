@@ -12,8 +12,19 @@ use super::{certificates::printable, duration, table};
 /// One line for each backend, and what is the matter with clusters; `now` in seconds since 1970.
 pub(crate) fn backends(shown: &Backends, now: i64) -> String {
     let now_ms = u64::try_from(now).unwrap_or_default().saturating_mul(1000);
-    let header =
-        ["CLUSTER", "BACKEND", "USABLE", "OPERATOR", "PROBE", "TRAFFIC", "LAST PROBE", "IN FLIGHT", "SHARE"];
+    let header = [
+        "CLUSTER",
+        "BACKEND",
+        "USABLE",
+        "OPERATOR",
+        "PROBE",
+        "TRAFFIC",
+        "LAST PROBE",
+        "IN FLIGHT",
+        "QUEUE",
+        "SHARE",
+    ];
+    let count = |count: Option<u64>| count.map_or_else(|| "?".to_owned(), |count| count.to_string());
     let mut rows = vec![header.map(str::to_owned)];
     rows.extend(shown.backends.iter().map(|it| {
         [
@@ -22,9 +33,10 @@ pub(crate) fn backends(shown: &Backends, now: i64) -> String {
             if it.usable { "yes" } else { "no" }.to_owned(),
             operator(it, now_ms),
             printable(&probe(it, now_ms)),
-            traffic(it),
+            traffic(it, now_ms),
             printable(&last_probe(it, now_ms)),
-            it.in_flight.map_or_else(|| "?".to_owned(), |count| count.to_string()),
+            count(it.in_flight),
+            count(it.waiting),
             it.share_percent.map_or_else(|| "-".to_owned(), |share| format!("{share:.1} %")),
         ]
     }));
@@ -62,11 +74,12 @@ fn probe(it: &BackendInfo, now_ms: u64) -> String {
     }
 }
 
-fn traffic(it: &BackendInfo) -> String {
+fn traffic(it: &BackendInfo, now_ms: u64) -> String {
+    let (since, reason) = (for_so_long(it.traffic.since_ms, now_ms), &it.traffic.reason);
     match &*it.traffic.passed_over_by {
         [] => "up".to_owned(),
-        [worker] => format!("passed over by worker {worker}: {}", it.traffic.reason),
-        workers => format!("passed over by {} workers: {}", workers.len(), it.traffic.reason),
+        [worker] => format!("passed over{since} by worker {worker}: {reason}"),
+        workers => format!("passed over{since} by {} workers: {reason}", workers.len()),
     }
 }
 
