@@ -20,10 +20,10 @@ mod backends;
 mod worker;
 
 pub use self::backends::{
-    BackendInfo, Backends, ClusterCondition, LastProbe, OperatorVerdict, ProbeVerdict, TrafficVerdict,
+    BackendInfo, Backends, ClusterCondition, LastProbe, NameFailure, NameInfo, OperatorVerdict, ProbeVerdict, TrafficVerdict,
 };
 pub use self::worker::{
-    ADOPTION_VERSION, Adopted, BACKENDS_PER_ORDER, BackendLoad, BackendName, Fact, ListenerSocket, Order,
+    ADOPTION_VERSION, Adopted, BACKENDS_PER_ORDER, BackendLoad, BackendName, Fact, ListenerSocket, NAMES_PER_ORDER, Order,
     Program, Report, Verdict,
 };
 

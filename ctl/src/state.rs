@@ -16,6 +16,7 @@ mod conditions;
 mod failures;
 mod health;
 mod listener;
+mod name;
 mod settings;
 mod tls;
 
@@ -28,6 +29,7 @@ pub use self::conditions::{Conditions, Statuses};
 pub use self::failures::{Passive, Retries};
 pub use self::health::{BackendMode, HealthCheck, InitialVerdict, ProbeMode, StatusRange, StatusRangeError};
 pub use self::listener::{Forwarding, Listener, ListenerProtocol, Sizes, Timeouts};
+pub use self::name::{DnsName, DnsOnEmpty, KnownName, NameAddress, NameAnswer, Resolved};
 pub use self::settings::{Settings, Steering};
 
 pub use self::compact::{Names, PackedFiles};

@@ -37,7 +37,9 @@ fn all() -> impl Iterator<Item = &'static Key> {
 }
 
 /// Keys whose name stands elsewhere too, because they mean something together with others.
-const ELSEWHERE: [(&str, &str); 17] = [
+const ELSEWHERE: [(&str, &str); 19] = [
+    ("dns_min_ttl", "it is not longer than the other"),
+    ("dns_max_ttl", "the same"),
     ("fail_open", "`udp.health` has one of its own"),
     ("affinity_header", "it excludes others"),
     ("affinity_cookie", "the same"),
@@ -123,7 +125,7 @@ fn a_default_is_a_value_that_its_key_takes() {
             Kind::Seconds | Kind::SecondsOrZero => value.is_integer() || value.is_float(),
             Kind::Bool => value.is_bool(),
             Kind::Choice(words) => value.as_str().is_some_and(|it| words.contains(&it)),
-            Kind::Networks | Kind::Integers | Kind::RetryConditions | Kind::StatusRanges => value.is_array(),
+            Kind::Networks | Kind::Resolvers | Kind::Integers | Kind::RetryConditions | Kind::StatusRanges => value.is_array(),
             _ => value.is_str(),
         };
         assert!(fits, "{} = {text}", key.name);

@@ -166,12 +166,13 @@ impl Endpoints {
         let members: Vec<Member> = cluster
             .backends
             .iter()
-            .map(|configured| {
-                let address = match &configured.address {
-                    state::BackendAddress::Ip(address) => SockAddr::from(*address),
-                    state::BackendAddress::Unix(path) => SockAddr::unix(path)?,
+            .filter_map(|configured| Some((configured, endpoint_address(&configured.address)?)))
+            .map(|(configured, address)| {
+                let (address, server_name) = address?;
+                let same = |it: &&Member| {
+                    let it = &it.backend;
+                    it.id == configured.id && it.address == address && it.server_name == server_name
                 };
-                let same = |it: &&Member| it.backend.id == configured.id && it.backend.address == address;
                 let known = present.as_ref().and_then(|present| present.members.iter().find(same));
                 let backend = match known {
                     Some(known) => Rc::clone(&known.backend),
@@ -182,7 +183,7 @@ impl Endpoints {
                             Some(known) => cluster.health.is_some() && known.backend.verdicts.is_probe_down(),
                             None => initially_down,
                         };
-                        let new = Rc::new(Endpoint::new(name, &configured.id, address, down));
+                        let new = Rc::new(Endpoint::new(name, &configured.id, (address, server_name), down));
                         if starts_slowly {
                             new.start.begin();
                         }
@@ -233,6 +234,16 @@ impl Endpoints {
             probed,
         })
     }
+}
+
+/// Where a backend is connected to, and the name that it has; `None`: it is a name, of which no address is known.
+fn endpoint_address(address: &state::BackendAddress) -> Option<io::Result<(SockAddr, Option<Box<str>>)>> {
+    Some(match address {
+        state::BackendAddress::Ip(address) => Ok((SockAddr::from(*address), None)),
+        state::BackendAddress::Unix(path) => SockAddr::unix(path).map(|address| (address, None)),
+        state::BackendAddress::Resolved(it) => Ok((SockAddr::from(it.address), Some(it.server_name.clone()))),
+        state::BackendAddress::Name(_) => return None,
+    })
 }
 
 impl Cluster {

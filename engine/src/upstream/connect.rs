@@ -413,7 +413,7 @@ impl Endpoint {
         }
         let Some(connector) = &settings.connector else { return Ok(stream.into()) };
         let address = self.address.as_socket().map(|address| address.ip());
-        let session = connector.connect(&pooling.ring, &stream, address).await.map_err(|failure| {
+        let session = connector.connect(&pooling.ring, &stream, (self.server_name.as_deref(), address)).await.map_err(|failure| {
             pooling.counters.count(Counter::UpstreamTlsErrors);
             self.note_tls_failure(&failure);
             match failure.kind() {

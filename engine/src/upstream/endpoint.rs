@@ -24,6 +24,8 @@ pub struct Endpoint {
     /// Its name in the configuration.
     pub id: String,
     pub(super) address: SockAddr,
+    /// The name that its certificate must have where the cluster says none: of one that was found by a name.
+    pub(super) server_name: Option<Box<str>>,
     pub(super) health: Health,
     pub(super) verdicts: Verdicts,
     pub(super) load: Load,
@@ -50,10 +52,16 @@ impl Endpoint {
     }
 
     /// The backend `id` of `cluster`; one that probes call dead, if `probe_down`.
-    pub(super) fn new(cluster: &str, id: &str, address: SockAddr, probe_down: bool) -> Endpoint {
+    pub(super) fn new(
+        cluster: &str,
+        id: &str,
+        (address, server_name): (SockAddr, Option<Box<str>>),
+        probe_down: bool,
+    ) -> Endpoint {
         Endpoint {
             id: id.to_owned(),
             address,
+            server_name,
             health: Health::default(),
             verdicts: Verdicts::with_probe_down(probe_down),
             load: Load::named(hash(format!("backend\0{cluster}\0{id}").as_bytes())),

@@ -18,7 +18,7 @@ use command_fds::{CommandFdExt as _, inherited::take_fd_ownership};
 use kakehi_ctl::{
     event::Topic,
     order::{ListenerSocket, Verdict},
-    state::{Settings, State},
+    state::{KnownName, Settings, State},
 };
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
@@ -73,6 +73,9 @@ pub(crate) struct Will {
     /// What probes found of backends. An earlier program does not say it.
     #[serde(default)]
     pub(crate) verdicts: Vec<Verdict>,
+    /// What is known of names of backends. An earlier program does not say it.
+    #[serde(default)]
+    pub(crate) names: Vec<KnownName>,
     /// Why the new program did not come up; then the one that reads this is the one before.
     pub(crate) failed: Option<String>,
 }

@@ -77,8 +77,14 @@ impl Configured {
         for (name, wanted) in &part.clusters {
             slice.pause().await;
             match clusters.get(name) {
-                Some(cluster) => members.push((Rc::clone(cluster), self.renewed(name, wanted, cluster)?)),
-                None => drop(new.insert(name.clone(), self.created(name, wanted)?)),
+                Some(cluster) => {
+                    let wanted = self.names.expanded(wanted, &part.settings);
+                    members.push((Rc::clone(cluster), self.renewed(name, &wanted, cluster)?));
+                }
+                None => {
+                    let wanted = self.names.expanded(wanted, &part.settings);
+                    drop(new.insert(name.clone(), self.created(name, &wanted)?));
+                }
             }
         }
         self.try_certificates(&mut slice, &changes).await?;
@@ -125,7 +131,7 @@ impl Configured {
         Ok(Rc::new(created.map_err(|error| CompileError::Backend { cluster: name.to_owned(), error })?))
     }
 
-    fn renewed(
+    pub(super) fn renewed(
         &self,
         name: &str,
         wanted: &state::Cluster,
@@ -229,7 +235,9 @@ impl Configured {
             self.prints.borrow_mut().update(name, &self.state.borrow());
         }
         slice.end();
+        let on_empty = self.settings().dns_on_empty;
         let (configs, clusters) = self.switch(connections, &changes, revision, routing, members, listeners);
+        self.follow_names(connections, &named_clusters(&changes), on_empty != self.settings().dns_on_empty);
         for cluster in clusters {
             slice.pause().await;
             cluster.retire(&connections.shared.pooling);

@@ -1,0 +1,1 @@
+//! What comes out of answers, whatever is in them.

@@ -1,0 +1,1 @@
+//! Names over time.
