@@ -7,9 +7,9 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::state::{
-    BackendAddress, BackendMode, BackendTls, CipherSuite, ClientAuth, ClusterProtocol, Conditions, DnsOnEmpty,
-    FrontendTls, Group, InitialVerdict, ListenerProtocol, LoadBalancing, LoadMetric, PathRule, ProbeMode,
-    SameSite, ShardMode, StatusRange, Statuses, Steering, TlsVersion, UnknownName,
+    BackendAddress, BackendMode, BackendTls, CipherSuite, ClientAuth, ClusterProtocol, Conditions,
+    DnsOnEmpty, FrontendTls, Group, InitialVerdict, ListenerProtocol, LoadBalancing, LoadMetric, PathRule,
+    ProbeMode, SameSite, ShardMode, StatusRange, Statuses, Steering, TlsVersion, UnknownName,
 };
 
 /// Something that a file says.

@@ -225,7 +225,8 @@ impl Kind {
             }
             Kind::Address => "`ip:port` or `[ipv6]:port` (names are not resolved)".to_owned(),
             Kind::BackendAddress => {
-                "`ip:port`, `[ipv6]:port`, `host:port`, `srv:NAME` or `unix:/path` of 107 bytes at most".to_owned()
+                "`ip:port`, `[ipv6]:port`, `host:port`, `srv:NAME` or `unix:/path` of 107 bytes at most"
+                    .to_owned()
             }
             Kind::Resolvers => "an array of `ip` or `ip:port`".to_owned(),
             Kind::Networks => "an array of networks (`10.0.0.0/8`) or ip addresses".to_owned(),

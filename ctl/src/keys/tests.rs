@@ -125,7 +125,11 @@ fn a_default_is_a_value_that_its_key_takes() {
             Kind::Seconds | Kind::SecondsOrZero => value.is_integer() || value.is_float(),
             Kind::Bool => value.is_bool(),
             Kind::Choice(words) => value.as_str().is_some_and(|it| words.contains(&it)),
-            Kind::Networks | Kind::Resolvers | Kind::Integers | Kind::RetryConditions | Kind::StatusRanges => value.is_array(),
+            Kind::Networks
+            | Kind::Resolvers
+            | Kind::Integers
+            | Kind::RetryConditions
+            | Kind::StatusRanges => value.is_array(),
             _ => value.is_str(),
         };
         assert!(fits, "{} = {text}", key.name);

@@ -53,7 +53,8 @@ impl DnsName {
             DnsName::Host { host, .. } => host.strip_suffix('.').unwrap_or(host),
             DnsName::Service(name) => {
                 let mut rest = name.strip_suffix('.').unwrap_or(name);
-                while let Some((_, parent)) = rest.split_once('.').filter(|(label, _)| label.starts_with('_')) {
+                while let Some((_, parent)) = rest.split_once('.').filter(|(label, _)| label.starts_with('_'))
+                {
                     rest = parent;
                 }
                 rest
@@ -102,7 +103,9 @@ impl FromStr for DnsName {
 /// A name that can be looked up, in lower case; otherwise what is wrong with it.
 fn host(name: &str) -> Result<Box<str>, &'static str> {
     if !name.is_ascii() {
-        return Err("a name in other letters than ASCII is written in its form for the DNS, which begins with `xn--`");
+        return Err(
+            "a name in other letters than ASCII is written in its form for the DNS, which begins with `xn--`",
+        );
     }
     let bare = name.strip_suffix('.').unwrap_or(name);
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
@@ -211,7 +214,8 @@ impl Backend {
     fn at(&self, name: &DnsName, it: &NameAddress) -> Backend {
         let address = it.address;
         // A value that is given stands for all addresses: each needs one of its own, which must not tell the address.
-        let sticky_id = self.sticky_id.as_ref().map(|id| format!("{id}-{:016x}", fingerprint(address)).into());
+        let sticky_id =
+            self.sticky_id.as_ref().map(|id| format!("{id}-{:016x}", fingerprint(address)).into());
         Backend {
             id: format!("{}-{address}", self.id),
             address: BackendAddress::Resolved(Box::new(Resolved {
@@ -297,12 +301,51 @@ mod tests {
     fn what_is_no_name_with_a_port_is_refused_and_never_looked_up() {
         let (label, long) = ("a".repeat(64), vec!["a".repeat(63); 4].join("."));
         for text in [
-            "", ":", ":80", "app", "app:", "app:0", "app:65536", "app:+80", "app:-1", "app:8 0", "app:000080",
-            ".:80", "..:80", ".app:80", "app..internal:80", "app.internal..:80", "bücher.example:80", "a b:80",
-            "-app:80", "app-:80", "a.-b.c:80", "::1:80", "[::1]", "[app]:80", "http://app:80", "app/:80",
-            "u@app:80", "10.0.0.256:80", "127.1:80", "1.2.3.4.:80", "0x7f.0x1:80", "80:80", "*.app:80", "app\0:80",
-            "srv:", "srv:.", "srv:80", "srv:app:80", "srv:a..b", "srv:ü.example", "unix:80", "unix:relative",
-            &format!("{label}:80"), &format!("{long}:80"), &format!("srv:{long}"),
+            "",
+            ":",
+            ":80",
+            "app",
+            "app:",
+            "app:0",
+            "app:65536",
+            "app:+80",
+            "app:-1",
+            "app:8 0",
+            "app:000080",
+            ".:80",
+            "..:80",
+            ".app:80",
+            "app..internal:80",
+            "app.internal..:80",
+            "bücher.example:80",
+            "a b:80",
+            "-app:80",
+            "app-:80",
+            "a.-b.c:80",
+            "::1:80",
+            "[::1]",
+            "[app]:80",
+            "http://app:80",
+            "app/:80",
+            "u@app:80",
+            "10.0.0.256:80",
+            "127.1:80",
+            "1.2.3.4.:80",
+            "0x7f.0x1:80",
+            "80:80",
+            "*.app:80",
+            "app\0:80",
+            "srv:",
+            "srv:.",
+            "srv:80",
+            "srv:app:80",
+            "srv:a..b",
+            "srv:ü.example",
+            "unix:80",
+            "unix:relative",
+            &format!("{label}:80"),
+            &format!("{long}:80"),
+            &format!("srv:{long}"),
         ] {
             assert!(text.parse::<BackendAddress>().is_err(), "{text}");
         }
@@ -348,7 +391,8 @@ mod tests {
 
     fn answer(text: &str, ports: &[u16]) -> NameAnswer {
         let address = |port: &u16| ([10, 0, 0, 1], *port).into();
-        let addresses = ports.iter().map(|it| NameAddress { address: address(it), backup: *it > 100, weight: None });
+        let addresses =
+            ports.iter().map(|it| NameAddress { address: address(it), backup: *it > 100, weight: None });
         NameAnswer { name: name(text), addresses: Some(addresses.collect()), empty: false }
     }
 

@@ -1,6 +1,7 @@
 //! What moves from one supervisor to the next: through `execve` when its program is replaced ([`Estate`]), and by a file when it
-//! dies ([`record`]). Knows of no supervisor that runs.
+//! dies ([`record`], [`names_record`]). Knows of no supervisor that runs.
 
+pub(crate) mod names_record;
 pub(crate) mod record;
 
 use std::{

@@ -2,10 +2,7 @@
 //!
 //! At most [`limits::NAMES_AT_A_TIME`] are; the others wait. A lookup ends at its deadline, whatever servers of the DNS do.
 
-use std::{
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use kakehi_ctl::{limits, state::DnsName};
 use tokio::{task::JoinSet, time::Instant};

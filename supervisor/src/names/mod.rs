@@ -187,11 +187,6 @@ impl Names {
         self.shared.table().answers()
     }
 
-    /// What is known of these.
-    pub(crate) fn answers_of(&self, names: &BTreeSet<DnsName>) -> Vec<NameAnswer> {
-        self.shared.table().answers_of(names)
-    }
-
     /// What a process of a worker starts with, as JSON text; empty: nothing.
     pub(crate) fn answers_text(&self) -> Arc<Vec<u8>> {
         let answers = self.answers();

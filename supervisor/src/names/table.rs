@@ -159,7 +159,9 @@ impl Entry {
             match (known, certain) {
                 (0, _) => tracing::warn!("the backend `{name}` is not resolved: {reason}"),
                 (known, false) => {
-                    tracing::warn!("the backend `{name}` is not resolved: {reason}; its last {known} addresses stay");
+                    tracing::warn!(
+                        "the backend `{name}` is not resolved: {reason}; its last {known} addresses stay"
+                    );
                 }
                 (known, true) => tracing::warn!(
                     "the backend `{name}` is not resolved: {reason}; its last {known} addresses stay, unless `dns_on_empty` is `drop`"
@@ -315,18 +317,14 @@ impl Table {
         let clusters = self.clusters.iter().filter(|(_, names)| about(names)).map(|(name, _)| name.clone());
         let clusters = clusters.collect();
         let known = untold.iter().filter_map(|name| self.names.get(name));
-        (known.filter(|entry| entry.knows()).map(|entry| entry.answer.clone()).collect(), clusters)
+        // What was taken over from another supervisor is not newer than what its workers know.
+        let known = known.filter(|entry| entry.asked && entry.knows());
+        (known.map(|entry| entry.answer.clone()).collect(), clusters)
     }
 
     /// All that is known.
     pub(super) fn answers(&self) -> Vec<NameAnswer> {
         self.names.values().filter(|entry| entry.knows()).map(|entry| entry.answer.clone()).collect()
-    }
-
-    /// What is known of these.
-    pub(super) fn answers_of(&self, names: &BTreeSet<DnsName>) -> Vec<NameAnswer> {
-        let known = names.iter().filter_map(|name| self.names.get(name));
-        known.filter(|entry| entry.knows()).map(|entry| entry.answer.clone()).collect()
     }
 
     /// The clusters that have names.

@@ -211,7 +211,8 @@ impl Supervisor {
 
     /// All clusters, or the one of this name, with addresses in the place of names.
     fn clusters_asked_for(&self, wanted: Option<&str>) -> impl Iterator<Item = (&str, Cow<'_, Cluster>)> {
-        let clusters = self.state.clusters.iter().filter(move |(name, _)| wanted.is_none_or(|it| it == *name));
+        let clusters =
+            self.state.clusters.iter().filter(move |(name, _)| wanted.is_none_or(|it| it == *name));
         clusters.map(|(name, it)| (name.as_str(), self.names.expanded(it, &self.state.settings)))
     }
 

@@ -22,6 +22,9 @@ impl Supervisor {
     pub(super) fn tell_names(&mut self) {
         let (answers, clusters) = self.names.take_news();
         let ids: Vec<u32> = self.workers.iter().filter(|it| it.takes_orders()).map(Worker::id).collect();
+        if !answers.is_empty() {
+            self.recording.note_names_soon();
+        }
         self.tell_answers(&ids, answers);
         if !clusters.is_empty() && !self.is_stopping() {
             self.follow_probes(clusters.iter().map(String::as_str));

@@ -43,6 +43,7 @@ mod life;
 mod limits;
 mod lingering;
 mod liveness;
+mod names;
 mod probes;
 mod proxy_protocol;
 mod queueing;
