@@ -153,6 +153,9 @@ pub struct Resolved {
     pub address: SocketAddr,
     /// [`DnsName::server_name`].
     pub server_name: Box<str>,
+    /// What it is counted as where there is no room for every address that there ever was: the same for another address of the name that comes
+    /// long after this one has gone.
+    pub counted_as: Box<str>,
 }
 
 /// One of the addresses of a name.
@@ -166,6 +169,9 @@ pub struct NameAddress {
     /// Of a service: its weight, from 1.
     #[serde(default)]
     pub weight: Option<u8>,
+    /// Its place among those that the name has and had lately; no other address of the name has it.
+    #[serde(default)]
+    pub seat: u8,
 }
 
 /// What the DNS says of a name.
@@ -221,6 +227,7 @@ impl Backend {
             address: BackendAddress::Resolved(Box::new(Resolved {
                 address,
                 server_name: name.server_name().into(),
+                counted_as: format!("{}\0{}", self.id, it.seat).into(),
             })),
             // Who gives it none wants it for nothing else.
             weight: it.weight.filter(|_| self.weight > 0).unwrap_or(self.weight),
@@ -391,8 +398,12 @@ mod tests {
 
     fn answer(text: &str, ports: &[u16]) -> NameAnswer {
         let address = |port: &u16| ([10, 0, 0, 1], *port).into();
-        let addresses =
-            ports.iter().map(|it| NameAddress { address: address(it), backup: *it > 100, weight: None });
+        let addresses = ports.iter().map(|it| NameAddress {
+            address: address(it),
+            backup: *it > 100,
+            weight: None,
+            seat: 0,
+        });
         NameAnswer { name: name(text), addresses: Some(addresses.collect()), empty: false }
     }
 
@@ -444,7 +455,8 @@ mod tests {
             weight,
             ..Backend::default()
         };
-        let address = NameAddress { address: ([10, 0, 0, 1], 80).into(), backup: false, weight: Some(9) };
+        let address =
+            NameAddress { address: ([10, 0, 0, 1], 80).into(), backup: false, weight: Some(9), seat: 0 };
         let of = |weight| {
             let cluster = Cluster { backends: vec![backend(weight)], ..Cluster::default() };
             let name = cluster.dns_names().next().unwrap().clone();

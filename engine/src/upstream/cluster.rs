@@ -4,14 +4,13 @@ use std::{cell::RefCell, io, rc::Rc};
 
 use kakehi_ctl::order::BackendLoad;
 use kakehi_ctl::state::{self, BackendMode, InitialVerdict, Passive, Retries};
-use socket2::SockAddr;
 
 use super::{
     affinity::{Affinity, AffinityRules, Asked, Session, opaque},
     balance::Balance,
     connect::ConnectSettings,
     ejection::Answers,
-    endpoint::Endpoint,
+    endpoint::{Endpoint, Place},
     hashing::hash,
     load::{InFlight, Load},
     pool::Pooling,
@@ -166,13 +165,11 @@ impl Endpoints {
         let members: Vec<Member> = cluster
             .backends
             .iter()
-            .filter_map(|configured| Some((configured, endpoint_address(&configured.address)?)))
-            .map(|(configured, address)| {
-                let (address, server_name) = address?;
-                let same = |it: &&Member| {
-                    let it = &it.backend;
-                    it.id == configured.id && it.address == address && it.server_name == server_name
-                };
+            .filter_map(|configured| Some((configured, Place::of(configured)?)))
+            .map(|(configured, place)| {
+                let place = place?;
+                let counted_as = place.counted_as;
+                let same = |it: &&Member| it.backend.id == configured.id && place.is_of(&it.backend);
                 let known = present.as_ref().and_then(|present| present.members.iter().find(same));
                 let backend = match known {
                     Some(known) => Rc::clone(&known.backend),
@@ -183,7 +180,7 @@ impl Endpoints {
                             Some(known) => cluster.health.is_some() && known.backend.verdicts.is_probe_down(),
                             None => initially_down,
                         };
-                        let new = Rc::new(Endpoint::new(name, &configured.id, (address, server_name), down));
+                        let new = Rc::new(Endpoint::new(name, &configured.id, place, down));
                         if starts_slowly {
                             new.start.begin();
                         }
@@ -203,7 +200,7 @@ impl Endpoints {
                     let known = with_answers.and_then(|present| present.members.iter().find(is_it));
                     match known.and_then(|known| known.answers.as_ref()) {
                         Some(answers) => Rc::clone(answers),
-                        None => Rc::new(Answers::new(name, &configured.id, &passive)),
+                        None => Rc::new(Answers::new(name, counted_as, &passive)),
                     }
                 });
                 Ok(Member { backend, weight, backup, max_connections, answers, mode, session, cookie })
@@ -234,16 +231,6 @@ impl Endpoints {
             probed,
         })
     }
-}
-
-/// Where a backend is connected to, and the name that it has; `None`: it is a name, of which no address is known.
-fn endpoint_address(address: &state::BackendAddress) -> Option<io::Result<(SockAddr, Option<Box<str>>)>> {
-    Some(match address {
-        state::BackendAddress::Ip(address) => Ok((SockAddr::from(*address), None)),
-        state::BackendAddress::Unix(path) => SockAddr::unix(path).map(|address| (address, None)),
-        state::BackendAddress::Resolved(it) => Ok((SockAddr::from(it.address), Some(it.server_name.clone()))),
-        state::BackendAddress::Name(_) => return None,
-    })
 }
 
 impl Cluster {

@@ -37,7 +37,7 @@ pub(super) struct Answers {
 }
 
 impl Answers {
-    /// Of the backend `id` of `cluster`.
+    /// Of the backend of `cluster` that is counted as `id`.
     pub(super) fn new(cluster: &str, id: &str, passive: &Passive) -> Answers {
         let name = hash(format!("answers\0{cluster}\0{id}").as_bytes());
         Answers { window: Window::new(passive.window_ms, name) }

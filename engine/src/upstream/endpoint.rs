@@ -2,10 +2,14 @@
 
 use std::{
     cell::{Cell, RefCell},
+    io,
     rc::Rc,
 };
 
-use kakehi_ctl::order::BackendLoad;
+use kakehi_ctl::{
+    order::BackendLoad,
+    state::{Backend, BackendAddress},
+};
 use socket2::SockAddr;
 
 use super::{
@@ -45,6 +49,37 @@ pub struct Endpoint {
     complaints: LogLimit,
 }
 
+/// Where a backend is.
+pub(super) struct Place<'a> {
+    pub(super) address: SockAddr,
+    /// As [`Endpoint::server_name`].
+    pub(super) server_name: Option<Box<str>>,
+    /// Its name in what all workers count together.
+    pub(super) counted_as: &'a str,
+}
+
+impl<'a> Place<'a> {
+    /// That of a backend; `None`: it has a name, of which no address is known.
+    pub(super) fn of(backend: &'a Backend) -> Option<io::Result<Place<'a>>> {
+        let own = |address| Place { address, server_name: None, counted_as: &backend.id };
+        Some(match &backend.address {
+            BackendAddress::Ip(address) => Ok(own(SockAddr::from(*address))),
+            BackendAddress::Unix(path) => SockAddr::unix(path).map(own),
+            BackendAddress::Resolved(it) => Ok(Place {
+                address: SockAddr::from(it.address),
+                server_name: Some(it.server_name.clone()),
+                counted_as: &it.counted_as,
+            }),
+            BackendAddress::Name(_) => return None,
+        })
+    }
+
+    /// True if `endpoint` is there.
+    pub(super) fn is_of(&self, endpoint: &Endpoint) -> bool {
+        endpoint.address == self.address && endpoint.server_name == self.server_name
+    }
+}
+
 impl Endpoint {
     /// True if the log may take a line about the backend; how many were left out since the last.
     pub fn admit_complaint(&self, now: u64) -> Option<u32> {
@@ -55,7 +90,7 @@ impl Endpoint {
     pub(super) fn new(
         cluster: &str,
         id: &str,
-        (address, server_name): (SockAddr, Option<Box<str>>),
+        Place { address, server_name, counted_as }: Place<'_>,
         probe_down: bool,
     ) -> Endpoint {
         Endpoint {
@@ -64,7 +99,7 @@ impl Endpoint {
             server_name,
             health: Health::default(),
             verdicts: Verdicts::with_probe_down(probe_down),
-            load: Load::named(hash(format!("backend\0{cluster}\0{id}").as_bytes())),
+            load: Load::named(hash(format!("backend\0{cluster}\0{counted_as}").as_bytes())),
             start: Start::default(),
             hash: hash(id.as_bytes()),
             idle: RefCell::default(),

@@ -25,7 +25,7 @@ pub(crate) fn path(command_socket: &Path) -> PathBuf {
 pub(crate) fn load(command_socket: &Path) -> io::Result<Vec<KnownName>> {
     let path = path(command_socket);
     let Some(file) = own_file::open(&path)? else { return Ok(Vec::new()) };
-    serde_json::from_reader(io::BufReader::new(file)).map_err(|error| own_file::about(&path, error.into()))
+    serde_json::from_reader(io::BufReader::new(file)).map_err(|error| own_file::about(&path, error))
 }
 
 /// Writes it, in the place of what is there; of nothing there is no file.
@@ -58,7 +58,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("k.sock");
         assert_eq!(load(&socket).unwrap(), []);
-        let address = NameAddress { address: ([10, 0, 0, 1], 80).into(), backup: true, weight: Some(3) };
+        let address =
+            NameAddress { address: ([10, 0, 0, 1], 80).into(), backup: true, weight: Some(3), seat: 2 };
         let answer =
             NameAnswer { name: "app.test:80".parse().unwrap(), addresses: Some(vec![address]), empty: true };
         let known = [KnownName { answer, resolved_ms: Some(7) }];

@@ -92,6 +92,7 @@ pub(super) async fn look_up(resolver: Arc<Resolver>, name: &DnsName, memory: Arc
                 address: SocketAddr::new(ip, *port),
                 backup: false,
                 weight: None,
+                seat: 0,
             });
             let addresses = addresses.collect();
             let left_out = found.families.left_out();
@@ -229,6 +230,7 @@ fn addresses_of<'f>(targets: &[Target], of: impl Fn(&str) -> Option<&'f Families
                 address: SocketAddr::new(ip, target.port),
                 backup: target.priority != first,
                 weight: Some(weight(target.weight)),
+                seat: 0,
             });
         }
     }

@@ -6,6 +6,7 @@ use std::{
     borrow::Cow,
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, BinaryHeap},
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -18,6 +19,8 @@ use kakehi_ctl::{
 use tokio::time::Instant;
 
 use super::lookup::{Found, Memory, Outcome};
+
+const _: () = assert!(limits::ADDRESSES_PER_NAME < 256, "each address has a seat");
 
 /// Pause between two lines of the log about the addresses of a name.
 const PAUSE: Duration = Duration::from_secs(10);
@@ -66,6 +69,8 @@ struct Entry {
     /// Failures in a row.
     failures: u32,
     memory: Arc<Memory>,
+    /// The next seat that is given to an address, if it is free.
+    next_seat: u8,
     /// Something came of asking for it.
     asked: bool,
     /// When it is asked for next; `None` while it is.
@@ -96,6 +101,7 @@ impl Entry {
             failing: None,
             failures: 0,
             memory: Arc::default(),
+            next_seat: 0,
             asked: false,
             due: Some(now),
             said: None,
@@ -104,7 +110,8 @@ impl Entry {
     }
 
     /// Takes note of addresses; true if they are others than before.
-    fn found(&mut self, found: Found, now: Instant) -> bool {
+    fn found(&mut self, mut found: Found, now: Instant) -> bool {
+        self.seat(&mut found.addresses);
         let name = &self.answer.name;
         if self.failing.take().is_some() {
             tracing::info!("the backend `{name}` is resolved again");
@@ -127,6 +134,28 @@ impl Entry {
         self.answer.empty = false;
         self.say_change(&before, now);
         true
+    }
+
+    /// Gives each address a seat: the one that it has, or the one that was free for longest.
+    fn seat(&mut self, addresses: &mut [NameAddress]) {
+        let present = self.answer.addresses.as_deref().unwrap_or_default();
+        let present: BTreeMap<SocketAddr, u8> = present.iter().map(|it| (it.address, it.seat)).collect();
+        let mut taken: BTreeSet<u8> =
+            addresses.iter().filter_map(|it| present.get(&it.address)).copied().collect();
+        for address in addresses {
+            address.seat = match present.get(&address.address) {
+                Some(seat) => *seat,
+                None => {
+                    // There are four times as many as addresses.
+                    while !taken.insert(self.next_seat) {
+                        self.next_seat = self.next_seat.wrapping_add(1);
+                    }
+                    let seat = self.next_seat;
+                    self.next_seat = seat.wrapping_add(1);
+                    seat
+                }
+            };
+        }
     }
 
     fn say_change(&mut self, before: &[NameAddress], now: Instant) {
@@ -240,6 +269,8 @@ impl Table {
             if let Some(entry) = self.names.get_mut(&answer.name) {
                 entry.answer.clone_from(answer);
                 entry.resolved_ms = *resolved_ms;
+                let seats = answer.addresses.iter().flatten().map(|it| it.seat);
+                entry.next_seat = seats.max().map_or(0, |seat| seat.wrapping_add(1));
             }
         }
     }
@@ -345,7 +376,7 @@ impl Table {
             let entry = self.names.get(name);
             let of_it = |id: &str| {
                 let address = id.strip_prefix(&*backend.id).and_then(|rest| rest.strip_prefix('-'));
-                address.is_some_and(|address| address.parse::<std::net::SocketAddr>().is_ok())
+                address.is_some_and(|address| address.parse::<SocketAddr>().is_ok())
             };
             shown.push(NameInfo {
                 cluster: cluster.to_owned(),
