@@ -16,7 +16,7 @@ use crate::harness::{
 };
 
 /// For what takes until an answer of the DNS is not good any more.
-const LATER: Duration = Duration::from_secs(15);
+const LATER: Duration = Duration::from_secs(30);
 
 /// A backend at 127.0.0.`last`, which answers `ok`.
 fn backend_at(last: u8, port: u16) -> Backend {
@@ -151,7 +151,7 @@ fn a_name_that_is_not_there_any_more_keeps_its_addresses_and_that_is_said_once()
     let text = String::from_utf8_lossy(&proxy.ctl(&["backends"]).stdout).into_owned();
     assert!(text.contains("1 address, resolved ") && text.contains("; failing for "), "{text}");
     dns.kill();
-    wait_for_failing(&proxy, "no server can be asked");
+    wait_for_failing(&proxy, "no server answers");
     load.goes_on();
     dns.set_hosts(&["127.0.0.2 app.test"]);
     dns.start();
@@ -160,7 +160,6 @@ fn a_name_that_is_not_there_any_more_keeps_its_addresses_and_that_is_said_once()
     load.end();
     proxy.logged("is resolved again");
     assert_eq!(count(&proxy.log(), "is not resolved"), 1, "{}", proxy.log());
-    assert_eq!(farm.backends[0].ended(), farm.backends[0].ended());
 }
 
 #[test]
@@ -178,7 +177,7 @@ fn a_name_that_is_not_there_any_more_has_no_backends_where_that_is_wanted() {
     wait_for_status(&proxy, 200);
     // Who says nothing says not that it is gone.
     dns.kill();
-    wait_for_failing(&proxy, "no server can be asked");
+    wait_for_failing(&proxy, "no server answers");
     wait_for_status(&proxy, 200);
     dns.set_hosts(&[]);
     dns.start();
@@ -216,8 +215,9 @@ fn a_server_that_is_dead_at_the_start_holds_nothing_up_and_is_asked_again() {
     assert!(response.text().contains("no_backend"), "{}", response.text());
     let of_fixed = exchange(&proxy, "GET / HTTP/1.1\r\nHost: fixed.example\r\nConnection: close\r\n\r\n");
     of_fixed.expect(200, "ok");
-    proxy.logged("is not resolved: no server can be asked");
-    assert_eq!(name_shown(&proxy)["resolved_ms"], Value::Null);
+    let name = wait_for_failing(&proxy, "no server answers");
+    assert_eq!(name["resolved_ms"], Value::Null);
+    proxy.logged("is not resolved: no server answers");
     dns.set_hosts(&["127.0.0.2 app.test"]);
     dns.start();
     wait_for_status(&proxy, 200);
@@ -321,7 +321,7 @@ fn without_a_supervisor_the_last_addresses_hold_and_the_next_one_goes_on_with_th
     proxy.start_again();
     load.goes_on();
     // Also for the process of a worker that is new.
-    wait_for_failing(&proxy, "no server can be asked");
+    wait_for_failing(&proxy, "no server answers");
     assert_eq!(shown(&proxy), BTreeSet::from([farm.id(2)]));
     load.end();
     let workers = proxy.workers();
@@ -348,7 +348,7 @@ fn an_upgrade_leaves_its_addresses_to_the_new_program() {
     let proxy = farm.config(&dns.resolvers()).start();
     wait_for_status(&proxy, 200);
     dns.kill();
-    wait_for_failing(&proxy, "no server can be asked");
+    wait_for_failing(&proxy, "no server answers");
     let load = Load::on(proxy.address());
     let workers = proxy.workers();
     let upgraded = proxy.ctl(&["upgrade"]);
@@ -359,7 +359,7 @@ fn an_upgrade_leaves_its_addresses_to_the_new_program() {
     load.goes_on();
     load.end();
     assert_eq!(shown(&proxy), BTreeSet::from([farm.id(2)]));
-    let name = wait_for_failing(&proxy, "no server can be asked");
+    let name = wait_for_failing(&proxy, "no server answers");
     assert!(name["resolved_ms"].is_u64(), "{name}");
     dns.start();
     wait::within(LATER, "an answer", || name_shown(&proxy)["failing"].is_null().then_some(()));
