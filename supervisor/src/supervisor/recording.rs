@@ -35,7 +35,7 @@ use crate::{
 /// How long a stop waits for a disk until the records are removed.
 const STOP_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Between a change of what is known of names and its record.
+/// Between two records of what is known of names.
 const NAMES_PAUSE: Duration = Duration::from_millis(250);
 
 /// Why there are no records when a disk stands still.
@@ -125,6 +125,8 @@ struct NamesNote {
     /// Ends when what was written last is.
     writing: Option<oneshot::Receiver<()>>,
     due: Option<Instant>,
+    /// When it was written last.
+    last: Option<Instant>,
 }
 
 impl Recording {
@@ -180,9 +182,11 @@ impl Recording {
         self.failed.borrow().reason.clone()
     }
 
-    /// What is known of names has changed: it is written soon, and not for each change of many.
+    /// What is known of names has changed: it is written at once, but not for each change of many.
     pub(super) fn note_names_soon(&mut self) {
-        self.names.due.get_or_insert_with(|| Instant::now() + NAMES_PAUSE);
+        let now = Instant::now();
+        let at = self.names.last.map_or(now, |last| now.max(last + NAMES_PAUSE));
+        self.names.due.get_or_insert(at);
     }
 
     /// When that is due.
@@ -204,7 +208,7 @@ impl Recording {
             return;
         }
         let known = known();
-        self.names.due = None;
+        (self.names.due, self.names.last) = (None, Some(now));
         self.names.writing = Some(self.write(move |records| {
             if let Err(error) = names_record::write(&records.names, &known) {
                 tracing::debug!("the addresses of names cannot be written down: {error}");

@@ -186,7 +186,7 @@ fn a_name_that_is_not_there_any_more_has_no_backends_where_that_is_wanted() {
     assert_eq!(kept.status(), 200);
     // Live, too.
     let set = |value: &str| {
-        let output = proxy.ctl(&["settings", "set", &format!("dns_on_empty={value}")]);
+        let output = proxy.ctl(&["settings", "patch", &format!("dns_on_empty={value}")]);
         assert!(output.status.success(), "{output:?}");
     };
     set("keep");
@@ -316,6 +316,8 @@ fn without_a_supervisor_the_last_addresses_hold_and_the_next_one_goes_on_with_th
     wait_for_status(&proxy, 200);
     let load = Load::on(proxy.address());
     dns.kill();
+    let record = proxy.folder().join("kakehi.sock.names");
+    wait::until("the record of names", || record.exists());
     proxy.kill_supervisor();
     load.goes_on();
     proxy.start_again();
