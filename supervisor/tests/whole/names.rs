@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::harness::{
-    Backend, Config, Load, Message, OK, Proxy, ask,
+    Backend, Config, Load, Message, OK, Process, Proxy, ask,
     dns::{Dnsmasq, Nameserver, Say},
     exchange, free_port, send_signal, wait,
 };
@@ -326,11 +326,13 @@ fn without_a_supervisor_the_last_addresses_hold_and_the_next_one_goes_on_with_th
     wait_for_failing(&proxy, "no server answers");
     assert_eq!(shown(&proxy), BTreeSet::from([farm.id(2)]));
     load.end();
-    let workers = proxy.workers();
-    send_signal(workers[0], Signal::SIGKILL);
+    // They are no children of the new one.
+    let process = || proxy.ctl_json("status")["workers"][0].clone();
+    let before = process()["pid"].clone();
+    send_signal(Process(u32::try_from(before.as_u64().unwrap()).unwrap()), Signal::SIGKILL);
     wait::until("another process", || {
-        let now = proxy.workers();
-        now.len() == 2 && !now.contains(&workers[0]) && proxy.ctl_json("status")["phase"] == "running"
+        let now = process();
+        now["pid"] != before && now["state"] == "running"
     });
     wait_for_status(&proxy, 200);
     // What it knew does not hold when the DNS says something else.

@@ -204,6 +204,7 @@ impl Configured {
     pub(in crate::worker) async fn commit(&self, connections: &Rc<Connections>) -> Result<(), Refusal> {
         let prepared = self.prepared.take().ok_or(Refusal::NothingPrepared)?;
         let Prepared { changes, revision, routing, members, listeners } = prepared;
+        let on_empty = self.settings().dns_on_empty;
         // What is served changes at once, below; what is known of it is changed in pieces before. Between them nobody asks
         // for it, since orders are carried out one after another.
         let mut slice = connections.shared.ring.admission().slices(Source::Orders);
@@ -235,7 +236,6 @@ impl Configured {
             self.prints.borrow_mut().update(name, &self.state.borrow());
         }
         slice.end();
-        let on_empty = self.settings().dns_on_empty;
         let (configs, clusters) = self.switch(connections, &changes, revision, routing, members, listeners);
         self.follow_names(connections, &named_clusters(&changes), on_empty != self.settings().dns_on_empty);
         for cluster in clusters {
