@@ -151,6 +151,7 @@ fn bare(cluster: &Cluster) -> Cluster {
         health: cluster.health.clone(),
         https_redirect: cluster.https_redirect,
         https_redirect_port: cluster.https_redirect_port,
+        dns_on_empty: cluster.dns_on_empty,
         frontends: Vec::new(),
         backends: Vec::new(),
     }

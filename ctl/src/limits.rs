@@ -164,6 +164,21 @@ pub const OVERLOAD_TIME_MS: u64 = 200;
 /// Memory that one compiled regular expression may take. Not a key.
 pub const MAX_REGEX_SIZE: usize = 1 << 20;
 
+/// Shortest time that an answer of the DNS is good for (`dns_min_ttl`).
+pub const DNS_MIN_TTL_MS: u64 = 1_000;
+/// Longest time that an answer of the DNS is good for (`dns_max_ttl`).
+pub const DNS_MAX_TTL_MS: u64 = 60_000;
+/// Deadline of all that is asked of the DNS for one name. Not a key.
+pub const DNS_TIMEOUT_MS: u64 = 5_000;
+/// When a name that could not be resolved is asked for again at the latest. Not a key.
+pub const DNS_RETRY_MS: u64 = 10_000;
+/// Addresses of a name that are used. Not a key.
+pub const ADDRESSES_PER_NAME: usize = 64;
+/// Names that are asked for at a time. Not a key.
+pub const NAMES_AT_A_TIME: usize = 32;
+/// So long a start or a change waits for the addresses of names that are new. Not a key: what comes later is used later.
+pub const NAMES_PATIENCE_MS: u64 = 500;
+
 /// Buffers in a worker's arena (`buffer_count`); a power of two.
 pub const BUFFER_COUNT: u16 = 2_048;
 /// Size of one arena buffer (bytes): a body of 16 KiB with its head, or a whole TLS record. Not a key: it is the unit of the

@@ -20,11 +20,12 @@ mod backends;
 mod worker;
 
 pub use self::backends::{
-    BackendInfo, Backends, ClusterCondition, LastProbe, OperatorVerdict, ProbeVerdict, TrafficVerdict,
+    BackendInfo, Backends, ClusterCondition, LastProbe, NameFailure, NameInfo, OperatorVerdict, ProbeVerdict,
+    TrafficVerdict,
 };
 pub use self::worker::{
     ADOPTION_VERSION, Adopted, BACKENDS_PER_ORDER, BackendLoad, BackendName, ClosedSessions, Fact,
-    ListenerSocket, Order, Program, Report, Verdict,
+    ListenerSocket, NAMES_PER_ORDER, Order, Program, Report, Verdict,
 };
 
 /// Version of the vocabulary of clients; a peer of another version is told so and nothing else happens.

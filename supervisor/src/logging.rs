@@ -87,13 +87,25 @@ pub(crate) fn open_for_worker(log_level: &str) {
 /// # Errors
 /// What is wrong with it.
 pub(crate) fn check_level(log_level: &str) -> Result<(), String> {
-    EnvFilter::try_new(log_level).map(drop).map_err(|error| error.to_string())
+    filter(log_level).map(drop).map_err(|error| error.to_string())
+}
+
+/// The filter of a `log_level`. What the resolver of the DNS says of each datagram that it does not like is only in it where it is
+/// named there: servers of the DNS could fill a disk with it.
+fn filter(log_level: &str) -> Result<EnvFilter, tracing_subscriber::filter::ParseError> {
+    let filter = EnvFilter::try_new(log_level)?;
+    if log_level.contains("hickory") {
+        return Ok(filter);
+    }
+    ["hickory_net=off", "hickory_resolver=off", "hickory_proto=off"]
+        .into_iter()
+        .try_fold(filter, |filter, directive| Ok(filter.add_directive(directive.parse()?)))
 }
 
 /// Filters the log by another `log_level`, unless the environment says by what.
 pub(crate) fn set_level(log_level: &str) {
     if std::env::var_os(VARIABLE).is_none()
-        && let (Some(change), Ok(filter)) = (CHANGE_FILTER.get(), EnvFilter::try_new(log_level))
+        && let (Some(change), Ok(filter)) = (CHANGE_FILTER.get(), filter(log_level))
     {
         change(filter);
     }
@@ -108,7 +120,7 @@ pub(crate) fn flush() {
 
 fn open(log_level: &str) {
     let wanted = std::env::var(VARIABLE).unwrap_or_else(|_| log_level.to_owned());
-    let (filter, complaint) = match EnvFilter::try_new(&wanted) {
+    let (filter, complaint) = match filter(&wanted) {
         Ok(filter) => (filter, None),
         Err(error) => (EnvFilter::new("info"), Some(error)),
     };

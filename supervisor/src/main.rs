@@ -31,6 +31,7 @@ mod fleet;
 mod health;
 mod host;
 mod logging;
+mod names;
 mod outlet;
 mod placement;
 mod scm;

@@ -15,6 +15,7 @@
 //! | [`orders`] | orders to workers, and the wait for their answers |
 //! | [`door`] | who may use the command socket |
 //! | [`question`], [`answers`] | what is asked; answers that are given at any moment |
+//! | [`names`] | what the DNS says of names of backends reaches workers |
 //! | [`health`] | what probes find reaches workers, and whoever asks how backends are |
 //! | [`events`] | what happens to workers |
 //! | [`due`] | what is due at some time: replacements, kills, the watchdog, certificates |
@@ -30,6 +31,7 @@ pub(crate) mod door;
 mod due;
 mod events;
 mod health;
+mod names;
 pub(crate) mod orders;
 pub(crate) mod question;
 mod recording;
@@ -66,6 +68,7 @@ use crate::{
     },
     health::{Asking, Health},
     host::{init_system, pid_file::PidFile, signals::Signals},
+    names::Names,
     supervisor::{
         answers::TellingState, door::Door, health::Purpose, question::Question, recording::Recording,
         saving::Saving, text::StateText, turn::Happened, watchers::Watchers,
@@ -113,6 +116,7 @@ pub(crate) struct Supervisor {
     /// Where all workers count together.
     pub(crate) ledger: SharedLedger,
     health: Health,
+    pub(crate) names: Names,
     /// What workers are asked about backends.
     asking: Asking<Purpose>,
     /// How often the init system's watchdog is to be fed, and when next.
@@ -199,6 +203,7 @@ impl Supervisor {
             certificates: Keeper::new(None)?,
             ledger: SharedLedger::default(),
             health: Health::default(),
+            names: Names::default(),
             asking: Asking::default(),
             watchdog: init_system::watchdog_period().map(|period| (period, Instant::now())),
             ticket_keys_due: Instant::now(),
@@ -225,7 +230,10 @@ impl Supervisor {
         self.recording = Recording::beside(&state.settings.command_socket);
         self.state = Arc::new(state);
         self.certificates = certificates;
-        self.health.begin(&self.state, self.certificates.vault());
+        self.names.begin(&self.state);
+        let (names, settings) = (&self.names, &self.state.settings);
+        let vault = self.certificates.vault();
+        self.health.begin(&self.state, |cluster| names.expanded(cluster, settings), vault);
         self.state_text.forget();
         self.settled = true;
     }

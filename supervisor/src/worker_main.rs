@@ -19,7 +19,7 @@ use command_fds::inherited::take_fd_ownership;
 use kakehi_ctl::{
     layers::ByHand,
     limits,
-    order::{Program, Report, Verdict},
+    order::{Program, Report},
     state::{STATE_VERSION, Settings, State},
 };
 use kakehi_engine::{
@@ -58,6 +58,8 @@ pub(crate) const VAULT: RawFd = 11;
 pub(crate) const LEDGER: RawFd = 12;
 /// Where it finds what probes found of backends, if there is anything.
 pub(crate) const VERDICTS: RawFd = 13;
+/// Where it finds what the DNS says of names of backends, if there is anything.
+pub(crate) const NAMES: RawFd = 14;
 
 /// How long the listening sockets may take that a worker starts with: the supervisor sends them after the start.
 const SOCKETS_PATIENCE: Duration = Duration::from_millis(limits::WORKER_READY_TIMEOUT_MS);
@@ -161,7 +163,8 @@ fn receive(place: Place, orders: &UnixStream) -> Result<Setup, Error> {
         Err(_) => Vault::create().map_err(Error::Vault)?,
     };
     let ledger = ledger();
-    let verdicts = take(VERDICTS).map(read_verdicts).unwrap_or_default();
+    let verdicts = take(VERDICTS).map(read_list).unwrap_or_default();
+    let names = take(NAMES).map(read_list).unwrap_or_default();
     let predecessor = inherits.then(|| take(PREDECESSOR)).transpose()?;
     // The supervisor has looked at it.
     let from_environment = level_from_environment().ok().flatten();
@@ -185,6 +188,7 @@ fn receive(place: Place, orders: &UnixStream) -> Result<Setup, Error> {
         ledger,
         vault,
         verdicts,
+        names,
         launch,
         program: this_program(),
     })
@@ -297,8 +301,8 @@ fn parse_state(memory: OwnedFd) -> Result<State, Error> {
     Ok(state)
 }
 
-/// Those that the supervisor has put into `memory`. Without them all backends are used, and the supervisor says it again soon.
-fn read_verdicts(memory: OwnedFd) -> Vec<Verdict> {
+/// The facts that the supervisor has put into `memory`. Where they cannot be read, the supervisor says them again soon.
+fn read_list<T: serde::de::DeserializeOwned>(memory: OwnedFd) -> Vec<T> {
     let mut file = std::fs::File::from(memory);
     let mut text = Vec::new();
     let read = file.rewind().and_then(|()| file.read_to_end(&mut text));

@@ -119,6 +119,10 @@ fn settings(root: &Section, folder: &Path, findings: &mut Findings<'_>) -> Setti
         let offset = root.entry("automatic_state_save").map_or(0, |entry| entry.offset);
         findings.warn(offset, "`automatic_state_save` has no effect without `saved_state`");
     }
+    if settings.dns_min_ttl_ms > settings.dns_max_ttl_ms {
+        let key = if root.says("dns_min_ttl") { "dns_min_ttl" } else { "dns_max_ttl" };
+        findings.unfit(root.offset_of(key), "`dns_min_ttl` is longer than `dns_max_ttl`");
+    }
     settings
 }
 

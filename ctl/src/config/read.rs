@@ -19,7 +19,7 @@ use super::{
     pieces::Text,
 };
 use crate::{
-    keys::{Given, Key, Kind, Level, Support},
+    keys::{DNS_PORT, Given, Key, Kind, Level, Support},
     state::{BackendAddress, Conditions, RateKey, StatusRange, Statuses},
 };
 
@@ -53,6 +53,8 @@ pub(crate) enum Value {
     Address(SocketAddr),
     Backend(BackendAddress),
     Networks(Vec<IpNet>),
+    /// Each with its port.
+    Resolvers(Vec<SocketAddr>),
     Statuses(Statuses),
     Conditions(Conditions),
     RateKey(RateKey),
@@ -222,6 +224,11 @@ impl Reader<'_, '_> {
                 let network = |item: &Spanned<DeValue<'_>>, _| item.get_ref().as_str().and_then(network);
                 self.items(key, list, network).map(Value::Networks).ok_or(None)
             }
+            Kind::Resolvers => {
+                let list = value.as_array().ok_or_else(wrong_type)?;
+                let resolver = |item: &Spanned<DeValue<'_>>, _| item.get_ref().as_str().and_then(resolver);
+                self.items(key, list, resolver).map(Value::Resolvers).ok_or(None)
+            }
             _ => scalar(key.kind, value).map_err(Some),
         }
     }
@@ -337,6 +344,13 @@ fn integer(value: &DeValue<'_>, min: u64, max: u64) -> Result<u64, String> {
 /// A network, or a single address as the network that holds only it.
 fn network(text: &str) -> Option<IpNet> {
     text.parse().ok().or_else(|| text.parse().ok().map(|address: std::net::IpAddr| address.into()))
+}
+
+/// A server of the DNS.
+fn resolver(text: &str) -> Option<SocketAddr> {
+    let with_port = text.parse().ok().filter(|it: &SocketAddr| it.port() != 0);
+    let address = with_port.or_else(|| Some(SocketAddr::new(text.parse().ok()?, DNS_PORT)));
+    address.filter(|it| !it.ip().is_unspecified() && !it.ip().is_multicast())
 }
 
 /// As it reads in an error.

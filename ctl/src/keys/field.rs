@@ -16,6 +16,9 @@ use crate::{
     state::{BackendAddress, Conditions, RateKey, StatusRange, Statuses},
 };
 
+/// Port of a server of the DNS.
+pub(crate) const DNS_PORT: u16 = 53;
+
 /// Where values come from: a table of the file, or one whose absent keys another one has.
 pub(crate) trait Given {
     /// The value of the key of this name, if it is there; it is of the key's kind.
@@ -161,6 +164,21 @@ held! {
 /// An array of what these read as.
 fn texts<T: ToString>(items: impl IntoIterator<Item = T>) -> Toml {
     items.into_iter().map(|item| Toml::from(item.to_string())).collect::<Vec<_>>().into()
+}
+
+/// Servers of the DNS, the usual port of which is not written.
+impl Field for Vec<SocketAddr> {
+    fn read(value: &Value, _: Kind, _: &Path) -> Option<Self> {
+        match value {
+            Value::Resolvers(resolvers) => Some(resolvers.clone()),
+            _ => None,
+        }
+    }
+
+    fn write(&self, _: Kind) -> Option<Toml> {
+        let text = |it: &SocketAddr| if it.port() == DNS_PORT { it.ip().to_string() } else { it.to_string() };
+        Some(texts(self.iter().map(text)))
+    }
 }
 
 /// The kind allows no others.

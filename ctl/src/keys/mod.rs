@@ -16,7 +16,7 @@ mod tests;
 pub(crate) use self::{
     canonical::{Canonical, write_unless_default},
     define::{keyed, words},
-    field::{Field, Given, in_folder},
+    field::{DNS_PORT, Field, Given, in_folder},
 };
 
 /// Longest duration that the file can set (s): a year.
@@ -163,8 +163,10 @@ pub enum Kind {
     SecondsOrZero,
     /// `ip:port`, with a port.
     Address,
-    /// `ip:port` or `unix:/path`.
+    /// `ip:port`, `unix:/path`, `host:port` or `srv:NAME`.
     BackendAddress,
+    /// Addresses of servers of the DNS, with their ports or without.
+    Resolvers,
     /// Networks (`10.0.0.0/8`) and single addresses.
     Networks,
     /// A method of HTTP.
@@ -225,9 +227,10 @@ impl Kind {
             }
             Kind::Address => "`ip:port` or `[ipv6]:port` (names are not resolved)".to_owned(),
             Kind::BackendAddress => {
-                "`ip:port`, `[ipv6]:port` or `unix:/path` of 107 bytes at most (names are not resolved)"
+                "`ip:port`, `[ipv6]:port`, `host:port`, `srv:NAME` or `unix:/path` of 107 bytes at most"
                     .to_owned()
             }
+            Kind::Resolvers => "an array of `ip` or `ip:port`".to_owned(),
             Kind::Networks => "an array of networks (`10.0.0.0/8`) or ip addresses".to_owned(),
             Kind::Method => "a method of HTTP, such as `GET`".to_owned(),
             Kind::Token => "a name without spaces and separators, such as `X-User`".to_owned(),

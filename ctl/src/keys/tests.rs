@@ -43,12 +43,14 @@ fn all() -> impl Iterator<Item = &'static Key> {
 }
 
 /// Keys whose name stands elsewhere too, because they mean something together with others.
-const ELSEWHERE: [(&str, &str); 22] = [
+const ELSEWHERE: [(&str, &str); 24] = [
     ("max_body_size", "not in what passes connections on"),
     ("rate", "who makes the limit needs it first"),
     ("key", "TLS and header edits have one, too"),
     ("status", "a verb of `kakehictl` is called so"),
     ("dry_run", "an option of `kakehictl` is called so"),
+    ("dns_min_ttl", "it is not longer than the other"),
+    ("dns_max_ttl", "the same"),
     ("fail_open", "`udp.health` has one of its own"),
     ("affinity_header", "it excludes others"),
     ("affinity_cookie", "the same"),
@@ -134,7 +136,11 @@ fn a_default_is_a_value_that_its_key_takes() {
             Kind::Seconds | Kind::SecondsOrZero => value.is_integer() || value.is_float(),
             Kind::Bool => value.is_bool(),
             Kind::Choice(words) => value.as_str().is_some_and(|it| words.contains(&it)),
-            Kind::Networks | Kind::Integers | Kind::RetryConditions | Kind::StatusRanges => value.is_array(),
+            Kind::Networks
+            | Kind::Resolvers
+            | Kind::Integers
+            | Kind::RetryConditions
+            | Kind::StatusRanges => value.is_array(),
             _ => value.is_str(),
         };
         assert!(fits, "{} = {text}", key.name);

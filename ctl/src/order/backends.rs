@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::state::{BackendAddress, BackendMode};
+use crate::state::{BackendAddress, BackendMode, DnsName};
 
 /// Backends, and the clusters that are not as they should be.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -16,6 +16,37 @@ pub struct Backends {
     /// Backends that are not shown, as there are too many.
     #[serde(default)]
     pub left_out: usize,
+    /// Backends that have a name in the place of an address, by cluster; a program from before there were any does not say it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<NameInfo>,
+}
+
+/// A backend that has a name in the place of an address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameInfo {
+    /// Its cluster.
+    pub cluster: String,
+    /// Its name in the cluster.
+    pub id: String,
+    /// What is asked of the DNS.
+    pub name: DnsName,
+    /// Addresses that are used, each a backend `ID-ADDRESS`.
+    pub addresses: usize,
+    /// Addresses that are not used, as there are too many.
+    pub left_out: usize,
+    /// When the DNS last gave addresses (milliseconds since 1970); `None`: it has not yet.
+    pub resolved_ms: Option<u64>,
+    /// Why it does not now, and since when; `None`: it does, or was not asked yet.
+    pub failing: Option<NameFailure>,
+}
+
+/// Why the DNS gives no addresses for a name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameFailure {
+    /// Why.
+    pub reason: String,
+    /// Since when (milliseconds since 1970).
+    pub since_ms: u64,
 }
 
 /// What is the matter with a cluster.

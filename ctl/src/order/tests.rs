@@ -1,7 +1,7 @@
 //! Orders in parts, and what older programs say.
 
 use super::{worker::CHANGES_PER_ORDER, *};
-use crate::state::Revision;
+use crate::state::{NameAnswer, Revision};
 
 #[test]
 fn many_changes_are_told_in_parts_that_make_up_the_whole() {
@@ -37,6 +37,18 @@ fn many_changes_are_told_in_parts_that_make_up_the_whole() {
         other => panic!("{other:?}"),
     });
     assert!(told.eq(&verdicts) && parts.len() == 3);
+    let answer = |number: usize| NameAnswer {
+        name: format!("app{number}:80").parse().unwrap(),
+        addresses: None,
+        empty: true,
+    };
+    let answers: Vec<NameAnswer> = (0..2 * NAMES_PER_ORDER + 1).map(answer).collect();
+    let parts = Order::Fact { fact: Fact::Names { answers: answers.clone() } }.in_parts();
+    let told = parts.iter().flat_map(|part| match part {
+        Order::Fact { fact: Fact::Names { answers } } if answers.len() <= NAMES_PER_ORDER => answers,
+        other => panic!("{other:?}"),
+    });
+    assert!(told.eq(&answers) && parts.len() == 3);
 }
 
 #[test]
@@ -51,6 +63,10 @@ fn every_order_travels_under_its_name_and_older_workers_are_given_those_that_the
                 r#"{"fact":{"fact":{"verdicts":{"verdicts":[{"cluster":"a","id":"b","up":false}]}}}}"#
                     .to_owned()
             }
+            "fact.names" => {
+                r#"{"fact":{"fact":{"names":{"answers":[{"name":"a:80","addresses":[{"address":"10.0.0.1:80"}]}]}}}}"#
+                    .to_owned()
+            }
             "tell_loads" => r#"{"tell_loads":{"backends":[{"cluster":"a","id":"b"}]}}"#.to_owned(),
             "close_sessions" => r#"{"close_sessions":{"cluster":"a","backend":"b"}}"#.to_owned(),
             "share" => r#"{"share":{"connections":1}}"#.to_owned(),
@@ -59,7 +75,8 @@ fn every_order_travels_under_its_name_and_older_workers_are_given_those_that_the
         };
         let order: Order = serde_json::from_str(&text).unwrap();
         assert_eq!(order.name(), name);
-        let is_later = ["fact", "fact.verdicts", "tell_loads", "close_sessions"].contains(&name);
+        let is_later =
+            ["fact", "fact.verdicts", "tell_loads", "close_sessions", "fact.names"].contains(&name);
         assert_eq!(order.is_understood_by(&[]), !is_later, "the first program had no such order");
         assert!(order.is_understood_by(&[name.to_owned()]));
         assert!(!order.is_understood_by(&["another".to_owned()]));

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::Message;
 use crate::{
     change::Change,
-    state::{Revision, Settings},
+    state::{NameAnswer, Revision, Settings},
 };
 
 /// Version of the vocabulary of orders and reports.
@@ -125,6 +125,11 @@ pub enum Fact {
         /// One for each.
         verdicts: Vec<Verdict>,
     },
+    /// What the DNS says of these names. What is not named stays as it was.
+    Names {
+        /// One for each.
+        answers: Vec<NameAnswer>,
+    },
 }
 
 /// A backend and its cluster, by their names.
@@ -205,6 +210,8 @@ impl ClosedSessions {
 pub(super) const CHANGES_PER_ORDER: usize = 64;
 /// The same of backends.
 pub const BACKENDS_PER_ORDER: usize = 256;
+/// The same of names, each of which may have many addresses.
+pub const NAMES_PER_ORDER: usize = 16;
 
 impl Order {
     /// The orders that every worker understands which does not say which it understands.
@@ -225,7 +232,7 @@ impl Order {
     ];
 
     /// Those that came later.
-    const LATER: [&'static str; 4] = ["fact", "fact.verdicts", "tell_loads", "close_sessions"];
+    const LATER: [&'static str; 5] = ["fact", "fact.verdicts", "tell_loads", "close_sessions", "fact.names"];
 
     /// The orders that this program understands.
     pub fn known() -> impl Iterator<Item = &'static str> {
@@ -242,6 +249,7 @@ impl Order {
             Order::Abort => "abort",
             Order::Fact { fact: Fact::TicketKeys } => "fact",
             Order::Fact { fact: Fact::Verdicts { .. } } => "fact.verdicts",
+            Order::Fact { fact: Fact::Names { .. } } => "fact.names",
             Order::TellLoads { .. } => "tell_loads",
             Order::CloseSessions { .. } => "close_sessions",
             Order::RenewTicketKeys => "renew_ticket_keys",
@@ -276,6 +284,11 @@ impl Order {
             Order::Fact { fact: Fact::Verdicts { verdicts } } if verdicts.len() > BACKENDS_PER_ORDER => {
                 let parts = verdicts.chunks(BACKENDS_PER_ORDER);
                 let part = |it: &[Verdict]| Order::Fact { fact: Fact::Verdicts { verdicts: it.to_vec() } };
+                return parts.map(part).collect();
+            }
+            Order::Fact { fact: Fact::Names { answers } } if answers.len() > NAMES_PER_ORDER => {
+                let parts = answers.chunks(NAMES_PER_ORDER);
+                let part = |it: &[NameAnswer]| Order::Fact { fact: Fact::Names { answers: it.to_vec() } };
                 return parts.map(part).collect();
             }
             Order::TellLoads { backends } if backends.len() > BACKENDS_PER_ORDER => {

@@ -5,8 +5,8 @@ use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Admission, BackendMode, BackendTls, Balancing, ClusterLimits, FrontendLimits, FrontendTls, HealthCheck,
-    Passive, Retries, listener::NOWHERE,
+    Admission, BackendMode, BackendTls, Balancing, ClusterLimits, DnsName, DnsOnEmpty, FrontendLimits,
+    FrontendTls, HealthCheck, Passive, Resolved, Retries, listener::NOWHERE,
 };
 use crate::{
     keys::{keyed, words},
@@ -39,6 +39,8 @@ keyed! {
         "https_redirect_port" => https_redirect_port: Option<u16> = None, Integer(1, 65_535), Yes, Routes;
         /// Begin each connection to a backend with a PROXY protocol header (version 2), which names the client.
         "send_proxy" => send_proxy: bool = false, Bool, Yes, Backends;
+        /// As at the root, for this cluster. Without it: as the root says.
+        "dns_on_empty" => dns_on_empty: Option<DnsOnEmpty> = None, Choice(DnsOnEmpty::WORDS), Own, Backends;
     }
     beside {
         /// Its backends are reached by TLS.
@@ -104,7 +106,8 @@ keyed! {
     /// A server behind a cluster.
     pub struct Backend;
     required {
-        /// Where it listens: `ip:port`, or `unix:/path` for a unix socket (kakehi's own addition); required.
+        /// Where it listens: `ip:port`, or, of kakehi's own, `unix:/path` for a unix socket, `host:port` for all addresses that a name has,
+        /// `srv:NAME` for all that a service has; required.
         "address" => address: BackendAddress = BackendAddress::Ip(NOWHERE), BackendAddress, Yes, Backends;
         /// Its name, unique in the cluster. Without it: its address.
         "backend_id" => id: String = String::new(), Text, Yes, Backends;
@@ -132,6 +135,10 @@ pub enum BackendAddress {
     Ip(SocketAddr),
     /// `unix:/path`: a stream socket of the same host.
     Unix(PathBuf),
+    /// `host:port` or `srv:NAME`: wherever the DNS says. Nothing can be connected to it before it is [expanded](Cluster::expanded).
+    Name(DnsName),
+    /// An address of a name. It is written as [`BackendAddress::Ip`], and in no state.
+    Resolved(Box<Resolved>),
 }
 
 impl fmt::Display for BackendAddress {
@@ -139,6 +146,8 @@ impl fmt::Display for BackendAddress {
         match self {
             BackendAddress::Ip(address) => address.fmt(f),
             BackendAddress::Unix(path) => write!(f, "unix:{}", path.display()),
+            BackendAddress::Name(name) => name.fmt(f),
+            BackendAddress::Resolved(resolved) => resolved.address.fmt(f),
         }
     }
 }
@@ -146,9 +155,17 @@ impl fmt::Display for BackendAddress {
 /// Why a text is not a backend's address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BackendAddressError {
-    /// Neither `ip:port` nor `unix:/path`.
-    #[error("`{0}` is neither `ip:port`, `[v6]:port` nor `unix:/absolute/path` (names are not resolved)")]
+    /// Neither an address nor a name.
+    #[error("`{0}` is neither `ip:port`, `[v6]:port`, `host:port`, `srv:NAME` nor `unix:/absolute/path`")]
     NotAnAddress(String),
+    /// It looks like a name, and is none.
+    #[error("`{text}` is neither `ip:port` nor a name with a port: {reason}")]
+    Name {
+        /// As it was written.
+        text: String,
+        /// What is wrong.
+        reason: &'static str,
+    },
     /// A Unix socket's path has 107 bytes at most (`sun_path`).
     #[error("the path of `{0}` is longer than the 107 bytes that a unix socket's path may have")]
     PathTooLong(String),
@@ -167,7 +184,10 @@ impl FromStr for BackendAddress {
             }
             return Ok(BackendAddress::Unix(PathBuf::from(path)));
         }
-        text.parse().map(BackendAddress::Ip).map_err(|_| BackendAddressError::NotAnAddress(text.to_owned()))
+        match text.parse() {
+            Ok(address) => Ok(BackendAddress::Ip(address)),
+            Err(_) => text.parse().map(BackendAddress::Name),
+        }
     }
 }
 

@@ -72,7 +72,7 @@ keyed! {
         "accepted_statuses" => accepted_statuses: Vec<StatusRange> = Vec::new(), AcceptedStatuses, Yes, Backends;
         /// Port that is probed in the place of the backend's own.
         "port" => port: Option<u16> = None, Integer(1, 65_535), Yes, Backends;
-        /// `Host` of the request. Without it: the backend's address, or `localhost` behind a unix socket.
+        /// `Host` of the request. Without it: the backend's name or address with the port, or `localhost` behind a unix socket.
         "host" => host: Option<String> = None, Text, Own, Backends;
         /// Text that must stand in the first 64 KiB of the body.
         "body_contains" => body_contains: Option<String> = None, Text, Own, Backends;

@@ -1,7 +1,8 @@
 //! What applies to the whole process.
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
+use super::DnsOnEmpty;
 use crate::{
     keys::{Effect, keyed, words},
     limits,
@@ -120,6 +121,15 @@ keyed! {
         "saved_state" => saved_state: Option<PathBuf> = None, Path, Yes, Live;
         /// Save the state to `saved_state` after each change.
         "automatic_state_save" => automatic_state_save: bool = false, Bool, Yes, Live;
+        /// Servers of the DNS that are asked for the names of backends, `ip` or `ip:port`. Without it: as the system does, with `/etc/hosts`
+        /// and the servers and search domains of `/etc/resolv.conf`.
+        "resolvers" => resolvers: Vec<SocketAddr> = Vec::new(), Resolvers, Own, Live;
+        /// An answer of the DNS is good for so long at least, whatever it says, in seconds.
+        "dns_min_ttl" => dns_min_ttl_ms: u64 = limits::DNS_MIN_TTL_MS, Seconds, Own, Live;
+        /// And for so long at most, in seconds.
+        "dns_max_ttl" => dns_max_ttl_ms: u64 = limits::DNS_MAX_TTL_MS, Seconds, Own, Live;
+        /// When the DNS says that a name of a backend has no address any more: `keep` the last ones, or `drop` them.
+        "dns_on_empty" => dns_on_empty: DnsOnEmpty = DnsOnEmpty::Keep, Choice(DnsOnEmpty::WORDS), Own, Live;
     }
 }
 

@@ -37,15 +37,20 @@ impl ClientTls {
         Ok(ClientTls { config, name })
     }
 
-    /// The name that the certificate of a backend at `address` must have.
-    pub fn name(&self, address: Option<IpAddr>) -> ServerName<'static> {
-        name_of(self.name.as_ref(), address)
+    /// The name that the certificate of a backend at `address` must have, which was found by the name `found_by`, if by any.
+    pub fn name(&self, found_by: Option<&str>, address: Option<IpAddr>) -> ServerName<'static> {
+        name_of(self.name.as_ref(), found_by, address)
     }
 }
 
-/// The name of a backend at `address`; one in the configuration goes before.
-fn name_of(configured: Option<&ServerName<'static>>, address: Option<IpAddr>) -> ServerName<'static> {
-    let name = configured.cloned().or_else(|| Some(ServerName::from(address?)));
+/// The name of a backend at `address`. One in the configuration goes before, and then the one by which it was found.
+fn name_of(
+    configured: Option<&ServerName<'static>>,
+    found_by: Option<&str>,
+    address: Option<IpAddr>,
+) -> ServerName<'static> {
+    let found_by = || ServerName::try_from(found_by?.to_owned()).ok();
+    let name = configured.cloned().or_else(found_by).or_else(|| Some(ServerName::from(address?)));
     // A unix socket has no name that a certificate could have.
     name.unwrap_or_else(|| ServerName::from(IpAddr::from([0, 0, 0, 0])))
 }
@@ -96,7 +101,8 @@ impl Connector {
         Ok(Connector { config: Arc::new(config), name: name.transpose()? })
     }
 
-    /// Does the handshake on a connection to a backend at `address`, which a name in the configuration goes before.
+    /// Does the handshake on a connection to a backend at `address`, before which the name goes by which it was found, and one in
+    /// the configuration before both.
     ///
     /// # Errors
     /// See [`Failure`].
@@ -104,9 +110,9 @@ impl Connector {
         &self,
         ring: &Ring,
         stream: &Stream,
-        address: Option<IpAddr>,
+        (found_by, address): (Option<&str>, Option<IpAddr>),
     ) -> Result<Session, Failure> {
-        let name = name_of(self.name.as_ref(), address);
+        let name = name_of(self.name.as_ref(), found_by, address);
         let begin = || UnbufferedClientConnection::new(Arc::clone(&self.config), name);
         handshake::connect(ring.admission(), stream, begin).await
     }

@@ -4,14 +4,13 @@ use std::{cell::RefCell, io, rc::Rc};
 
 use kakehi_ctl::order::{BackendLoad, ClosedSessions};
 use kakehi_ctl::state::{self, BackendMode, ClusterLimits, InitialVerdict, Passive, Retries};
-use socket2::SockAddr;
 
 use super::{
     affinity::{Affinity, AffinityRules, Session, opaque},
     balance::Balance,
     connect::ConnectSettings,
     ejection::Answers,
-    endpoint::Endpoint,
+    endpoint::{Endpoint, Place},
     hashing::hash,
     load::{InFlight, Load},
     names::Name,
@@ -179,12 +178,11 @@ impl Endpoints {
         let members: Vec<Member> = cluster
             .backends
             .iter()
-            .map(|configured| {
-                let address = match &configured.address {
-                    state::BackendAddress::Ip(address) => SockAddr::from(*address),
-                    state::BackendAddress::Unix(path) => SockAddr::unix(path)?,
-                };
-                let same = |it: &&Member| it.backend.id == configured.id && it.backend.address == address;
+            .filter_map(|configured| Some((configured, Place::of(configured)?)))
+            .map(|(configured, place)| {
+                let place = place?;
+                let counted_as = place.counted_as;
+                let same = |it: &&Member| it.backend.id == configured.id && place.is_of(&it.backend);
                 let known = present.as_ref().and_then(|present| present.members.iter().find(same));
                 let backend = match known {
                     Some(known) => Rc::clone(&known.backend),
@@ -195,7 +193,7 @@ impl Endpoints {
                             Some(known) => cluster.health.is_some() && known.backend.verdicts.is_probe_down(),
                             None => initially_down,
                         };
-                        let new = Rc::new(Endpoint::new(name, &configured.id, address, down));
+                        let new = Rc::new(Endpoint::new(name, &configured.id, place, down));
                         if starts_slowly {
                             new.start.begin();
                         }
@@ -215,7 +213,7 @@ impl Endpoints {
                     let known = with_answers.and_then(|present| present.members.iter().find(is_it));
                     match known.and_then(|known| known.answers.as_ref()) {
                         Some(answers) => Rc::clone(answers),
-                        None => Rc::new(Answers::new(name, &configured.id, &passive)),
+                        None => Rc::new(Answers::new(name, counted_as, &passive)),
                     }
                 });
                 Ok(Member { backend, weight, backup, max_connections, answers, mode, session, cookie })
@@ -349,7 +347,7 @@ impl Cluster {
     /// Closes the sessions of the backend of this name, or of all backends. What has become tunnels learns of it when it is woken.
     pub fn close_sessions(&self, id: Option<&str>, pooling: &Pooling) -> ClosedSessions {
         let members = Rc::clone(&self.members.borrow());
-        let chosen = members.members.iter().filter(|it| id.is_none_or(|id| it.backend.id == id));
+        let chosen = members.members.iter().filter(|it| id.is_none_or(|id| it.backend.is_of(id)));
         chosen
             .map(|it| it.backend.close_sessions(pooling))
             .fold(ClosedSessions::default(), ClosedSessions::plus)

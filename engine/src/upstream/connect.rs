@@ -418,14 +418,17 @@ impl Endpoint {
         }
         let Some(connector) = &settings.connector else { return Ok(stream.into()) };
         let address = self.address.as_socket().map(|address| address.ip());
-        let session = connector.connect(&pooling.ring, &stream, address).await.map_err(|failure| {
-            pooling.counters.count(Counter::UpstreamTlsErrors);
-            self.note_tls_failure(&failure);
-            match failure.kind() {
-                FailureKind::Certificate => Reason::BackendCertificate,
-                _ => Reason::BackendTlsFailed,
-            }
-        })?;
+        let session = connector
+            .connect(&pooling.ring, &stream, (self.server_name.as_deref(), address))
+            .await
+            .map_err(|failure| {
+                pooling.counters.count(Counter::UpstreamTlsErrors);
+                self.note_tls_failure(&failure);
+                match failure.kind() {
+                    FailureKind::Certificate => Reason::BackendCertificate,
+                    _ => Reason::BackendTlsFailed,
+                }
+            })?;
         let mut stream = TransportStream::from(stream);
         stream.secure(&pooling.ring, session);
         Ok(stream)

@@ -37,7 +37,7 @@ pub(super) struct Answers {
 }
 
 impl Answers {
-    /// Of the backend `id` of `cluster`.
+    /// Of the backend of `cluster` that is counted as `id`.
     pub(super) fn new(cluster: &str, id: &str, passive: &Passive) -> Answers {
         Answers { window: Window::new(passive.window_ms, Name::answers(cluster, id)) }
     }

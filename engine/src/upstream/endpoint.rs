@@ -2,10 +2,14 @@
 
 use std::{
     cell::{Cell, RefCell},
+    io,
     rc::Rc,
 };
 
-use kakehi_ctl::order::{BackendLoad, ClosedSessions};
+use kakehi_ctl::{
+    order::{BackendLoad, ClosedSessions},
+    state::{Backend, BackendAddress},
+};
 use socket2::SockAddr;
 
 use super::{
@@ -25,6 +29,8 @@ pub struct Endpoint {
     /// Its name in the configuration.
     pub id: String,
     pub(super) address: SockAddr,
+    /// The name that its certificate must have where the cluster says none: of one that was found by a name.
+    pub(super) server_name: Option<Box<str>>,
     pub(super) health: Health,
     pub(super) verdicts: Verdicts,
     pub(super) load: Load,
@@ -46,6 +52,37 @@ pub struct Endpoint {
     complaints: LogLimit,
 }
 
+/// Where a backend is.
+pub(super) struct Place<'a> {
+    pub(super) address: SockAddr,
+    /// As [`Endpoint::server_name`].
+    pub(super) server_name: Option<Box<str>>,
+    /// Its name in what all workers count together.
+    pub(super) counted_as: &'a str,
+}
+
+impl<'a> Place<'a> {
+    /// That of a backend; `None`: it has a name, of which no address is known.
+    pub(super) fn of(backend: &'a Backend) -> Option<io::Result<Place<'a>>> {
+        let own = |address| Place { address, server_name: None, counted_as: &backend.id };
+        Some(match &backend.address {
+            BackendAddress::Ip(address) => Ok(own(SockAddr::from(*address))),
+            BackendAddress::Unix(path) => SockAddr::unix(path).map(own),
+            BackendAddress::Resolved(it) => Ok(Place {
+                address: SockAddr::from(it.address),
+                server_name: Some(it.server_name.clone()),
+                counted_as: &it.counted_as,
+            }),
+            BackendAddress::Name(_) => return None,
+        })
+    }
+
+    /// True if `endpoint` is there.
+    pub(super) fn is_of(&self, endpoint: &Endpoint) -> bool {
+        endpoint.address == self.address && endpoint.server_name == self.server_name
+    }
+}
+
 impl Endpoint {
     /// True if the log may take a line about the backend; how many were left out since the last.
     pub fn admit_complaint(&self, now: u64) -> Option<u32> {
@@ -53,13 +90,19 @@ impl Endpoint {
     }
 
     /// The backend `id` of `cluster`; one that probes call dead, if `probe_down`.
-    pub(super) fn new(cluster: &str, id: &str, address: SockAddr, probe_down: bool) -> Endpoint {
+    pub(super) fn new(
+        cluster: &str,
+        id: &str,
+        Place { address, server_name, counted_as }: Place<'_>,
+        probe_down: bool,
+    ) -> Endpoint {
         Endpoint {
             id: id.to_owned(),
             address,
+            server_name,
             health: Health::default(),
             verdicts: Verdicts::with_probe_down(probe_down),
-            load: Load::named(Name::backend(cluster, id)),
+            load: Load::named(Name::backend(cluster, counted_as)),
             start: Start::default(),
             hash: hash(id.as_bytes()),
             idle: RefCell::default(),
@@ -70,6 +113,12 @@ impl Endpoint {
             tls_failed: Cell::new(false),
             complaints: LogLimit::default(),
         }
+    }
+
+    /// Whether it is the backend that is configured under this name, or one of its addresses.
+    pub(super) fn is_of(&self, id: &str) -> bool {
+        let of_name = self.server_name.as_ref().and_then(|_| self.address.as_socket());
+        self.id == id || of_name.is_some_and(|it| self.id.strip_suffix(&format!("-{it}")) == Some(id))
     }
 
     /// From now on those in `queue` wait for room in it.

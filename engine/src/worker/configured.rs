@@ -5,6 +5,7 @@
 //! its tunnel, has gone.
 
 mod change;
+mod names;
 
 use std::{
     cell::{Cell, Ref, RefCell},
@@ -18,9 +19,10 @@ use std::{
 use kakehi_ctl::{
     change::{Change, ChangeError},
     order::{BackendLoad, BackendName, ClosedSessions, ListenerSocket, Verdict},
-    state::{Fingerprint, Revision, Settings, State},
+    state::{Fingerprint, NameAnswer, Revision, Settings, State},
 };
 
+use self::names::Names;
 use super::{DescriptorChannel, DescriptorKind, Error};
 use crate::{
     config::{Clusters, CompileError, HostPrints, ListenerConfigs, RoutesPatch},
@@ -71,6 +73,7 @@ pub(super) enum Refusal {
 pub(super) struct Configured {
     state: RefCell<State>,
     clusters: RefCell<Clusters>,
+    names: Names,
     /// By address, whether connections are accepted there or not.
     configs: RefCell<ListenerConfigs>,
     /// Which hosts each cluster is for.
@@ -135,7 +138,7 @@ impl Configured {
         connections: &Rc<Connections>,
         state: State,
         sockets: Vec<(ListenerSocket, OwnedFd)>,
-        verdicts: &[Verdict],
+        (names, verdicts): (Vec<NameAnswer>, &[Verdict]),
         channel: Rc<dyn DescriptorChannel>,
         tls: Context,
     ) -> Result<Configured, Error> {
@@ -148,12 +151,12 @@ impl Configured {
             tls.warm_up();
         }
         let (configs, clusters) = ListenerConfig::compile(&state, &Clusters::new(), Some(&tls))?;
-        take_verdicts(&clusters, verdicts);
         let accepting = configs.iter().filter(|(address, _)| state.accepts(address));
         let handles = accepting.map(|(address, config)| (*address, ListenerHandle::new(Rc::clone(config))));
         let handles = RefCell::new(handles.collect());
         let configured = Configured {
             prints: RefCell::new(HostPrints::of(&state)),
+            names: Names::of(&state),
             state: RefCell::new(state),
             clusters: RefCell::new(clusters),
             handles,
@@ -164,6 +167,8 @@ impl Configured {
             sockets: RefCell::default(),
             tls,
         };
+        configured.take_names(connections, names);
+        configured.take_verdicts(verdicts);
         for (which, socket) in sockets {
             configured.take_socket(connections, which, socket)?;
         }
@@ -328,6 +333,7 @@ impl Configured {
     /// Throws away idle upstream connections that are closed or too old.
     pub(super) fn trim(&self, pooling: &Pooling) {
         self.clusters.borrow().values().for_each(|cluster| cluster.trim(pooling));
+        self.names.trim(&self.state.borrow());
     }
 }
 

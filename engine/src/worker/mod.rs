@@ -199,7 +199,7 @@ async fn serve(
         &connections,
         setup.state,
         setup.listeners,
-        &setup.verdicts,
+        (setup.names, &setup.verdicts),
         Rc::clone(&setup.channel),
         tls,
     )?;
@@ -367,6 +367,10 @@ impl Worker {
                             }
                             Order::Fact { fact: Fact::Verdicts { verdicts } } => {
                                 self.configured.take_verdicts(&verdicts);
+                                Ok(())
+                            }
+                            Order::Fact { fact: Fact::Names { answers } } => {
+                                self.configured.take_names(&self.connections, answers);
                                 Ok(())
                             }
                             Order::TellLoads { backends } => {

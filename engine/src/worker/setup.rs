@@ -4,7 +4,7 @@ use std::{io, net::SocketAddr, os::fd::OwnedFd, rc::Rc};
 
 use kakehi_ctl::{
     order::{ListenerSocket, Program, Verdict},
-    state::State,
+    state::{NameAnswer, State},
     wire::WireError,
 };
 use nix::unistd::{Gid, Uid};
@@ -57,6 +57,8 @@ pub struct Setup {
     pub vault: Vault,
     /// What probes found of backends.
     pub verdicts: Vec<Verdict>,
+    /// What the DNS says of names of backends.
+    pub names: Vec<NameAnswer>,
     /// Which of the worker's processes this is, counted from 1.
     pub launch: u64,
     /// Which program this is.

@@ -5,7 +5,7 @@ use std::path::Path;
 use kakehi_ctl::{state::Settings, store};
 
 use crate::{
-    estate::record::StateRecord,
+    estate::{names_record, record::StateRecord},
     fleet::{adoption_file, socket_record},
 };
 
@@ -13,8 +13,10 @@ use crate::{
 pub(super) fn clear(settings: &Settings) {
     let socket = &settings.command_socket;
     let (record, sockets) = (StateRecord::path(socket), socket_record::path(socket));
+    let names = names_record::path(socket);
     store::clear_leftovers(folder_of(socket), |name| {
-        is_name_of(&record, name) || is_name_of(&sockets, name) || adoption_file::is_record(socket, name)
+        [&record, &sockets, &names].into_iter().any(|it| is_name_of(it, name))
+            || adoption_file::is_record(socket, name)
     });
     for path in [&settings.saved_state, &settings.pid_file_path].into_iter().flatten() {
         store::clear_leftovers(folder_of(path), |name| is_name_of(path, name));

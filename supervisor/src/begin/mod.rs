@@ -195,10 +195,11 @@ async fn serve_instead(
         supervisor.stop_found(found)?;
         return Ok(supervisor.run().await?);
     };
-    let Recalled { state, keeper, in_file, to_be_read, recorded } = recalled?;
+    let Recalled { state, keeper, in_file, to_be_read, recorded, names } = recalled?;
     let Found { orphans, refused } = found;
     let count = scale::worker_count(&state.settings);
     resources::raise_limits(count, state.settings.max_connections, state.listeners.len())?;
+    supervisor.names.inherit(&names);
     supervisor.settle(state, keeper);
     // They may have been changed by hand.
     supervisor.admit_guests();

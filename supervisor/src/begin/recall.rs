@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use kakehi_ctl::{
     edit,
     order::KeyPair,
-    state::{Fingerprint, State, WantedCertificate},
+    state::{Fingerprint, KnownName, State, WantedCertificate},
 };
 
 use super::{
@@ -16,6 +16,7 @@ use super::{
 use crate::{
     certificates::{Depth, Keeper},
     control::save,
+    estate::names_record,
 };
 
 /// What is to be served, and with what.
@@ -28,6 +29,8 @@ pub(super) struct Recalled {
     pub(super) to_be_read: Vec<WantedCertificate>,
     /// It is what the supervisor before wrote down.
     pub(super) recorded: bool,
+    /// What that one knew of names of backends.
+    pub(super) names: Vec<KnownName>,
 }
 
 /// Finds out what is to be served where the file says `state` and names `certificates`. With a `complaint`, `state` is not what the
@@ -46,7 +49,10 @@ pub(super) fn recall(
         let in_file = Some(state.clone());
         state = state.going_on_from(running);
         keeper.adopt(&state);
-        return Ok(Recalled { state, keeper, in_file, to_be_read: certificates, recorded: true });
+        let names = names_record::load(&state.settings.command_socket);
+        let names =
+            names.inspect_err(|error| tracing::warn!("{error}: the DNS is asked anew")).unwrap_or_default();
+        return Ok(Recalled { state, keeper, in_file, to_be_read: certificates, recorded: true, names });
     }
     if let Some(complaint) = complaint {
         return Err(Error::NobodyGoesOn(complaint));
@@ -80,7 +86,7 @@ pub(super) fn recall(
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    Ok(Recalled { state, keeper, in_file, to_be_read, recorded: false })
+    Ok(Recalled { state, keeper, in_file, to_be_read, recorded: false, names: Vec::new() })
 }
 
 /// What `in_file` says, under what is by hand in a state that was saved when the file said something else; and of what to be

@@ -171,6 +171,7 @@ async fn take_up_workers(supervisor: &mut Supervisor, estate: &Estate, known: Kn
     };
     let (state, keeper) = recalled?;
     supervisor.inherit_verdicts(&will.verdicts);
+    supervisor.names.inherit(&will.names);
     supervisor.settle(state, keeper);
     let mut kept: BTreeMap<u32, Sockets> = BTreeMap::new();
     for (id, which, socket) in &estate.sockets {

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     os::fd::OwnedFd,
+    time::Duration,
 };
 
 use kakehi_ctl::{
@@ -65,6 +66,9 @@ pub(super) fn recorded_state(in_file: &State, left: &Left) -> Option<State> {
     let recorded = recorded.inspect_err(|error| tracing::warn!("{error}: what the file says holds"));
     recorded.ok().map(|recorded| recorded.state)
 }
+
+/// Workers are replaced without knowing the addresses of names when the DNS has said nothing for so long.
+const FIRST_ANSWERS: Duration = Duration::from_secs(10);
 
 impl Supervisor {
     /// What a supervisor that is no more has written down of its workers, which cannot use the command socket from then on. Removes what
@@ -191,6 +195,7 @@ impl Supervisor {
         }
         if !behind.is_empty() {
             // What takes their place is to know what they know.
+            self.await_names(FIRST_ANSWERS).await;
             self.await_verdicts().await;
         }
         for id in behind.into_iter().filter(|id| (*id as usize) < self.count()).collect::<Vec<_>>() {

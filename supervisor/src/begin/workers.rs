@@ -5,9 +5,10 @@ use std::{
     net::SocketAddr,
     os::fd::OwnedFd,
     sync::Arc,
+    time::Duration,
 };
 
-use kakehi_ctl::order::WorkerState;
+use kakehi_ctl::{limits, order::WorkerState};
 
 use super::Error;
 use crate::{
@@ -85,6 +86,10 @@ impl Supervisor {
     pub(super) async fn start(&mut self) -> Result<(), Error> {
         if self.is_stopping() {
             return Ok(());
+        }
+        if self.workers.iter().any(|worker| !worker.has_future()) {
+            // They are to know the addresses of backends before they serve, where the DNS is quick.
+            self.await_names(Duration::from_millis(limits::NAMES_PATIENCE_MS)).await;
         }
         let provisions = match self.provisions().await {
             Ok(provisions) => provisions,

@@ -374,6 +374,7 @@ impl Supervisor {
             (self.pid_file_moves(&part.settings), self.write_pid_file_of(&part.settings).await?);
         let made = self.change_everywhere(changes, &part, revision, whose).await;
         changed.workers = made.inspect_err(|refused| {
+            self.names.forget_unused();
             tracing::error!("a change by {by} was refused: {refused}");
         })?;
         // Two paths may lead to one file, which stays.
@@ -416,6 +417,7 @@ impl Supervisor {
         if !new.is_empty() {
             self.note_sockets(&sockets).await?;
         }
+        self.tell_coming_names(part).await;
         // Until the state is the new one.
         self.launches_held = true;
         let told = self.tell_change((&changes, &whose), &revision, &sockets, part).await;

@@ -109,6 +109,7 @@ impl Supervisor {
         if before.steering != settings.steering {
             self.steer();
         }
+        self.take_settings_of_names(before);
         self.admit_guests();
         self.take_ticket_key_rotation().await;
     }

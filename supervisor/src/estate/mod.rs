@@ -1,6 +1,7 @@
 //! What moves from one supervisor to the next: through `execve` when its program is replaced ([`Estate`]), and by a file when it
-//! dies ([`record`]). Knows of no supervisor that runs.
+//! dies ([`record`], [`names_record`]). Knows of no supervisor that runs.
 
+pub(crate) mod names_record;
 pub(crate) mod record;
 
 use std::{
@@ -18,7 +19,7 @@ use command_fds::{CommandFdExt as _, inherited::take_fd_ownership};
 use kakehi_ctl::{
     event::Topic,
     order::{ListenerSocket, Verdict},
-    state::{Settings, State},
+    state::{KnownName, Settings, State},
 };
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
@@ -73,6 +74,9 @@ pub(crate) struct Will {
     /// What probes found of backends. An earlier program does not say it.
     #[serde(default)]
     pub(crate) verdicts: Vec<Verdict>,
+    /// What is known of names of backends. An earlier program does not say it.
+    #[serde(default)]
+    pub(crate) names: Vec<KnownName>,
     /// Why the new program did not come up; then the one that reads this is the one before.
     pub(crate) failed: Option<String>,
 }

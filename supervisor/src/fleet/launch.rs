@@ -65,6 +65,8 @@ pub(crate) struct Provisions {
     pub(crate) ledger: Option<Arc<OwnedFd>>,
     /// What probes found of backends, where that is not what a worker assumes: the JSON text of an array of `Verdict`. Empty: nothing.
     pub(crate) verdicts: Arc<Vec<u8>>,
+    /// What the DNS says of names of backends: the JSON text of an array of `NameAnswer`. Empty: nothing.
+    pub(crate) names: Arc<Vec<u8>>,
 }
 
 /// What every process of a worker starts from.
@@ -132,6 +134,9 @@ pub(crate) fn launch(
     }
     if !provisions.verdicts.is_empty() {
         places.push(place(sealed(c"kakehi-verdicts", &provisions.verdicts)?, worker_main::VERDICTS));
+    }
+    if !provisions.names.is_empty() {
+        places.push(place(sealed(c"kakehi-names", &provisions.names)?, worker_main::NAMES));
     }
     if let Some(predecessor) = predecessor {
         places.push(place(predecessor.try_clone()?, worker_main::PREDECESSOR));

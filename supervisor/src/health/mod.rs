@@ -35,7 +35,7 @@ use std::{
 use kakehi_ctl::{
     event::Happening,
     order::{BackendName, ClusterCondition, Verdict},
-    state::{Backend, State},
+    state::{Backend, Cluster, State},
 };
 use kakehi_engine::tls::{Context, Vault};
 use tokio::{sync::Notify, task::AbortHandle, time::Instant};
@@ -117,15 +117,21 @@ pub(crate) struct Health {
 }
 
 impl Health {
-    /// Follows everything in `state`, as it was found.
-    pub(crate) fn begin(&mut self, state: &State, vault: &Arc<Vault>) {
+    /// Follows everything in `state`, as it was found, with what `expand` makes of each cluster: that with addresses in the place of
+    /// names.
+    pub(crate) fn begin(
+        &mut self,
+        state: &State,
+        expand: impl for<'c> Fn(&'c Cluster) -> Cow<'c, Cluster>,
+        vault: &Arc<Vault>,
+    ) {
         *self.shared.vault.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(vault));
         let mut table = self.shared.table();
         for name in table.names() {
-            table.follow(&name, state.clusters.get(&name), true);
+            table.follow(&name, state.clusters.get(&name).map(&expand).as_deref(), true);
         }
         for (name, cluster) in &state.clusters {
-            table.follow(name, Some(cluster), true);
+            table.follow(name, Some(&expand(cluster)), true);
         }
         table.inherit(&[]);
         drop(table);
@@ -142,11 +148,16 @@ impl Health {
         self.shared.table().lacks_verdicts()
     }
 
-    /// Follows these clusters as they are in `state`, which has changed in them.
-    pub(crate) fn follow<'a>(&mut self, state: &State, names: impl Iterator<Item = &'a str>) {
+    /// Follows these clusters as they are in `state`, which has changed in them, or in what `expand` makes of them.
+    pub(crate) fn follow<'a>(
+        &mut self,
+        state: &State,
+        expand: impl for<'c> Fn(&'c Cluster) -> Cow<'c, Cluster>,
+        names: impl Iterator<Item = &'a str>,
+    ) {
         let mut table = self.shared.table();
         for name in names.collect::<BTreeSet<&str>>() {
-            table.follow(name, state.clusters.get(name), false);
+            table.follow(name, state.clusters.get(name).map(&expand).as_deref(), false);
         }
         drop(table);
         self.go_on();

@@ -5,7 +5,7 @@
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU8, Ordering},
@@ -86,11 +86,22 @@ async fn attempt(
         BackendAddress::Ip(address) => {
             let address = SocketAddr::new(address.ip(), plan.check.port.unwrap_or(address.port()));
             let stream = TcpStream::connect(address).await?;
-            converse(stream, (plan, fields), (tls, Some(address.ip())), stage, &address.to_string()).await
+            let name = tls.map(|tls| (tls, tls.name(None, Some(address.ip()))));
+            converse(stream, (plan, fields), name, stage, &address.to_string()).await
         }
+        BackendAddress::Resolved(resolved) => {
+            let (ip, host) = (resolved.address.ip(), &*resolved.server_name);
+            let address = SocketAddr::new(ip, plan.check.port.unwrap_or(resolved.address.port()));
+            let stream = TcpStream::connect(address).await?;
+            let name = tls.map(|tls| (tls, tls.name(Some(host), Some(ip))));
+            converse(stream, (plan, fields), name, stage, &format!("{host}:{}", address.port())).await
+        }
+        // Nobody knows where it is.
+        BackendAddress::Name(_) => Ok(Outcome::Void("it has a name in the place of an address".into())),
         BackendAddress::Unix(path) => {
             let stream = UnixStream::connect(path).await?;
-            converse(stream, (plan, fields), (tls, None), stage, "localhost").await
+            let name = tls.map(|tls| (tls, tls.name(None, None)));
+            converse(stream, (plan, fields), name, stage, "localhost").await
         }
     }
 }
@@ -98,25 +109,26 @@ async fn attempt(
 async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     mut stream: S,
     (plan, fields): (&Plan, &[Field]),
-    (tls, ip): (Option<&ClientTls>, Option<IpAddr>),
+    tls: Option<(&ClientTls, ServerName<'static>)>,
     stage: &AtomicU8,
     host: &str,
 ) -> io::Result<Outcome> {
     if plan.send_proxy {
         stream.write_all(PROXY_LOCAL).await?;
     }
+    let speaks_tls = tls.is_some();
     let mut wire = match tls {
         None => Wire::Plain(stream),
-        Some(tls) => {
+        Some((tls, name)) => {
             stage.store(Stage::Handshake as u8, Ordering::Relaxed);
-            match TlsStream::begin(stream, tls, tls.name(ip)).await? {
+            match TlsStream::begin(stream, tls, name).await? {
                 Ok(stream) => Wire::Tls(Box::new(stream)),
                 Err(outcome) => return Ok(outcome),
             }
         }
     };
     if plan.check.mode == ProbeMode::Tcp {
-        return Ok(Outcome::good(if tls.is_some() { "a TLS handshake" } else { "a connection" }));
+        return Ok(Outcome::good(if speaks_tls { "a TLS handshake" } else { "a connection" }));
     }
     stage.store(Stage::Answer as u8, Ordering::Relaxed);
     wire.send(&plan.request(host, fields)).await?;

@@ -20,6 +20,7 @@ impl Supervisor {
             .chain(self.certificates_due())
             .chain(self.health.due())
             .chain(self.asking.due())
+            .chain(self.recording.names_due())
             .min()
     }
 
@@ -36,6 +37,9 @@ impl Supervisor {
         }
         self.attend_to_certificates();
         self.attend_to_health();
+        if !self.is_stopping() {
+            self.recording.note_names_if_due(now, || self.names.known());
+        }
         // None of them needs what is written for those below.
         let is_late = |worker: &&mut Worker| {
             worker.state() == WorkerState::Starting && worker.due().is_some_and(|due| due <= now)

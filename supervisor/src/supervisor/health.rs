@@ -4,6 +4,7 @@
 //! told everything again.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
@@ -15,7 +16,7 @@ use kakehi_ctl::{
         BackendInfo, BackendLoad, BackendName, Backends, Fact, OperatorVerdict, Order, Response,
         TrafficVerdict, Verdict,
     },
-    state::{Backend, BackendMode},
+    state::{Backend, BackendMode, Cluster},
     wire::WireError,
 };
 use tokio::time::Instant;
@@ -30,8 +31,15 @@ use crate::{
 pub(crate) enum Purpose {
     /// Whether those have any left that take no new work.
     Drains,
-    /// Somebody wants to know it. So many backends are left out.
-    Answer(AnswerTo, usize),
+    /// Somebody wants to know it.
+    Answer {
+        /// Who.
+        answer: AnswerTo,
+        /// Of which cluster; `None`: of all.
+        cluster: Option<String>,
+        /// So many backends are left out.
+        left_out: usize,
+    },
 }
 
 /// Workers are replaced without knowing verdicts when probes have made none for so long.
@@ -60,7 +68,7 @@ impl Supervisor {
         }
     }
 
-    /// After `changes`: what is probed follows them, and what is counted.
+    /// After `changes`: what is resolved and probed follows them, and what is counted.
     pub(crate) fn follow_health(&mut self, changes: &[Change]) {
         let removes = |it: &Change| {
             matches!(
@@ -72,8 +80,15 @@ impl Supervisor {
             self.ledger.note_removed();
         }
         if changes.iter().any(|change| change.cluster().is_some()) && !self.is_stopping() {
-            self.health.follow(&self.state, changes.iter().filter_map(Change::cluster));
+            self.names.follow(&self.state, changes.iter().filter_map(Change::cluster));
+            self.follow_probes(changes.iter().filter_map(Change::cluster));
         }
+    }
+
+    /// What is probed follows these clusters, or what their names stand for.
+    pub(super) fn follow_probes<'a>(&mut self, clusters: impl Iterator<Item = &'a str>) {
+        let settings = &self.state.settings;
+        self.health.follow(&self.state, |cluster| self.names.expanded(cluster, settings), clusters);
     }
 
     /// Tells what is new: verdicts to the workers, everything to those who watch.
@@ -98,19 +113,24 @@ impl Supervisor {
         if verdicts.is_empty() || workers.is_empty() {
             return;
         }
+        self.tell_fact(workers, Fact::Verdicts { verdicts });
+    }
+
+    /// Tells workers a fact; who does not take it is told all facts later.
+    pub(super) fn tell_fact(&mut self, workers: &[u32], fact: Fact) {
         let number = self.next_order();
-        let written = match Written::new(number, Order::Fact { fact: Fact::Verdicts { verdicts } }) {
+        let written = match Written::new(number, Order::Fact { fact }) {
             Ok(written) => written,
             // No name is that long.
-            Err(error) => return tracing::error!("workers cannot be told what probes found: {error}"),
+            Err(error) => return tracing::error!("workers cannot be told what is so: {error}"),
         };
         for &id in workers {
             let worker = self.workers.get(id as usize).filter(|it| it.takes_orders());
             match worker.map(|worker| worker.give(written.clone())) {
-                // One that starts is told everything when it is ready. One of an earlier program knows no verdicts.
+                // One that starts is told everything when it is ready. One of an earlier program knows no such facts.
                 None | Some(Ok(()) | Err(WireError::NotKnown(_))) => {}
                 Some(Err(error)) => {
-                    tracing::debug!(worker = id, %error, "does not take verdicts");
+                    tracing::debug!(worker = id, %error, "does not take facts");
                     self.health.owe(id, true);
                 }
             }
@@ -122,8 +142,11 @@ impl Supervisor {
         let now = Instant::now();
         let owed = self.health.take_owed(now);
         if !owed.is_empty() {
+            let owed: Vec<u32> = owed.into_iter().collect();
+            // Verdicts are about addresses.
+            self.tell_answers(&owed, self.names.answers());
             let all = self.health.verdicts();
-            self.tell_verdicts(&owed.into_iter().collect::<Vec<_>>(), all);
+            self.tell_verdicts(&owed, all);
         }
         let draining = self.health.take_drains(now);
         // They are looked at again in any case.
@@ -167,9 +190,9 @@ impl Supervisor {
                 let drained = said.backends.iter().enumerate().filter(idle).map(|(_, it)| it);
                 self.health.note_drained(drained);
             }
-            Purpose::Answer(_, left_out) => {
-                let backends = self.describe_backends(&said, *left_out);
-                if let Purpose::Answer(answer, _) = said.purpose {
+            Purpose::Answer { cluster, left_out, .. } => {
+                let backends = self.describe_backends(&said, cluster.as_deref(), *left_out);
+                if let Purpose::Answer { answer, .. } = said.purpose {
                     answer.send(Response::Backends(backends));
                 }
             }
@@ -182,26 +205,41 @@ impl Supervisor {
             let reason = format!("there is no cluster `{name}`");
             return answer.send(Response::Refused { reason });
         }
-        let wanted = || self.state.clusters.iter().filter(|(name, _)| cluster.is_none_or(|it| it == *name));
-        let all: usize = wanted().map(|(_, cluster)| cluster.backends.len()).sum();
-        let names = wanted().flat_map(|(name, cluster)| {
-            cluster.backends.iter().map(|it| BackendName { cluster: name.clone(), id: it.id.clone() })
-        });
-        let names: Vec<BackendName> = names.take(MOST_SHOWN).collect();
-        let left_out = all - names.len();
-        self.asking.ask(names, Purpose::Answer(answer, left_out));
+        let (mut names, mut left_out) = (Vec::new(), 0);
+        for (name, cluster) in self.clusters_asked_for(cluster) {
+            let backends = &cluster.backends;
+            let room = MOST_SHOWN - names.len();
+            left_out += backends.len().saturating_sub(room);
+            let shown = backends.iter().take(room);
+            names.extend(shown.map(|it| BackendName { cluster: name.to_owned(), id: it.id.clone() }));
+        }
+        let cluster = cluster.map(str::to_owned);
+        self.asking.ask(names, Purpose::Answer { answer, cluster, left_out });
         self.ask_workers();
     }
 
-    fn describe_backends(&self, said: &Said<Purpose>, left_out: usize) -> Backends {
+    /// All clusters, or the one of this name, with addresses in the place of names.
+    fn clusters_asked_for(&self, wanted: Option<&str>) -> impl Iterator<Item = (&str, Cow<'_, Cluster>)> {
+        let clusters =
+            self.state.clusters.iter().filter(move |(name, _)| wanted.is_none_or(|it| it == *name));
+        clusters.map(|(name, it)| (name.as_str(), self.names.expanded(it, &self.state.settings)))
+    }
+
+    fn describe_backends(&self, said: &Said<Purpose>, wanted: Option<&str>, left_out: usize) -> Backends {
         let mut served: BTreeMap<&str, u64> = BTreeMap::new();
         for (place, name) in said.backends.iter().enumerate() {
             let of_cluster = served.entry(&name.cluster).or_default();
             *of_cluster = of_cluster.saturating_add(said.total(place).map_or(0, |it| it.1));
         }
         let mut shown = Backends { left_out, ..Backends::default() };
+        let clusters: BTreeMap<&str, Cow<'_, Cluster>> = self.clusters_asked_for(wanted).collect();
+        for (name, expanded) in clusters.iter().filter(|(_, it)| matches!(it, Cow::Owned(_))) {
+            let room = MOST_SHOWN - shown.names.len();
+            let configured = self.state.clusters.get(*name).into_iter();
+            shown.names.extend(configured.flat_map(|it| self.names.shown(name, it, expanded)).take(room));
+        }
         for (place, name) in said.backends.iter().enumerate() {
-            let backends = self.state.clusters.get(&name.cluster).map_or(&[][..], |it| &it.backends);
+            let backends = clusters.get(name.cluster.as_str()).map_or(&[][..], |it| &it.backends);
             // It may have gone meanwhile.
             let Some(backend) = backends.iter().find(|it| it.id == name.id) else { continue };
             let all = served.get(name.cluster.as_str()).copied().unwrap_or_default();

@@ -11,14 +11,19 @@ use std::{
     time::Duration,
 };
 
-use kakehi_ctl::{change::Change, layers::Whose, state::Revision, store};
+use kakehi_ctl::{
+    change::Change,
+    layers::Whose,
+    state::{KnownName, Revision},
+    store,
+};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::Instant,
 };
 
 use crate::{
-    estate::record::StateRecord,
+    estate::{names_record, record::StateRecord},
     fleet::{
         socket_record::{self, KnownSockets, SocketRecord},
         worker::Worker,
@@ -30,12 +35,17 @@ use crate::{
 /// How long a stop waits for a disk until the records are removed.
 const STOP_PATIENCE: Duration = Duration::from_secs(1);
 
+/// Between two records of what is known of names.
+const NAMES_PAUSE: Duration = Duration::from_millis(250);
+
 /// Why there are no records when a disk stands still.
 const LATE: &str = "the disk did not take it within `worker_timeout`";
 
 struct Records {
     state: StateRecord,
     sockets: SocketRecord,
+    /// Place of the record of names.
+    names: PathBuf,
 }
 
 impl Records {
@@ -67,13 +77,17 @@ struct Failed {
 /// What a supervisor before had written, to be put back.
 pub(crate) struct Before {
     /// Each record's place and content.
-    files: [(PathBuf, Option<Vec<u8>>); 2],
+    files: [(PathBuf, Option<Vec<u8>>); 3],
 }
 
 impl Before {
     /// What lies beside this command socket now.
     fn read(command_socket: &Path) -> Before {
-        let places = [StateRecord::path(command_socket), socket_record::path(command_socket)];
+        let places = [
+            StateRecord::path(command_socket),
+            socket_record::path(command_socket),
+            names_record::path(command_socket),
+        ];
         let content = |path: &PathBuf| {
             let mut text = Vec::new();
             own_file::open(path).ok()??.read_to_end(&mut text).ok().map(|_| text)
@@ -102,6 +116,17 @@ pub(crate) struct Recording {
     failing: watch::Sender<Failed>,
     /// The records were given up, and are not removed yet.
     is_late: Arc<AtomicBool>,
+    names: NamesNote,
+}
+
+/// When what is known of names is to be written.
+#[derive(Default)]
+struct NamesNote {
+    /// Ends when what was written last is.
+    writing: Option<oneshot::Receiver<()>>,
+    due: Option<Instant>,
+    /// When it was written last.
+    last: Option<Instant>,
 }
 
 impl Recording {
@@ -110,7 +135,7 @@ impl Recording {
         // As long as operations, which wait for what they have written, and run one at a time.
         let (work, mut waiting) = mpsc::unbounded_channel::<Work>();
         let (state, sockets) = (StateRecord::new(command_socket), SocketRecord::new(command_socket));
-        let mut records = Records { state, sockets };
+        let mut records = Records { state, sockets, names: names_record::path(command_socket) };
         let (failing, failed) = watch::channel(Failed::default());
         let told = failing.clone();
         tokio::task::spawn_blocking(move || {
@@ -121,7 +146,7 @@ impl Recording {
                 let _ = tell.send(());
             }
         });
-        Recording { work, failed, failing, is_late: Arc::default() }
+        Recording { work, failed, failing, is_late: Arc::default(), names: NamesNote::default() }
     }
 
     /// Has something written, behind all before it; what comes back says when it is.
@@ -155,6 +180,40 @@ impl Recording {
     /// Why a supervisor that comes after this one would not find what is running, if that is so.
     pub(super) fn failure(&self) -> Option<String> {
         self.failed.borrow().reason.clone()
+    }
+
+    /// What is known of names has changed: it is written at once, but not for each change of many.
+    pub(super) fn note_names_soon(&mut self) {
+        let now = Instant::now();
+        let at = self.names.last.map_or(now, |last| now.max(last + NAMES_PAUSE));
+        self.names.due.get_or_insert(at);
+    }
+
+    /// When that is due.
+    pub(super) fn names_due(&self) -> Option<Instant> {
+        self.names.due
+    }
+
+    /// Writes what is `known` of names, if it is time. Nobody waits for it: where it cannot be written, a supervisor to come asks the DNS.
+    pub(super) fn note_names_if_due(&mut self, now: Instant, known: impl FnOnce() -> Vec<KnownName>) {
+        if self.names.due.is_none_or(|due| due > now) {
+            return;
+        }
+        let is_writing = |it: &mut oneshot::Receiver<()>| {
+            matches!(it.try_recv(), Err(oneshot::error::TryRecvError::Empty))
+        };
+        if self.names.writing.as_mut().is_some_and(is_writing) {
+            // The disk has it wait.
+            self.names.due = Some(now + NAMES_PAUSE);
+            return;
+        }
+        let known = known();
+        (self.names.due, self.names.last) = (None, Some(now));
+        self.names.writing = Some(self.write(move |records| {
+            if let Err(error) = names_record::write(&records.names, &known) {
+                tracing::debug!("the addresses of names cannot be written down: {error}");
+            }
+        }));
     }
 
     /// When it is to be written again.
@@ -256,6 +315,7 @@ impl Supervisor {
         let removed = self.recording.write(move |records| {
             records.state.remove();
             records.sockets.remove();
+            names_record::remove(&records.names);
             before.iter().for_each(Before::put_back);
         });
         // What a disk does not take in this time stays: no worker is left that it would be believed for.

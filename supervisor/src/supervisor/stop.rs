@@ -19,6 +19,7 @@ impl Supervisor {
                     "{signal}: stopping; what is in flight has {deadline_ms} ms, a second signal cuts it"
                 );
                 self.health.stop();
+                self.names.stop();
                 init_system::stopping();
                 let kill_at = Instant::now() + Duration::from_millis(deadline_ms) + KILL_SLACK;
                 self.stopping = Some(Stopping { kill_at: Some(kill_at), end: End::Clean });

@@ -102,6 +102,7 @@ impl Supervisor {
             vault: Arc::clone(self.certificates.vault()),
             ledger: self.ledger.memory(self.state.settings.table_size),
             verdicts: self.health.verdicts_text(),
+            names: self.names.answers_text(),
         }
     }
 }

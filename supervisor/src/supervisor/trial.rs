@@ -51,6 +51,7 @@ impl Supervisor {
             vault: Arc::clone(self.certificates.vault()),
             ledger: self.ledger.memory(settings.table_size),
             verdicts: self.health.verdicts_text(),
+            names: Arc::default(),
         };
         let block = || Block::new(TRIAL).map_err(|error| not_ready(&error));
         let (counters, ended) = (block()?, block()?);

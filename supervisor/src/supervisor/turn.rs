@@ -60,6 +60,7 @@ impl Supervisor {
             () = self.telling_state.is_to_go_on() => self.tell_state(),
             Some(()) = self.dismissed.next() => {}
             () = self.health.news() => self.tell_health(),
+            () = self.names.news() => self.tell_names(),
             changed = self.certificates.watching.changed() => self.changed_files.extend(changed),
             () = sleep_until(wake) => self.on_due(),
             () = sleep_until(until) => return Happened::Late,

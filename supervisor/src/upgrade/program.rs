@@ -168,6 +168,7 @@ impl Supervisor {
             ending: self.dismissed.left(),
             knows_signs: asker.knows_signs,
             verdicts: self.verdicts(),
+            names: self.names.known(),
             failed: None,
         };
         let state = Arc::clone(&self.state);

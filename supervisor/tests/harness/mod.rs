@@ -19,6 +19,7 @@ mod config;
 mod crowd;
 mod dice;
 pub(crate) mod disk;
+pub(crate) mod dns;
 pub(crate) mod flow;
 mod forger;
 pub(crate) mod honest;

@@ -44,6 +44,7 @@ mod limits;
 mod lingering;
 mod liveness;
 mod machine_wide;
+mod names;
 mod probes;
 mod proxy_protocol;
 mod queueing;

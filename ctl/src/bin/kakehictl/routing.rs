@@ -178,7 +178,8 @@ pub(crate) enum BackendVerb {
     Add {
         /// Cluster that it belongs to
         cluster: String,
-        /// Where it listens: ip:port, with IPv6 in brackets, or unix:/path
+        /// Where it listens: ip:port, with IPv6 in brackets, unix:/path, or a name of the DNS, host:port or srv:NAME, each address of
+        /// which is a backend ID-ADDRESS
         address: BackendAddress,
         /// Its name in the cluster; by default its address
         #[arg(long)]

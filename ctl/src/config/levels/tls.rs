@@ -57,7 +57,7 @@ pub(in crate::config) static BACKEND_TLS: Level = Level {
                 Text,
                 "",
                 Own,
-                "Name that their certificates must have, and that they are asked for. Without it: the backend's ip address.",
+                "Name that their certificates must have, and that they are asked for. Without it: the name that the backend is configured with, or its ip address.",
             ),
             key(
                 "certificate",

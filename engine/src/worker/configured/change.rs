@@ -77,8 +77,14 @@ impl Configured {
         for (name, wanted) in &part.clusters {
             slice.pause().await;
             match clusters.get(name) {
-                Some(cluster) => members.push((Rc::clone(cluster), self.renewed(name, wanted, cluster)?)),
-                None => drop(new.insert(name.clone(), self.created(name, wanted)?)),
+                Some(cluster) => {
+                    let wanted = self.names.expanded(wanted, &part.settings);
+                    members.push((Rc::clone(cluster), self.renewed(name, &wanted, cluster)?));
+                }
+                None => {
+                    let wanted = self.names.expanded(wanted, &part.settings);
+                    drop(new.insert(name.clone(), self.created(name, &wanted)?));
+                }
             }
         }
         self.try_certificates(&mut slice, &changes).await?;
@@ -125,7 +131,7 @@ impl Configured {
         Ok(Rc::new(created.map_err(|error| CompileError::Backend { cluster: name.to_owned(), error })?))
     }
 
-    fn renewed(
+    pub(super) fn renewed(
         &self,
         name: &str,
         wanted: &state::Cluster,
@@ -198,6 +204,7 @@ impl Configured {
     pub(in crate::worker) async fn commit(&self, connections: &Rc<Connections>) -> Result<(), Refusal> {
         let prepared = self.prepared.take().ok_or(Refusal::NothingPrepared)?;
         let Prepared { changes, revision, routing, members, listeners } = prepared;
+        let on_empty = self.settings().dns_on_empty;
         // What is served changes at once, below; what is known of it is changed in pieces before. Between them nobody asks
         // for it, since orders are carried out one after another.
         let mut slice = connections.shared.ring.admission().slices(Source::Orders);
@@ -230,6 +237,7 @@ impl Configured {
         }
         slice.end();
         let (configs, clusters) = self.switch(connections, &changes, revision, routing, members, listeners);
+        self.follow_names(connections, &named_clusters(&changes), on_empty != self.settings().dns_on_empty);
         for cluster in clusters {
             slice.pause().await;
             cluster.retire(&connections.shared.pooling);

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use kakehi_ctl::{
-    order::{BackendInfo, Backends, ClusterCondition},
+    order::{BackendInfo, Backends, ClusterCondition, NameInfo},
     state::BackendMode,
 };
 
@@ -49,10 +49,39 @@ pub(crate) fn backends(shown: &Backends, now: i64) -> String {
         };
         let _ = writeln!(text, "cluster {}: {words}", printable(name));
     }
+    for it in &shown.names {
+        let _ = writeln!(text, "cluster {}: {}", printable(&it.cluster), name(it, now_ms));
+    }
     if shown.left_out > 0 {
         let _ = writeln!(text, "{} more are not shown: name a cluster", shown.left_out);
     }
     text
+}
+
+/// How a name is resolved.
+fn name(it: &NameInfo, now_ms: u64) -> String {
+    let ago = |since_ms: u64| duration(now_ms.saturating_sub(since_ms) / 1000);
+    let backend = printable(&it.id);
+    let name = match it.name.to_string() {
+        name if name == it.id => backend,
+        name => format!("{backend} ({name})"),
+    };
+    let count = match it.addresses {
+        1 => "1 address".to_owned(),
+        count => format!("{count} addresses"),
+    };
+    let resolved = match it.resolved_ms {
+        Some(resolved) => format!("{count}, resolved {} ago", ago(resolved)),
+        None => "not resolved yet".to_owned(),
+    };
+    let left_out = match it.left_out {
+        0 => String::new(),
+        more => format!(", {more} more are not used"),
+    };
+    let failing = it.failing.as_ref().map_or_else(String::new, |failing| {
+        format!("; failing for {}: {}", ago(failing.since_ms), printable(&failing.reason))
+    });
+    format!("backend {name}: {resolved}{left_out}{failing}")
 }
 
 fn for_so_long(since_ms: Option<u64>, now_ms: u64) -> String {
