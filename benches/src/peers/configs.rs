@@ -15,14 +15,13 @@ const CONNECTIONS: usize = 8_000;
 /// opens new ones all the time.
 const UPSTREAM_IDLE: usize = 1_024;
 
-/// Policies of kakehi's cluster: passive health, retries, a choice by load, a cap of connections of an address. None of them refuses
-/// anything.
-// The place of one rate limit by source, once there is that key:
-// rate_limits = [{ key = "source", rate = 1000000000, burst = 1000000000 }]
+/// Policies of kakehi's cluster: passive health, retries, a choice by load, a cap of connections of an address, a rate of an address. None
+/// of them refuses anything.
 const POLICIES: &str = r#"load_balancing = "PEAK_EWMA"
 retry_on = ["reset", "502-503"]
 passive = { failure_ratio = 50 }
 max_connections_per_ip = 60000
+rate_limits = [{ key = "source", rate = 1000000000, burst = 1000000000 }]
 "#;
 /// The same of nginx: in `http`, in `upstream` and in `location`.
 const NGINX_POLICIES: [&str; 3] = [

@@ -1,7 +1,6 @@
 //! How much may come from whom, on two workers together: rates, connections of one client, networks, sizes of bodies.
 
 use std::{
-    io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     sync::{
         Arc,
@@ -370,77 +369,6 @@ fn those_that_are_idle_longest_make_room_for_new_connections() {
         })
         .count();
     assert_eq!(gone as u64, evicted, "all of them were among the oldest");
-}
-
-/// A client that always has more to ask than was answered.
-struct Flood {
-    stream: TcpStream,
-    sent: usize,
-    received: usize,
-}
-
-impl Flood {
-    fn on(address: SocketAddr) -> Flood {
-        let stream = TcpStream::connect(address).unwrap();
-        stream.set_nonblocking(true).unwrap();
-        Flood { stream, sent: 0, received: 0 }
-    }
-
-    /// Sends what it can of whole requests, or the rest of the last one, and takes what has come.
-    fn go_on(&mut self, ends: bool) {
-        let rest = GET.len() - self.sent % GET.len();
-        let text = GET.repeat(200);
-        let from = self.sent % GET.len();
-        let more = match (ends, rest) {
-            (true, rest) if rest == GET.len() => "",
-            (true, _) => &text[from..GET.len()],
-            (false, _) => &text[from..],
-        };
-        self.sent += self.stream.write(more.as_bytes()).unwrap_or(0);
-        self.received += self.stream.read(&mut [0; 65_536]).unwrap_or(0);
-    }
-}
-
-#[test]
-fn in_an_overload_new_connections_wait_and_those_that_there_are_go_on() {
-    // Answers of its own: nothing but the worker is busy.
-    let proxy = Config::new().root("overload_delay = 0.001").frontend("one", "hostname = \"one\"").start();
-    // All are as long as this: 404, `Content-Type`, `Content-Length`, `Date`, and the body.
-    let mut one = TcpStream::connect(proxy.address()).unwrap();
-    one.write_all(GET.as_bytes()).unwrap();
-    let length = one.read(&mut [0; 4096]).unwrap();
-    let stop = Arc::<AtomicUsize>::default();
-    let floods: Vec<_> = (0..2)
-        .map(|_| {
-            let mut clients: Vec<_> = (0..600).map(|_| Flood::on(proxy.address())).collect();
-            let stop = Arc::clone(&stop);
-            thread::spawn(move || {
-                while stop.load(SeqCst) == 0 {
-                    clients.iter_mut().for_each(|client| client.go_on(false));
-                }
-                wait::within(Duration::from_secs(30), "all answers", || {
-                    clients.iter_mut().for_each(|client| client.go_on(true));
-                    let whole = |it: &Flood| {
-                        it.sent.is_multiple_of(GET.len()) && it.received == it.sent / GET.len() * length
-                    };
-                    clients.iter().all(whole).then_some(())
-                });
-            })
-        })
-        .collect();
-    // It is seen when somebody comes.
-    let mut more = Vec::new();
-    wait::within(Duration::from_secs(30), "an overload", || {
-        more.push(TcpStream::connect(proxy.address()).unwrap());
-        (proxy.counter("listener.overload_paused") > 0).then_some(())
-    });
-    stop.store(1, SeqCst);
-    floods.into_iter().for_each(|clients| clients.join().expect("every request is answered"));
-    wait::until("new connections", || {
-        let mut client = proxy.client();
-        client.send(GET);
-        client.try_response().is_ok_and(|answer| answer.status() == 404)
-    });
 }
 
 #[test]
