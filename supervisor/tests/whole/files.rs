@@ -29,7 +29,7 @@ fn check_and_start_tell_all_errors_of_a_file_with_their_lines() {
     fs::write(
         &file,
         "worker_cuont = 2\n[[listeners]]\naddress = \"[::ffff:127.0.0.1]:1\"\nprotocol = \"http\"\n\
-         front_timeout = \"soon\"\n[clusters.a]\nprotocol = \"http\"\nbackends = [{ address = \"localhost:1\" }]\n",
+         front_timeout = \"soon\"\n[clusters.a]\nprotocol = \"http\"\nbackends = [{ address = \"localhost:0\" }]\n",
     )
     .unwrap();
     let starting = ["start", "-c"].map(str::to_owned);
