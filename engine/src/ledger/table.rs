@@ -153,7 +153,10 @@ impl Ledger {
             *count
         };
         let taken = Held { memory: Rc::clone(memory), tag: found.tag, limit: key.limit };
-        memory.word(found.entry.0).store(now, Relaxed);
+        // That of a crowd may be a bucket.
+        if found.tag & IS_KEY != 0 {
+            memory.word(found.entry.0).store(now, Relaxed);
+        }
         memory.publish(found, key.limit, here);
         memory.heal();
         // Of two that come at the same time at least one sees the other.
