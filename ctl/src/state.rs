@@ -20,6 +20,7 @@ mod name;
 mod probe_header;
 mod settings;
 mod sources;
+mod text;
 mod tls;
 
 pub use self::admission::Admission;

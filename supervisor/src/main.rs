@@ -26,6 +26,7 @@ mod certificates;
 mod check;
 mod control;
 mod demo;
+mod errand;
 mod estate;
 mod fleet;
 mod health;

@@ -190,17 +190,3 @@ impl FromStr for BackendAddress {
         }
     }
 }
-
-impl TryFrom<String> for BackendAddress {
-    type Error = BackendAddressError;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
-
-impl From<BackendAddress> for String {
-    fn from(address: BackendAddress) -> Self {
-        address.to_string()
-    }
-}

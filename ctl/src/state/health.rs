@@ -158,20 +158,6 @@ impl fmt::Display for StatusRange {
     }
 }
 
-impl TryFrom<String> for StatusRange {
-    type Error = StatusRangeError;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
-
-impl From<StatusRange> for String {
-    fn from(range: StatusRange) -> Self {
-        range.to_string()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

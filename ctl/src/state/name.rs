@@ -132,20 +132,6 @@ fn host(name: &str) -> Result<Box<str>, &'static str> {
     Ok(name.to_ascii_lowercase().into_boxed_str())
 }
 
-impl TryFrom<String> for DnsName {
-    type Error = BackendAddressError;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
-
-impl From<DnsName> for String {
-    fn from(name: DnsName) -> Self {
-        name.to_string()
-    }
-}
-
 /// An address of a backend that has a name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Resolved {

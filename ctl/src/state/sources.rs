@@ -131,20 +131,6 @@ impl FromStr for RateKey {
     }
 }
 
-impl TryFrom<String> for RateKey {
-    type Error = RateKeyError;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
-
-impl From<RateKey> for String {
-    fn from(key: RateKey) -> Self {
-        key.to_string()
-    }
-}
-
 impl Sources {
     /// Whether it says anything.
     pub fn is_empty(&self) -> bool {

@@ -38,13 +38,14 @@ use kakehi_ctl::{
     state::{Backend, Cluster, State},
 };
 use kakehi_engine::tls::{Context, Vault};
-use tokio::{sync::Notify, task::AbortHandle, time::Instant};
+use tokio::{sync::Notify, time::Instant};
 
 use self::table::Table;
 pub(crate) use self::{
     asking::{Asking, MOST_SHOWN, Said},
     table::{Known, now_ms},
 };
+use crate::errand::Errand;
 
 /// A worker that did not take its verdicts is told again after this time.
 const RETRY: Duration = Duration::from_secs(1);
@@ -107,7 +108,7 @@ impl Shared {
 #[derive(Default)]
 pub(crate) struct Health {
     shared: Arc<Shared>,
-    prober: Option<AbortHandle>,
+    prober: Errand,
     /// Workers that are to be told all verdicts.
     owed: BTreeSet<u32>,
     /// When those are tried again.
@@ -169,16 +170,9 @@ impl Health {
             let table = self.shared.table();
             (table.is_idle(), table.has_news(), !table.draining(1).is_empty())
         };
-        match (is_idle, &self.prober) {
-            (false, None) => {
-                let task = tokio::spawn(prober::run(Arc::clone(&self.shared)));
-                self.prober = Some(task.abort_handle());
-            }
-            (true, Some(prober)) => {
-                prober.abort();
-                self.prober = None;
-            }
-            _ => self.shared.changed.notify_one(),
+        let shared = &self.shared;
+        if !self.prober.keep(!is_idle, || prober::run(Arc::clone(shared))) {
+            shared.changed.notify_one();
         }
         if has_news {
             self.shared.news.notify_one();
@@ -188,9 +182,7 @@ impl Health {
 
     /// Probes no more: a stop has begun.
     pub(crate) fn stop(&mut self) {
-        if let Some(prober) = self.prober.take() {
-            prober.abort();
-        }
+        self.prober.stop();
         (self.retry_at, self.drains_at) = (None, None);
     }
 

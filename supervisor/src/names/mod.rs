@@ -30,9 +30,10 @@ use kakehi_ctl::{
     order::NameInfo,
     state::{Cluster, DnsName, KnownName, NameAnswer, Settings, State},
 };
-use tokio::{sync::Notify, task::AbortHandle};
+use tokio::sync::Notify;
 
 use self::table::Table;
+use crate::errand::Errand;
 
 #[expect(
     clippy::disallowed_types,
@@ -68,7 +69,7 @@ impl Shared {
 #[derive(Default)]
 pub(crate) struct Names {
     shared: Arc<Shared>,
-    asker: Option<AbortHandle>,
+    asker: Errand,
 }
 
 impl Names {
@@ -139,16 +140,9 @@ impl Names {
             let table = self.shared.table();
             (table.is_idle(), table.has_news())
         };
-        match (is_idle, &self.asker) {
-            (false, None) => {
-                let task = tokio::spawn(asker::run(Arc::clone(&self.shared)));
-                self.asker = Some(task.abort_handle());
-            }
-            (true, Some(asker)) => {
-                asker.abort();
-                self.asker = None;
-            }
-            _ => self.shared.changed.notify_one(),
+        let shared = &self.shared;
+        if !self.asker.keep(!is_idle, || asker::run(Arc::clone(shared))) {
+            shared.changed.notify_one();
         }
         if has_news {
             self.shared.news.notify_one();
@@ -157,9 +151,7 @@ impl Names {
 
     /// Asks no more: a stop has begun.
     pub(crate) fn stop(&mut self) {
-        if let Some(asker) = self.asker.take() {
-            asker.abort();
-        }
+        self.asker.stop();
     }
 
     /// True if there is a name of which nothing is known, as nothing came of asking for it yet.
