@@ -352,23 +352,137 @@ fn the_largest_body_is_that_of_the_frontend_or_the_cluster_or_the_listener() {
 
 #[test]
 fn those_that_are_idle_longest_make_room_for_new_connections() {
+    let (slow, answer) = Backend::slow();
     let backend = Backend::respond(OK);
-    let proxy = Config::to(&backend).root("max_connections = 300").root("evict_on_queue_full = true").start();
-    let mut old = held(&proxy, 100);
+    let proxy = Config::to(&backend)
+        .root("max_connections = 300")
+        .root("evict_on_queue_full = true")
+        .frontend("slow", "hostname = \"slow\"")
+        .backend("slow", &slow)
+        .start();
+    // The oldest of all waits for its answer.
+    let mut busy = proxy.client();
+    busy.send("GET /slow HTTP/1.1\r\nHost: slow\r\n\r\n");
+    slow.wait_for_requests(1);
+    let mut old = held(&proxy, 99);
     let mut young = held(&proxy, 200);
     proxy.wait_for_counter("client.connections", 300);
+    assert_eq!(proxy.counter("client.evicted"), 0, "nobody waits yet");
     // Each pass makes room for three.
     let mut more = held(&proxy, 9);
     let evicted = proxy.counter("client.evicted");
     assert!((9..=12).contains(&evicted), "{evicted}");
     more.iter_mut().chain(&mut young).for_each(ask);
-    let gone = old
-        .iter_mut()
-        .filter_map(|client| {
-            (!client.try_send(GET.as_bytes()) || client.try_response().is_err()).then_some(())
-        })
-        .count();
+    let is_gone = |client: &mut Client| !client.try_send(GET.as_bytes()) || client.try_response().is_err();
+    let gone = old.iter_mut().filter_map(|client| is_gone(client).then_some(())).count();
     assert_eq!(gone as u64, evicted, "all of them were among the oldest");
+    answer.send(()).unwrap();
+    assert_eq!(busy.response().status(), 200);
+}
+
+#[test]
+fn in_an_overload_first_requests_are_refused_new_connections_wait_and_others_go_on() {
+    // Each request takes the worker long: a long path that is held against many expressions, none of which it matches.
+    let rules = (0..200).map(|n| format!("hostname = \"a\", path_type = \"REGEX\", path = \"/(a|b)*c{n}\""));
+    let config = Config::new().root("overload_delay = 0.002");
+    let proxy = rules.fold(config, |config, rule| config.frontend("slow", &rule)).start();
+    let request = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "a".repeat(8_000));
+    let mut young: Vec<_> = (0..4).map(|_| proxy.client()).collect();
+    proxy.wait_for_counter("client.connections", 4);
+    let stop = Arc::<AtomicUsize>::default();
+    let busy: Vec<_> = (0..16)
+        .map(|_| {
+            let (mut client, stop, request) = (proxy.client(), Arc::clone(&stop), request.clone());
+            client.patience(Duration::from_secs(30));
+            client.send(GET);
+            client.response().expect_answer(404, "no_route");
+            thread::spawn(move || {
+                while stop.load(SeqCst) == 0 {
+                    client.send(&request);
+                    client.response().expect_answer(404, "no_route");
+                }
+            })
+        })
+        .collect();
+    let mut late = Vec::new();
+    wait::within(Duration::from_secs(20), "an overload", || {
+        late.push(proxy.client());
+        (proxy.counter("listener.overload_paused") > 0).then_some(())
+    });
+    for client in &mut young {
+        client.send(GET);
+        let answer = client.response();
+        answer.expect_answer(503, "overloaded");
+        assert_eq!((answer.field("Retry-After"), answer.field("Connection")), (Some("1"), Some("close")));
+        client.expect_closed();
+    }
+    let accepted = proxy.counter("listener.accepted");
+    let mut waiting = proxy.client();
+    waiting.send(GET);
+    waiting.expect_silence(Duration::from_millis(300));
+    assert_eq!(proxy.counter("listener.accepted"), accepted);
+    stop.store(1, SeqCst);
+    busy.into_iter().for_each(|client| client.join().expect("every request is answered"));
+    waiting.response().expect_answer(404, "no_route");
+}
+
+#[test]
+fn a_flood_of_keys_frees_none_that_is_busy_and_walks_around_nothing() {
+    let backend = Backend::respond(OK);
+    let proxy = behind(&backend)
+        .root("table_size = 1024")
+        .cluster("all", "rate_limits = [{ key = \"header:X-User\", rate = 1, per = \"1h\", burst = 0 }]")
+        .start();
+    let user = |name: &str| from("192.0.2.1", &format!("X-User: {name}\r\n"));
+    assert_eq!(through(&proxy, &user("first")), 1);
+    let mut clients: Vec<_> = (0..4).map(|_| proxy.client()).collect();
+    let before: u64 = proxy.workers().iter().map(|worker| worker.resident()).sum();
+    let mut admitted = 0;
+    for round in 0..2_000 {
+        for (n, client) in clients.iter_mut().enumerate() {
+            client.send(user(&format!("{n}-{round}")));
+            admitted += usize::from(client.response().status() == 200);
+        }
+    }
+    assert!((900..=1_025).contains(&admitted), "{admitted} of 8,000 keys, with room for 1,024");
+    assert_eq!(through(&proxy, &user("first")), 0, "it is known still");
+    let after: u64 = proxy.workers().iter().map(|worker| worker.resident()).sum();
+    assert!(after < before + (4 << 20), "{before} {after}");
+}
+
+#[test]
+fn who_asks_too_often_costs_others_nothing() {
+    let backend = Backend::respond(OK);
+    let limits = "rate_limits = [{ rate = 200, burst = 10 }]\nmax_connections_per_ip = 8";
+    let proxy = Config::to(&backend).root("worker_count = 2").cluster("all", limits).start();
+    let stop = Arc::<AtomicUsize>::default();
+    let address = proxy.address();
+    let greedy: Vec<_> = (0..4)
+        .map(|_| {
+            let stop = Arc::clone(&stop);
+            thread::spawn(move || {
+                let mut refused = 0;
+                while stop.load(SeqCst) == 0 {
+                    let mut clients: Vec<_> =
+                        (0..4).map(|_| connect_from([127, 0, 0, 66], address)).collect();
+                    clients.iter_mut().for_each(|client| client.send(GET));
+                    refused += clients
+                        .iter_mut()
+                        .map(|client| usize::from(client.response().status() == 429))
+                        .sum::<usize>();
+                }
+                refused
+            })
+        })
+        .collect();
+    let mut honest: Vec<_> = (1..5).map(|n| connect_from([127, 0, 0, n], address)).collect();
+    for _ in 0..40 {
+        honest.iter_mut().for_each(ask);
+        wait::pace(Duration::from_millis(20));
+    }
+    stop.store(1, SeqCst);
+    let refused: usize = greedy.into_iter().map(|client| client.join().unwrap()).sum();
+    assert!(refused > 100, "{refused}");
 }
 
 #[test]
