@@ -390,12 +390,15 @@ fn in_an_overload_first_requests_are_refused_new_connections_wait_and_others_go_
     let mut young: Vec<_> = (0..4).map(|_| proxy.client()).collect();
     proxy.wait_for_counter("client.connections", 4);
     let stop = Arc::<AtomicUsize>::default();
-    let busy: Vec<_> = (0..16)
-        .map(|_| {
-            let (mut client, stop, request) = (proxy.client(), Arc::clone(&stop), request.clone());
-            client.patience(Duration::from_secs(30));
-            client.send(GET);
-            client.response().expect_answer(404, "no_route");
+    let mut served: Vec<_> = (0..16).map(|_| proxy.client()).collect();
+    for client in &mut served {
+        client.patience(Duration::from_secs(30)).send(GET);
+        client.response().expect_answer(404, "no_route");
+    }
+    let busy: Vec<_> = served
+        .into_iter()
+        .map(|mut client| {
+            let (stop, request) = (Arc::clone(&stop), request.clone());
             thread::spawn(move || {
                 while stop.load(SeqCst) == 0 {
                     client.send(&request);
