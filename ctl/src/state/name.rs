@@ -3,7 +3,13 @@
 //! A state has names only. What they stand for is a fact of the outside, which is found out by the supervisor and told to workers;
 //! both put it in the place of the name with [`Cluster::expanded`].
 
-use std::{borrow::Cow, collections::BTreeSet, fmt, net::SocketAddr, str::FromStr};
+use std::{
+    borrow::Cow,
+    collections::BTreeSet,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    str::FromStr,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -139,9 +145,6 @@ pub struct Resolved {
     pub address: SocketAddr,
     /// [`DnsName::server_name`].
     pub server_name: Box<str>,
-    /// What it is counted as where there is no room for every address that there ever was: the same for another address of the name that comes
-    /// long after this one has gone.
-    pub counted_as: Box<str>,
 }
 
 /// One of the addresses of a name.
@@ -155,9 +158,6 @@ pub struct NameAddress {
     /// Of a service: its weight, from 1.
     #[serde(default)]
     pub weight: Option<u8>,
-    /// Its place among those that the name has and had lately; no other address of the name has it.
-    #[serde(default)]
-    pub seat: u8,
 }
 
 /// What the DNS says of a name.
@@ -181,6 +181,9 @@ pub struct KnownName {
     /// When the DNS last gave addresses (milliseconds since 1970).
     #[serde(default)]
     pub resolved_ms: Option<u64>,
+    /// The addresses of the hosts that it stands for: one of them, or one family, may be silent when it is asked for next.
+    #[serde(default)]
+    pub hosts: Vec<(Box<str>, Vec<IpAddr>)>,
 }
 
 impl NameAnswer {
@@ -202,11 +205,6 @@ impl Backend {
         }
     }
 
-    /// What its address on this seat is counted as by all workers together.
-    pub fn counted_as(&self, seat: u8) -> String {
-        format!("{}\0{seat}", self.id)
-    }
-
     /// The backend at one of the addresses of this one, which has the name `name`.
     fn at(&self, name: &DnsName, it: &NameAddress) -> Backend {
         let address = it.address;
@@ -218,7 +216,6 @@ impl Backend {
             address: BackendAddress::Resolved(Box::new(Resolved {
                 address,
                 server_name: name.server_name().into(),
-                counted_as: self.counted_as(it.seat).into(),
             })),
             // Who gives it none wants it for nothing else.
             weight: it.weight.filter(|_| self.weight > 0).unwrap_or(self.weight),
@@ -389,12 +386,8 @@ mod tests {
 
     fn answer(text: &str, ports: &[u16]) -> NameAnswer {
         let address = |port: &u16| ([10, 0, 0, 1], *port).into();
-        let addresses = ports.iter().map(|it| NameAddress {
-            address: address(it),
-            backup: *it > 100,
-            weight: None,
-            seat: 0,
-        });
+        let addresses =
+            ports.iter().map(|it| NameAddress { address: address(it), backup: *it > 100, weight: None });
         NameAnswer { name: name(text), addresses: Some(addresses.collect()), empty: false }
     }
 
@@ -446,8 +439,7 @@ mod tests {
             weight,
             ..Backend::default()
         };
-        let address =
-            NameAddress { address: ([10, 0, 0, 1], 80).into(), backup: false, weight: Some(9), seat: 0 };
+        let address = NameAddress { address: ([10, 0, 0, 1], 80).into(), backup: false, weight: Some(9) };
         let of = |weight| {
             let cluster = Cluster { backends: vec![backend(weight)], ..Cluster::default() };
             let name = cluster.dns_names().next().unwrap().clone();

@@ -51,8 +51,13 @@ pub(super) fn hold_place<D: Downstream>(
     client: Option<IpAddr>,
     reply: impl FnOnce(Reason) -> LocalReply,
 ) -> Result<(), Outcome> {
-    if downstream.place().is_some_and(|place| place.is_of(cluster, client)) {
-        return Ok(());
+    let mut caps = caps;
+    if let Some(place) = downstream.place().filter(|place| place.is_of(cluster, client)) {
+        if place.counts_under(caps) {
+            return Ok(());
+        }
+        // It has its place, whatever counts from now on.
+        caps = caps.without_end();
     }
     let Some(table) = &downstream.shared().pooling.sources else { return Ok(()) };
     match caps.take(cluster, client, table) {

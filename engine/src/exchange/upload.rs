@@ -67,7 +67,7 @@ async fn both<D: Downstream>(
         sink: MinRate::new(timeouts.back_ms, 0, ring.now()),
         due: u64::MAX,
         watch: Watch::Nothing,
-        limit: request.config.settings.sizes.body,
+        limit: request.max_body_size,
     };
     let mut upload = pin!(async {
         if request.expect_continue && relay.read_buffer.is_empty() {

@@ -116,6 +116,8 @@ pub struct Slot {
     memory: Rc<Memory>,
     index: usize,
     lane: usize,
+    /// Whose it was when it was found.
+    name: u64,
 }
 
 /// A word of a slot that all workers write. Whoever reads it takes any value for possible.
@@ -226,10 +228,18 @@ impl Memory {
 }
 
 impl Slot {
-    /// Makes `value` what this process counts here.
+    /// Makes `value` what this process counts here, unless the slot was given back meanwhile.
     #[inline]
     pub fn publish(&self, value: u64) {
-        self.memory.count(self.lane, self.index).store(value, Relaxed);
+        if self.is_valid() {
+            self.memory.count(self.lane, self.index).store(value, Relaxed);
+        }
+    }
+
+    /// Whether it was not given back since it was found: then it may be that of another name.
+    #[inline]
+    pub fn is_valid(&self) -> bool {
+        self.memory.shared(self.index, NAME).load(Relaxed) == self.name
     }
 
     /// What each process counts here.

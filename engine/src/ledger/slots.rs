@@ -15,12 +15,12 @@ use super::{EPOCH_AT, LANES, Ledger, MARK, Memory, NAME, SHARED, SLOTS, SLOTS_US
 const GIVEN_BACK_AT_ONCE: usize = 64;
 
 /// What has become of slots that nothing configured needs any more.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GivenBack {
     /// So many are free again.
     pub freed: usize,
-    /// So many are not: something is still counted in them, or a process was just taking a slot.
-    pub kept: usize,
+    /// These names have theirs still: something is counted there, or a process was just taking a slot.
+    pub kept: Vec<u64>,
 }
 
 impl Ledger {
@@ -45,7 +45,7 @@ impl Ledger {
         let lane = memory.lane.get()?;
         // 0 says that a slot is free.
         let name = name.max(1);
-        let slot = |index| Some(Slot { memory: self.memory.clone(), index, lane });
+        let slot = |index| Some(Slot { memory: self.memory.clone(), index, lane, name });
         if let Some(index) = memory.known(name) {
             return slot(index);
         }
@@ -58,9 +58,13 @@ impl Ledger {
         slot(index?)
     }
 
-    /// Gives slots back of what was configured and is not any more, by its name; also those in which something is counted, if they are
-    /// to be `cleared`. For the supervisor alone.
-    pub fn give_back(&self, is_configured: impl Fn(u64) -> bool, cleared: bool) -> GivenBack {
+    /// Gives slots back of what was configured and is not any more, by its name; also those in which something is counted, where
+    /// that `is_rubbish`. For the supervisor alone.
+    pub fn give_back(
+        &self,
+        is_configured: impl Fn(u64) -> bool,
+        is_rubbish: impl Fn(u64) -> bool,
+    ) -> GivenBack {
         let memory = &self.memory;
         let mut given_back = GivenBack::default();
         let mut unused = Vec::new();
@@ -69,20 +73,20 @@ impl Ledger {
             if name == 0 || memory.shared(index, MARK).load(Relaxed) != 1 || is_configured(name) {
                 continue;
             }
-            match cleared || !memory.is_counted_in(index) {
-                true => unused.push(index),
-                false => given_back.kept += 1,
+            match !memory.is_counted_in(index) || is_rubbish(name) {
+                true => unused.push((index, name)),
+                false => given_back.kept.push(name),
             }
         }
-        for indices in unused.chunks(GIVEN_BACK_AT_ONCE) {
+        for unused in unused.chunks(GIVEN_BACK_AT_ONCE) {
             // Whatever stands there: it is odd from here on.
             let before = memory.word(EPOCH_AT).load(Relaxed) & !1;
             memory.word(EPOCH_AT).store(before.wrapping_add(1), SeqCst);
             if (0..LANES).any(|lane| memory.is_taking(lane)) {
-                given_back.kept += indices.len();
+                given_back.kept.extend(unused.iter().map(|(_, name)| name));
             } else {
-                indices.iter().for_each(|index| memory.free(*index));
-                given_back.freed += indices.len();
+                unused.iter().for_each(|(index, _)| memory.free(*index));
+                given_back.freed += unused.len();
                 memory.forget_free_end();
             }
             memory.word(EPOCH_AT).store(before.wrapping_add(2), SeqCst);
@@ -217,8 +221,8 @@ mod tests {
             }
             let kept = names.end - 1;
             one.slot_of_configured(kept).unwrap().publish(3);
-            let given_back = supervisor.give_back(|name| name == kept - 1, false);
-            assert_eq!((given_back.freed, given_back.kept), (if round == 0 { 998 } else { 1_000 }, 1));
+            let given_back = supervisor.give_back(|name| name == kept - 1, |_| false);
+            assert_eq!((given_back.freed, given_back.kept.len()), (if round == 0 { 998 } else { 1_000 }, 1));
             one.slot_of_configured(kept).unwrap().publish(0);
         }
         assert!(supervisor.memory.slots_used() < 2_100, "{}", supervisor.memory.slots_used());
@@ -232,9 +236,10 @@ mod tests {
         (1..=SLOTS as u64).for_each(|name| drop(one.slot_of_configured(name).unwrap()));
         assert!(one.slot(u64::MAX).is_none() && two.slot(u64::MAX).is_none());
         one.slot(9).unwrap().publish(1);
-        let busy = supervisor.give_back(|name| name != 9, false);
-        assert_eq!(busy, GivenBack { freed: 0, kept: 1 });
-        assert_eq!(supervisor.give_back(|name| name != 9, true), GivenBack { freed: 1, kept: 0 });
+        let busy = supervisor.give_back(|name| name != 9, |_| false);
+        assert_eq!(busy, GivenBack { freed: 0, kept: vec![9] });
+        let given_back = supervisor.give_back(|name| name != 9, |_| true);
+        assert_eq!((given_back.freed, given_back.kept.len()), (1, 0));
         let slot = two.slot(u64::MAX).unwrap();
         assert_eq!(slot.index, one.slot(u64::MAX).unwrap().index);
         assert_eq!(slot.lanes().sum::<u64>(), 0);
@@ -246,11 +251,13 @@ mod tests {
         let (supervisor, [one, two]) = workers();
         one.slot_of_configured(5).unwrap();
         one.memory.begin_taking(one.memory.lane.get().unwrap());
-        assert_eq!(supervisor.give_back(|_| false, true), GivenBack { freed: 0, kept: 1 });
+        let given_back = supervisor.give_back(|_| false, |_| true);
+        assert_eq!((given_back.freed, given_back.kept.len()), (0, 1));
         assert!(two.slot(6).is_some(), "it stopped in the midst of it, and the others go on");
         // It was killed.
         supervisor.release_lanes(|pid| pid != 1);
-        assert_eq!(supervisor.give_back(|_| false, true), GivenBack { freed: 1, kept: 0 });
+        let given_back = supervisor.give_back(|_| false, |_| true);
+        assert_eq!((given_back.freed, given_back.kept.len()), (1, 0));
         let epoch = supervisor.memory.word(EPOCH_AT);
         epoch.fetch_add(1, SeqCst);
         assert!(two.slot(7).is_none() && two.slot(6).is_some());
@@ -284,12 +291,12 @@ mod tests {
                 })
                 .collect();
             while !workers.iter().all(std::thread::ScopedJoinHandle::is_finished) {
-                supervisor.give_back(|name| name % 100 == 0, true);
+                supervisor.give_back(|name| name % 100 == 0, |_| true);
             }
             workers.into_iter().map(|worker| worker.join().unwrap()).collect()
         });
         assert!(agreed.iter().all(|slots| slots == &agreed[0]));
-        supervisor.give_back(|name| name % 100 == 0, true);
+        supervisor.give_back(|name| name % 100 == 0, |_| true);
         assert_eq!(
             (0..supervisor.memory.slots_used())
                 .filter(|index| supervisor.memory.shared(*index, NAME).load(Relaxed) != 0)

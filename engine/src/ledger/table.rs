@@ -36,6 +36,10 @@ pub(super) const CROWD_WORDS: usize = CROWD * ENTRY;
 
 /// Tags of keys have this bit; those below are places of [`CROWD`].
 const IS_KEY: u64 = 1 << 63;
+/// And those of keys that clients choose as they like this one.
+const IS_CHOSEN: u64 = 1 << 62;
+/// Such keys have only so many entries of a set: clients and networks find room beside any number of them.
+const CHOSEN_WAYS: usize = 6;
 /// An odd number whose multiples are far apart.
 const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
 /// How often an entry is tried to be had, and a bucket to be changed, while others change it too.
@@ -99,13 +103,19 @@ struct Found {
 }
 
 impl Ledger {
+    /// What stands for a value under the limit of this name that clients choose as they like.
+    pub fn chosen_key(&self, limit: u64, parts: &[&[u8]]) -> Key {
+        let Key { tag, limit } = self.key(limit, parts);
+        Key { tag: tag | IS_CHOSEN, limit }
+    }
+
     /// What stands for `parts` under the limit of this name.
     pub fn key(&self, limit: u64, parts: &[&[u8]]) -> Key {
         let [one, other] = self.memory.secret;
         let mut hasher = SipHasher13::new_with_keys(one, other);
         hasher.write_u64(limit);
         parts.iter().for_each(|part| hasher.write(part));
-        Key { tag: hasher.finish() | IS_KEY, limit }
+        Key { tag: hasher.finish() & !IS_CHOSEN | IS_KEY, limit }
     }
 
     /// Limits that forget nothing for so long are in use (ns): what claims to be busy for longer is rubbish.
@@ -126,9 +136,12 @@ impl Ledger {
         let fullest = now.saturating_add(tolerance).saturating_add(interval);
         let mut empty_at = word.load(Relaxed);
         for _ in 0..TRIES {
-            // More than fits is rubbish, or of a capacity that is no more.
+            // More than fits is rubbish, or of a capacity that is no more: from now on it is full, and runs empty.
             let from = empty_at.clamp(now, fullest);
             if from - now > tolerance {
+                if from < empty_at {
+                    let _ = word.compare_exchange(empty_at, from, Relaxed, Relaxed);
+                }
                 return Err(from - now - tolerance);
             }
             match word.compare_exchange_weak(empty_at, from.saturating_add(interval), Relaxed, Relaxed) {
@@ -177,9 +190,10 @@ impl Memory {
     fn ways(&self, tag: u64) -> impl Iterator<Item = (usize, Entry)> {
         // As good as a remainder, and quicker.
         let set = |bits: u64| ((u128::from(bits) * self.sets as u128) >> 64) as usize;
-        let bits = tag << 1;
+        let bits = tag << 2;
         let sets = [set(bits), set(bits.rotate_left(31).wrapping_mul(SPREAD))];
-        sets.into_iter().flat_map(|set| (0..WAYS).map(move |way| (set, way))).map(|at| self.way(at))
+        let ways = if tag & IS_CHOSEN == 0 { WAYS } else { CHOSEN_WAYS };
+        sets.into_iter().flat_map(move |set| (0..ways).map(move |way| (set, way))).map(|at| self.way(at))
     }
 
     /// The entry of a tag, if it has one.
@@ -220,10 +234,11 @@ impl Memory {
     /// A free entry for a tag, in the set that has more of them.
     fn vacant(&self, tag: u64) -> Option<(usize, Entry, u64)> {
         let (mut first, mut count) = ([None; 2], [0; 2]);
+        let ways = if tag & IS_CHOSEN == 0 { WAYS } else { CHOSEN_WAYS };
         for (place, (at, entry)) in self.ways(tag).enumerate() {
             if self.word(at).load(Relaxed) == 0 {
-                first[place / WAYS].get_or_insert((at, entry, 0));
-                count[place / WAYS] += 1;
+                first[place / ways].get_or_insert((at, entry, 0));
+                count[place / ways] += 1;
             }
         }
         first[usize::from(count[1] > count[0])]
@@ -248,33 +263,57 @@ impl Memory {
 
     /// The living process whose places a word counts.
     fn holder(&self, at: usize) -> Option<Holder> {
-        let holder = Holder::of(self.word(at).load(Relaxed));
-        (holder.count > 0 && self.life_of(holder.lane) == Some(holder.life)).then_some(holder)
+        Some(Holder::of(self.word(at).load(Relaxed))).filter(|holder| self.lives(*holder))
+    }
+
+    /// Whether it is a count of a living process.
+    fn lives(&self, holder: Holder) -> bool {
+        holder.count > 0 && self.life_of(holder.lane) == Some(holder.life)
     }
 
     /// Says that this process holds `count` places under a tag.
     fn publish(&self, found: Found, limit: u64, count: u32) {
         let Some(lane) = self.lane.get() else { return };
         let me = Holder { lane, life: self.life.get(), count };
-        for more in 0..self.most_entries() {
-            let Some(Found { entry, tag }) = self.further(found, limit, more, count > 0) else { return };
-            let mine = entry.holders().find(|at| Holder::of(self.word(*at).load(Relaxed)).is_same(me));
-            let free = || {
-                let free = entry.holders().filter(|at| count > 0 && self.holder(*at).is_none());
-                free.into_iter().find(|at| {
-                    let before = self.word(*at).load(Relaxed);
-                    self.word(*at).compare_exchange(before, me.word(), Relaxed, Relaxed).is_ok()
-                })
-            };
-            let Some(at) = mine.or_else(free) else { continue };
+        let entries = |make: bool| {
+            (0..self.most_entries())
+                .map_while(move |more| self.further(found, limit, more, make).map(|it| (more, it)))
+        };
+        // Wherever it said so before.
+        let mine = entries(false).find_map(|(more, Found { entry, tag })| {
+            let mut words = entry.holders();
+            let at = words.find(|at| Holder::of(self.word(*at).load(Relaxed)).is_same(me))?;
+            Some((more, tag, at))
+        });
+        if let Some((more, tag, at)) = mine {
             self.word(at).store(if count == 0 { 0 } else { me.word() }, Relaxed);
-            if more > 0 {
-                match count {
-                    0 => drop(self.held.borrow_mut().remove(&tag)),
-                    count => drop(self.held.borrow_mut().insert(tag, count)),
-                }
-            }
+            self.note_further(more, tag, count);
             return;
+        }
+        if count == 0 {
+            return;
+        }
+        let claimed = entries(true).find_map(|(more, Found { entry, tag })| {
+            let mut words = entry.holders();
+            let claims = |at: usize| {
+                let before = self.word(at).load(Relaxed);
+                !self.lives(Holder::of(before))
+                    && self.word(at).compare_exchange(before, me.word(), Relaxed, Relaxed).is_ok()
+            };
+            words.any(claims).then_some((more, tag))
+        });
+        if let Some((more, tag)) = claimed {
+            self.note_further(more, tag, count);
+        }
+    }
+
+    /// What is held under the tag of a further entry is known as what is held under the first.
+    fn note_further(&self, more: usize, tag: u64, count: u32) {
+        let mut held = self.held.borrow_mut();
+        match (more, count) {
+            (0, _) => {}
+            (_, 0) => drop(held.remove(&tag)),
+            (_, count) => drop(held.insert(tag, count)),
         }
     }
 
@@ -301,10 +340,12 @@ impl Memory {
         if found.tag & IS_KEY == 0 {
             return Some(Memory::crowd(found.tag.wrapping_add(step)));
         }
-        let tag = found.tag.wrapping_add(step) | IS_KEY;
+        let tag = found.tag.wrapping_add(step) & !IS_CHOSEN | IS_KEY;
         match self.present(tag) {
             Some(entry) => Some(Found { entry, tag }),
-            None => make.then(|| self.find(tag, limit.wrapping_add(step))),
+            // Where there is no room for it, this process is not counted.
+            None if make => Some(self.find(tag, limit)).filter(|found| found.tag & IS_KEY != 0),
+            None => None,
         }
     }
 

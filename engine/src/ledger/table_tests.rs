@@ -113,6 +113,14 @@ fn more_processes_than_an_entry_has_room_for_count_together() {
     let held: Vec<_> = workers.iter().map(|worker| hold(worker, 20).expect("there is room")).collect();
     assert!(workers.iter().all(|worker| hold(worker, 20).is_none()));
     assert!(hold(&workers[7], 21).is_some());
+    // One of the first entry goes, and one of a further entry takes and drops another: it is counted in one place.
+    let mut held = held;
+    drop(held.swap_remove(2));
+    let last = held.pop().unwrap();
+    let more = hold(&workers[18], 20);
+    assert!(more.is_some() && hold(&workers[5], 20).is_none());
+    drop((last, more));
+    assert!(hold(&workers[5], 20).is_some());
     drop(held);
     let one: Vec<_> = (0..25).map(|_| hold(&workers[3], 20)).collect();
     assert_eq!(one.iter().flatten().count(), 20, "nothing is left");
@@ -147,6 +155,37 @@ fn rubbish_costs_wrong_counts_for_a_while() {
     let places: Vec<_> = (0..5).map(|_| one.hold(key(one, 5_000), 3, later)).collect();
     assert_eq!(places.iter().flatten().count(), 3);
     assert!(one.memory.present(key(one, 5_000).tag).is_some(), "it has an entry of its own");
+}
+
+#[test]
+fn a_bucket_with_more_in_it_than_fits_is_full_and_runs_empty() {
+    let (supervisor, workers, _file) = processes(1, 1024);
+    let (one, now) = (&workers[0], 5 * SECOND);
+    let wide = Capacity { interval: 3_600 * SECOND, tolerance: 100 * 3_600 * SECOND };
+    one.expect(wide);
+    (0..101).for_each(|_| one.fill(key(one, 1), wide, now).unwrap());
+    // The limit was changed.
+    let Err(wait) = one.fill(key(one, 1), CAPACITY, now) else { panic!("it is full") };
+    assert_eq!(one.fill(key(one, 1), CAPACITY, now + wait), Ok(()));
+    let entry = one.memory.present(key(one, 1).tag).unwrap();
+    supervisor.memory.word(entry.0).store(u64::MAX, Relaxed);
+    let Err(wait) = one.fill(key(one, 1), CAPACITY, now) else { panic!("it is full") };
+    assert_eq!(one.fill(key(one, 1), CAPACITY, now + wait), Ok(()));
+}
+
+#[test]
+fn keys_that_clients_choose_leave_room_for_clients() {
+    let (_supervisor, workers, _file) = processes(1, 1024);
+    let (one, now) = (&workers[0], SECOND);
+    let slow = Capacity { interval: 3_600 * SECOND, tolerance: 0 };
+    one.expect(slow);
+    for name in 0..20_000_u32 {
+        let _ = one.fill(one.chosen_key(3, &[&name.to_be_bytes()]), slow, now);
+    }
+    let admitted = (0..100).filter(|name| one.fill(key(one, *name), slow, now).is_ok()).count();
+    assert_eq!(admitted, 100, "each is counted by itself");
+    let places = (0..50).filter(|name| one.hold(one.key(9, &[&[*name]]), 1, now).is_some()).count();
+    assert_eq!(places, 50);
 }
 
 #[test]

@@ -19,13 +19,27 @@ mod networks;
 mod places;
 mod rates;
 
+use kakehi_ctl::state::State;
 use rustix::time::{ClockId, clock_gettime};
+
+use crate::ledger::Ledger;
 
 pub(crate) use self::{
     guard::Guard,
     places::{Caps, Place},
     rates::{Rates, Refused},
 };
+
+/// Tells the table how long what the limits of `state` count may matter. Before any of them is heeded: what matters to a limit that a
+/// process does not know of may be forgotten by it.
+pub(crate) fn expect(state: &State, table: &Ledger) {
+    let listeners = state.listeners.values().map(|listener| &listener.rates);
+    let limits = state.clusters.values().filter_map(|cluster| cluster.limits.as_ref());
+    let frontends = state.clusters.values().flat_map(|cluster| &cluster.frontends);
+    let of_frontends = frontends.filter_map(|frontend| frontend.limits.as_ref()).map(|limits| &limits.rates);
+    let all = listeners.chain(limits.map(|limits| &limits.rates)).chain(of_frontends);
+    all.for_each(|rates| Rates::expect(rates, table));
+}
 
 /// The monotonic clock of the host, which all processes have (ns).
 fn host_ns() -> u64 {

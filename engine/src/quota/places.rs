@@ -25,6 +25,8 @@ pub(crate) struct Place {
     pub(crate) cluster: String,
     /// Whose connection it is.
     pub(crate) client: Option<IpAddr>,
+    /// The limits under which it was taken.
+    caps: Caps,
     _held: [Option<Held>; 2],
 }
 
@@ -32,6 +34,12 @@ impl Place {
     /// Whether it is at this cluster, and of this client.
     pub(crate) fn is_of(&self, cluster: &str, client: Option<IpAddr>) -> bool {
         self.cluster == cluster && self.client == client
+    }
+
+    /// Whether it counts wherever these limits count.
+    pub(crate) fn counts_under(&self, caps: Caps) -> bool {
+        let counts = |caps: Caps| (caps.per_ip > 0, caps.per_subnet > 0, caps.ipv4_prefix, caps.ipv6_prefix);
+        counts(self.caps) == counts(caps)
     }
 }
 
@@ -83,7 +91,7 @@ impl Caps {
                 Some(table.hold(key, most, now)?)
             }
         };
-        Some(Place { cluster: cluster.to_owned(), client, _held: [of_ip, of_subnet] })
+        Some(Place { cluster: cluster.to_owned(), client, caps: self, _held: [of_ip, of_subnet] })
     }
 
     /// The network of a client, as a number that no other one has.

@@ -60,6 +60,13 @@ impl Rates {
         (!rates.is_empty()).then_some(Rates(rates))
     }
 
+    /// How long the limits of a state may have something to remember, told to the table.
+    pub(crate) fn expect(limits: &[RateLimit], table: &Ledger) {
+        for rate in Rates::new("", limits).iter().flat_map(|rates| &rates.0) {
+            table.expect(rate.capacity);
+        }
+    }
+
     /// Counts a request; those limits that stand before one that refuses keep what they have counted.
     ///
     /// # Errors
@@ -76,7 +83,6 @@ impl Rates {
             if client.is_some_and(|client| rate.exempt.contains(client)) {
                 continue;
             }
-            table.expect(rate.capacity);
             let named = match &rate.key {
                 RateKey::Header(name) => asked.field(name),
                 RateKey::Cookie(name) => asked.cookie(name),
@@ -84,7 +90,8 @@ impl Rates {
                 RateKey::Source => None,
             };
             let key = match named {
-                Some(value) => table.key(rate.name, &[b"=", value]),
+                Some(value) if rate.key == RateKey::Route => table.key(rate.name, &[b"=", value]),
+                Some(value) => table.chosen_key(rate.name, &[b"=", value]),
                 None => table.key(rate.name, &[b"@", source(client).bytes()]),
             };
             let Err(wait) = table.fill(key, rate.capacity, now) else { continue };

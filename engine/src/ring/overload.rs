@@ -12,15 +12,15 @@ use crate::limits::OVERLOAD_TIME_MS;
 pub(super) struct Overload {
     /// A turn that takes longer is late (ms); 0 = none is.
     delay_ms: Cell<u64>,
-    /// When the first of the turns ended that were late without a break.
-    late_since: Cell<Option<u64>>,
+    /// Of the turns that were late without a break: when the first ended, and the last.
+    late: Cell<Option<(u64, u64)>>,
 }
 
 impl Overload {
     /// From now on turns that take longer than this are late (ms); 0 = none is.
     pub(super) fn set_delay(&self, delay_ms: u64) {
         self.delay_ms.set(delay_ms);
-        self.late_since.set(None);
+        self.late.set(None);
     }
 
     /// Whether somebody has to measure.
@@ -32,14 +32,14 @@ impl Overload {
     /// A turn has taken so long, and ends `now` (ms).
     #[inline]
     pub(super) fn note(&self, took_ms: u64, now: u64) {
-        let since = (took_ms > self.delay_ms.get()).then(|| self.late_since.get().unwrap_or(now));
-        self.late_since.set(since);
+        let is_late = took_ms > self.delay_ms.get();
+        self.late.set(is_late.then(|| (self.late.get().map_or(now, |(first, _)| first), now)));
     }
 
-    /// Whether there is an overload `now`.
+    /// Whether there is an overload. What has no work to do has none, however long ago its last turn was.
     #[inline]
-    pub(super) fn is_there(&self, now: u64) -> bool {
-        self.late_since.get().is_some_and(|since| now.saturating_sub(since) >= OVERLOAD_TIME_MS)
+    pub(super) fn is_there(&self) -> bool {
+        self.late.get().is_some_and(|(first, last)| last - first >= OVERLOAD_TIME_MS)
     }
 }
 
@@ -56,7 +56,7 @@ mod tests {
             now += took;
             overload.note(*took, now);
         }
-        overload.is_there(now)
+        overload.is_there()
     }
 
     #[test]
@@ -64,7 +64,7 @@ mod tests {
         assert!(overloaded(50, &[60, 60, 60, 60, 60]));
         assert!(!overloaded(50, &[60, 60, 60]), "not for long enough");
         assert!(!overloaded(50, &[60, 60, 60, 50, 60, 60, 60, 60]), "one was short enough");
-        assert!(!overloaded(50, &[5_000]), "a stall");
+        assert!(!overloaded(50, &[5_000]), "a stall, however long ago it was");
         assert!(!overloaded(50, &[5_000, 1]) && overloaded(50, &[5_000, 300]));
     }
 }

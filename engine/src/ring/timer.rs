@@ -89,13 +89,13 @@ impl Wheel {
         }
     }
 
-    /// Unsets it. It stays where it is until its place comes up: it will most likely be set again before.
     /// The deadline (ms since the ring began), if it is set.
     pub(super) fn due(&self, id: TimerId) -> Option<u64> {
         let ticks = self.entries[id as usize].deadline;
         (ticks != u64::MAX).then_some(ticks << TICK_SHIFT)
     }
 
+    /// Unsets it. It stays where it is until its place comes up: it will most likely be set again before.
     pub(super) fn clear(&mut self, id: TimerId) {
         let entry = &mut self.entries[id as usize];
         entry.fired = false;

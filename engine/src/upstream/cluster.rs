@@ -1,6 +1,10 @@
 //! A cluster and its endpoints, compiled: they live on through changes, with all that is known of them.
 
-use std::{cell::RefCell, io, rc::Rc};
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    rc::{Rc, Weak},
+};
 
 use kakehi_ctl::order::{BackendLoad, ClosedSessions};
 use kakehi_ctl::state::{self, BackendMode, ClusterLimits, InitialVerdict, Passive, Retries};
@@ -71,6 +75,8 @@ pub struct Endpoints {
     pub(super) settings: ConnectSettings,
     /// There are probes.
     probed: bool,
+    /// The cluster consists of others now.
+    pub(super) outdated: Cell<bool>,
 }
 
 /// Why a cluster cannot be compiled.
@@ -91,6 +97,8 @@ pub struct Cluster {
     /// Of the buffers that backends send into.
     pub(super) share: Share,
     pub(super) members: RefCell<Rc<Endpoints>>,
+    /// Those that are no members any more, as long as somebody uses them.
+    gone: RefCell<Vec<Gone>>,
     /// What it has in flight.
     load: Rc<Load>,
 }
@@ -100,6 +108,13 @@ pub(crate) struct Limits {
     /// What it says of requests.
     pub(crate) guard: Option<Guard>,
     configured: ClusterLimits,
+}
+
+/// An endpoint that is no member any more.
+struct Gone {
+    endpoint: Weak<Endpoint>,
+    /// Connections to it are made as then.
+    as_now: bool,
 }
 
 /// A request or connection that counts at its cluster, as long as this lives.
@@ -130,6 +145,7 @@ impl Endpoints {
             limits: None,
             settings: ConnectSettings::default(),
             probed: false,
+            outdated: Cell::new(false),
         }
     }
 
@@ -145,6 +161,7 @@ impl Endpoints {
         present: Option<&Cluster>,
         tls: Option<&Context>,
     ) -> Result<Endpoints, ClusterError> {
+        let gone: Vec<Rc<Endpoint>> = present.map(Cluster::gone_as_now).unwrap_or_default();
         let present = present.map(|cluster| Rc::clone(&cluster.members.borrow()));
         let before = present.clone();
         // Idle connections that were made otherwise are of no use.
@@ -181,11 +198,17 @@ impl Endpoints {
             .filter_map(|configured| Some((configured, Place::of(configured)?)))
             .map(|(configured, place)| {
                 let place = place?;
-                let counted_as = place.counted_as;
                 let same = |it: &&Member| it.backend.id == configured.id && place.is_of(&it.backend);
                 let known = present.as_ref().and_then(|present| present.members.iter().find(same));
-                let backend = match known {
-                    Some(known) => Rc::clone(&known.backend),
+                // What it has still counts, and would not in another one of the same name.
+                let came_back = || {
+                    let same = |it: &&Rc<Endpoint>| {
+                        it.id == configured.id && place.is_of(it) && it.load.is_in_place()
+                    };
+                    gone.iter().filter(|_| present.is_some()).find(same).map(Rc::clone)
+                };
+                let backend = match known.map(|known| Rc::clone(&known.backend)).or_else(came_back) {
+                    Some(known) => known,
                     None => {
                         // However it was reached: what probes say of it holds.
                         let known = before.as_ref().and_then(|before| before.members.iter().find(same));
@@ -213,7 +236,7 @@ impl Endpoints {
                     let known = with_answers.and_then(|present| present.members.iter().find(is_it));
                     match known.and_then(|known| known.answers.as_ref()) {
                         Some(answers) => Rc::clone(answers),
-                        None => Rc::new(Answers::new(name, counted_as, &passive)),
+                        None => Rc::new(Answers::new(name, &configured.id, &passive)),
                     }
                 });
                 Ok(Member { backend, weight, backup, max_connections, answers, mode, session, cookie })
@@ -246,6 +269,7 @@ impl Endpoints {
             limits,
             settings,
             probed,
+            outdated: Cell::new(false),
         })
     }
 }
@@ -271,7 +295,8 @@ impl Cluster {
     fn of(name: &str, members: Endpoints) -> Cluster {
         let members = RefCell::new(Rc::new(members));
         let load = Rc::new(Load::named(Name::cluster(name)));
-        Cluster { name: name.to_owned(), share: Share::of(name), members, load }
+        let gone = RefCell::default();
+        Cluster { name: name.to_owned(), share: Share::of(name), members, gone, load }
     }
 
     /// How much it takes from whom, where it says so.
@@ -303,7 +328,13 @@ impl Cluster {
     /// their idle connections are closed.
     pub fn replace(&self, members: Endpoints, pooling: &Pooling) {
         let before = self.members.replace(Rc::new(members));
+        before.outdated.set(true);
         let now = self.members.borrow();
+        self.note_gone(&before, &now);
+        if let Some(queue) = &before.queue {
+            // Whoever waits looks at what there is now.
+            queue.call();
+        }
         for Member { backend, mode, .. } in &before.members {
             match now.members.iter().find(|member| Rc::ptr_eq(&member.backend, backend)) {
                 None => backend.retire(pooling),
@@ -315,6 +346,9 @@ impl Cluster {
             }
         }
         for Member { backend, mode, .. } in &now.members {
+            if backend.retired.replace(false) {
+                backend.start.begin();
+            }
             if backend.verdicts.set_mode(*mode) {
                 backend.idle.borrow_mut().clear(pooling);
             }
@@ -323,6 +357,29 @@ impl Cluster {
                 backend.set_probe(true);
             }
         }
+    }
+
+    /// Keeps those of `before` in mind that are not members `now`.
+    fn note_gone(&self, before: &Endpoints, now: &Endpoints) {
+        let is_member =
+            |endpoint: &Rc<Endpoint>| now.members.iter().any(|it| Rc::ptr_eq(&it.backend, endpoint));
+        let is_other = before.settings.configured != now.settings.configured
+            || before.settings.send_proxy != now.settings.send_proxy;
+        let mut gone = self.gone.borrow_mut();
+        gone.iter_mut().for_each(|gone| gone.as_now &= !is_other);
+        let went = before.members.iter().map(|member| &member.backend).filter(|it| !is_member(it));
+        gone.extend(went.map(|it| Gone { endpoint: Rc::downgrade(it), as_now: !is_other }));
+        gone.retain(|gone| gone.endpoint.upgrade().is_some_and(|it| !is_member(&it)));
+    }
+
+    /// Those that are no members any more, and would be connected to as members are.
+    fn gone_as_now(&self) -> Vec<Rc<Endpoint>> {
+        self.gone
+            .borrow()
+            .iter()
+            .filter(|gone| gone.as_now)
+            .filter_map(|gone| gone.endpoint.upgrade())
+            .collect()
     }
 
     /// What probes say of the backend of this name, if there is one.
@@ -347,9 +404,11 @@ impl Cluster {
     /// Closes the sessions of the backend of this name, or of all backends. What has become tunnels learns of it when it is woken.
     pub fn close_sessions(&self, id: Option<&str>, pooling: &Pooling) -> ClosedSessions {
         let members = Rc::clone(&self.members.borrow());
-        let chosen = members.members.iter().filter(|it| id.is_none_or(|id| it.backend.is_of(id)));
+        let gone: Vec<_> = self.gone.borrow().iter().filter_map(|gone| gone.endpoint.upgrade()).collect();
+        let all = members.members.iter().map(|it| &it.backend).chain(&gone);
+        let chosen = all.filter(|endpoint| id.is_none_or(|id| endpoint.is_of(id)));
         chosen
-            .map(|it| it.backend.close_sessions(pooling))
+            .map(|endpoint| endpoint.close_sessions(pooling))
             .fold(ClosedSessions::default(), ClosedSessions::plus)
     }
 

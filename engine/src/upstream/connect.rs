@@ -67,7 +67,7 @@ pub enum ConnectError {
 /// The backends that were tried for a request, so that none is tried twice.
 #[derive(Default, Clone)]
 pub struct AttemptedEndpoints {
-    /// Those of the cluster when the request came.
+    /// Those of the cluster when it was asked last.
     members: Option<Rc<Endpoints>>,
     indices: Vec<usize>,
     /// Those that were reached, and have not answered, or badly: a bit for each of the first 64.
@@ -99,6 +99,24 @@ impl AttemptedEndpoints {
         }
     }
 
+    /// Goes by what `cluster` consists of now.
+    fn follow(&mut self, cluster: &Cluster) {
+        let now = Rc::clone(&cluster.members.borrow());
+        let Some(before) = self.members.as_ref().filter(|before| !Rc::ptr_eq(before, &now)) else {
+            self.members = Some(now);
+            return;
+        };
+        let place_now = |index: usize| {
+            let endpoint = &before.members.get(index)?.backend;
+            now.members.iter().position(|member| Rc::ptr_eq(&member.backend, endpoint))
+        };
+        let answered = (0..64).filter(|index| self.answered >> index & 1 == 1).filter_map(place_now);
+        let answered = answered.filter_map(|index| 1_u64.checked_shl(u32::try_from(index).ok()?));
+        let answered = answered.fold(0, |all, bit| all | bit);
+        self.indices = self.indices.iter().filter_map(|index| place_now(*index)).collect();
+        (self.answered, self.members) = (answered, Some(now));
+    }
+
     /// A request that a pooled connection has not carried over is no attempt.
     pub fn take_back(&mut self) {
         self.attempts = self.attempts.saturating_sub(1);
@@ -123,9 +141,16 @@ impl Cluster {
         options: &ConnectOptions<'_>,
     ) -> Result<Lease, ConnectError> {
         let mut failure = Reason::NoBackend;
-        let AttemptedEndpoints { members, indices, answered, attempts, queue_due } = attempted;
-        let members: &Rc<Endpoints> = members.get_or_insert_with(|| Rc::clone(&self.members.borrow()));
-        while *attempts < members.max_attempts() {
+        loop {
+            attempted.follow(self);
+            let AttemptedEndpoints { members: Some(members), indices, answered, attempts, queue_due } =
+                attempted
+            else {
+                break;
+            };
+            if *attempts >= members.max_attempts() {
+                break;
+            }
             let place = match members.place_at_once(pooling, indices, *answered, options.affinity) {
                 Ok(place) => place,
                 Err(NoRoom { bound }) => {
@@ -134,7 +159,12 @@ impl Cluster {
                     Box::pin(members.wait_for_place(pooling, tried, bound, queue_due, options)).await?
                 }
             };
-            let Some((index, in_use)) = place else { break };
+            let Some((index, in_use)) = place else {
+                if members.outdated.get() {
+                    continue;
+                }
+                break;
+            };
             *attempts += 1;
             let backend = &members.members[index].backend;
             if backend.verdicts.is_probe_down() {
@@ -228,7 +258,11 @@ impl Endpoints {
             *queue_due = now.saturating_add(self.queue_timeout_ms);
         }
         let due = *queue_due;
-        let look = || self.look_for_place(pooling, &tried, options.affinity).ok();
+        let look = || match self.outdated.get() {
+            // There may be others.
+            true => Some(None),
+            false => self.look_for_place(pooling, &tried, options.affinity).ok(),
+        };
         let waiting = queue.wait(pooling, bound, look);
         match receive_watching(waiting, options.client, options.timer, (now, due)).await {
             Ok(Some(Ok(place))) => Ok(place),

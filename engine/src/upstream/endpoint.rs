@@ -53,26 +53,22 @@ pub struct Endpoint {
 }
 
 /// Where a backend is.
-pub(super) struct Place<'a> {
+pub(super) struct Place {
     pub(super) address: SockAddr,
     /// As [`Endpoint::server_name`].
     pub(super) server_name: Option<Box<str>>,
-    /// Its name in what all workers count together.
-    pub(super) counted_as: &'a str,
 }
 
-impl<'a> Place<'a> {
+impl Place {
     /// That of a backend; `None`: it has a name, of which no address is known.
-    pub(super) fn of(backend: &'a Backend) -> Option<io::Result<Place<'a>>> {
-        let own = |address| Place { address, server_name: None, counted_as: &backend.id };
+    pub(super) fn of(backend: &Backend) -> Option<io::Result<Place>> {
+        let own = |address| Place { address, server_name: None };
         Some(match &backend.address {
             BackendAddress::Ip(address) => Ok(own(SockAddr::from(*address))),
             BackendAddress::Unix(path) => SockAddr::unix(path).map(own),
-            BackendAddress::Resolved(it) => Ok(Place {
-                address: SockAddr::from(it.address),
-                server_name: Some(it.server_name.clone()),
-                counted_as: &it.counted_as,
-            }),
+            BackendAddress::Resolved(it) => {
+                Ok(Place { address: SockAddr::from(it.address), server_name: Some(it.server_name.clone()) })
+            }
             BackendAddress::Name(_) => return None,
         })
     }
@@ -93,7 +89,7 @@ impl Endpoint {
     pub(super) fn new(
         cluster: &str,
         id: &str,
-        Place { address, server_name, counted_as }: Place<'_>,
+        Place { address, server_name }: Place,
         probe_down: bool,
     ) -> Endpoint {
         Endpoint {
@@ -102,7 +98,7 @@ impl Endpoint {
             server_name,
             health: Health::default(),
             verdicts: Verdicts::with_probe_down(probe_down),
-            load: Load::named(Name::backend(cluster, counted_as)),
+            load: Load::named(Name::backend(cluster, id)),
             start: Start::default(),
             hash: hash(id.as_bytes()),
             idle: RefCell::default(),

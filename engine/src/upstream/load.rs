@@ -105,7 +105,8 @@ impl Load {
     #[inline]
     pub(super) fn slot(&self, ledger: Option<&Ledger>) -> Option<&Slot> {
         match self.slot.get() {
-            Some(slot) => Some(slot),
+            // One that was given back may be that of somebody else.
+            Some(slot) => Some(slot).filter(|slot| slot.is_valid()),
             None => self.find_slot(ledger?),
         }
     }
@@ -116,6 +117,11 @@ impl Load {
         // Where there was none at once, it has counted already.
         slot.publish(self.here().word());
         Some(self.slot.get_or_init(|| slot))
+    }
+
+    /// Whether it is counted where it was, if it is at all.
+    pub(super) fn is_in_place(&self) -> bool {
+        self.slot.get().is_none_or(Slot::is_valid)
     }
 
     /// What this worker has there.

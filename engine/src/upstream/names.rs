@@ -50,14 +50,12 @@ impl Name {
     }
 }
 
-/// The hashes of all names that `cluster`, which has this `name`, and its backends may have in the ledger.
-pub fn names_in_ledger(name: &str, cluster: &state::Cluster) -> impl Iterator<Item = u64> {
+/// The hashes of all names that `cluster`, which has this `name`, and its backends may have in the ledger; of one that has addresses in
+/// the place of names.
+pub fn names_in_ledger(name: &str, cluster: &state::Cluster) -> impl Iterator<Item = u64> + use<> {
     let of_cluster = [Name::cluster, Name::waiting, Name::first, Name::repetitions].map(|of| of(name));
-    let both = move |id: &str| [Name::backend(name, id), Name::answers(name, id)];
-    let of_backends = cluster.backends.iter().flat_map(move |it| {
-        // Whatever the name stands for.
-        let seats = it.dns_name().into_iter().flat_map(|_| (0..=u8::MAX).map(|seat| it.counted_as(seat)));
-        std::iter::once(it.id.clone()).chain(seats).flat_map(move |id| both(&id)).collect::<Vec<_>>()
-    });
+    let of_backends =
+        cluster.backends.iter().flat_map(|it| [Name::backend(name, &it.id), Name::answers(name, &it.id)]);
+    let of_backends: Vec<Name> = of_backends.collect();
     of_cluster.into_iter().chain(of_backends).map(|Name(hash)| hash)
 }

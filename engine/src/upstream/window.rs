@@ -86,7 +86,7 @@ impl Window {
 
     fn slot(&self, ledger: Option<&Ledger>) -> Option<&Slot> {
         match self.slot.get() {
-            Some(slot) => Some(slot),
+            Some(slot) => Some(slot).filter(|slot| slot.is_valid()),
             None => ledger?.slot_of_configured(self.name.0).map(|slot| self.slot.get_or_init(|| slot)),
         }
     }

@@ -28,6 +28,8 @@ use crate::{
     config::{Clusters, CompileError, HostPrints, ListenerConfigs, RoutesPatch},
     downstream::{self, Connections},
     exchange::{ListenerConfig, ListenerHandle},
+    ledger::Ledger,
+    quota,
     ring::Listener,
     tls::{Context, Vault},
     upstream::{Cluster, Endpoints, Pooling},
@@ -74,6 +76,8 @@ pub(super) struct Configured {
     state: RefCell<State>,
     clusters: RefCell<Clusters>,
     names: Names,
+    /// How much came from whom.
+    sources: Option<Ledger>,
     /// By address, whether connections are accepted there or not.
     configs: RefCell<ListenerConfigs>,
     /// Which hosts each cluster is for.
@@ -150,6 +154,9 @@ impl Configured {
         {
             tls.warm_up();
         }
+        if let Some(table) = &connections.shared.pooling.sources {
+            quota::expect(&state, table);
+        }
         let (configs, clusters) = ListenerConfig::compile(&state, &Clusters::new(), Some(&tls))?;
         let accepting = configs.iter().filter(|(address, _)| state.accepts(address));
         let handles = accepting.map(|(address, config)| (*address, ListenerHandle::new(Rc::clone(config))));
@@ -157,6 +164,7 @@ impl Configured {
         let configured = Configured {
             prints: RefCell::new(HostPrints::of(&state)),
             names: Names::of(&state),
+            sources: connections.shared.pooling.sources.clone(),
             state: RefCell::new(state),
             clusters: RefCell::new(clusters),
             handles,

@@ -1,8 +1,11 @@
 //! Who may ask at the command socket: root, our own user and guests, but no worker. And what guests may not ask for.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
-use kakehi_ctl::{change::Change, state::Cluster};
+use kakehi_ctl::{
+    change::Change,
+    state::{Backend, Cluster},
+};
 use tokio::{net::UnixStream, sync::watch, time::Instant};
 
 use super::strangers::{Strangers, describe_peer};
@@ -92,19 +95,32 @@ pub(super) fn is_privileged(stream: &UnixStream) -> bool {
 }
 
 impl Supervisor {
-    /// Whether `changes` have probes send what stands in files of which none is sent to backends of the cluster now.
-    pub(super) fn send_other_files(&self, changes: &[Change]) -> bool {
+    /// Whether `changes` have probes send what stands in files to others than now, or otherwise, or other files.
+    pub(super) fn send_files_elsewhere(&self, changes: &[Change]) -> bool {
         changes.iter().any(|change| match change {
-            Change::SetCluster { name, cluster } => self.sends_other_files(name, cluster),
+            Change::SetCluster { name, cluster } => self.sends_files_elsewhere(name, cluster),
+            Change::SetBackend { cluster, backend } => {
+                self.state.clusters.get(cluster).is_some_and(|present| {
+                    sends_files(present) && !present.backends.iter().any(|it| it.address == backend.address)
+                })
+            }
             _ => false,
         })
     }
 
     /// The same of a cluster.
-    pub(super) fn sends_other_files(&self, name: &str, cluster: &Cluster) -> bool {
-        let present = self.state.clusters.get(name).and_then(|it| it.health.as_deref());
-        let is_known =
-            |file: &PathBuf| present.is_some_and(|it| it.headers.iter().any(|it| it.value_file == *file));
-        cluster.health.as_deref().is_some_and(|it| it.headers.iter().any(|it| !is_known(&it.value_file)))
+    pub(super) fn sends_files_elsewhere(&self, name: &str, cluster: &Cluster) -> bool {
+        let as_now = |present: &Cluster| {
+            let is_there = |it: &Backend| present.backends.iter().any(|known| known.address == it.address);
+            present.health == cluster.health
+                && present.tls == cluster.tls
+                && cluster.backends.iter().all(is_there)
+        };
+        sends_files(cluster) && !self.state.clusters.get(name).is_some_and(as_now)
     }
+}
+
+/// Whether probes of a cluster send what stands in files.
+fn sends_files(cluster: &Cluster) -> bool {
+    cluster.health.as_deref().is_some_and(|check| !check.headers.is_empty())
 }

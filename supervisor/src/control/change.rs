@@ -232,7 +232,7 @@ impl Supervisor {
         }
         let (state, edits, folder) = (Arc::clone(&self.state), edits.to_vec(), folder.to_owned());
         let (changes, warnings) = self.serve_beside(move || edited(&state, &edits, &folder)).await??;
-        if !privileged && self.send_other_files(&changes) {
+        if !privileged && self.send_files_elsewhere(&changes) {
             return Err(Refused::GuestFiles);
         }
         self.apply(changes, by).await.map(|changed| with_warnings(changed, warnings))

@@ -66,11 +66,11 @@ impl Supervisor {
             },
             Request::LoadState { state, .. }
                 if !privileged
-                    && state.clusters.iter().any(|(name, it)| self.sends_other_files(name, it)) =>
+                    && state.clusters.iter().any(|(name, it)| self.sends_files_elsewhere(name, it)) =>
             {
                 respond(Err(change::Refused::GuestFiles))
             }
-            Request::Apply { changes } if !privileged && self.send_other_files(&changes) => {
+            Request::Apply { changes } if !privileged && self.send_files_elsewhere(&changes) => {
                 respond(Err(change::Refused::GuestFiles))
             }
             Request::LoadState { state, keys, dry_run, allow_empty } => {

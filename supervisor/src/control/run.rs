@@ -80,9 +80,17 @@ impl Supervisor {
 
     /// Gives the slots of the ledger back of what is configured no more.
     async fn give_slots_back(&mut self) {
+        let Some(answers) = self.names.all_answers() else {
+            // Workers may use addresses that are not known here yet.
+            return self.ledger.postpone();
+        };
         let state = Arc::clone(&self.state);
         let names = self.serve_beside(move || {
-            let names = state.clusters.iter().flat_map(|(name, it)| names_in_ledger(name, it));
+            let on_empty = state.settings.dns_on_empty;
+            let names = state.clusters.iter().flat_map(|(name, cluster)| {
+                let cluster = cluster.expanded(on_empty, |name| answers.get(name));
+                names_in_ledger(name, &cluster)
+            });
             names.collect::<HashSet<u64>>()
         });
         if let Ok(names) = names.await {

@@ -22,7 +22,10 @@ impl Supervisor {
         let Some(configured) = self.state.clusters.get(&cluster) else {
             return Response::Refused { reason: format!("there is no cluster `{cluster}`") };
         };
-        if let Some(id) = backend.as_ref().filter(|id| !configured.backends.iter().any(|it| it.id == **id)) {
+        // One with a name is all of its addresses; each of these is one, too.
+        let expanded = self.names.expanded(configured, &self.state.settings);
+        let is_there = |id: &str| configured.backends.iter().chain(&expanded.backends).any(|it| it.id == id);
+        if let Some(id) = backend.as_ref().filter(|id| !is_there(id)) {
             let reason = format!("the cluster `{cluster}` has no backend `{id}`");
             return Response::Refused { reason };
         }

@@ -58,11 +58,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("k.sock");
         assert_eq!(load(&socket).unwrap(), []);
-        let address =
-            NameAddress { address: ([10, 0, 0, 1], 80).into(), backup: true, weight: Some(3), seat: 2 };
+        let address = NameAddress { address: ([10, 0, 0, 1], 80).into(), backup: true, weight: Some(3) };
         let answer =
             NameAnswer { name: "app.test:80".parse().unwrap(), addresses: Some(vec![address]), empty: true };
-        let known = [KnownName { answer, resolved_ms: Some(7) }];
+        let known = [KnownName {
+            answer,
+            resolved_ms: Some(7),
+            hosts: vec![("a".into(), vec![[10, 0, 0, 1].into()])],
+        }];
         write(&path(&socket), &known).unwrap();
         assert_eq!(load(&socket).unwrap(), known);
         fs::set_permissions(path(&socket), fs::Permissions::from_mode(0o620)).unwrap();

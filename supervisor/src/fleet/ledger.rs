@@ -2,8 +2,8 @@
 //! that come, also from one supervisor to the next.
 
 use std::{
-    cell::{Cell, OnceCell},
-    collections::HashSet,
+    cell::{Cell, OnceCell, RefCell},
+    collections::{HashMap, HashSet},
     os::fd::OwnedFd,
     sync::Arc,
     time::Duration,
@@ -27,8 +27,8 @@ pub(crate) struct SharedLedger {
     present: OnceCell<Option<Present>>,
     /// When slots are given back.
     due: Cell<Option<Instant>>,
-    /// Since when some are kept.
-    kept_since: Cell<Option<Instant>>,
+    /// Since when those are kept that are not configured, by their names.
+    kept_since: RefCell<HashMap<u64, Instant>>,
 }
 
 struct Present {
@@ -57,6 +57,11 @@ impl SharedLedger {
         self.due.set(self.due.get().or_else(|| Some(Instant::now() + GIVE_BACK_AFTER)));
     }
 
+    /// Slots cannot be given back yet.
+    pub(crate) fn postpone(&self) {
+        self.due.set(Some(Instant::now() + TRY_AGAIN_AFTER));
+    }
+
     /// When slots are to be given back.
     pub(crate) fn due(&self) -> Option<Instant> {
         self.due.get()
@@ -67,15 +72,12 @@ impl SharedLedger {
         self.due.set(None);
         let Some(Some(present)) = self.present.get() else { return };
         let now = Instant::now();
-        let cleared = self.kept_since.get().is_some_and(|since| now - since >= CLEARED_AFTER);
-        let GivenBack { freed, kept } = present.ledger.give_back(|name| names.contains(&name), cleared);
-        tracing::debug!(freed, kept, "slots of the ledger were given back");
-        match (kept, cleared) {
-            (0, _) => self.kept_since.set(None),
-            (_, true) => self.kept_since.set(Some(now)),
-            (_, false) => self.kept_since.set(self.kept_since.get().or(Some(now))),
-        }
-        if kept > 0 {
+        let mut kept_since = self.kept_since.borrow_mut();
+        let is_rubbish = |name: u64| kept_since.get(&name).is_some_and(|since| now - *since >= CLEARED_AFTER);
+        let GivenBack { freed, kept } = present.ledger.give_back(|name| names.contains(&name), is_rubbish);
+        tracing::debug!(freed, kept = kept.len(), "slots of the ledger were given back");
+        *kept_since = kept.iter().map(|name| (*name, kept_since.get(name).copied().unwrap_or(now))).collect();
+        if !kept.is_empty() {
             self.due.set(Some(now + TRY_AGAIN_AFTER));
         }
     }

@@ -63,10 +63,15 @@ pub(super) async fn run(shared: Arc<Shared>) {
                     }
                 }
                 Err(error) => {
-                    let mut table = shared.table();
-                    for job in jobs {
-                        table.note(&job.name, Outcome::Failed(error.clone().into()), Instant::now());
+                    {
+                        let mut table = shared.table();
+                        for job in jobs {
+                            table.note(&job.name, Outcome::Failed(error.clone().into()), Instant::now());
+                        }
                     }
+                    shared.news.notify_one();
+                    // They are due again some time.
+                    continue;
                 }
             }
         }

@@ -49,6 +49,25 @@ struct Family {
     left_out: usize,
 }
 
+/// The addresses in `memory`, by host.
+pub(super) fn hosts(memory: &Memory) -> Vec<(Box<str>, Vec<IpAddr>)> {
+    memory.iter().map(|(host, families)| (host.clone(), families.all().collect())).collect()
+}
+
+/// What [`hosts`] gave.
+pub(super) fn remembered(hosts: &[(Box<str>, Vec<IpAddr>)]) -> Memory {
+    let families = |addresses: &[IpAddr]| {
+        let of = |is_v4: bool| {
+            let addresses: BTreeSet<IpAddr> =
+                addresses.iter().filter(|it| it.is_ipv4() == is_v4).copied().collect();
+            let addresses = addresses.into_iter().take(limits::ADDRESSES_PER_NAME).collect();
+            Family { addresses, left_out: 0 }
+        };
+        Families { v4: of(true), v6: of(false) }
+    };
+    hosts.iter().map(|(host, addresses)| (host.clone(), families(addresses))).collect()
+}
+
 /// What came of a lookup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Outcome {
@@ -92,7 +111,6 @@ pub(super) async fn look_up(resolver: Arc<Resolver>, name: &DnsName, memory: Arc
                 address: SocketAddr::new(ip, *port),
                 backup: false,
                 weight: None,
-                seat: 0,
             });
             let addresses = addresses.collect();
             let left_out = found.families.left_out();
@@ -214,12 +232,17 @@ async fn look_up_service(
 /// The addresses of all hosts of a service: what has not the first priority is a backup.
 fn addresses_of<'f>(targets: &[Target], of: impl Fn(&str) -> Option<&'f Families>) -> Vec<NameAddress> {
     let first = targets.first().map_or(0, |it| it.priority);
-    let heaviest = targets.iter().map(|it| it.weight).max().unwrap_or(0);
-    let weight = |of_host: u16| {
+    // Those of the first priority share with each other, all others with each other.
+    let heaviest = |is_first: bool| {
+        let of_class = targets.iter().filter(|it| (it.priority == first) == is_first);
+        of_class.map(|it| it.weight).max().unwrap_or(0)
+    };
+    let heaviest = [heaviest(false), heaviest(true)];
+    let weight = |target: &Target| {
         // Our weights end at 255. One of 0 is small, not none (RFC 2782).
-        let scaled = match heaviest {
-            0..=255 => u32::from(of_host),
-            _ => u32::from(of_host) * 255 / u32::from(heaviest),
+        let scaled = match heaviest[usize::from(target.priority == first)] {
+            0..=255 => u32::from(target.weight),
+            heaviest => u32::from(target.weight) * 255 / u32::from(heaviest),
         };
         u8::try_from(scaled).unwrap_or(u8::MAX).max(1)
     };
@@ -229,8 +252,7 @@ fn addresses_of<'f>(targets: &[Target], of: impl Fn(&str) -> Option<&'f Families
             addresses.push(NameAddress {
                 address: SocketAddr::new(ip, target.port),
                 backup: target.priority != first,
-                weight: Some(weight(target.weight)),
-                seat: 0,
+                weight: Some(weight(target)),
             });
         }
     }

@@ -70,8 +70,7 @@ fn of_very_many_addresses_the_first_are_used_in_whatever_order_they_come() {
     });
     assert_eq!(one.families, other.families);
     assert_eq!((one.families.all().count(), one.families.left_out()), (64, 10_000 - 64));
-    let address =
-        |port| NameAddress { address: ([10, 0, 0, 1], port).into(), backup: false, weight: None, seat: 0 };
+    let address = |port| NameAddress { address: ([10, 0, 0, 1], port).into(), backup: false, weight: None };
     let Outcome::Found(found) = conclude((1..=100).map(address).collect(), 5, 9, Memory::new()) else {
         panic!()
     };

@@ -21,7 +21,7 @@ mod table;
 
 use std::{
     borrow::Cow,
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::{Arc, MutexGuard, PoisonError},
 };
@@ -107,15 +107,16 @@ impl Names {
         self.shared.changed.notify_one();
     }
 
-    /// Follows these clusters as they are in `state`, which has changed in them.
-    pub(crate) fn follow<'a>(&mut self, state: &State, names: impl Iterator<Item = &'a str>) {
+    /// Follows these clusters as they are in `state`, which has changed in them. True if some names are gone.
+    pub(crate) fn follow<'a>(&mut self, state: &State, names: impl Iterator<Item = &'a str>) -> bool {
         let mut table = self.shared.table();
         for name in names.collect::<BTreeSet<&str>>() {
             table.follow(name, state.clusters.get(name));
         }
-        table.forget_unused();
+        let forgot = table.forget_unused();
         drop(table);
         self.go_on();
+        forgot
     }
 
     /// Asks for the names of `part` that are new: they are given back.
@@ -195,6 +196,11 @@ impl Names {
     /// The cluster with addresses in the place of names.
     pub(crate) fn expanded<'c>(&self, cluster: &'c Cluster, settings: &Settings) -> Cow<'c, Cluster> {
         self.shared.table().expanded(cluster, settings)
+    }
+
+    /// What the DNS has said of all names; `None` while there are some of which it has said nothing yet.
+    pub(crate) fn all_answers(&self) -> Option<BTreeMap<DnsName, NameAnswer>> {
+        self.shared.table().all_answers()
     }
 
     /// The backends of a cluster that have names, as they are shown.

@@ -18,9 +18,7 @@ use kakehi_ctl::{
 };
 use tokio::time::Instant;
 
-use super::lookup::{Found, Memory, Outcome};
-
-const _: () = assert!(limits::ADDRESSES_PER_NAME < 256, "each address has a seat");
+use super::lookup::{self, Found, Memory, Outcome};
 
 /// Pause between two lines of the log about the addresses of a name.
 const PAUSE: Duration = Duration::from_secs(10);
@@ -69,8 +67,6 @@ struct Entry {
     /// Failures in a row.
     failures: u32,
     memory: Arc<Memory>,
-    /// The next seat that is given to an address, if it is free.
-    next_seat: u8,
     /// Something came of asking for it.
     asked: bool,
     /// When it is asked for next; `None` while it is.
@@ -101,7 +97,6 @@ impl Entry {
             failing: None,
             failures: 0,
             memory: Arc::default(),
-            next_seat: 0,
             asked: false,
             due: Some(now),
             said: None,
@@ -110,8 +105,7 @@ impl Entry {
     }
 
     /// Takes note of addresses; true if they are others than before.
-    fn found(&mut self, mut found: Found, now: Instant) -> bool {
-        self.seat(&mut found.addresses);
+    fn found(&mut self, found: Found, now: Instant) -> bool {
         let name = &self.answer.name;
         if self.failing.take().is_some() {
             tracing::info!("the backend `{name}` is resolved again");
@@ -134,28 +128,6 @@ impl Entry {
         self.answer.empty = false;
         self.say_change(&before, now);
         true
-    }
-
-    /// Gives each address a seat: the one that it has, or the one that was free for longest.
-    fn seat(&mut self, addresses: &mut [NameAddress]) {
-        let present = self.answer.addresses.as_deref().unwrap_or_default();
-        let present: BTreeMap<SocketAddr, u8> = present.iter().map(|it| (it.address, it.seat)).collect();
-        let mut taken: BTreeSet<u8> =
-            addresses.iter().filter_map(|it| present.get(&it.address)).copied().collect();
-        for address in addresses {
-            address.seat = match present.get(&address.address) {
-                Some(seat) => *seat,
-                None => {
-                    // There are four times as many as addresses.
-                    while !taken.insert(self.next_seat) {
-                        self.next_seat = self.next_seat.wrapping_add(1);
-                    }
-                    let seat = self.next_seat;
-                    self.next_seat = seat.wrapping_add(1);
-                    seat
-                }
-            };
-        }
     }
 
     fn say_change(&mut self, before: &[NameAddress], now: Instant) {
@@ -249,28 +221,29 @@ impl Table {
         true
     }
 
-    /// Forgets what no cluster has.
-    pub(super) fn forget_unused(&mut self) {
+    /// Forgets what no cluster has. True if there was anything.
+    pub(super) fn forget_unused(&mut self) -> bool {
         if self.names.is_empty() {
-            return;
+            return false;
         }
+        let before = self.names.len();
         let used: BTreeSet<&DnsName> = self.clusters.values().flatten().collect();
         self.names.retain(|name, _| used.contains(name));
         self.untold.retain(|name| used.contains(name));
         if self.names.is_empty() {
             self.queue.clear();
         }
+        self.names.len() < before
     }
 
     /// Goes on with what another supervisor knew.
     pub(super) fn inherit(&mut self, known: &[KnownName]) {
-        for KnownName { answer, resolved_ms } in known {
+        for KnownName { answer, resolved_ms, hosts } in known {
             self.expect(&answer.name);
             if let Some(entry) = self.names.get_mut(&answer.name) {
                 entry.answer.clone_from(answer);
                 entry.resolved_ms = *resolved_ms;
-                let seats = answer.addresses.iter().flatten().map(|it| it.seat);
-                entry.next_seat = seats.max().map_or(0, |seat| seat.wrapping_add(1));
+                entry.memory = Arc::new(lookup::remembered(hosts));
             }
         }
     }
@@ -278,7 +251,12 @@ impl Table {
     /// What another supervisor can go on with.
     pub(super) fn known(&self) -> Vec<KnownName> {
         let known = self.names.values().filter(|entry| entry.knows());
-        known.map(|it| KnownName { answer: it.answer.clone(), resolved_ms: it.resolved_ms }).collect()
+        let known = known.map(|it| KnownName {
+            answer: it.answer.clone(),
+            resolved_ms: it.resolved_ms,
+            hosts: lookup::hosts(&it.memory),
+        });
+        known.collect()
     }
 
     /// True if there is a name of which nothing is known, as nothing came of asking for it yet.
@@ -356,6 +334,13 @@ impl Table {
     /// All that is known.
     pub(super) fn answers(&self) -> Vec<NameAnswer> {
         self.names.values().filter(|entry| entry.knows()).map(|entry| entry.answer.clone()).collect()
+    }
+
+    /// The same, by name; `None` while there are some of which nothing is known.
+    pub(super) fn all_answers(&self) -> Option<BTreeMap<DnsName, NameAnswer>> {
+        let complete = self.names.values().all(Entry::knows);
+        complete
+            .then(|| self.names.iter().map(|(name, entry)| (name.clone(), entry.answer.clone())).collect())
     }
 
     /// The clusters that have names.

@@ -22,7 +22,7 @@ fn cluster(names: &[&str]) -> Cluster {
 fn found(ports: &[u16], ttl_ms: u64) -> Outcome {
     let address = |port: &u16| SocketAddr::from(([10, 0, 0, 1], *port));
     let addresses =
-        ports.iter().map(|port| NameAddress { address: address(port), backup: false, weight: None, seat: 0 });
+        ports.iter().map(|port| NameAddress { address: address(port), backup: false, weight: None });
     Outcome::Found(Found {
         addresses: addresses.collect(),
         left_out: 0,
@@ -87,23 +87,6 @@ fn workers_are_told_what_is_another_than_before_only() {
     assert_eq!(news(&mut table, empty), None);
     assert_eq!(news(&mut table, failed), None, "it does not come back because nobody says anything");
     assert_eq!(news(&mut table, found(&[1, 2], 0)), Some((Some(2), false)));
-}
-
-#[test]
-fn an_address_that_comes_gets_the_seat_that_was_free_for_longest() {
-    let mut entry = Entry::new(&name("app:80"), Instant::now());
-    let mut seats = |ports: std::ops::Range<u16>| -> Vec<u8> {
-        let Outcome::Found(found) = found(&ports.collect::<Vec<_>>(), 0) else { unreachable!() };
-        entry.found(found, Instant::now());
-        entry.answer.addresses.iter().flatten().map(|it| it.seat).collect()
-    };
-    assert_eq!(seats(1..4), [0, 1, 2]);
-    assert_eq!(seats(3..6), [2, 3, 4], "the one that stays keeps its own");
-    assert_eq!(seats(1..3), [5, 6]);
-    for first in 1..40 {
-        let seats = seats(first * 64..first * 64 + 64);
-        assert_eq!(seats.iter().collect::<BTreeSet<_>>().len(), 64, "{seats:?}");
-    }
 }
 
 #[test]

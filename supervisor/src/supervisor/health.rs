@@ -80,7 +80,10 @@ impl Supervisor {
             self.ledger.note_removed();
         }
         if changes.iter().any(|change| change.cluster().is_some()) && !self.is_stopping() {
-            self.names.follow(&self.state, changes.iter().filter_map(Change::cluster));
+            if self.names.follow(&self.state, changes.iter().filter_map(Change::cluster)) {
+                // Whoever comes after us must not take them for what the DNS says.
+                self.recording.note_names_soon();
+            }
             self.follow_probes(changes.iter().filter_map(Change::cluster));
         }
     }

@@ -24,6 +24,8 @@ impl Supervisor {
         let ids: Vec<u32> = self.workers.iter().filter(|it| it.takes_orders()).map(Worker::id).collect();
         if !answers.is_empty() {
             self.recording.note_names_soon();
+            // Addresses may have gone.
+            self.ledger.note_removed();
         }
         self.tell_answers(&ids, answers);
         if !clusters.is_empty() && !self.is_stopping() {

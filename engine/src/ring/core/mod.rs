@@ -225,7 +225,7 @@ impl Ring {
     /// Whether what the loop has to do waits too long (`overload_delay`).
     #[inline]
     pub fn is_overloaded(&self) -> bool {
-        self.core.overload.is_there(self.core.now.get())
+        self.core.overload.is_there()
     }
 
     /// Lets everything else that is ready have its turn, and the ring be served, before this task goes on.

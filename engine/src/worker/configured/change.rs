@@ -17,6 +17,7 @@ use crate::{
     config::{Clusters, CompileError, ConfigDelta, ListenerConfigs},
     downstream::Connections,
     exchange::{ListenerConfig, ListenerHandle},
+    quota,
     ring::{Listener, Slice, Source},
     upstream::{Cluster, Endpoints},
     worker::DescriptorKind,
@@ -71,6 +72,9 @@ impl Configured {
         for check in state.part_checks(&part, &changes) {
             check?;
             slice.pause().await;
+        }
+        if let Some(table) = &self.sources {
+            quota::expect(&part, table);
         }
         let mut members = Vec::new();
         let mut new = Clusters::new();
