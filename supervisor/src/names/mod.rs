@@ -11,8 +11,8 @@
 //! asked for no more often than `dns_min_ttl` says, and is written about in the log only when something changes.
 //!
 //! What a name stands for is a fact: it makes no generation and is in no state. A program that takes the place of another one goes on with
-//! what that one knew. A supervisor that takes workers over after a death knows nothing, and tells nothing before the DNS has: until then
-//! workers go by the last that they were told.
+//! what that one knew, and so does one that takes workers over after a death, by what was written down: it gives that to new processes, and
+//! tells it to none that may know something newer.
 
 mod asker;
 mod lookup;

@@ -326,3 +326,51 @@ fn a_cluster_takes_so_many_at_a_time() {
     client.send(GET);
     client.response().expect(200, "ok");
 }
+
+/// Writes the file of a running proxy anew, and has it read.
+#[track_caller]
+fn reload(proxy: &Proxy, config: &Config) {
+    std::fs::write(proxy.folder().join("kakehi.toml"), config.text(&[proxy.address()])).unwrap();
+    let output = proxy.ctl(&["reload"]);
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn a_backend_that_comes_back_has_still_what_it_had() {
+    let (gate, other) = (Gate::new(), Backend::respond(OK));
+    let config = gate.config(1, &[]);
+    let proxy = config.start();
+    let mut first = asking(&proxy, "/");
+    gate.wait_for(1);
+    reload(&proxy, &Config::to(&other).root("worker_count = 2"));
+    ask(&mut proxy.client());
+    reload(&proxy, &gate.config(1, &[]));
+    for _ in 0..6 {
+        asking(&proxy, "/").response().expect_answer(503, "queue_full");
+    }
+    gate.release(2);
+    first.response().expect(200, "ok");
+    wait::until("room", || asking(&proxy, "/").response().status() == 200);
+    assert_eq!(gate.most.load(SeqCst), 1);
+}
+
+#[test]
+fn whoever_waits_goes_to_a_backend_that_has_come_meanwhile() {
+    let (gate, other) = (Gate::new(), Backend::respond(OK));
+    let keys = ["queue_size = 100", "queue_timeout = 30"];
+    let proxy = gate.config(1, &keys).start();
+    let mut first = asking(&proxy, "/");
+    gate.wait_for(1);
+    let mut waiting = line(&proxy, 20);
+    wait::until("all of them wait", || {
+        let shown = proxy.ctl_json("backends");
+        shown["backends"][0]["waiting"].as_u64() == Some(20)
+    });
+    let config =
+        keys.iter().fold(Config::to(&other).root("worker_count = 2"), |it, key| it.cluster("all", key));
+    reload(&proxy, &config);
+    waiting.iter_mut().for_each(|client| client.response().expect(200, "ok"));
+    assert_eq!(other.requests().len(), 20);
+    gate.release(1);
+    first.response().expect(200, "ok");
+}
