@@ -112,7 +112,11 @@ impl Supervisor {
     pub(super) fn sends_files_elsewhere(&self, name: &str, cluster: &Cluster) -> bool {
         let as_now = |present: &Cluster| {
             let is_there = |it: &Backend| present.backends.iter().any(|known| known.address == it.address);
-            present.health == cluster.health
+            let check = |it: &Cluster| {
+                let check = it.health.as_deref().cloned().unwrap_or_default();
+                (check.headers, check.mode, check.port, check.host, check.uri, check.tls)
+            };
+            check(present) == check(cluster)
                 && present.tls == cluster.tls
                 && cluster.backends.iter().all(is_there)
         };

@@ -107,7 +107,7 @@ pub(crate) enum Refused {
     Guest,
     /// A guest of the command socket asks for what would have kakehi send the content of a file to a backend.
     #[error(
-        "only root and the user that kakehi runs as may name files for `health_check.headers`; nothing was changed"
+        "only root and the user that kakehi runs as may name files for `health_check.headers`, and change whom they are sent to; nothing was changed"
     )]
     GuestFiles,
     /// It is too late for changes.

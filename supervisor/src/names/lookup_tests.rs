@@ -108,7 +108,7 @@ fn a_service_has_priorities_and_weights() {
         [
             ("10.0.0.1:80".to_owned(), false, Some(255)),
             ("10.0.0.2:81".to_owned(), false, Some(1)),
-            ("10.0.0.1:80".to_owned(), true, Some(2)),
+            ("10.0.0.1:80".to_owned(), true, Some(5)),
         ]
     );
     // One address is there once, and rather no backup.

@@ -243,4 +243,14 @@ fn a_guest_of_the_command_socket_cannot_have_probes_send_files() {
     let patch = ["cluster", "patch", "web", "health_check.interval=1"];
     let other = kakehictl_of(GUEST, &proxy).args(patch).output().unwrap();
     assert!(other.status.success(), "{other:?}");
+    // Nor may anybody else have it sent to himself.
+    for arguments in [
+        &["backend", "add", "web", "127.0.0.66:80"][..],
+        &["cluster", "patch", "web", "health_check.port=1"],
+        &["cluster", "patch", "web", "health_check.uri=/other"],
+    ] {
+        let refused = kakehictl_of(GUEST, &proxy).args(arguments).output().unwrap();
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(refused.status.code() == Some(1) && said.contains("only root"), "{arguments:?}: {refused:?}");
+    }
 }
