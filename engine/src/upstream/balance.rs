@@ -7,7 +7,10 @@
 //!
 //! Rounds are smooth and weighted: shares are exact over a full one, and evenly spread within it.
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::{
+    cell::{Cell, OnceCell, RefCell},
+    cmp::Ordering,
+};
 
 use kakehi_ctl::state::{Balancing, LoadBalancing, LoadMetric, ShardMode};
 
@@ -29,8 +32,12 @@ const LONGEST_PENALTY_MS: u64 = 30_000;
 /// Below it times of answers are alike (ms): one that the scheduler has delayed says nothing of its backend, and what is in flight
 /// tells more.
 const ALIKE_MS: f64 = 10.0;
+/// As are those of which neither takes so many times as long as the other.
+const ALIKE_RATIO: f64 = 1.25;
 /// A weight in these units, so that a tenth of the smallest is one, too.
 const WEIGHT_UNITS: u64 = 100;
+/// So many requests a backend can be behind its share, or before it, and still make up for it.
+const MOST_CREDIT: i64 = 64;
 /// Share of its weight with which a backend begins that starts slowly, in [`WEIGHT_UNITS`].
 const FIRST_SHARE: u64 = 10;
 
@@ -259,8 +266,8 @@ impl Choice<'_> {
             LoadBalancing::RoundRobin => self.next_in_round(|_| true),
             LoadBalancing::Random => self.random(None),
             LoadBalancing::LeastLoaded => self.least_loaded(),
-            LoadBalancing::PowerOfTwo => self.better_of_two(|member| self.relative_load(member)),
-            LoadBalancing::PeakEwma => self.better_of_two(|member| self.peak_cost(member)),
+            LoadBalancing::PowerOfTwo => self.better_of_two(|a, b| self.by_load(a, b)),
+            LoadBalancing::PeakEwma => self.better_of_two(|a, b| self.by_peak(a, b)),
             LoadBalancing::Hrw => self.by_score(),
             LoadBalancing::Maglev => self.by_table(),
         }
@@ -279,20 +286,34 @@ impl Choice<'_> {
         (u64::from(member.weight.max(1)) * share).max(1)
     }
 
+    /// Whose turn it is `among` those that are eligible.
     fn next_in_round(&self, among: impl Fn(&Member) -> bool) -> Option<usize> {
+        let turn = |index: &usize| self.turn(*index);
+        let all = self.eligible().filter(|(_, member)| among(member)).map(|(index, _)| index);
+        // Of several that are equal the first.
+        let chosen = all.reduce(|best, index| if turn(&index) > turn(&best) { index } else { best })?;
+        Some(self.takes_turn(chosen))
+    }
+
+    /// How far this one is behind its share, with what it earns of this request.
+    fn turn(&self, index: usize) -> i64 {
+        self.balance.credit.borrow()[index] + self.weight(&self.members[index]) as i64
+    }
+
+    /// `chosen` takes a request: each that is eligible earns its share of it, and who takes it pays. So who is passed over catches
+    /// up as soon as it may.
+    fn takes_turn(&self, chosen: usize) -> usize {
         let mut credit = self.balance.credit.borrow_mut();
         let mut total = 0;
-        let mut chosen = None;
-        for (index, member) in self.eligible().filter(|(_, member)| among(member)) {
+        for (index, member) in self.eligible() {
             let weight = self.weight(member) as i64;
             total += weight;
             credit[index] += weight;
-            if chosen.is_none_or(|chosen: usize| credit[index] > credit[chosen]) {
-                chosen = Some(index);
-            }
         }
-        if let Some(index) = chosen {
-            credit[index] -= total;
+        credit[chosen] -= total;
+        let most = MOST_CREDIT * total;
+        for (index, _) in self.eligible() {
+            credit[index] = credit[index].clamp(-most, most);
         }
         chosen
     }
@@ -315,42 +336,84 @@ impl Choice<'_> {
         f64::from(member.backend.load.everywhere(self.ledger).connections)
     }
 
+    /// What is compared.
+    fn metric(&self) -> LoadMetric {
+        match self.balance.configured.policy {
+            LoadBalancing::PeakEwma => LoadMetric::Connections,
+            _ => self.balance.configured.metric,
+        }
+    }
+
     fn load(&self, member: &Member) -> f64 {
         let load = &member.backend.load;
-        match self.balance.configured.metric {
+        match self.metric() {
             LoadMetric::Connections => self.connections(member),
             LoadMetric::Requests => f64::from(load.everywhere(self.ledger).requests),
             LoadMetric::ConnectionTime => load.connecting.get(self.now),
         }
     }
 
-    /// The load for its weight.
-    fn relative_load(&self, member: &Member) -> f64 {
-        self.load(member) / self.weight(member) as f64
+    /// What one request adds to the load.
+    fn one_request(&self) -> f64 {
+        if self.metric() == LoadMetric::ConnectionTime { 0.0 } else { 1.0 }
     }
 
-    /// How long an answer will take, about.
-    fn peak_cost(&self, member: &Member) -> f64 {
-        let load = &member.backend.load;
+    /// The load for its weight, as it is, and with one request more.
+    fn relative_load(&self, member: &Member) -> (f64, f64) {
+        let (load, weight) = (self.load(member), self.weight(member) as f64);
+        (load / weight, (load + self.one_request()) / weight)
+    }
+
+    /// Whether a load is more than another would be with `next`, if requests count; if times count, than it is.
+    fn exceeds(&self, load: f64, next: f64) -> bool {
+        load > next || (load == next && self.one_request() > 0.0)
+    }
+
+    /// Whether one has more to do than the other.
+    ///
+    /// Loads are whole requests, and weights are not: of two with weights 1 and 4, the light one with nothing in flight is due
+    /// neither before the other's first request nor only after its fourth. Between the two they are equal, so that turns decide;
+    /// else who is light would get more than its share, by far where little is in flight.
+    fn by_load(&self, a: &Member, b: &Member) -> Ordering {
+        let ((load, with_one), (other, other_with_one)) = (self.relative_load(a), self.relative_load(b));
+        if self.exceeds(load, other_with_one) {
+            Ordering::Greater
+        } else if self.exceeds(other, with_one) {
+            Ordering::Less
+        } else {
+            Ordering::Equal
+        }
+    }
+
+    /// Whether one will take longer for an answer than the other, about.
+    fn by_peak(&self, a: &Member, b: &Member) -> Ordering {
         let usual = (WEIGHT_UNITS * u64::from(limits::BACKEND_WEIGHT)) as f64;
-        let queue = self.connections(member) * usual / self.weight(member) as f64;
-        load.answering.get(self.now).max(ALIKE_MS) * (queue + 1.0)
+        let [time, other] = [a, b].map(|member| member.backend.load.answering.get(self.now).max(ALIKE_MS));
+        if time.max(other) <= time.min(other) * ALIKE_RATIO {
+            return self.by_load(a, b);
+        }
+        let queue = |member: &Member| self.connections(member) * usual / self.weight(member) as f64;
+        (time * (queue(a) + 1.0)).total_cmp(&(other * (queue(b) + 1.0)))
     }
 
-    /// Among those with the least load for their weight, whose turn it is.
+    /// Whose turn it is among those that may be called the least loaded; see [`by_load`](Self::by_load).
     fn least_loaded(&self) -> Option<usize> {
-        let loads = self.eligible().map(|(index, member)| (index, self.relative_load(member)));
+        let loads = self.eligible().map(|(index, member)| (index, self.relative_load(member).1));
         let (first, least) = loads.min_by(|a, b| a.1.total_cmp(&b.1))?;
         // Those of other workers may have changed meanwhile.
-        self.next_in_round(|member| self.relative_load(member) <= least).or(Some(first))
+        self.next_in_round(|member| !self.exceeds(self.relative_load(member).0, least)).or(Some(first))
     }
 
-    /// Of two that are drawn by their weights, the one that costs less; the first, if both are alike.
-    fn better_of_two(&self, cost: impl Fn(&Member) -> f64) -> Option<usize> {
+    /// Of two that are drawn by their weights, the lesser; whose turn it is, if both are alike.
+    fn better_of_two(&self, order: impl Fn(&Member, &Member) -> Ordering) -> Option<usize> {
         let first = self.random(None)?;
         let Some(second) = self.random(Some(first)) else { return Some(first) };
-        let is_better = cost(&self.members[second]) < cost(&self.members[first]);
-        Some(if is_better { second } else { first })
+        let is_second = match order(&self.members[first], &self.members[second]) {
+            Ordering::Less => false,
+            Ordering::Equal => self.turn(second) > self.turn(first),
+            Ordering::Greater => true,
+        };
+        Some(self.takes_turn(if is_second { second } else { first }))
     }
 
     /// True if it has more to do than `hash_balance_factor` allows.

@@ -89,7 +89,7 @@ fn assert_shares(chosen: &[usize], weights: &[u8], what: &str) {
             (*share as f64 - expected).powi(2) / expected
         })
         .sum();
-    assert!(statistic < chi_squared_limit(weights.len() - 1), "{what}: {statistic} {chosen:?}");
+    assert!(statistic < chi_squared_limit(weights.len() - 1), "{what}: {statistic} {:?}", shares(chosen, weights.len()));
 }
 
 #[test]
@@ -172,9 +172,43 @@ fn no_policy_takes_what_cannot_be_used_while_there_is_another() {
 #[test]
 fn the_least_loaded_backend_is_the_one_with_the_least_load_for_its_weight() {
     let cluster = by(LoadBalancing::LeastLoaded, &[100, 100, 200]);
-    for (loads, expected) in [([3, 2, 6], 1), ([3, 2, 3], 2), ([0, 1, 1], 0)] {
+    for (loads, expected) in [([3, 2, 6], 1), ([3, 2, 3], 2), ([0, 1, 2], 0)] {
         loads.iter().enumerate().for_each(|(index, load)| set_load(&cluster, index, *load));
         assert_eq!(choose(&cluster, &[]), Some(expected), "{loads:?}");
+    }
+}
+
+#[test]
+fn loads_give_each_backend_its_share_however_much_is_in_flight() {
+    fastrand::seed(5);
+    let policies = [LoadBalancing::LeastLoaded, LoadBalancing::PowerOfTwo, LoadBalancing::PeakEwma];
+    for policy in policies {
+        loads_give_shares(policy);
+    }
+}
+
+fn loads_give_shares(policy: LoadBalancing) {
+    for weights in [&[50, 100, 200][..], &[1, 2, 3, 4], &[1, 10], &[1, 1, 100], &[100, 100, 100]] {
+        for in_flight in [1, 2, 3, 8, 64] {
+            let cluster = by(policy, weights);
+            let mut loads = vec![0; weights.len()];
+            let mut running = Vec::new();
+            let mut chosen = Vec::new();
+            while chosen.len() < ROUNDS {
+                if running.len() == in_flight {
+                    // All take as long.
+                    let index: usize = running.swap_remove(fastrand::usize(..in_flight));
+                    loads[index] -= 1;
+                    set_load(&cluster, index, loads[index]);
+                }
+                let index = choose(&cluster, &[]).unwrap();
+                loads[index] += 1;
+                set_load(&cluster, index, loads[index]);
+                running.push(index);
+                chosen.push(index);
+            }
+            assert_shares(&chosen, weights, &format!("{}, {weights:?}, {in_flight} in flight", policy.word()));
+        }
     }
 }
 
