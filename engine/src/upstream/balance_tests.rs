@@ -89,7 +89,11 @@ fn assert_shares(chosen: &[usize], weights: &[u8], what: &str) {
             (*share as f64 - expected).powi(2) / expected
         })
         .sum();
-    assert!(statistic < chi_squared_limit(weights.len() - 1), "{what}: {statistic} {:?}", shares(chosen, weights.len()));
+    assert!(
+        statistic < chi_squared_limit(weights.len() - 1),
+        "{what}: {statistic} {:?}",
+        shares(chosen, weights.len())
+    );
 }
 
 #[test]
@@ -207,7 +211,11 @@ fn loads_give_shares(policy: LoadBalancing) {
                 running.push(index);
                 chosen.push(index);
             }
-            assert_shares(&chosen, weights, &format!("{}, {weights:?}, {in_flight} in flight", policy.word()));
+            assert_shares(
+                &chosen,
+                weights,
+                &format!("{}, {weights:?}, {in_flight} in flight", policy.word()),
+            );
         }
     }
 }

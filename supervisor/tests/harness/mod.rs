@@ -7,7 +7,7 @@
 //! - [`flow`] moves large bodies both ways at once and compares every byte.
 //! - [`Crowd`] is many clients that take more than their share, [`honest`] one that does not.
 //! - [`Load`] asks all the time while something happens.
-//! - [`disk`] is a disk that can be filled, [`user`] what another user does.
+//! - [`disk`] is a disk that can be filled, [`SlowDisk`] one that stands still for a while, [`user`] what another user does.
 //! - [`machine`] says what a test needs of the machine; one that cannot run fails in CI.
 //! - [`wait`] waits for a condition; nothing here waits without a deadline.
 //!
@@ -30,6 +30,7 @@ mod message;
 mod pki;
 mod processes;
 mod proxy;
+mod slow_disk;
 mod sys;
 mod tls;
 mod tls_socket;
@@ -52,6 +53,7 @@ pub(crate) use message::{Framing, Message};
 pub(crate) use pki::{Issued, Pki};
 pub(crate) use processes::{Process, send_signal};
 pub(crate) use proxy::{Proxy, free_port, program};
+pub(crate) use slow_disk::SlowDisk;
 pub(crate) use tls::{Caller, Server};
 pub(crate) use wire::{Broken, End, Stream};
 

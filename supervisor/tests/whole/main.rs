@@ -45,6 +45,7 @@ mod lingering;
 mod liveness;
 mod machine_wide;
 mod names;
+mod obstacles;
 mod probes;
 mod proxy_protocol;
 mod queueing;

@@ -7,11 +7,10 @@
 
 use std::{
     fs,
-    io::Read as _,
     net::SocketAddr,
     os::unix::net::{UnixDatagram, UnixStream},
     path::Path,
-    process::{Child, Command, Output, Stdio},
+    process::Output,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -31,9 +30,7 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use crate::{
-    harness::{
-        Backend, Config, Need, OK, Pki, Process, Proxy, free_port, kakehictl, machine, send_signal, wait,
-    },
+    harness::{Backend, Config, OK, Pki, Process, Proxy, SlowDisk, free_port, kakehictl, send_signal, wait},
     hostile_worker::listens,
 };
 
@@ -406,43 +403,9 @@ fn a_stop_ends_a_start_that_waits_and_leaves_no_worker() {
     assert!(!workers.iter().any(|worker| worker.runs()), "{}", scene.proxy.log());
 }
 
-/// A disk that stands still: some system calls take so long, by `strace`.
-struct SlowDisk(Child);
-
-impl SlowDisk {
-    /// Of `calls`, those that are about `path`, if there is one.
-    fn under(process: Process, calls: &str, path: Option<&Path>) -> SlowDisk {
-        SlowDisk::held_up(process, calls, path, HELD_UP)
-    }
-
-    fn held_up(process: Process, calls: &str, path: Option<&Path>, time: Duration) -> SlowDisk {
-        let mut strace = Command::new("strace")
-            .args(["-f", "-p", &process.0.to_string(), "-o", "/dev/null"])
-            .args(["-e", &format!("trace={calls}")])
-            .args(["-e", &format!("inject={calls}:delay_enter={}", time.as_micros())])
-            .args(path.map(|path| ["-P".as_ref(), path.as_os_str()]).into_iter().flatten())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        // It says that it is attached.
-        let mut said = [0; 256];
-        let length = strace.stderr.as_mut().unwrap().read(&mut said).unwrap();
-        let said = String::from_utf8_lossy(&said[..length]).into_owned();
-        assert!(said.contains("attached"), "{said}");
-        SlowDisk(strace)
-    }
-}
-
-impl Drop for SlowDisk {
-    fn drop(&mut self) {
-        send_signal(Process(self.0.id()), Signal::SIGINT);
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn everybody_is_served_within_100_ms_while_a_disk_stands_still_also_at_the_last_save() {
-    if !machine::has(Need::Root) || !machine::has(Need::Program("strace")) {
+    if !SlowDisk::can_be_had() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -451,7 +414,7 @@ fn everybody_is_served_within_100_ms_while_a_disk_stands_still_also_at_the_last_
         Scene::new(&[&format!("saved_state = \"{}\"", saved.display()), "automatic_state_save = true"]);
     let worker = scene.pids()[1];
     let (took, measured) = scene.measure(|proxy| {
-        let _disk = SlowDisk::under(proxy.supervisor(), "rename,fsync", None);
+        let _disk = SlowDisk::under(proxy.supervisor(), "rename,fsync", None, HELD_UP);
         let asked = Instant::now();
         // The process that takes its place is written down.
         killed(proxy, worker, 1);
@@ -468,13 +431,13 @@ fn everybody_is_served_within_100_ms_while_a_disk_stands_still_also_at_the_last_
 
 #[test]
 fn a_change_waits_for_its_record_no_longer_than_for_a_worker_and_the_record_comes_later() {
-    if !machine::has(Need::Root) || !machine::has(Need::Program("strace")) {
+    if !SlowDisk::can_be_had() {
         return;
     }
     let mut scene = Scene::new(&["worker_timeout = 1"]);
     let (disk, measured) = scene.measure(|proxy| {
         let record = proxy.folder().join("kakehi.sock.state");
-        let disk = SlowDisk::held_up(proxy.supervisor(), "write", Some(&record), 4 * HELD_UP);
+        let disk = SlowDisk::under(proxy.supervisor(), "write", Some(&record), 4 * HELD_UP);
         let asked = Instant::now();
         for id in ["one", "two"] {
             succeeded(&proxy.ctl(&["backend", "add", "all", "127.0.0.1:9", "--id", id, "--backup"]));
@@ -497,7 +460,7 @@ fn a_change_waits_for_its_record_no_longer_than_for_a_worker_and_the_record_come
 
 #[test]
 fn everybody_is_served_within_100_ms_while_a_worker_waits_for_a_socket_until_it_is_written_down() {
-    if !machine::has(Need::Root) || !machine::has(Need::Program("strace")) {
+    if !SlowDisk::can_be_had() {
         return;
     }
     let mut scene = Scene::new(&[]);
@@ -506,7 +469,7 @@ fn everybody_is_served_within_100_ms_while_a_worker_waits_for_a_socket_until_it_
     let (took, measured) = scene.measure(|proxy| {
         let sockets = proxy.folder().join("kakehi.sock.sockets");
         let is_known = || fs::read_to_string(&sockets).unwrap().contains(&address.to_string());
-        let _disk = SlowDisk::under(proxy.supervisor(), "rename", None);
+        let _disk = SlowDisk::under(proxy.supervisor(), "rename", None, HELD_UP);
         let asked = Instant::now();
         let change = beside(proxy, &["listener", "add", &address.to_string(), "protocol=http"]);
         let mut took = None;
@@ -527,7 +490,7 @@ fn everybody_is_served_within_100_ms_while_a_worker_waits_for_a_socket_until_it_
 
 #[test]
 fn everybody_is_served_within_100_ms_while_a_certificate_cannot_be_read() {
-    if !machine::has(Need::Root) || !machine::has(Need::Program("strace")) {
+    if !SlowDisk::can_be_had() {
         return;
     }
     let (backend, pki) = (Backend::respond(OK), Pki::new());
@@ -535,7 +498,7 @@ fn everybody_is_served_within_100_ms_while_a_certificate_cannot_be_read() {
     let config = Config::https_to(&backend, &first).root("certificate_watch = false");
     let mut scene = Scene::of(config, backend);
     let (took, measured) = scene.measure(|proxy| {
-        let disk = SlowDisk::under(proxy.supervisor(), "openat", Some(&first.certificate));
+        let disk = SlowDisk::under(proxy.supervisor(), "openat", Some(&first.certificate), HELD_UP);
         // It is another file than before.
         fs::copy(&comes.key, &first.key).unwrap();
         fs::copy(&comes.certificate, &first.certificate).unwrap();
