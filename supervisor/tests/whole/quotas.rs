@@ -396,8 +396,8 @@ fn in_an_overload_first_requests_are_refused_new_connections_wait_and_others_go_
     let config = Config::new().root("overload_delay = 0.002");
     let proxy = rules.fold(config, |config, rule| config.frontend("slow", &rule)).start();
     let request = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "a".repeat(8_000));
-    let mut young: Vec<_> = (0..4).map(|_| proxy.client()).collect();
-    proxy.wait_for_counter("client.connections", 4);
+    let mut young: Vec<_> = (0..24).map(|_| proxy.client()).collect();
+    proxy.wait_for_counter("client.connections", 24);
     let stop = Arc::<AtomicUsize>::default();
     let mut served: Vec<_> = (0..16).map(|_| proxy.client()).collect();
     for client in &mut served {
@@ -421,21 +421,32 @@ fn in_an_overload_first_requests_are_refused_new_connections_wait_and_others_go_
         late.push(proxy.client());
         (proxy.counter("listener.overload_paused") > 0).then_some(())
     });
-    for client in &mut young {
+    // Where the machine is busy with other things it ends for a moment now and then: what comes in that moment is served.
+    wait::within(Duration::from_secs(20), "a first request that is refused", || {
+        let mut client = young.pop().expect("one more");
         client.send(GET);
         let answer = client.response();
+        if answer.status() == 404 {
+            return None;
+        }
         answer.expect_answer(503, "overloaded");
         assert_eq!((answer.field("Retry-After"), answer.field("Connection")), (Some("1"), Some("close")));
         client.expect_closed();
-    }
-    let accepted = proxy.counter("listener.accepted");
-    let mut waiting = proxy.client();
-    waiting.send(GET);
-    waiting.expect_silence(Duration::from_millis(300));
-    assert_eq!(proxy.counter("listener.accepted"), accepted);
+        Some(())
+    });
+    let mut waiting = wait::within(Duration::from_secs(20), "a connection that is not accepted", || {
+        let accepted = proxy.counter("listener.accepted");
+        let mut client = proxy.client();
+        client.patience(Duration::from_millis(300)).send(GET);
+        let answer = client.try_response();
+        let is_served = answer.is_ok_and(|answer| matches!(answer.status(), 404 | 503));
+        (!is_served && proxy.counter("listener.accepted") == accepted).then_some(client)
+    });
+    waiting.patience(wait::SOON);
     stop.store(1, SeqCst);
     busy.into_iter().for_each(|client| client.join().expect("every request is answered"));
-    waiting.response().expect_answer(404, "no_route");
+    // Served, or refused, should it have been accepted before the last of the overload was over.
+    assert!(matches!(waiting.response().status(), 404 | 503));
 }
 
 #[test]
