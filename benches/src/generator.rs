@@ -16,12 +16,14 @@ use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 
 mod answer;
+mod keys;
 mod schedule;
 mod tally;
 pub mod tls;
 mod tunnel;
 
 use answer::{Answer, Progress};
+use keys::Keys;
 use schedule::{DUE, Schedule};
 pub use tally::{Fault, Faults, Handshakes, Tally};
 use tls::{Client, Session, Tls, WIRE_BUFFER};
@@ -76,6 +78,8 @@ pub struct Load {
     pub mode: Mode,
     /// Requests per second of all kept connections together, in an open loop; without it each asks as soon as it was answered.
     pub rate: Option<f64>,
+    /// Each request has a field `X-Key`, with one of so many values: with each in turn. 0: it has none.
+    pub keys: u32,
 }
 
 impl Load {
@@ -90,6 +94,7 @@ impl Load {
             chunked: false,
             mode: Mode::KeepAlive,
             rate: None,
+            keys: 0,
         }
     }
 }
@@ -109,6 +114,7 @@ pub enum Bound {
 pub struct Generator {
     load: Load,
     request: Vec<u8>,
+    keys: Option<Keys>,
     /// What is sent through a tunnel.
     message: Vec<u8>,
     poll: Poll,
@@ -202,9 +208,11 @@ impl Generator {
     pub fn new(load: Load) -> Result<Self, BenchError> {
         let poll = Poll::new().attempt(|| "cannot set up the generator".into())?;
         let schedule = load.rate.map(|rate| Schedule::new(rate, poll.registry())).transpose()?;
+        let mut request = request(&load);
         Ok(Self {
             load,
-            request: request(&load),
+            keys: Keys::of(load.keys, &mut request),
+            request,
             message: payload::body(if load.mode == Mode::Tunnel { load.body } else { 0 }),
             poll,
             slots: Vec::with_capacity(load.connections),
@@ -397,6 +405,11 @@ impl Generator {
                 Phase::Held | Phase::Free if ended => return Err(Fault::Closed),
                 Phase::Held | Phase::Free => return Ok(Step::Wait),
                 Phase::Sending => {
+                    if let Some(keys) = &mut self.keys
+                        && connection.sent == 0
+                    {
+                        keys.turn(&mut self.request);
+                    }
                     let what = if connection.reader.is_open_tunnel() { &self.message } else { &self.request };
                     if connection.send(what)? {
                         connection.phase = Phase::Receiving;

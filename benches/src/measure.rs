@@ -145,7 +145,7 @@ impl Case {
 
     fn load(self, target: SocketAddr) -> Option<Load> {
         let Self::Traffic { connections, body, upload, chunked, mode, .. } = self else { return None };
-        Some(Load { target, connections, body, upload, chunked, mode, rate: None })
+        Some(Load { target, connections, body, upload, chunked, mode, rate: None, keys: 0 })
     }
 }
 

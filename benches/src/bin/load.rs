@@ -59,6 +59,9 @@ enum Verb {
         /// Seconds
         #[arg(short, long, default_value_t = 5.0)]
         seconds: f64,
+        /// Each request has a field X-Key with one of so many values, each in turn
+        #[arg(long, default_value_t = 0)]
+        keys: u32,
         /// A new connection per request
         #[arg(long)]
         close: bool,
@@ -94,9 +97,21 @@ fn run(verb: Verb) -> Result<ExitCode, BenchError> {
             Identity::generate()?.write(&folder)?;
             Ok(ExitCode::SUCCESS)
         }
-        Verb::Drive { address, connections, body, upload, chunked, rate, seconds, close, tls, resume } => {
+        Verb::Drive {
+            address,
+            connections,
+            body,
+            upload,
+            chunked,
+            rate,
+            seconds,
+            keys,
+            close,
+            tls,
+            resume,
+        } => {
             let mode = if close { Mode::Close } else { Mode::KeepAlive };
-            let load = Load { target: address, connections, body, upload, chunked, mode, rate };
+            let load = Load { target: address, connections, body, upload, chunked, mode, rate, keys };
             let seconds =
                 Duration::try_from_secs_f64(seconds).map_err(|error| BenchError::Usage(error.to_string()))?;
             let tickets = if resume { Tickets::Use } else { Tickets::Ignore };
