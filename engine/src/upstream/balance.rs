@@ -95,10 +95,21 @@ pub(super) struct Balance {
     heeds_ejections: bool,
     /// How far each backend is behind its share.
     credit: RefCell<Vec<i64>>,
+    /// Those that the choice that is being made may fall on; kept for its memory.
+    usable: RefCell<Vec<Usable>>,
     /// Made when it is asked for first.
     table: OnceCell<Maglev>,
     /// Of shards: how many primaries are in one.
     shard: Option<usize>,
+}
+
+/// A member that may be chosen.
+#[derive(Debug, Clone, Copy)]
+struct Usable {
+    index: usize,
+    /// See [`class`].
+    class: u8,
+    is_in_shard: bool,
 }
 
 /// The time, and where all workers count.
@@ -159,6 +170,7 @@ impl Balance {
             configured: configured.clone(),
             heeds_ejections,
             credit: RefCell::new(vec![0; members.len()]),
+            usable: RefCell::default(),
             table: OnceCell::new(),
             shard,
         }
@@ -207,25 +219,22 @@ impl Balance {
         let is_in_shard = |member: &Member| {
             within.is_none_or(|least| !member.is_primary() || primary_score(affinity, member) >= least)
         };
-        let best = |accept: &dyn Fn(&Member) -> bool| {
-            candidates()
-                .filter(|(_, member)| accept(member))
-                .filter_map(|(_, member)| class(member, judge))
-                .min()
-        };
-        let inside = best(&is_in_shard);
+        // Whether a member can be used is looked at once for each choice: it takes longer than all that follows.
+        let mut usable = self.usable.borrow_mut();
+        usable.clear();
+        usable.extend(candidates().filter_map(|(index, member)| {
+            class(member, judge).map(|class| Usable { index, class, is_in_shard: is_in_shard(member) })
+        }));
+        let inside = usable.iter().filter(|it| it.is_in_shard).map(|it| it.class).min();
         let strict = self.configured.shard_mode == ShardMode::Strict;
         // Another backend's shard goes before backups, and before what failed lately.
-        let outside = if within.is_some() && !strict { best(&|_| true) } else { inside };
+        let outside =
+            if within.is_some() && !strict { usable.iter().map(|it| it.class).min() } else { inside };
         let class_of_choice = outside?;
         let narrow = inside == outside;
-        let eligible = |index: usize, member: &Member| {
-            !excluded.contains(&index)
-                && class(member, judge) == Some(class_of_choice)
-                && (!narrow || is_in_shard(member))
-        };
+        usable.retain(|it| it.class == class_of_choice && (!narrow || it.is_in_shard));
         let Present { now, ledger, .. } = present;
-        Choice { balance: self, members, now, ledger, key: affinity.key, eligible: &eligible }.make()
+        Choice { balance: self, members, now, ledger, key: affinity.key, eligible: &usable }.make()
     }
 
     /// How the verdicts count now.
@@ -257,7 +266,8 @@ struct Choice<'a> {
     now: u64,
     ledger: Option<&'a Ledger>,
     key: u64,
-    eligible: &'a dyn Fn(usize, &Member) -> bool,
+    /// In the order of the members.
+    eligible: &'a [Usable],
 }
 
 impl Choice<'_> {
@@ -274,7 +284,11 @@ impl Choice<'_> {
     }
 
     fn eligible(&self) -> impl Iterator<Item = (usize, &Member)> {
-        self.members.iter().enumerate().filter(|(index, member)| (self.eligible)(*index, member))
+        self.eligible.iter().map(|it| (it.index, &self.members[it.index]))
+    }
+
+    fn is_eligible(&self, index: usize) -> bool {
+        self.eligible.binary_search_by_key(&index, |it| it.index).is_ok()
     }
 
     /// The share of `member`, with its slow start. Among those of weight 0 all are equal.
@@ -462,11 +476,10 @@ impl Choice<'_> {
         let find = |accept: &dyn Fn(&Member) -> bool| {
             table.order(self.key).map(|at| at as usize).find(|&at| {
                 let member = &self.members[at];
-                (self.eligible)(at, member) && accept(member)
+                self.is_eligible(at) && accept(member)
             })
         };
-        let is_eligible = |(member, at): (&Member, u32)| (self.eligible)(at as usize, member);
-        if !primaries().any(is_eligible) {
+        if !primaries().any(|(_, at)| self.is_eligible(at as usize)) {
             return self.by_score();
         }
         find(&|member| !starts(member) && !sums.is_some_and(|sums| self.is_overloaded(member, sums)))
