@@ -38,6 +38,7 @@ mod listener;
 mod local_reply;
 mod outcome;
 mod record;
+mod redirect;
 mod request;
 mod request_id;
 mod response;

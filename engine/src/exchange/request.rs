@@ -9,6 +9,7 @@ use super::{
     client_address::client_address,
     limits::{self, Refusal},
     listener::{Action, HstsPolicy},
+    redirect::{came_by_https, https_location},
 };
 use crate::{
     h1::{ClientCertificate, ForwardedBy, RequestBody, RequestHead, StrictTransport},
@@ -234,10 +235,13 @@ fn route_request(
     }
     match target.action {
         Action::Deny => return Err(reply(Reason::Denied, &hsts)),
-        Action::RedirectHttps(port) if !client.is_tls => {
-            let port = port.map_or_else(String::new, |port| format!(":{port}"));
-            let location = format!("https://{}{port}{}", head.host_name(), head.target);
-            return Err(LocalReply { location: Some(location), ..reply(Reason::HttpsRedirect, &hsts) });
+        Action::RedirectHttps(port) if !is_https(config, client, head) => {
+            return Err(match https_location(head, port) {
+                Some(location) => {
+                    LocalReply { location: Some(location), ..reply(Reason::HttpsRedirect, &hsts) }
+                }
+                None => reply(Reason::MissingHost, &hsts),
+            });
         }
         Action::Forward | Action::RedirectHttps(_) => {}
     }
@@ -342,6 +346,17 @@ fn check_name(
     }
 }
 
+/// Whether what the peer says of its client is believed.
+fn is_trusted(config: &ListenerConfig, client: &Client<'_>) -> bool {
+    let trusted = &config.settings.forwarding.trusted_peers;
+    client.peer.is_some_and(|peer| trusted.iter().any(|network| network.contains(&peer)))
+}
+
+/// Whether the client speaks `https`, with us or with a proxy in front.
+fn is_https(config: &ListenerConfig, client: &Client<'_>, head: &RequestHead<'_>) -> bool {
+    client.is_tls || is_trusted(config, client) && came_by_https(head)
+}
+
 /// The head as the backend gets it.
 fn write_head(
     config: &ListenerConfig,
@@ -354,13 +369,12 @@ fn write_head(
     let mut peer_text = [0; 48];
     let mut id_text = [0; ulid::ULID_LEN];
     let forwarding = &config.settings.forwarding;
-    let is_trusted = |peer| forwarding.trusted_peers.iter().any(|net| net.contains(&peer));
     let certificate = client.tls.and_then(|tls| tls.client.as_ref());
     let by = ForwardedBy {
         peer_ip: write_ip(client.peer, &mut peer_text),
         local_port: &config.local_port,
         proto: if client.is_tls { "https" } else { "http" },
-        trusted: client.peer.is_some_and(is_trusted),
+        trusted: is_trusted(config, client),
         switches: forwarding,
         request_id: shared.request_ids.borrow_mut().next(shared.ring.now(), &mut id_text),
         session_cookie,

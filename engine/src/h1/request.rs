@@ -206,6 +206,12 @@ impl<'b> RequestHead<'b> {
         let lines = self.fields.iter().rev().filter(|field| field.kind == Kind::XForwardedFor);
         lines.flat_map(|field| field.value(self.input).rsplit(|byte| *byte == b',').map(field::trim))
     }
+
+    /// What the first of the proxies before has written into `X-Forwarded-Proto`.
+    pub(crate) fn forwarded_proto(&self) -> Option<&'b [u8]> {
+        let field = self.fields.iter().find(|field| field.kind == Kind::XForwardedProto)?;
+        field.value(self.input).split(|byte| *byte == b',').next().map(field::trim)
+    }
 }
 
 /// What the fields of a request say that concerns a proxy.

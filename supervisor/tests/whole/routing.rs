@@ -290,3 +290,44 @@ fn https_redirect_sends_clients_to_the_same_place_in_https() {
     assert_eq!((answer.status(), answer.field("location")), (301, Some("https://a.example/x?y")));
     backend.expect_untouched();
 }
+
+#[test]
+fn https_redirect_leads_to_a_valid_place_whatever_was_asked_for() {
+    let backend = named("a");
+    let proxy = Config::to(&backend).cluster("all", "https_redirect = true").start();
+    for (head, location) in [
+        ("OPTIONS * HTTP/1.1\r\nHost: a\r\n", Some("https://a")),
+        ("GET /\"<>?a[]=%zz HTTP/1.1\r\nHost: a\r\n", Some("https://a/%22%3C%3E?a%5B%5D=%25zz")),
+        ("GET //evil.example/ HTTP/1.1\r\nHost: a\r\n", Some("https://a//evil.example/")),
+        ("GET /x HTTP/1.0\r\n", None),
+    ] {
+        let mut client = proxy.client();
+        client.send(format!("{head}\r\n"));
+        let answer = client.response();
+        assert_eq!(answer.field("location"), location, "{head}");
+        if location.is_none() {
+            assert_eq!(answer.status(), 400, "{head}");
+        }
+    }
+    backend.expect_untouched();
+}
+
+#[test]
+fn who_came_by_https_to_a_proxy_in_front_that_is_trusted_is_not_sent_there_again() {
+    let backend = named("a");
+    let redirect = |trusted: &str| {
+        let config = Config::to(&backend).cluster("all", "https_redirect = true");
+        config.listener(&format!("trusted_peers = [{trusted}]")).start()
+    };
+    let status = |proxy: &Proxy, fields: &str| {
+        let mut client = proxy.client();
+        client.send(format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n"));
+        client.response().status()
+    };
+    let (trusting, other) = (redirect("\"127.0.0.0/8\""), redirect("\"192.0.2.1\""));
+    let https = "X-Forwarded-Proto: https\r\n";
+    assert_eq!(status(&trusting, https), 200);
+    assert_eq!(status(&trusting, "X-Forwarded-Proto: http\r\n"), 301);
+    assert_eq!(status(&trusting, ""), 301);
+    assert_eq!(status(&other, https), 301, "anybody can say that");
+}
