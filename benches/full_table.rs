@@ -1,9 +1,10 @@
 //! `cargo bench -p kakehi-benches --bench full_table`: what it costs that the table of limits is full.
 //!
-//! Two proxies with the same file: a limit by a field, and room for 1,000,000 keys. The one has seen as many keys as make its table
-//! full, the other a few. In turn each gets 64 connections whose requests have all the same key, and the first also such whose
-//! requests have another key each, of those that it knows: what is read of the table is in no cache then. CPU time of the worker per
-//! request, as medians of ratios of neighbouring measurements. The exit code is 0 only if the limit is kept.
+//! Two proxies with the same file: a limit by a field, and a table of 1,000,000 places. One of them sees as many keys. As clients
+//! choose them, they have three quarters of the places: a quarter of the keys find none, and share one. The other one sees a single
+//! key. In turn both get 64 connections whose requests have all the same key, and the full one also such whose requests have each of
+//! the keys in turn: what is read of the table is in no cache then. CPU time of all processes of the proxy per request, as medians of
+//! ratios of neighbouring measurements. The exit code is 0 only if the limit is kept; the short form judges nothing.
 
 use std::fs;
 use std::path::Path;
@@ -51,7 +52,7 @@ fn main() -> ExitCode {
 
 fn run(options: &Options) -> Result<bool, BenchError> {
     let (keys, rounds, seconds) =
-        if options.quick { (2_000, 1, 0.1) } else { (options.keys, options.rounds, options.seconds) };
+        if options.quick { (2_000, 1, 0.1) } else { (options.keys, options.rounds.max(1), options.seconds) };
     let folders = Folders::find()?;
     folders.build_kakehi()?;
     let program = std::env::var_os("KAKEHI_BENCH_KAKEHI")
@@ -69,7 +70,7 @@ fn run(options: &Options) -> Result<bool, BenchError> {
         filled.elapsed.as_secs_f64()
     );
     let (mut few, mut same) = (empty.load(1)?, full.load(1)?);
-    let time = Duration::from_secs_f64(seconds);
+    let time = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::from_secs(1));
     let (mut same_key, mut other_keys) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         let before = empty.cost(&mut few, time)?;
@@ -80,8 +81,9 @@ fn run(options: &Options) -> Result<bool, BenchError> {
     println!("|---|--:|--:|");
     let [same_key, other_keys] = [same_key, other_keys].map(median);
     println!("| with the same key | {same_key:.3} | {LIMIT} |");
-    println!("| each with another key of those in it | {other_keys:.3} | {LIMIT} |");
-    Ok(same_key <= LIMIT && other_keys <= LIMIT)
+    println!("| each with another key | {other_keys:.3} | {LIMIT} |");
+    // So short a time says nothing.
+    Ok(options.quick || (same_key <= LIMIT && other_keys <= LIMIT))
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -100,7 +102,7 @@ impl Proxy {
     fn start(program: &Path, core: usize, backend: &Backend, keys: u32) -> Result<Proxy, BenchError> {
         let folder = tempfile::tempdir().attempt(|| "no temporary folder".into())?;
         let listen = free_address()?;
-        // One request keeps its entry busy for a minute, so that none makes room for another, and nobody is refused.
+        // One request keeps its place busy for a minute, and nobody is refused.
         let text = format!(
             "command_socket = \"./k.sock\"\nworker_count = 1\nmax_connections = 1000\ntable_size = {keys}\n\
              [[listeners]]\naddress = \"{listen}\"\nprotocol = \"http\"\n\

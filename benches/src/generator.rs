@@ -405,6 +405,7 @@ impl Generator {
                 Phase::Held | Phase::Free if ended => return Err(Fault::Closed),
                 Phase::Held | Phase::Free => return Ok(Step::Wait),
                 Phase::Sending => {
+                    // Where nothing could be sent at first, one is left out.
                     if let Some(keys) = &mut self.keys
                         && connection.sent == 0
                     {

@@ -33,7 +33,7 @@ keyed! {
         "protocol" => protocol: ClusterProtocol = ClusterProtocol::Http, Choice(&["http", "tcp", "udp"]), Partly("a cluster of `udp` is skipped"), Routes;
     }
     own {
-        /// Send clear-text requests to `https` (301) instead of forwarding them.
+        /// Send clear-text requests to `https` (301) instead of forwarding them, but those that one of `trusted_peers` says came by `https`.
         "https_redirect" => https_redirect: bool = false, Bool, Yes, Routes;
         /// Port of that redirect. Without it: 443, which is not written.
         "https_redirect_port" => https_redirect_port: Option<u16> = None, Integer(1, 65_535), Yes, Routes;

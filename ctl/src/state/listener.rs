@@ -151,7 +151,8 @@ keyed! {
         /// Pass on request fields with `_` in their names. They are dropped otherwise, because many backends cannot
         /// tell `A_B` from `A-B`.
         "underscores_in_headers" => underscores: bool = false, Bool, Own, Requests;
-        /// Networks whose peers may send these fields themselves; from all others they are dropped.
+        /// Networks whose peers may send these fields themselves; from all others they are dropped. What they say counts for limits, keys
+        /// and `https_redirect`, too.
         "trusted_peers" => trusted_peers: Vec<IpNet> = Vec::new(), Networks, Own, Requests;
     }
 }

@@ -12,10 +12,8 @@ pub(super) fn https_location(head: &RequestHead<'_>, port: Option<u16>) -> Optio
     }
     let mut location = String::with_capacity("https://:65535".len() + host.len() + head.target.len());
     location.push_str("https://");
-    match host.strip_prefix('[') {
-        Some(_) => location.push_str(host),
-        None => push_uri(&mut location, host, |_| false),
-    }
+    // The brackets of an IPv6 address, which was checked.
+    push_uri(&mut location, host, |byte| host.starts_with('[') && matches!(byte, b'[' | b']' | b':'));
     if let Some(port) = port {
         // Writing to a string cannot fail.
         let _ = write!(location, ":{port}");
@@ -33,7 +31,8 @@ pub(super) fn came_by_https(head: &RequestHead<'_>) -> bool {
     head.forwarded_proto().is_some_and(|proto| proto.eq_ignore_ascii_case(b"https"))
 }
 
-/// Appends a part of a URI, encoding what may stand in none, and what `also` does not name of what may stand in some.
+/// Appends a part of a URI. Every byte is percent-encoded but those that may stand anywhere, what is encoded already, and what `also`
+/// names.
 fn push_uri(out: &mut String, part: &str, also: impl Fn(u8) -> bool) {
     let bytes = part.as_bytes();
     for (at, &byte) in bytes.iter().enumerate() {

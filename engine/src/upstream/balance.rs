@@ -219,7 +219,7 @@ impl Balance {
         let is_in_shard = |member: &Member| {
             within.is_none_or(|least| !member.is_primary() || primary_score(affinity, member) >= least)
         };
-        // Whether a member can be used is looked at once for each choice: it takes longer than all that follows.
+        // Whether a member can be used is looked at once, not for each comparison: it takes longer than all that follows.
         let mut usable = self.usable.borrow_mut();
         usable.clear();
         usable.extend(candidates().filter_map(|(index, member)| {
@@ -317,6 +317,9 @@ impl Choice<'_> {
     /// `chosen` takes a request: each that is eligible earns its share of it, and who takes it pays. So who is passed over catches
     /// up as soon as it may.
     fn takes_turn(&self, chosen: usize) -> usize {
+        if self.eligible.len() == 1 {
+            return chosen;
+        }
         let mut credit = self.balance.credit.borrow_mut();
         let mut total = 0;
         for (index, member) in self.eligible() {
@@ -378,7 +381,8 @@ impl Choice<'_> {
         (load / weight, (load + self.one_request()) / weight)
     }
 
-    /// Whether a load is more than another would be with `next`, if requests count; if times count, than it is.
+    /// Whether a load is not below `next`, which is another load with one request more. Where times are compared, which one request
+    /// does not change: whether it is above.
     fn exceeds(&self, load: f64, next: f64) -> bool {
         load > next || (load == next && self.one_request() > 0.0)
     }

@@ -246,6 +246,32 @@ fn who_answers_late_or_connects_late_is_asked_less() {
 }
 
 #[test]
+fn answers_that_differ_little_make_no_difference() {
+    fastrand::seed(2);
+    let choices = |other: u64| {
+        let cluster = by(LoadBalancing::PeakEwma, &[100, 100]);
+        for (index, time) in [(0, 100), (1, other)] {
+            cluster.members.borrow().members[index].backend.load.answering.observe_peak(time, 0);
+        }
+        shares(&round(&cluster, 1_000, 0), 2)
+    };
+    assert_eq!(choices(115), [500, 500]);
+    assert_eq!(choices(140), [1_000, 0]);
+}
+
+#[test]
+fn what_was_passed_over_for_long_makes_up_for_a_part_of_it_only() {
+    let cluster = by(LoadBalancing::LeastLoaded, &[100, 100]);
+    set_load(&cluster, 0, 10);
+    assert_eq!(shares(&round(&cluster, 10_000, 0), 2), [0, 10_000]);
+    set_load(&cluster, 0, 0);
+    let chosen = round(&cluster, 1_000, 0);
+    let alone = chosen.iter().take_while(|index| **index == 0).count();
+    assert!((100..=130).contains(&alone), "{alone}");
+    assert!(shares(&chosen[alone..], 2).iter().all(|share| *share > 400), "{:?}", shares(&chosen, 2));
+}
+
+#[test]
 fn a_key_stays_where_it_is_and_only_those_of_a_backend_that_goes_move() {
     for policy in [LoadBalancing::Hrw, LoadBalancing::Maglev] {
         let cluster = by(policy, &[100; 5]);

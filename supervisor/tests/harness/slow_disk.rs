@@ -21,7 +21,7 @@ impl SlowDisk {
         machine::has(Need::Root) && machine::has(Need::Program("strace"))
     }
 
-    /// Each of `calls` takes `time` more; of those calls that name a path only the ones that are about `path`, if there is one.
+    /// Each of `calls` takes `time` more; only those that are about `path`, if there is one.
     pub(crate) fn under(process: Process, calls: &str, path: Option<&Path>, time: Duration) -> SlowDisk {
         let mut strace = Command::new("strace")
             .args(["-f", "-p", &process.0.to_string(), "-o", "/dev/null"])
