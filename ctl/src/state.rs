@@ -13,6 +13,7 @@ mod balancing;
 mod cluster;
 mod compact;
 mod conditions;
+mod factor;
 mod failures;
 mod health;
 mod listener;
@@ -29,6 +30,7 @@ pub use self::cluster::{
     Backend, BackendAddress, BackendAddressError, Cluster, ClusterProtocol, Frontend, PathRule,
 };
 pub use self::conditions::{Conditions, Statuses};
+pub use self::factor::Factor;
 pub use self::failures::{Passive, Retries};
 pub use self::health::{BackendMode, HealthCheck, InitialVerdict, ProbeMode, StatusRange, StatusRangeError};
 pub use self::listener::{Forwarding, Listener, ListenerProtocol, Sizes, Timeouts};

@@ -284,6 +284,7 @@ fn scalar(kind: Kind, value: &DeValue<'_>) -> Result<Value, String> {
             count if count.is_power_of_two() => Ok(Value::Integer(count)),
             other => Err(Quoted(&other.to_string()).to_string()),
         },
+        Kind::Multiple(max) => thousandths(value, max).map(Value::Integer),
         Kind::Seconds => millis(value, Least::Millisecond).map(Value::Millis),
         Kind::SecondsOrZero => millis(value, Least::Zero).map(Value::Millis),
         _ => {
@@ -291,6 +292,23 @@ fn scalar(kind: Kind, value: &DeValue<'_>) -> Result<Value, String> {
             read_text(kind, text).ok_or_else(|| Quoted(text).to_string())
         }
     }
+}
+
+/// Thousandths of a number from 1 to `max`, or of 0; or what was found.
+fn thousandths(value: &DeValue<'_>, max: u32) -> Result<u64, String> {
+    let (written, number) = match value {
+        DeValue::Integer(number) => (
+            number.as_str(),
+            i64::from_str_radix(number.as_str(), number.radix()).ok().map(|whole| whole as f64),
+        ),
+        DeValue::Float(number) => (number.as_str(), number.as_str().parse::<f64>().ok()),
+        other => return Err(type_name(other).to_owned()),
+    };
+    number
+        .filter(|number| *number == 0.0 || (1.0..=f64::from(max)).contains(number))
+        // The range was checked, so that the conversion is exact.
+        .map(|number| (number * 1_000.0).round() as u64)
+        .ok_or_else(|| Quoted(written).to_string())
 }
 
 /// A value that is written as a string.

@@ -217,6 +217,7 @@ pub(super) fn sample(key: &Key) -> String {
         Kind::AcceptedStatuses => "[\"200-299\"]".to_owned(),
         Kind::TextMap => "{ 503 = \"file://path/to/file\" }".to_owned(),
         Kind::Integer(min, max) => 4.clamp(min, max).to_string(),
+        Kind::Multiple(_) => "2.5".to_owned(),
         Kind::Integers => "[1000]".to_owned(),
         Kind::PowerOfTwo(min, _) => min.to_string(),
         Kind::Seconds => "10".to_owned(),

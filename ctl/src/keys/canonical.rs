@@ -8,8 +8,9 @@ use serde::Serialize;
 
 use crate::state::{
     BackendAddress, BackendMode, BackendTls, CipherSuite, ClientAuth, ClusterProtocol, Conditions,
-    DnsOnEmpty, FrontendTls, Group, InitialVerdict, ListenerProtocol, LoadBalancing, LoadMetric, PathRule,
-    ProbeMode, RateKey, SameSite, ShardMode, StatusRange, Statuses, Steering, TlsVersion, UnknownName,
+    DnsOnEmpty, Factor, FrontendTls, Group, InitialVerdict, ListenerProtocol, LoadBalancing, LoadMetric,
+    PathRule, ProbeMode, RateKey, SameSite, ShardMode, StatusRange, Statuses, Steering, TlsVersion,
+    UnknownName,
 };
 
 /// Something that a file says.
@@ -53,7 +54,7 @@ macro_rules! as_json {
 
 as_json! {
     bool u8 u16 u32 u64 str String std::path::PathBuf std::net::SocketAddr IpNet
-    BackendAddress BackendMode BackendTls CipherSuite ClientAuth ClusterProtocol Conditions DnsOnEmpty FrontendTls Group
+    BackendAddress BackendMode BackendTls CipherSuite ClientAuth ClusterProtocol Conditions DnsOnEmpty Factor FrontendTls Group
     InitialVerdict ListenerProtocol LoadBalancing LoadMetric PathRule ProbeMode RateKey SameSite ShardMode StatusRange Statuses
     Steering TlsVersion UnknownName
 }

@@ -153,6 +153,8 @@ pub enum Kind {
     TextMap,
     /// A whole number of this range.
     Integer(u64, u64),
+    /// A number from 1 to so much, whole or with a fraction, or 0; kept in thousandths.
+    Multiple(u32),
     /// Whole numbers from 0 to 4294967295.
     Integers,
     /// A power of two of this range.
@@ -213,6 +215,7 @@ impl Kind {
             Kind::TextMap => "a table of strings".to_owned(),
             Kind::Integer(min, max) if *max >= i64::MAX as u64 => format!("an integer, {min} or more"),
             Kind::Integer(min, max) => format!("an integer from {min} to {max}"),
+            Kind::Multiple(max) => format!("0, or a number from 1 to {max}, such as `1.5`"),
             Kind::Integers => "an array of integers from 0 to 4294967295".to_owned(),
             Kind::PowerOfTwo(min, max) => format!("a power of two from {min} to {max}"),
             Kind::Seconds => {

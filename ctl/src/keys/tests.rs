@@ -133,7 +133,7 @@ fn a_default_is_a_value_that_its_key_takes() {
             Kind::Integer(min, max) | Kind::PowerOfTwo(min, max) => {
                 value.as_integer().is_some_and(|it| (min..=max).contains(&(it as u64)))
             }
-            Kind::Seconds | Kind::SecondsOrZero => value.is_integer() || value.is_float(),
+            Kind::Multiple(_) | Kind::Seconds | Kind::SecondsOrZero => value.is_integer() || value.is_float(),
             Kind::Bool => value.is_bool(),
             Kind::Choice(words) => value.as_str().is_some_and(|it| words.contains(&it)),
             Kind::Networks

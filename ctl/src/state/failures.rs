@@ -1,6 +1,6 @@
 //! What is done when backends fail: requests are sent again, and backends are passed over.
 
-use super::{Conditions, StatusRange, Statuses};
+use super::{Conditions, Factor, StatusRange, Statuses};
 use crate::{keys::keyed, limits};
 
 keyed! {
@@ -36,7 +36,7 @@ keyed! {
         "failure_ratio" => failure_ratio: u8 = 0, Integer(0, 100), Own, Backends;
         /// Its answers take so many times as long as those of the others in the middle, of which there have to be three; 0 = that does not
         /// matter.
-        "latency_factor" => latency_factor: u16 = 0, Integer(0, 1_000), Own, Backends;
+        "latency_factor" => latency_factor: Factor = Factor::OFF, Multiple(1_000), Own, Backends;
         /// Which time `failure_ratio` looks at, in seconds.
         "window" => window_ms: u64 = limits::PASSIVE_WINDOW_MS, Seconds, Own, Backends;
         /// For how long it is passed over, in seconds; twice as long each further time, 300 at most.

@@ -104,7 +104,17 @@ impl RoutedRequest {
         let most = self.request.retries.as_ref().map_or(0, |retries| u64::from(retries.body_size));
         let timeouts = &self.request.config.settings.timeouts;
         let due = downstream.shared().ring.now() + timeouts.body_ms.min(timeouts.front_ms);
-        while !self.body.is_done() && self.body.moved() < most {
+        loop {
+            // First what has come with the head, which may have been too much to be sent in one piece with it.
+            let RoutedRequest { request, head, body } = self;
+            let appended = body.append(downstream.read_buffer(), head);
+            appended.map_err(|reason| request.local_reply(reason, false))?;
+            // With the checks of what came with the head.
+            self.add_body(downstream.read_buffer())?;
+            // Of a body that is just as long as may be its end is still to come, if it is in chunks.
+            if self.body.is_done() || self.body.moved() > most {
+                return Ok(());
+            }
             downstream.timer().set_at(due);
             let received = {
                 let (body, timer) = (downstream.body(), downstream.timer());
@@ -115,13 +125,7 @@ impl RoutedRequest {
                 Ok(Ok(Recv::Finished) | Err(_)) => return Err(Outcome::ClientGone),
                 Err(_) => return Err(self.request.local_reply(Reason::BodyTimeout, false)),
             }
-            let RoutedRequest { request, head, body } = self;
-            let appended = body.append(downstream.read_buffer(), head);
-            appended.map_err(|reason| request.local_reply(reason, false))?;
-            // With the checks of what came with the head.
-            self.add_body(downstream.read_buffer())?;
         }
-        Ok(())
     }
 
     /// Appends what of the body has come to the head. What is left in `read_buffer` may wait for long.

@@ -300,7 +300,7 @@ impl Endpoints {
         let now = pooling.ring.now();
         // One that was not reached says nothing of how long answers take.
         let says_time = status.is_some() || elapsed > 0;
-        if says_time && (self.balance.is_timed() || passive.latency_factor > 0) {
+        if says_time && (self.balance.is_timed() || passive.latency_factor.is_on()) {
             endpoint.load.answering.observe_peak(u64::from(elapsed), now);
         }
         if !passive.enabled {

@@ -101,7 +101,7 @@ pub(super) fn succeeded(passive: &Passive, members: &[Member], index: usize, mom
             clear(Word::EjectedAt);
         }
     }
-    passive.latency_factor > 0
+    passive.latency_factor.is_on()
         && is_outlier(passive, members, index, moment.ring)
         && eject(passive, members, index, moment)
 }
@@ -133,7 +133,7 @@ fn is_outlier(passive: &Passive, members: &[Member], index: usize, now: u64) -> 
     }
     others.sort_unstable_by(f64::total_cmp);
     let middle = others[others.len() / 2].max(1.0);
-    average(&members[index]) > middle * f64::from(passive.latency_factor)
+    average(&members[index]) > middle * passive.latency_factor.get()
 }
 
 fn eject(passive: &Passive, members: &[Member], index: usize, moment: &Moment<'_>) -> bool {

@@ -66,6 +66,35 @@ fn a_status_that_says_so_has_the_request_sent_to_another_backend() {
 }
 
 #[test]
+fn a_body_that_is_kept_is_sent_with_its_head_however_much_has_come_with_it() {
+    let (bad, good) = (Backend::respond(UNAVAILABLE), Backend::respond(OK));
+    let keys = ["retry_on = [503]", "retry_budget = 1000", "passive = false"];
+    let proxy = before(&[&bad, &good], &keys).start();
+    let pad = format!("X-Pad: {}\r\n", "p".repeat(8_300));
+    let put = |fields: &str, body: &str| format!("PUT / HTTP/1.1\r\nHost: a\r\n{fields}\r\n{body}");
+    // Less than a receive holds, as much, and more.
+    for size in [4_000, 8_000, 16_000, 16_100, 16_200, 16_383, 16_384] {
+        let body = "x".repeat(size);
+        let length = format!("Content-Length: {size}\r\n");
+        let chunks = format!("{size:x}\r\n{body}\r\n0\r\n\r\n");
+        for request in [
+            put(&length, &body),
+            put(&format!("{pad}{length}"), &body),
+            put("Transfer-Encoding: chunked\r\n", &chunks),
+            put(&format!("{pad}Transfer-Encoding: chunked\r\n"), &chunks),
+        ] {
+            // Twice, so that both backends have had it first, and with what comes behind it.
+            let mut client = proxy.client();
+            client.send(format!("{request}{request}GET / HTTP/1.1\r\nHost: a\r\n{pad}\r\n"));
+            (0..3).for_each(|_| client.response().expect(200, "ok"));
+        }
+        let seen = good.requests();
+        let puts = seen.iter().rev().take(12).filter(|it| !it.body.is_empty());
+        assert!(puts.clone().count() == 8 && puts.clone().all(|it| it.body == body.as_bytes()), "{size}");
+    }
+}
+
+#[test]
 fn an_end_and_a_silence_before_the_answer_have_it_sent_again_where_that_is_wanted() {
     let cut = || Backend::script(|conn| drop(conn.request()));
     let good = Backend::respond(OK);
@@ -236,7 +265,7 @@ fn who_answers_much_later_than_the_others_is_passed_over() {
         })
     });
     let all: Vec<&Backend> = farm.iter().collect();
-    let proxy = before(&all, &["passive = { latency_factor = 10 }"]).start();
+    let proxy = before(&all, &["passive = { latency_factor = 9.5 }"]).start();
     (0..60).for_each(|_| get(&proxy).expect(200, "ok"));
     let slow = farm[0].requests().len();
     assert!((1..=4).contains(&slow) && proxy.counter("upstream.ejections") >= 1, "{slow}");
