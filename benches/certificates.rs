@@ -75,10 +75,7 @@ fn main() -> ExitCode {
 fn run(options: &Options) -> Result<bool, BenchError> {
     let (count, settled) =
         if options.quick { (200, Duration::from_millis(100)) } else { (options.count, SETTLED) };
-    let folders = Folders::find()?;
-    folders.build_kakehi()?;
-    let program = std::env::var_os("KAKEHI_BENCH_KAKEHI")
-        .map_or_else(|| folders.programs.join("kakehi"), std::path::PathBuf::from);
+    let program = Folders::find()?.kakehi()?;
     let cores = Cores::choose(std::env::var("KAKEHI_BENCH_CORES").ok().as_deref())?;
     let backend = Backend::start(cores.backend)?;
     let folder = tempfile::tempdir().attempt(|| "no temporary folder".into())?;

@@ -18,6 +18,7 @@ use kakehi_benches::cores::{Cores, pin_this_thread};
 use kakehi_benches::folders::Folders;
 use kakehi_benches::generator::{Bound, Generator, HOST, Load};
 use kakehi_benches::process::{Process, Program, free_address};
+use kakehi_benches::report::median;
 use kakehi_benches::{Attempt, BenchError, benchmark};
 
 /// Measures what a full table of limits costs.
@@ -53,10 +54,7 @@ fn main() -> ExitCode {
 fn run(options: &Options) -> Result<bool, BenchError> {
     let (keys, rounds, seconds) =
         if options.quick { (2_000, 1, 0.1) } else { (options.keys, options.rounds.max(1), options.seconds) };
-    let folders = Folders::find()?;
-    folders.build_kakehi()?;
-    let program = std::env::var_os("KAKEHI_BENCH_KAKEHI")
-        .map_or_else(|| folders.programs.join("kakehi"), std::path::PathBuf::from);
+    let program = Folders::find()?.kakehi()?;
     let cores = Cores::choose(std::env::var("KAKEHI_BENCH_CORES").ok().as_deref())?;
     let backend = Backend::start(cores.backend)?;
     pin_this_thread(cores.generator)?;
@@ -64,11 +62,7 @@ fn run(options: &Options) -> Result<bool, BenchError> {
     let (empty, full) = (start()?, start()?);
     let mut filling = full.load(keys)?;
     let filled = filling.drive(Bound::Requests(u64::from(keys)))?;
-    println!(
-        "{} requests with {keys} keys fill the table in {:.1} s",
-        filled.requests,
-        filled.elapsed.as_secs_f64()
-    );
+    println!("{} requests with {keys} keys in {:.1} s", filled.requests, filled.elapsed.as_secs_f64());
     let (mut few, mut same) = (empty.load(1)?, full.load(1)?);
     let time = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::from_secs(1));
     let (mut same_key, mut other_keys) = (Vec::new(), Vec::new());
@@ -79,16 +73,11 @@ fn run(options: &Options) -> Result<bool, BenchError> {
     }
     println!("| requests to the full table | CPU per request, of that with an empty one | limit |");
     println!("|---|--:|--:|");
-    let [same_key, other_keys] = [same_key, other_keys].map(median);
+    let [same_key, other_keys] = [same_key, other_keys].map(|ratios| median(ratios).unwrap_or(f64::NAN));
     println!("| with the same key | {same_key:.3} | {LIMIT} |");
     println!("| each with another key | {other_keys:.3} | {LIMIT} |");
     // So short a time says nothing.
     Ok(options.quick || (same_key <= LIMIT && other_keys <= LIMIT))
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 /// A kakehi with a limit by a field, which refuses nobody.

@@ -28,6 +28,16 @@ impl Folders {
         Ok(Self { programs: target.join("release"), results: target.join("bench"), target })
     }
 
+    /// The program `kakehi`, built anew if it has to be.
+    ///
+    /// # Errors
+    /// As [`Self::build_kakehi`].
+    pub fn kakehi(&self) -> Result<PathBuf, BenchError> {
+        self.build_kakehi()?;
+        Ok(std::env::var_os("KAKEHI_BENCH_KAKEHI")
+            .map_or_else(|| self.programs.join("kakehi"), PathBuf::from))
+    }
+
     /// Always asks cargo: an old build must not be measured. `KAKEHI_BENCH_KAKEHI` names another program.
     ///
     /// # Errors

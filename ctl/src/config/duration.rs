@@ -20,16 +20,11 @@ pub(super) enum Least {
 /// Milliseconds of a duration, or what was found. Zero only where `least` is.
 pub(super) fn millis(value: &DeValue<'_>, least: Least) -> Result<u64, String> {
     let (written, millis) = match value {
-        DeValue::Integer(number) => (
-            number.as_str(),
-            i64::from_str_radix(number.as_str(), number.radix()).ok().map(|whole| whole as f64 * 1000.0),
-        ),
-        DeValue::Float(number) => {
-            let seconds: Option<f64> = number.as_str().parse().ok();
-            (number.as_str(), seconds.map(|seconds| seconds * 1000.0))
-        }
         DeValue::String(text) => (&**text, with_unit(text)),
-        other => return Err(type_name(other).to_owned()),
+        other => {
+            let (written, seconds) = number(other)?;
+            (written, seconds.map(|seconds| seconds * 1000.0))
+        }
     };
     if least == Least::Zero && millis == Some(0.0) {
         return Ok(0);
@@ -42,6 +37,18 @@ pub(super) fn millis(value: &DeValue<'_>, least: Least) -> Result<u64, String> {
             DeValue::String(_) => format!("the text {}", Quoted(written)),
             _ => Quoted(written).to_string(),
         })
+}
+
+/// A number, whole or with a fraction, as it is written and, where it can be read, its value; or what was found.
+pub(super) fn number<'a>(value: &'a DeValue<'_>) -> Result<(&'a str, Option<f64>), String> {
+    match value {
+        DeValue::Integer(number) => {
+            let whole = i64::from_str_radix(number.as_str(), number.radix()).ok();
+            Ok((number.as_str(), whole.map(|whole| whole as f64)))
+        }
+        DeValue::Float(number) => Ok((number.as_str(), number.as_str().parse().ok())),
+        other => Err(type_name(other).to_owned()),
+    }
 }
 
 /// Milliseconds of a number, whole or with a fraction, and a unit that follows at once.

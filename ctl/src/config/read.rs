@@ -12,7 +12,7 @@ use toml::{
 };
 
 use super::{
-    duration::{Least, millis},
+    duration::{Least, millis, number},
     error::{ConfigError, KeyHint, Quoted},
     findings::Findings,
     levels::ROOT,
@@ -296,14 +296,7 @@ fn scalar(kind: Kind, value: &DeValue<'_>) -> Result<Value, String> {
 
 /// Thousandths of a number from 1 to `max`, or of 0; or what was found.
 fn thousandths(value: &DeValue<'_>, max: u32) -> Result<u64, String> {
-    let (written, number) = match value {
-        DeValue::Integer(number) => (
-            number.as_str(),
-            i64::from_str_radix(number.as_str(), number.radix()).ok().map(|whole| whole as f64),
-        ),
-        DeValue::Float(number) => (number.as_str(), number.as_str().parse::<f64>().ok()),
-        other => return Err(type_name(other).to_owned()),
-    };
+    let (written, number) = number(value)?;
     number
         .filter(|number| *number == 0.0 || (1.0..=f64::from(max)).contains(number))
         // The range was checked, so that the conversion is exact.

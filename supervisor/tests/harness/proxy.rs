@@ -214,6 +214,14 @@ impl Proxy {
             .unwrap_or_else(|error| panic!("kakehictl {verb} --json: {error} in: {text}"))
     }
 
+    /// Has it read another file than before.
+    #[track_caller]
+    pub(crate) fn reload(&self, config: &Config) {
+        fs::write(self.folder().join("kakehi.toml"), config.text(&self.addresses)).expect("the file");
+        let output = self.ctl(&["reload"]);
+        assert!(output.status.success(), "{output:?}");
+    }
+
     /// Asks for a stop.
     pub(crate) fn terminate(&self) {
         send_signal(self.supervisor(), Signal::SIGTERM);

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     os::unix::net::UnixStream,
+    path::PathBuf,
     process::{Command, Output},
     thread,
     time::{Duration, Instant},
@@ -28,18 +29,38 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&[&output.stdout[..], &output.stderr[..]].concat()).into_owned()
 }
 
-/// A proxy that saves each change, and where.
-fn saving(backend: &Backend, keys: &[&str]) -> (tempfile::TempDir, Proxy) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = format!("saved_state = \"{}\"", folder.path().join("state.json").display());
-    let config = Config::to(backend).root(&path).root("automatic_state_save = true");
-    let proxy = keys.iter().fold(config, |config, key| config.root(key)).start();
-    (folder, proxy)
+/// A proxy with a client, whose last change is being saved on a disk that takes its time.
+struct Saving {
+    proxy: Proxy,
+    idle: Client,
+    disk: SlowDisk,
+    begun: Instant,
+    saved: PathBuf,
+    _folder: tempfile::TempDir,
+    _backend: Backend,
 }
 
-fn add(proxy: &Proxy, id: &str) {
-    let output = proxy.ctl(&["backend", "add", "all", "127.0.0.1:9", "--backup", "--id", id]);
-    assert!(output.status.success(), "{}", said(&output));
+impl Saving {
+    fn begin(keys: &[&str], time: Duration) -> Saving {
+        let (backend, folder) = (Backend::respond(OK), tempfile::tempdir().unwrap());
+        let saved = folder.path().join("state.json");
+        let path = format!("saved_state = \"{}\"", saved.display());
+        let config = Config::to(&backend).root(&path).root("automatic_state_save = true");
+        let proxy = keys.iter().fold(config, |config, key| config.root(key)).start();
+        let mut idle = proxy.client();
+        ask(&mut idle);
+        let disk = SlowDisk::under(proxy.supervisor(), "rename", None, time);
+        let begun = Instant::now();
+        let output = proxy.ctl(&["backend", "add", "all", "127.0.0.1:9", "--backup", "--id", "last"]);
+        assert!(output.status.success(), "{}", said(&output));
+        let it = Saving { proxy, idle, disk, begun, saved, _folder: folder, _backend: backend };
+        assert!(!it.is_done(), "the disk is not slow");
+        it
+    }
+
+    fn is_done(&self) -> bool {
+        fs::read_to_string(&self.saved).is_ok_and(|text| text.contains("last"))
+    }
 }
 
 #[test]
@@ -47,27 +68,18 @@ fn an_upgrade_waits_until_the_state_is_saved() {
     if !SlowDisk::can_be_had() {
         return;
     }
-    let backend = Backend::respond(OK);
-    let (folder, proxy) = saving(&backend, &[]);
-    let saved = folder.path().join("state.json");
-    let mut idle = proxy.client();
-    ask(&mut idle);
-    let disk = SlowDisk::under(proxy.supervisor(), "rename", None, HELD_UP);
-    let asked = Instant::now();
-    add(&proxy, "last");
-    assert!(!fs::read_to_string(&saved).is_ok_and(|text| text.contains("last")), "the disk is not slow");
+    let mut it = Saving::begin(&[], HELD_UP);
     thread::scope(|scope| {
-        let upgrade = scope.spawn(|| proxy.ctl(&["upgrade"]));
-        let takes_its_place = || proxy.log().contains("takes the place of this program");
+        let upgrade = scope.spawn(|| it.proxy.ctl(&["upgrade"]));
+        let takes_its_place = || it.proxy.log().contains("takes the place of this program");
         wait::within(2 * HELD_UP, "the other program", || takes_its_place().then_some(()));
         // Nothing that was begun has ended with the threads of the one before.
-        let text = fs::read_to_string(&saved).unwrap_or_default();
-        assert!(text.contains("last") && asked.elapsed() >= HELD_UP, "after {:?}: {text}", asked.elapsed());
-        drop(disk);
+        assert!(it.is_done() && it.begun.elapsed() >= HELD_UP, "after {:?}", it.begun.elapsed());
         let output = upgrade.join().unwrap();
         assert!(output.status.success(), "{}", said(&output));
     });
-    ask(&mut idle);
+    drop(it.disk);
+    ask(&mut it.idle);
 }
 
 #[test]
@@ -75,18 +87,14 @@ fn an_upgrade_for_which_the_disk_is_too_slow_is_refused_and_nothing_changes() {
     if !SlowDisk::can_be_had() {
         return;
     }
-    let backend = Backend::respond(OK);
-    let (folder, proxy) = saving(&backend, &["worker_timeout = 1"]);
-    let saved = folder.path().join("state.json");
-    let (mut idle, before) = (proxy.client(), pids(&proxy));
-    ask(&mut idle);
-    let disk = SlowDisk::under(proxy.supervisor(), "rename", None, 2 * HELD_UP);
-    add(&proxy, "last");
-    let output = proxy.ctl(&["upgrade"]);
+    let mut it = Saving::begin(&["worker_timeout = 1"], 2 * HELD_UP);
+    let before = pids(&it.proxy);
+    let output = it.proxy.ctl(&["upgrade"]);
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
     assert!(said(&output).contains("the state that is being saved"), "{}", said(&output));
-    assert_eq!(pids(&proxy), before);
-    ask(&mut idle);
+    assert_eq!(pids(&it.proxy), before);
+    ask(&mut it.idle);
+    let Saving { proxy, mut idle, disk, saved, _folder, _backend, .. } = it;
     drop(disk);
     wait::until("the save", || fs::read_to_string(&saved).is_ok_and(|text| text.contains("last")));
     let output = proxy.ctl(&["upgrade"]);

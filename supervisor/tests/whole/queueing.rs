@@ -327,14 +327,6 @@ fn a_cluster_takes_so_many_at_a_time() {
     client.response().expect(200, "ok");
 }
 
-/// Writes the file of a running proxy anew, and has it read.
-#[track_caller]
-fn reload(proxy: &Proxy, config: &Config) {
-    std::fs::write(proxy.folder().join("kakehi.toml"), config.text(&[proxy.address()])).unwrap();
-    let output = proxy.ctl(&["reload"]);
-    assert!(output.status.success(), "{output:?}");
-}
-
 #[test]
 fn a_backend_that_comes_back_has_still_what_it_had() {
     let (gate, other) = (Gate::new(), Backend::respond(OK));
@@ -342,9 +334,9 @@ fn a_backend_that_comes_back_has_still_what_it_had() {
     let proxy = config.start();
     let mut first = asking(&proxy, "/");
     gate.wait_for(1);
-    reload(&proxy, &Config::to(&other).root("worker_count = 2"));
+    proxy.reload(&Config::to(&other).root("worker_count = 2"));
     ask(&mut proxy.client());
-    reload(&proxy, &gate.config(1, &[]));
+    proxy.reload(&gate.config(1, &[]));
     for _ in 0..6 {
         asking(&proxy, "/").response().expect_answer(503, "queue_full");
     }
@@ -368,7 +360,7 @@ fn whoever_waits_goes_to_a_backend_that_has_come_meanwhile() {
     });
     let config =
         keys.iter().fold(Config::to(&other).root("worker_count = 2"), |it, key| it.cluster("all", key));
-    reload(&proxy, &config);
+    proxy.reload(&config);
     waiting.iter_mut().for_each(|client| client.response().expect(200, "ok"));
     assert_eq!(other.requests().len(), 20);
     gate.release(1);

@@ -56,13 +56,6 @@ fn held(proxy: &Proxy, count: usize) -> Vec<Client> {
     clients
 }
 
-#[track_caller]
-fn reload(proxy: &Proxy, config: &Config) {
-    std::fs::write(proxy.folder().join("kakehi.toml"), config.text(&[proxy.address()])).unwrap();
-    let output = proxy.ctl(&["reload"]);
-    assert!(output.status.success(), "{output:?}");
-}
-
 #[test]
 fn a_rate_is_that_of_the_machine_and_no_field_changes_it() {
     let backend = Backend::respond(OK);
@@ -149,7 +142,7 @@ fn limits_are_judged_from_the_listener_to_the_cluster_and_what_admitted_has_coun
     assert_eq!(through(&proxy, &from("192.0.2.2", "")), 6);
     assert_eq!(proxy.counter("limits.dry_run"), 2, "the fifth and sixth");
     // A reload that does not change a limit keeps its counts, and one that does counts on.
-    reload(&proxy, &config.clone().listener("front_timeout = 5"));
+    proxy.reload(&config.clone().listener("front_timeout = 5"));
     assert_eq!(through(&proxy, &from("192.0.2.2", "")), 0);
     // So do the end of a worker, of the supervisor, and an upgrade.
     send_signal(proxy.workers()[0], Signal::SIGKILL);
@@ -199,14 +192,14 @@ fn a_client_has_as_many_connections_as_it_may_whichever_workers_serve_them() {
         clients[0].response().status() == 200
     });
     // So do those that have been open when a limit came.
-    reload(&proxy, &config.clone().root("max_connections_per_subnet = 9"));
+    proxy.reload(&config.clone().root("max_connections_per_subnet = 9"));
     clients.iter_mut().for_each(ask);
     refused(&proxy);
     // An upgrade keeps the places of those that move, though they ask for nothing; a reload does, too.
     assert!(proxy.ctl(&["workers", "upgrade"]).status.success());
     proxy.wait_for_counter("client.taken_over", 6);
     refused(&proxy);
-    reload(&proxy, &config.clone().listener("front_timeout = 50"));
+    proxy.reload(&config.clone().listener("front_timeout = 50"));
     refused(&proxy);
     proxy.kill_supervisor();
     refused(&proxy);
