@@ -193,7 +193,8 @@ impl Balance {
         self.configured.policy == LoadBalancing::PeakEwma
     }
 
-    /// The backend that takes a request with this affinity, but for those in `excluded`; `None` when none is left.
+    /// The backend that takes a request with this affinity, but for those in `excluded`; `None` when none is left. Where it does take it,
+    /// that is to be said to [`Balance::took`] before anything else is chosen.
     pub(super) fn choose(
         &self,
         members: &[Member],
@@ -202,6 +203,8 @@ impl Balance {
         present: Present<'_>,
     ) -> Option<usize> {
         let judge = self.judge(members, present);
+        let mut usable = self.usable.borrow_mut();
+        usable.clear();
         let is_session =
             |member: &Member| matches!(affinity.session, Session::With(value) if member.session == value);
         if let [only] = members {
@@ -220,8 +223,6 @@ impl Balance {
             within.is_none_or(|least| !member.is_primary() || primary_score(affinity, member) >= least)
         };
         // Whether a member can be used is looked at once, not for each comparison: it takes longer than all that follows.
-        let mut usable = self.usable.borrow_mut();
-        usable.clear();
         usable.extend(candidates().filter_map(|(index, member)| {
             class(member, judge).map(|class| Usable { index, class, is_in_shard: is_in_shard(member) })
         }));
@@ -233,8 +234,21 @@ impl Balance {
         let class_of_choice = outside?;
         let narrow = inside == outside;
         usable.retain(|it| it.class == class_of_choice && (!narrow || it.is_in_shard));
-        let Present { now, ledger, .. } = present;
-        Choice { balance: self, members, now, ledger, key: affinity.key, eligible: &usable }.make()
+        Choice { balance: self, members, present, key: affinity.key, eligible: &usable }.make()
+    }
+
+    /// The request that was chosen for last is with `chosen`. Each that could have had it earns its share of it, and `chosen` pays. So who
+    /// is passed over catches up as soon as it may.
+    pub(super) fn took(&self, members: &[Member], chosen: usize, present: Present<'_>) {
+        let usable = self.usable.borrow();
+        let in_turns = !matches!(
+            self.configured.policy,
+            LoadBalancing::Random | LoadBalancing::Hrw | LoadBalancing::Maglev
+        );
+        // A session takes no turn, nor does who is alone.
+        if in_turns && usable.len() > 1 {
+            Choice { balance: self, members, present, key: 0, eligible: &usable }.take_turn(chosen);
+        }
     }
 
     /// How the verdicts count now.
@@ -263,8 +277,7 @@ fn primary_score(affinity: Affinity, member: &Member) -> f64 {
 struct Choice<'a> {
     balance: &'a Balance,
     members: &'a [Member],
-    now: u64,
-    ledger: Option<&'a Ledger>,
+    present: Present<'a>,
     key: u64,
     /// In the order of the members.
     eligible: &'a [Usable],
@@ -295,7 +308,7 @@ impl Choice<'_> {
     fn weight(&self, member: &Member) -> u64 {
         let share = match self.balance.configured.slow_start_ms {
             0 => WEIGHT_UNITS,
-            duration => member.backend.start.share(self.now, duration),
+            duration => member.backend.start.share(self.present.now, duration),
         };
         (u64::from(member.weight.max(1)) * share).max(1)
     }
@@ -305,8 +318,7 @@ impl Choice<'_> {
         let turn = |index: &usize| self.turn(*index);
         let all = self.eligible().filter(|(_, member)| among(member)).map(|(index, _)| index);
         // Of several that are equal the first.
-        let chosen = all.reduce(|best, index| if turn(&index) > turn(&best) { index } else { best })?;
-        Some(self.takes_turn(chosen))
+        all.reduce(|best, index| if turn(&index) > turn(&best) { index } else { best })
     }
 
     /// How far this one is behind its share, with what it earns of this request.
@@ -314,12 +326,7 @@ impl Choice<'_> {
         self.balance.credit.borrow()[index] + self.weight(&self.members[index]) as i64
     }
 
-    /// `chosen` takes a request: each that is eligible earns its share of it, and who takes it pays. So who is passed over catches
-    /// up as soon as it may.
-    fn takes_turn(&self, chosen: usize) -> usize {
-        if self.eligible.len() == 1 {
-            return chosen;
-        }
+    fn take_turn(&self, chosen: usize) {
         let mut credit = self.balance.credit.borrow_mut();
         let mut total = 0;
         for (index, member) in self.eligible() {
@@ -332,7 +339,6 @@ impl Choice<'_> {
         for (index, _) in self.eligible() {
             credit[index] = credit[index].clamp(-most, most);
         }
-        chosen
     }
 
     fn random(&self, but: Option<usize>) -> Option<usize> {
@@ -350,7 +356,7 @@ impl Choice<'_> {
 
     /// Connections in use, on all workers.
     fn connections(&self, member: &Member) -> f64 {
-        f64::from(member.backend.load.everywhere(self.ledger).connections)
+        f64::from(member.backend.load.everywhere(self.present.ledger).connections)
     }
 
     /// What is compared.
@@ -365,8 +371,8 @@ impl Choice<'_> {
         let load = &member.backend.load;
         match self.metric() {
             LoadMetric::Connections => self.connections(member),
-            LoadMetric::Requests => f64::from(load.everywhere(self.ledger).requests),
-            LoadMetric::ConnectionTime => load.connecting.get(self.now),
+            LoadMetric::Requests => f64::from(load.everywhere(self.present.ledger).requests),
+            LoadMetric::ConnectionTime => load.connecting.get(self.present.now),
         }
     }
 
@@ -406,7 +412,8 @@ impl Choice<'_> {
     /// Whether one will take longer for an answer than the other, about.
     fn by_peak(&self, a: &Member, b: &Member) -> Ordering {
         let usual = (WEIGHT_UNITS * u64::from(limits::BACKEND_WEIGHT)) as f64;
-        let [time, other] = [a, b].map(|member| member.backend.load.answering.get(self.now).max(ALIKE_MS));
+        let [time, other] =
+            [a, b].map(|member| member.backend.load.answering.get(self.present.now).max(ALIKE_MS));
         if time.max(other) <= time.min(other) * ALIKE_RATIO {
             return self.by_load(a, b);
         }
@@ -431,7 +438,7 @@ impl Choice<'_> {
             Ordering::Equal => self.turn(second) > self.turn(first),
             Ordering::Greater => true,
         };
-        Some(self.takes_turn(if is_second { second } else { first }))
+        Some(if is_second { second } else { first })
     }
 
     /// True if it has more to do than `hash_balance_factor` allows.
@@ -475,7 +482,7 @@ impl Choice<'_> {
             let duration = self.balance.configured.slow_start_ms;
             duration > 0
                 && hashing::percentile(self.key, member.backend.hash)
-                    >= member.backend.start.share(self.now, duration)
+                    >= member.backend.start.share(self.present.now, duration)
         };
         let find = |accept: &dyn Fn(&Member) -> bool| {
             table.order(self.key).map(|at| at as usize).find(|&at| {

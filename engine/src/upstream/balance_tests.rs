@@ -39,7 +39,9 @@ fn by(policy: LoadBalancing, weights: &[u8]) -> Cluster {
 fn choose_for(cluster: &Cluster, excluded: &[usize], affinity: Affinity, now: u64) -> Option<usize> {
     let members = cluster.members.borrow();
     let present = Present { now, host: now, ledger: None };
-    members.balance.choose(&members.members, excluded, affinity, present)
+    let chosen = members.balance.choose(&members.members, excluded, affinity, present)?;
+    members.balance.took(&members.members, chosen, present);
+    Some(chosen)
 }
 
 fn choose(cluster: &Cluster, excluded: &[usize]) -> Option<usize> {
@@ -257,6 +259,19 @@ fn answers_that_differ_little_make_no_difference() {
     };
     assert_eq!(choices(115), [500, 500]);
     assert_eq!(choices(140), [1_000, 0]);
+}
+
+#[test]
+fn who_is_asked_about_or_has_no_room_keeps_its_turn() {
+    let cluster = by(LoadBalancing::RoundRobin, &[100, 100, 100]);
+    let members = cluster.members.borrow();
+    let present = Present { now: 0, host: 0, ledger: None };
+    let look =
+        |excluded: &[usize]| members.balance.choose(&members.members, excluded, Affinity::default(), present);
+    assert_eq!([look(&[]), look(&[]), look(&[0])], [Some(0), Some(0), Some(1)]);
+    // The first was full, the second has taken it.
+    members.balance.took(&members.members, 1, present);
+    assert_eq!(round(&cluster, 4, 0), [2, 0, 1, 2]);
 }
 
 #[test]

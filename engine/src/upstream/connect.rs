@@ -338,6 +338,7 @@ impl Endpoints {
             member.backend.load.slot(ledger);
             let in_use = InUse::new(&member.backend);
             if member.max_connections == 0 || member.backend.load.fits(member.max_connections, ledger) {
+                self.balance.took(&self.members, index, present);
                 return Ok(Some((index, in_use)));
             }
             in_use.take_back();

@@ -48,12 +48,10 @@ const MAINTAINED: (u8, bool, BackendMode) = (100, false, BackendMode::Maintain);
 fn choose(cluster: &Cluster, excluded: &[usize], session: Option<usize>, now: u64) -> Option<usize> {
     let session = session.map_or(Session::New, |n| Session::With(hash(n.to_string().as_bytes())));
     let members = cluster.members.borrow();
-    members.balance.choose(
-        &members.members,
-        excluded,
-        Affinity { key: 0, session },
-        Present { now, host: now, ledger: None },
-    )
+    let present = Present { now, host: now, ledger: None };
+    let chosen = members.balance.choose(&members.members, excluded, Affinity { key: 0, session }, present)?;
+    members.balance.took(&members.members, chosen, present);
+    Some(chosen)
 }
 
 /// Who takes new requests.
@@ -205,7 +203,11 @@ fn what_the_ledger_says_of_ejections_counts_unless_nobody_of_ours_can_have_writt
     };
     let chosen = || {
         let present = Present { now: 0, host: 1_400_000, ledger: Some(&ledger) };
-        let choose = |_| members.balance.choose(&members.members, &[], Affinity::default(), present);
+        let choose = |_| {
+            let chosen = members.balance.choose(&members.members, &[], Affinity::default(), present)?;
+            members.balance.took(&members.members, chosen, present);
+            Some(chosen)
+        };
         let mut chosen: Vec<_> = (0..8).filter_map(choose).collect();
         chosen.sort_unstable();
         chosen.dedup();
