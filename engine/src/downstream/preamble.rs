@@ -383,6 +383,8 @@ async fn forward(connection: &mut ClientConnection, config: &Rc<ListenerConfig>,
             connect_ms: timeouts.connect_ms,
             timer: &connection.timer,
             client: (&connection.stream, Watch::Reset),
+            // Who sends no more may have said all that there is to say.
+            watch_in_queue: Watch::Reset,
             addresses: &|| connection.addresses(),
         };
         cluster.connect(&shared.pooling, &mut attempted, &options).await

@@ -5,7 +5,7 @@ use crate::{
     http::Reason,
     limits,
     observe::Counter,
-    transfer::{Body, flush, receive_watching},
+    transfer::{Body, Watch, flush, receive_watching},
     upstream::{AttemptedEndpoints, ConnectError, ConnectOptions, Lease},
 };
 
@@ -95,6 +95,8 @@ pub(super) async fn lease<D: Downstream>(
             connect_ms: request.config.settings.timeouts.connect_ms,
             timer: downstream.timer(),
             client: (downstream.body(), request.watch()),
+            // No backend knows of it yet, and who gave up would have others wait for nothing.
+            watch_in_queue: Watch::ResetOrEnd,
             addresses: &|| downstream.addresses(),
         };
         let lease = match attempts.bound.take() {

@@ -50,6 +50,8 @@ pub struct ConnectOptions<'a> {
     pub timer: &'a Timer,
     /// Whom it is for, and whether it is seen to while a connection is made.
     pub client: (&'a TransportStream, Watch),
+    /// How it is seen to while it waits for a backend to have room.
+    pub watch_in_queue: Watch,
     /// Whom it is for, as far as that is known; asked for where backends are told.
     pub addresses: &'a dyn Fn() -> Option<AddressPair>,
 }
@@ -264,7 +266,8 @@ impl Endpoints {
             false => self.look_for_place(pooling, &tried, options.affinity).ok(),
         };
         let waiting = queue.wait(pooling, bound, look);
-        match receive_watching(waiting, options.client, options.timer, (now, due)).await {
+        let client = (options.client.0, options.watch_in_queue);
+        match receive_watching(waiting, client, options.timer, (now, due)).await {
             Ok(Some(Ok(place))) => Ok(place),
             Ok(Some(Err(Full))) => Err(ConnectError::Unreachable(Reason::QueueFull)),
             Ok(None) => Err(ConnectError::Unreachable(Reason::QueueTimeout)),

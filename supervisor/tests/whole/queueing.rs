@@ -172,6 +172,16 @@ fn room_is_handed_on_within_20_ms() {
 
 #[test]
 fn who_leaves_leaves_the_line() {
+    who_leaves(Client::reset);
+}
+
+#[test]
+fn who_closes_leaves_the_line() {
+    // What it would see of an answer is nothing, and that it waits for none cannot be told from that it sends no more.
+    who_leaves(drop);
+}
+
+fn who_leaves(leave: fn(Client)) {
     let gate = Gate::new();
     let proxy = gate.config(1, &["queue_size = 3", "queue_timeout = 30"]).start();
     let mut first = asking(&proxy, "/");
@@ -189,7 +199,7 @@ fn who_leaves_leaves_the_line() {
         }
     }
     assert_eq!((waiting.len(), refused), (3, 9));
-    waiting.into_iter().for_each(Client::reset);
+    waiting.into_iter().for_each(leave);
     let mut late = wait::within(wait::SOON, "room in the line", || {
         let mut client = asking(&proxy, "/late");
         client.patience(Duration::from_millis(300));
@@ -199,15 +209,8 @@ fn who_leaves_leaves_the_line() {
     first.response().expect(200, "ok");
     late.patience(wait::SOON);
     late.response().expect(200, "ok");
-    assert_eq!(
-        gate.seen
-            .lock()
-            .unwrap()
-            .iter()
-            .filter(|path| path.as_str() != "/" && path.as_str() != "/late")
-            .count(),
-        0
-    );
+    let seen = gate.seen.lock().unwrap();
+    assert!(seen.iter().all(|path| path == "/" || path == "/late"), "{seen:?}");
 }
 
 /// Which worker serves a client's next request: the one that counts it.
