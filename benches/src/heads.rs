@@ -1,7 +1,9 @@
 //! Heads that the micro-benchmarks read and write, and how they do.
 
 use kakehi_ctl::state::Forwarding;
-use kakehi_engine::h1::{ForwardedBy, HeadLimits, HeadProgress, RequestHead, ResponseHead, chunk_prefix};
+use kakehi_engine::h1::{
+    ForwardedBy, HeadLimits, HeadProgress, RequestHead, ResponseHead, Rewritten, chunk_prefix,
+};
 use kakehi_engine::http::{Method, Scratch};
 use kakehi_engine::limits;
 
@@ -63,6 +65,7 @@ pub fn by(switches: &Forwarding) -> ForwardedBy<'_> {
         switches,
         request_id: "01ARZ3NDEKTSV4RRFFQ69G5FAV",
         session_cookie: None,
+        rewritten: Rewritten::default(),
         client: None,
     }
 }

@@ -194,8 +194,7 @@ impl Edit {
                     return Err(EditError::Exists { what, verb: "frontend patch" });
                 }
                 let FrontendRule { address, hostname, path, method } = rule.clone();
-                let frontend =
-                    Frontend { address, hostname, path, method, deny: false, tls: None, limits: None };
+                let frontend = Frontend { address, hostname, path, method, ..Frontend::default() };
                 reader.frontend(cluster, &frontend, keys)
             }
             Edit::PatchFrontend { cluster, rule, keys } => {

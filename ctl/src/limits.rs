@@ -107,8 +107,13 @@ pub const HANDSHAKE_TIMEOUT_MS: u64 = 10_000;
 /// TLS handshakes with clients that are under way at a time in all workers together, each of which has an even share
 /// (`max_handshakes`; 0 = any number); more wait in line. One that has begun takes some 20 kB.
 pub const MAX_HANDSHAKES: u32 = 8_192;
-/// Largest ClientHello, with the headers of its records. Not a key: with a hybrid key share it has about 1,800 bytes.
+/// Largest ClientHello, with the headers of its records: with a hybrid key share it has about 1,800 bytes. Where TLS is terminated it is
+/// no key.
 pub const MAX_CLIENT_HELLO: usize = 16_384;
+/// Most that `sni_preread_max_bytes` can be: as much as a message of a handshake that rustls reads.
+pub const MAX_CLIENT_HELLO_CEILING: usize = 65_536;
+/// How long the ClientHello of a connection that is passed on by its name may take to arrive.
+pub const SNI_PREREAD_TIMEOUT_MS: u64 = 5_000;
 /// Tickets that a client of TLS 1.3 gets after a full handshake (`send_tls13_tickets`).
 pub const TLS_TICKETS: u8 = 2;
 /// How long clients remember `Strict-Transport-Security` (`max_age` of `hsts`, s): a year.

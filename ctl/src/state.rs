@@ -15,10 +15,12 @@ mod compact;
 mod conditions;
 mod factor;
 mod failures;
+mod file_mode;
 mod health;
 mod listener;
 mod name;
 mod probe_header;
+mod redirect;
 mod settings;
 mod sources;
 mod text;
@@ -32,10 +34,12 @@ pub use self::cluster::{
 pub use self::conditions::{Conditions, Statuses};
 pub use self::factor::Factor;
 pub use self::failures::{Passive, Retries};
+pub use self::file_mode::{FileMode, FileModeError};
 pub use self::health::{BackendMode, HealthCheck, InitialVerdict, ProbeMode, StatusRange, StatusRangeError};
-pub use self::listener::{Forwarding, Listener, ListenerProtocol, Sizes, Timeouts};
+pub use self::listener::{ForwardedHeaders, Forwarding, Listener, ListenerProtocol, Sizes, Timeouts};
 pub use self::name::{DnsName, DnsOnEmpty, KnownName, NameAddress, NameAnswer, Resolved};
 pub use self::probe_header::{MAX_PROBE_HEADERS, MAX_PROBE_VALUE, ProbeHeader, ProbeValueError};
+pub use self::redirect::{Redirect, RedirectScheme, Rewrite};
 pub use self::settings::{Settings, Steering};
 pub use self::sources::{ClusterLimits, FrontendLimits, RateKey, RateKeyError, RateLimit, Sources};
 

@@ -17,10 +17,7 @@ fn cluster(hosts: &[&str], backends: &[Backend]) -> Cluster {
         address: address(80),
         hostname: (*host).to_owned(),
         path: PathRule::Prefix(String::new()),
-        method: None,
-        deny: false,
-        tls: None,
-        limits: None,
+        ..Frontend::default()
     };
     Cluster {
         frontends: hosts.iter().map(frontend).collect(),

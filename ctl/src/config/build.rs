@@ -20,7 +20,7 @@ use super::{
 use crate::{
     keys::{Kind, in_folder},
     limits,
-    state::{Cluster, Listener, Material, Settings, State, WantedCertificate},
+    state::{Cluster, FileMode, Listener, Material, Settings, State, WantedCertificate},
 };
 
 mod address;
@@ -114,6 +114,12 @@ fn settings(root: &Section, folder: &Path, findings: &mut Findings<'_>) -> Setti
             allowed,
             found,
         });
+    }
+    if settings.command_socket_mode.is_some_and(FileMode::is_for_others)
+        && settings.command_allowed_uids.is_empty()
+    {
+        let text = "whom `command_socket_mode` lets in is still turned away, unless it is root, the user of kakehi or in `command_allowed_uids`";
+        findings.warn(root.offset_of("command_socket_mode"), text);
     }
     if settings.automatic_state_save && settings.saved_state.is_none() {
         let offset = root.entry("automatic_state_save").map_or(0, |entry| entry.offset);

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     keys::{DNS_PORT, Given, Key, Kind, Level, Support},
-    state::{BackendAddress, Conditions, RateKey, StatusRange, Statuses},
+    state::{BackendAddress, Conditions, FileMode, RateKey, StatusRange, Statuses},
 };
 
 /// One table of the file, checked.
@@ -320,11 +320,13 @@ fn read_text(kind: Kind, text: &str) -> Option<Value> {
             BackendAddress::Ip(address) if address.port() == 0 => None,
             address => Some(Value::Backend(address)),
         },
+        Kind::BackendSocket => format!("unix:{text}").parse().ok().map(Value::Backend),
         // RFC 6265 section 4.1.1.
         Kind::CookieValue => {
             let fits = |byte: u8| byte.is_ascii_graphic() && !b"\",;\\".contains(&byte);
             (!text.is_empty() && text.len() <= 128 && text.bytes().all(fits)).then(owned).flatten()
         }
+        Kind::Mode => text.parse::<FileMode>().is_ok().then(owned).flatten(),
         Kind::LimitKey => text.parse().ok().map(Value::RateKey),
         Kind::Method | Kind::Token => (!text.is_empty() && text.bytes().all(is_token)).then(owned).flatten(),
         Kind::Choice(words) => {

@@ -228,6 +228,8 @@ pub(super) fn sample(key: &Key) -> String {
         Kind::Method => "\"GET\"".to_owned(),
         Kind::Token => "\"X-User\"".to_owned(),
         Kind::CookieValue => "\"a1\"".to_owned(),
+        Kind::BackendSocket => "\"/run/app.sock\"".to_owned(),
+        Kind::Mode => "\"0660\"".to_owned(),
         Kind::LimitKey => "\"source\"".to_owned(),
         // The last, as the first is what applies without the key.
         Kind::Choice(words) => format!("\"{}\"", words[words.len() - 1]),

@@ -14,8 +14,8 @@ use toml::{Table, Value};
 use crate::layers::Owner;
 use crate::state::{
     Backend, BackendTls, CertificateFiles, CipherSuite, ClientAuth, Cluster, Frontend, FrontendLimits, Group,
-    HealthCheck, Hsts, Listener, PathRule, ProbeHeader, RateLimit, Settings, State, Tls, TlsVersion,
-    WantedCertificate,
+    HealthCheck, Hsts, Listener, Material, PathRule, ProbeHeader, RateLimit, Redirect, Settings, State, Tls,
+    TlsVersion, WantedCertificate,
 };
 
 /// The text of a file with everything that `state` has.
@@ -144,8 +144,10 @@ pub fn frontend(frontend: &Frontend) -> Table {
     };
     table.unless("PREFIX", "path_type", kind);
     table.unless("", "path", path.as_str());
-    if frontend.deny {
-        table.always("redirect", "unauthorized");
+    let redirect = if frontend.deny { Redirect::Unauthorized } else { frontend.redirect };
+    table.unless(Redirect::Forward.word(), "redirect", redirect.word());
+    if let Some(rewrite) = &frontend.rewrite {
+        rewrite.write_keys(&mut table.0);
     }
     if let Some(limits) = &frontend.limits {
         table.0.extend(frontend_limits(limits));
@@ -274,11 +276,21 @@ impl Writer {
 
     fn client_auth(&mut self, now: Option<&ClientAuth>) {
         if let Some(now) = now {
-            self.always("client_ca", text(&now.ca.path));
-            self.if_some("client_crl", now.crl.as_ref().map(|crl| text(&crl.path)));
+            self.materials("client_ca", "client_ca_certificates", now.cas());
+            self.materials("client_crl", "client_ca_crls", now.crls());
             if !now.required {
                 self.always("client_auth", "optional");
             }
+        }
+    }
+
+    /// Files under a key for one or, where there are more, under one for a list.
+    fn materials<'a>(&mut self, one: &str, list: &str, materials: impl Iterator<Item = &'a Material>) {
+        let paths: Vec<_> = materials.map(|material| text(&material.path)).collect();
+        match &paths[..] {
+            [] => {}
+            [only] => self.always(one, only.as_str()),
+            _ => self.always(list, paths),
         }
     }
 }

@@ -165,8 +165,10 @@ pub enum Kind {
     SecondsOrZero,
     /// `ip:port`, with a port.
     Address,
-    /// `ip:port`, `unix:/path`, `host:port` or `srv:NAME`.
+    /// `ip:port`, `unix:/path`, `unix:@name`, `host:port` or `srv:NAME`.
     BackendAddress,
+    /// The path of a unix socket of a backend, or `@name`.
+    BackendSocket,
     /// Addresses of servers of the DNS, with their ports or without.
     Resolvers,
     /// Networks (`10.0.0.0/8`) and single addresses.
@@ -177,6 +179,8 @@ pub enum Kind {
     Token,
     /// The value of a cookie.
     CookieValue,
+    /// The permissions of a file.
+    Mode,
     /// What a rate limit counts by.
     LimitKey,
     /// One of these words.
@@ -230,15 +234,19 @@ impl Kind {
             }
             Kind::Address => "`ip:port` or `[ipv6]:port` (names are not resolved)".to_owned(),
             Kind::BackendAddress => {
-                "`ip:port`, `[ipv6]:port`, `host:port`, `srv:NAME` or `unix:/path` of 107 bytes at most"
+                "`ip:port`, `[ipv6]:port`, `host:port`, `srv:NAME`, `unix:/path` of 107 bytes at most, or `unix:@name`"
                     .to_owned()
             }
+            Kind::BackendSocket => "an absolute path of 107 bytes at most, or `@name`".to_owned(),
             Kind::Resolvers => "an array of `ip` or `ip:port`".to_owned(),
             Kind::Networks => "an array of networks (`10.0.0.0/8`) or ip addresses".to_owned(),
             Kind::Method => "a method of HTTP, such as `GET`".to_owned(),
             Kind::Token => "a name without spaces and separators, such as `X-User`".to_owned(),
             Kind::CookieValue => {
                 "a string of visible ASCII characters but `\"`, `,`, `;` and `\\`, of 128 at most".to_owned()
+            }
+            Kind::Mode => {
+                "octal permissions up to `0777` (a string) with read and write for the owner, such as `0660`".to_owned()
             }
             Kind::LimitKey => "`source`, `header:NAME`, `cookie:NAME` or `route`".to_owned(),
             Kind::Choice(words) => {

@@ -43,7 +43,7 @@ fn all() -> impl Iterator<Item = &'static Key> {
 }
 
 /// Keys whose name stands elsewhere too, because they mean something together with others.
-const ELSEWHERE: [(&str, &str); 24] = [
+const ELSEWHERE: [(&str, &str); 31] = [
     ("max_body_size", "not in what passes connections on"),
     ("rate", "who makes the limit needs it first"),
     ("key", "TLS and header edits have one, too"),
@@ -59,6 +59,13 @@ const ELSEWHERE: [(&str, &str); 24] = [
     ("sticky_session", "clusters of `tcp` have none"),
     ("command_socket", "its length is bounded, and kakehictl looks for it in files that are wrong"),
     ("automatic_state_save", "it needs `saved_state`"),
+    ("command_socket_mode", "it lets nobody in that `command_allowed_uids` does not"),
+    ("forwarded_headers", "it has to go together with these"),
+    ("x_forwarded_for", "the same"),
+    ("x_forwarded_proto", "the same"),
+    ("x_forwarded_port", "the same"),
+    ("x_forwarded_host", "the same"),
+    ("forwarded", "the same"),
     ("address", "who makes the object needs it first"),
     ("protocol", "the same"),
     ("hostname", "the same"),

@@ -1,12 +1,20 @@
 //! Groups of backends, and the frontends that lead to them.
 
-use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr};
+use std::{
+    borrow::Cow,
+    ffi::OsString,
+    fmt,
+    net::SocketAddr,
+    os::unix::ffi::{OsStrExt as _, OsStringExt as _},
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use serde::{Deserialize, Serialize};
 
 use super::{
     Admission, BackendMode, BackendTls, Balancing, ClusterLimits, DnsName, DnsOnEmpty, FrontendLimits,
-    FrontendTls, HealthCheck, Passive, Resolved, Retries, listener::NOWHERE,
+    FrontendTls, HealthCheck, Passive, Redirect, Resolved, Retries, Rewrite, listener::NOWHERE,
 };
 use crate::{
     keys::{keyed, words},
@@ -83,6 +91,10 @@ keyed! {
         path: PathRule = PathRule::Prefix(String::new());
         /// Refuse with 401 instead of forwarding.
         deny: bool = false;
+        /// What else it does instead of forwarding.
+        redirect: Redirect = Redirect::Forward;
+        /// What it makes of hosts and paths, where it makes anything of them.
+        rewrite: Option<Box<Rewrite>> = None;
         /// What is different with TLS.
         tls: Option<Box<FrontendTls>> = None;
         /// How much may come from whom, where that is limited.
@@ -91,7 +103,7 @@ keyed! {
 }
 
 /// Which paths a frontend takes. The query is not part of the path.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE", tag = "type", content = "value")]
 pub enum PathRule {
     /// The path starts with these bytes.
@@ -106,7 +118,7 @@ keyed! {
     /// A server behind a cluster.
     pub struct Backend;
     required {
-        /// Where it listens: `ip:port`, or, of kakehi's own, `unix:/path` for a unix socket, `host:port` for all addresses that a name has,
+        /// Where it listens: `ip:port`, or, of kakehi's own, `unix:/path` for a unix socket (`unix:@name` for one without a file), `host:port` for all addresses that a name has,
         /// `srv:NAME` for all that a service has; required.
         "address" => address: BackendAddress = BackendAddress::Ip(NOWHERE), BackendAddress, Yes, Backends;
         /// Its name, unique in the cluster. Without it: its address.
@@ -133,12 +145,27 @@ keyed! {
 pub enum BackendAddress {
     /// `ip:port` or `[v6]:port`.
     Ip(SocketAddr),
-    /// `unix:/path`: a stream socket of the same host.
+    /// `unix:/path`, or `unix:@name` without a file: a stream socket of the same host.
     Unix(PathBuf),
     /// `host:port` or `srv:NAME`: wherever the DNS says. Nothing can be connected to it before it is [expanded](Cluster::expanded).
     Name(DnsName),
     /// An address of a name. It is written as [`BackendAddress::Ip`], and in no state.
     Resolved(Box<Resolved>),
+}
+
+impl BackendAddress {
+    /// Whether it is a unix socket without a file.
+    pub fn is_abstract(&self) -> bool {
+        matches!(self, BackendAddress::Unix(path) if path.as_os_str().as_bytes().starts_with(b"@"))
+    }
+
+    /// The path of a unix socket as `connect(2)` takes it: the name of one without a file begins with a zero byte.
+    pub fn socket_path(path: &Path) -> Cow<'_, Path> {
+        match path.as_os_str().as_bytes() {
+            [b'@', name @ ..] => PathBuf::from(OsString::from_vec([b"\0", name].concat())).into(),
+            _ => path.into(),
+        }
+    }
 }
 
 impl fmt::Display for BackendAddress {
@@ -156,7 +183,9 @@ impl fmt::Display for BackendAddress {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BackendAddressError {
     /// Neither an address nor a name.
-    #[error("`{0}` is neither `ip:port`, `[v6]:port`, `host:port`, `srv:NAME` nor `unix:/absolute/path`")]
+    #[error(
+        "`{0}` is neither `ip:port`, `[v6]:port`, `host:port`, `srv:NAME`, `unix:/absolute/path` nor `unix:@name`"
+    )]
     NotAnAddress(String),
     /// It looks like a name, and is none.
     #[error("`{text}` is neither `ip:port` nor a name with a port: {reason}")]
@@ -176,7 +205,7 @@ impl FromStr for BackendAddress {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if let Some(path) = text.strip_prefix("unix:") {
-            if !path.starts_with('/') {
+            if !path.starts_with('/') && path.strip_prefix('@').is_none_or(str::is_empty) {
                 return Err(BackendAddressError::NotAnAddress(text.to_owned()));
             }
             if path.len() > 107 {

@@ -46,6 +46,11 @@ keyed! {
         "expect_proxy" => expect_proxy: bool = false, Bool, Yes, Connections;
         /// Name of the cookie of sticky sessions.
         "sticky_name" => sticky_name: String = "SOZUBALANCEID".to_owned(), Token, Yes, Requests;
+        /// On a listener of `tcp` whose frontends have names: how long the first message of TLS, which has the name, may take to
+        /// arrive, in seconds.
+        "sni_preread_timeout" => sni_preread_ms: u64 = limits::SNI_PREREAD_TIMEOUT_MS, Seconds, Yes, Connections;
+        /// And how long it may be (bytes).
+        "sni_preread_max_bytes" => sni_preread_max: u32 = limits::MAX_CLIENT_HELLO as u32, Integer(5, limits::MAX_CLIENT_HELLO_CEILING as u64), Yes, Connections;
         /// With `expect_proxy`: networks whose peers may send that header; connections of others are closed. Takes
         /// the place of the default.
         "proxy_protocol_from" => proxy_peers: Vec<IpNet> = proxy_peers(), Networks, Own, Connections;
@@ -121,6 +126,22 @@ keyed! {
     }
 }
 
+words! {
+    /// Which families of fields kakehi adds to a request.
+    #[derive(Default)]
+    pub enum ForwardedHeaders {
+        /// `X-Forwarded-*` and `Forwarded`.
+        #[default]
+        Both = "both",
+        /// `X-Forwarded-*`.
+        XForwarded = "x_forwarded",
+        /// `Forwarded` (RFC 7239).
+        Rfc7239 = "rfc7239",
+        /// Neither.
+        None = "none",
+    }
+}
+
 keyed! {
     /// Which fields kakehi adds to a request, and whose it believes.
     ///
@@ -132,6 +153,9 @@ keyed! {
         "send_x_real_ip" => x_real_ip: bool = false, Bool, Yes, Requests;
         /// Drop the `X-Real-IP` that a client sent.
         "elide_x_real_ip" => elide_x_real_ip: bool = false, Bool, Yes, Requests;
+        /// Which families of fields are added at most: `X-Forwarded-*` (`x_forwarded`), `Forwarded` (`rfc7239`), both, or none of them. What
+        /// a peer outside `trusted_peers` sends in any of them is dropped all the same.
+        "forwarded_headers" => families: ForwardedHeaders = ForwardedHeaders::Both, Choice(ForwardedHeaders::WORDS), Yes, Requests;
     }
     inherited {
         /// Add the client's address to `X-Forwarded-For`.
@@ -154,6 +178,29 @@ keyed! {
         /// Networks whose peers may send these fields themselves; from all others they are dropped. What they say counts for limits, keys
         /// and `https_redirect`, too.
         "trusted_peers" => trusted_peers: Vec<IpNet> = Vec::new(), Networks, Own, Requests;
+    }
+}
+
+impl Forwarding {
+    /// Its switches of the family `X-Forwarded-*`, with their keys.
+    pub(crate) fn x_forwarded(&mut self) -> [(&'static str, &mut bool); 4] {
+        [
+            ("x_forwarded_for", &mut self.x_forwarded_for),
+            ("x_forwarded_proto", &mut self.x_forwarded_proto),
+            ("x_forwarded_port", &mut self.x_forwarded_port),
+            ("x_forwarded_host", &mut self.x_forwarded_host),
+        ]
+    }
+
+    /// The same, with each field switched off that is of a family which is not added.
+    #[must_use]
+    pub fn effective(&self) -> Forwarding {
+        let mut forwarding = self.clone();
+        let families = self.families;
+        let x_forwarded = matches!(families, ForwardedHeaders::Both | ForwardedHeaders::XForwarded);
+        forwarding.x_forwarded().into_iter().for_each(|(_, switch)| *switch &= x_forwarded);
+        forwarding.forwarded &= matches!(families, ForwardedHeaders::Both | ForwardedHeaders::Rfc7239);
+        forwarding
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use super::DnsOnEmpty;
+use super::{DnsOnEmpty, FileMode};
 use crate::{
     keys::{Effect, keyed, words},
     limits,
@@ -117,6 +117,9 @@ keyed! {
         /// Numbers of users that may use the command socket, besides root and the user that kakehi runs as. Without
         /// it only these may open it.
         "command_allowed_uids" => command_allowed_uids: Vec<u32> = Vec::new(), Integers, Yes, Live;
+        /// Permissions of the file of the command socket: who may try to connect. Whoever does must still be root, the user that kakehi runs
+        /// as, or one of `command_allowed_uids`. Without it: `0600`, and with `command_allowed_uids` `0666`.
+        "command_socket_mode" => command_socket_mode: Option<FileMode> = None, Mode, Yes, Live;
         /// State file that is loaded at the start, if it is there. Where this file has changed since, only what is by hand counts of it.
         "saved_state" => saved_state: Option<PathBuf> = None, Path, Yes, Live;
         /// Save the state to `saved_state` after each change.
@@ -134,6 +137,12 @@ keyed! {
 }
 
 impl Settings {
+    /// The permissions of the file of the command socket (bits of `chmod(2)`).
+    pub fn command_socket_bits(&self) -> u32 {
+        let usual = if self.command_allowed_uids.is_empty() { 0o600 } else { 0o666 };
+        self.command_socket_mode.map_or(usual, FileMode::bits)
+    }
+
     /// What can become of these settings without a new start: `wanted`, with what a start settles and with number and place of the
     /// workers as they are here.
     pub fn becoming(&self, wanted: &Settings) -> Settings {

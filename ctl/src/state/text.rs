@@ -24,6 +24,7 @@ macro_rules! as_text {
 as_text! {
     super::BackendAddress: super::BackendAddressError;
     super::DnsName: super::BackendAddressError;
+    super::FileMode: super::FileModeError;
     super::Fingerprint: super::FingerprintError;
     super::RateKey: super::RateKeyError;
     super::StatusRange: super::StatusRangeError;

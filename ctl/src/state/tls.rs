@@ -140,7 +140,7 @@ words! {
 }
 
 /// Clients show certificates.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ClientAuth {
     /// Who issues them (PEM).
     pub ca: Material,
@@ -148,6 +148,30 @@ pub struct ClientAuth {
     pub crl: Option<Material>,
     /// Those that show none are refused.
     pub required: bool,
+    /// Others that issue them, in files of their own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more_cas: Vec<Material>,
+    /// Others that are void.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more_crls: Vec<Material>,
+}
+
+impl ClientAuth {
+    /// All files of issuers.
+    pub fn cas(&self) -> impl Iterator<Item = &Material> {
+        std::iter::once(&self.ca).chain(&self.more_cas)
+    }
+
+    /// All files.
+    pub(crate) fn materials_mut(&mut self) -> impl Iterator<Item = &mut Material> {
+        let ClientAuth { ca, crl, more_cas, more_crls, .. } = self;
+        std::iter::once(ca).chain(more_cas).chain(crl).chain(more_crls)
+    }
+
+    /// All files of revocation lists.
+    pub fn crls(&self) -> impl Iterator<Item = &Material> {
+        self.crl.iter().chain(&self.more_crls)
+    }
 }
 
 keyed! {

@@ -2,7 +2,7 @@
 
 use kakehi_ctl::state::Forwarding;
 use kakehi_engine::{
-    h1::{ClientCertificate, ForwardedBy, HeadLimits, HeadProgress, RequestHead},
+    h1::{ClientCertificate, ForwardedBy, HeadLimits, HeadProgress, RequestHead, Rewritten},
     http::{Reason, Scratch, Version},
 };
 
@@ -84,6 +84,7 @@ fn check_forwarded(input: &Input<'_>, bytes: &[u8]) {
         elide_x_real_ip: input.option(8),
         underscores: input.option(12),
         trusted_peers: Vec::new(),
+        ..Forwarding::default()
     };
     let client =
         input.option(9).then_some(ClientCertificate { subject: "CN=a", fingerprint: "0123456789abcdef" });
@@ -95,6 +96,7 @@ fn check_forwarded(input: &Input<'_>, bytes: &[u8]) {
         switches: &switches,
         request_id: "01ARZ3NDEKTSV4RRFFQ69G5FAV",
         session_cookie: None,
+        rewritten: Rewritten::default(),
         client,
     };
     let Ok(Some((meaning, forwarded))) = parse(bytes, &mut HeadProgress::default(), &LIMITS, |head| {
@@ -162,6 +164,7 @@ fn forward_again(bytes: &[u8], look: impl FnOnce(&RequestHead<'_>)) -> Vec<u8> {
         switches: &switches,
         request_id: "",
         session_cookie: None,
+        rewritten: Rewritten::default(),
         client: None,
     };
     let read = parse(bytes, &mut HeadProgress::default(), &AMPLE, |head| {

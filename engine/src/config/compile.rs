@@ -1,16 +1,17 @@
 //! A state compiled for traffic: a [`ListenerConfig`] for each listener, and the clusters.
 
-use std::{cell::RefCell, collections::BTreeMap, net::SocketAddr, rc::Rc};
+use std::{cell::RefCell, collections::BTreeMap, hash::BuildHasher as _, net::SocketAddr, rc::Rc};
 
 use kakehi_ctl::state::{self, ClusterProtocol, State};
+use rustc_hash::{FxBuildHasher, FxHashMap};
 
 use super::tls_ingress::{IngressPlan, TlsIngress};
 use crate::{
-    exchange::{Action, HstsPolicy, ListenerConfig, Routes, Target},
+    exchange::{Action, HstsPolicy, ListenerConfig, Rewriting, Routes, Target},
     h1::{HeadLimits, StrictTransport},
     quota::Guard,
     ring::{Slice, run_undivided},
-    route::{RouteError, RouteTable, RouteTableBuilder, Rule, check_hostname, check_path},
+    route::{Rewriter, RouteError, RouteTable, RouteTableBuilder, Rule, check_hostname, check_path},
     tls::{Context, Contradiction, TlsError},
     upstream::{Cluster, ClusterError},
 };
@@ -27,7 +28,15 @@ pub type Clusters = BTreeMap<String, Rc<Cluster>>;
 /// `Route`.
 pub(super) fn check(cluster: &str, frontend: &state::Frontend) -> Result<(), CompileError> {
     let checked = check_hostname(&frontend.hostname).and_then(|()| check_path(&frontend.path));
+    let checked = checked.and_then(|()| rewriter(frontend).map(drop));
     checked.map_err(|error| CompileError::Route { cluster: cluster.to_owned(), error })
+}
+
+/// What a frontend makes of hosts and paths.
+fn rewriter(frontend: &state::Frontend) -> Result<Option<Rewriter>, RouteError> {
+    let Some(rewrite) = &frontend.rewrite else { return Ok(None) };
+    let (host, path) = (rewrite.host.as_deref(), rewrite.path.as_deref());
+    Rewriter::compile(&frontend.hostname, &frontend.path, host, path).map(Some)
 }
 
 pub(super) fn rule(frontend: &state::Frontend, target: u32) -> Rule {
@@ -42,8 +51,15 @@ pub(super) fn rule(frontend: &state::Frontend, target: u32) -> Rule {
 impl Action {
     fn of(frontend: &state::Frontend, cluster: &state::Cluster) -> Action {
         if frontend.deny {
-            Action::Deny
-        } else if cluster.https_redirect {
+            return Action::Deny;
+        }
+        match (frontend.redirect, frontend.redirect.status()) {
+            (_, Some(status)) => return Action::Redirect(status),
+            (state::Redirect::SilentClose, _) => return Action::Close,
+            (state::Redirect::Unauthorized, _) => return Action::Deny,
+            _ => {}
+        }
+        if cluster.https_redirect {
             Action::RedirectHttps(cluster.https_redirect_port)
         } else {
             Action::Forward
@@ -58,12 +74,56 @@ impl Target {
         frontend: &state::Frontend,
         configured: &state::Cluster,
     ) -> Target {
+        let rewriting = Rewriting::of(frontend);
         Target {
             cluster: Rc::clone(cluster),
-            action: Action::of(frontend, configured),
+            // It was checked before; what cannot be rewritten is not forwarded as it is.
+            action: if rewriting.is_err() { Action::Deny } else { Action::of(frontend, configured) },
+            rewriting: rewriting.ok().flatten().map(Rc::new),
             hsts: HstsPolicy::of(frontend),
             guard: Guard::of_frontend(frontend).map(Rc::new),
         }
+    }
+}
+
+/// The targets of a listener, each once: rules that do the same do not contradict each other.
+#[derive(Default)]
+struct Targets {
+    all: Vec<Target>,
+    /// The last of those that may be the same.
+    last: FxHashMap<u64, u32>,
+    /// Of each, the one before of those that may be the same.
+    before: Vec<Option<u32>>,
+}
+
+impl Targets {
+    /// The place of a target, of `frontend`.
+    fn place(&mut self, wanted: Target, frontend: &state::Frontend) -> u32 {
+        let made = wanted.rewriting.as_ref().map(|made| &made.source);
+        // Limits are those of a rule.
+        let limited = wanted.guard.as_ref().map(|_| (&frontend.hostname, &frontend.path));
+        let hash = FxBuildHasher.hash_one((Rc::as_ptr(&wanted.cluster), wanted.action, made, limited));
+        let last = self.last.get(&hash).copied();
+        let mut alike = std::iter::successors(last, |place| self.before[*place as usize]);
+        if let Some(place) = alike.find(|place| self.all[*place as usize].is_same(&wanted)) {
+            return place;
+        }
+        // Bounded by the size of the control frames.
+        let place = self.all.len() as u32;
+        self.last.insert(hash, place);
+        self.before.push(last);
+        self.all.push(wanted);
+        place
+    }
+}
+
+impl Rewriting {
+    fn of(frontend: &state::Frontend) -> Result<Option<Rewriting>, RouteError> {
+        let (Some(rewrite), Some(rewriter)) = (&frontend.rewrite, rewriter(frontend)?) else {
+            return Ok(None);
+        };
+        let source = (state::Rewrite::clone(rewrite), frontend.hostname.clone(), frontend.path.clone());
+        Ok(Some(Rewriting { scheme: rewrite.scheme, port: rewrite.port, rewriter, source }))
     }
 }
 
@@ -174,7 +234,7 @@ impl ListenerConfig {
         tls: Option<&Context>,
     ) -> Result<(ListenerConfigs, Clusters), CompileError> {
         let mut clusters = Clusters::new();
-        let mut rules: BTreeMap<SocketAddr, (RouteTableBuilder, Vec<&str>, Vec<Target>)> = BTreeMap::new();
+        let mut rules: BTreeMap<SocketAddr, (RouteTableBuilder, Vec<&str>, Targets)> = BTreeMap::new();
         let mut plans: BTreeMap<SocketAddr, IngressPlan<'_>> = BTreeMap::new();
         for (name, configured) in wanted {
             slice.pause().await;
@@ -196,16 +256,8 @@ impl ListenerConfig {
                     continue;
                 }
                 let (builder, hosts, targets) = rules.entry(address).or_default();
-                // One target per cluster and action: rules that repeat each other do not contradict each other.
-                let wanted = Target::of(&cluster, frontend, configured);
-                let same = |target: &Target| target.is_same(&wanted);
-                let index = targets.iter().rev().take(2).position(same).map(|back| targets.len() - 1 - back);
-                let index = index.unwrap_or_else(|| {
-                    targets.push(wanted);
-                    targets.len() - 1
-                });
-                // Bounded by the size of the control frames.
-                let added = builder.add(&rule(frontend, index as u32));
+                let place = targets.place(Target::of(&cluster, frontend, configured), frontend);
+                let added = builder.add(&rule(frontend, place));
                 added.map_err(|error| CompileError::Routes { address, error })?;
                 if hosts.last() != Some(&frontend.hostname.as_str()) {
                     hosts.push(&frontend.hostname);
@@ -226,7 +278,7 @@ impl ListenerConfig {
                 slice.pause().await;
             }
             let table = layout.finish().map_err(wrong)?;
-            let targets = targets.into_iter().map(Some).collect();
+            let targets = targets.all.into_iter().map(Some).collect();
             let routes = Rc::new(RefCell::new(Routes { table, targets }));
             configs.insert(*address, Rc::new(ListenerConfig::new(listener, routes, ingress)));
         }
@@ -271,7 +323,7 @@ impl ListenerConfig {
             request_limits: HeadLimits { bytes: sizes.head, fields: sizes.fields, target: sizes.target },
             response_limits: HeadLimits { bytes: sizes.response_head, fields: sizes.fields, target: 0 },
             local_port: listener.public_address.unwrap_or(listener.address).port().to_string(),
-            settings: listener.clone(),
+            settings: state::Listener { forwarding: listener.forwarding.effective(), ..listener.clone() },
         }
     }
 }

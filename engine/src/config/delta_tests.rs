@@ -44,8 +44,12 @@ fn frontend(dice: &mut Dice) -> Frontend {
         },
         method: dice.one(&METHODS).map(str::to_owned),
         deny: dice.roll(6) == 0,
-        tls: None,
-        limits: None,
+        redirect: if dice.roll(6) == 0 { state::Redirect::Found } else { state::Redirect::Forward },
+        rewrite: (dice.roll(4) == 0).then(|| {
+            let path = format!("/{}$HOST[0]$PATH[0]", dice.roll(2)).into_boxed_str();
+            Box::new(state::Rewrite { path: Some(path), ..state::Rewrite::default() })
+        }),
+        ..Frontend::default()
     }
 }
 
@@ -96,7 +100,10 @@ fn change(dice: &mut Dice, state: &State) -> Change {
 /// What a request finds: the cluster and what is done, or why nothing.
 fn found(config: &ListenerConfig, host: &str, path: &str, method: &str) -> String {
     match config.routes.borrow().find(host, path, method) {
-        Ok(target) => format!("{} {:?}", target.cluster.name, target.action),
+        Ok(target) => {
+            let made = target.rewriting.as_ref().map(|made| made.rewriter.path(host, path));
+            format!("{} {:?} {made:?}", target.cluster.name, target.action)
+        }
         Err(reason) => reason.code().to_owned(),
     }
 }

@@ -37,7 +37,7 @@ impl Chance {
     fn client_auth(&mut self) -> Option<ClientAuth> {
         let which = self.roll(6);
         let ca = self.authorities.get(which).cloned()?;
-        Some(ClientAuth { ca, crl: None, required: self.roll(4) > 0 })
+        Some(ClientAuth { ca, required: self.roll(4) > 0, ..ClientAuth::default() })
     }
 
     fn versions(&mut self) -> Option<Vec<TlsVersion>> {
@@ -63,9 +63,8 @@ impl Chance {
             hostname: HOSTS[self.roll(HOSTS.len())].to_owned(),
             path: PathRule::Prefix(String::new()),
             method: None,
-            deny: false,
             tls: (self.roll(3) == 0).then(|| Box::new(own)),
-            limits: None,
+            ..Frontend::default()
         }
     }
 

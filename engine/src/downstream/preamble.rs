@@ -4,7 +4,7 @@
 
 use std::{net::IpAddr, rc::Rc};
 
-use kakehi_ctl::state::ListenerProtocol;
+use kakehi_ctl::{limits, state::ListenerProtocol};
 
 use super::{client::ClientConnection, tunnel};
 use crate::{
@@ -132,10 +132,13 @@ async fn secure(
                 if !terminator.depends_on_name() && config.passthrough.names.is_empty() {
                     return tls::accept(turns, stream, terminator, None, first).await.map(Outcome::secured);
                 }
-                let Hello { name, bytes } = match tls::read_hello(turns, stream, first).await {
-                    Ok(hello) => hello,
-                    Err((failure, bytes)) => return tell(turns, stream, terminator, failure, bytes).await,
-                };
+                let Hello { name, bytes } =
+                    match tls::read_hello(turns, stream, first, limits::MAX_CLIENT_HELLO).await {
+                        Ok(hello) => hello,
+                        Err((failure, bytes)) => {
+                            return tell(turns, stream, terminator, failure, bytes).await;
+                        }
+                    };
                 let name = name.as_deref();
                 if let Some(Some(passage)) = name.and_then(|name| config.passthrough.names.find(name)) {
                     return Ok(Outcome::PassOn(passage.clone(), bytes));
@@ -283,6 +286,7 @@ async fn pass_on(connection: &mut ClientConnection, config: &Rc<ListenerConfig>)
             None => Event::Rejected,
         };
     }
+    connection.timer.set(config.settings.sni_preread_ms);
     if connection.read_buffer.is_empty()
         && let Err(event) = read_more(connection, Counter::IdleTimeouts, None).await
     {
@@ -290,13 +294,18 @@ async fn pass_on(connection: &mut ClientConnection, config: &Rc<ListenerConfig>)
     }
     let source = Source::client(connection.addresses().map(|pair| pair.source.ip()));
     let first = connection.read_buffer.take();
+    let most = config.settings.sni_preread_max as usize;
     let hello = {
         let Some(stream) = connection.stream.as_plain() else { return Event::Rejected };
         let turns = Turns { admission: connection.shared().ring.admission(), source };
-        connection.timer.limit(tls::read_hello(turns, stream, first)).await
+        connection.timer.limit(tls::read_hello(turns, stream, first, most)).await
     };
     let (name, bytes) = match hello {
         Ok(Ok(Hello { name, bytes })) => (name, bytes),
+        Ok(Err((failure @ Failure::HelloTooLarge, _))) => {
+            connection.stream.start_send(tls::too_large().into());
+            return fail(connection, &failure);
+        }
         // Not TLS, or nothing that we understand: it is for whoever takes all that has no name.
         Ok(Err((_, bytes))) => (None, bytes),
         Err(_) => {

@@ -6,25 +6,29 @@ use std::{
     rc::Rc,
 };
 
-use kakehi_ctl::state;
+use kakehi_ctl::state::{self, RedirectScheme};
 
 use super::wakers::Wakers;
 use crate::{
     h1::{HeadLimits, StrictTransport},
     http::Reason,
     quota::Guard,
-    route::{Outcome, RouteTable},
+    route::{Outcome, Rewriter, RouteTable},
     tls::{NameMap, Terminator},
     upstream::Cluster,
 };
 
 /// What is done with a request that a rule matched.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Action {
     /// Forward it to the cluster.
     Forward,
     /// 401.
     Deny,
+    /// The connection closes without an answer.
+    Close,
+    /// A redirect with this status.
+    Redirect(u16),
     /// 301 to `https`, at this port, unless it came that way.
     RedirectHttps(Option<u16>),
 }
@@ -33,6 +37,8 @@ pub(crate) enum Action {
 pub(crate) struct Target {
     pub(crate) cluster: Rc<Cluster>,
     pub(crate) action: Action,
+    /// What is made of where the request leads, where that is anything.
+    pub(crate) rewriting: Option<Rc<Rewriting>>,
     /// What its frontends say of `Strict-Transport-Security`.
     pub(crate) hsts: HstsPolicy,
     /// How much its frontend takes from whom, where that is limited.
@@ -49,9 +55,27 @@ pub(crate) enum HstsPolicy {
     Own(Option<Rc<StrictTransport>>),
 }
 
+/// What a frontend makes of where its requests lead.
+pub(crate) struct Rewriting {
+    pub(crate) scheme: RedirectScheme,
+    pub(crate) port: Option<u16>,
+    pub(crate) rewriter: Rewriter,
+    /// What it was made of.
+    pub(crate) source: (state::Rewrite, String, state::PathRule),
+}
+
+impl PartialEq for Rewriting {
+    fn eq(&self, other: &Rewriting) -> bool {
+        self.source == other.source
+    }
+}
+
 impl Target {
     pub(crate) fn is_same(&self, other: &Target) -> bool {
-        let same_action = self.action == other.action && self.hsts == other.hsts && self.guard == other.guard;
+        let same_action = self.action == other.action
+            && self.hsts == other.hsts
+            && self.guard == other.guard
+            && self.rewriting == other.rewriting;
         Rc::ptr_eq(&self.cluster, &other.cluster) && same_action
     }
 }

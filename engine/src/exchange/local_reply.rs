@@ -47,6 +47,9 @@ pub(super) async fn send_local_reply<D: Downstream>(
     shared.counters.count_answer(reply.reason);
     let status = reply.status.unwrap_or_else(|| reply.reason.status());
     record.status.set(status);
+    if reply.reason == Reason::SilentClose {
+        return Event::FarewellSent;
+    }
     let goes_on = reply.keep_alive && !downstream.is_last() && reply.version == Version::Http11;
     let mut out = shared.ring.head_buffer();
     let config = downstream.config();

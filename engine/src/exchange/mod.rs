@@ -50,7 +50,7 @@ pub(crate) use self::{
     disposition::{Disposition, Event},
     downstream::{Client, Downstream, Encoded},
     limits::judge,
-    listener::{Action, HstsPolicy, Passage, Passthrough, Routes, Target},
+    listener::{Action, HstsPolicy, Passage, Passthrough, Rewriting, Routes, Target},
     local_reply::LocalReply,
     outcome::{Failure, Outcome, Upgrade},
     request::Request,

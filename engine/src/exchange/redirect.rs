@@ -1,26 +1,103 @@
-//! Where the redirect to `https` leads, and who is there already.
+//! Where redirects lead, and what a frontend makes of where its requests lead.
 
 use std::fmt::Write as _;
 
-use crate::h1::RequestHead;
+use kakehi_ctl::state::RedirectScheme;
+
+use super::listener::{Action, Rewriting, Routes};
+use crate::{h1::RequestHead, http::Reason, route};
 
 /// Where the same is found by `https`, on this port: a valid URI (RFC 3986) whatever the request looks like. `None`: it names no host.
 pub(super) fn https_location(head: &RequestHead<'_>, port: Option<u16>) -> Option<String> {
-    let host = head.host_name();
+    let port = port.map(|port| port.to_string());
+    uri("https", head.host_name(), port.as_deref(), head.target)
+}
+
+/// Where a redirect of a frontend leads: a valid URI whatever the request looks like. `None`: it names no host.
+pub(super) fn location(head: &RequestHead<'_>, is_https: bool, made: Option<&Rewriting>) -> Option<String> {
+    let present = if is_https { "https" } else { "http" };
+    let scheme = match made.map(|made| made.scheme) {
+        None | Some(RedirectScheme::UseSame) => present,
+        Some(RedirectScheme::UseHttp) => "http",
+        Some(RedirectScheme::UseHttps) => "https",
+    };
+    let usual = if scheme == "https" { 443 } else { 80 };
+    let host = made.and_then(|made| made.rewriter.host(head.host_name()));
+    let port = match made.and_then(|made| made.port) {
+        Some(port) => (port != usual).then(|| port.to_string()),
+        // Of another host or scheme it is not known.
+        None => (host.is_none() && scheme == present).then(|| port_of(head)).flatten(),
+    };
+    let target = made.and_then(|made| made.target(head));
+    uri(
+        scheme,
+        host.as_deref().unwrap_or(head.host_name()),
+        port.as_deref(),
+        target.as_deref().unwrap_or(head.target),
+    )
+}
+
+/// The port in the authority of a request.
+fn port_of(head: &RequestHead<'_>) -> Option<String> {
+    let port = head.host.get(head.host_name().len()..)?.strip_prefix(':')?;
+    (!port.is_empty()).then(|| port.to_owned())
+}
+
+impl Rewriting {
+    /// The target in the place of that of a request; `None`: that one.
+    pub(super) fn target(&self, head: &RequestHead<'_>) -> Option<String> {
+        let mut target = self.rewriter.path(head.host_name(), head.path())?;
+        // The query stays.
+        target.push_str(head.target.get(head.path().len()..).unwrap_or_default());
+        Some(target)
+    }
+
+    /// The authority in the place of that of a request; `None`: that one.
+    pub(super) fn authority(&self, head: &RequestHead<'_>) -> Option<String> {
+        let host = self.rewriter.host(head.host_name());
+        match (host, self.port) {
+            (host, None) => host,
+            (None, Some(_)) if head.host_name().is_empty() => None,
+            (host, Some(port)) => Some(format!("{}:{port}", host.as_deref().unwrap_or(head.host_name()))),
+        }
+    }
+}
+
+/// Holds a path that a frontend has made against the rules that refuse, as if the client had asked for it: what a rule makes must lead
+/// nobody past another one.
+///
+/// # Errors
+/// Why it is refused.
+pub(super) fn judge_rewritten(routes: &Routes, head: &RequestHead<'_>, target: &str) -> Result<(), Reason> {
+    let path = target.split('?').next().unwrap_or_default();
+    if route::leads_up(path) {
+        return Err(Reason::AmbiguousPath);
+    }
+    match routes.find(head.host_name(), path, head.method_text) {
+        Err(Reason::AmbiguousPath) => Err(Reason::AmbiguousPath),
+        Ok(target) if target.action == Action::Deny => Err(Reason::Denied),
+        Ok(target) if target.action == Action::Close => Err(Reason::SilentClose),
+        _ => Ok(()),
+    }
+}
+
+/// A URI of these parts; `None` without a host.
+fn uri(scheme: &str, host: &str, port: Option<&str>, target: &str) -> Option<String> {
     if host.is_empty() {
         return None;
     }
-    let mut location = String::with_capacity("https://:65535".len() + host.len() + head.target.len());
-    location.push_str("https://");
+    let mut location = String::with_capacity("https://:65535".len() + host.len() + target.len());
+    location.push_str(scheme);
+    location.push_str("://");
     // The brackets of an IPv6 address, which was checked.
     push_uri(&mut location, host, |byte| host.starts_with('[') && matches!(byte, b'[' | b']' | b':'));
     if let Some(port) = port {
-        // Writing to a string cannot fail.
-        let _ = write!(location, ":{port}");
+        location.push(':');
+        location.push_str(port);
     }
     // RFC 9112 section 3.2.4: `*` is what an empty path of OPTIONS became.
-    if head.target != "*" {
-        push_uri(&mut location, head.target, |byte| matches!(byte, b'/' | b'?' | b':' | b'@' | b';' | b','));
+    if target != "*" {
+        push_uri(&mut location, target, |byte| matches!(byte, b'/' | b'?' | b':' | b'@' | b';' | b','));
     }
     Some(location)
 }

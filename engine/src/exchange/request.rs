@@ -9,10 +9,10 @@ use super::{
     client_address::client_address,
     limits::{self, Refusal},
     listener::{Action, HstsPolicy},
-    redirect::{came_by_https, https_location},
+    redirect::{came_by_https, https_location, judge_rewritten, location},
 };
 use crate::{
-    h1::{ClientCertificate, ForwardedBy, RequestBody, RequestHead, StrictTransport},
+    h1::{ClientCertificate, ForwardedBy, RequestBody, RequestHead, Rewritten, StrictTransport},
     http::{Asked, Method, Reason, Version},
     quota::{Caps, Guard},
     ring::Recv,
@@ -239,6 +239,18 @@ fn route_request(
     }
     match target.action {
         Action::Deny => return Err(reply(Reason::Denied, &hsts)),
+        Action::Close => return Err(reply(Reason::SilentClose, &hsts)),
+        Action::Redirect(status) => {
+            let location = location(head, is_https(config, client, head), target.rewriting.as_deref());
+            return Err(match location {
+                Some(location) => LocalReply {
+                    location: Some(location),
+                    status: Some(status),
+                    ..reply(Reason::Redirect, &hsts)
+                },
+                None => reply(Reason::MissingHost, &hsts),
+            });
+        }
         Action::RedirectHttps(port) if !is_https(config, client, head) => {
             return Err(match https_location(head, port) {
                 Some(location) => {
@@ -248,6 +260,12 @@ fn route_request(
             });
         }
         Action::Forward | Action::RedirectHttps(_) => {}
+    }
+    let made = target.rewriting.as_deref();
+    let made = made.map(|made| (made.authority(head), made.target(head)));
+    let (authority, rewritten) = made.unwrap_or_default();
+    if let Some(target) = &rewritten {
+        judge_rewritten(&routes, head, target).map_err(|reason| reply(reason, &hsts))?;
     }
     let sizes = &config.settings.sizes;
     let max_body_size = |guard: Option<&Guard>| guard.and_then(|guard| guard.max_body_size);
@@ -283,7 +301,8 @@ fn route_request(
         max_body_size,
     };
     let session_cookie = target.cluster.has_sessions().then_some(config.settings.sticky_name.as_str());
-    let mut out = write_head(config, shared, head, client, session_cookie);
+    let rewritten = Rewritten { authority: authority.as_deref(), target: rewritten.as_deref() };
+    let mut out = write_head(config, shared, head, client, session_cookie, rewritten);
     let told = request.retries.as_ref().is_some_and(|retries| retries.attempts_header);
     let attempts_at = told.then(|| add_attempts(&mut out)).flatten();
     let request = Request { attempts_at, ..request };
@@ -368,6 +387,7 @@ fn write_head(
     head: &RequestHead<'_>,
     client: &Client<'_>,
     session_cookie: Option<&str>,
+    rewritten: Rewritten<'_>,
 ) -> Vec<u8> {
     let mut out = shared.ring.head_buffer();
     let mut peer_text = [0; 48];
@@ -382,6 +402,7 @@ fn write_head(
         switches: forwarding,
         request_id: shared.request_ids.borrow_mut().next(shared.ring.now(), &mut id_text),
         session_cookie,
+        rewritten,
         client: certificate
             .map(|client| ClientCertificate { subject: &client.subject, fingerprint: &client.fingerprint }),
     };

@@ -35,6 +35,23 @@ pub struct ForwardedBy<'a> {
     pub session_cookie: Option<&'a str>,
     /// The certificate that the client has shown, if it has.
     pub client: Option<ClientCertificate<'a>>,
+    /// What the request is made into.
+    pub rewritten: Rewritten<'a>,
+}
+
+/// What a request is for in the place of what its client asked for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Rewritten<'a> {
+    /// Its authority: a host, with or without a port.
+    pub authority: Option<&'a str>,
+    /// Its target: path and query.
+    pub target: Option<&'a str>,
+}
+
+impl Rewritten<'_> {
+    fn is_any(&self) -> bool {
+        self.authority.is_some() || self.target.is_some()
+    }
 }
 
 /// A client's certificate as a backend is told of it.
@@ -55,13 +72,14 @@ impl RequestHead<'_> {
     pub fn write_forwarded(&self, by: &ForwardedBy<'_>, out: &mut Vec<u8>) {
         // Room for what is added besides the parts that are counted.
         out.reserve(self.len + 2 * self.host.len() + 512);
-        let from = if self.line_as_sent {
+        let from = if self.line_as_sent && !by.rewritten.is_any() {
             self.start
         } else {
-            put!(out, self.method_text, " ", self.target, " HTTP/1.1\r\n");
+            let Rewritten { authority, target } = by.rewritten;
+            put!(out, self.method_text, " ", target.unwrap_or(self.target), " HTTP/1.1\r\n");
             // RFC 9112 section 3.2.2: for an absolute-form a proxy writes Host anew.
-            if self.replace_host {
-                put!(out, "Host: ", self.host, "\r\n");
+            if self.replace_host || authority.is_some() {
+                put!(out, "Host: ", authority.unwrap_or(self.host), "\r\n");
             }
             field::first_line(self.fields, self.len - 2)
         };
@@ -101,7 +119,7 @@ impl RequestHead<'_> {
             Kind::Proxy => false,
             // RFC 9110 section 7.6.2: that of TRACE and OPTIONS is written anew.
             Kind::MaxForwards => self.max_forwards.is_none(),
-            Kind::Host => !self.replace_host,
+            Kind::Host => !self.replace_host && by.rewritten.authority.is_none(),
             // RFC 9110 section 10.1.1: an expectation that was ignored must not come true further on.
             Kind::Expect => self.expect_continue,
             Kind::ContentLength

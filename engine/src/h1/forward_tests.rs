@@ -28,6 +28,7 @@ fn by(switches: &Forwarding, trusted: bool) -> ForwardedBy<'_> {
         switches,
         request_id: "01ARZ3NDEKTSV4RRFFQ69G5FAV",
         session_cookie: None,
+        rewritten: super::Rewritten::default(),
         client: None,
     }
 }

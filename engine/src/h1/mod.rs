@@ -30,7 +30,7 @@ mod trailer;
 
 pub use answer::write_answer;
 pub use chunked::{Advance, CHUNK_SUFFIX, ChunkPrefix, ChunkedBody, Emit, LAST_CHUNK, chunk_prefix};
-pub use forward::{ClientCertificate, ForwardedBy};
+pub use forward::{ClientCertificate, ForwardedBy, Rewritten};
 pub use framing::{RequestBody, ResponseBody};
 pub use head::{HeadLimits, HeadProgress};
 pub use plan::{OutConnection, OutFraming, ResponsePlan};

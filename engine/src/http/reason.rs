@@ -133,6 +133,10 @@ reasons! {
     TooManyConnections = 429 "too_many_connections",
     /// The worker has more to do than it can (`overload_delay`).
     Overloaded = 503 "overloaded",
+    /// A frontend leads the client elsewhere (`redirect`); also 302, 307 and 308.
+    Redirect = 301 "redirect",
+    /// A frontend closes the connection without an answer (`redirect = "silent_close"`); nothing is sent.
+    SilentClose = 444 "silent_close",
 }
 
 impl Reason {
@@ -153,6 +157,9 @@ pub(crate) fn phrase(status: u16) -> &'static str {
     match status {
         200 => "OK",
         301 => "Moved Permanently",
+        302 => "Found",
+        307 => "Temporary Redirect",
+        308 => "Permanent Redirect",
         400 => "Bad Request",
         401 => "Unauthorized",
         402 => "Payment Required",
@@ -174,6 +181,8 @@ pub(crate) fn phrase(status: u16) -> &'static str {
         428 => "Precondition Required",
         429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
+        // Of nginx: never sent.
+        444 => "No Response",
         451 => "Unavailable For Legal Reasons",
         500 => "Internal Server Error",
         501 => "Not Implemented",

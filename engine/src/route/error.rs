@@ -60,6 +60,14 @@ pub enum RouteError {
         /// What is wrong with it, and what to write.
         reason: &'static str,
     },
+    /// A text of which no host or path can be made.
+    #[error("nothing can be rewritten to `{text}`: {reason}")]
+    BadRewrite {
+        /// As it was written.
+        text: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A method that is not a token (RFC 9110 section 9.1).
     #[error("`{0}` is not a method; leave it out for any method")]
     BadMethod(String),
@@ -92,6 +100,7 @@ impl RouteError {
             RouteError::UnclosedRegex(_) => "hostname_unclosed_regex",
             RouteError::BadRegex { .. } => "bad_regex",
             RouteError::BadPath { .. } => "bad_path",
+            RouteError::BadRewrite { .. } => "bad_rewrite",
             RouteError::BadMethod(_) => "bad_method",
             RouteError::Duplicate { .. } => "duplicate_route",
             RouteError::TooLarge => "routes_too_large",

@@ -23,6 +23,7 @@ mod host_index;
 mod normalise;
 mod path;
 mod pattern;
+mod rewrite;
 #[cfg(test)]
 mod tests;
 
@@ -30,6 +31,7 @@ use kakehi_ctl::state::PathRule;
 
 pub use error::RouteError;
 pub use path::check_path;
+pub use rewrite::{Rewriter, leads_up};
 
 use host::{HostName, HostPattern, LabelPattern};
 use host_index::HostEntry;

@@ -149,7 +149,7 @@ fn decode(path: &[u8], buffer: &mut [u8]) -> Result<Decoded, NoReading> {
 }
 
 /// The next byte, whether it was percent-encoded, and what follows.
-fn next_byte(text: &[u8]) -> Option<(u8, bool, &[u8])> {
+pub(super) fn next_byte(text: &[u8]) -> Option<(u8, bool, &[u8])> {
     match text {
         [b'%', high, low, rest @ ..] => match (hex_digit(*high), hex_digit(*low)) {
             (Some(high), Some(low)) => Some((high << 4 | low, true, rest)),

@@ -115,7 +115,7 @@ mod tests {
 
     fn auth(ca: &str, required: bool) -> Option<ClientAuth> {
         let ca = Material { path: ca.into(), ..Material::default() };
-        Some(ClientAuth { ca, crl: None, required })
+        Some(ClientAuth { ca, required, ..ClientAuth::default() })
     }
 
     fn frontend(versions: Option<TlsVersion>, client_auth: Option<ClientAuth>) -> FrontendTls {

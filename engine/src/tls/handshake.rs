@@ -121,13 +121,24 @@ pub struct Hello {
 }
 
 /// Reads the first message of a client as it arrives, without answering. No sockets here.
-#[derive(Default)]
 pub struct HelloReader {
     acceptor: Acceptor,
     bytes: Vec<u8>,
+    most: usize,
+}
+
+impl Default for HelloReader {
+    fn default() -> HelloReader {
+        HelloReader::of_at_most(limits::MAX_CLIENT_HELLO)
+    }
 }
 
 impl HelloReader {
+    /// For a message of so many bytes at most, with the headers of its records.
+    pub fn of_at_most(most: usize) -> HelloReader {
+        HelloReader { acceptor: Acceptor::default(), bytes: Vec::new(), most }
+    }
+
     /// Takes what arrived next; `None` = the message is not complete. What comes with it is kept with it.
     ///
     /// # Errors
@@ -142,17 +153,20 @@ impl HelloReader {
             match self.acceptor.accept() {
                 Ok(None) => {}
                 Ok(Some(accepted)) => {
+                    if self.bytes.len() - unread.len() > self.most {
+                        return Err(Failure::HelloTooLarge);
+                    }
                     let name = accepted.client_hello().server_name().map(Box::from);
                     return Ok(Some(Hello { name, bytes: std::mem::take(&mut self.bytes) }));
                 }
                 Err((error, _)) => return Err(Failure::Tls(error)),
             }
         }
-        if self.bytes.len() > limits::MAX_CLIENT_HELLO { Err(Failure::HelloTooLarge) } else { Ok(None) }
+        if self.bytes.len() > self.most { Err(Failure::HelloTooLarge) } else { Ok(None) }
     }
 }
 
-/// Reads the first message, which begins with `input`, and whatever comes with it, without answering.
+/// Reads the first message, of `most` bytes, which begins with `input`, and whatever comes with it, without answering.
 ///
 /// # Errors
 /// What came, and why it is no such message.
@@ -160,8 +174,9 @@ pub(crate) async fn read_hello(
     turns: Turns<'_>,
     stream: &Stream,
     mut input: Input,
+    most: usize,
 ) -> Result<Hello, (Failure, Vec<u8>)> {
-    let mut reader = HelloReader::default();
+    let mut reader = HelloReader::of_at_most(most);
     loop {
         match turns.run(input, |received| reader.read(received)).await {
             Ok(Some(hello)) => return Ok(hello),

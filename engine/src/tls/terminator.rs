@@ -278,9 +278,11 @@ impl Policy {
         // A session that was made when clients were asked for other certificates must not be resumed.
         let auth_print = match client_auth {
             None => Vec::new(),
-            Some(ClientAuth { ca, crl, required }) => {
-                format!("{required} {} {}", ca.digest, crl.as_ref().map_or("", |crl| &crl.digest))
-                    .into_bytes()
+            Some(auth) => {
+                let list = |digests: Vec<&str>| digests.join(",");
+                let cas = list(auth.cas().map(|ca| &*ca.digest).collect());
+                let crls = list(auth.crls().map(|crl| &*crl.digest).collect());
+                format!("{} {cas} {crls}", auth.required).into_bytes()
             }
         };
         config.ignore_client_order = true;
@@ -305,13 +307,17 @@ fn verifier(
     provider: &Arc<CryptoProvider>,
     auth: &ClientAuth,
 ) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
-    let roots = Arc::clone(&context.authorities(&auth.ca)?.roots);
+    let mut roots = Arc::clone(&context.authorities(&auth.ca)?.roots);
+    for ca in &auth.more_cas {
+        let more = context.authorities(ca)?;
+        Arc::make_mut(&mut roots).extend(more.roots.roots.iter().cloned());
+    }
     let mut builder = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(provider));
     let wrong = |material: &Material, reason: String| TlsError::Material {
         path: material.path.display().to_string(),
         reason,
     };
-    if let Some(crl) = &auth.crl {
+    for crl in auth.crls() {
         let text = context.material(crl)?;
         let lists: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(&text).collect();
         let lists = lists.map_err(|error| wrong(crl, error.to_string()))?;

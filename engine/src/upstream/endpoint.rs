@@ -65,7 +65,7 @@ impl Place {
         let own = |address| Place { address, server_name: None };
         Some(match &backend.address {
             BackendAddress::Ip(address) => Ok(own(SockAddr::from(*address))),
-            BackendAddress::Unix(path) => SockAddr::unix(path).map(own),
+            BackendAddress::Unix(path) => SockAddr::unix(BackendAddress::socket_path(path)).map(own),
             BackendAddress::Resolved(it) => {
                 Ok(Place { address: SockAddr::from(it.address), server_name: Some(it.server_name.clone()) })
             }

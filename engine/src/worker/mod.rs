@@ -119,7 +119,8 @@ fn start(setup: Setup, last_words: Rc<Cell<Option<OwnedFd>>>) -> Result<End, Err
     // Before files are closed: it looks for devices.
     tls::begin_randomness()?;
     // Before the executor too: its thread is to be in it.
-    let sandbox = Sandbox::enter(setup.id);
+    let mut backends = setup.state.clusters.values().flat_map(|cluster| &cluster.backends);
+    let sandbox = Sandbox::enter(setup.id, backends.any(|backend| backend.address.is_abstract()));
     let executor = glommio::LocalExecutorBuilder::new(glommio::Placement::Unbound)
         .name("kakehi")
         // Its own I/O is not used; the rest of its rings' memory counts against RLIMIT_MEMLOCK.

@@ -177,7 +177,8 @@ async fn serve_instead(
     let signals = Signals::new().map_err(Error::Runtime)?;
     let (questions, asked) = channel(QUEUE);
     let roster = Roster::default();
-    let socket = CommandSocket::open(&state.settings.command_socket, &state.settings.command_allowed_uids)?;
+    let (guests, mode) = (&state.settings.command_allowed_uids, state.settings.command_socket_bits());
+    let socket = CommandSocket::open(&state.settings.command_socket, guests, mode)?;
     let mut supervisor = Supervisor::new(state.settings.clone(), source, signals, asked, roster.clone())
         .map_err(Error::Runtime)?;
     let known = match supervisor.read_known().await {

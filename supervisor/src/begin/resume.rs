@@ -102,7 +102,9 @@ async fn take_up(estate: &Estate, file: &Path) -> Result<Running, Error> {
         supervisor.dismissed.go_on(ending.clone(), &roster);
     }
     let copy = estate.command_socket.try_clone().map_err(Error::Runtime)?;
-    let socket = CommandSocket::inherit(copy, command_socket, &will.state.settings.command_allowed_uids)?;
+    let (guests, mode) =
+        (&will.state.settings.command_allowed_uids, will.state.settings.command_socket_bits());
+    let socket = CommandSocket::inherit(copy, command_socket, guests, mode)?;
     supervisor.door = Some(socket.serve(questions.clone(), roster));
     let answer = Running::attend_to_asker(&mut supervisor, &questions, estate);
     match take_up_workers(&mut supervisor, estate, known).await {

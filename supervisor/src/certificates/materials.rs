@@ -55,8 +55,9 @@ impl Slot<'_> {
 }
 
 fn of_client_auth(auth: Option<&mut ClientAuth>) -> Vec<Slot<'_>> {
-    let Some(ClientAuth { ca, crl, .. }) = auth else { return Vec::new() };
-    [Some(Slot::Issuers(ca)), crl.as_mut().map(Slot::Crls)].into_iter().flatten().collect()
+    let Some(ClientAuth { ca, crl, more_cas, more_crls, .. }) = auth else { return Vec::new() };
+    let cas = std::iter::once(ca).chain(more_cas).map(Slot::Issuers);
+    cas.chain(crl.iter_mut().chain(more_crls).map(Slot::Crls)).collect()
 }
 
 /// Those of a listener.

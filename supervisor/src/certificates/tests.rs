@@ -428,7 +428,12 @@ fn issuers_revocation_lists_and_client_certificates_are_read_and_must_be_what_th
     let (client, other) = (write_pair(&folder, "client", &client), write_pair(&folder, "other", &other));
     let state = |ca: &Path, crl: &Path, key: &Path| {
         let mut state = State::default();
-        let auth = ClientAuth { ca: material(ca), crl: Some(material(crl)), required: true };
+        let auth = ClientAuth {
+            ca: material(ca),
+            crl: Some(material(crl)),
+            required: true,
+            ..ClientAuth::default()
+        };
         let tls = Tls { client_auth: Some(auth), ..Tls::default() };
         state.listeners.insert(address(443), Listener { tls: Some(Box::new(tls)), ..https(443) });
         let client = Some((material(&client.certificate), material(key)));

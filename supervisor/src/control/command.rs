@@ -105,16 +105,18 @@ pub(crate) enum Error {
 pub(crate) struct CommandSocket {
     listener: UnixListener,
     file: SocketFile,
-    /// Users that may use it besides root and our own. With any, every user may connect; others are refused then.
+    /// Users that may use it besides root and our own; others that can connect are refused then.
     guests: Vec<u32>,
+    /// Permissions of the file.
+    mode: u32,
 }
 
 impl CommandSocket {
-    /// Opens the socket at `path`, replacing one that a dead process left.
+    /// Opens the socket at `path` to these users, with a file of these permissions, replacing one that a dead process left.
     ///
     /// # Errors
     /// See [`Error`].
-    pub(crate) fn open(path: &Path, guests: &[u32]) -> Result<Self, Error> {
+    pub(crate) fn open(path: &Path, guests: &[u32], mode: u32) -> Result<Self, Error> {
         if path.as_os_str().len() > limits::MAX_SOCKET_PATH {
             return Err(Error::TooLong { path: path.to_owned() });
         }
@@ -126,21 +128,21 @@ impl CommandSocket {
         listener.set_nonblocking(true).map_err(explain)?;
         let listener = UnixListener::from_std(listener).map_err(explain)?;
         let file = SocketFile::at(path);
-        file.open_to(guests).map_err(explain)?;
-        Ok(CommandSocket { listener, file, guests: guests.to_vec() })
+        file.set_mode(mode).map_err(explain)?;
+        Ok(CommandSocket { listener, file, guests: guests.to_vec(), mode })
     }
 
-    /// The open socket that another supervisor left, whose file is at `path`.
+    /// The open socket that another supervisor left, whose file is at `path` and has these permissions.
     ///
     /// # Errors
     /// When it is none.
-    pub(crate) fn inherit(socket: OwnedFd, path: &Path, guests: &[u32]) -> Result<Self, Error> {
+    pub(crate) fn inherit(socket: OwnedFd, path: &Path, guests: &[u32], mode: u32) -> Result<Self, Error> {
         let explain = |error| Error::Io { path: path.to_owned(), error };
         let listener = std::os::unix::net::UnixListener::from(socket);
         listener.set_nonblocking(true).map_err(explain)?;
         let listener = UnixListener::from_std(listener).map_err(explain)?;
         let file = SocketFile::at(path);
-        Ok(CommandSocket { listener, file, guests: guests.to_vec() })
+        Ok(CommandSocket { listener, file, guests: guests.to_vec(), mode })
     }
 
     /// Accepts clients in the background; what they ask comes to `questions`. The returned value says who may ask, and removes
@@ -148,7 +150,7 @@ impl CommandSocket {
     ///
     /// The processes in `workers` have no business here.
     pub(crate) fn serve(self, questions: mpsc::Sender<Question>, workers: Roster) -> Door {
-        let (door, guests) = Door::new(self.file, self.guests);
+        let (door, guests) = Door::new(self.file, self.guests, self.mode);
         let admission = Admission::new(guests, workers);
         tokio::spawn(accept(self.listener, questions, admission));
         door
@@ -521,7 +523,7 @@ mod tests {
     #[tokio::test]
     async fn the_socket_is_for_its_owner_only_and_goes_with_the_supervisor() {
         let folder = tempfile::tempdir().unwrap();
-        let socket = CommandSocket::open(&path(&folder), &[]).unwrap();
+        let socket = CommandSocket::open(&path(&folder), &[], 0o600).unwrap();
         assert_eq!(fs::metadata(path(&folder)).unwrap().permissions().mode() & 0o777, 0o600);
         drop(socket);
         assert!(!path(&folder).exists());
@@ -530,7 +532,7 @@ mod tests {
     #[tokio::test]
     async fn with_guests_everybody_may_knock() {
         let folder = tempfile::tempdir().unwrap();
-        let _socket = CommandSocket::open(&path(&folder), &[1000]).unwrap();
+        let _socket = CommandSocket::open(&path(&folder), &[1000], 0o666).unwrap();
         assert_eq!(fs::metadata(path(&folder)).unwrap().permissions().mode() & 0o777, 0o666);
     }
 
@@ -539,8 +541,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         drop(std::os::unix::net::UnixListener::bind(path(&folder)).unwrap());
         assert!(path(&folder).exists());
-        let _alive = CommandSocket::open(&path(&folder), &[]).unwrap();
-        let message = CommandSocket::open(&path(&folder), &[]).err().unwrap().to_string();
+        let _alive = CommandSocket::open(&path(&folder), &[], 0o600).unwrap();
+        let message = CommandSocket::open(&path(&folder), &[], 0o600).err().unwrap().to_string();
         assert!(message.contains(&format!("answered by pid {}", std::process::id())), "{message}");
     }
 
@@ -548,14 +550,15 @@ mod tests {
     async fn a_file_that_is_no_socket_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(path(&folder), "precious").unwrap();
-        assert!(matches!(CommandSocket::open(&path(&folder), &[]), Err(Error::NotASocket { .. })));
+        assert!(matches!(CommandSocket::open(&path(&folder), &[], 0o600), Err(Error::NotASocket { .. })));
         assert_eq!(fs::read_to_string(path(&folder)).unwrap(), "precious");
     }
 
     async fn answer_to(bytes: &[u8]) -> Response {
         let folder = tempfile::tempdir().unwrap();
         let (questions, mut asked) = mpsc::channel::<Question>(1);
-        let _file = CommandSocket::open(&path(&folder), &[]).unwrap().serve(questions, Roster::default());
+        let _file =
+            CommandSocket::open(&path(&folder), &[], 0o600).unwrap().serve(questions, Roster::default());
         let mut client = UnixStream::connect(path(&folder)).await.unwrap();
         client.write_all(bytes).await.unwrap();
         tokio::spawn(async move {

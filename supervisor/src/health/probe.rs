@@ -99,7 +99,7 @@ async fn attempt(
         // Nobody knows where it is.
         BackendAddress::Name(_) => Ok(Outcome::Void("it has a name in the place of an address".into())),
         BackendAddress::Unix(path) => {
-            let stream = UnixStream::connect(path).await?;
+            let stream = UnixStream::connect(BackendAddress::socket_path(path)).await?;
             let name = tls.map(|tls| (tls, tls.name(None, None)));
             converse(stream, (plan, fields), name, stage, "localhost").await
         }

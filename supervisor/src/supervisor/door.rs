@@ -27,11 +27,11 @@ impl SocketFile {
         SocketFile { path: path.to_owned(), identity: identity(path) }
     }
 
-    /// Lets these users, besides root and our own, try to connect: with any, everybody can.
+    /// Gives the file these permissions, which say who can try to connect.
     ///
     /// # Errors
     /// When the file is another one by now, or the kernel refuses.
-    pub(crate) fn open_to(&self, guests: &[u32]) -> io::Result<()> {
+    pub(crate) fn set_mode(&self, mode: u32) -> io::Result<()> {
         // What has the name now may be anything, also a link.
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = fs::File::from(openat(CWD, &self.path, flags, Mode::empty())?);
@@ -39,7 +39,6 @@ impl SocketFile {
         if Some((found.dev(), found.ino())) != self.identity {
             return Err(io::Error::other("it is another file by now"));
         }
-        let mode = if guests.is_empty() { 0o600 } else { 0o666 };
         fs::set_permissions(format!("/proc/self/fd/{}", file.as_raw_fd()), fs::Permissions::from_mode(mode))
     }
 }
@@ -60,15 +59,16 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 pub(crate) struct Door {
     file: SocketFile,
     guests: watch::Sender<Vec<u32>>,
-    /// The mode of the file is not the one for them: it is tried again.
-    is_behind: bool,
+    /// The mode of the file; `None`: it could not be set, which is tried again.
+    mode: Option<u32>,
 }
 
 impl Door {
-    /// That of the socket with this file, and what the task that serves it looks at: the users that may use it besides root and our own.
-    pub(crate) fn new(file: SocketFile, guests: Vec<u32>) -> (Door, watch::Receiver<Vec<u32>>) {
+    /// That of the socket with this file of this mode, and what the task that serves it looks at: the users that may use it besides root
+    /// and our own.
+    pub(crate) fn new(file: SocketFile, guests: Vec<u32>, mode: u32) -> (Door, watch::Receiver<Vec<u32>>) {
         let (guests, seen) = watch::channel(guests);
-        (Door { file, guests, is_behind: false }, seen)
+        (Door { file, guests, mode: Some(mode) }, seen)
     }
 
     /// Leaves the file where it is.
@@ -77,13 +77,15 @@ impl Door {
     }
 
     /// Lets these users in from now on, besides root and our own. Connections of others end.
-    fn admit(&mut self, guests: &[u32]) -> io::Result<()> {
-        if *self.guests.borrow() == guests && !self.is_behind {
+    fn admit(&mut self, guests: &[u32], mode: u32) -> io::Result<()> {
+        if *self.guests.borrow() != guests {
+            self.guests.send_replace(guests.to_vec());
+        }
+        if self.mode == Some(mode) {
             return Ok(());
         }
-        self.guests.send_replace(guests.to_vec());
-        let opened = self.file.open_to(guests);
-        self.is_behind = opened.is_err();
+        let opened = self.file.set_mode(mode);
+        self.mode = opened.is_ok().then_some(mode);
         opened
     }
 }
@@ -92,7 +94,8 @@ impl Supervisor {
     /// Has the command socket answer the users in the settings.
     pub(crate) fn admit_guests(&mut self) {
         let Some(door) = &mut self.door else { return };
-        if let Err(error) = door.admit(&self.state.settings.command_allowed_uids) {
+        let settings = &self.state.settings;
+        if let Err(error) = door.admit(&settings.command_allowed_uids, settings.command_socket_bits()) {
             tracing::warn!("who can open the command socket stays as it was: {error}");
         }
     }
@@ -114,12 +117,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("k.sock");
         let _listener = UnixListener::bind(&path).unwrap();
-        let (mut door, _seen) = Door::new(SocketFile::at(&path), Vec::new());
+        let (mut door, _seen) = Door::new(SocketFile::at(&path), Vec::new(), 0o600);
         let away = folder.path().join("away");
         fs::rename(&path, &away).unwrap();
-        assert!(door.admit(&[1_000]).is_err() && door.admit(&[1_000]).is_err());
+        assert!(door.admit(&[1_000], 0o666).is_err() && door.admit(&[1_000], 0o666).is_err());
         fs::rename(&away, &path).unwrap();
-        door.admit(&[1_000]).unwrap();
+        door.admit(&[1_000], 0o666).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o666);
     }
 }

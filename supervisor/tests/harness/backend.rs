@@ -3,7 +3,10 @@
 use std::{
     io::Read as _,
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    os::unix::net::{UnixListener, UnixStream},
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::net::{SocketAddr as SocketAddress, UnixListener, UnixStream},
+    },
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -40,6 +43,14 @@ pub(crate) struct Backend {
 enum Address {
     Tcp(SocketAddr),
     Unix(PathBuf),
+}
+
+fn socket_address(path: &Path) -> SocketAddress {
+    match path.to_str().and_then(|path| path.strip_prefix('@')) {
+        Some(name) => SocketAddress::from_abstract_name(name),
+        None => SocketAddress::from_pathname(path),
+    }
+    .expect("an address for a backend")
 }
 
 impl Backend {
@@ -127,9 +138,9 @@ impl Backend {
         Backend::tls(server, move |conn| while conn.serve(|_| answer.clone()) {})
     }
 
-    /// The same behind a Unix socket at `path`.
+    /// The same behind a Unix socket at `path`, or `@name` for one without a file.
     pub(crate) fn unix(path: &Path, script: impl Fn(&mut Conn) + Send + Sync + 'static) -> Backend {
-        let listener = UnixListener::bind(path).expect("a socket for a backend");
+        let listener = UnixListener::bind_addr(&socket_address(path)).expect("a socket for a backend");
         Backend::run(Address::Unix(path.to_owned()), script, move || {
             let (stream, _) = listener.accept().ok()?;
             Some((Stream::Unix(stream.try_clone().ok()?), Stream::Unix(stream)))
@@ -247,7 +258,7 @@ impl Drop for Backend {
         self.gone.store(true, Ordering::SeqCst);
         match &self.address {
             Address::Tcp(address) => drop(TcpStream::connect(address)),
-            Address::Unix(path) => drop(UnixStream::connect(path)),
+            Address::Unix(path) => drop(UnixStream::connect_addr(&socket_address(path))),
         }
         for stream in &self.record.lock().expect("record").open {
             let _ = match stream {

@@ -57,6 +57,26 @@ fn a_trusted_peer_that_says_nothing_is_the_client() {
 }
 
 #[test]
+fn a_family_of_fields_that_is_not_added_is_not_let_through_either() {
+    for (families, x_forwarded, forwarded) in
+        [("both", true, true), ("x_forwarded", true, false), ("rfc7239", false, true), ("none", false, false)]
+    {
+        let line = format!("forwarded_headers = \"{families}\"");
+        for request in [PLAIN, CLAIMS] {
+            let (request, _) = seen(&[&line], request);
+            for field in ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-port", "x-forwarded-host"] {
+                assert_eq!(request.all(field).len(), usize::from(x_forwarded), "{families}: {field}");
+            }
+            assert_eq!(request.all("forwarded").len(), usize::from(forwarded), "{families}");
+            assert_eq!((request.all("via").len(), request.all("x-request-id").len()), (1, 1));
+        }
+        // Whom we believe says it himself.
+        let (request, _) = seen(&[&line, r#"trusted_peers = ["127.0.0.0/8"]"#], CLAIMS);
+        assert!(request.all("x-forwarded-for").join(", ").starts_with("9.9.9.9"), "{families}");
+    }
+}
+
+#[test]
 fn each_field_can_be_switched_off_and_is_not_let_through_either() {
     for field in [
         "x-forwarded-for",

@@ -50,6 +50,7 @@ mod probes;
 mod proxy_protocol;
 mod queueing;
 mod quotas;
+mod redirects;
 mod reload;
 mod routing;
 mod sandbox;

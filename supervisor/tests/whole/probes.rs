@@ -1,10 +1,13 @@
 //! How backends are probed: in clear text and by TLS, behind unix sockets, other ports and the PROXY protocol; and what a hostile answer
 //! costs. What follows from probes is in [`health`](crate::health).
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use crate::{
-    harness::{Backend, Config, Need, Pki, Proxy, free_port, kakehictl_of, machine, wait},
+    harness::{Backend, Config, Conn, Need, Pki, Proxy, exchange, free_port, kakehictl_of, machine, wait},
     health::{Farm, QUICK, check, shown, wait_for_verdict, with_body},
 };
 
@@ -127,7 +130,10 @@ fn backends_behind_unix_sockets_other_ports_and_the_proxy_protocol_are_probed_to
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("app");
     let answer = with_body(200, "well");
-    let unix = Backend::unix(&path, move |conn| while conn.serve(|_| answer.clone()) {});
+    let well = |answer: Vec<u8>| move |conn: &mut Conn| while conn.serve(|_| answer.clone()) {};
+    let unix = Backend::unix(&path, well(answer.clone()));
+    let name = format!("@kakehi-test-{}", std::process::id());
+    let nameless = Backend::unix(Path::new(&name), well(answer));
     let missing = format!("unix:{}", folder.path().join("nobody").display());
     let elsewhere = Backend::respond(with_body(200, "well"));
     let port = format!(", port = {}", elsewhere.socket_address().port());
@@ -140,6 +146,7 @@ fn backends_behind_unix_sockets_other_ports_and_the_proxy_protocol_are_probed_to
     let mut config = Config::new().root("worker_count = 2");
     for (cluster, address, keys, line) in [
         ("unix", unix.address(), "", ""),
+        ("abstract", nameless.address(), "", ""),
         ("missing", missing, "", ""),
         ("port", refusing.clone(), port.as_str(), ""),
         ("tcp", elsewhere.address(), ", mode = \"TCP\"", ""),
@@ -155,6 +162,7 @@ fn backends_behind_unix_sockets_other_ports_and_the_proxy_protocol_are_probed_to
     let proxy = config.start();
     for (cluster, up, reason) in [
         ("unix", true, "status 200"),
+        ("abstract", true, "status 200"),
         ("missing", false, "there is no such socket"),
         ("port", true, "status 200"),
         ("tcp", true, "a connection"),
@@ -165,6 +173,10 @@ fn backends_behind_unix_sockets_other_ports_and_the_proxy_protocol_are_probed_to
         assert_eq!(b["probe"]["reason"], reason, "{cluster}: {b}");
     }
     assert_eq!(unix.requests()[0].all("Host"), ["localhost"]);
+    for cluster in ["unix", "abstract"] {
+        exchange(&proxy, format!("GET / HTTP/1.1\r\nHost: {cluster}\r\nConnection: close\r\n\r\n"))
+            .expect(200, "well");
+    }
 }
 
 #[test]

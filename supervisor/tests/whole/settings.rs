@@ -281,6 +281,11 @@ fn who_may_use_the_command_socket_changes_at_once_also_for_those_who_are_connect
         // Without a reader it would leave by itself.
         (watcher, lines)
     });
+    // Who may be answered and who can connect are two things.
+    patch(&proxy, &["command_socket_mode=0600"]);
+    assert!(mode(&proxy) == 0o600 && status(&proxy).is_none_or(|code| code == 3));
+    patch(&proxy, &["command_socket_mode="]);
+    assert!(mode(&proxy) == 0o666 && status(&proxy).is_none_or(|code| code == 0));
     let words = patch(&proxy, &["command_allowed_uids="]);
     assert!(words.contains("~ command_allowed_uids [65534] → "), "{words}");
     assert!(mode(&proxy) == 0o600 && status(&proxy).is_none_or(|code| code == 3));

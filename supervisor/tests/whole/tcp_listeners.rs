@@ -166,6 +166,34 @@ fn names_of_tls_choose_the_cluster_and_tls_is_the_backends() {
 }
 
 #[test]
+fn the_message_with_the_name_may_take_so_long_and_be_so_large() {
+    let pki = Pki::new();
+    let backend = Backend::respond_over_tls(&pki.server(&["a"]), OK);
+    let config = Config::new()
+        .listener(r#"protocol = "tcp""#)
+        .listener("sni_preread_timeout = 0.3")
+        .cluster("exact", r#"protocol = "tcp""#)
+        .frontend("exact", r#"hostname = "a""#)
+        .backend("exact", &backend)
+        .cluster("rest", r#"protocol = "tcp""#)
+        .frontend("rest", "")
+        .backend("rest", &backend);
+    let proxy = config.clone().start();
+    ask(&mut pki.caller().connect(proxy.address()));
+    // A record that never ends, and nothing at all.
+    for start in [&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..], b""] {
+        let mut client = proxy.client();
+        client.send(start);
+        let (rest, end) = client.rest();
+        assert!(rest.is_empty() && end != End::Deadline, "{end:?}");
+    }
+    // Less than any client sends: nobody gets through, not even to the one that takes the rest.
+    let proxy = config.listener("sni_preread_max_bytes = 64").start();
+    pki.caller().expect_alert(proxy.address(), rustls::AlertDescription::RecordOverflow);
+    assert_eq!(backend.connections(), 1);
+}
+
+#[test]
 fn some_names_pass_through_a_port_that_terminates_others() {
     let pki = Pki::new();
     let server: Server = pki.server(&["through.test"]);

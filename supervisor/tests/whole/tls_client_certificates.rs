@@ -46,6 +46,33 @@ fn a_listener_lets_in_who_shows_a_certificate_that_is_good() {
 }
 
 #[test]
+fn authorities_and_revocations_stand_in_any_number_of_files() {
+    let (backend, one, other, stranger) =
+        (Backend::respond(OK), Pki::new(), Pki::named("Other"), Pki::named("Stranger"));
+    let [revoked_by_one, revoked_by_other] = [&one, &other].map(|pki| pki.issue_for("revoked"));
+    let list =
+        |paths: [&std::path::Path; 2]| format!("[\"{}\", \"{}\"]", paths[0].display(), paths[1].display());
+    let crls = [one.revoke(&[&revoked_by_one]), other.revoke(&[&revoked_by_other])];
+    let cas = [&one, &other].map(|pki| pki.authority().certificate.as_path());
+    let proxy = Config::https_to(&backend, &one.issue(&["a"]))
+        .listener(&format!("client_ca_certificates = {}", list(cas)))
+        .listener(&format!("client_ca_crls = {}", list([&crls[0], &crls[1]])))
+        .start();
+    for caller in [one.caller().tls12(), one.caller().tls13()] {
+        for good in [one.issue_for("good"), other.issue_for("good")] {
+            ask(&mut caller.identity(&good).connect(proxy.address()));
+        }
+        for (bad, alert) in [
+            (&stranger.issue_for("good"), Alert::UnknownCA),
+            (&revoked_by_one, Alert::CertificateRevoked),
+            (&revoked_by_other, Alert::CertificateRevoked),
+        ] {
+            caller.identity(bad).expect_alert(proxy.address(), alert);
+        }
+    }
+}
+
+#[test]
 fn a_frontend_asks_for_more_than_its_listener() {
     let (backend, pki) = (Backend::respond(OK), Pki::new());
     let ca = pki.ca("client_ca");

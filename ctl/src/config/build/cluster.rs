@@ -212,9 +212,31 @@ impl Builder<'_, '_> {
         more.unwrap_or(id)
     }
 
+    /// The address of a backend that listens on a unix socket is a name, which no other one of these has.
+    fn check_name_of_socket(
+        &mut self,
+        section: &Section,
+        address: &BackendAddress,
+        named: &mut HashMap<BackendAddress, usize>,
+    ) {
+        let offset = section.offset_of("address");
+        if matches!(address, BackendAddress::Unix(_)) {
+            let reason = format!("the backend has two unix sockets, `{address}` and that of `unix_path`");
+            return self.findings.unfit(offset, reason);
+        }
+        let line = self.findings.source.line(offset);
+        let first = *named.entry(address.clone()).or_insert(line);
+        if first != line {
+            let reason = format!(
+                "`{address}` names the backend with `unix_path` in line {first}: no two of them have the same address"
+            );
+            self.findings.unfit(offset, reason);
+        }
+    }
+
     fn backends(&mut self, cluster: &str, section: &Section) -> Vec<Backend> {
         let mut backends = Vec::with_capacity(section.tables("backends").len());
-        let mut lines = HashMap::new();
+        let (mut lines, mut named) = (HashMap::new(), HashMap::new());
         for section in section.tables("backends") {
             let Some(address) = section.backend_address("address").cloned() else {
                 self.missing(section, "address");
@@ -224,6 +246,13 @@ impl Builder<'_, '_> {
             let id = match section.text("backend_id") {
                 Some(id) => id.to_owned(),
                 None => self.nameless(section, &address, &lines),
+            };
+            let address = match section.backend_address("unix_path") {
+                None => address,
+                Some(path) => {
+                    self.check_name_of_socket(section, &address, &mut named);
+                    path.clone()
+                }
             };
             let offset = section.entry("backend_id").map_or(section.offset, |entry| entry.offset);
             if let Some(first) = lines.insert(id.clone(), self.findings.source.line(offset)) {

@@ -16,7 +16,8 @@ use super::{
     Builder, Extent, hostname,
 };
 use crate::state::{
-    ClientAuth, ClusterProtocol, Frontend, FrontendTls, Listener, ListenerProtocol, PathRule, TlsVersion,
+    ClientAuth, ClusterProtocol, Frontend, FrontendTls, Listener, ListenerProtocol, PathRule, Redirect,
+    RedirectScheme, Rewrite, TlsVersion,
 };
 
 /// What frontends say of which requests. There may be very many: of names and the like only hashes are kept.
@@ -102,7 +103,8 @@ impl Builder<'_, '_> {
                 frontend.read_keys(section, section, self.folder);
                 self.warn_of_method(section);
                 frontend.path = self.path(section);
-                frontend.deny = self.deny(section);
+                (frontend.deny, frontend.redirect) = self.redirect(section);
+                frontend.rewrite = self.rewrite(section, &frontend, listener);
                 frontend.tls = self.frontend_tls(section, listener);
             }
             ClusterProtocol::Tcp => self.refuse_http(section),
@@ -166,6 +168,7 @@ impl Builder<'_, '_> {
         wrong.extend(section.text("redirect").filter(|it| *it != "forward").map(|_| "redirect"));
         wrong.extend(section.bool("required_auth").filter(|it| *it).map(|_| "required_auth"));
         wrong.extend(section.entry("max_body_size").map(|_| "max_body_size"));
+        wrong.extend(Rewrite::OWN.iter().map(|key| key.name).filter(|name| section.entry(name).is_some()));
         wrong.extend(FRONTEND_TLS.iter().map(|key| key.name).filter(|name| section.entry(name).is_some()));
         for key in wrong {
             let reason = format!(
@@ -175,24 +178,47 @@ impl Builder<'_, '_> {
         }
     }
 
-    /// Whether requests are refused: because the file says so, or because what it says cannot be done yet.
-    fn deny(&mut self, section: &Section) -> bool {
-        let mut deny = false;
-        match section.text("redirect") {
-            Some("unauthorized") => deny = true,
-            Some("permanent") => {
-                deny = true;
-                let text = "`redirect = \"permanent\"` is not supported yet: the frontend refuses every request (401)";
-                self.warn_at(section, "redirect", text.to_owned());
-            }
-            _ => {}
-        }
+    /// Whether requests are refused, because the file says so, or because what it says cannot be done yet; and what else is done in the
+    /// place of forwarding.
+    fn redirect(&mut self, section: &Section) -> (bool, Redirect) {
+        let redirect = section.text("redirect").and_then(Redirect::from_word).unwrap_or_default();
+        let mut deny = redirect == Redirect::Unauthorized;
         if section.bool("required_auth") == Some(true) {
             deny = true;
             let text = "`required_auth` is not supported yet: the frontend refuses every request (401)";
             self.warn_at(section, "required_auth", text.to_owned());
         }
-        deny
+        (deny, if deny { Redirect::Forward } else { redirect })
+    }
+
+    /// What is made of hosts and paths; `None` if that is nothing. Whether their patterns have the parts that are named is looked at when
+    /// they are compiled.
+    fn rewrite(
+        &mut self,
+        section: &Section,
+        frontend: &Frontend,
+        listener: &Listener,
+    ) -> Option<Box<Rewrite>> {
+        let mut rewrite = Rewrite::default();
+        rewrite.read_keys(section, section, self.folder);
+        let leads_elsewhere = frontend.redirect.status().is_some();
+        if rewrite.scheme != RedirectScheme::UseSame && !leads_elsewhere {
+            let text = "`redirect_scheme` has no effect in a frontend that does not redirect".to_owned();
+            self.warn_at(section, "redirect_scheme", text);
+            rewrite.scheme = RedirectScheme::UseSame;
+        }
+        let spoken = match listener.protocol {
+            ListenerProtocol::Https => RedirectScheme::UseHttps,
+            ListenerProtocol::Http | ListenerProtocol::Tcp => RedirectScheme::UseHttp,
+        };
+        let scheme = rewrite.scheme;
+        let stays = rewrite == Rewrite { scheme, ..Rewrite::default() };
+        if leads_elsewhere && stays && [RedirectScheme::UseSame, spoken].contains(&scheme) {
+            let text =
+                "the redirect leads to where the request was for: name another scheme, host, path or port";
+            self.warn_at(section, "redirect", text.to_owned());
+        }
+        (rewrite != Rewrite::default()).then(|| Box::new(rewrite))
     }
 
     fn path(&mut self, section: &Section) -> PathRule {
@@ -280,7 +306,8 @@ impl Builder<'_, '_> {
             .limits
             .as_deref()
             .map(|limits| toml::to_string(&write::frontend_limits(limits)).unwrap_or_default());
-        let answer = self.rules.hash((cluster, frontend.deny, hsts, limits));
+        let action = (frontend.deny, frontend.redirect.word(), &frontend.rewrite);
+        let answer = self.rules.hash((cluster, action, hsts, limits));
         let line = self.findings.source.line(section.offset);
         let (other, answers) = *self.rules.answers.entry(self.rules.hash(rule)).or_insert((line, answer));
         if answers != answer {

@@ -47,8 +47,10 @@ impl Builder<'_, '_> {
                 "`accepted_statuses` beside `expected_status`: one of them says it all",
             );
         }
-        let is_unix =
-            |backend: &Section| matches!(backend.backend_address("address"), Some(BackendAddress::Unix(_)));
+        let is_unix = |backend: &Section| {
+            backend.says("unix_path")
+                || matches!(backend.backend_address("address"), Some(BackendAddress::Unix(_)))
+        };
         if check.port.is_some() && cluster.tables("backends").iter().any(is_unix) {
             unfit("port", "`port` beside a backend behind a unix socket, which has none");
         }

@@ -3,10 +3,10 @@
 use std::net::SocketAddr;
 
 use super::{
-    super::read::{Inherited, Section},
+    super::read::{Inherited, Section, Values as _},
     Builder,
 };
-use crate::state::{Listener, ListenerProtocol};
+use crate::state::{ForwardedHeaders, Forwarding, Listener, ListenerProtocol};
 
 impl Builder<'_, '_> {
     /// `None` if it is of a protocol that is not served.
@@ -32,8 +32,31 @@ impl Builder<'_, '_> {
         listener.timeouts.read_keys(section, given, self.folder);
         listener.sizes.read_keys(section, given, self.folder);
         listener.forwarding.read_keys(section, given, self.folder);
+        self.check_forwarding(section, &listener.forwarding);
         listener.sources = self.sources(section);
         listener.rates = self.rates(section, protocol != ListenerProtocol::Tcp);
         Some(listener)
+    }
+
+    /// A field that is asked for cannot be of a family that is not added.
+    fn check_forwarding(&mut self, section: &Section, forwarding: &Forwarding) {
+        let mut effective = forwarding.effective();
+        let mut switches: Vec<_> =
+            effective.x_forwarded().into_iter().map(|(key, switch)| (key, *switch)).collect();
+        switches.push(("forwarded", effective.forwarded));
+        for (key, _) in switches.into_iter().filter(|(_, is_added)| !is_added) {
+            if section.bool(key) == Some(true) {
+                let line = self.findings.source.line(section.offset_of("forwarded_headers"));
+                let word = forwarding.families.word();
+                let reason = format!(
+                    "`{key} = true` says otherwise than `forwarded_headers = \"{word}\"` in line {line}"
+                );
+                self.findings.unfit(section.offset_of(key), reason);
+            }
+        }
+        if forwarding.families == ForwardedHeaders::None {
+            let text = "nothing is added with `forwarded_headers = \"none\"`, and what peers outside `trusted_peers` send in these fields is dropped all the same";
+            self.warn_at(section, "forwarded_headers", text.to_owned());
+        }
     }
 }

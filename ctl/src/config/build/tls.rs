@@ -1,5 +1,7 @@
 //! How a listener terminates TLS: versions, cipher suites, groups, client certificates, `hsts`.
 
+use std::path::Path;
+
 use super::{
     super::{
         error::{ConfigError, KeyHint, Quoted},
@@ -8,10 +10,21 @@ use super::{
     },
     Builder, set,
 };
-use crate::state::{CipherSuite, ClientAuth, Group, Hsts, Tls, TlsVersion};
+use crate::{
+    keys::in_folder,
+    state::{CipherSuite, ClientAuth, Group, Hsts, Material, Tls, TlsVersion},
+};
 
 /// Versions that sozu knows and kakehi does not speak, as nobody should.
 const OBSOLETE: [&str; 8] = ["SSL_V2", "SSL_V3", "TLS_V1", "TLS_V11", "SSLv2", "SSLv3", "TLSv1", "TLSv1.1"];
+
+/// The keys of revocation lists.
+const CRLS: [&str; 2] = ["client_crl", "client_ca_crls"];
+
+/// Whether `key` is one of this level and has a value.
+fn says(section: &Section, key: &str) -> bool {
+    section.level.key(key).is_some() && section.entry(key).is_some()
+}
 
 impl Builder<'_, '_> {
     /// What a listener of `https` says of TLS.
@@ -19,10 +32,10 @@ impl Builder<'_, '_> {
         let mut tls = Tls::default();
         let versions = self.versions(section);
         let suites = match (section.texts("cipher_list"), section.texts("cipher_suites")) {
-            (Some(_), Some(_)) => {
-                let text =
-                    "`cipher_suites` has no effect beside `cipher_list`, of which it is the older name";
-                self.findings.warn(section.offset_of("cipher_suites"), text);
+            (Some(list), Some(older)) => {
+                if !list.iter().map(|(name, _)| name).eq(older.iter().map(|(name, _)| name)) {
+                    self.contradiction(section, "cipher_suites", "cipher_list");
+                }
                 "cipher_list"
             }
             (None, Some(_)) => "cipher_suites",
@@ -49,6 +62,13 @@ impl Builder<'_, '_> {
         tls.client_auth = self.client_auth(section);
         tls.hsts = self.hsts(section);
         tls
+    }
+
+    /// Two names for one thing say different things.
+    fn contradiction(&mut self, section: &Section, one: &str, other: &str) {
+        let line = self.findings.source.line(section.offset_of(other));
+        let reason = format!("`{one}` says otherwise than `{other}`, another name for it, in line {line}");
+        self.findings.unfit(section.offset_of(one), reason);
     }
 
     /// The items of a list by their names, each once; `None` if it is absent or wrong.
@@ -187,21 +207,49 @@ impl Builder<'_, '_> {
     /// Whether clients show certificates.
     pub(super) fn client_auth(&mut self, section: &Section) -> Option<ClientAuth> {
         let asked = section.text("client_auth");
-        let Some(ca) = self.material(section, "client_ca") else {
+        let mut cas = self.materials(section, "client_ca", "client_ca_certificates");
+        let mut crls = self.materials(section, "client_crl", "client_ca_crls");
+        let Some(ca) = cas.next() else {
             if let Some(asked) = asked.filter(|asked| *asked != "none") {
                 let reason = format!(
                     "`client_auth = \"{asked}\"` needs `client_ca`: certificates of those who issue the clients' certificates"
                 );
                 self.findings.unfit(section.offset_of("client_auth"), reason);
             }
-            if section.text("client_crl").is_some() {
-                self.findings
-                    .unfit(section.offset_of("client_crl"), "`client_crl` needs `client_ca` beside it");
+            for key in CRLS.into_iter().filter(|key| crls.len() > 0 && says(section, key)) {
+                let reason = format!("`{key}` needs `client_ca` beside it");
+                self.findings.unfit(section.offset_of(key), reason);
             }
             return None;
         };
-        let crl = self.material(section, "client_crl");
-        (asked != Some("none")).then_some(ClientAuth { ca, crl, required: asked != Some("optional") })
+        let required = asked != Some("optional");
+        let (crl, more_cas) = (crls.next(), cas.collect());
+        let auth = ClientAuth { ca, crl, required, more_cas, more_crls: crls.collect() };
+        (asked != Some("none")).then_some(auth)
+    }
+
+    /// The files that a key names, or a list under another name for it.
+    fn materials(
+        &mut self,
+        section: &Section,
+        key: &'static str,
+        list: &'static str,
+    ) -> std::vec::IntoIter<Material> {
+        let one = self.material(section, key);
+        let texts =
+            if section.level.key(list).is_some() { section.texts(list).unwrap_or_default() } else { &[] };
+        let material =
+            |text: &str| Material { path: in_folder(self.folder, Path::new(text)), ..Material::default() };
+        let mut listed: Vec<_> = texts.iter().map(|(text, _)| material(text)).collect();
+        for (_, offset) in texts.iter().filter(|(text, _)| text.is_empty() || text.contains('\0')) {
+            self.findings.unfit(*offset, format!("`{list}` is a list of paths of files"));
+        }
+        match one {
+            Some(one) if listed.is_empty() => listed.push(one),
+            Some(one) if listed != std::slice::from_ref(&one) => self.contradiction(section, list, key),
+            _ => {}
+        }
+        listed.into_iter()
     }
 
     /// `hsts` of a listener or a frontend of `https`.
@@ -224,7 +272,9 @@ impl Builder<'_, '_> {
         for name in section.names().filter(is_of_tls) {
             let offset = section.offset_of(name);
             let protects = match name {
-                "client_ca" | "client_crl" | "certificates" => true,
+                "client_ca" | "client_crl" | "client_ca_certificates" | "client_ca_crls" | "certificates" => {
+                    true
+                }
                 "client_auth" => section.text(name) != Some("none"),
                 "hsts" => self.hsts(section).is_some_and(|hsts| hsts.enabled),
                 _ => false,

@@ -2,7 +2,10 @@
 
 use super::{
     Effect, Key,
-    Kind::{AnyText, Bool, Choice, Integer, Path, Table, TableOrFalse, Tables, Text, TextMap, Texts},
+    Kind::{
+        AnyText, BackendSocket, Bool, Choice, Integer, Path, Table, TableOrFalse, Tables, Text, TextMap,
+        Texts,
+    },
     Level,
     Support::{NotYet, Own, Partly, Yes},
     affecting, key,
@@ -10,7 +13,7 @@ use super::{
 };
 use crate::state::{
     Admission, Backend, Balancing, Cluster, ClusterLimits, Frontend, FrontendLimits, HealthCheck, Passive,
-    ProbeHeader, RateLimit, Retries, Sources,
+    ProbeHeader, RateLimit, Redirect, Retries, Rewrite, Sources,
 };
 
 /// `[clusters.ID]`.
@@ -74,6 +77,7 @@ pub(in crate::config) static FRONTEND: Level = Level {
         Sources::OWN,
         FrontendLimits::OWN,
         FRONTEND_RULE,
+        Rewrite::OWN,
         FRONTEND_TLS,
     ],
 };
@@ -92,10 +96,10 @@ pub(in crate::config) const FRONTEND_RULE: &[Key] = &affecting(
         ),
         key(
             "redirect",
-            Choice(&["forward", "permanent", "unauthorized"]),
+            Choice(Redirect::WORDS),
             "\"forward\"",
-            Partly("`permanent` is refused with 401"),
-            "`forward` to a backend, or refuse (`unauthorized`, 401).",
+            Yes,
+            "`forward` to a backend; redirect with 301 (`permanent`), 302 (`found`), 307 (`temporary_redirect`) or 308 (`permanent_redirect`); refuse with 401 (`unauthorized`); or close the connection without an answer (`silent_close`).",
         ),
         key(
             "required_auth",
@@ -112,17 +116,7 @@ pub(in crate::config) const FRONTEND_RULE: &[Key] = &affecting(
             "Whether the rule is looked at before or after the others.",
         ),
         key("tags", TextMap, "", NotYet, "Words that are copied to the access log."),
-        key(
-            "redirect_scheme",
-            Choice(&["use-same", "use-http", "use-https"]),
-            "\"use-same\"",
-            NotYet,
-            "Scheme of a redirect.",
-        ),
         key("redirect_template", AnyText, "", NotYet, "Body of a redirect."),
-        key("rewrite_host", AnyText, "", NotYet, "Host that the backend sees."),
-        key("rewrite_path", AnyText, "", NotYet, "Path that the backend sees."),
-        key("rewrite_port", Integer(0, U32), "", NotYet, "Port that the backend sees."),
         key("headers", Tables(&HEADER), "", NotYet, "Fields to add, replace or remove."),
         RATE_LIMITS,
     ],
@@ -153,7 +147,18 @@ pub(in crate::config) static HEADER: Level = Level {
 
 /// `[[clusters.ID.backends]]`.
 pub(in crate::config) static BACKEND: Level =
-    Level { what: "a backend", groups: &[Backend::REQUIRED, Backend::OWN] };
+    Level { what: "a backend", groups: &[Backend::REQUIRED, UNIX_PATH, Backend::OWN] };
+
+const UNIX_PATH: &[Key] = &affecting(
+    Effect::Backends,
+    [key(
+        "unix_path",
+        BackendSocket,
+        "",
+        Yes,
+        "The unix socket on which it listens: an absolute path, or `@name` for one without a file. Its `address` is but its name then, where it has no `backend_id`.",
+    )],
+);
 
 /// `[clusters.ID.passive]`.
 pub(in crate::config) static PASSIVE: Level = Level { what: "`passive`", groups: &[Passive::OWN] };

@@ -154,6 +154,8 @@ pub(in crate::config) const TLS: &[Key] = &affecting(
             "Certificates of those who issue the clients' certificates (PEM): clients show certificates.",
         ),
         CLIENT_CRL,
+        key("client_ca_certificates", Texts, "", Yes, "The same as `client_ca`, in any number of files."),
+        key("client_ca_crls", Texts, "", Yes, "The same as `client_crl`, in any number of files."),
         key(
             "client_auth",
             Choice(&["none", "optional", "required"]),

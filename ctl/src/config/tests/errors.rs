@@ -207,7 +207,7 @@ fn each_error_names_the_place_the_key_and_what_is_allowed() {
         ),
         (
             file("", "", "", "", "[[clusters.web.backends]]\naddress = \"unix:relative\""),
-            "k.toml:16:11: `address` must be `ip:port`, `[ipv6]:port`, `host:port`, `srv:NAME` or `unix:/path` of 107 bytes at most, not `unix:relative`",
+            "k.toml:16:11: `address` must be `ip:port`, `[ipv6]:port`, `host:port`, `srv:NAME`, `unix:/path` of 107 bytes at most, or `unix:@name`, not `unix:relative`",
         ),
         (
             "[clusters.\"\\u0007\"]\nprotocol = \"http\"".to_owned(),

@@ -2,6 +2,7 @@
 
 mod errors;
 mod pieces;
+mod sozu;
 mod tls;
 
 use std::path::Path;
@@ -14,7 +15,7 @@ use super::{
 use crate::{
     keys::{Key, Kind, Support},
     limits,
-    state::{BackendAddress, Listener, PathRule, State},
+    state::{BackendAddress, Listener, PathRule, RedirectScheme, State},
 };
 
 /// A file with a listener, a cluster, a frontend and a backend, each with more keys; lines 2, 5, 9 and 12 are theirs.
@@ -120,14 +121,14 @@ fn a_word_of_a_choice_may_be_in_capitals_or_not_with_a_hyphen_or_an_underscore()
         ("ROUND_ROBIN", "EQUALS", "use-https"),
     ] {
         let cluster = format!("load_balancing = \"{load_balancing}\"");
-        let frontend = format!("path = \"/a\"\npath_type = \"{path_type}\"\nredirect_scheme = \"{scheme}\"");
+        let frontend = format!(
+            "path = \"/a\"\npath_type = \"{path_type}\"\nredirect = \"found\"\nredirect_scheme = \"{scheme}\""
+        );
         let (state, warnings) = read(&file("rebalance = \"AUTO\"", "", &cluster, &frontend, ""));
         assert_eq!(state.clusters["web"].frontends[0].path, PathRule::Equals("/a".to_owned()));
         assert!(state.settings.rebalance_auto);
-        assert_eq!(
-            warnings,
-            ["k.toml:14:1: `redirect_scheme` in a frontend is not honoured yet and changes nothing"]
-        );
+        let made = state.clusters["web"].frontends[0].rewrite.as_ref().unwrap();
+        assert_eq!((made.scheme, warnings), (RedirectScheme::UseHttps, vec![]));
     }
     let wrong = parse(&file("rebalance = \"AUT\"", "", "", "", ""), "k.toml").unwrap_err().to_string();
     assert!(wrong.contains("`rebalance` must be `manual` or `auto`, not `AUT`"), "{wrong}");
@@ -211,12 +212,6 @@ fn what_cannot_be_protected_as_asked_is_refused_and_never_forwarded() {
             "required_auth = true",
             Some(
                 "k.toml:12:17: `required_auth` is not supported yet: the frontend refuses every request (401)",
-            ),
-        ),
-        (
-            "redirect = \"permanent\"",
-            Some(
-                "k.toml:12:12: `redirect = \"permanent\"` is not supported yet: the frontend refuses every request (401)",
             ),
         ),
     ];
@@ -307,7 +302,20 @@ fn the_defaults_that_are_documented_are_those_that_apply() {
 
 /// A value for a key, but for those that cannot stand beside others.
 fn in_use(key: &Key) -> Option<String> {
-    (!["affinity_cookie", "affinity_path"].contains(&key.name)).then(|| sample(key))
+    const NOT_BESIDE: [&str; 6] = [
+        "affinity_cookie",
+        "affinity_path",
+        "cipher_suites",
+        "client_ca_certificates",
+        "client_ca_crls",
+        "unix_path",
+    ];
+
+    match key.name {
+        // Samples of them contradict those of others.
+        "forwarded_headers" => Some("\"both\"".to_owned()),
+        name => (!NOT_BESIDE.contains(&name)).then(|| sample(key)),
+    }
 }
 
 #[test]

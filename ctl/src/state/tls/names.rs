@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use super::{CipherSuite, Group, Material, Place, TlsVersion, WantedCertificate};
+use super::{CipherSuite, ClientAuth, Group, Material, Place, TlsVersion, WantedCertificate};
 use crate::state::State;
 
 /// The one of `all` that has this name.
@@ -107,15 +107,16 @@ impl State {
     pub fn materials_mut(&mut self) -> impl Iterator<Item = &mut Material> {
         let of_listeners = self.listeners.values_mut().filter_map(|it| it.tls.as_mut()?.client_auth.as_mut());
         let of_frontends = self.clusters.values_mut().flat_map(|cluster| {
-            let backend = cluster.tls.as_mut().into_iter().flat_map(|tls| {
+            let of_probes = cluster.health.as_mut().and_then(|check| check.tls.as_mut());
+            let backend = cluster.tls.as_mut().into_iter().chain(of_probes).flat_map(|tls| {
                 let client = tls.client.as_mut().into_iter().flat_map(|(chain, key)| [chain, key]);
                 std::iter::once(&mut tls.ca).chain(client)
             });
             let frontends =
                 cluster.frontends.iter_mut().filter_map(|it| it.tls.as_mut()?.client_auth.as_mut());
-            backend.chain(frontends.flat_map(|it| std::iter::once(&mut it.ca).chain(it.crl.as_mut())))
+            backend.chain(frontends.flat_map(ClientAuth::materials_mut))
         });
-        of_listeners.flat_map(|it| std::iter::once(&mut it.ca).chain(it.crl.as_mut())).chain(of_frontends)
+        of_listeners.flat_map(ClientAuth::materials_mut).chain(of_frontends)
     }
 
     /// The same state as a file says it: with the paths of files, and without what they had and where that lies.

@@ -7,7 +7,8 @@
 //! | 6.7 | listening on TCP (`bind`) |
 //! | 6.12 | signals to processes that are not in the domain, connecting to abstract unix sockets that are not |
 //!
-//! Connecting to TCP ports and to unix sockets with a path stays open: backends come and go.
+//! Connecting to TCP ports and to unix sockets with a path stays open: backends come and go. To those without a path it does where
+//! the worker has such a backend when it starts.
 
 use std::fmt;
 
@@ -39,16 +40,18 @@ impl fmt::Display for Extent {
     }
 }
 
-/// Enters the domain, for this thread and those to come.
+/// Enters the domain, for this thread and those to come. Where `backends_without_files` are to be reached, abstract unix sockets stay
+/// open.
 ///
 /// # Errors
 /// When the kernel knows landlock and refuses.
-pub(super) fn enter() -> Result<Extent, RulesetError> {
+pub(super) fn enter(backends_without_files: bool) -> Result<Extent, RulesetError> {
+    let scopes = if backends_without_files { Scope::Signal.into() } else { Scope::from_all(ABI::V6) };
     let status = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(ABI::V5))?
         .handle_access(AccessNet::BindTcp)?
-        .scope(Scope::from_all(ABI::V6))?
+        .scope(scopes)?
         .create()?
         .restrict_self()?;
     Ok(match status.ruleset {

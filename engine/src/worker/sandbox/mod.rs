@@ -31,11 +31,12 @@ pub(super) struct Sandbox {
 }
 
 impl Sandbox {
-    /// Closes files, to be called before there is another thread and behind everything that opens one.
-    pub(super) fn enter(worker: u32) -> Sandbox {
+    /// Closes files, to be called before there is another thread and behind everything that opens one. With
+    /// `backends_without_files`, abstract unix sockets stay open.
+    pub(super) fn enter(worker: u32, backends_without_files: bool) -> Sandbox {
         let voice = Voice { is_first: worker == 0 };
         let descriptors = rings::open_descriptors();
-        match domain::enter() {
+        match domain::enter(backends_without_files) {
             Ok(domain::Extent::Whole) => tracing::debug!("landlock is in force"),
             Ok(extent) => voice.inform(&format!("landlock: {extent}")),
             Err(error) => voice.warn(&format!("landlock is not in force: {error}")),

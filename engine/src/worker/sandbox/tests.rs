@@ -158,7 +158,7 @@ fn a_broken_invariant_still_ends_a_worker_with_sigabrt() {
 #[test]
 fn landlock_alone_closes_files_and_listening_also_for_later_threads() {
     holds("landlock_alone_closes_files_and_listening_also_for_later_threads", || {
-        let extent = domain::enter().unwrap();
+        let extent = domain::enter(false).unwrap();
         if extent == domain::Extent::None {
             assert!(env::var_os("CI").is_none(), "this kernel has no landlock");
             return eprintln!("NOT TESTED: this kernel has no landlock");
@@ -191,7 +191,7 @@ fn without_its_rings_the_scheduler_goes_on_and_the_ring_of_the_worker_serves() {
         let ring = Ring::new(&settings).unwrap();
         let (here, there) = UnixStream::pair().unwrap();
         nix::sys::prctl::set_no_new_privs().unwrap();
-        let sandbox = Sandbox::enter(0);
+        let sandbox = Sandbox::enter(0, false);
         let executor =
             glommio::LocalExecutorBuilder::default().preempt_timer(rings::PREEMPT_NEVER).make().unwrap();
         executor.run(async move {

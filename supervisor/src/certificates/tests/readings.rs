@@ -22,7 +22,7 @@ fn taken(keeper: &mut Keeper, state: &mut State, seen: Vec<Changed>) -> usize {
 }
 
 fn with_issuers(ca: &Path) -> State {
-    let auth = ClientAuth { ca: material(ca), crl: None, required: true };
+    let auth = ClientAuth { ca: material(ca), required: true, ..ClientAuth::default() };
     let tls = Tls { client_auth: Some(auth), ..Tls::default() };
     let mut state = State::default();
     state.listeners.insert(address(443), Listener { tls: Some(tls.into()), ..https(443) });

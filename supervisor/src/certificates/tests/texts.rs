@@ -55,7 +55,12 @@ fn a_part_that_would_be_passed_over_is_refused_with_its_line_in_files_of_every_k
         for (ca, crl, path, text) in
             [(&authorities, None, &authorities, &chain), (&whole, Some(&lists), &lists, &lists_text)]
         {
-            let auth = ClientAuth { ca: material(ca), crl: crl.map(|it| material(it)), required: true };
+            let auth = ClientAuth {
+                ca: material(ca),
+                crl: crl.map(|it| material(it)),
+                required: true,
+                ..ClientAuth::default()
+            };
             let tls = Tls { client_auth: Some(auth), ..Tls::default() };
             let listener = Listener { tls: Some(Box::new(tls)), ..https(443) };
             let mut state = State::default();
