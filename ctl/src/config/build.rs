@@ -121,6 +121,12 @@ fn settings(root: &Section, folder: &Path, findings: &mut Findings<'_>) -> Setti
         let text = "whom `command_socket_mode` lets in is still turned away, unless it is root, the user of kakehi or in `command_allowed_uids`";
         findings.warn(root.offset_of("command_socket_mode"), text);
     }
+    if settings.command_socket_mode.is_some_and(|mode| !mode.is_for_others())
+        && !settings.command_allowed_uids.is_empty()
+    {
+        let text = "with this `command_socket_mode` nobody of `command_allowed_uids` can connect";
+        findings.warn(root.offset_of("command_socket_mode"), text);
+    }
     if settings.automatic_state_save && settings.saved_state.is_none() {
         let offset = root.entry("automatic_state_save").map_or(0, |entry| entry.offset);
         findings.warn(offset, "`automatic_state_save` has no effect without `saved_state`");

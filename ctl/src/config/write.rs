@@ -149,6 +149,12 @@ pub fn frontend(frontend: &Frontend) -> Table {
     if let Some(rewrite) = &frontend.rewrite {
         rewrite.write_keys(&mut table.0);
     }
+    let edits = frontend.headers.iter().map(|edit| {
+        let mut keys = Table::new();
+        edit.write_keys(&mut keys);
+        Value::Table(keys)
+    });
+    table.unless(Vec::new(), "headers", edits.collect::<Vec<_>>());
     if let Some(limits) = &frontend.limits {
         table.0.extend(frontend_limits(limits));
     }

@@ -8,9 +8,9 @@ use serde::Serialize;
 
 use crate::state::{
     BackendAddress, BackendMode, BackendTls, CipherSuite, ClientAuth, ClusterProtocol, Conditions,
-    DnsOnEmpty, Factor, FileMode, ForwardedHeaders, FrontendTls, Group, InitialVerdict, ListenerProtocol,
-    LoadBalancing, LoadMetric, PathRule, ProbeMode, RateKey, Redirect, RedirectScheme, SameSite, ShardMode,
-    StatusRange, Statuses, Steering, TlsVersion, UnknownName,
+    DnsOnEmpty, EditPosition, Factor, FileMode, ForwardedHeaders, FrontendTls, Group, InitialVerdict,
+    ListenerProtocol, LoadBalancing, LoadMetric, PathRule, ProbeMode, RateKey, Redirect, RedirectScheme,
+    SameSite, ShardMode, StatusRange, Statuses, Steering, TlsVersion, UnknownName,
 };
 
 /// Something that a file says.
@@ -54,7 +54,7 @@ macro_rules! as_json {
 
 as_json! {
     bool u8 u16 u32 u64 str String std::path::PathBuf std::net::SocketAddr IpNet
-    BackendAddress BackendMode BackendTls CipherSuite ClientAuth ClusterProtocol Conditions DnsOnEmpty Factor FileMode
+    BackendAddress BackendMode BackendTls CipherSuite ClientAuth ClusterProtocol Conditions DnsOnEmpty EditPosition Factor FileMode
     ForwardedHeaders FrontendTls Group
     InitialVerdict ListenerProtocol LoadBalancing LoadMetric PathRule ProbeMode RateKey Redirect RedirectScheme SameSite ShardMode StatusRange Statuses
     Steering TlsVersion UnknownName

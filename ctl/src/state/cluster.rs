@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Admission, BackendMode, BackendTls, Balancing, ClusterLimits, DnsName, DnsOnEmpty, FrontendLimits,
-    FrontendTls, HealthCheck, Passive, Redirect, Resolved, Retries, Rewrite, listener::NOWHERE,
+    FrontendTls, HeaderEdit, HealthCheck, Passive, Redirect, Resolved, Retries, Rewrite, listener::NOWHERE,
 };
 use crate::{
     keys::{keyed, words},
@@ -99,6 +99,8 @@ keyed! {
         tls: Option<Box<FrontendTls>> = None;
         /// How much may come from whom, where that is limited.
         limits: Option<Box<FrontendLimits>> = None;
+        /// What it changes of the fields of requests and responses.
+        headers: Vec<HeaderEdit> = Vec::new();
     }
 }
 
@@ -205,7 +207,8 @@ impl FromStr for BackendAddress {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if let Some(path) = text.strip_prefix("unix:") {
-            if !path.starts_with('/') && path.strip_prefix('@').is_none_or(str::is_empty) {
+            let is_one = path.starts_with('/') || path.strip_prefix('@').is_some_and(|name| !name.is_empty());
+            if !is_one || path.contains('\0') {
                 return Err(BackendAddressError::NotAnAddress(text.to_owned()));
             }
             if path.len() > 107 {

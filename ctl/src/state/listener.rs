@@ -57,7 +57,7 @@ keyed! {
     }
     inherited {
         /// A client that closes its sending side is gone: its exchange ends at once. Without it such a client gets
-        /// its answer.
+        /// its answer, unless it still waits for a backend to have room.
         "abort_on_close" => abort_on_close: bool = false, Bool, Own, Requests;
     }
     beside {

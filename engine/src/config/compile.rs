@@ -7,7 +7,7 @@ use rustc_hash::{FxBuildHasher, FxHashMap};
 
 use super::tls_ingress::{IngressPlan, TlsIngress};
 use crate::{
-    exchange::{Action, HstsPolicy, ListenerConfig, Rewriting, Routes, Target},
+    exchange::{Action, EditRules, HstsPolicy, ListenerConfig, Rewriting, Routes, Target},
     h1::{HeadLimits, StrictTransport},
     quota::Guard,
     ring::{Slice, run_undivided},
@@ -80,6 +80,7 @@ impl Target {
             // It was checked before; what cannot be rewritten is not forwarded as it is.
             action: if rewriting.is_err() { Action::Deny } else { Action::of(frontend, configured) },
             rewriting: rewriting.ok().flatten().map(Rc::new),
+            edits: EditRules::compile(&frontend.headers).map(Rc::new),
             hsts: HstsPolicy::of(frontend),
             guard: Guard::of_frontend(frontend).map(Rc::new),
         }
@@ -102,7 +103,8 @@ impl Targets {
         let made = wanted.rewriting.as_ref().map(|made| &made.source);
         // Limits are those of a rule.
         let limited = wanted.guard.as_ref().map(|_| (&frontend.hostname, &frontend.path));
-        let hash = FxBuildHasher.hash_one((Rc::as_ptr(&wanted.cluster), wanted.action, made, limited));
+        let does = (wanted.action, made, &wanted.edits);
+        let hash = FxBuildHasher.hash_one((Rc::as_ptr(&wanted.cluster), does, limited));
         let last = self.last.get(&hash).copied();
         let mut alike = std::iter::successors(last, |place| self.before[*place as usize]);
         if let Some(place) = alike.find(|place| self.all[*place as usize].is_same(&wanted)) {
@@ -122,7 +124,7 @@ impl Rewriting {
         let (Some(rewrite), Some(rewriter)) = (&frontend.rewrite, rewriter(frontend)?) else {
             return Ok(None);
         };
-        let source = (state::Rewrite::clone(rewrite), frontend.hostname.clone(), frontend.path.clone());
+        let source = (state::Rewrite::clone(rewrite), rewriter.hostname.clone(), frontend.path.clone());
         Ok(Some(Rewriting { scheme: rewrite.scheme, port: rewrite.port, rewriter, source }))
     }
 }

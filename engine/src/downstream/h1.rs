@@ -81,6 +81,9 @@ impl Downstream for ClientConnection {
             out.extend_from_slice(more.as_bytes());
             out.extend_from_slice(b"\r\n");
         }
+        if let Some(edits) = request.edits.as_ref().filter(|_| !head.is_interim()) {
+            edits.apply(&mut out);
+        }
         let goes_on = plan.framing != OutFraming::UntilClose
             && matches!(plan.connection, OutConnection::Implicit | OutConnection::KeepAlive10);
         Encoded { head: out, framing: plan.framing, keep_alive: goes_on }

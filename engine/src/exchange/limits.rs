@@ -22,6 +22,11 @@ impl Refusal {
     fn of(reason: Reason) -> Refusal {
         Refusal { reason, status: None, retry_after: 0 }
     }
+
+    /// The answer, of one for its reason.
+    pub(super) fn reply(self, reply: impl FnOnce(Reason) -> LocalReply) -> LocalReply {
+        LocalReply { status: self.status, retry_after: self.retry_after, ..reply(self.reason) }
+    }
 }
 
 /// Holds a request against what one place says, and counts it there.

@@ -8,7 +8,7 @@ use std::{
 
 use kakehi_ctl::state::{self, RedirectScheme};
 
-use super::wakers::Wakers;
+use super::{edits::EditRules, wakers::Wakers};
 use crate::{
     h1::{HeadLimits, StrictTransport},
     http::Reason,
@@ -39,6 +39,8 @@ pub(crate) struct Target {
     pub(crate) action: Action,
     /// What is made of where the request leads, where that is anything.
     pub(crate) rewriting: Option<Rc<Rewriting>>,
+    /// What is changed of fields, where that is anything.
+    pub(crate) edits: Option<Rc<EditRules>>,
     /// What its frontends say of `Strict-Transport-Security`.
     pub(crate) hsts: HstsPolicy,
     /// How much its frontend takes from whom, where that is limited.
@@ -75,7 +77,8 @@ impl Target {
         let same_action = self.action == other.action
             && self.hsts == other.hsts
             && self.guard == other.guard
-            && self.rewriting == other.rewriting;
+            && self.rewriting == other.rewriting
+            && self.edits == other.edits;
         Rc::ptr_eq(&self.cluster, &other.cluster) && same_action
     }
 }

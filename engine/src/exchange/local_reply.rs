@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::{Downstream, Event, Record};
+use super::{Downstream, Event, Record, edits::Edits};
 use crate::{
     h1::{StrictTransport, write_answer},
     http::{Reason, Version},
@@ -25,6 +25,8 @@ pub(crate) struct LocalReply {
     pub(crate) location: Option<String>,
     /// `Strict-Transport-Security`.
     pub(crate) hsts: Option<Rc<StrictTransport>>,
+    /// What the frontend changes of its fields.
+    pub(crate) edits: Option<Rc<Edits>>,
 }
 
 impl LocalReply {
@@ -33,7 +35,19 @@ impl LocalReply {
         let (version, location, hsts) = (Version::Http11, None, None);
         let (head_only, keep_alive, unread) = (false, false, false);
         let (status, retry_after) = (None, 0);
-        LocalReply { reason, head_only, keep_alive, unread, version, status, retry_after, location, hsts }
+        let edits = None;
+        LocalReply {
+            reason,
+            head_only,
+            keep_alive,
+            unread,
+            version,
+            status,
+            retry_after,
+            location,
+            hsts,
+            edits,
+        }
     }
 }
 
@@ -67,6 +81,9 @@ pub(super) async fn send_local_reply<D: Downstream>(
     .flatten()
     .collect();
     write_answer(reply.reason, status, !goes_on, reply.head_only, &extra, &shared.date(), &mut out);
+    if let Some(edits) = &reply.edits {
+        edits.apply(&mut out);
+    }
     record.add_response_bytes(out.len() as u64);
     match downstream.respond(out.into(), config.settings.timeouts.front_ms).await {
         Ok(()) => Event::Replied { goes_on, unread: reply.unread },

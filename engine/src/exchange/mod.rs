@@ -33,6 +33,7 @@ mod client_address;
 mod connect;
 mod disposition;
 mod downstream;
+mod edits;
 mod limits;
 mod listener;
 mod local_reply;
@@ -49,6 +50,7 @@ mod wakers;
 pub(crate) use self::{
     disposition::{Disposition, Event},
     downstream::{Client, Downstream, Encoded},
+    edits::EditRules,
     limits::judge,
     listener::{Action, HstsPolicy, Passage, Passthrough, Rewriting, Routes, Target},
     local_reply::LocalReply,

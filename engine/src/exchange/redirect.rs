@@ -1,6 +1,6 @@
 //! Where redirects lead, and what a frontend makes of where its requests lead.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, net::IpAddr};
 
 use kakehi_ctl::state::RedirectScheme;
 
@@ -13,8 +13,15 @@ pub(super) fn https_location(head: &RequestHead<'_>, port: Option<u16>) -> Optio
     uri("https", head.host_name(), port.as_deref(), head.target)
 }
 
-/// Where a redirect of a frontend leads: a valid URI whatever the request looks like. `None`: it names no host.
-pub(super) fn location(head: &RequestHead<'_>, is_https: bool, made: Option<&Rewriting>) -> Option<String> {
+/// Where a redirect of a frontend leads: a valid URI whatever the request looks like.
+///
+/// # Errors
+/// `MissingHost` or `BadHost`: there is no host to lead to.
+pub(super) fn location(
+    head: &RequestHead<'_>,
+    is_https: bool,
+    made: Option<&Rewriting>,
+) -> Result<String, Reason> {
     let present = if is_https { "https" } else { "http" };
     let scheme = match made.map(|made| made.scheme) {
         None | Some(RedirectScheme::UseSame) => present,
@@ -22,7 +29,7 @@ pub(super) fn location(head: &RequestHead<'_>, is_https: bool, made: Option<&Rew
         Some(RedirectScheme::UseHttps) => "https",
     };
     let usual = if scheme == "https" { 443 } else { 80 };
-    let host = made.and_then(|made| made.rewriter.host(head.host_name()));
+    let host = made.map(|made| made.host(head)).transpose()?.flatten();
     let port = match made.and_then(|made| made.port) {
         Some(port) => (port != usual).then(|| port.to_string()),
         // Of another host or scheme it is not known.
@@ -35,6 +42,7 @@ pub(super) fn location(head: &RequestHead<'_>, is_https: bool, made: Option<&Rew
         port.as_deref(),
         target.as_deref().unwrap_or(head.target),
     )
+    .ok_or(Reason::MissingHost)
 }
 
 /// The port in the authority of a request.
@@ -44,6 +52,15 @@ fn port_of(head: &RequestHead<'_>) -> Option<String> {
 }
 
 impl Rewriting {
+    /// The host in the place of that of a request; `None`: that one.
+    ///
+    /// # Errors
+    /// `MissingHost` or `BadHost`: none can be made of it.
+    fn host(&self, head: &RequestHead<'_>) -> Result<Option<String>, Reason> {
+        let reason = if head.host_name().is_empty() { Reason::MissingHost } else { Reason::BadHost };
+        self.rewriter.host(head.host_name()).map_err(|route::NoHost| reason)
+    }
+
     /// The target in the place of that of a request; `None`: that one.
     pub(super) fn target(&self, head: &RequestHead<'_>) -> Option<String> {
         let mut target = self.rewriter.path(head.host_name(), head.path())?;
@@ -53,13 +70,16 @@ impl Rewriting {
     }
 
     /// The authority in the place of that of a request; `None`: that one.
-    pub(super) fn authority(&self, head: &RequestHead<'_>) -> Option<String> {
-        let host = self.rewriter.host(head.host_name());
-        match (host, self.port) {
+    ///
+    /// # Errors
+    /// `MissingHost` or `BadHost`: none can be made of it.
+    pub(super) fn authority(&self, head: &RequestHead<'_>) -> Result<Option<String>, Reason> {
+        let host = self.host(head)?;
+        Ok(match (host, self.port) {
             (host, None) => host,
             (None, Some(_)) if head.host_name().is_empty() => None,
             (host, Some(port)) => Some(format!("{}:{port}", host.as_deref().unwrap_or(head.host_name()))),
-        }
+        })
     }
 }
 
@@ -68,7 +88,12 @@ impl Rewriting {
 ///
 /// # Errors
 /// Why it is refused.
-pub(super) fn judge_rewritten(routes: &Routes, head: &RequestHead<'_>, target: &str) -> Result<(), Reason> {
+pub(super) fn judge_rewritten(
+    routes: &Routes,
+    head: &RequestHead<'_>,
+    target: &str,
+    client: impl FnOnce() -> Option<IpAddr>,
+) -> Result<(), Reason> {
     let path = target.split('?').next().unwrap_or_default();
     if route::leads_up(path) {
         return Err(Reason::AmbiguousPath);
@@ -77,7 +102,11 @@ pub(super) fn judge_rewritten(routes: &Routes, head: &RequestHead<'_>, target: &
         Err(Reason::AmbiguousPath) => Err(Reason::AmbiguousPath),
         Ok(target) if target.action == Action::Deny => Err(Reason::Denied),
         Ok(target) if target.action == Action::Close => Err(Reason::SilentClose),
-        _ => Ok(()),
+        Ok(target) => match &target.guard {
+            Some(guard) if guard.has_sources() && !guard.admits(client()) => Err(Reason::SourceRefused),
+            _ => Ok(()),
+        },
+        Err(_) => Ok(()),
     }
 }
 

@@ -7,6 +7,7 @@ use kakehi_ctl::state::Retries;
 use super::{
     Client, Downstream, ListenerConfig, LocalReply, Outcome, Record, Shared,
     client_address::client_address,
+    edits::{EditRules, Edits, Known},
     limits::{self, Refusal},
     listener::{Action, HstsPolicy},
     redirect::{came_by_https, https_location, judge_rewritten, location},
@@ -43,6 +44,8 @@ pub(crate) struct Request {
     pub(super) attempts_at: Option<NonZeroU32>,
     /// The `Strict-Transport-Security` that its response gets.
     pub(crate) hsts: Option<Rc<StrictTransport>>,
+    /// What the frontend changes of the fields of its response.
+    pub(crate) edits: Option<Rc<Edits>>,
     /// Largest body (bytes), 0 = no limit.
     pub(super) max_body_size: u64,
 }
@@ -70,6 +73,7 @@ impl Request {
             retry_after: 0,
             location: None,
             hsts: self.hsts.as_ref().map(Rc::clone),
+            edits: self.edits.as_ref().map(Rc::clone),
         }
     }
 }
@@ -204,12 +208,9 @@ fn route_request(
         retry_after: 0,
         location: None,
         hsts: hsts.clone(),
+        edits: None,
     };
     let asking = Asking { config, head, client, address: OnceCell::new() };
-    let refuse = |hsts: &Option<Rc<StrictTransport>>, refusal: Refusal| {
-        let Refusal { reason, status, retry_after } = refusal;
-        LocalReply { status, retry_after, ..reply(reason, hsts) }
-    };
     if client.is_young && shared.ring.is_overloaded() {
         // Its next request would be that of a connection that is served.
         return Err(LocalReply {
@@ -219,7 +220,8 @@ fn route_request(
         });
     }
     if let Some(guard) = &config.guard {
-        limits::judge(guard, shared, &asking).map_err(|refusal| refuse(&inherited, refusal))?;
+        let refuse = |refusal: Refusal| refusal.reply(|reason| reply(reason, &inherited));
+        limits::judge(guard, shared, &asking).map_err(refuse)?;
     }
     check_name(config, head, client).map_err(|misdirected| LocalReply {
         keep_alive: misdirected.keep_alive && keep_alive && ended,
@@ -232,10 +234,18 @@ fn route_request(
         HstsPolicy::Own(own) if client.is_tls => own.clone(),
         _ => inherited,
     };
+    let id = MadeId::default();
+    let made = target.edits.as_deref().map(|rules| make_edits(rules, shared, &asking, &target.cluster, &id));
+    let (edits_of_request, edits) = made.unwrap_or_default();
+    let reply = |reason, hsts: &Option<Rc<StrictTransport>>| LocalReply {
+        edits: edits.as_ref().map(Rc::clone),
+        ..reply(reason, hsts)
+    };
     let limits = target.cluster.limits();
     let of_cluster = limits.as_ref().and_then(|limits| limits.guard.as_ref());
     for guard in target.guard.as_deref().into_iter().chain(of_cluster) {
-        limits::judge(guard, shared, &asking).map_err(|refusal| refuse(&hsts, refusal))?;
+        limits::judge(guard, shared, &asking)
+            .map_err(|refusal| refusal.reply(|reason| reply(reason, &hsts)))?;
     }
     match target.action {
         Action::Deny => return Err(reply(Reason::Denied, &hsts)),
@@ -243,12 +253,12 @@ fn route_request(
         Action::Redirect(status) => {
             let location = location(head, is_https(config, client, head), target.rewriting.as_deref());
             return Err(match location {
-                Some(location) => LocalReply {
+                Ok(location) => LocalReply {
                     location: Some(location),
                     status: Some(status),
                     ..reply(Reason::Redirect, &hsts)
                 },
-                None => reply(Reason::MissingHost, &hsts),
+                Err(reason) => reply(reason, &hsts),
             });
         }
         Action::RedirectHttps(port) if !is_https(config, client, head) => {
@@ -262,10 +272,12 @@ fn route_request(
         Action::Forward | Action::RedirectHttps(_) => {}
     }
     let made = target.rewriting.as_deref();
-    let made = made.map(|made| (made.authority(head), made.target(head)));
-    let (authority, rewritten) = made.unwrap_or_default();
+    let authority = made.map(|made| made.authority(head)).transpose();
+    let authority = authority.map_err(|reason| reply(reason, &hsts))?.flatten();
+    let rewritten = made.and_then(|made| made.target(head));
     if let Some(target) = &rewritten {
-        judge_rewritten(&routes, head, target).map_err(|reason| reply(reason, &hsts))?;
+        let judged = judge_rewritten(&routes, head, target, || asking.client());
+        judged.map_err(|reason| reply(reason, &hsts))?;
     }
     let sizes = &config.settings.sizes;
     let max_body_size = |guard: Option<&Guard>| guard.and_then(|guard| guard.max_body_size);
@@ -298,11 +310,15 @@ fn route_request(
         attempts_at: None,
         cluster: Rc::clone(&target.cluster),
         hsts,
+        edits,
         max_body_size,
     };
     let session_cookie = target.cluster.has_sessions().then_some(config.settings.sticky_name.as_str());
     let rewritten = Rewritten { authority: authority.as_deref(), target: rewritten.as_deref() };
-    let mut out = write_head(config, shared, head, client, session_cookie, rewritten);
+    let mut out = write_head(&asking, shared, session_cookie, rewritten, &id);
+    if let Some(edits) = edits_of_request {
+        edits.apply(&mut out);
+    }
     let told = request.retries.as_ref().is_some_and(|retries| retries.attempts_header);
     let attempts_at = told.then(|| add_attempts(&mut out)).flatten();
     let request = Request { attempts_at, ..request };
@@ -336,6 +352,47 @@ impl Asked for Asking<'_> {
     fn cookie(&self, name: &str) -> Option<&[u8]> {
         self.head.cookie(name)
     }
+}
+
+/// The id of a request, once somebody has asked for it.
+#[derive(Default)]
+struct MadeId(OnceCell<[u8; ulid::ULID_LEN]>);
+
+impl MadeId {
+    fn get(&self, shared: &Shared) -> &str {
+        let text = self.0.get_or_init(|| {
+            let mut text = [0; ulid::ULID_LEN];
+            shared.request_ids.borrow_mut().next(shared.ring.now(), &mut text);
+            text
+        });
+        // Letters and digits.
+        std::str::from_utf8(text).unwrap_or_default()
+    }
+}
+
+/// What a frontend changes of a request and of its response.
+fn make_edits(
+    rules: &EditRules,
+    shared: &Shared,
+    asking: &Asking<'_>,
+    cluster: &Cluster,
+    id: &MadeId,
+) -> (Option<Rc<Edits>>, Option<Rc<Edits>>) {
+    let Asking { config, head, client, .. } = asking;
+    let nothing = Known { client_ip: "", request_id: b"", scheme: "", sni: "", cluster: "" };
+    if !rules.asks() {
+        return rules.make(&nothing);
+    }
+    let mut text = [0; 48];
+    // As the backend is told it.
+    let theirs = is_trusted(config, client).then(|| head.field("x-request-id")).flatten();
+    rules.make(&Known {
+        client_ip: write_ip(asking.client(), &mut text),
+        request_id: theirs.unwrap_or_else(|| id.get(shared).as_bytes()),
+        scheme: if is_https(config, client, head) { "https" } else { "http" },
+        sni: client.tls.and_then(|tls| tls.name.as_deref()).unwrap_or_default(),
+        cluster: &cluster.name,
+    })
 }
 
 /// Adds a field that says how often the request was sent; where its number stands.
@@ -382,16 +439,14 @@ fn is_https(config: &ListenerConfig, client: &Client<'_>, head: &RequestHead<'_>
 
 /// The head as the backend gets it.
 fn write_head(
-    config: &ListenerConfig,
+    Asking { config, head, client, .. }: &Asking<'_>,
     shared: &Shared,
-    head: &RequestHead<'_>,
-    client: &Client<'_>,
     session_cookie: Option<&str>,
     rewritten: Rewritten<'_>,
+    id: &MadeId,
 ) -> Vec<u8> {
     let mut out = shared.ring.head_buffer();
     let mut peer_text = [0; 48];
-    let mut id_text = [0; ulid::ULID_LEN];
     let forwarding = &config.settings.forwarding;
     let certificate = client.tls.and_then(|tls| tls.client.as_ref());
     let by = ForwardedBy {
@@ -400,7 +455,7 @@ fn write_head(
         proto: if client.is_tls { "https" } else { "http" },
         trusted: is_trusted(config, client),
         switches: forwarding,
-        request_id: shared.request_ids.borrow_mut().next(shared.ring.now(), &mut id_text),
+        request_id: id.get(shared),
         session_cookie,
         rewritten,
         client: certificate

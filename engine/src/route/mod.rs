@@ -31,7 +31,7 @@ use kakehi_ctl::state::PathRule;
 
 pub use error::RouteError;
 pub use path::check_path;
-pub use rewrite::{Rewriter, leads_up};
+pub use rewrite::{NoHost, Rewriter, leads_up};
 
 use host::{HostName, HostPattern, LabelPattern};
 use host_index::HostEntry;

@@ -1,7 +1,7 @@
 //! Hosts and paths made anew: texts with the parts that a rule's patterns stood for.
 //!
-//! Relies on a request that the rule took. Promises: a host is made of text of the rule and of labels of the client's host, which was
-//! checked; a path begins with one `/`, and what of it came from the client is as it was sent, not decoded.
+//! Relies on a request that the rule took. Promises: a host is made of text of the rule and of labels of the client's host, and is a name
+//! or that host; a path begins with one `/`, and what of it came from the client is as it was sent, not decoded.
 
 use kakehi_ctl::state::PathRule;
 use regex::bytes::Regex;
@@ -13,9 +13,22 @@ use super::{
     pattern::{self, Subject},
 };
 
+/// Longest text of a rule (bytes).
+const MAX_TEXT: usize = 1_024;
+/// Most parts of it that come from the client.
+const MAX_PARTS: usize = 8;
+/// Longest name of a host (RFC 1035).
+const MAX_HOST: usize = 253;
+
+/// No host can be made of that of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NoHost;
+
 /// What a rule makes of hosts and paths.
 #[derive(Debug)]
 pub struct Rewriter {
+    /// The hostname of the rule, in the one spelling for all that are the same.
+    pub hostname: String,
     host: Option<Template>,
     path: Option<Template>,
     /// The labels of a host that its pattern leaves open, from the left.
@@ -54,7 +67,9 @@ impl Rewriter {
         host: Option<&str>,
         path: Option<&str>,
     ) -> Result<Rewriter, RouteError> {
-        let labels = match HostPattern::parse(hostname)? {
+        let pattern = HostPattern::parse(hostname)?;
+        let hostname = pattern.to_text();
+        let labels = match pattern {
             HostPattern::Any | HostPattern::Exact(_) => Vec::new(),
             HostPattern::Wildcard(_) => vec![0],
             HostPattern::Labels(labels) => {
@@ -68,7 +83,7 @@ impl Rewriter {
             PathRule::Prefix(prefix) => Groups::Prefix(normalise::percent_decode(prefix.as_bytes())),
             PathRule::Regex(pattern) => Groups::Regex(pattern::compile(pattern, Subject::Path)?),
         };
-        let rewriter = Rewriter { host: None, path: None, labels, groups };
+        let rewriter = Rewriter { hostname, host: None, path: None, labels, groups };
         let host = host.map(|text| rewriter.host_template(text)).transpose()?;
         let path = path.map(|text| rewriter.path_template(text)).transpose()?;
         Ok(Rewriter { host, path, ..rewriter })
@@ -80,21 +95,16 @@ impl Rewriter {
         if template.0.iter().any(|part| matches!(part, Part::Path(_))) {
             return wrong("clients choose paths, and must not choose hosts by them");
         }
-        let is_of_host = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-        let own = |part: &Part| match part {
-            Part::Text(text) => text.bytes().all(is_of_host),
-            Part::Host(_) | Part::Path(_) => true,
-        };
-        match template.0[..] {
-            // An address.
-            [Part::Text(ref text)]
-                if HostPattern::parse(text).is_ok_and(|host| matches!(host, HostPattern::Exact(_))) =>
-            {
-                Ok(template)
-            }
-            _ if template.0.iter().all(own) => Ok(template),
-            _ => wrong("a host has letters, digits, `-`, `_` and `.`; for a port there is `rewrite_port`"),
+        // With a label for each part.
+        let sample = template.sample();
+        let is_address =
+            || matches!(HostPattern::parse(&sample), Ok(HostPattern::Exact(host)) if host.starts_with('['));
+        if is_name(&sample) || (template.0.len() == 1 && is_address()) {
+            return Ok(template);
         }
+        wrong(
+            "a host has labels of letters, digits, `-` and `_` between single dots; for a port there is `rewrite_port`",
+        )
     }
 
     fn path_template(&self, text: &str) -> Result<Template, RouteError> {
@@ -109,6 +119,9 @@ impl Rewriter {
                 return wrong("bytes that are not printable ASCII are percent-encoded, as in `/caf%C3%A9`");
             }
         }
+        if leads_up(&template.sample()) {
+            return wrong("a segment `.` or `..`, or `%00`, would be refused in each request");
+        }
         let begins = match template.0.first() {
             Some(Part::Text(text)) => text.starts_with('/'),
             Some(Part::Path(0)) => true,
@@ -118,6 +131,10 @@ impl Rewriter {
     }
 
     fn template(&self, text: &str) -> Result<Template, RouteError> {
+        if text.len() > MAX_TEXT {
+            let beginning: String = text.chars().take(40).collect();
+            return Err(bad(&beginning, "it has 1024 bytes at most"));
+        }
         let path_groups = match &self.groups {
             Groups::None => 1,
             Groups::Prefix(_) => 2,
@@ -130,6 +147,9 @@ impl Rewriter {
             let (is_host, after) = match (rest.strip_prefix("$HOST["), rest.strip_prefix("$PATH[")) {
                 (Some(after), _) => (true, after),
                 (_, Some(after)) => (false, after),
+                (None, None) if ["$HOST", "$PATH"].iter().any(|name| rest.starts_with(name)) => {
+                    return Err(bad(text, "`$HOST` and `$PATH` are followed by `[n]`"));
+                }
                 (None, None) => {
                     own.push(next);
                     rest = &rest[next.len_utf8()..];
@@ -164,28 +184,39 @@ impl Rewriter {
         if !own.is_empty() {
             parts.push(Part::Text(own.into()));
         }
+        if parts.iter().filter(|part| !matches!(part, Part::Text(_))).count() > MAX_PARTS {
+            return Err(bad(text, "it has 8 parts of the host and path at most"));
+        }
         Ok(Template(parts))
     }
 
     /// The host in the place of `host_name`, which is without port; `None`: that one.
-    pub fn host(&self, host_name: &str) -> Option<String> {
+    ///
+    /// # Errors
+    /// When what the rule makes of that host is none.
+    pub fn host(&self, host_name: &str) -> Result<Option<String>, NoHost> {
+        let Some(template) = &self.host else { return Ok(None) };
+        let whole = host_name.strip_suffix('.').unwrap_or(host_name);
         let mut host = String::new();
-        for part in &self.host.as_ref()?.0 {
+        for part in &template.0 {
             match part {
                 Part::Text(text) => host.push_str(text),
-                Part::Host(number) => host.push_str(self.label(host_name, *number)),
+                Part::Host(number) => host.push_str(self.label(whole, *number)),
                 Part::Path(_) => {}
             }
         }
-        Some(host)
+        // An address stands alone: that of the rule, or that of the request.
+        let is_address = host.starts_with('[') && template.0.len() == 1;
+        if is_address || is_name(&host) { Ok(Some(host)) } else { Err(NoHost) }
     }
 
     /// The path in the place of `path`, as it was sent, without the query; `None`: that one, as `*` always is.
     pub fn path(&self, host_name: &str, path: &str) -> Option<String> {
         let template = self.path.as_ref().filter(|_| path.starts_with('/'))?;
+        let names_groups = template.0.iter().any(|part| matches!(part, Part::Path(number) if *number > 0));
         let captures = match &self.groups {
-            Groups::Regex(regex) => regex.captures(path.as_bytes()),
-            Groups::None | Groups::Prefix(_) => None,
+            Groups::Regex(regex) if names_groups => regex.captures(path.as_bytes()),
+            _ => None,
         };
         let group = |number: usize| match &self.groups {
             _ if number == 0 => path,
@@ -218,6 +249,22 @@ impl Rewriter {
     }
 }
 
+impl Template {
+    /// Its own text, with a letter for each part.
+    fn sample(&self) -> String {
+        self.0.iter().map(|part| if let Part::Text(text) = part { text } else { "a" }).collect()
+    }
+}
+
+/// Whether it is a name of a host: labels of letters, digits, `-` and `_`.
+fn is_name(host: &str) -> bool {
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+    };
+    host.len() <= MAX_HOST && host.split('.').all(is_label)
+}
+
 /// Whether a server could take a segment of `path` for one that leads up, or cut it off.
 pub fn leads_up(path: &str) -> bool {
     let decoded = normalise::percent_decode(path.as_bytes());
@@ -242,7 +289,7 @@ fn prefix_length(path: &[u8], prefix: &[u8]) -> usize {
 }
 
 fn bad(text: &str, reason: &str) -> RouteError {
-    RouteError::BadRewrite { text: text.to_owned(), reason: reason.to_owned() }
+    RouteError::BadRewrite { text: text.escape_debug().to_string(), reason: reason.to_owned() }
 }
 
 #[cfg(test)]
@@ -292,13 +339,34 @@ mod tests {
             "/by-id/$PATH[2]$PATH[3]",
         )
         .unwrap();
-        assert_eq!(rewriting.host("Shop.7.X.org.").as_deref(), Some("7-Shop.internal"));
+        assert_eq!(rewriting.host("Shop.7.X.org."), Ok(Some("7-Shop.internal".to_owned())));
         assert_eq!(rewriting.path("a", "/user/5/%0d%0a").as_deref(), Some("/by-id/5/%0d%0a"));
         assert_eq!(rewriting.path("a", "/u/5").as_deref(), Some("/by-id/5"));
         let wild = rewriter("*.x.org", &PathRule::Equals("/".into()), "$HOST[1]", "").unwrap();
-        assert_eq!((wild.host("a.x.org").as_deref(), wild.path("a", "/")), (Some("a"), None));
+        assert_eq!((wild.host("a.x.org"), wild.path("a", "/")), (Ok(Some("a".to_owned())), None));
         let address = rewriter("*", &prefix(""), "[::1]", "").unwrap();
-        assert_eq!(address.host("a").as_deref(), Some("[::1]"));
+        assert_eq!(address.host("a"), Ok(Some("[::1]".to_owned())));
+        let same = rewriter("*", &prefix(""), "$HOST[0]", "").unwrap();
+        assert_eq!(same.host("[::1]"), Ok(Some("[::1]".to_owned())));
+    }
+
+    #[test]
+    fn what_is_no_host_is_not_made() {
+        let suffixed = rewriter("*", &prefix(""), "$HOST[0].suffix", "").unwrap();
+        assert_eq!(suffixed.host("a.example."), Ok(Some("a.example.suffix".to_owned())));
+        let long = "a".repeat(63);
+        let too_long = [&*long, &long, &long, &long].join(".");
+        for host in ["", "[::1]", "evil%2ecom", "a%00", "a..b", ".", "a!b", too_long.as_str()] {
+            assert_eq!(suffixed.host(host), Err(NoHost), "{host}");
+        }
+        let label = rewriter("*.lab.example", &prefix(""), "$HOST[1]", "").unwrap();
+        assert_eq!(label.host("evil%2ecom.lab.example"), Err(NoHost));
+        let fixed = rewriter("*", &prefix(""), "fixed.example", "").unwrap();
+        assert_eq!(fixed.host(""), Ok(Some("fixed.example".to_owned())));
+        // One spelling for all that are the same.
+        let [one, other] =
+            ["*.a.example", "*.A.example."].map(|it| rewriter(it, &prefix(""), "b", "").unwrap());
+        assert_eq!(one.hostname, other.hostname);
     }
 
     #[test]
@@ -312,9 +380,19 @@ mod tests {
             ("", "/$PATH[99999999999999999999]", "are followed by a number"),
             ("$PATH[1].example", "", "clients choose paths"),
             ("a:80", "", "`rewrite_port`"),
-            ("a/b", "", "a host has letters"),
-            ("user@a", "", "a host has letters"),
-            ("a b", "", "a host has letters"),
+            ("a/b", "", "a host has labels"),
+            ("user@a", "", "a host has labels"),
+            ("a b", "", "a host has labels"),
+            ("..", "", "a host has labels"),
+            ("a..b", "", "a host has labels"),
+            ("$HOST[0].", "", "a host has labels"),
+            ("[::1].$HOST[0]", "", "a host has labels"),
+            ("$HOST.x", "", "are followed by `[n]`"),
+            ("", "/$PATH", "are followed by `[n]`"),
+            ("", "/a/../b", "would be refused"),
+            ("", "/%00", "would be refused"),
+            ("", &"/$PATH[0]".repeat(9), "8 parts"),
+            ("", &format!("/{}", "a".repeat(1_024)), "1024 bytes"),
             ("", "x", "begins with `/`"),
             ("", "$PATH[1]", "begins with `/`"),
             ("", "/a?b", "the query is not part"),

@@ -31,6 +31,7 @@ mod gateway;
 mod greedy;
 mod greedy_handshakes;
 mod harness_itself;
+mod header_edits;
 mod headers;
 mod health;
 mod hostile_user;

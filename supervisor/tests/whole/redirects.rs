@@ -40,8 +40,6 @@ fn each_redirect_has_its_status_and_leads_where_it_is_to() {
         assert_eq!((response.status(), response.all("location")), (status, vec![location]), "{host}{target}");
         assert!(response.text().contains("redirect"), "{}", response.text());
     }
-    // Who names no host can be led nowhere.
-    exchange(&proxy, "GET / HTTP/1.0\r\n\r\n").expect_answer(404, "no_route");
     assert!(backend.requests().is_empty());
     assert_eq!(proxy.counter("answers.redirect"), 7);
 }
@@ -81,6 +79,33 @@ fn who_is_closed_silently_gets_not_a_byte() {
     client.send("GET /wp-login.php HTTP/1.1\r\nHost: a\r\n\r\n");
     assert_eq!(client.rest(), (Vec::new(), End::Eof));
     assert_eq!((proxy.counter("answers.silent_close"), backend.requests().len()), (1, 1));
+}
+
+#[test]
+fn of_a_host_that_gives_none_none_is_made() {
+    let backend = Backend::respond(OK);
+    let proxy = config(
+        &backend,
+        &[
+            r#"hostname = "*", path = "/r", redirect = "found", rewrite_host = "$HOST[0].suffix""#,
+            r#"hostname = "*", path = "/f", rewrite_host = "$HOST[0].suffix""#,
+            r#"hostname = "*", path = "/p", redirect = "found", rewrite_path = "/x""#,
+            r#"hostname = "*.lab.test", redirect = "found", rewrite_host = "$HOST[1]""#,
+        ],
+    )
+    .start();
+    for (host, target, reason) in [
+        ("[::1]:80", "/r", "bad_host"),
+        ("[::1]", "/f", "bad_host"),
+        ("evil%2ecom.lab.test", "/x", "bad_host"),
+    ] {
+        get(&proxy, host, target).expect_answer(400, reason);
+    }
+    for target in ["/r", "/f", "/p"] {
+        exchange(&proxy, format!("GET {target} HTTP/1.0\r\n\r\n")).expect_answer(400, "missing_host");
+    }
+    assert_eq!(get(&proxy, "a.test.", "/r").all("location"), ["http://a.test.suffix/r"]);
+    assert_eq!(seen(&backend, &proxy, "a.test.:81", "/f").all("host"), ["a.test.suffix"]);
 }
 
 /// What the backend gets of a request.
@@ -130,12 +155,17 @@ fn what_a_frontend_makes_leads_nobody_past_another_one() {
             r#"hostname = "a", path = "/pub", rewrite_path = "/$PATH[1]""#,
             r#"hostname = "a", path = "/secret", redirect = "unauthorized""#,
             r#"hostname = "a", path = "/gone", redirect = "silent_close""#,
+            r#"hostname = "a", path = "/lan", allow = ["10.0.0.0/8"]"#,
+            r#"hostname = "a", path = "/here", allow = ["127.0.0.0/8"]"#,
         ],
     )
     .start();
+    assert_eq!(seen(&backend, &proxy, "a", "/pub/here").target(), "/here");
     assert_eq!(seen(&backend, &proxy, "a", "/pub/ok").target(), "/ok");
     assert_eq!(seen(&backend, &proxy, "a", "/pub//evil.example/x").target(), "/evil.example/x");
     for (target, status) in [
+        ("/pub/lan", 403),
+        ("/pub/./x", 400),
         ("/pub/secret", 401),
         ("/pub//secret", 401),
         ("/pub///secret/x", 401),
@@ -154,7 +184,7 @@ fn what_a_frontend_makes_leads_nobody_past_another_one() {
     let mut client = proxy.client();
     client.send("GET /pub/gone HTTP/1.1\r\nHost: a\r\n\r\n");
     assert_eq!(client.rest(), (Vec::new(), End::Eof));
-    assert_eq!(backend.requests().len(), 2);
+    assert_eq!(backend.requests().len(), 3);
 }
 
 #[test]
@@ -165,7 +195,7 @@ fn what_can_be_made_of_nothing_is_refused_before_it_is_served() {
         ("rewrite_path=/$PATH[2]", "the last is `$PATH[1]`"),
         ("rewrite_host=$HOST[1]", "the last is `$HOST[0]`"),
         ("rewrite_host=$PATH[1].example", "must not choose hosts"),
-        ("rewrite_host=evil@a", "a host has letters"),
+        ("rewrite_host=evil@a", "a host has labels"),
         ("rewrite_path=x", "begins with `/`"),
     ] {
         let output =

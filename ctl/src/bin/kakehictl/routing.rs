@@ -11,7 +11,8 @@ use kakehi_ctl::{
     edit::{self, Edit},
     order::{Request, Response},
     state::{
-        Backend, BackendAddress, BackendMode, Cluster, ClusterProtocol, ListenerProtocol, PathRule, State,
+        Backend, BackendAddress, BackendMode, Cluster, ClusterProtocol, Frontend, ListenerProtocol, PathRule,
+        Redirect, State,
     },
     store,
 };
@@ -401,13 +402,23 @@ impl RuleArguments {
     }
 }
 
+/// What a frontend does in the place of a backend.
+fn answers(frontend: &Frontend) -> String {
+    match (frontend.deny, frontend.redirect.status(), frontend.redirect) {
+        (true, ..) => "401".to_owned(),
+        (_, Some(status), _) => status.to_string(),
+        (_, None, Redirect::SilentClose) => "closes".to_owned(),
+        _ => String::new(),
+    }
+}
+
 impl FrontendVerb {
     pub(crate) fn run(&self, ask: Ask<'_>) -> Result<Shown, Failure> {
         match self {
             FrontendVerb::List { cluster } => {
                 let state = state(ask)?;
                 let mut rows =
-                    vec![["CLUSTER", "LISTENER", "HOSTNAME", "PATH", "METHOD", "REFUSES"].map(str::to_owned)];
+                    vec![["CLUSTER", "LISTENER", "HOSTNAME", "PATH", "METHOD", "ANSWERS"].map(str::to_owned)];
                 let mut objects = Vec::new();
                 for (name, it) in chosen(&state, cluster.as_deref())? {
                     for frontend in &it.frontends {
@@ -423,7 +434,7 @@ impl FrontendVerb {
                             frontend.hostname.clone(),
                             format!("{kind}{path}"),
                             method,
-                            if frontend.deny { "yes" } else { "" }.to_owned(),
+                            answers(frontend),
                         ]);
                         objects.push(in_cluster(name, frontend));
                     }

@@ -221,7 +221,9 @@ impl Builder<'_, '_> {
     ) {
         let offset = section.offset_of("address");
         if matches!(address, BackendAddress::Unix(_)) {
-            let reason = format!("the backend has two unix sockets, `{address}` and that of `unix_path`");
+            let reason = format!(
+                "the backend has two unix sockets, `{address}` and that of `unix_path`: leave one out"
+            );
             return self.findings.unfit(offset, reason);
         }
         let line = self.findings.source.line(offset);

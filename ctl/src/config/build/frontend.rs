@@ -16,8 +16,8 @@ use super::{
     Builder, Extent, hostname,
 };
 use crate::state::{
-    ClientAuth, ClusterProtocol, Frontend, FrontendTls, Listener, ListenerProtocol, PathRule, Redirect,
-    RedirectScheme, Rewrite, TlsVersion,
+    ClientAuth, ClusterProtocol, EditPosition, Frontend, FrontendTls, HeaderEdit, Listener, ListenerProtocol,
+    MAX_HEADER_EDITS, PathRule, Redirect, RedirectScheme, Rewrite, TlsVersion,
 };
 
 /// What frontends say of which requests. There may be very many: of names and the like only hashes are kept.
@@ -105,6 +105,7 @@ impl Builder<'_, '_> {
                 frontend.path = self.path(section);
                 (frontend.deny, frontend.redirect) = self.redirect(section);
                 frontend.rewrite = self.rewrite(section, &frontend, listener);
+                frontend.headers = self.header_edits(section);
                 frontend.tls = self.frontend_tls(section, listener);
             }
             ClusterProtocol::Tcp => self.refuse_http(section),
@@ -168,6 +169,7 @@ impl Builder<'_, '_> {
         wrong.extend(section.text("redirect").filter(|it| *it != "forward").map(|_| "redirect"));
         wrong.extend(section.bool("required_auth").filter(|it| *it).map(|_| "required_auth"));
         wrong.extend(section.entry("max_body_size").map(|_| "max_body_size"));
+        wrong.extend(section.entry("headers").map(|_| "headers"));
         wrong.extend(Rewrite::OWN.iter().map(|key| key.name).filter(|name| section.entry(name).is_some()));
         wrong.extend(FRONTEND_TLS.iter().map(|key| key.name).filter(|name| section.entry(name).is_some()));
         for key in wrong {
@@ -202,6 +204,14 @@ impl Builder<'_, '_> {
         let mut rewrite = Rewrite::default();
         rewrite.read_keys(section, section, self.folder);
         let leads_elsewhere = frontend.redirect.status().is_some();
+        if frontend.deny || frontend.redirect == Redirect::SilentClose {
+            for key in
+                ["rewrite_host", "rewrite_path", "rewrite_port"].into_iter().filter(|key| section.says(key))
+            {
+                let text = format!("`{key}` has no effect in a frontend that neither forwards nor redirects");
+                self.warn_at(section, key, text);
+            }
+        }
         if rewrite.scheme != RedirectScheme::UseSame && !leads_elsewhere {
             let text = "`redirect_scheme` has no effect in a frontend that does not redirect".to_owned();
             self.warn_at(section, "redirect_scheme", text);
@@ -212,13 +222,42 @@ impl Builder<'_, '_> {
             ListenerProtocol::Http | ListenerProtocol::Tcp => RedirectScheme::UseHttp,
         };
         let scheme = rewrite.scheme;
-        let stays = rewrite == Rewrite { scheme, ..Rewrite::default() };
+        let is_kept = |text: &Option<Box<str>>, whole: &str| text.as_deref().is_none_or(|text| text == whole);
+        let stays = is_kept(&rewrite.host, "$HOST[0]")
+            && is_kept(&rewrite.path, "$PATH[0]")
+            && rewrite.port.is_none();
         if leads_elsewhere && stays && [RedirectScheme::UseSame, spoken].contains(&scheme) {
             let text =
                 "the redirect leads to where the request was for: name another scheme, host, path or port";
             self.warn_at(section, "redirect", text.to_owned());
         }
         (rewrite != Rewrite::default()).then(|| Box::new(rewrite))
+    }
+
+    /// What is changed of fields.
+    fn header_edits(&mut self, frontend: &Section) -> Vec<HeaderEdit> {
+        let sections = frontend.tables("headers");
+        if sections.len() > MAX_HEADER_EDITS {
+            self.findings.unfit(frontend.offset_of("headers"), "`headers` has 64 edits at most");
+        }
+        let mut edits = Vec::with_capacity(sections.len());
+        for section in sections {
+            let position = section.text("position").and_then(EditPosition::from_word);
+            let (Some(position), Some(name), Some(value)) =
+                (position, section.text("key"), section.text("value"))
+            else {
+                HeaderEdit::REQUIRED.iter().for_each(|key| self.missing(section, key.name));
+                continue;
+            };
+            let (name, value) = (name.to_owned(), value.to_owned());
+            let mut edit = HeaderEdit { position, name, value, ..HeaderEdit::default() };
+            edit.read_keys(section, section, self.folder);
+            if let Some((key, reason)) = edit.unfit() {
+                self.findings.unfit(section.offset_of(key), reason);
+            }
+            edits.push(edit);
+        }
+        edits
     }
 
     fn path(&mut self, section: &Section) -> PathRule {
@@ -306,7 +345,7 @@ impl Builder<'_, '_> {
             .limits
             .as_deref()
             .map(|limits| toml::to_string(&write::frontend_limits(limits)).unwrap_or_default());
-        let action = (frontend.deny, frontend.redirect.word(), &frontend.rewrite);
+        let action = (frontend.deny, frontend.redirect.word(), &frontend.rewrite, &frontend.headers);
         let answer = self.rules.hash((cluster, action, hsts, limits));
         let line = self.findings.source.line(section.offset);
         let (other, answers) = *self.rules.answers.entry(self.rules.hash(rule)).or_insert((line, answer));

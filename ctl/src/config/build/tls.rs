@@ -236,8 +236,10 @@ impl Builder<'_, '_> {
         list: &'static str,
     ) -> std::vec::IntoIter<Material> {
         let one = self.material(section, key);
-        let texts =
-            if section.level.key(list).is_some() { section.texts(list).unwrap_or_default() } else { &[] };
+        let texts = if says(section, list) { section.texts(list).unwrap_or_default() } else { &[] };
+        if says(section, list) && texts.is_empty() {
+            self.empty_list(section, list);
+        }
         let material =
             |text: &str| Material { path: in_folder(self.folder, Path::new(text)), ..Material::default() };
         let mut listed: Vec<_> = texts.iter().map(|(text, _)| material(text)).collect();

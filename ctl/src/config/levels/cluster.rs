@@ -3,8 +3,7 @@
 use super::{
     Effect, Key,
     Kind::{
-        AnyText, BackendSocket, Bool, Choice, Integer, Path, Table, TableOrFalse, Tables, Text, TextMap,
-        Texts,
+        AnyText, BackendSocket, Bool, Choice, Integer, Path, Table, TableOrFalse, Tables, TextMap, Texts,
     },
     Level,
     Support::{NotYet, Own, Partly, Yes},
@@ -12,8 +11,8 @@ use super::{
     tls::{BACKEND_TLS, FRONTEND_TLS},
 };
 use crate::state::{
-    Admission, Backend, Balancing, Cluster, ClusterLimits, Frontend, FrontendLimits, HealthCheck, Passive,
-    ProbeHeader, RateLimit, Redirect, Retries, Rewrite, Sources,
+    Admission, Backend, Balancing, Cluster, ClusterLimits, Frontend, FrontendLimits, HeaderEdit, HealthCheck,
+    Passive, ProbeHeader, RateLimit, Redirect, Retries, Rewrite, Sources,
 };
 
 /// `[clusters.ID]`.
@@ -117,7 +116,13 @@ pub(in crate::config) const FRONTEND_RULE: &[Key] = &affecting(
         ),
         key("tags", TextMap, "", NotYet, "Words that are copied to the access log."),
         key("redirect_template", AnyText, "", NotYet, "Body of a redirect."),
-        key("headers", Tables(&HEADER), "", NotYet, "Fields to add, replace or remove."),
+        key(
+            "headers",
+            Tables(&HEADER),
+            "[]",
+            Yes,
+            "Fields to add, replace or remove, 64 at most: first all that go, then those that come, in their order.",
+        ),
         RATE_LIMITS,
     ],
 );
@@ -136,14 +141,8 @@ pub(in crate::config) static RATE_LIMIT: Level =
     Level { what: "a rate limit", groups: &[RateLimit::REQUIRED, RateLimit::OWN] };
 
 /// `[[clusters.ID.frontends.headers]]`.
-pub(in crate::config) static HEADER: Level = Level {
-    what: "a header edit",
-    groups: &[&[
-        key("position", Text, "", NotYet, "Of which message: the request, the response, or both."),
-        key("key", Text, "", NotYet, "Name of the field."),
-        key("value", AnyText, "", NotYet, "Its value; an empty one removes the field."),
-    ]],
-};
+pub(in crate::config) static HEADER: Level =
+    Level { what: "a header edit", groups: &[HeaderEdit::REQUIRED, HeaderEdit::OWN] };
 
 /// `[[clusters.ID.backends]]`.
 pub(in crate::config) static BACKEND: Level =
@@ -156,7 +155,7 @@ const UNIX_PATH: &[Key] = &affecting(
         BackendSocket,
         "",
         Yes,
-        "The unix socket on which it listens: an absolute path, or `@name` for one without a file. Its `address` is but its name then, where it has no `backend_id`.",
+        "The unix socket on which it listens: an absolute path, or `@name` for one without a file, which only new workers reach where it is the first one (`reload --workers`). Its `address` is but its name then, where it has no `backend_id`.",
     )],
 );
 

@@ -47,6 +47,7 @@ fn the_command_socket_has_the_mode_that_is_asked_for() {
     assert_eq!(bits(""), (0o600, 0));
     assert_eq!(bits("command_allowed_uids = [7]"), (0o666, 0));
     assert_eq!(bits("command_socket_mode = \"0660\"\ncommand_allowed_uids = [7]"), (0o660, 0));
+    assert_eq!(bits("command_socket_mode = \"0600\"\ncommand_allowed_uids = [7]"), (0o600, 1));
     assert_eq!(bits("command_socket_mode = \"700\""), (0o700, 0));
     // Nobody but root and our own user is answered all the same.
     assert_eq!(bits("command_socket_mode = \"0666\""), (0o666, 1));
@@ -85,6 +86,10 @@ fn lists_of_authorities_and_revocations_are_other_names_for_one() {
         (
             "client_ca = \"a\"\nclient_ca_certificates = [\"a\", \"b\"]",
             "k.toml:5:1: `client_ca_certificates` says otherwise than `client_ca`, another name for it, in line 4",
+        ),
+        (
+            "client_ca = \"a\"\nclient_ca_certificates = []",
+            "k.toml:5:26: `client_ca_certificates` must not be empty; leave it out for the default",
         ),
         ("client_ca_crls = [\"r\"]", "k.toml:4:1: `client_ca_crls` needs `client_ca` beside it"),
         (
@@ -128,7 +133,7 @@ fn a_backend_on_a_unix_socket_is_named_by_its_address() {
         ),
         (
             more("unix:/a", "/b"),
-            "k.toml:16:1: the backend has two unix sockets, `unix:/a` and that of `unix_path`",
+            "k.toml:16:1: the backend has two unix sockets, `unix:/a` and that of `unix_path`: leave one out",
         ),
         (
             more("127.0.0.1:1", "relative"),
@@ -161,7 +166,6 @@ fn a_frontend_redirects_and_rewrites() {
         ("FOUND", Redirect::Found, Some(302)),
         ("temporary-redirect", Redirect::TemporaryRedirect, Some(307)),
         ("permanent_redirect", Redirect::PermanentRedirect, Some(308)),
-        ("silent_close", Redirect::SilentClose, None),
         ("forward", Redirect::Forward, None),
     ] {
         let keys = format!("redirect = \"{word}\"\nrewrite_host = \"b.$HOST[0]\"\nrewrite_port = 81");
@@ -173,6 +177,9 @@ fn a_frontend_redirects_and_rewrites() {
         assert_eq!((made.host.as_deref(), made.port), (Some("b.$HOST[0]"), Some(81)));
         assert_eq!(read(&crate::config::write::write(&state)).0.clusters, state.clusters);
     }
+    let (state, _) = read(&text("redirect = \"silent-close\""));
+    assert_eq!(state.clusters["web"].frontends[0].redirect, Redirect::SilentClose);
+    assert_eq!(read(&crate::config::write::write(&state)).0.clusters, state.clusters);
     // As before: what is refused is refused, whatever program reads the state.
     let (state, _) = read(&text("redirect = \"unauthorized\"\nrewrite_path = \"/x\""));
     let frontend = &state.clusters["web"].frontends[0];
@@ -182,6 +189,8 @@ fn a_frontend_redirects_and_rewrites() {
     for (keys, warned) in [
         ("redirect = \"found\"", "k.toml:12:12: the redirect leads to where the request was for"),
         ("redirect = \"found\"\nredirect_scheme = \"use-http\"", "k.toml:12:12: the redirect leads to"),
+        ("redirect = \"found\"\nrewrite_host = \"$HOST[0]\"", "k.toml:12:12: the redirect leads to"),
+        ("redirect = \"silent_close\"\nrewrite_port = 81", "k.toml:13:16: `rewrite_port` has no effect"),
         ("redirect_scheme = \"use-https\"", "k.toml:12:19: `redirect_scheme` has no effect in a frontend"),
         ("redirect = \"found\"\nredirect_scheme = \"use-https\"", ""),
         ("redirect = \"found\"\nrewrite_path = \"/x\"", ""),
@@ -200,4 +209,40 @@ fn a_frontend_redirects_and_rewrites() {
     assert!(read(&twice("b")).1.is_empty());
     assert!(error(&twice("c")).contains("takes the same requests as the one in line 9"));
     assert!(error(&text("redirect = \"found\"\nrewrite_port = 0")).contains("an integer from 1 to 65535"));
+}
+
+#[test]
+fn a_frontend_edits_fields() {
+    let text = |edits: &str| file("", "", "", &format!("headers = [{edits}]"), "");
+    let set = "{ position = \"BOTH\", key = \"X-A\", value = \"b $SNI\" }";
+    let (state, warnings) = read(&text(&format!(
+        "{set}, {{ position = \"response\", key = \"Server\", value = \"\" }}, {{ position = \"request\", key = \"x\", value = \"y\", append = true }}"
+    )));
+    assert_eq!(warnings, [""; 0]);
+    let edits = &state.clusters["web"].frontends[0].headers;
+    let found: Vec<_> =
+        edits.iter().map(|it| (it.position.directions(), it.name.as_str(), it.append)).collect();
+    assert_eq!(
+        found,
+        [((true, true), "X-A", false), ((false, true), "Server", false), ((true, false), "x", true)]
+    );
+    assert_eq!(read(&crate::config::write::write(&state)).0.clusters, state.clusters);
+    let edit = |name: &str, value: &str| {
+        format!("{{ position = \"request\", key = \"{name}\", value = \"{value}\" }}")
+    };
+    for (edits, said) in [
+        (edit("Content-length", "1"), "k.toml:12:36: `key`: that field says where a message ends"),
+        (edit("X", "a\\nb"), "k.toml:12:47: `value`: no field has control characters"),
+        (edit("X", &"v".repeat(4_097)), "4096 bytes at most"),
+        (edit("", "v"), "a name without spaces"),
+        ("{ position = \"request\", key = \"X\" }".to_owned(), "a header edit needs the key `value`"),
+        (format!("{}{{}}", format!("{set}, ").repeat(64)), "`headers` has 64 edits at most"),
+    ] {
+        let found = error(&text(&edits));
+        assert!(found.contains(said), "{found}");
+    }
+    // In a cluster of `tcp` nobody reads them.
+    let text = "[[listeners]]\naddress = \"127.0.0.1:1\"\nprotocol = \"tcp\"\n[clusters.a]\nprotocol = \"tcp\"\n\
+                frontends = [{ address = \"127.0.0.1:1\", headers = [] }]\n";
+    assert!(error(text).contains("`headers` cannot be honoured in a frontend of a cluster of `tcp`"));
 }
