@@ -101,8 +101,9 @@ impl Targets {
     /// The place of a target, of `frontend`.
     fn place(&mut self, wanted: Target, frontend: &state::Frontend) -> u32 {
         let made = wanted.rewriting.as_ref().map(|made| &made.source);
-        // Limits are those of a rule.
-        let limited = wanted.guard.as_ref().map(|_| (&frontend.hostname, &frontend.path));
+        // Limits are those of a rule, however its host is spelled.
+        let host = || frontend.hostname.trim_end_matches('.').to_ascii_lowercase();
+        let limited = wanted.guard.as_ref().map(|_| (host(), &frontend.path));
         let does = (wanted.action, made, &wanted.edits);
         let hash = FxBuildHasher.hash_one((Rc::as_ptr(&wanted.cluster), does, limited));
         let last = self.last.get(&hash).copied();

@@ -63,10 +63,10 @@ fn a_flood_of_keys_frees_none_that_is_busy_and_is_held_to_the_limit_as_one() {
     // Those that came first are still known.
     let known = (0..40).filter(|name| one.fill(key(one, *name), slow, now + SECOND).is_err()).count();
     assert_eq!(known, 40);
-    // When they are idle, others get their room.
+    // When they are idle, others get their room. So few of them that hardly ever two sets are full of them, whatever the secret.
     let later = now + 61 * SECOND;
-    let admitted = (20_000..20_040).filter(|name| one.fill(key(one, *name), slow, later).is_ok()).count();
-    assert_eq!(admitted, 40);
+    let admitted = (20_000..20_016).filter(|name| one.fill(key(one, *name), slow, later).is_ok()).count();
+    assert_eq!(admitted, 16);
 }
 
 #[test]
@@ -175,11 +175,12 @@ fn a_bucket_with_more_in_it_than_fits_is_full_and_runs_empty() {
 
 #[test]
 fn keys_that_clients_choose_leave_room_for_clients() {
-    let (_supervisor, workers, _file) = processes(1, 1024);
+    // So large that two of a hundred keys are hardly ever in each other's way, whatever the secret of their hashes.
+    let (_supervisor, workers, _file) = processes(1, 1 << 16);
     let (one, now) = (&workers[0], SECOND);
     let slow = Capacity { interval: 3_600 * SECOND, tolerance: 0 };
     one.expect(slow);
-    for name in 0..20_000_u32 {
+    for name in 0..400_000_u32 {
         let _ = one.fill(one.chosen_key(3, &[&name.to_be_bytes()]), slow, now);
     }
     let admitted = (0..100).filter(|name| one.fill(key(one, *name), slow, now).is_ok()).count();
