@@ -402,12 +402,11 @@ impl RuleArguments {
     }
 }
 
-/// What a frontend does in the place of a backend.
-fn answers(frontend: &Frontend) -> String {
-    match (frontend.deny, frontend.redirect.status(), frontend.redirect) {
-        (true, ..) => "401".to_owned(),
-        (_, Some(status), _) => status.to_string(),
-        (_, None, Redirect::SilentClose) => "closes".to_owned(),
+/// Where a frontend leads in the place of a backend: the status of a redirect, or that it closes.
+fn redirect(frontend: &Frontend) -> String {
+    match (frontend.redirect.status(), frontend.redirect) {
+        (Some(status), _) => status.to_string(),
+        (None, Redirect::SilentClose) => "closes".to_owned(),
         _ => String::new(),
     }
 }
@@ -417,8 +416,10 @@ impl FrontendVerb {
         match self {
             FrontendVerb::List { cluster } => {
                 let state = state(ask)?;
-                let mut rows =
-                    vec![["CLUSTER", "LISTENER", "HOSTNAME", "PATH", "METHOD", "ANSWERS"].map(str::to_owned)];
+                let mut rows = vec![
+                    ["CLUSTER", "LISTENER", "HOSTNAME", "PATH", "METHOD", "REFUSES", "REDIRECT"]
+                        .map(str::to_owned),
+                ];
                 let mut objects = Vec::new();
                 for (name, it) in chosen(&state, cluster.as_deref())? {
                     for frontend in &it.frontends {
@@ -434,7 +435,8 @@ impl FrontendVerb {
                             frontend.hostname.clone(),
                             format!("{kind}{path}"),
                             method,
-                            answers(frontend),
+                            if frontend.deny { "yes" } else { "" }.to_owned(),
+                            redirect(frontend),
                         ]);
                         objects.push(in_cluster(name, frontend));
                     }
