@@ -32,10 +32,10 @@ impl Builder<'_, '_> {
         let mut tls = Tls::default();
         let versions = self.versions(section);
         let suites = match (section.texts("cipher_list"), section.texts("cipher_suites")) {
-            (Some(list), Some(older)) => {
-                if !list.iter().map(|(name, _)| name).eq(older.iter().map(|(name, _)| name)) {
-                    self.contradiction(section, "cipher_suites", "cipher_list");
-                }
+            (Some(_), Some(_)) => {
+                let text =
+                    "`cipher_suites` has no effect beside `cipher_list`, of which it is the older name";
+                self.findings.warn(section.offset_of("cipher_suites"), text);
                 "cipher_list"
             }
             (None, Some(_)) => "cipher_suites",

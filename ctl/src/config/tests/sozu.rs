@@ -93,10 +93,6 @@ fn lists_of_authorities_and_revocations_are_other_names_for_one() {
         ),
         ("client_ca_crls = [\"r\"]", "k.toml:4:1: `client_ca_crls` needs `client_ca` beside it"),
         (
-            "cipher_list = [\"TLS_AES_128_GCM_SHA256\"]\ncipher_suites = [\"TLS_AES_256_GCM_SHA384\"]",
-            "k.toml:5:1: `cipher_suites` says otherwise than `cipher_list`, another name for it, in line 4",
-        ),
-        (
             "client_ca_certificates = [\"\"]",
             "k.toml:4:27: `client_ca_certificates` is a list of paths of files",
         ),

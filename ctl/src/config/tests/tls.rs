@@ -114,6 +114,14 @@ fn versions_suites_and_groups_are_known_by_their_names() {
         warnings,
         ["k.toml:4:17: `TLS_V11` in `tls_versions` is not spoken: clients need TLS 1.2 at least"]
     );
+    let (found, warnings) = tls(
+        "tls_versions = [\"TLS_V13\"]\ncipher_suites = [\"TLS_CHACHA20_POLY1305_SHA256\"]\ncipher_list = [\"TLS_AES_128_GCM_SHA256\"]",
+    );
+    assert_eq!(found.cipher_suites, [CipherSuite::Aes128GcmSha256]);
+    assert_eq!(
+        warnings,
+        ["k.toml:5:1: `cipher_suites` has no effect beside `cipher_list`, of which it is the older name"]
+    );
     let (found, _) = tls("tls_versions = [\"TLS_V13\"]\ncipher_suites = [\"TLS_CHACHA20_POLY1305_SHA256\"]");
     assert_eq!(found.cipher_suites, [CipherSuite::ChaCha20Poly1305Sha256]);
 }
