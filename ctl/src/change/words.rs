@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Change, FrontendRule};
 use crate::config::compare;
-use crate::state::{Backend, Cluster, Frontend, PathRule, Redirect, State};
+use crate::state::{Backend, Cluster, Frontend, PathRule, State};
 
 impl State {
     /// `change` in words, one line for each thing that it does to this state: `+` comes, `-` goes, `~` changes.
@@ -96,13 +96,9 @@ impl State {
 }
 
 fn describe_frontend(frontend: &Frontend) -> String {
-    let answers = match (frontend.deny, frontend.redirect.status(), frontend.redirect) {
-        (true, ..) => ", refuses".to_owned(),
-        (_, Some(status), _) => format!(", redirects ({status})"),
-        (_, None, Redirect::SilentClose) => ", closes".to_owned(),
-        _ => String::new(),
-    };
-    format!("{}{answers}", describe_rule(&FrontendRule::from(frontend)))
+    let refuses = if frontend.deny { ", refuses" } else { "" };
+    let redirect = frontend.redirect.unless_forward().map_or_else(String::new, |word| format!(", {word}"));
+    format!("{}{refuses}{redirect}", describe_rule(&FrontendRule::from(frontend)))
 }
 
 fn describe_rule(rule: &FrontendRule) -> String {

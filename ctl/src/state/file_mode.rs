@@ -26,10 +26,10 @@ impl FileMode {
         self.0
     }
 
-    /// Whether anybody but the owner can do anything.
+    /// Whether others than the owner can write, which connecting to a socket takes (`unix(7)`).
     #[must_use]
     pub fn is_for_others(self) -> bool {
-        self.0 & !0o700 != 0
+        self.0 & 0o022 != 0
     }
 }
 
@@ -83,6 +83,8 @@ mod tests {
             assert!(text.parse::<FileMode>().is_err(), "{text}");
         }
         assert!(!"0700".parse::<FileMode>().unwrap().is_for_others());
-        assert!("0604".parse::<FileMode>().unwrap().is_for_others());
+        assert!(!"0644".parse::<FileMode>().unwrap().is_for_others());
+        assert!("0660".parse::<FileMode>().unwrap().is_for_others());
+        assert!("0602".parse::<FileMode>().unwrap().is_for_others());
     }
 }

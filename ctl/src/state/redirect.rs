@@ -25,6 +25,11 @@ words! {
 }
 
 impl Redirect {
+    /// Its word, where requests are not just forwarded.
+    pub fn unless_forward(self) -> Option<&'static str> {
+        (self != Redirect::Forward).then(|| self.word())
+    }
+
     /// The status of a redirect; `None`: it is none.
     pub fn status(self) -> Option<u16> {
         match self {

@@ -11,8 +11,7 @@ use kakehi_ctl::{
     edit::{self, Edit},
     order::{Request, Response},
     state::{
-        Backend, BackendAddress, BackendMode, Cluster, ClusterProtocol, Frontend, ListenerProtocol, PathRule,
-        Redirect, State,
+        Backend, BackendAddress, BackendMode, Cluster, ClusterProtocol, ListenerProtocol, PathRule, State,
     },
     store,
 };
@@ -402,15 +401,6 @@ impl RuleArguments {
     }
 }
 
-/// Where a frontend leads in the place of a backend: the status of a redirect, or that it closes.
-fn redirect(frontend: &Frontend) -> String {
-    match (frontend.redirect.status(), frontend.redirect) {
-        (Some(status), _) => status.to_string(),
-        (None, Redirect::SilentClose) => "closes".to_owned(),
-        _ => String::new(),
-    }
-}
-
 impl FrontendVerb {
     pub(crate) fn run(&self, ask: Ask<'_>) -> Result<Shown, Failure> {
         match self {
@@ -436,7 +426,7 @@ impl FrontendVerb {
                             format!("{kind}{path}"),
                             method,
                             if frontend.deny { "yes" } else { "" }.to_owned(),
-                            redirect(frontend),
+                            frontend.redirect.unless_forward().unwrap_or_default().to_owned(),
                         ]);
                         objects.push(in_cluster(name, frontend));
                     }

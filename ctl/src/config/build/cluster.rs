@@ -227,8 +227,7 @@ impl Builder<'_, '_> {
             return self.findings.unfit(offset, reason);
         }
         let line = self.findings.source.line(offset);
-        let first = *named.entry(address.clone()).or_insert(line);
-        if first != line {
+        if let Some(first) = named.insert(address.clone(), line) {
             let reason = format!(
                 "`{address}` names the backend with `unix_path` in line {first}: no two of them have the same address"
             );

@@ -128,6 +128,12 @@ fn a_backend_on_a_unix_socket_is_named_by_its_address() {
             "k.toml:18:1: `127.0.0.1:9000` names the backend with `unix_path` in line 14: no two of them have the same address",
         ),
         (
+            "[[clusters.b.backends]]\naddress = \"127.0.0.1:1\"\n[clusters.b]\nprotocol = \"http\"\n[clusters.c]\nprotocol = \"http\"\n\
+             backends = [{ address = \"127.0.0.1:1\", unix_path = \"/a\", backend_id = \"a\" }, { address = \"127.0.0.1:1\", unix_path = \"/b\" }]"
+                .to_owned(),
+            "k.toml:21:80: `127.0.0.1:1` names the backend with `unix_path` in line 21: no two of them have the same address",
+        ),
+        (
             more("unix:/a", "/b"),
             "k.toml:16:1: the backend has two unix sockets, `unix:/a` and that of `unix_path`: leave one out",
         ),
