@@ -131,3 +131,72 @@ fn edits_come_and_go_while_connections_stay() {
     refused(&edit("both", "X-A", " a"), "white space");
     refused(&edit("all", "X-A", "a"), "`request` or `response` or `both`");
 }
+
+/// A frontend that rewrites and edits, of a cluster with these backends.
+fn rewriting(backends: &[&Backend]) -> Config {
+    let edits = [edit("both", "X-A", "$REQUEST_ID"), edit("request", "X-Gone", "")];
+    let config = Config::new().root("worker_count = 2");
+    let config = backends.iter().fold(config, |config, backend| config.backend("web", backend));
+    with(
+        config,
+        "web",
+        "a",
+        ", path = \"/old\", rewrite_host = \"b\", rewrite_path = \"/new$PATH[1]\"",
+        &edits,
+    )
+}
+
+#[test]
+fn what_is_sent_again_is_what_was_made_of_it_the_first_time() {
+    let bad = Backend::script(|conn| {
+        conn.request();
+        conn.reset();
+    });
+    let good = Backend::respond(OK);
+    let keys = ["retry_on = [\"reset\"]", "attempts_header = true", "passive = false", "retry_budget = 1000"];
+    let config = rewriting(&[&bad, &good]);
+    let proxy = keys.into_iter().fold(config, |config, key| config.cluster("web", key)).start();
+    for body in ["", "abc"] {
+        for _ in 0..4 {
+            let request = format!(
+                "PUT /old/x?y HTTP/1.1\r\nHost: a\r\nX-Gone: 1\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                body.len()
+            );
+            exchange(&proxy, request).expect(200, "ok");
+        }
+    }
+    let (failed, answered) = (bad.requests(), good.requests());
+    assert!(!failed.is_empty() && answered.len() == 8, "{} and {}", failed.len(), answered.len());
+    for request in failed.iter().chain(&answered) {
+        assert_eq!((request.target(), request.all("host")), ("/new/x?y", vec!["b"]));
+        assert_eq!((request.all("x-gone").len(), request.all("x-a").len()), (0, 1));
+        assert_eq!(request.all("x-a"), request.all("x-request-id"));
+    }
+    let again =
+        answered.iter().filter(|it| it.field("x-kakehi-attempts").map(str::trim) == Some("2")).count();
+    assert_eq!(again, failed.len());
+    for first in &failed {
+        assert!(answered.iter().any(|second| second.all("x-a") == first.all("x-a")), "the same request");
+    }
+}
+
+#[test]
+fn a_tunnel_is_made_with_what_a_frontend_makes() {
+    let backend = Backend::script(|conn| {
+        conn.request();
+        conn.send(
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\nearly",
+        );
+        conn.echo();
+    });
+    let proxy = rewriting(&[&backend]).start();
+    let mut client = proxy.client();
+    client
+        .send("GET /old/chat HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\nfirst");
+    let head = client.head();
+    assert_eq!((head.status(), head.all("upgrade"), head.all("x-a").len()), (101, vec!["websocket"], 1));
+    assert_eq!(client.bytes(10), b"earlyfirst");
+    let request = backend.request();
+    assert_eq!((request.target(), request.all("host")), ("/new/chat", vec!["b"]));
+    assert_eq!(request.all("upgrade"), ["websocket"]);
+}
