@@ -85,16 +85,14 @@ fn write_responses(count: u32) {
 /// Among a hundred hosts with two rules each.
 #[expect(clippy::expect_used, reason = "the rules are valid")]
 fn find_routes(path: &str, count: u32) {
-    let rule = |host: u32, prefix: &str, target| Rule {
-        hostname: format!("site-{host}.example.org"),
-        path: PathRule::Prefix(prefix.to_owned()),
-        method: None,
-        target,
+    let rule = |host: u32, prefix: &str, target| {
+        let path = PathRule::Prefix(prefix.to_owned());
+        Rule::new(format!("site-{host}.example.org"), path, None, target)
     };
     let rules = (0..100).flat_map(|host| [rule(host, "/", 2 * host), rule(host, "/api/v2", 2 * host + 1)]);
     let table = RouteTable::compile(rules).expect("valid rules");
     for _ in 0..count {
-        black_box(table.lookup(black_box("site-50.example.org"), black_box(path), "GET"));
+        black_box(table.lookup(black_box("site-50.example.org"), black_box(path), "GET", &()));
     }
 }
 

@@ -21,7 +21,7 @@ fn rules(hosts: u32) -> Vec<Rule> {
         };
         for (target, prefix) in (host * 4..).zip(["/", "/api", "/api/v2", "/static/"]) {
             let path = PathRule::Prefix(prefix.to_owned());
-            rules.push(Rule { hostname: hostname.clone(), path, method: None, target });
+            rules.push(Rule::new(hostname.clone(), path, None, target));
         }
     }
     rules
@@ -41,7 +41,7 @@ fn lookups(criterion: &mut Criterion) {
         ];
         for (name, host, path) in cases {
             group.bench_function(name, |bencher| {
-                bencher.iter(|| table.lookup(black_box(host), black_box(path), "GET"));
+                bencher.iter(|| table.lookup(black_box(host), black_box(path), "GET", &()));
             });
         }
         group.finish();
@@ -63,11 +63,9 @@ fn many_rules() -> impl Iterator<Item = Rule> {
         "/search",
     ];
     (0..MANY_HOSTS).flat_map(|host| {
-        (host * 10..).zip(PATHS).map(move |(target, prefix)| Rule {
-            hostname: format!("site-{host}.example.org"),
-            path: PathRule::Prefix(prefix.to_owned()),
-            method: None,
-            target,
+        (host * 10..).zip(PATHS).map(move |(target, prefix)| {
+            let path = PathRule::Prefix(prefix.to_owned());
+            Rule::new(format!("site-{host}.example.org"), path, None, target)
         })
     })
 }
@@ -97,7 +95,7 @@ fn lookups_among_many(criterion: &mut Criterion) {
         let mut hosts = hosts.iter().cycle();
         group.bench_function(name, |bencher| {
             let table = &*compiled;
-            bencher.iter(|| hosts.next().map(|host| table.lookup(black_box(host), black_box(path), "GET")));
+            bencher.iter(|| hosts.next().map(|host| table.lookup(black_box(host), black_box(path), "GET", &())));
         });
     }
     group.finish();

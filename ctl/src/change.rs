@@ -6,15 +6,18 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
     net::SocketAddr,
     sync::Arc,
 };
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::write;
 use crate::layers::ByHand;
 use crate::state::{
-    Backend, Certificate, Cluster, Fingerprint, Frontend, Listener, PathRule, Settings, State,
+    Backend, Certificate, Cluster, Fingerprint, Frontend, Listener, PathRule, Predicates, RulePosition,
+    Settings, State,
 };
 
 mod words;
@@ -107,15 +110,66 @@ pub struct FrontendRule {
     pub path: PathRule,
     /// Which method; `None` = any.
     pub method: Option<String>,
+    /// When it is looked at.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub position: RulePosition,
+    /// What else it asks for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predicates: Option<Box<Predicates>>,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl FrontendRule {
-    /// Whether `frontend` takes the same requests.
+    /// One that asks for nothing more.
+    pub fn new(address: SocketAddr, hostname: String, path: PathRule, method: Option<String>) -> FrontendRule {
+        FrontendRule { address, hostname, path, method, position: RulePosition::Tree, predicates: None }
+    }
+
+    /// Whether `frontend` takes the same requests, and is looked at as this one.
     pub fn is_of(&self, frontend: &Frontend) -> bool {
+        self.is_for(frontend)
+            && self.position == frontend.position
+            && self.predicates == frontend.predicates
+    }
+
+    /// Whether listener, host, path and method are those of `frontend`.
+    pub(crate) fn is_for(&self, frontend: &Frontend) -> bool {
         self.address == frontend.address
             && self.hostname.eq_ignore_ascii_case(&frontend.hostname)
             && self.path == frontend.path
             && self.method == frontend.method
+    }
+
+    /// The one of `frontends` that is meant: [the same](FrontendRule::is_of), or else, where nothing is said but listener, host, path and method,
+    /// the only one with these.
+    pub(crate) fn find<'a>(&self, frontends: &'a [Frontend]) -> Option<&'a Frontend> {
+        let same = frontends.iter().find(|it| self.is_of(it));
+        let says_no_more = self.position == RulePosition::Tree && self.predicates.is_none();
+        same.or_else(|| {
+            let mut alike = frontends.iter().filter(|it| says_no_more && self.is_for(it));
+            alike.next().filter(|_| alike.next().is_none())
+        })
+    }
+
+    /// Appends what it says beyond listener, host, path and method, as a file does.
+    pub(crate) fn push_asks(&self, text: &mut String) {
+        if self.position == RulePosition::Tree && self.predicates.is_none() {
+            return;
+        }
+        let asks = Frontend {
+            position: self.position,
+            predicates: self.predicates.clone(),
+            ..Frontend::default()
+        };
+        let mut keys = write::frontend(&asks);
+        keys.retain(|key, _| Frontend::REQUIRED.iter().all(|required| required.name != key));
+        for (key, value) in keys {
+            // Writing to a string cannot fail.
+            let _ = write!(text, " {key}={value}");
+        }
     }
 }
 
@@ -126,6 +180,8 @@ impl From<&Frontend> for FrontendRule {
             hostname: frontend.hostname.clone(),
             path: frontend.path.clone(),
             method: frontend.method.clone(),
+            position: frontend.position,
+            predicates: frontend.predicates.clone(),
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::{
     change::{Change, ChangeError, FrontendRule},
     config::{self, write},
     keys::Effect,
-    state::{Backend, Cluster, Frontend, Listener, Settings, State},
+    state::{Backend, Cluster, Frontend, Listener, Predicates, RulePosition, Settings, State},
 };
 
 /// One thing that is wanted. `keys` are `KEY=VALUE` as in the file: `hsts.max_age=5` is a key of the table `hsts`, `KEY=` takes a
@@ -120,6 +120,9 @@ pub struct Edited {
     pub warnings: Vec<String>,
 }
 
+const OTHER_REQUESTS: &str =
+    "which requests a frontend takes cannot be changed: add another, and remove this one";
+
 /// Tables within tables that a key can be in.
 const MOST_NESTED: usize = 4;
 
@@ -189,19 +192,31 @@ impl Edit {
             }
             Edit::PatchCluster { name, keys } => reader.cluster(name, reader.present(name)?, keys),
             Edit::AddFrontend { cluster, rule, keys } => {
-                if reader.present(cluster)?.frontends.iter().any(|it| rule.is_of(it)) {
+                let FrontendRule { address, hostname, path, method, position, predicates } = rule.clone();
+                let frontend =
+                    Frontend { address, hostname, path, method, position, predicates, ..Frontend::default() };
+                let (added, warnings) = reader.frontend(cluster, &frontend, keys)?;
+                let added_rule = FrontendRule::from(&added);
+                if !rule.is_for(&added) {
+                    return Err(usage(OTHER_REQUESTS));
+                }
+                if reader.present(cluster)?.frontends.iter().any(|it| added_rule.is_of(it)) {
                     let what = format!("frontend for these requests of cluster `{cluster}`");
                     return Err(EditError::Exists { what, verb: "frontend patch" });
                 }
-                let FrontendRule { address, hostname, path, method } = rule.clone();
-                let frontend = Frontend { address, hostname, path, method, ..Frontend::default() };
-                reader.frontend(cluster, &frontend, keys)
+                let change = Change::SetFrontend { cluster: cluster.clone(), frontend: added };
+                Ok(Edited { change, warnings })
             }
             Edit::PatchFrontend { cluster, rule, keys } => {
                 let missing =
                     || ChangeError::NoFrontend { cluster: cluster.clone(), hostname: rule.hostname.clone() };
-                let present = reader.present(cluster)?.frontends.iter().find(|it| rule.is_of(it));
-                reader.frontend(cluster, present.ok_or_else(missing)?, keys)
+                let present = rule.find(&reader.present(cluster)?.frontends).ok_or_else(missing)?;
+                let (patched, warnings) = reader.frontend(cluster, present, keys)?;
+                if !FrontendRule::from(present).is_of(&patched) {
+                    return Err(usage(OTHER_REQUESTS));
+                }
+                let change = Change::SetFrontend { cluster: cluster.clone(), frontend: patched };
+                Ok(Edited { change, warnings })
             }
             Edit::AddBackend { cluster, backend } => {
                 if reader.present(cluster)?.backends.iter().any(|it| it.id == backend.id) {
@@ -218,6 +233,12 @@ impl Edit {
             }
             Edit::PatchSettings { .. } | Edit::Change(Change::SetSettings { .. }) => {
                 Err(usage("settings are not changed together with other things"))
+            }
+            Edit::Change(Change::RemoveFrontend { cluster, rule }) => {
+                let found = state.clusters.get(cluster).and_then(|it| rule.find(&it.frontends));
+                let rule = found.map_or_else(|| rule.clone(), FrontendRule::from);
+                let change = Change::RemoveFrontend { cluster: cluster.clone(), rule };
+                Ok(Edited { change, warnings: Vec::new() })
             }
             Edit::Change(change) => Ok(Edited { change: change.clone(), warnings: Vec::new() }),
         }
@@ -289,6 +310,26 @@ pub fn settings_that_fit(in_file: &Settings, by_hand: &mut BTreeMap<String, Stri
 fn read_settings(table: &Table, folder: &Path) -> Result<Settings, EditError> {
     let text = toml::to_string(table).map_err(usage)?;
     Ok(config::parse_part(&text, "the command line", folder).map_err(usage)?.state.settings)
+}
+
+/// What a frontend asks of requests beyond listener, host, path and method, by these keys, each with its value as in a file.
+///
+/// # Errors
+/// When it is no such key, or has no such value.
+pub fn read_asks(keys: &[String]) -> Result<(RulePosition, Option<Box<Predicates>>), EditError> {
+    let known = ["position", "header_predicates", "query_predicates", "cookie_predicates", "sources"];
+    let is_known = |text: &&String| known.iter().any(|key| text.split('=').next().map(str::trim) == Some(key));
+    if let Some(other) = keys.iter().find(|text| !is_known(text)) {
+        let (other, known) = (other.escape_debug(), known.join("`, `"));
+        return Err(usage(format!("`{other}` is not about which requests a frontend takes; these are: `{known}`")));
+    }
+    let (address, name) = (SocketAddr::from(([127, 0, 0, 1], 1)), "any");
+    let mut state = State::default();
+    state.listeners.insert(address, Listener::http(address));
+    state.clusters.insert(name.to_owned(), Cluster::default());
+    let any = Frontend { address, hostname: "*".to_owned(), ..Frontend::default() };
+    let (read, _) = Reader::of(&state).frontend(name, &any, keys)?;
+    Ok((read.position, read.predicates))
 }
 
 /// Whether a setting can be changed by its key while kakehi runs.
@@ -370,15 +411,13 @@ impl Reader<'_> {
         Ok((read, warnings))
     }
 
-    fn frontend(&self, cluster: &str, frontend: &Frontend, keys: &[String]) -> Result<Edited, EditError> {
-        let table = assigned(write::frontend(frontend), keys)?;
-        let (read, warnings) = self.frontend_of(cluster, frontend.address, table)?;
-        if !FrontendRule::from(frontend).is_of(&read) {
-            return Err(usage(
-                "which requests a frontend takes cannot be changed: add another, and remove this one",
-            ));
-        }
-        Ok(Edited { change: Change::SetFrontend { cluster: cluster.to_owned(), frontend: read }, warnings })
+    fn frontend(
+        &self,
+        cluster: &str,
+        frontend: &Frontend,
+        keys: &[String],
+    ) -> Result<(Frontend, Vec<String>), EditError> {
+        self.frontend_of(cluster, frontend.address, assigned(write::frontend(frontend), keys)?)
     }
 
     /// The frontend with these keys, on the listener at `address`.

@@ -127,7 +127,9 @@ fn rule_of(rule: &FrontendRule) -> String {
     };
     let hostname = rule.hostname.to_ascii_lowercase();
     let method = rule.method.as_deref().unwrap_or("*");
-    format!("{} {method} {hostname} {kind} {path}", rule.address)
+    let mut text = format!("{} {method} {hostname} {kind} {path}", rule.address);
+    rule.push_asks(&mut text);
+    text
 }
 
 fn by_rule(cluster: Option<&Cluster>) -> HashMap<String, &Frontend> {
@@ -149,6 +151,7 @@ fn bare(cluster: &Cluster) -> Cluster {
         passive: cluster.passive.clone(),
         limits: cluster.limits.clone(),
         health: cluster.health.clone(),
+        answers: cluster.answers.clone(),
         https_redirect: cluster.https_redirect,
         https_redirect_port: cluster.https_redirect_port,
         dns_on_empty: cluster.dns_on_empty,

@@ -7,6 +7,7 @@
 //! - [`event`] is what those hear who watch.
 //! - [`store`] keeps a state in a file.
 //! - [`order`] holds the typed messages: requests of `kakehictl`, orders to workers, and their answers.
+//! - [`template`] reads whole responses with variables in them.
 //! - [`wire`] frames those messages: a length, then JSON, bounded in size.
 //! - [`keys`] are the keys of the file, each defined once.
 //! - [`limits`] is the one place where every limit and deadline has its name and default.
@@ -23,4 +24,5 @@ pub mod limits;
 pub mod order;
 pub mod state;
 pub mod store;
+pub mod template;
 pub mod wire;

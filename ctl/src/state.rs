@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{edit, layers::ByHand};
 
 mod admission;
+mod answers;
 mod balancing;
 mod cluster;
 mod compact;
@@ -20,6 +21,7 @@ mod header_edit;
 mod health;
 mod listener;
 mod name;
+mod predicate;
 mod probe_header;
 mod redirect;
 mod settings;
@@ -28,6 +30,8 @@ mod text;
 mod tls;
 
 pub use self::admission::Admission;
+pub(crate) use self::answers::read_answer;
+pub use self::answers::{Answer, Answers};
 pub use self::balancing::{Balancing, LoadBalancing, LoadMetric, SameSite, ShardMode};
 pub use self::cluster::{
     Backend, BackendAddress, BackendAddressError, Cluster, ClusterProtocol, Frontend, PathRule,
@@ -40,6 +44,9 @@ pub use self::header_edit::{EditPosition, HeaderEdit, MAX_EDIT_VALUE, MAX_HEADER
 pub use self::health::{BackendMode, HealthCheck, InitialVerdict, ProbeMode, StatusRange, StatusRangeError};
 pub use self::listener::{ForwardedHeaders, Forwarding, Listener, ListenerProtocol, Sizes, Timeouts};
 pub use self::name::{DnsName, DnsOnEmpty, KnownName, NameAddress, NameAnswer, Resolved};
+pub use self::predicate::{
+    MAX_PREDICATES, MAX_PREDICATE_VALUE, Predicate, PredicateMatch, Predicates, RulePosition,
+};
 pub use self::probe_header::{MAX_PROBE_HEADERS, MAX_PROBE_VALUE, ProbeHeader, ProbeValueError};
 pub use self::redirect::{Redirect, RedirectScheme, Rewrite};
 pub use self::settings::{Settings, Steering};

@@ -77,7 +77,6 @@ fn what_is_not_honoured_is_named() {
     let (_, warnings) = load();
     let not_honoured = [
         "`metrics` in the root is not honoured yet and changes nothing",
-        "`answers` in a listener is not honoured yet and changes nothing",
         "`tags` in a frontend is not honoured yet and changes nothing",
         "`cipher_suites` has no effect beside `cipher_list`, of which it is the older name",
         "`h2` in `alpn_protocols` is not spoken yet: it is not offered",
@@ -85,7 +84,6 @@ fn what_is_not_honoured_is_named() {
         "`protocol = \"udp\"` is not supported yet: the listener `127.0.0.1:5353` and its frontends are skipped",
         "`protocol = \"udp\"` is not supported yet: the cluster `dns` is skipped",
         "`required_auth` is not supported yet: the frontend refuses every request (401)",
-        "`position = \"POST\"` is not supported yet: treated as `TREE`",
     ];
     for expected in not_honoured {
         assert!(warnings.iter().any(|warning| warning == expected), "{expected}\n{warnings:#?}");
@@ -170,8 +168,6 @@ fn an_example_of_sozu_brings_the_warnings_that_one_expects_and_no_other() {
         ("log_colored", not_yet("log_colored", "the root")),
         ("access_logs_target", not_yet("access_logs_target", "the root")),
         ("[metrics]", not_yet("metrics", "the root")),
-        ("answer_404", not_yet("answer_404", "a listener")),
-        ("answer_503", not_yet("answer_503", "a listener")),
         // Once for each kind of key, also where it stands more often.
         ("tags", not_yet("tags", "a frontend")),
         (":18444", made_up("0.0.0.0:18444", "https")),

@@ -109,7 +109,10 @@ fn describe_rule(rule: &FrontendRule) -> String {
     };
     let method = rule.method.as_deref().unwrap_or("any method");
     // The case of letters of a name makes no difference.
-    format!("{}{kind}{path} on {} ({method})", rule.hostname.to_ascii_lowercase(), rule.address)
+    let mut text =
+        format!("{}{kind}{path} on {} ({method})", rule.hostname.to_ascii_lowercase(), rule.address);
+    rule.push_asks(&mut text);
+    text
 }
 
 fn describe_backend(cluster: &str, present: Option<&Backend>, backend: &Backend) -> String {

@@ -9,6 +9,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use super::{
@@ -24,6 +25,7 @@ use crate::{
 };
 
 mod address;
+mod answers;
 mod certificates;
 mod cluster;
 mod frontend;
@@ -61,6 +63,7 @@ pub(super) fn state<'t>(
         made_up: HashMap::new(),
         rules: Default::default(),
         certificates: Default::default(),
+        answer_files: HashMap::new(),
     };
     let mut state = State { settings, ..State::default() };
     state.listeners = builder.listeners(root);
@@ -150,6 +153,8 @@ struct Builder<'a, 'b> {
     rules: frontend::Rules,
     /// Certificates so far.
     certificates: certificates::AskedFor,
+    /// What stands in files with answers, so that each is read and kept once.
+    answer_files: HashMap<PathBuf, Arc<str>>,
 }
 
 impl Builder<'_, '_> {

@@ -64,8 +64,8 @@ pub(crate) enum Value {
     Integers(Vec<u64>),
     Tables(Vec<Section>),
     Named(Vec<(String, usize, Section)>),
-    /// Checked, and used by nothing yet.
-    Unused,
+    /// Each name with the offset of its text, and the text.
+    TextMap(Vec<(String, usize, String)>),
 }
 
 /// Reads what stands in `text`, of the root; what is wrong goes to `findings`. `None` if it is no TOML: what can be read of it was
@@ -184,8 +184,10 @@ impl Reader<'_, '_> {
             }
             Kind::TextMap => {
                 let table = value.as_table().ok_or_else(wrong_type)?;
-                let is_text = |item: &Spanned<DeValue<'_>>, _| item.get_ref().is_str().then_some(());
-                self.items(key, table.values(), is_text).map(|_| Value::Unused).ok_or(None)
+                let text = |item: &Spanned<DeValue<'_>>, at| Some((item.get_ref().as_str()?.to_owned(), at));
+                let texts = self.items(key, table.values(), text).ok_or(None)?;
+                let names = table.keys().map(|name| name.get_ref().to_string());
+                Ok(Value::TextMap(names.zip(texts).map(|(name, (text, at))| (name, at, text)).collect()))
             }
             Kind::Texts | Kind::Versions | Kind::CipherSuites | Kind::Groups | Kind::Protocols => {
                 let list = value.as_array().ok_or_else(wrong_type)?;
@@ -308,7 +310,7 @@ fn thousandths(value: &DeValue<'_>, max: u32) -> Result<u64, String> {
 fn read_text(kind: Kind, text: &str) -> Option<Value> {
     let owned = || Some(Value::Text(text.to_owned()));
     match kind {
-        Kind::AnyText => owned(),
+        Kind::AnyText | Kind::Response => owned(),
         Kind::Text | Kind::Path | Kind::Socket => {
             (!text.is_empty() && !text.contains('\0')).then(owned).flatten()
         }
@@ -512,6 +514,14 @@ pub(super) trait Values {
     fn tables(&self, name: &str) -> &[Section] {
         match self.entry(name).map(|entry| &entry.value) {
             Some(Value::Tables(value)) => value,
+            _ => &[],
+        }
+    }
+
+    /// Texts by name, each with its offset.
+    fn text_map(&self, name: &str) -> &[(String, usize, String)] {
+        match self.entry(name).map(|entry| &entry.value) {
+            Some(Value::TextMap(value)) => value,
             _ => &[],
         }
     }

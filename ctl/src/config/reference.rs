@@ -6,17 +6,17 @@
 use std::{fmt::Write as _, fs, path::PathBuf};
 
 use super::levels::{
-    BACKEND, BACKEND_TLS, CERTIFICATE, CLUSTER, FRONTEND, FRONTEND_RULE, FRONTEND_TLS, H2, HEADER,
+    BACKEND, BACKEND_TLS, CERTIFICATE, CLUSTER, FRONTEND, FRONTEND_RULE, FRONTEND_TLS, H2, HEADER, PREDICATE,
     HEALTH_CHECK, HSTS, LISTENER, LISTENER_TLS, METRICS, PASSIVE, PLAIN_LISTENER, RATE_LIMIT, ROOT, UDP,
     UDP_HEALTH,
 };
 use crate::{
     keys::{Key, Kind, Level, Support},
-    state::{Frontend, FrontendLimits, Sources, Tls},
+    state::{Frontend, FrontendLimits, Predicates, Sources, Tls},
 };
 
 /// Every level, with the name of its place in `docs/configuration.md`.
-const LEVELS: [(&str, &Level); 15] = [
+const LEVELS: [(&str, &Level); 16] = [
     ("root", &ROOT),
     ("listener", &LISTENER),
     ("hsts", &HSTS),
@@ -25,6 +25,7 @@ const LEVELS: [(&str, &Level); 15] = [
     ("backend-tls", &BACKEND_TLS),
     ("frontend", &FRONTEND),
     ("rate-limit", &RATE_LIMIT),
+    ("predicate", &PREDICATE),
     ("header", &HEADER),
     ("backend", &BACKEND),
     ("passive", &PASSIVE),
@@ -39,7 +40,14 @@ static TLS_LISTENER: Level = Level { what: "a listener of `https`", groups: &[LI
 /// Those that it shows in a frontend of a listener without TLS.
 static PLAIN_FRONTEND: Level = Level {
     what: "a frontend",
-    groups: &[Frontend::REQUIRED, Frontend::OWN, Sources::OWN, FrontendLimits::OWN, FRONTEND_RULE],
+    groups: &[
+        Frontend::REQUIRED,
+        Frontend::OWN,
+        Sources::OWN,
+        FrontendLimits::OWN,
+        Predicates::OWN,
+        FRONTEND_RULE,
+    ],
 };
 /// Those that it shows in one of a listener with TLS.
 static TLS_FRONTEND: Level = Level { what: "a frontend of `https`", groups: &[FRONTEND_TLS] };
@@ -122,6 +130,7 @@ pub(super) fn example(uncomment: &dyn Fn(&Level, &Key) -> Option<String>) -> Str
         ("[clusters.example.udp.health]", &UDP_HEALTH, ""),
         ("[[clusters.example.frontends]]", &PLAIN_FRONTEND, ""),
         ("[[clusters.example.frontends.rate_limits]]", &RATE_LIMIT, ""),
+        ("[[clusters.example.frontends.header_predicates]]", &PREDICATE, ""),
         ("[[clusters.example.frontends.headers]]", &HEADER, ""),
         (
             "[[clusters.example.frontends]]",
@@ -215,7 +224,8 @@ pub(super) fn sample(key: &Key) -> String {
         Kind::Groups => "[\"x25519\"]".to_owned(),
         Kind::Protocols => "[\"http/1.1\"]".to_owned(),
         Kind::AcceptedStatuses => "[\"200-299\"]".to_owned(),
-        Kind::TextMap => "{ 503 = \"file://path/to/file\" }".to_owned(),
+        Kind::TextMap => format!("{{ 503 = {} }}", RESPONSE.replace("301 Moved", "503 Gone")),
+        Kind::Response => RESPONSE.to_owned(),
         Kind::Integer(min, max) => 4.clamp(min, max).to_string(),
         Kind::Multiple(_) => "2.5".to_owned(),
         Kind::Integers => "[1000]".to_owned(),
@@ -238,6 +248,9 @@ pub(super) fn sample(key: &Key) -> String {
         Kind::Table(_) | Kind::TableOrFalse(_) | Kind::Tables(_) | Kind::NamedTables(_) => String::new(),
     }
 }
+
+/// A whole response, as it is written.
+const RESPONSE: &str = r#""HTTP/1.1 301 Moved\r\nContent-Type: text/plain\r\n\r\n%REQUEST_ID""#;
 
 /// Compares a document with what it should be, or writes it.
 fn compare(name: &str, expected: &str) {

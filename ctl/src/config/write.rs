@@ -13,8 +13,8 @@ use toml::{Table, Value};
 
 use crate::layers::Owner;
 use crate::state::{
-    Backend, BackendTls, CertificateFiles, CipherSuite, ClientAuth, Cluster, Frontend, FrontendLimits, Group,
-    HealthCheck, Hsts, Listener, Material, PathRule, ProbeHeader, RateLimit, Redirect, Settings, State, Tls,
+    Answers, Backend, BackendTls, CertificateFiles, CipherSuite, ClientAuth, Cluster, Frontend, FrontendLimits, Group,
+    HeaderEdit, HealthCheck, Hsts, Listener, Material, PathRule, Predicate, ProbeHeader, RateLimit, Redirect, Settings, State, Tls,
     TlsVersion, WantedCertificate,
 };
 
@@ -96,6 +96,7 @@ pub fn listener(listener: &Listener) -> Table {
     listener.forwarding.write_keys(&mut table.0);
     listener.sources.write_keys(&mut table.0);
     table.rates(&listener.rates);
+    table.answers(&listener.answers);
     if let Some(tls) = &listener.tls {
         table.tls(tls);
     }
@@ -125,6 +126,7 @@ pub fn cluster(cluster: &Cluster) -> Table {
         table.rates(&limits.rates);
     }
     table.if_some("backend_tls", cluster.tls.as_deref().map(backend_tls));
+    table.answers(&cluster.answers);
     table.if_some("health_check", cluster.health.as_deref().map(health_check));
     let frontends: Vec<Value> = cluster.frontends.iter().map(|it| Value::Table(frontend(it))).collect();
     table.unless(Vec::new(), "frontends", frontends);
@@ -144,17 +146,19 @@ pub fn frontend(frontend: &Frontend) -> Table {
     };
     table.unless("PREFIX", "path_type", kind);
     table.unless("", "path", path.as_str());
+    if let Some(predicates) = &frontend.predicates {
+        predicates.write_keys(&mut table.0);
+        for (key, kind) in predicates.kinds() {
+            table.unless(Vec::new(), key, tables(kind, Predicate::write_keys));
+        }
+    }
     let redirect = if frontend.deny { Redirect::Unauthorized } else { frontend.redirect };
     table.unless(Redirect::Forward.word(), "redirect", redirect.word());
     if let Some(rewrite) = &frontend.rewrite {
         rewrite.write_keys(&mut table.0);
     }
-    let edits = frontend.headers.iter().map(|edit| {
-        let mut keys = Table::new();
-        edit.write_keys(&mut keys);
-        Value::Table(keys)
-    });
-    table.unless(Vec::new(), "headers", edits.collect::<Vec<_>>());
+    table.if_some("redirect_template", frontend.redirect_template.as_ref().map(|it| it.to_value()));
+    table.unless(Vec::new(), "headers", tables(&frontend.headers, HeaderEdit::write_keys));
     if let Some(limits) = &frontend.limits {
         table.0.extend(frontend_limits(limits));
     }
@@ -193,12 +197,7 @@ fn health_check(check: &HealthCheck) -> Table {
     let mut table = Writer::default();
     check.write_keys(&mut table.0);
     table.if_some("tls", check.tls.as_deref().map(backend_tls));
-    let header = |it: &ProbeHeader| {
-        let mut keys = Table::new();
-        it.write_keys(&mut keys);
-        Value::Table(keys)
-    };
-    table.unless(Vec::new(), "headers", check.headers.iter().map(header).collect::<Vec<_>>());
+    table.unless(Vec::new(), "headers", tables(&check.headers, ProbeHeader::write_keys));
     table.0
 }
 
@@ -220,6 +219,16 @@ pub fn settings(settings: &Settings) -> Table {
     let mut table = Table::new();
     settings.write_keys(&mut table);
     table
+}
+
+/// A table of each.
+fn tables<T>(items: &[T], write_keys: impl Fn(&T, &mut Table)) -> Vec<Value> {
+    let table = |item| {
+        let mut keys = Table::new();
+        write_keys(item, &mut keys);
+        Value::Table(keys)
+    };
+    items.iter().map(table).collect()
 }
 
 fn text(path: &Path) -> String {
@@ -256,12 +265,13 @@ impl Writer {
 
     /// Rate limits, if there are any.
     fn rates(&mut self, rates: &[RateLimit]) {
-        let tables = rates.iter().map(|rate| {
-            let mut table = Table::new();
-            rate.write_keys(&mut table);
-            Value::Table(table)
-        });
-        self.unless(Vec::new(), "rate_limits", tables.collect::<Vec<_>>());
+        self.unless(Vec::new(), "rate_limits", tables(rates, RateLimit::write_keys));
+    }
+
+    /// Own answers, if there are any.
+    fn answers(&mut self, answers: &Answers) {
+        let texts = answers.0.iter().map(|(status, it)| (status.to_string(), it.to_value().into()));
+        self.unless(Table::new(), "answers", texts.collect::<Table>());
     }
 
     /// What a listener says of TLS.

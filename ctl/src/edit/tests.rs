@@ -72,12 +72,8 @@ fn what_is_added_must_not_be_there_and_what_is_patched_must() {
     let add = Edit::AddCluster { name: name.clone(), keys: Vec::new() };
     edit(&mut state, &add).unwrap();
     assert!(edit(&mut state, &add).unwrap_err().contains("`cluster patch` changes it"));
-    let rule = FrontendRule {
-        address,
-        hostname: "a.example".to_owned(),
-        path: PathRule::Prefix(String::new()),
-        method: None,
-    };
+    let path = PathRule::Prefix(String::new());
+    let rule = FrontendRule::new(address, "a.example".to_owned(), path, None);
     let add_frontend =
         |texts: &[&str]| Edit::AddFrontend { cluster: name.clone(), rule: rule.clone(), keys: keys(texts) };
     let patch_frontend =

@@ -7,9 +7,9 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::state::{
-    BackendAddress, BackendMode, BackendTls, CipherSuite, ClientAuth, ClusterProtocol, Conditions,
+    Answer, Answers, BackendAddress, BackendMode, BackendTls, CipherSuite, ClientAuth, ClusterProtocol, Conditions,
     DnsOnEmpty, EditPosition, Factor, FileMode, ForwardedHeaders, FrontendTls, Group, InitialVerdict,
-    ListenerProtocol, LoadBalancing, LoadMetric, PathRule, ProbeMode, RateKey, Redirect, RedirectScheme,
+    ListenerProtocol, LoadBalancing, LoadMetric, PathRule, PredicateMatch, ProbeMode, RateKey, Redirect, RedirectScheme, RulePosition,
     SameSite, ShardMode, StatusRange, Statuses, Steering, TlsVersion, UnknownName,
 };
 
@@ -54,9 +54,10 @@ macro_rules! as_json {
 
 as_json! {
     bool u8 u16 u32 u64 str String std::path::PathBuf std::net::SocketAddr IpNet
-    BackendAddress BackendMode BackendTls CipherSuite ClientAuth ClusterProtocol Conditions DnsOnEmpty EditPosition Factor FileMode
+    Answer Answers BackendAddress BackendMode BackendTls CipherSuite ClientAuth ClusterProtocol Conditions DnsOnEmpty EditPosition Factor FileMode
     ForwardedHeaders FrontendTls Group
-    InitialVerdict ListenerProtocol LoadBalancing LoadMetric PathRule ProbeMode RateKey Redirect RedirectScheme SameSite ShardMode StatusRange Statuses
+    InitialVerdict ListenerProtocol LoadBalancing LoadMetric PathRule PredicateMatch ProbeMode RateKey Redirect RedirectScheme
+    RulePosition SameSite ShardMode StatusRange Statuses
     Steering TlsVersion UnknownName
 }
 

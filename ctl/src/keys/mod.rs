@@ -133,6 +133,8 @@ pub enum Kind {
     Text,
     /// A string that may be empty.
     AnyText,
+    /// A whole response, or `file://` and a path.
+    Response,
     /// A file's path; relative to the folder of the configuration.
     Path,
     /// The path of a unix socket; relative to the folder of the configuration.
@@ -206,6 +208,7 @@ impl Kind {
             Kind::Bool => "`true` or `false`".to_owned(),
             Kind::Text => "a string that is not empty".to_owned(),
             Kind::AnyText => "a string".to_owned(),
+            Kind::Response => "a whole response, or `file://` and a path".to_owned(),
             Kind::Path => "a file's path (a string)".to_owned(),
             Kind::Socket => "the path of a unix socket, of 95 bytes at most".to_owned(),
             Kind::Texts => "an array of strings".to_owned(),

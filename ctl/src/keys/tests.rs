@@ -43,7 +43,7 @@ fn all() -> impl Iterator<Item = &'static Key> {
 }
 
 /// Keys whose name stands elsewhere too, because they mean something together with others.
-const ELSEWHERE: [(&str, &str); 31] = [
+const ELSEWHERE: [(&str, &str); 32] = [
     ("max_body_size", "not in what passes connections on"),
     ("rate", "who makes the limit needs it first"),
     ("key", "TLS and header edits have one, too"),
@@ -73,6 +73,7 @@ const ELSEWHERE: [(&str, &str); 31] = [
     ("backup", "a word of `kakehictl backend list`"),
     ("enabled", "it is required"),
     ("mode", "health checks have one, too"),
+    ("position", "header edits have one, too, and connections that are passed on none"),
     ("https_redirect", "not in a cluster of `tcp`"),
     ("method", "not on a listener of `tcp`"),
 ];

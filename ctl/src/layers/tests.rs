@@ -43,7 +43,7 @@ fn backend(id: &str, port: u16) -> Backend {
 
 fn rule_for(hostname: &str) -> FrontendRule {
     let (hostname, path) = (hostname.to_owned(), PathRule::Prefix(String::new()));
-    FrontendRule { address: address(), hostname, path, method: None }
+    FrontendRule::new(address(), hostname, path, None)
 }
 
 /// A state of [`FILE`] with something of each kind by hand.

@@ -13,8 +13,9 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Admission, BackendMode, BackendTls, Balancing, ClusterLimits, DnsName, DnsOnEmpty, FrontendLimits,
-    FrontendTls, HeaderEdit, HealthCheck, Passive, Redirect, Resolved, Retries, Rewrite, listener::NOWHERE,
+    Admission, Answer, Answers, BackendMode, BackendTls, Balancing, ClusterLimits, DnsName, DnsOnEmpty, FrontendLimits,
+    FrontendTls, HeaderEdit, HealthCheck, Passive, Predicates, Redirect, Resolved, Retries, Rewrite,
+    RulePosition, listener::NOWHERE,
 };
 use crate::{
     keys::{keyed, words},
@@ -65,6 +66,8 @@ keyed! {
         limits: Option<Box<ClusterLimits>> = None;
         /// How its backends are probed; `None`: they are not.
         health: Option<Box<HealthCheck>> = None;
+        /// Responses of kakehi's own to its requests.
+        answers: Answers = Answers::default();
         /// Rules that lead here.
         frontends: Vec<Frontend> = Vec::new();
         /// Servers that answer.
@@ -85,16 +88,23 @@ keyed! {
     own {
         /// Which method; without it: any.
         "method" => method: Option<String> = None, Method, Yes, Routes;
+        /// When the rule is looked at: `TREE`, by what it asks for; `PRE`, before all of these; `POST`, after them. Those of `PRE`, and those of
+        /// `POST`, in the order of the file.
+        "position" => position: RulePosition = RulePosition::Tree, Choice(RulePosition::WORDS), Yes, Routes;
     }
     beside {
         /// Which paths (`path` and `path_type`).
         path: PathRule = PathRule::Prefix(String::new());
+        /// What else requests must have, where that is anything.
+        predicates: Option<Box<Predicates>> = None;
         /// Refuse with 401 instead of forwarding.
         deny: bool = false;
         /// What else it does instead of forwarding.
         redirect: Redirect = Redirect::Forward;
         /// What it makes of hosts and paths, where it makes anything of them.
         rewrite: Option<Box<Rewrite>> = None;
+        /// The whole response of a redirect.
+        redirect_template: Option<Box<Answer>> = None;
         /// What is different with TLS.
         tls: Option<Box<FrontendTls>> = None;
         /// How much may come from whom, where that is limited.

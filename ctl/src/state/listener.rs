@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
 
-use super::{RateLimit, Sources, Tls};
+use super::{Answers, RateLimit, Sources, Tls};
 use crate::{
     keys::{keyed, words},
     limits,
@@ -69,6 +69,8 @@ keyed! {
         sources: Sources = Sources::default();
         /// How many requests.
         rates: Vec<RateLimit> = Vec::new();
+        /// Responses of kakehi's own, where the cluster has none.
+        answers: Answers = Answers::default();
         /// Fields that kakehi adds to requests.
         forwarding: Forwarding = Forwarding::default();
         /// How it terminates TLS, if it speaks `https`.

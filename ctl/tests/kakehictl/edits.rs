@@ -21,12 +21,8 @@ fn texts(keys: &[&str]) -> Vec<String> {
 #[test]
 fn what_is_configured_is_changed_by_edits() {
     let address = ADDRESS.parse().unwrap();
-    let rule = FrontendRule {
-        address,
-        hostname: "a.example".to_owned(),
-        path: PathRule::Equals("/x".to_owned()),
-        method: Some("GET".to_owned()),
-    };
+    let path = PathRule::Equals("/x".to_owned());
+    let rule = FrontendRule::new(address, "a.example".to_owned(), path, Some("GET".to_owned()));
     let of_rule = ["web", ADDRESS, "a.example", "--path", "/x", "--path-type", "equals", "--method", "GET"];
     let backend = Backend {
         id: "one".to_owned(),

@@ -9,6 +9,7 @@ use super::tls_ingress::{IngressPlan, TlsIngress};
 use crate::{
     exchange::{Action, EditRules, HstsPolicy, ListenerConfig, Rewriting, Routes, Target},
     h1::{HeadLimits, StrictTransport},
+    http::{Templates, template},
     quota::Guard,
     ring::{Slice, run_undivided},
     route::{Rewriter, RouteError, RouteTable, RouteTableBuilder, Rule, check_hostname, check_path},
@@ -44,6 +45,8 @@ pub(super) fn rule(frontend: &state::Frontend, target: u32) -> Rule {
         hostname: frontend.hostname.clone(),
         path: frontend.path.clone(),
         method: frontend.method.clone(),
+        predicates: frontend.predicates.clone(),
+        position: frontend.position,
         target,
     }
 }
@@ -83,6 +86,7 @@ impl Target {
             edits: EditRules::compile(&frontend.headers).map(Rc::new),
             hsts: HstsPolicy::of(frontend),
             guard: Guard::of_frontend(frontend).map(Rc::new),
+            template: frontend.redirect_template.as_deref().and_then(template),
         }
     }
 }
@@ -322,6 +326,7 @@ impl ListenerConfig {
             passthrough,
             hsts: hsts.and_then(strict_transport),
             guard: Guard::of_listener(listener),
+            templates: Templates::compile(&listener.answers),
             routes,
             request_limits: HeadLimits { bytes: sizes.head, fields: sizes.fields, target: sizes.target },
             response_limits: HeadLimits { bytes: sizes.response_head, fields: sizes.fields, target: 0 },

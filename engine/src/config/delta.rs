@@ -14,7 +14,7 @@ use std::{
 use kakehi_ctl::{
     change::Change,
     keys::Effect,
-    state::{self, State},
+    state::{self, RulePosition, State},
 };
 use rustc_hash::{FxHashSet, FxHasher};
 
@@ -112,6 +112,10 @@ impl<'a> ConfigDelta<'a> {
         for name in &self.named {
             let (now, then) = (self.present.clusters.get(*name), self.part.clusters.get(*name));
             for frontend in differing(now, then) {
+                // Those stand in no host's table.
+                if frontend.position != RulePosition::Tree {
+                    return None;
+                }
                 let hosts = hosts.entry(frontend.address).or_default();
                 if !hosts.iter().rev().any(|host| is_same_host(host, &frontend.hostname)) {
                     hosts.push(&frontend.hostname);
@@ -167,7 +171,10 @@ impl<'a> ConfigDelta<'a> {
         let mut rules: Vec<(&str, Vec<RuleOf<'_>>)> = hosts.iter().map(|host| (*host, Vec::new())).collect();
         let routed = |cluster: &state::Cluster| cluster.protocol == state::ClusterProtocol::Http;
         for (name, cluster) in self.clusters(hosts).into_iter().filter(|(_, cluster)| routed(cluster)) {
-            for frontend in cluster.frontends.iter().filter(|frontend| frontend.address == address) {
+            let in_tree = |frontend: &&state::Frontend| {
+                frontend.address == address && frontend.position == RulePosition::Tree
+            };
+            for frontend in cluster.frontends.iter().filter(in_tree) {
                 let same = |(host, _): &&mut (&str, _)| is_same_host(host, &frontend.hostname);
                 if let Some((_, rules)) = rules.iter_mut().find(same) {
                     rules.push(RuleOf { name, cluster, frontend });

@@ -1,11 +1,14 @@
 //! A table that was patched answers as one that was compiled whole, whatever the changes.
 
+use std::net::IpAddr;
+
 use kakehi_ctl::{
     change::FrontendRule,
-    state::{Backend, Frontend, Listener, PathRule},
+    state::{Backend, Frontend, Listener, PathRule, Predicate, Predicates},
 };
 
 use super::*;
+use crate::http::Asked;
 
 /// A generator of small numbers, the same on every run.
 struct Dice(u64);
@@ -49,7 +52,34 @@ fn frontend(dice: &mut Dice) -> Frontend {
             let path = format!("/{}$HOST[0]$PATH[0]", dice.roll(2)).into_boxed_str();
             Box::new(state::Rewrite { path: Some(path), ..state::Rewrite::default() })
         }),
+        predicates: (dice.roll(4) == 0).then(|| {
+            let value = Some((*dice.one(&["1", "2"])).to_owned());
+            let predicate = Predicate { name: "x".to_owned(), value, ..Predicate::default() };
+            Box::new(Predicates { headers: vec![predicate], ..Predicates::default() })
+        }),
+        position: if dice.roll(30) == 0 { RulePosition::Pre } else { RulePosition::Tree },
         ..Frontend::default()
+    }
+}
+
+/// A request with this value of `X`.
+struct WithField(Option<&'static str>);
+
+impl Asked for WithField {
+    fn client(&self) -> Option<IpAddr> {
+        None
+    }
+
+    fn path(&self) -> &[u8] {
+        b""
+    }
+
+    fn field(&self, name: &str) -> Option<&[u8]> {
+        self.0.filter(|_| name == "x").map(str::as_bytes)
+    }
+
+    fn cookie(&self, _: &str) -> Option<&[u8]> {
+        None
     }
 }
 
@@ -98,8 +128,8 @@ fn change(dice: &mut Dice, state: &State) -> Change {
 }
 
 /// What a request finds: the cluster and what is done, or why nothing.
-fn found(config: &ListenerConfig, host: &str, path: &str, method: &str) -> String {
-    match config.routes.borrow().find(host, path, method) {
+fn found(config: &ListenerConfig, host: &str, path: &str, method: &str, field: Option<&'static str>) -> String {
+    match config.routes.borrow().find(host, path, method, &WithField(field)) {
         Ok(target) => {
             let made = target.rewriting.as_ref().map(|made| made.rewriter.path(host, path));
             format!("{} {:?} {made:?}", target.cluster.name, target.action)
@@ -170,11 +200,17 @@ fn a_patched_table_answers_as_one_compiled_whole() {
                             for path in
                                 ["/", "/x", "/x/y", "/xy", "/x/", "/caf%C3%A9", "/caf%c3%a9", "/z/../x"]
                             {
-                                for method in ["GET", "POST", "PUT"] {
+                                for (method, field) in [
+                                    ("GET", None),
+                                    ("GET", Some("1")),
+                                    ("GET", Some("2")),
+                                    ("POST", Some("1")),
+                                    ("PUT", None),
+                                ] {
                                     assert_eq!(
-                                        found(&configs[address], host, path, method),
-                                        found(wanted, host, path, method),
-                                        "{method} {host}{path} on {address} after {changes:#?} of {state:#?}"
+                                        found(&configs[address], host, path, method, field),
+                                        found(wanted, host, path, method, field),
+                                        "{method} {host}{path} {field:?} on {address} after {changes:#?} of {state:#?}"
                                     );
                                 }
                             }

@@ -4,12 +4,12 @@
 
 use std::{net::IpAddr, rc::Rc};
 
-use kakehi_ctl::{limits, state::ListenerProtocol};
+use kakehi_ctl::{limits, state::ListenerProtocol, template::Values};
 
 use super::{client::ClientConnection, tunnel};
 use crate::{
     exchange::{Downstream as _, Event, ListenerConfig, Passage, judge},
-    h1::write_answer,
+    h1::{write_answer, write_template},
     http::{Asked, Reason},
     observe::Counter,
     ring::{Recv, SendBuf, Source, Stream},
@@ -246,15 +246,15 @@ fn refuse_clear_text(connection: &ClientConnection) -> Event {
     counters.count(Counter::TlsMalformed);
     counters.count_answer(Reason::ClearTextOnTls);
     let mut out = connection.shared().ring.head_buffer();
-    write_answer(
-        Reason::ClearTextOnTls,
-        Reason::ClearTextOnTls.status(),
-        true,
-        false,
-        &[],
-        &connection.shared().date(),
-        &mut out,
-    );
+    let (reason, date) = (Reason::ClearTextOnTls, connection.shared().date());
+    let config = connection.listener.config();
+    match config.templates.as_ref().and_then(|templates| templates.get(reason.status())) {
+        None => write_answer(reason, reason.status(), true, false, &[], &date, &mut out),
+        Some(template) => {
+            let values = Values { message: reason.code(), ..Values::default() };
+            write_template(template, &values, true, false, &[], &date, &mut out);
+        }
+    }
     connection.stream.start_send(SendBuf::from(out));
     Event::FarewellSent
 }

@@ -6,12 +6,15 @@ use std::{
     rc::Rc,
 };
 
-use kakehi_ctl::state::{self, RedirectScheme};
+use kakehi_ctl::{
+    state::{self, RedirectScheme},
+    template::Template,
+};
 
 use super::{edits::EditRules, wakers::Wakers};
 use crate::{
     h1::{HeadLimits, StrictTransport},
-    http::Reason,
+    http::{Asked, Reason, Templates},
     quota::Guard,
     route::{Outcome, Rewriter, RouteTable},
     tls::{NameMap, Terminator},
@@ -45,6 +48,8 @@ pub(crate) struct Target {
     pub(crate) hsts: HstsPolicy,
     /// How much its frontend takes from whom, where that is limited.
     pub(crate) guard: Option<Rc<Guard>>,
+    /// The whole response of a redirect.
+    pub(crate) template: Option<Rc<Template>>,
 }
 
 /// Which `Strict-Transport-Security` responses get.
@@ -74,12 +79,15 @@ impl PartialEq for Rewriting {
 
 impl Target {
     pub(crate) fn is_same(&self, other: &Target) -> bool {
-        let same_action = self.action == other.action
+        let same_action = || {
+            self.action == other.action
             && self.hsts == other.hsts
             && self.guard == other.guard
             && self.rewriting == other.rewriting
-            && self.edits == other.edits;
-        Rc::ptr_eq(&self.cluster, &other.cluster) && same_action
+            && self.edits == other.edits
+            && self.template == other.template
+        };
+        Rc::ptr_eq(&self.cluster, &other.cluster) && same_action()
     }
 }
 
@@ -98,6 +106,8 @@ pub struct ListenerConfig {
     pub(crate) hsts: Option<Rc<StrictTransport>>,
     /// How much it takes from whom, where that is limited.
     pub(crate) guard: Option<Guard>,
+    /// Responses of kakehi's own, where the cluster has none.
+    pub(crate) templates: Option<Rc<Templates>>,
 }
 
 /// Which rule takes a request, and where it leads. A change of some hosts is put in between two requests; who looked
@@ -113,8 +123,14 @@ impl Routes {
     ///
     /// # Errors
     /// Why it leads nowhere.
-    pub(crate) fn find(&self, host: &str, path: &str, method: &str) -> Result<&Target, Reason> {
-        match self.table.lookup(host, path, method) {
+    pub(crate) fn find(
+        &self,
+        host: &str,
+        path: &str,
+        method: &str,
+        asked: &dyn Asked,
+    ) -> Result<&Target, Reason> {
+        match self.table.lookup(host, path, method, asked) {
             // No rule leads to a target that is gone.
             Outcome::Target(target) => self.targets[target as usize].as_ref().ok_or(Reason::NoRoute),
             Outcome::AmbiguousPath => Err(Reason::AmbiguousPath),

@@ -3,9 +3,12 @@
 use std::rc::Rc;
 
 use super::{Downstream, Event, Record, edits::Edits};
+use kakehi_ctl::template::{Template, Values};
+
 use crate::{
-    h1::{StrictTransport, write_answer},
-    http::{Reason, Version},
+    h1::{StrictTransport, write_answer, write_template},
+    http::{Reason, Templates, Version},
+    upstream::Cluster,
 };
 
 /// A reply of our own.
@@ -27,6 +30,19 @@ pub(crate) struct LocalReply {
     pub(crate) hsts: Option<Rc<StrictTransport>>,
     /// What the frontend changes of its fields.
     pub(crate) edits: Option<Rc<Edits>>,
+    /// What the operator's own answers tell of the request, where there are some.
+    pub(crate) told: Option<Rc<Told>>,
+}
+
+/// What a template is filled in with.
+pub(crate) struct Told {
+    /// Method, host and path.
+    pub(crate) route: String,
+    pub(crate) request_id: String,
+    /// The cluster of the rule that took it.
+    pub(crate) cluster: Option<Rc<Cluster>>,
+    /// The response of the rule's redirect.
+    pub(crate) redirect: Option<Rc<Template>>,
 }
 
 impl LocalReply {
@@ -35,7 +51,7 @@ impl LocalReply {
         let (version, location, hsts) = (Version::Http11, None, None);
         let (head_only, keep_alive, unread) = (false, false, false);
         let (status, retry_after) = (None, 0);
-        let edits = None;
+        let (edits, told) = (None, None);
         LocalReply {
             reason,
             head_only,
@@ -47,7 +63,21 @@ impl LocalReply {
             location,
             hsts,
             edits,
+            told,
         }
+    }
+
+    /// What the operator wants in its place.
+    fn template(&self, status: u16, of_listener: Option<&Templates>) -> Option<Rc<Template>> {
+        let told = self.told.as_deref();
+        if let Some(redirect) = told.and_then(|told| told.redirect.as_ref())
+            && self.reason == Reason::Redirect
+        {
+            return Some(Rc::clone(redirect));
+        }
+        let of_cluster = told.and_then(|told| told.cluster.as_ref()).and_then(|cluster| cluster.templates());
+        let found = of_cluster.as_ref().and_then(|templates| templates.get(status));
+        found.or_else(|| of_listener?.get(status)).map(Rc::clone)
     }
 }
 
@@ -80,7 +110,29 @@ pub(super) async fn send_local_reply<D: Downstream>(
     .into_iter()
     .flatten()
     .collect();
-    write_answer(reply.reason, status, !goes_on, reply.head_only, &extra, &shared.date(), &mut out);
+    let date = shared.date();
+    match reply.template(status, config.templates.as_deref()) {
+        None => write_answer(reply.reason, status, !goes_on, reply.head_only, &extra, &date, &mut out),
+        Some(template) => {
+            let told = reply.told.as_deref();
+            let endpoint = record.endpoint.borrow();
+            let duration = format!("{}ms", record.since_start(shared.ring.now()));
+            let capacity = config.settings.sizes.head.to_string();
+            let values = Values {
+                request_id: told.map_or("", |told| &told.request_id),
+                route: told.map_or("", |told| &told.route),
+                cluster_id: told.and_then(|told| told.cluster.as_ref()).map_or("", |cluster| &cluster.name),
+                backend_id: endpoint.as_ref().map_or("", |endpoint| &endpoint.id),
+                redirect_location: reply.location.as_deref().unwrap_or_default(),
+                retry_after: retry_after.unwrap_or_default(),
+                duration: &duration,
+                message: reply.reason.code(),
+                capacity: &capacity,
+                ..Values::default()
+            };
+            write_template(&template, &values, !goes_on, reply.head_only, &extra, &date, &mut out);
+        }
+    }
     if let Some(edits) = &reply.edits {
         edits.apply(&mut out);
     }

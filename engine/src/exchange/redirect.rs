@@ -1,11 +1,15 @@
 //! Where redirects lead, and what a frontend makes of where its requests lead.
 
-use std::{fmt::Write as _, net::IpAddr};
+use std::fmt::Write as _;
 
 use kakehi_ctl::state::RedirectScheme;
 
 use super::listener::{Action, Rewriting, Routes};
-use crate::{h1::RequestHead, http::Reason, route};
+use crate::{
+    h1::RequestHead,
+    http::{Asked, Reason},
+    route,
+};
 
 /// Where the same is found by `https`, on this port: a valid URI (RFC 3986) whatever the request looks like. `None`: it names no host.
 pub(super) fn https_location(head: &RequestHead<'_>, port: Option<u16>) -> Option<String> {
@@ -92,18 +96,18 @@ pub(super) fn judge_rewritten(
     routes: &Routes,
     head: &RequestHead<'_>,
     target: &str,
-    client: impl FnOnce() -> Option<IpAddr>,
+    asked: &dyn Asked,
 ) -> Result<(), Reason> {
     let path = target.split('?').next().unwrap_or_default();
     if route::leads_up(path) {
         return Err(Reason::AmbiguousPath);
     }
-    match routes.find(head.host_name(), path, head.method_text) {
+    match routes.find(head.host_name(), path, head.method_text, asked) {
         Err(Reason::AmbiguousPath) => Err(Reason::AmbiguousPath),
         Ok(target) if target.action == Action::Deny => Err(Reason::Denied),
         Ok(target) if target.action == Action::Close => Err(Reason::SilentClose),
         Ok(target) => match &target.guard {
-            Some(guard) if guard.has_sources() && !guard.admits(client()) => Err(Reason::SourceRefused),
+            Some(guard) if guard.has_sources() && !guard.admits(asked.client()) => Err(Reason::SourceRefused),
             _ => Ok(()),
         },
         Err(_) => Ok(()),

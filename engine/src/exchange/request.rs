@@ -2,7 +2,7 @@
 
 use std::{cell::OnceCell, net::IpAddr, num::NonZeroU32, rc::Rc};
 
-use kakehi_ctl::state::Retries;
+use kakehi_ctl::{state::Retries, template::Template};
 
 use super::{
     Client, Downstream, ListenerConfig, LocalReply, Outcome, Record, Shared,
@@ -10,6 +10,7 @@ use super::{
     edits::{EditRules, Edits, Known},
     limits::{self, Refusal},
     listener::{Action, HstsPolicy},
+    local_reply::Told,
     redirect::{came_by_https, https_location, judge_rewritten, location},
 };
 use crate::{
@@ -48,6 +49,8 @@ pub(crate) struct Request {
     pub(crate) edits: Option<Rc<Edits>>,
     /// Largest body (bytes), 0 = no limit.
     pub(super) max_body_size: u64,
+    /// What the operator's own answers tell of it, where there are some.
+    told: Option<Rc<Told>>,
 }
 
 impl Request {
@@ -74,6 +77,7 @@ impl Request {
             location: None,
             hsts: self.hsts.as_ref().map(Rc::clone),
             edits: self.edits.as_ref().map(Rc::clone),
+            told: self.told.as_ref().map(Rc::clone),
         }
     }
 }
@@ -195,6 +199,15 @@ fn route_request(
     head: &RequestHead<'_>,
     client: &Client<'_>,
 ) -> Result<RoutedHead, LocalReply> {
+    let id = MadeId::default();
+    let tell = |cluster: Option<&Rc<Cluster>>, redirect: Option<&Rc<Template>>| {
+        Rc::new(Told {
+            route: [head.method_text, " ", head.host_name(), head.path()].concat(),
+            request_id: id.get(shared).to_owned(),
+            cluster: cluster.map(Rc::clone),
+            redirect: redirect.map(Rc::clone),
+        })
+    };
     let ended = matches!(head.body, RequestBody::None | RequestBody::Length(0));
     let keep_alive = head.keep_alive && !client.is_last;
     let inherited = config.hsts.as_ref().filter(|_| client.is_tls).map(Rc::clone);
@@ -209,6 +222,7 @@ fn route_request(
         location: None,
         hsts: hsts.clone(),
         edits: None,
+        told: config.templates.is_some().then(|| tell(None, None)),
     };
     let asking = Asking { config, head, client, address: OnceCell::new() };
     if client.is_young && shared.ring.is_overloaded() {
@@ -228,17 +242,19 @@ fn route_request(
         ..reply(Reason::Misdirected, &inherited)
     })?;
     let routes = config.routes.borrow();
-    let target = routes.find(head.host_name(), head.path(), head.method_text);
+    let target = routes.find(head.host_name(), head.path(), head.method_text, &asking);
     let target = target.map_err(|reason| reply(reason, &inherited))?;
     let hsts = match &target.hsts {
         HstsPolicy::Own(own) if client.is_tls => own.clone(),
         _ => inherited,
     };
-    let id = MadeId::default();
     let made = target.edits.as_deref().map(|rules| make_edits(rules, shared, &asking, &target.cluster, &id));
     let (edits_of_request, edits) = made.unwrap_or_default();
+    let is_told = target.template.is_some() || config.templates.is_some() || target.cluster.has_templates();
+    let told = || is_told.then(|| tell(Some(&target.cluster), target.template.as_ref()));
     let reply = |reason, hsts: &Option<Rc<StrictTransport>>| LocalReply {
         edits: edits.as_ref().map(Rc::clone),
+        told: told(),
         ..reply(reason, hsts)
     };
     let limits = target.cluster.limits();
@@ -276,7 +292,7 @@ fn route_request(
     let authority = authority.map_err(|reason| reply(reason, &hsts))?.flatten();
     let rewritten = made.and_then(|made| made.target(head));
     if let Some(target) = &rewritten {
-        let judged = judge_rewritten(&routes, head, target, || asking.client());
+        let judged = judge_rewritten(&routes, head, target, &asking);
         judged.map_err(|reason| reply(reason, &hsts))?;
     }
     let sizes = &config.settings.sizes;
@@ -310,6 +326,7 @@ fn route_request(
         attempts_at: None,
         cluster: Rc::clone(&target.cluster),
         hsts,
+        told: told(),
         edits,
         max_body_size,
     };
@@ -343,6 +360,10 @@ impl Asked for Asking<'_> {
 
     fn path(&self) -> &[u8] {
         self.head.path().as_bytes()
+    }
+
+    fn query(&self) -> &[u8] {
+        self.head.query().as_bytes()
     }
 
     fn field(&self, name: &str) -> Option<&[u8]> {

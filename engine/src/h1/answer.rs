@@ -1,5 +1,7 @@
 //! The answers that kakehi makes itself: short, plain text, with the reason's code in the body.
 
+use kakehi_ctl::template::{Template, Values};
+
 use super::{DateLine, Reason};
 use crate::http::phrase;
 
@@ -52,6 +54,44 @@ pub fn write_answer(
     out.extend_from_slice(b"\r\n");
     if !head_only {
         put(out, &[status.as_bytes(), b" ", phrase.as_bytes(), b": ", code.as_bytes(), b"\n"]);
+    }
+}
+
+/// Appends what an operator has written in the place of [`write_answer`]; the rest is as there. `values` are what its variables stand for.
+///
+/// Fields of `extra` that the template has are left out.
+pub fn write_template(
+    template: &Template,
+    values: &Values<'_>,
+    close: bool,
+    head_only: bool,
+    extra: &[(&str, &str)],
+    date: &DateLine,
+    out: &mut Vec<u8>,
+) {
+    let mut body = Vec::new();
+    template.write_body(values, &mut body);
+    out.reserve(512 + if head_only { 0 } else { body.len() });
+    let status = template.status();
+    let phrase = if template.phrase().is_empty() { phrase(status) } else { template.phrase() };
+    put(out, &[b"HTTP/1.1 ", itoa::Buffer::new().format(status).as_bytes(), b" ", phrase.as_bytes(), b"\r\n"]);
+    template.write_fields(values, out);
+    put(out, &[b"Content-Length: ", itoa::Buffer::new().format(body.len()).as_bytes(), b"\r\n"]);
+    if !template.has("date") {
+        out.extend_from_slice(date.as_bytes());
+    }
+    if status == 405 && !template.has("allow") {
+        out.extend_from_slice(ALLOW);
+    }
+    if close {
+        out.extend_from_slice(b"Connection: close\r\n");
+    }
+    for (name, value) in extra.iter().filter(|(name, _)| !template.has(name)) {
+        put(out, &[name.as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
+    }
+    out.extend_from_slice(b"\r\n");
+    if !head_only {
+        out.append(&mut body);
     }
 }
 

@@ -28,7 +28,7 @@ mod request;
 mod response;
 mod trailer;
 
-pub use answer::write_answer;
+pub use answer::{write_answer, write_template};
 pub use chunked::{Advance, CHUNK_SUFFIX, ChunkPrefix, ChunkedBody, Emit, LAST_CHUNK, chunk_prefix};
 pub use forward::{ClientCertificate, ForwardedBy, Rewritten};
 pub use framing::{RequestBody, ResponseBody};

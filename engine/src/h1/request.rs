@@ -183,6 +183,11 @@ impl<'b> RequestHead<'b> {
         &self.target[..self.path_len]
     }
 
+    /// The query, without its `?`.
+    pub fn query(&self) -> &'b str {
+        self.target[self.path_len..].strip_prefix('?').unwrap_or_default()
+    }
+
     /// The fields as sent, in their order: values without the white space around them.
     pub fn fields(&self) -> impl Iterator<Item = (&'b str, &'b [u8])> + use<'b> {
         let input = self.input;

@@ -9,20 +9,29 @@
 //! | `method` | methods and versions that a proxy treats differently |
 //! | `target` | request targets and authorities |
 //! | `field` | the field table, the names that mean something to a proxy, `Connection` |
-//! | `asked` | what of a request tells clients apart |
+//! | `asked` | what of a request tells clients and rules apart |
+//! | `query` | parameters of a query |
+//! | `networks` | lists of networks, in which an address is found quickly |
+//! | `templates` | responses of kakehi's own as operators write them |
 //! | `date` | `Date`, written once a second |
 
 mod asked;
 mod date;
 pub(crate) mod field;
 mod method;
+mod networks;
+mod query;
 mod reason;
 pub(crate) mod target;
+mod templates;
 
 pub use asked::Asked;
 pub use date::{DateCache, DateLine};
 pub use field::Scratch;
 pub(crate) use field::trim;
 pub use method::{Method, Version};
+pub use networks::Networks;
+pub use query::parameter;
 pub use reason::Reason;
 pub(crate) use reason::phrase;
+pub use templates::{Templates, template};

@@ -4,7 +4,8 @@ use std::net::IpAddr;
 
 use kakehi_ctl::state::{ClusterLimits, Frontend, Listener, PathRule, RateLimit, Sources};
 
-use super::{Rates, networks::Networks};
+use super::Rates;
+use crate::http::Networks;
 
 /// What one place says.
 #[derive(Debug, PartialEq, Eq)]

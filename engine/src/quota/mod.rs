@@ -9,13 +9,11 @@
 //!
 //! | file | idea |
 //! |---|---|
-//! | `networks` | lists of networks, in which an address is found quickly |
 //! | `guard` | what one place says, all together |
 //! | `rates` | how many requests may come in a time |
 //! | `places` | how many connections one client may have |
 
 mod guard;
-mod networks;
 mod places;
 mod rates;
 

@@ -4,9 +4,9 @@ use std::net::IpAddr;
 
 use kakehi_ctl::state::{RateKey, RateLimit};
 
-use super::{host_ns, name, networks::Networks};
+use super::{host_ns, name};
 use crate::{
-    http::Asked,
+    http::{Asked, Networks},
     ledger::{Capacity, Ledger},
     observe::{Counter, Counters},
 };

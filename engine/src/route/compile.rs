@@ -2,17 +2,21 @@
 //!
 //! It takes the rules once, in any order; only regular expressions keep the order in which they came.
 
+use std::cmp::Reverse;
+
+use kakehi_ctl::state::{self, PathRule, RulePosition};
 use rustc_hash::FxHashMap;
 
 use super::{
-    RouteError, RouteTable, Rule,
+    InTurn, RouteError, RouteTable, Rule,
+    choice::{Alternative, Choice},
     host::HostPattern,
     host_index::HostIndexBuilder,
     normalise,
-    path::{self, LiteralRule, NONE, PathSet, PathStore, RegexRule},
+    path::{self, CHOICE, LiteralRule, NONE, PathSet, PathStore, RegexRule},
     pattern::{Patterns, Subject},
+    predicate::Predicates,
 };
-use kakehi_ctl::state::PathRule;
 
 /// A rule with everything interned. Sorting by `(group, kind)` is how the table is laid out.
 #[derive(Debug, Clone, Copy)]
@@ -23,7 +27,11 @@ struct Item {
     /// Number of its text, or of its regular expression.
     text: u32,
     method: u32,
+    /// Number of what else it asks, or [`NONE`].
+    predicates: u32,
     target: u32,
+    /// The how manyth it came.
+    order: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,11 +52,28 @@ pub(super) struct Compiler {
     texts: Texts,
     patterns: Patterns,
     methods: Vec<Box<str>>,
+    predicates: Vec<Predicates>,
+    /// How many things each of them asks for.
+    asks: Vec<usize>,
+    known_predicates: FxHashMap<state::Predicates, u32>,
+    in_turn: InTurn,
 }
 
 impl Compiler {
     /// Takes one rule.
     pub(super) fn add(&mut self, rule: &Rule) -> Result<(), RouteError> {
+        let tables = match rule.position {
+            RulePosition::Tree => None,
+            RulePosition::Pre => Some(&mut self.in_turn.before),
+            RulePosition::Post => Some(&mut self.in_turn.behind),
+        };
+        if let Some(tables) = tables {
+            tables.push(RouteTable::compile([Rule { position: RulePosition::Tree, ..rule.clone() }])?);
+            return Ok(());
+        }
+        if rule.target & CHOICE != 0 {
+            return Err(RouteError::TooLarge);
+        }
         let group = self.group(&rule.hostname)?;
         let method = self.method(rule.method.as_deref())?;
         let (kind, text) = match &rule.path {
@@ -56,7 +81,9 @@ impl Compiler {
             PathRule::Equals(path) => (Kind::Equals, self.literal(&rule.path, path)?),
             PathRule::Prefix(path) => (Kind::Prefix, self.literal(&rule.path, path)?),
         };
-        self.items.push(Item { group, kind, text, method, target: rule.target });
+        let predicates = self.predicates(rule.predicates.as_deref())?;
+        let order = number(self.items.len())?;
+        self.items.push(Item { group, kind, text, method, predicates, target: rule.target, order });
         Ok(())
     }
 
@@ -90,6 +117,18 @@ impl Compiler {
         number(self.methods.len() - 1)
     }
 
+    fn predicates(&mut self, source: Option<&state::Predicates>) -> Result<u32, RouteError> {
+        let Some(source) = source.filter(|source| !source.is_empty()) else { return Ok(NONE) };
+        if let Some(&known) = self.known_predicates.get(source) {
+            return Ok(known);
+        }
+        let next = number(self.predicates.len())?;
+        self.predicates.push(Predicates::compile(source, &mut self.patterns)?);
+        self.asks.push(source.len());
+        self.known_predicates.insert(source.clone(), next);
+        Ok(next)
+    }
+
     fn literal(&mut self, rule: &PathRule, path: &str) -> Result<u32, RouteError> {
         match self.texts.known.get(path.as_bytes()) {
             // Checked when it came first; an EQUALS rule is checked for more than a prefix is.
@@ -105,25 +144,25 @@ impl Compiler {
     pub(super) fn lay_out_all(mut self) -> LayingOut {
         let items = by_group(std::mem::take(&mut self.items), self.hosts.len());
         let exact = self.hosts.iter().filter(|host| matches!(host, HostPattern::Exact(_))).count();
-        let layout =
-            Layout { literals: Vec::with_capacity(items.len()), regexes: Vec::new(), decoded: Vec::new() };
+        let literals = Vec::with_capacity(items.len());
+        let layout = Layout { literals, ..Layout::default() };
         LayingOut { compiler: self, items, next: 0, layout, hosts: HostIndexBuilder::new(exact), rules: 0 }
     }
 
     /// The rules of one host; returns how many there are without repetitions.
     fn lay_out(&mut self, items: &[Item], layout: &mut Layout) -> Result<(PathSet, usize), RouteError> {
         let first_regex = number(layout.regexes.len())?;
-        for item in self.sorted_regexes(items)? {
-            layout.regexes.push(RegexRule { regex: item.text, method: item.method, target: item.target });
-        }
+        let mut count = self.push_regexes(items, layout)?;
         let regexes = number(layout.regexes.len())? - first_regex;
         let mut literals: Vec<Item> = items.iter().filter(|item| item.kind != Kind::Regex).copied().collect();
         let mut set = self.push_literals(&mut literals, layout)?;
         (set.first_regex, set.regexes) = (first_regex, regexes);
-        let count = literals.len() + regexes as usize;
+        count += set.rules as usize;
+        set.rules = number(count)?;
         let takes_all = |item: &Item| {
             item.kind == Kind::Prefix
                 && item.method == NONE
+                && item.predicates == NONE
                 && matches!(self.texts.get(item.text), b"" | b"/")
         };
         if items.iter().any(takes_all) && items.iter().all(|item| item.target == items[0].target) {
@@ -148,36 +187,69 @@ impl Compiler {
         Ok((set, count))
     }
 
-    /// Regular expressions in the order in which each came first; the same one with a method before without.
-    fn sorted_regexes(&self, items: &[Item]) -> Result<Vec<Item>, RouteError> {
-        let mut order: FxHashMap<u32, usize> = FxHashMap::default();
-        let mut seen: FxHashMap<(u32, u32), u32> = FxHashMap::default();
-        let mut rules = Vec::new();
-        for item in items.iter().filter(|item| item.kind == Kind::Regex) {
-            let next = order.len();
-            order.entry(item.text).or_insert(next);
-            match seen.insert((item.text, item.method), item.target) {
-                None => rules.push(*item),
+    /// Appends the regular expressions of one host, in the order in which each came first; the same one with a method before without.
+    /// Returns how many rules they are.
+    fn push_regexes(&self, items: &[Item], layout: &mut Layout) -> Result<usize, RouteError> {
+        let mut first: FxHashMap<u32, u32> = FxHashMap::default();
+        let mut rules: Vec<Item> = items.iter().filter(|item| item.kind == Kind::Regex).copied().collect();
+        for item in &rules {
+            first.entry(item.text).or_insert(item.order);
+        }
+        // NONE is the highest method.
+        rules.sort_by_cached_key(|item| (first[&item.text], item.method, self.rank(item)));
+        let mut count = 0;
+        for same in rules.chunk_by(|a, b| (a.text, a.method) == (b.text, b.method)) {
+            let (target, different) = self.merged(same, layout)?;
+            count += different;
+            layout.regexes.push(RegexRule { regex: same[0].text, method: same[0].method, target });
+        }
+        Ok(count)
+    }
+
+    /// The order among rules for the same host, path and method.
+    fn rank(&self, item: &Item) -> (Reverse<usize>, u32) {
+        let asks = self.asks.get(item.predicates as usize).copied().unwrap_or(0);
+        (Reverse(asks), item.order)
+    }
+
+    /// Where rules lead that are for the same host, path and method, and are in their order; and how many different ones they are.
+    fn merged(&self, same: &[Item], layout: &mut Layout) -> Result<(u32, usize), RouteError> {
+        if let [Item { predicates: NONE, target, .. }] = same {
+            return Ok((*target, 1));
+        }
+        let mut known: FxHashMap<u32, u32> = FxHashMap::default();
+        let mut alternatives = Vec::with_capacity(same.len());
+        for item in same {
+            match known.insert(item.predicates, item.target) {
+                None => {
+                    alternatives.push(Alternative { predicates: item.predicates, target: item.target });
+                }
                 Some(target) if target == item.target => {}
                 Some(_) => return Err(self.duplicate(item)),
             }
         }
-        // A stable sort; NONE is the highest method.
-        rules.sort_by_key(|item| (order[&item.text], item.method));
-        Ok(rules)
+        let different = alternatives.len();
+        if let [Alternative { predicates: NONE, target }] = alternatives[..] {
+            return Ok((target, different));
+        }
+        let place = number(layout.choices.len())?;
+        layout.choices.push(Choice::new(alternatives, &self.predicates));
+        // Every choice has a rule, and of these there are fewer than CHOICE.
+        Ok((CHOICE | place, different))
     }
 
     /// Sorts and appends the literal rules of one host, without repetitions, each with the rule to try after it.
-    fn push_literals(&self, items: &mut Vec<Item>, layout: &mut Layout) -> Result<PathSet, RouteError> {
+    fn push_literals(&self, items: &mut [Item], layout: &mut Layout) -> Result<PathSet, RouteError> {
         // The last of equal texts is tried first: so the one for any method, NONE, must come first.
         let key = |item: &Item| (item.kind, self.texts.get(item.text), item.method.wrapping_add(1));
-        items.sort_unstable_by(|a, b| key(a).cmp(&key(b)));
-        for pair in items.windows(2) {
-            if key(&pair[0]) == key(&pair[1]) && pair[0].target != pair[1].target {
-                return Err(self.duplicate(&pair[1]));
-            }
+        items.sort_unstable_by(|a, b| key(a).cmp(&key(b)).then_with(|| self.rank(a).cmp(&self.rank(b))));
+        let (mut merged, mut count) = (Vec::with_capacity(items.len()), 0);
+        for same in items.chunk_by(|a, b| key(a) == key(b)) {
+            let (target, different) = self.merged(same, layout)?;
+            count += different;
+            merged.push(Item { target, ..same[0] });
         }
-        items.dedup_by(|a, b| key(a) == key(b));
+        let items = merged;
         let equals = items.partition_point(|item| item.kind == Kind::Equals);
         let first = layout.literals.len();
         for (range, is_prefix) in [(0..equals, false), (equals..items.len(), true)] {
@@ -208,6 +280,7 @@ impl Compiler {
             regexes: 0,
             decoded: NONE,
             uniform: NONE,
+            rules: number(count)?,
         })
     }
 
@@ -255,7 +328,7 @@ impl LayingOut {
 
     /// The table, when there is no host left.
     pub(super) fn finish(mut self) -> Result<RouteTable, RouteError> {
-        let Compiler { mut patterns, texts, methods, .. } = self.compiler;
+        let Compiler { mut patterns, texts, methods, predicates, in_turn, .. } = self.compiler;
         let hosts = self.hosts.finish(&mut patterns)?;
         let layout = &mut self.layout;
         number(layout.literals.len())?;
@@ -266,17 +339,24 @@ impl LayingOut {
             regexes: patterns.finish(),
             methods: methods.into_boxed_slice(),
             decoded: std::mem::take(&mut layout.decoded).into_boxed_slice(),
+            choices: std::mem::take(&mut layout.choices).into_boxed_slice(),
+            predicates: predicates.into_boxed_slice(),
         };
-        let decoded = paths.has_decoded();
-        Ok(RouteTable { hosts, paths, rules: self.rules, decoded })
+        let mut others = in_turn.before.iter().chain(&in_turn.behind);
+        let decoded = paths.has_decoded() || others.any(|table| table.decoded);
+        let has_others = !in_turn.before.is_empty() || !in_turn.behind.is_empty();
+        let in_turn = has_others.then(|| Box::new(in_turn));
+        Ok(RouteTable { hosts, paths, rules: self.rules, decoded, in_turn })
     }
 }
 
 /// What grows from host to host.
+#[derive(Default)]
 struct Layout {
     literals: Vec<LiteralRule>,
     regexes: Vec<RegexRule>,
     decoded: Vec<PathSet>,
+    choices: Vec<Choice>,
 }
 
 /// Distinct texts in one blob.

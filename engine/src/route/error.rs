@@ -71,7 +71,10 @@ pub enum RouteError {
     /// A method that is not a token (RFC 9110 section 9.1).
     #[error("`{0}` is not a method; leave it out for any method")]
     BadMethod(String),
-    /// The same host, path and method twice, with different targets.
+    /// Nothing fulfils what a rule asks of requests.
+    #[error("the rule can never match: {0}")]
+    NeverMatches(String),
+    /// The same host, path, method and predicates twice, with different targets.
     #[error("two rules for host `{hostname}`, path `{path}` and {method} lead to different places")]
     Duplicate {
         /// The pattern, in lower case.
@@ -102,6 +105,7 @@ impl RouteError {
             RouteError::BadPath { .. } => "bad_path",
             RouteError::BadRewrite { .. } => "bad_rewrite",
             RouteError::BadMethod(_) => "bad_method",
+            RouteError::NeverMatches(_) => "never_matches",
             RouteError::Duplicate { .. } => "duplicate_route",
             RouteError::TooLarge => "routes_too_large",
         }

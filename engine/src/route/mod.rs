@@ -8,14 +8,17 @@
 //!    `*.parent`; `*`.
 //! 2. Path, among the rules of that host: EQUALS; REGEX, in order of appearance; PREFIX, the longest first.
 //! 3. Method: of rules with the same path, one with a method before one without.
+//! 4. Predicates, what rules ask of fields, query, cookies and the client's network: of rules with the same method, those that ask for
+//!    more things first, then in order of appearance.
 //!
-//! A host none of whose rules takes the path and the method is passed over, and the next one that matches is
-//! tried.
+//! A rule one of whose predicates does not hold is passed over, and the next one that matches is tried; so is a host none of whose rules
+//! takes the request. Rules of the position `PRE` stand before all this, those of `POST` behind it, each in order of appearance.
 //!
 //! Paths are compared as the client sent them. One that servers might read differently is looked up a second
 //! time as its normal form (see `normalise.rs`); if that leads elsewhere, the answer is
 //! [`Outcome::AmbiguousPath`].
 
+mod choice;
 mod compile;
 mod error;
 mod host;
@@ -23,11 +26,12 @@ mod host_index;
 mod normalise;
 mod path;
 mod pattern;
+mod predicate;
 mod rewrite;
 #[cfg(test)]
 mod tests;
 
-use kakehi_ctl::state::PathRule;
+use kakehi_ctl::state::{PathRule, Predicates, RulePosition};
 
 pub use error::RouteError;
 pub use path::check_path;
@@ -35,7 +39,9 @@ pub use rewrite::{NoHost, Rewriter, leads_up};
 
 use host::{HostName, HostPattern, LabelPattern};
 use host_index::HostEntry;
-use path::{Form, NONE};
+use path::{Form, NONE, Sought};
+
+use crate::http::Asked;
 
 /// One frontend's conditions, and where it leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,9 +52,20 @@ pub struct Rule {
     pub path: PathRule,
     /// Which method (case-sensitive, RFC 9110 section 9.1); `None` = any.
     pub method: Option<String>,
+    /// What else a request must have.
+    pub predicates: Option<Box<Predicates>>,
+    /// When it is looked at.
+    pub position: RulePosition,
     /// What [`RouteTable::lookup`] answers: an index of the caller's. Rules that do the same should have the same
     /// target: rules are only in each other's way if their targets differ.
     pub target: u32,
+}
+
+impl Rule {
+    /// One that asks for nothing but host, path and method.
+    pub fn new(hostname: String, path: PathRule, method: Option<String>, target: u32) -> Rule {
+        Rule { hostname, path, method, predicates: None, position: RulePosition::Tree, target }
+    }
 }
 
 /// The rules of one listener.
@@ -59,6 +76,15 @@ pub struct RouteTable {
     rules: usize,
     /// Some rule has a `%`.
     decoded: bool,
+    /// The rules before and behind all others, if there are any.
+    in_turn: Option<Box<InTurn>>,
+}
+
+/// Rules that are tried one after the other, each in a table of its own.
+#[derive(Debug, Default)]
+struct InTurn {
+    before: Vec<RouteTable>,
+    behind: Vec<RouteTable>,
 }
 
 /// Where a request goes.
@@ -179,18 +205,18 @@ impl RouteTable {
     ///
     /// `host_name` is without port, in any case, maybe with a final dot; an IPv6 address is in brackets; empty if
     /// the request names no host. Longer than 255 bytes it has no route. `path` is as the client sent it, without
-    /// the query. `method` is compared as it is.
-    pub fn lookup(&self, host_name: &str, path: &str, method: &str) -> Outcome {
+    /// the query. `method` is compared as it is. `asked` is the request, for rules that ask for more.
+    pub fn lookup(&self, host_name: &str, path: &str, method: &str, asked: &dyn Asked) -> Outcome {
         let mut room = None;
         let Some(host) = HostName::new(host_name, &mut room) else { return Outcome::NoRoute };
-        let path = path.as_bytes();
-        let sent = self.find(&host, path, Form::Sent, method);
+        let (path, sought) = (path.as_bytes(), Sought { method, asked });
+        let sent = self.find(&host, path, Form::Sent, sought);
         let same = if normalise::is_suspicious(path) {
             !normalise::holds_nul(path)
-                && (self.is_uniform(&host) || self.reads_the_same(&host, path, method, sent))
+                && (self.is_uniform(&host) || self.reads_the_same(&host, path, sought, sent))
         } else {
             // The path is its own normal form. A rule with `%` may still match it in that form only.
-            !self.decoded || self.find(&host, path, Form::Normalised, method) == sent
+            !self.decoded || self.find(&host, path, Form::Normalised, sought) == sent
         };
         if !same {
             return Outcome::AmbiguousPath;
@@ -198,12 +224,13 @@ impl RouteTable {
         sent.map_or(Outcome::NoRoute, Outcome::Target)
     }
 
-    /// Puts the rules of some hosts in the place of those that they had. Everything else stays as it is.
+    /// Puts the rules of some hosts in the place of those that they had. Everything else stays as it is, rules of the positions `PRE` and
+    /// `POST` too.
     pub fn patch(&mut self, patch: Vec<HostPatch>) {
         for HostPatch { host, rules } in patch {
             let (entry, count) = match rules {
                 Some(table) => {
-                    let RouteTable { hosts, paths, rules, decoded } = *table;
+                    let RouteTable { hosts, paths, rules, decoded, in_turn: _ } = *table;
                     self.decoded |= decoded;
                     let entry =
                         hosts.into_only().map(|entry| HostEntry { own: Some(Box::new(paths)), ..entry });
@@ -212,26 +239,35 @@ impl RouteTable {
                 None => (None, 0),
             };
             let before = self.hosts.replace(&host, entry);
-            self.rules = self.rules + count - before.map_or(0, |entry| entry.set.rules());
+            self.rules = self.rules + count - before.map_or(0, |entry| entry.set.rules as usize);
         }
     }
 
     /// Rules in the table; a rule that was given twice counts once.
     pub fn len(&self) -> usize {
-        self.rules
+        let in_turn = self.in_turn.as_ref().map_or(0, |it| it.before.len() + it.behind.len());
+        self.rules + in_turn
     }
 
     /// Whether no request can match.
     pub fn is_empty(&self) -> bool {
-        self.rules == 0
+        self.len() == 0
     }
 
     #[inline]
-    fn find(&self, host: &HostName<'_>, path: &[u8], form: Form, method: &str) -> Option<u32> {
+    fn find(&self, host: &HostName<'_>, path: &[u8], form: Form, sought: Sought<'_>) -> Option<u32> {
+        let Some(in_turn) = &self.in_turn else { return self.find_in_tree(host, path, form, sought) };
+        let find = |table: &RouteTable| table.find_in_tree(host, path, form, sought);
+        let before = in_turn.before.iter().find_map(find);
+        before.or_else(|| find(self)).or_else(|| in_turn.behind.iter().find_map(find))
+    }
+
+    #[inline]
+    fn find_in_tree(&self, host: &HostName<'_>, path: &[u8], form: Form, sought: Sought<'_>) -> Option<u32> {
         self.hosts.find(host, &self.paths.regexes, |entry| match entry.set.uniform {
             NONE => {
                 let paths = entry.own.as_deref().unwrap_or(&self.paths);
-                paths.find(&entry.set, path, form, method)
+                paths.find(&entry.set, path, form, sought)
             }
             target => Some(target),
         })
@@ -240,14 +276,13 @@ impl RouteTable {
     /// Whether all paths of this host lead to the same place: then nobody needs to know how they are read.
     #[cold]
     fn is_uniform(&self, host: &HostName<'_>) -> bool {
-        self.hosts
-            .find(host, &self.paths.regexes, |entry| Some(entry.set.uniform))
-            .is_some_and(|target| target != NONE)
+        let uniform = self.hosts.find(host, &self.paths.regexes, |entry| Some(entry.set.uniform));
+        self.in_turn.is_none() && uniform.is_some_and(|target| target != NONE)
     }
 
     /// Whether the normal form of `path` leads to the same place.
     #[cold]
-    fn reads_the_same(&self, host: &HostName<'_>, path: &[u8], method: &str, sent: Option<u32>) -> bool {
+    fn reads_the_same(&self, host: &HostName<'_>, path: &[u8], sought: Sought<'_>, sent: Option<u32>) -> bool {
         let mut stack = [0; STACK_PATH];
         let mut heap = Vec::new();
         let buffer = if path.len() <= STACK_PATH {
@@ -257,7 +292,7 @@ impl RouteTable {
             &mut heap[..]
         };
         match normalise::normalise(path, buffer) {
-            Ok(normal) => self.find(host, normal, Form::Normalised, method) == sent,
+            Ok(normal) => self.find(host, normal, Form::Normalised, sought) == sent,
             Err(normalise::NoReading) => false,
         }
     }

@@ -9,10 +9,14 @@ use std::ops::Range;
 use kakehi_ctl::state::PathRule;
 use regex::bytes::Regex;
 
-use super::{RouteError, normalise, pattern};
+use super::{RouteError, choice::Choice, normalise, pattern, predicate::Predicates};
+use crate::http::Asked;
 
 /// No method, no parent, no second form.
 pub(super) const NONE: u32 = u32::MAX;
+
+/// The highest bit of what tells where a rule leads: it depends on more than host, path and method.
+pub(super) const CHOICE: u32 = 1 << 31;
 
 /// Up to this many rules are scanned instead of bisected: in a table that does not fit in the cache, the memory
 /// that a scan needs is fetched at once, that of a bisection step by step.
@@ -31,7 +35,7 @@ pub(super) struct LiteralRule {
     ///
     /// It has the same text and sorts lower, or (among prefixes) has the longest text that this one begins with.
     pub(super) parent: u32,
-    /// Where it leads.
+    /// Where it leads: a target, or [`CHOICE`] and an index into [`PathStore::choices`].
     pub(super) target: u32,
 }
 
@@ -42,7 +46,7 @@ pub(super) struct RegexRule {
     pub(super) regex: u32,
     /// Index into [`PathStore::methods`], or [`NONE`] for any.
     pub(super) method: u32,
-    /// Where it leads.
+    /// As [`LiteralRule::target`].
     pub(super) target: u32,
 }
 
@@ -64,6 +68,16 @@ pub(super) struct PathSet {
     pub(super) decoded: u32,
     /// The target that every path and method leads to, or [`NONE`] if there are several, or paths that have none.
     pub(super) uniform: u32,
+    /// How many rules it was made of, each once.
+    pub(super) rules: u32,
+}
+
+/// What is looked for, beyond host and path.
+#[derive(Clone, Copy)]
+pub(super) struct Sought<'r> {
+    pub(super) method: &'r str,
+    /// The request, for rules that ask for more.
+    pub(super) asked: &'r dyn Asked,
 }
 
 /// In which form the path of a lookup is.
@@ -84,13 +98,8 @@ pub(super) struct PathStore {
     pub(super) regexes: Box<[Regex]>,
     pub(super) methods: Box<[Box<str>]>,
     pub(super) decoded: Box<[PathSet]>,
-}
-
-impl PathSet {
-    /// How many rules it has.
-    pub(super) fn rules(&self) -> usize {
-        (self.equals + self.prefixes + self.regexes) as usize
-    }
+    pub(super) choices: Box<[Choice]>,
+    pub(super) predicates: Box<[Predicates]>,
 }
 
 impl PathStore {
@@ -102,22 +111,25 @@ impl PathStore {
 
     /// The target of the rule of `set` that wins: EQUALS, then REGEX, then the longest PREFIX.
     #[inline]
-    pub(super) fn find(&self, set: &PathSet, path: &[u8], form: Form, method: &str) -> Option<u32> {
+    pub(super) fn find(&self, set: &PathSet, path: &[u8], form: Form, sought: Sought<'_>) -> Option<u32> {
         let set = match form {
             Form::Normalised if set.decoded != NONE => &self.decoded[set.decoded as usize],
             _ => set,
         };
         let equals = &self.literals[range(set.first, set.equals)];
-        if let Some(target) = self.find_literal(equals, path, method, |text| text == path) {
+        if let Some(target) = self.find_literal(equals, path, sought, |text| text == path) {
             return Some(target);
         }
         for rule in &self.regex_rules[range(set.first_regex, set.regexes)] {
-            if self.takes(rule.method, method) && self.regexes[rule.regex as usize].is_match(path) {
-                return Some(rule.target);
+            if self.takes(rule.method, sought.method)
+                && self.regexes[rule.regex as usize].is_match(path)
+                && let Some(target) = self.choose(rule.target, sought.asked)
+            {
+                return Some(target);
             }
         }
         let prefixes = &self.literals[range(set.first + set.equals, set.prefixes)];
-        self.find_literal(prefixes, path, method, |text| path.starts_with(text))
+        self.find_literal(prefixes, path, sought, |text| path.starts_with(text))
     }
 
     /// Starts at the last rule whose text does not sort behind `path` and climbs.
@@ -128,7 +140,7 @@ impl PathStore {
         &self,
         rules: &[LiteralRule],
         path: &[u8],
-        method: &str,
+        sought: Sought<'_>,
         matches: impl Fn(&[u8]) -> bool,
     ) -> Option<u32> {
         let below = |rule: &LiteralRule| self.text(rule) <= path;
@@ -139,11 +151,23 @@ impl PathStore {
         };
         let mut rule = &rules[last?];
         loop {
-            if matches(self.text(rule)) && self.takes(rule.method, method) {
-                return Some(rule.target);
+            if matches(self.text(rule))
+                && self.takes(rule.method, sought.method)
+                && let Some(target) = self.choose(rule.target, sought.asked)
+            {
+                return Some(target);
             }
             rule = rules.get(rule.parent as usize)?;
         }
+    }
+
+    /// The target of rules whose host, path and method fit; `None` when all of them ask for more than the request has.
+    #[inline]
+    fn choose(&self, target: u32, asked: &dyn Asked) -> Option<u32> {
+        if target & CHOICE == 0 {
+            return Some(target);
+        }
+        self.choices[(target & !CHOICE) as usize].find(&self.predicates, asked)
     }
 
     #[inline]

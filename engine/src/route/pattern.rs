@@ -15,6 +15,8 @@ pub(super) enum Subject {
     Label,
     /// A whole path: case matters.
     Path,
+    /// A whole value of a field, a parameter or a cookie: case matters.
+    Value,
 }
 
 /// Compiles `pattern` so that it matches whole texts only.
@@ -54,6 +56,11 @@ impl Patterns {
         self.compiled.push(compile(pattern, subject)?);
         self.known.insert(key, number);
         Ok(number)
+    }
+
+    /// The expression of a number.
+    pub(super) fn regex(&self, number: u32) -> Regex {
+        self.compiled[number as usize].clone()
     }
 
     /// The text of a number, for a message.

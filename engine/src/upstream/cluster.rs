@@ -23,7 +23,7 @@ use super::{
     window::Window,
 };
 use crate::{
-    http::Asked,
+    http::{Asked, Templates},
     quota::{Caps, Guard},
     ring::Share,
     tls::{Connector, Context, TlsError},
@@ -72,6 +72,8 @@ pub struct Endpoints {
     rules: AffinityRules,
     /// How much may come from whom, where that is limited.
     limits: Option<Rc<Limits>>,
+    /// Responses of kakehi's own to its requests, if it has some.
+    templates: Option<Rc<Templates>>,
     pub(super) settings: ConnectSettings,
     /// There are probes.
     probed: bool,
@@ -143,6 +145,7 @@ impl Endpoints {
             passive: Passive::default(),
             rules: AffinityRules::default(),
             limits: None,
+            templates: None,
             settings: ConnectSettings::default(),
             probed: false,
             outdated: Cell::new(false),
@@ -256,6 +259,7 @@ impl Endpoints {
         let limits = cluster.limits.as_deref().map(|configured| {
             Rc::new(Limits { guard: Guard::of_cluster(name, configured), configured: configured.clone() })
         });
+        let templates = Templates::compile(&cluster.answers);
         Ok(Endpoints {
             members,
             balance,
@@ -267,6 +271,7 @@ impl Endpoints {
             passive,
             rules,
             limits,
+            templates,
             settings,
             probed,
             outdated: Cell::new(false),
@@ -302,6 +307,16 @@ impl Cluster {
     /// How much it takes from whom, where it says so.
     pub(crate) fn limits(&self) -> Option<Rc<Limits>> {
         self.members.borrow().limits.as_ref().map(Rc::clone)
+    }
+
+    /// Whether it has responses of kakehi's own to its requests.
+    pub(crate) fn has_templates(&self) -> bool {
+        self.members.borrow().templates.is_some()
+    }
+
+    /// Responses of kakehi's own to its requests, if it has some.
+    pub(crate) fn templates(&self) -> Option<Rc<Templates>> {
+        self.members.borrow().templates.as_ref().map(Rc::clone)
     }
 
     /// How many connections one client may have here, if that is limited.

@@ -47,6 +47,7 @@ mod liveness;
 mod machine_wide;
 mod names;
 mod obstacles;
+mod predicates;
 mod probes;
 mod proxy_protocol;
 mod queueing;

@@ -155,6 +155,10 @@ pub(crate) struct RuleArguments {
     /// Which method; by default any
     #[arg(long)]
     method: Option<String>,
+    /// What else it asks for, as in a file: position, header_predicates, query_predicates, cookie_predicates or sources; may be given again.
+    /// For patch and remove it tells frontends apart that differ in nothing else
+    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
+    when: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -386,9 +390,11 @@ fn protocol(cluster: &Cluster) -> &'static str {
 }
 
 impl RuleArguments {
-    fn rule(&self) -> FrontendRule {
+    fn rule(&self) -> Result<FrontendRule, Failure> {
         let path = self.path.clone();
-        FrontendRule {
+        let asks = edit::read_asks(&self.when);
+        let (position, predicates) = asks.map_err(|error| Failure::Usage(error.to_string()))?;
+        Ok(FrontendRule {
             address: self.address,
             hostname: self.hostname.clone(),
             path: match self.path_type {
@@ -397,7 +403,9 @@ impl RuleArguments {
                 PathType::Regex => PathRule::Regex(path),
             },
             method: self.method.clone(),
-        }
+            position,
+            predicates,
+        })
     }
 }
 
@@ -436,14 +444,14 @@ impl FrontendVerb {
             FrontendVerb::Add { rule, keys, deny } => {
                 let mut keys = keys.clone();
                 keys.extend(deny.then(|| "redirect=unauthorized".to_owned()));
-                edit(ask, Edit::AddFrontend { cluster: rule.cluster.clone(), rule: rule.rule(), keys })
+                edit(ask, Edit::AddFrontend { cluster: rule.cluster.clone(), rule: rule.rule()?, keys })
             }
             FrontendVerb::Patch { rule, keys } => {
                 let (cluster, keys) = (rule.cluster.clone(), keys.clone());
-                edit(ask, Edit::PatchFrontend { cluster, rule: rule.rule(), keys })
+                edit(ask, Edit::PatchFrontend { cluster, rule: rule.rule()?, keys })
             }
             FrontendVerb::Remove { rule } => {
-                let (cluster, rule) = (rule.cluster.clone(), rule.rule());
+                let (cluster, rule) = (rule.cluster.clone(), rule.rule()?);
                 edit(ask, Edit::Change(Change::RemoveFrontend { cluster, rule }))
             }
         }

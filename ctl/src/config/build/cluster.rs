@@ -14,7 +14,7 @@ use super::{
     Builder, hostname,
 };
 use crate::state::{
-    Admission, Backend, BackendAddress, BackendTls, Balancing, Cluster, ClusterProtocol, Listener, Material,
+    Admission, Answers, Backend, BackendAddress, BackendTls, Balancing, Cluster, ClusterProtocol, Listener, Material,
     Passive, Retries,
 };
 
@@ -89,6 +89,13 @@ impl Builder<'_, '_> {
         cluster.admission = (admission != Admission::default()).then(|| Box::new(admission));
         cluster.limits = self.cluster_limits(section, is_http);
         cluster.health = self.health_check(section).map(Box::new);
+        cluster.answers = self.answers(section);
+        if !is_http && !cluster.answers.is_empty() {
+            let key = if section.says("answers") { "answers" } else { "answer_503" };
+            let text = "own answers have no effect in a cluster of `tcp`, which knows no requests";
+            self.findings.warn(section.offset_of(key), text);
+            cluster.answers = Answers::default();
+        }
         // Of just the size that is needed: there may be very many.
         cluster.frontends = Vec::with_capacity(section.tables("frontends").len());
         for frontend in section.tables("frontends") {

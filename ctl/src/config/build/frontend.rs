@@ -17,7 +17,7 @@ use super::{
 };
 use crate::state::{
     ClientAuth, ClusterProtocol, EditPosition, Frontend, FrontendTls, HeaderEdit, Listener, ListenerProtocol,
-    MAX_HEADER_EDITS, PathRule, Redirect, RedirectScheme, Rewrite, TlsVersion,
+    MAX_HEADER_EDITS, MAX_PREDICATES, PathRule, Predicate, Predicates, Redirect, RedirectScheme, Rewrite, TlsVersion,
 };
 
 /// What frontends say of which requests. There may be very many: of names and the like only hashes are kept.
@@ -103,21 +103,16 @@ impl Builder<'_, '_> {
                 frontend.read_keys(section, section, self.folder);
                 self.warn_of_method(section);
                 frontend.path = self.path(section);
+                frontend.predicates = self.predicates(section);
                 (frontend.deny, frontend.redirect) = self.redirect(section);
                 frontend.rewrite = self.rewrite(section, &frontend, listener);
+                frontend.redirect_template = self.redirect_template(section, frontend.redirect.status());
                 frontend.headers = self.header_edits(section);
                 frontend.tls = self.frontend_tls(section, listener);
             }
             ClusterProtocol::Tcp => self.refuse_http(section),
         }
         frontend.limits = self.frontend_limits(section, protocol == ClusterProtocol::Http);
-        if let Some(position) = section.text("position").filter(|position| *position != "TREE") {
-            self.warn_at(
-                section,
-                "position",
-                format!("`position = \"{position}\"` is not supported yet: treated as `TREE`"),
-            );
-        }
         self.check_unique(cluster, section, &frontend);
         if listener.protocol == ListenerProtocol::Https {
             self.check_host(protocol, section, &frontend);
@@ -169,7 +164,9 @@ impl Builder<'_, '_> {
         wrong.extend(section.text("redirect").filter(|it| *it != "forward").map(|_| "redirect"));
         wrong.extend(section.bool("required_auth").filter(|it| *it).map(|_| "required_auth"));
         wrong.extend(section.entry("max_body_size").map(|_| "max_body_size"));
-        wrong.extend(section.entry("headers").map(|_| "headers"));
+        let lists = ["headers", "header_predicates", "query_predicates", "cookie_predicates", "sources", "redirect_template"];
+        wrong.extend(lists.into_iter().filter(|key| section.entry(key).is_some()));
+        wrong.extend(section.text("position").filter(|it| *it != "TREE").map(|_| "position"));
         wrong.extend(Rewrite::OWN.iter().map(|key| key.name).filter(|name| section.entry(name).is_some()));
         wrong.extend(FRONTEND_TLS.iter().map(|key| key.name).filter(|name| section.entry(name).is_some()));
         for key in wrong {
@@ -232,6 +229,48 @@ impl Builder<'_, '_> {
             self.warn_at(section, "redirect", text.to_owned());
         }
         (rewrite != Rewrite::default()).then(|| Box::new(rewrite))
+    }
+
+    /// What a request must have beyond host, path and method; `None` if that is nothing.
+    fn predicates(&mut self, section: &Section) -> Option<Box<Predicates>> {
+        let mut predicates = Predicates::default();
+        predicates.read_keys(section, section, self.folder);
+        predicates.headers = self.predicates_of(section, "header_predicates");
+        predicates.query = self.predicates_of(section, "query_predicates");
+        predicates.cookies = self.predicates_of(section, "cookie_predicates");
+        predicates.tidy();
+        if let Some((key, name)) = predicates.contradiction() {
+            let reason = format!("the rule can never match: `{key}` asks for two values of {}", Quoted(name));
+            self.findings.unfit(section.offset_of(key), reason);
+        }
+        (!predicates.is_empty()).then(|| Box::new(predicates))
+    }
+
+    fn predicates_of(&mut self, frontend: &Section, key: &'static str) -> Vec<Predicate> {
+        let sections = frontend.tables(key);
+        if sections.len() > MAX_PREDICATES {
+            self.findings.unfit(frontend.offset_of(key), format!("`{key}` has {MAX_PREDICATES} predicates at most"));
+        }
+        let mut predicates = Vec::with_capacity(sections.len());
+        for section in sections {
+            let Some(name) = section.text("name") else {
+                self.missing(section, "name");
+                continue;
+            };
+            let mut predicate = Predicate { name: name.to_owned(), ..Predicate::default() };
+            predicate.read_keys(section, section, self.folder);
+            let is_header = key == "header_predicates";
+            let unfit = predicate.unfit().or_else(|| is_header.then(|| predicate.unfit_header()).flatten());
+            if let Some((key, reason)) = unfit {
+                let at = section.entry(key).map_or(section.offset, |entry| entry.offset);
+                self.findings.unfit(at, reason);
+            }
+            if is_header {
+                predicate.name.make_ascii_lowercase();
+            }
+            predicates.push(predicate);
+        }
+        predicates
     }
 
     /// What is changed of fields.
@@ -339,13 +378,16 @@ impl Builder<'_, '_> {
             PathRule::Equals(path) => format!("EQUALS {path}"),
             PathRule::Regex(path) => format!("REGEX {path}"),
         };
-        let rule = (frontend.address, frontend.hostname.to_ascii_lowercase(), path, &frontend.method);
+        let asks = (frontend.position, &frontend.predicates);
+        let rule = (frontend.address, frontend.hostname.to_ascii_lowercase(), path, &frontend.method, asks);
         let hsts = frontend.tls.as_ref().and_then(|tls| tls.hsts.as_ref());
         let limits = frontend
             .limits
             .as_deref()
             .map(|limits| toml::to_string(&write::frontend_limits(limits)).unwrap_or_default());
-        let action = (frontend.deny, frontend.redirect.word(), &frontend.rewrite, &frontend.headers);
+        let template = frontend.redirect_template.as_ref().map(|template| &*template.text);
+        let redirect = (frontend.redirect.word(), &frontend.rewrite, template);
+        let action = (frontend.deny, redirect, &frontend.headers);
         let answer = self.rules.hash((cluster, action, hsts, limits));
         let line = self.findings.source.line(section.offset);
         let (other, answers) = *self.rules.answers.entry(self.rules.hash(rule)).or_insert((line, answer));

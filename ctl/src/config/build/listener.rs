@@ -35,6 +35,7 @@ impl Builder<'_, '_> {
         self.check_forwarding(section, &listener.forwarding);
         listener.sources = self.sources(section);
         listener.rates = self.rates(section, protocol != ListenerProtocol::Tcp);
+        listener.answers = self.answers(section);
         Some(listener)
     }
 

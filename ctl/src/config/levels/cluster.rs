@@ -3,7 +3,7 @@
 use super::{
     Effect, Key,
     Kind::{
-        AnyText, BackendSocket, Bool, Choice, Integer, Path, Table, TableOrFalse, Tables, TextMap, Texts,
+        AnyText, BackendSocket, Bool, Choice, Integer, Path, Response, Table, TableOrFalse, Tables, TextMap, Texts,
     },
     Level,
     Support::{NotYet, Own, Partly, Yes},
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::state::{
     Admission, Backend, Balancing, Cluster, ClusterLimits, Frontend, FrontendLimits, HeaderEdit, HealthCheck,
-    Passive, ProbeHeader, RateLimit, Redirect, Retries, Rewrite, Sources,
+    Passive, Predicate, Predicates, ProbeHeader, RateLimit, Redirect, Retries, Rewrite, Sources,
 };
 
 /// `[clusters.ID]`.
@@ -26,6 +26,7 @@ pub(in crate::config) static CLUSTER: Level = Level {
         Retries::OWN,
         Retries::INHERITED,
         ClusterLimits::OWN,
+        ANSWERS,
         &[
             RATE_LIMITS,
             key("frontends", Tables(&FRONTEND), "[]", Yes, "Which requests it gets."),
@@ -51,8 +52,6 @@ pub(in crate::config) static CLUSTER: Level = Level {
                 Own,
                 "When a backend is passed over because of how it answers; `false`: never. Without it the defaults of its keys hold.",
             ),
-            key("answer_503", Path, "", NotYet, "File of the answer 503."),
-            key("answers", TextMap, "", NotYet, "Own answers, by status code."),
             key("authorized_hashes", Texts, "", NotYet, "Users of basic authentication."),
             key("www_authenticate", AnyText, "", NotYet, "Realm of basic authentication."),
             key(
@@ -67,6 +66,20 @@ pub(in crate::config) static CLUSTER: Level = Level {
     ],
 };
 
+const ANSWERS: &[Key] = &affecting(
+    Effect::Backends,
+    [
+        key(
+            "answers",
+            TextMap,
+            "",
+            Yes,
+            "Whole responses in the place of kakehi's own, by status: each a text, or `file://` and a path. They go before those of the listener.",
+        ),
+        key("answer_503", Path, "", Yes, "Another name of `answers.503`: a file."),
+    ],
+);
+
 /// `[[clusters.ID.frontends]]`.
 pub(in crate::config) static FRONTEND: Level = Level {
     what: "a frontend",
@@ -75,6 +88,7 @@ pub(in crate::config) static FRONTEND: Level = Level {
         Frontend::OWN,
         Sources::OWN,
         FrontendLimits::OWN,
+        Predicates::OWN,
         FRONTEND_RULE,
         Rewrite::OWN,
         FRONTEND_TLS,
@@ -108,14 +122,22 @@ pub(in crate::config) const FRONTEND_RULE: &[Key] = &affecting(
             "Ask for basic authentication.",
         ),
         key(
-            "position",
-            Choice(&["PRE", "TREE", "POST"]),
-            "\"TREE\"",
-            Partly("`PRE` and `POST` are treated as `TREE`"),
-            "Whether the rule is looked at before or after the others.",
+            "header_predicates",
+            Tables(&PREDICATE),
+            "[]",
+            Yes,
+            "What fields of the request must be, 64 at most; all must hold. Of rules for the same host, path and method, those that ask for more go first.",
         ),
+        key("query_predicates", Tables(&PREDICATE), "[]", Own, "The same of parameters of the query, decoded once."),
+        key("cookie_predicates", Tables(&PREDICATE), "[]", Own, "The same of cookies."),
         key("tags", TextMap, "", NotYet, "Words that are copied to the access log."),
-        key("redirect_template", AnyText, "", NotYet, "Body of a redirect."),
+        key(
+            "redirect_template",
+            Response,
+            "",
+            Yes,
+            "The whole response of a redirect: a text, or `file://` and a path. It goes before `answers`.",
+        ),
         key(
             "headers",
             Tables(&HEADER),
@@ -139,6 +161,10 @@ pub(super) const RATE_LIMITS: Key = key(
 /// `rate_limits = [{ ... }]`.
 pub(in crate::config) static RATE_LIMIT: Level =
     Level { what: "a rate limit", groups: &[RateLimit::REQUIRED, RateLimit::OWN] };
+
+/// `[[clusters.ID.frontends.header_predicates]]`, and the same of queries and cookies.
+pub(in crate::config) static PREDICATE: Level =
+    Level { what: "a predicate", groups: &[Predicate::REQUIRED, Predicate::OWN] };
 
 /// `[[clusters.ID.frontends.headers]]`.
 pub(in crate::config) static HEADER: Level =

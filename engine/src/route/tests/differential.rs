@@ -1,6 +1,11 @@
 //! The compiled table against a matcher that tries every rule, over rules and requests from a seeded generator.
 
+use std::net::IpAddr;
+
+use kakehi_ctl::state::{Predicate, PredicateMatch, Predicates, RulePosition};
+
 use super::*;
+use crate::http::Asked;
 use crate::route::normalise::{normalise, percent_decode};
 use regex::bytes::RegexBuilder;
 
@@ -55,15 +60,45 @@ fn host_rank(pattern: &str, name: &str) -> Option<(u8, usize)> {
     (pattern == name).then_some((0, 0))
 }
 
+/// Whether everything holds that a rule asks beyond host, path and method.
+fn naive_holds(rule: &Rule, asked: &Sent) -> bool {
+    let Some(predicates) = &rule.predicates else { return true };
+    let holds = |of: &[(&str, &str)], predicate: &Predicate| {
+        let value = of.iter().find(|(name, _)| *name == predicate.name).map(|(_, value)| *value);
+        let wanted = predicate.value.as_deref().unwrap_or_default();
+        match predicate.how {
+            PredicateMatch::Present => value.is_some(),
+            PredicateMatch::Exact => value == Some(wanted),
+            PredicateMatch::Regex => value.is_some_and(|value| whole(wanted, value.as_bytes())),
+        }
+    };
+    let kinds = [(&predicates.headers, &asked.fields), (&predicates.query, &asked.parameters)];
+    let all = kinds.into_iter().all(|(wanted, there)| wanted.iter().all(|it| holds(there, it)));
+    let cookies = predicates.cookies.iter().all(|it| holds(&asked.cookies, it));
+    let from = |client| predicates.sources.iter().any(|network| network.contains(&client));
+    all && cookies && (predicates.sources.is_empty() || asked.client.is_some_and(from))
+}
+
 /// The best rule, by trying them all.
-fn naive_find(rules: &[Rule], name: &str, path: &[u8], decoded: bool, method: &str) -> Option<u32> {
+fn naive_find(
+    rules: &[Rule],
+    name: &str,
+    path: &[u8],
+    decoded: bool,
+    method: &str,
+    asked: &Sent,
+) -> Option<u32> {
     let text = |text: &str| if decoded { percent_decode(text.as_bytes()) } else { text.as_bytes().to_vec() };
     let mut best = None;
-    for rule in rules {
+    for (place, rule) in rules.iter().enumerate() {
         let Some(host) = host_rank(&rule.hostname, name) else { continue };
-        let first_with_host = rules.iter().position(|other| other.hostname == rule.hostname);
-        let first_with_path =
-            rules.iter().position(|other| other.hostname == rule.hostname && other.path == rule.path);
+        let first = |is_same: &dyn Fn(&Rule) -> bool| {
+            rules.iter().position(|other| {
+                other.position == RulePosition::Tree && other.hostname == rule.hostname && is_same(other)
+            })
+        };
+        let first_with_host = first(&|_| true);
+        let first_with_path = first(&|other| other.path == rule.path);
         let path_rank = match &rule.path {
             PathRule::Equals(equal) if text(equal) == path => (0, 0),
             PathRule::Regex(pattern) if whole(pattern, path) => (1, first_with_path.unwrap_or_default()),
@@ -75,7 +110,16 @@ fn naive_find(rules: &[Rule], name: &str, path: &[u8], decoded: bool, method: &s
         if rule.method.as_deref().is_some_and(|wanted| wanted != method) {
             continue;
         }
-        let key = (host, first_with_host, path_rank, rule.method.is_none());
+        if !naive_holds(rule, asked) {
+            continue;
+        }
+        let tree = (host, first_with_host, path_rank, rule.method.is_none());
+        let asks = rule.predicates.as_ref().map_or(0, |it| it.len());
+        let key = match rule.position {
+            RulePosition::Pre => (0, None, 0, place),
+            RulePosition::Tree => (1, Some(tree), usize::MAX - asks, place),
+            RulePosition::Post => (2, None, 0, place),
+        };
         if best.is_none_or(|(best, _)| key < best) {
             best = Some((key, rule.target));
         }
@@ -83,13 +127,13 @@ fn naive_find(rules: &[Rule], name: &str, path: &[u8], decoded: bool, method: &s
     best.map(|(_, target)| target)
 }
 
-fn naive_lookup(rules: &[Rule], host: &str, path: &str, method: &str) -> Outcome {
+fn naive_lookup(rules: &[Rule], host: &str, path: &str, method: &str, asked: &Sent) -> Outcome {
     let name = host.to_ascii_lowercase();
     let name = name.strip_suffix('.').unwrap_or(&name);
-    let sent = naive_find(rules, name, path.as_bytes(), false, method);
+    let sent = naive_find(rules, name, path.as_bytes(), false, method, asked);
     let mut buffer = vec![0; path.len()];
     match normalise(path.as_bytes(), &mut buffer) {
-        Ok(normal) if naive_find(rules, name, normal, true, method) == sent => {
+        Ok(normal) if naive_find(rules, name, normal, true, method, asked) == sent => {
             sent.map_or(Outcome::NoRoute, Outcome::Target)
         }
         // Where all paths lead to the same place, no spelling leads elsewhere.
@@ -109,12 +153,80 @@ fn naive_is_uniform(rules: &[Rule], name: &str) -> bool {
     let mut of_host = rules.iter().filter(|rule| rule.hostname == best.hostname);
     let takes_all = |rule: &Rule| {
         rule.method.is_none()
+            && rule.predicates.is_none()
             && matches!(&rule.path, PathRule::Prefix(prefix) if prefix.is_empty() || prefix == "/")
     };
-    of_host.clone().any(takes_all) && of_host.all(|rule| rule.target == best.target)
+    let in_tree = rules.iter().all(|rule| rule.position == RulePosition::Tree);
+    in_tree && of_host.clone().any(takes_all) && of_host.all(|rule| rule.target == best.target)
 }
 
-fn random_rules(random: &mut Random) -> Vec<Rule> {
+/// What a request has beyond host, path and method.
+struct Sent {
+    fields: Vec<(&'static str, &'static str)>,
+    parameters: Vec<(&'static str, &'static str)>,
+    query: String,
+    cookies: Vec<(&'static str, &'static str)>,
+    client: Option<IpAddr>,
+}
+
+const NAMES: [&str; 2] = ["x", "y"];
+const VALUES: [&str; 4] = ["", "1", "2", "12"];
+
+impl Sent {
+    fn random(random: &mut Random) -> Sent {
+        let mut pairs = || -> Vec<_> {
+            (0..random.below(3)).map(|_| (random.pick(&NAMES), random.pick(&VALUES))).collect()
+        };
+        let (fields, parameters, cookies) = (pairs(), pairs(), pairs());
+        let query: Vec<String> = parameters.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let client = [None, Some(IpAddr::from([10, 0, 0, 1])), Some(IpAddr::from([192, 0, 2, 1]))];
+        Sent { fields, parameters, query: query.join("&"), cookies, client: client[random.below(3)] }
+    }
+}
+
+impl Asked for Sent {
+    fn client(&self) -> Option<IpAddr> {
+        self.client
+    }
+
+    fn path(&self) -> &[u8] {
+        b""
+    }
+
+    fn query(&self) -> &[u8] {
+        self.query.as_bytes()
+    }
+
+    fn field(&self, name: &str) -> Option<&[u8]> {
+        self.fields.iter().find(|(it, _)| *it == name).map(|(_, value)| value.as_bytes())
+    }
+
+    fn cookie(&self, name: &str) -> Option<&[u8]> {
+        self.cookies.iter().find(|(it, _)| *it == name).map(|(_, value)| value.as_bytes())
+    }
+}
+
+fn random_predicates(random: &mut Random) -> Option<Box<Predicates>> {
+    let mut list = || -> Vec<Predicate> {
+        let mut list = Vec::new();
+        for name in NAMES {
+            let (how, value) = match random.below(12) {
+                0 => (PredicateMatch::Present, None),
+                1 => (PredicateMatch::Regex, Some(random.pick(&["1|2", "1.*", ".+"]))),
+                2 | 3 => (PredicateMatch::Exact, Some(random.pick(&VALUES))),
+                _ => continue,
+            };
+            list.push(Predicate { name: name.to_owned(), how, value: value.map(str::to_owned) });
+        }
+        list
+    };
+    let (headers, query, cookies) = (list(), list(), list());
+    let sources = if random.below(8) == 0 { vec!["10.0.0.0/8".parse().unwrap()] } else { Vec::new() };
+    let predicates = Predicates { sources, headers, query, cookies };
+    (!predicates.is_empty()).then(|| Box::new(predicates))
+}
+
+fn random_rules(random: &mut Random, asks: bool) -> Vec<Rule> {
     let count = random.below(40);
     let rules = (0..count).map(|_| {
         let name = random.join(&["a", "b", "c"], ".", 3);
@@ -134,7 +246,16 @@ fn random_rules(random: &mut Random) -> Vec<Rule> {
             _ => PathRule::Prefix(path),
         };
         let method = [None, None, Some("GET"), Some("POST")][random.below(4)].map(str::to_owned);
-        Rule { hostname, path, method, target: random.below(12) as u32 }
+        let rule = Rule::new(hostname, path, method, random.below(12) as u32);
+        if !asks {
+            return rule;
+        }
+        let position = match random.below(20) {
+            0 => RulePosition::Pre,
+            1 => RulePosition::Post,
+            _ => RulePosition::Tree,
+        };
+        Rule { predicates: random_predicates(random), position, ..rule }
     });
     let rules: Vec<Rule> = rules.filter(|rule| crate::route::check_path(&rule.path).is_ok()).collect();
     // Keep what does not contradict the rules before it.
@@ -149,6 +270,7 @@ fn random_rules(random: &mut Random) -> Vec<Rule> {
             other.hostname == rule.hostname
                 && spelled(&other.path) == spelled(&rule.path)
                 && other.method == rule.method
+                && other.predicates == rule.predicates
                 && other.target != rule.target
         });
         if !contradicts {
@@ -162,8 +284,8 @@ fn random_rules(random: &mut Random) -> Vec<Rule> {
 fn the_compiled_table_answers_as_a_matcher_that_tries_every_rule() {
     let mut random = Random(0x6b61_6b65_6869);
     let mut seen = [0usize; 3];
-    for _ in 0..150 {
-        let rules = random_rules(&mut random);
+    for round in 0..400 {
+        let rules = random_rules(&mut random, round % 2 == 1);
         let table = RouteTable::compile(rules.iter().cloned()).expect("rules that were checked");
         for _ in 0..40 {
             let mut host = random.join(&["a", "b", "c", "A", "ab", ""], ".", 4);
@@ -175,10 +297,11 @@ fn the_compiled_table_answers_as_a_matcher_that_tries_every_rule() {
             let plain = random.below(3);
             let path = format!("/{}", random.join(if plain > 0 { &pieces[..5] } else { &pieces }, "", 5));
             let method = random.pick(&["GET", "POST", "PUT"]);
-            let found = table.lookup(&host, &path, method);
+            let asked = Sent::random(&mut random);
+            let found = table.lookup(&host, &path, method, &asked);
             assert_eq!(
                 found,
-                naive_lookup(&rules, &host, &path, method),
+                naive_lookup(&rules, &host, &path, method, &asked),
                 "{method} {host} {path} among {rules:?}"
             );
             seen[match found {
@@ -201,7 +324,7 @@ fn a_host_with_hundreds_of_nested_prefixes_answers_as_a_matcher_that_tries_every
             let path = if random.below(4) == 0 { PathRule::Equals(path) } else { PathRule::Prefix(path) };
             let method = [None, Some("GET"), Some("POST")][random.below(3)].map(str::to_owned);
             if !rules.iter().any(|rule| rule.path == path && rule.method == method) {
-                rules.push(Rule { hostname: "h".to_owned(), path, method, target: rules.len() as u32 });
+                rules.push(Rule::new("h".to_owned(), path, method, rules.len() as u32));
             }
         }
         let table = RouteTable::compile(rules.iter().cloned()).expect("rules that differ");
@@ -209,9 +332,33 @@ fn a_host_with_hundreds_of_nested_prefixes_answers_as_a_matcher_that_tries_every
         for _ in 0..300 {
             let path = format!("/{}", random.join(&["a", "b", "c"], "", 12));
             let method = random.pick(&["GET", "POST", "PUT"]);
-            let expected = naive_find(&rules, "h", path.as_bytes(), false, method);
+            let asked = Sent::random(&mut random);
+            let expected = naive_find(&rules, "h", path.as_bytes(), false, method, &asked);
             let expected = expected.map_or(Outcome::NoRoute, Outcome::Target);
-            assert_eq!(table.lookup("h", &path, method), expected, "{method} {path} among {size} rules");
+            assert_eq!(table.lookup("h", &path, method, &()), expected, "{method} {path} among {size} rules");
+        }
+    }
+}
+
+#[test]
+fn of_many_rules_for_one_path_that_takes_a_request_which_would_be_tried_first() {
+    let mut random = Random(0x6d61_6e79);
+    for size in [1, 15, 16, 17, 60] {
+        let mut rules: Vec<Rule> = Vec::new();
+        while rules.len() < size {
+            let rule = Rule::new("h".to_owned(), PathRule::Prefix("/".to_owned()), None, rules.len() as u32);
+            let rule = Rule { predicates: random_predicates(&mut random), ..rule };
+            if !rules.iter().any(|other| other.predicates == rule.predicates) {
+                rules.push(rule);
+            }
+        }
+        let table = RouteTable::compile(rules.iter().cloned()).expect("rules that differ");
+        assert_eq!(table.len(), size);
+        for _ in 0..400 {
+            let asked = Sent::random(&mut random);
+            let expected = naive_find(&rules, "h", b"/", false, "GET", &asked);
+            let expected = expected.map_or(Outcome::NoRoute, Outcome::Target);
+            assert_eq!(table.lookup("h", "/", "GET", &asked), expected, "among {size} rules");
         }
     }
 }

@@ -19,7 +19,7 @@ fn rule(text: &str, target: u32) -> Rule {
         Some(("~", path)) => PathRule::Regex(path.to_owned()),
         _ => PathRule::Prefix(path.to_owned()),
     };
-    Rule { hostname, path, method: words.next().map(str::to_owned), target }
+    Rule::new(hostname, path, words.next().map(str::to_owned), target)
 }
 
 fn try_table(rules: &[&str]) -> Result<RouteTable, RouteError> {
@@ -37,7 +37,7 @@ fn assert_routes(rules: &[&str], cases: &[(&str, &str)]) {
     for (request, expected) in cases {
         let words: Vec<&str> = request.split(' ').collect();
         let method = words.get(2).copied().unwrap_or("GET");
-        let found = match table.lookup(words[0], words[1], method) {
+        let found = match table.lookup(words[0], words[1], method, &()) {
             Outcome::Target(target) => rules[target as usize],
             Outcome::NoRoute => "none",
             Outcome::AmbiguousPath => "ambiguous",

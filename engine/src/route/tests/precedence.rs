@@ -6,8 +6,8 @@ use super::*;
 fn an_empty_table_has_no_route() {
     let table = table(&[]);
     assert!(table.is_empty());
-    assert_eq!(table.lookup("example.org", "/", "GET"), Outcome::NoRoute);
-    assert_eq!(table.lookup("", "", ""), Outcome::NoRoute);
+    assert_eq!(table.lookup("example.org", "/", "GET", &()), Outcome::NoRoute);
+    assert_eq!(table.lookup("", "", "", &()), Outcome::NoRoute);
 }
 
 #[test]
@@ -164,8 +164,8 @@ fn the_longest_prefix_wins_and_a_prefix_is_one_of_bytes() {
 #[test]
 fn an_empty_prefix_takes_every_path() {
     assert_routes(&["h ", "h =*"], &[("h /", "h "), ("h /x", "h "), ("h * OPTIONS", "h =*")]);
-    assert_eq!(table(&["h "]).lookup("h", "", "GET"), Outcome::Target(0));
-    assert_eq!(table(&["h "]).lookup("h", "*", "OPTIONS"), Outcome::Target(0));
+    assert_eq!(table(&["h "]).lookup("h", "", "GET", &()), Outcome::Target(0));
+    assert_eq!(table(&["h "]).lookup("h", "*", "OPTIONS", &()), Outcome::Target(0));
 }
 
 #[test]
@@ -243,7 +243,7 @@ fn the_same_rule_twice_with_the_same_target_counts_once() {
     let rules = ["h /", "H. /", "h =/a", "h =/a", "h ~/a", "h ~/a", "h / GET", "h ~/a GET"];
     let table = RouteTable::compile(rules.iter().map(|text| rule(text, 7))).expect("valid rules");
     assert_eq!(table.len(), 5);
-    assert_eq!(table.lookup("h", "/", "GET"), Outcome::Target(7));
+    assert_eq!(table.lookup("h", "/", "GET", &()), Outcome::Target(7));
 }
 
 #[test]
@@ -279,8 +279,8 @@ fn a_hostname_is_checked_with_its_regular_expressions() {
 #[test]
 fn a_name_longer_than_names_can_be_has_no_route() {
     let table = table(&["* /"]);
-    assert_eq!(table.lookup(&"a".repeat(255), "/", "GET"), Outcome::Target(0));
-    assert_eq!(table.lookup(&"a".repeat(256), "/", "GET"), Outcome::NoRoute);
+    assert_eq!(table.lookup(&"a".repeat(255), "/", "GET", &()), Outcome::Target(0));
+    assert_eq!(table.lookup(&"a".repeat(256), "/", "GET", &()), Outcome::NoRoute);
 }
 
 #[test]

@@ -22,7 +22,7 @@ fn a_path_whose_normal_form_leads_elsewhere_is_ambiguous() {
         "/%41dmin/../%61dmin",
         "/admin;/../x",
     ] {
-        assert_eq!(table.lookup("h", path, "GET"), Outcome::AmbiguousPath, "{path}");
+        assert_eq!(table.lookup("h", path, "GET", &()), Outcome::AmbiguousPath, "{path}");
     }
 }
 
@@ -95,7 +95,7 @@ fn a_rule_may_be_written_in_both_spellings_for_the_same_target() {
         ("/%40you", Outcome::Target(0)),
         ("/%40%6de", Outcome::AmbiguousPath),
     ] {
-        assert_eq!(table.lookup("h", path, "GET"), outcome, "{path}");
+        assert_eq!(table.lookup("h", path, "GET", &()), outcome, "{path}");
     }
     assert_routes(
         &["h /", "h /%40me"],
@@ -145,8 +145,8 @@ fn a_long_path_is_normalised_as_a_short_one() {
     let table = table(&["h /", "h /admin"]);
     for length in [1_000, 1_023, 1_024, 1_025, 9_000] {
         let path = format!("/{}/../admin", "x".repeat(length - 11));
-        assert_eq!(table.lookup("h", &path, "GET"), Outcome::AmbiguousPath, "{length}");
+        assert_eq!(table.lookup("h", &path, "GET", &()), Outcome::AmbiguousPath, "{length}");
         let path = format!("/{}/../other", "x".repeat(length - 11));
-        assert_eq!(table.lookup("h", &path, "GET"), Outcome::Target(0), "{length}");
+        assert_eq!(table.lookup("h", &path, "GET", &()), Outcome::Target(0), "{length}");
     }
 }

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 /// Networks of IPv4 and of IPv6, as ranges of addresses that do not overlap, in their order.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Networks([Vec<(u128, u128)>; 2]);
+pub struct Networks([Vec<(u128, u128)>; 2]);
 
 /// Which of both lists an address is in, as a number. One of IPv4 that is written as IPv6 is one of IPv4.
 fn number(address: IpAddr) -> (usize, u128) {
@@ -17,7 +17,8 @@ fn number(address: IpAddr) -> (usize, u128) {
 }
 
 impl Networks {
-    pub(super) fn new(networks: &[IpNet]) -> Networks {
+    /// Those of a list.
+    pub fn new(networks: &[IpNet]) -> Networks {
         let mut lists = [Vec::new(), Vec::new()];
         for network in networks {
             let ((first_list, first), (last_list, last)) =
@@ -42,11 +43,13 @@ impl Networks {
         Networks(lists)
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    /// Whether no address is in them.
+    pub fn is_empty(&self) -> bool {
         self.0.iter().all(Vec::is_empty)
     }
 
-    pub(super) fn contains(&self, address: IpAddr) -> bool {
+    /// Whether an address is in one of them.
+    pub fn contains(&self, address: IpAddr) -> bool {
         let (list, address) = number(address);
         let ranges = &self.0[list];
         let next = ranges.partition_point(|(first, _)| *first <= address);
