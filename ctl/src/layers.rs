@@ -154,6 +154,8 @@ fn bare(cluster: &Cluster) -> Cluster {
         answers: cluster.answers.clone(),
         https_redirect: cluster.https_redirect,
         https_redirect_port: cluster.https_redirect_port,
+        users: cluster.users.clone(),
+        www_authenticate: cluster.www_authenticate.clone(),
         dns_on_empty: cluster.dns_on_empty,
         frontends: Vec::new(),
         backends: Vec::new(),
@@ -312,6 +314,14 @@ impl State {
 }
 
 impl ByHand {
+    /// What the file says of clusters that are by hand.
+    pub(crate) fn clusters_mut(&mut self) -> impl Iterator<Item = &mut Cluster> {
+        self.clusters.values_mut().filter_map(|marks| match &mut marks.own {
+            Some(InFile::This(cluster)) => Some(cluster),
+            Some(InFile::Nothing) | None => None,
+        })
+    }
+
     /// That by which `state` differs from `file`.
     pub fn between(file: &State, state: &State) -> ByHand {
         let mut by_hand = ByHand::default();

@@ -28,6 +28,7 @@ mod settings;
 mod sources;
 mod text;
 mod tls;
+mod users;
 
 pub use self::admission::Admission;
 pub(crate) use self::answers::read_answer;
@@ -57,6 +58,8 @@ pub use self::tls::{
     BackendTls, Certificate, CertificateFiles, CipherSuite, ClientAuth, Fingerprint, FingerprintError,
     FrontendTls, Group, Hsts, KeyKind, Material, Place, Tls, TlsVersion, UnknownName, WantedCertificate,
 };
+
+pub use self::users::AuthorizedHash;
 
 /// Version of the serialised form; a reader refuses any other.
 pub const STATE_VERSION: u32 = 1;
@@ -121,6 +124,16 @@ impl Default for State {
 }
 
 impl State {
+    /// The same without the digests of passwords, to be shown.
+    #[must_use]
+    pub fn masked(mut self) -> State {
+        let marks = self.by_hand.clusters_mut();
+        for cluster in self.clusters.values_mut().chain(marks) {
+            cluster.users.iter_mut().for_each(|user| *user = user.masked());
+        }
+        self
+    }
+
     /// What this state, which a file says, becomes when it goes on from `earlier`: with the settings of the file, and all
     /// else from there; also with as many workers in the same places, unless the file has changed since.
     #[must_use]

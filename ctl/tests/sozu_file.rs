@@ -83,7 +83,6 @@ fn what_is_not_honoured_is_named() {
         "`hsts` has no effect: it is for listeners of `https` and their frontends",
         "`protocol = \"udp\"` is not supported yet: the listener `127.0.0.1:5353` and its frontends are skipped",
         "`protocol = \"udp\"` is not supported yet: the cluster `dns` is skipped",
-        "`required_auth` is not supported yet: the frontend refuses every request (401)",
     ];
     for expected in not_honoured {
         assert!(warnings.iter().any(|warning| warning == expected), "{expected}\n{warnings:#?}");
@@ -143,6 +142,11 @@ fn an_example_of_sozu_brings_the_warnings_that_one_expects_and_no_other() {
              write `[[listeners]]` with that address"
         )
     };
+    let missing = |path: &str| {
+        format!(
+            "{path} cannot be read, and kakehi's own answer is given: No such file or directory (os error 2)"
+        )
+    };
     let expected = [
         (
             "command_buffer_size = 3",
@@ -168,6 +172,8 @@ fn an_example_of_sozu_brings_the_warnings_that_one_expects_and_no_other() {
         ("log_colored", not_yet("log_colored", "the root")),
         ("access_logs_target", not_yet("access_logs_target", "the root")),
         ("[metrics]", not_yet("metrics", "the root")),
+        ("answer_404", missing("pages/404.http")),
+        ("answer_503", missing("pages/503.http")),
         // Once for each kind of key, also where it stands more often.
         ("tags", not_yet("tags", "a frontend")),
         (":18444", made_up("0.0.0.0:18444", "https")),

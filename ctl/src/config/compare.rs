@@ -70,6 +70,11 @@ fn differences(before: &Table, after: &Table, level: Option<&Level>, outer: &str
             differences(&old, &new, Some(inner), &format!("{outer}{name}."), lines);
             continue;
         }
+        if name == "authorized_hashes" {
+            let count = |value: Option<&Value>| value.and_then(Value::as_array).map_or(0, Vec::len);
+            lines.push(format!("{outer}{name}: {} users → {}", count(old), count(new)));
+            continue;
+        }
         let text =
             |value: Option<&Value>| match (value, key.map(|key| key.default()).filter(|it| !it.is_empty())) {
                 (Some(value), _) => value.to_string(),

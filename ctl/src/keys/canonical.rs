@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::state::{
-    Answer, Answers, BackendAddress, BackendMode, BackendTls, CipherSuite, ClientAuth, ClusterProtocol, Conditions,
+    Answer, Answers, AuthorizedHash, BackendAddress, BackendMode, BackendTls, CipherSuite, ClientAuth, ClusterProtocol, Conditions,
     DnsOnEmpty, EditPosition, Factor, FileMode, ForwardedHeaders, FrontendTls, Group, InitialVerdict,
     ListenerProtocol, LoadBalancing, LoadMetric, PathRule, PredicateMatch, ProbeMode, RateKey, Redirect, RedirectScheme, RulePosition,
     SameSite, ShardMode, StatusRange, Statuses, Steering, TlsVersion, UnknownName,
@@ -54,7 +54,7 @@ macro_rules! as_json {
 
 as_json! {
     bool u8 u16 u32 u64 str String std::path::PathBuf std::net::SocketAddr IpNet
-    Answer Answers BackendAddress BackendMode BackendTls CipherSuite ClientAuth ClusterProtocol Conditions DnsOnEmpty EditPosition Factor FileMode
+    Answer Answers AuthorizedHash BackendAddress BackendMode BackendTls CipherSuite ClientAuth ClusterProtocol Conditions DnsOnEmpty EditPosition Factor FileMode
     ForwardedHeaders FrontendTls Group
     InitialVerdict ListenerProtocol LoadBalancing LoadMetric PathRule PredicateMatch ProbeMode RateKey Redirect RedirectScheme
     RulePosition SameSite ShardMode StatusRange Statuses

@@ -13,7 +13,7 @@ use toml::Value as Toml;
 use super::Kind;
 use crate::{
     config::Value,
-    state::{BackendAddress, Conditions, RateKey, StatusRange, Statuses},
+    state::{AuthorizedHash, BackendAddress, Conditions, RateKey, StatusRange, Statuses},
 };
 
 /// Port of a server of the DNS.
@@ -164,6 +164,20 @@ held! {
 /// An array of what these read as.
 fn texts<T: ToString>(items: impl IntoIterator<Item = T>) -> Toml {
     items.into_iter().map(|item| Toml::from(item.to_string())).collect::<Vec<_>>().into()
+}
+
+/// Users of basic authentication.
+impl Field for Vec<AuthorizedHash> {
+    fn read(value: &Value, _: Kind, _: &Path) -> Option<Self> {
+        match value {
+            Value::Texts(texts) => Some(texts.iter().map(|(text, _)| AuthorizedHash(text.clone())).collect()),
+            _ => None,
+        }
+    }
+
+    fn write(&self, _: Kind) -> Option<Toml> {
+        Some(texts(self.iter().map(|it| &it.0)))
+    }
 }
 
 /// Servers of the DNS, the usual port of which is not written.

@@ -43,7 +43,7 @@ fn all() -> impl Iterator<Item = &'static Key> {
 }
 
 /// Keys whose name stands elsewhere too, because they mean something together with others.
-const ELSEWHERE: [(&str, &str); 32] = [
+const ELSEWHERE: [(&str, &str); 35] = [
     ("max_body_size", "not in what passes connections on"),
     ("rate", "who makes the limit needs it first"),
     ("key", "TLS and header edits have one, too"),
@@ -73,6 +73,9 @@ const ELSEWHERE: [(&str, &str); 32] = [
     ("backup", "a word of `kakehictl backend list`"),
     ("enabled", "it is required"),
     ("mode", "health checks have one, too"),
+    ("authorized_hashes", "each is looked at by itself, and none is shown"),
+    ("www_authenticate", "its letters are looked at"),
+    ("required_auth", "it needs users, and connections that are passed on have none"),
     ("position", "header edits have one, too, and connections that are passed on none"),
     ("https_redirect", "not in a cluster of `tcp`"),
     ("method", "not on a listener of `tcp`"),
@@ -145,6 +148,7 @@ fn a_default_is_a_value_that_its_key_takes() {
             Kind::Bool => value.is_bool(),
             Kind::Choice(words) => value.as_str().is_some_and(|it| words.contains(&it)),
             Kind::Networks
+            | Kind::Texts
             | Kind::Resolvers
             | Kind::Integers
             | Kind::RetryConditions

@@ -13,7 +13,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Admission, Answer, Answers, BackendMode, BackendTls, Balancing, ClusterLimits, DnsName, DnsOnEmpty, FrontendLimits,
+    Admission, Answer, Answers, AuthorizedHash, BackendMode, BackendTls, Balancing, ClusterLimits, DnsName, DnsOnEmpty, FrontendLimits,
     FrontendTls, HeaderEdit, HealthCheck, Passive, Predicates, Redirect, Resolved, Retries, Rewrite,
     RulePosition, listener::NOWHERE,
 };
@@ -48,6 +48,11 @@ keyed! {
         "https_redirect_port" => https_redirect_port: Option<u16> = None, Integer(1, 65_535), Yes, Routes;
         /// Begin each connection to a backend with a PROXY protocol header (version 2), which names the client.
         "send_proxy" => send_proxy: bool = false, Bool, Yes, Backends;
+        /// Users of basic authentication, each as `name:` and the SHA-256 of its password (64 hexadecimal digits). `required_auth` of a frontend
+        /// asks for one of them.
+        "authorized_hashes" => users: Vec<AuthorizedHash> = Vec::new(), Texts, Partly("argon2id and bcrypt are refused"), Backends;
+        /// What the 401 of its frontends says in `WWW-Authenticate`: a challenge (`Basic realm="staff"`), or just the realm.
+        "www_authenticate" => www_authenticate: Option<Box<str>> = None, Text, Yes, Backends;
         /// As at the root, for this cluster. Without it: as the root says.
         "dns_on_empty" => dns_on_empty: Option<DnsOnEmpty> = None, Choice(DnsOnEmpty::WORDS), Own, Backends;
     }
@@ -88,6 +93,8 @@ keyed! {
     own {
         /// Which method; without it: any.
         "method" => method: Option<String> = None, Method, Yes, Routes;
+        /// Answer 401 to who does not name one of the cluster's `authorized_hashes` with its password. Where there are none: to all.
+        "required_auth" => required_auth: bool = false, Bool, Yes, Routes;
         /// When the rule is looked at: `TREE`, by what it asks for; `PRE`, before all of these; `POST`, after them. Those of `PRE`, and those of
         /// `POST`, in the order of the file.
         "position" => position: RulePosition = RulePosition::Tree, Choice(RulePosition::WORDS), Yes, Routes;

@@ -87,6 +87,7 @@ impl Target {
             hsts: HstsPolicy::of(frontend),
             guard: Guard::of_frontend(frontend).map(Rc::new),
             template: frontend.redirect_template.as_deref().and_then(template),
+            required_auth: frontend.required_auth,
         }
     }
 }

@@ -102,9 +102,12 @@ pub(super) async fn lease<D: Downstream>(
         let lease = match attempts.bound.take() {
             Some(bound) => bound,
             None => {
-                let lease = request.cluster.connect(&shared.pooling, &mut attempts.endpoints, &options);
-                lease.await.map_err(|error| match error {
-                    ConnectError::Unreachable(reason) => refuse(reason),
+                let lease = request.cluster.connect(&shared.pooling, &mut attempts.endpoints, &options).await;
+                lease.map_err(|error| match error {
+                    ConnectError::Unreachable(reason) => {
+                        record.endpoint.replace(attempts.endpoints.last());
+                        refuse(reason)
+                    }
                     ConnectError::ClientGone => Outcome::ClientGone,
                 })?
             }

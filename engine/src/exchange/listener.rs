@@ -50,6 +50,8 @@ pub(crate) struct Target {
     pub(crate) guard: Option<Rc<Guard>>,
     /// The whole response of a redirect.
     pub(crate) template: Option<Rc<Template>>,
+    /// It takes requests of the cluster's users only.
+    pub(crate) required_auth: bool,
 }
 
 /// Which `Strict-Transport-Security` responses get.
@@ -86,6 +88,7 @@ impl Target {
             && self.rewriting == other.rewriting
             && self.edits == other.edits
             && self.template == other.template
+            && self.required_auth == other.required_auth
         };
         Rc::ptr_eq(&self.cluster, &other.cluster) && same_action()
     }

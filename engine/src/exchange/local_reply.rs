@@ -7,7 +7,7 @@ use kakehi_ctl::template::{Template, Values};
 
 use crate::{
     h1::{StrictTransport, write_answer, write_template},
-    http::{Reason, Templates, Version},
+    http::{CHALLENGE, Reason, Templates, Version},
     upstream::Cluster,
 };
 
@@ -30,6 +30,8 @@ pub(crate) struct LocalReply {
     pub(crate) hsts: Option<Rc<StrictTransport>>,
     /// What the frontend changes of its fields.
     pub(crate) edits: Option<Rc<Edits>>,
+    /// `WWW-Authenticate` of a 401, where that is not the usual one.
+    pub(crate) challenge: Option<Rc<str>>,
     /// What the operator's own answers tell of the request, where there are some.
     pub(crate) told: Option<Rc<Told>>,
 }
@@ -51,7 +53,7 @@ impl LocalReply {
         let (version, location, hsts) = (Version::Http11, None, None);
         let (head_only, keep_alive, unread) = (false, false, false);
         let (status, retry_after) = (None, 0);
-        let (edits, told) = (None, None);
+        let (edits, challenge, told) = (None, None, None);
         LocalReply {
             reason,
             head_only,
@@ -63,6 +65,7 @@ impl LocalReply {
             location,
             hsts,
             edits,
+            challenge,
             told,
         }
     }
@@ -102,9 +105,11 @@ pub(super) async fn send_local_reply<D: Downstream>(
     let hsts = reply.hsts.as_ref().or(inherited);
     let mut seconds = itoa::Buffer::new();
     let retry_after = (reply.retry_after > 0).then(|| seconds.format(reply.retry_after));
+    let challenge = (status == 401).then(|| reply.challenge.as_deref().unwrap_or(CHALLENGE));
     let extra: Vec<(&str, &str)> = [
         retry_after.map(|seconds| ("retry-after", seconds)),
         reply.location.as_deref().map(|location| ("location", location)),
+        challenge.map(|challenge| ("www-authenticate", challenge)),
         hsts.map(|hsts| ("strict-transport-security", hsts.value.as_str())),
     ]
     .into_iter()
@@ -124,6 +129,7 @@ pub(super) async fn send_local_reply<D: Downstream>(
                 cluster_id: told.and_then(|told| told.cluster.as_ref()).map_or("", |cluster| &cluster.name),
                 backend_id: endpoint.as_ref().map_or("", |endpoint| &endpoint.id),
                 redirect_location: reply.location.as_deref().unwrap_or_default(),
+                www_authenticate: challenge.unwrap_or_default(),
                 retry_after: retry_after.unwrap_or_default(),
                 duration: &duration,
                 message: reply.reason.code(),

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use kakehi_ctl::state::RedirectScheme;
 
-use super::listener::{Action, Rewriting, Routes};
+use super::listener::{Action, Rewriting, Routes, Target};
 use crate::{
     h1::RequestHead,
     http::{Asked, Reason},
@@ -97,6 +97,7 @@ pub(super) fn judge_rewritten(
     head: &RequestHead<'_>,
     target: &str,
     asked: &dyn Asked,
+    is_admitted: impl Fn(&Target) -> bool,
 ) -> Result<(), Reason> {
     let path = target.split('?').next().unwrap_or_default();
     if route::leads_up(path) {
@@ -106,6 +107,7 @@ pub(super) fn judge_rewritten(
         Err(Reason::AmbiguousPath) => Err(Reason::AmbiguousPath),
         Ok(target) if target.action == Action::Deny => Err(Reason::Denied),
         Ok(target) if target.action == Action::Close => Err(Reason::SilentClose),
+        Ok(target) if !is_admitted(target) => Err(Reason::Unauthorized),
         Ok(target) => match &target.guard {
             Some(guard) if guard.has_sources() && !guard.admits(asked.client()) => Err(Reason::SourceRefused),
             _ => Ok(()),

@@ -9,13 +9,13 @@ use super::{
     client_address::client_address,
     edits::{EditRules, Edits, Known},
     limits::{self, Refusal},
-    listener::{Action, HstsPolicy},
+    listener::{Action, HstsPolicy, Target},
     local_reply::Told,
     redirect::{came_by_https, https_location, judge_rewritten, location},
 };
 use crate::{
     h1::{ClientCertificate, ForwardedBy, RequestBody, RequestHead, Rewritten, StrictTransport},
-    http::{Asked, Method, Reason, Version},
+    http::{Asked, CHALLENGE, Method, Reason, Version},
     quota::{Caps, Guard},
     ring::Recv,
     transfer::{Body, ReadBuffer, Watch},
@@ -77,6 +77,7 @@ impl Request {
             location: None,
             hsts: self.hsts.as_ref().map(Rc::clone),
             edits: self.edits.as_ref().map(Rc::clone),
+            challenge: None,
             told: self.told.as_ref().map(Rc::clone),
         }
     }
@@ -222,6 +223,7 @@ fn route_request(
         location: None,
         hsts: hsts.clone(),
         edits: None,
+        challenge: None,
         told: config.templates.is_some().then(|| tell(None, None)),
     };
     let asking = Asking { config, head, client, address: OnceCell::new() };
@@ -252,8 +254,9 @@ fn route_request(
     let (edits_of_request, edits) = made.unwrap_or_default();
     let is_told = target.template.is_some() || config.templates.is_some() || target.cluster.has_templates();
     let told = || is_told.then(|| tell(Some(&target.cluster), target.template.as_ref()));
-    let reply = |reason, hsts: &Option<Rc<StrictTransport>>| LocalReply {
+    let reply = |reason: Reason, hsts: &Option<Rc<StrictTransport>>| LocalReply {
         edits: edits.as_ref().map(Rc::clone),
+        challenge: (reason.status() == 401).then(|| challenge(&target.cluster)),
         told: told(),
         ..reply(reason, hsts)
     };
@@ -262,6 +265,19 @@ fn route_request(
     for guard in target.guard.as_deref().into_iter().chain(of_cluster) {
         limits::judge(guard, shared, &asking)
             .map_err(|refusal| refusal.reply(|reason| reply(reason, &hsts)))?;
+    }
+    let is_admitted = |target: &Target| {
+        let longest = shared.pooling.max_credential_bytes.get() as usize;
+        !target.required_auth || is_admitted(&target.cluster, head, longest)
+    };
+    // Nobody is asked for a password in clear text who is led to `https` first.
+    let asks = match target.action {
+        Action::Deny | Action::Close => false,
+        Action::RedirectHttps(_) => is_https(config, client, head),
+        Action::Forward | Action::Redirect(_) => true,
+    };
+    if asks && !is_admitted(target) {
+        return Err(reply(Reason::Unauthorized, &hsts));
     }
     match target.action {
         Action::Deny => return Err(reply(Reason::Denied, &hsts)),
@@ -292,7 +308,7 @@ fn route_request(
     let authority = authority.map_err(|reason| reply(reason, &hsts))?.flatten();
     let rewritten = made.and_then(|made| made.target(head));
     if let Some(target) = &rewritten {
-        let judged = judge_rewritten(&routes, head, target, &asking);
+        let judged = judge_rewritten(&routes, head, target, &asking, is_admitted);
         judged.map_err(|reason| reply(reason, &hsts))?;
     }
     let sizes = &config.settings.sizes;
@@ -341,6 +357,19 @@ fn route_request(
     let request = Request { attempts_at, ..request };
     let holder = target.cluster.caps(&shared.pooling).map(|caps| (caps, asking.client()));
     Ok(RoutedHead { routed: RoutedRequest { request, head: out, body }, holder, received: head.len })
+}
+
+/// What a 401 of a cluster says.
+fn challenge(cluster: &Cluster) -> Rc<str> {
+    cluster.users().map_or_else(|| CHALLENGE.into(), |users| Rc::clone(users.challenge()))
+}
+
+/// Whether a request names one of the cluster's users with its password.
+fn is_admitted(cluster: &Cluster, head: &RequestHead<'_>, longest: usize) -> bool {
+    let mut credentials = head.fields().filter(|(name, _)| name.eq_ignore_ascii_case("authorization"));
+    // Of two, a backend may read the other one.
+    let (Some((_, credentials)), None) = (credentials.next(), credentials.next()) else { return false };
+    cluster.users().is_some_and(|users| users.admit(credentials, longest))
 }
 
 /// A request, as limits and clusters ask it whose it is.

@@ -10,12 +10,14 @@
 //! | `target` | request targets and authorities |
 //! | `field` | the field table, the names that mean something to a proxy, `Connection` |
 //! | `asked` | what of a request tells clients and rules apart |
+//! | `authentication` | users, and whether credentials name one |
 //! | `query` | parameters of a query |
 //! | `networks` | lists of networks, in which an address is found quickly |
 //! | `templates` | responses of kakehi's own as operators write them |
 //! | `date` | `Date`, written once a second |
 
 mod asked;
+mod authentication;
 mod date;
 pub(crate) mod field;
 mod method;
@@ -26,6 +28,8 @@ pub(crate) mod target;
 mod templates;
 
 pub use asked::Asked;
+pub(crate) use authentication::CHALLENGE;
+pub use authentication::Users;
 pub use date::{DateCache, DateLine};
 pub use field::Scratch;
 pub(crate) use field::trim;

@@ -137,6 +137,8 @@ reasons! {
     Redirect = 301 "redirect",
     /// A frontend closes the connection without an answer (`redirect = "silent_close"`); nothing is sent.
     SilentClose = 444 "silent_close",
+    /// The credentials name none of the cluster's users with its password, or there are none (`required_auth`).
+    Unauthorized = 401 "unauthorized",
 }
 
 impl Reason {

@@ -23,7 +23,7 @@ use super::{
     window::Window,
 };
 use crate::{
-    http::{Asked, Templates},
+    http::{Asked, Templates, Users},
     quota::{Caps, Guard},
     ring::Share,
     tls::{Connector, Context, TlsError},
@@ -74,6 +74,8 @@ pub struct Endpoints {
     limits: Option<Rc<Limits>>,
     /// Responses of kakehi's own to its requests, if it has some.
     templates: Option<Rc<Templates>>,
+    /// Who may use it where a frontend asks, if it says so.
+    users: Option<Rc<Users>>,
     pub(super) settings: ConnectSettings,
     /// There are probes.
     probed: bool,
@@ -146,6 +148,7 @@ impl Endpoints {
             rules: AffinityRules::default(),
             limits: None,
             templates: None,
+            users: None,
             settings: ConnectSettings::default(),
             probed: false,
             outdated: Cell::new(false),
@@ -260,6 +263,7 @@ impl Endpoints {
             Rc::new(Limits { guard: Guard::of_cluster(name, configured), configured: configured.clone() })
         });
         let templates = Templates::compile(&cluster.answers);
+        let users = Users::compile(&cluster.users, cluster.www_authenticate.as_deref());
         Ok(Endpoints {
             members,
             balance,
@@ -272,6 +276,7 @@ impl Endpoints {
             rules,
             limits,
             templates,
+            users,
             settings,
             probed,
             outdated: Cell::new(false),
@@ -307,6 +312,11 @@ impl Cluster {
     /// How much it takes from whom, where it says so.
     pub(crate) fn limits(&self) -> Option<Rc<Limits>> {
         self.members.borrow().limits.as_ref().map(Rc::clone)
+    }
+
+    /// Who may use it where a frontend asks, if it says so.
+    pub(crate) fn users(&self) -> Option<Rc<Users>> {
+        self.members.borrow().users.as_ref().map(Rc::clone)
     }
 
     /// Whether it has responses of kakehi's own to its requests.

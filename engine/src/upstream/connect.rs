@@ -101,6 +101,12 @@ impl AttemptedEndpoints {
         }
     }
 
+    /// The endpoint that was asked last.
+    pub fn last(&self) -> Option<Rc<Endpoint>> {
+        let members = self.members.as_ref()?;
+        members.members.get(*self.indices.last()?).map(|member| Rc::clone(&member.backend))
+    }
+
     /// Goes by what `cluster` consists of now.
     fn follow(&mut self, cluster: &Cluster) {
         let now = Rc::clone(&cluster.members.borrow());

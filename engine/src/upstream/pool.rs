@@ -29,6 +29,8 @@ pub struct Pooling {
     pub(crate) sources: Option<Ledger>,
     /// How many connections one client may have where a cluster says nothing else.
     pub(crate) caps: Cell<Caps>,
+    /// Longest credentials of basic authentication (bytes).
+    pub(crate) max_credential_bytes: Cell<u32>,
     /// When the ring began (ms, the clock of the host).
     began: u64,
     /// Idle connections that are kept per backend.
@@ -57,6 +59,7 @@ impl Pooling {
             ledger,
             sources,
             caps: Cell::new(Caps::new(settings)),
+            max_credential_bytes: Cell::new(settings.max_credential_bytes),
             began,
             max_idle: Cell::new(max_idle),
             idle_timeout_ms: Cell::new(idle_timeout_ms),
@@ -72,6 +75,7 @@ impl Pooling {
     pub fn take_settings(&self, settings: &Settings) {
         self.max_idle.set(settings.upstream_max_idle);
         self.caps.set(Caps::new(settings));
+        self.max_credential_bytes.set(settings.max_credential_bytes);
         self.ring.set_overload_delay(settings.overload_delay_ms);
         self.idle_timeout_ms.set(settings.upstream_idle_timeout_ms);
     }

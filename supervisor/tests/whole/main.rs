@@ -8,6 +8,8 @@ mod harness;
 
 mod addresses;
 mod allocations;
+mod answers;
+mod authentication;
 mod bad_backends;
 mod balancing;
 mod basics;

@@ -244,7 +244,11 @@ pub(crate) enum ConfigVerb {
     /// Show what a reload would change
     Diff,
     /// Print what is configured now as a configuration file, which loads again
-    Dump,
+    Dump {
+        /// With the digests of the passwords of `authorized_hashes`, which are left out otherwise
+        #[arg(long)]
+        with_keys: bool,
+    },
 }
 
 /// What can be done with the state.
@@ -537,8 +541,9 @@ impl ConfigVerb {
                 };
                 ask(request).map(Shown::Response)
             }
-            ConfigVerb::Dump => {
-                let text = write::write(&state(ask)?);
+            ConfigVerb::Dump { with_keys } => {
+                let state = state(ask)?;
+                let text = write::write(&if with_keys { state } else { state.masked() });
                 Ok(Shown::Made { json: json!({ "toml": text }), text })
             }
         }
@@ -560,6 +565,7 @@ impl StateVerb {
             }
             StateVerb::Save { file: Some(file), with_keys } => {
                 let state = state(ask)?;
+                let state = if *with_keys { state } else { state.masked() };
                 let keys = match with_keys.then(|| ask(Request::Keys)).transpose()? {
                     Some(Response::Keys(keys)) => keys,
                     _ => BTreeMap::new(),

@@ -11,7 +11,7 @@ use super::{
         error::{ConfigError, Quoted},
         read::{Inherited, Section, Values},
     },
-    Builder, hostname,
+    Builder, Extent, hostname,
 };
 use crate::state::{
     Admission, Answers, Backend, BackendAddress, BackendTls, Balancing, Cluster, ClusterProtocol, Listener, Material,
@@ -89,6 +89,7 @@ impl Builder<'_, '_> {
         cluster.admission = (admission != Admission::default()).then(|| Box::new(admission));
         cluster.limits = self.cluster_limits(section, is_http);
         cluster.health = self.health_check(section).map(Box::new);
+        self.check_users(section, &cluster);
         cluster.answers = self.answers(section);
         if !is_http && !cluster.answers.is_empty() {
             let key = if section.says("answers") { "answers" } else { "answer_503" };
@@ -103,6 +104,30 @@ impl Builder<'_, '_> {
         }
         cluster.backends = self.backends(name, section);
         Some(cluster)
+    }
+
+    /// Each user must be one, and somebody must ask for them.
+    fn check_users(&mut self, section: &Section, cluster: &Cluster) {
+        let offsets = section.texts("authorized_hashes").unwrap_or_default();
+        for (user, (_, offset)) in cluster.users.iter().zip(offsets) {
+            if let Err(reason) = user.parse() {
+                self.findings.unfit(*offset, format!("`authorized_hashes`: {reason}"));
+            }
+        }
+        let challenge = cluster.www_authenticate.as_deref().unwrap_or_default();
+        if challenge.bytes().any(|byte| byte.is_ascii_control()) || challenge.len() > 1_024 {
+            let reason = "`www_authenticate` has 1024 bytes at most, and no control characters";
+            self.findings.unfit(section.offset_of("www_authenticate"), reason);
+        }
+        if self.extent == Extent::Part {
+            return;
+        }
+        for frontend in section.tables("frontends").iter().filter(|it| it.bool("required_auth") == Some(true)) {
+            if cluster.users.is_empty() {
+                let text = "`required_auth` refuses everybody: the cluster has no `authorized_hashes`".to_owned();
+                self.warn_at(frontend, "required_auth", text);
+            }
+        }
     }
 
     /// How a backend is chosen; `None`: as it is without keys.

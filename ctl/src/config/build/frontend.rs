@@ -104,7 +104,7 @@ impl Builder<'_, '_> {
                 self.warn_of_method(section);
                 frontend.path = self.path(section);
                 frontend.predicates = self.predicates(section);
-                (frontend.deny, frontend.redirect) = self.redirect(section);
+                (frontend.deny, frontend.redirect) = Self::redirect(section);
                 frontend.rewrite = self.rewrite(section, &frontend, listener);
                 frontend.redirect_template = self.redirect_template(section, frontend.redirect.status());
                 frontend.headers = self.header_edits(section);
@@ -177,17 +177,12 @@ impl Builder<'_, '_> {
         }
     }
 
-    /// Whether requests are refused, because the file says so, or because what it says cannot be done yet; and what else is done in the
-    /// place of forwarding.
-    fn redirect(&mut self, section: &Section) -> (bool, Redirect) {
-        let redirect = section.text("redirect").and_then(Redirect::from_word).unwrap_or_default();
-        let mut deny = redirect == Redirect::Unauthorized;
-        if section.bool("required_auth") == Some(true) {
-            deny = true;
-            let text = "`required_auth` is not supported yet: the frontend refuses every request (401)";
-            self.warn_at(section, "required_auth", text.to_owned());
+    /// Whether all requests are refused, and what else is done in the place of forwarding.
+    fn redirect(section: &Section) -> (bool, Redirect) {
+        match section.text("redirect").and_then(Redirect::from_word).unwrap_or_default() {
+            Redirect::Unauthorized => (true, Redirect::Forward),
+            redirect => (false, redirect),
         }
-        (deny, if deny { Redirect::Forward } else { redirect })
     }
 
     /// What is made of hosts and paths; `None` if that is nothing. Whether their patterns have the parts that are named is looked at when
@@ -387,7 +382,7 @@ impl Builder<'_, '_> {
             .map(|limits| toml::to_string(&write::frontend_limits(limits)).unwrap_or_default());
         let template = frontend.redirect_template.as_ref().map(|template| &*template.text);
         let redirect = (frontend.redirect.word(), &frontend.rewrite, template);
-        let action = (frontend.deny, redirect, &frontend.headers);
+        let action = (frontend.deny, frontend.required_auth, redirect, &frontend.headers);
         let answer = self.rules.hash((cluster, action, hsts, limits));
         let line = self.findings.source.line(section.offset);
         let (other, answers) = *self.rules.answers.entry(self.rules.hash(rule)).or_insert((line, answer));

@@ -3,10 +3,10 @@
 use super::{
     Effect, Key,
     Kind::{
-        AnyText, BackendSocket, Bool, Choice, Integer, Path, Response, Table, TableOrFalse, Tables, TextMap, Texts,
+        AnyText, BackendSocket, Bool, Choice, Integer, Path, Response, Table, TableOrFalse, Tables, TextMap,
     },
     Level,
-    Support::{NotYet, Own, Partly, Yes},
+    Support::{NotYet, Own, Yes},
     affecting, key,
     tls::{BACKEND_TLS, FRONTEND_TLS},
 };
@@ -52,8 +52,6 @@ pub(in crate::config) static CLUSTER: Level = Level {
                 Own,
                 "When a backend is passed over because of how it answers; `false`: never. Without it the defaults of its keys hold.",
             ),
-            key("authorized_hashes", Texts, "", NotYet, "Users of basic authentication."),
-            key("www_authenticate", AnyText, "", NotYet, "Realm of basic authentication."),
             key(
                 "health_check",
                 Table(&HEALTH_CHECK),
@@ -113,13 +111,6 @@ pub(in crate::config) const FRONTEND_RULE: &[Key] = &affecting(
             "\"forward\"",
             Yes,
             "`forward` to a backend; redirect with 301 (`permanent`), 302 (`found`), 307 (`temporary_redirect`) or 308 (`permanent_redirect`); refuse with 401 (`unauthorized`); or close the connection without an answer (`silent_close`).",
-        ),
-        key(
-            "required_auth",
-            Bool,
-            "false",
-            Partly("with `true` every request is refused with 401"),
-            "Ask for basic authentication.",
         ),
         key(
             "header_predicates",

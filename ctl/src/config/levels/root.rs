@@ -125,13 +125,6 @@ const NOT_HONOURED: &[Key] = &[
         NoUse("every connection has deadlines of its own"),
         "How often stuck sessions are looked for (s).",
     ),
-    key(
-        "basic_auth_max_credential_bytes",
-        Integer(0, u64::MAX),
-        "4096",
-        NotYet,
-        "Longest credentials of basic authentication (bytes).",
-    ),
     key("log_target", Text, "\"stdout\"", NotYet, "Where the log goes; until it is honoured, stdout."),
     key("log_colored", Bool, "false", NotYet, "Colour the log."),
     key("access_logs_target", Text, "", NotYet, "Where the access log goes."),

@@ -8,9 +8,11 @@ mod tls;
 use std::path::Path;
 
 use super::{
+    check,
     levels::PLAIN_LISTENER,
     load, parse,
     reference::{document, example, sample},
+    write,
 };
 use crate::{
     keys::{Key, Kind, Support},
@@ -206,21 +208,20 @@ fn a_frontend_with_a_certificate_gets_no_listener_of_clear_text() {
 
 #[test]
 fn what_cannot_be_protected_as_asked_is_refused_and_never_forwarded() {
-    let cases = [
-        ("redirect = \"unauthorized\"", None),
-        (
-            "required_auth = true",
-            Some(
-                "k.toml:12:17: `required_auth` is not supported yet: the frontend refuses every request (401)",
-            ),
-        ),
-    ];
-    for (key, warning) in cases {
-        let (state, warnings) = read(&file("", "", "", key, ""));
-        assert!(state.clusters["web"].frontends[0].deny, "{key}");
-        assert_eq!(warnings.first().map(String::as_str), warning, "{key}");
-    }
-    assert!(!read(&file("", "", "", "required_auth = false", "")).0.clusters["web"].frontends[0].deny);
+    let (state, warnings) = read(&file("", "", "", "redirect = \"unauthorized\"", ""));
+    assert!(state.clusters["web"].frontends[0].deny && warnings.is_empty());
+    let (state, warnings) = read(&file("", "", "", "required_auth = true", ""));
+    assert!(state.clusters["web"].frontends[0].required_auth);
+    let warning = "k.toml:12:17: `required_auth` refuses everybody: the cluster has no `authorized_hashes`";
+    assert_eq!(warnings, [warning]);
+    let hash = "a".repeat(64);
+    let users = format!("authorized_hashes = [\"ann:{hash}\"]\nwww_authenticate = \"Staff\"");
+    let (state, warnings) = read(&file("", "", &users, "required_auth = true", ""));
+    assert_eq!(warnings, [""; 0]);
+    assert!(!format!("{state:?}").contains(&hash));
+    let dump = write::write(&state);
+    assert!(dump.contains(&hash) && !write::write(&state.clone().masked()).contains(&hash));
+    assert!(check(&state).is_ok() && check(&state.masked()).unwrap_err().contains("64 hexadecimal digits"));
 }
 
 #[test]
@@ -263,14 +264,14 @@ fn a_key_that_is_not_honoured_is_a_warning_told_once() {
     let (_, warnings) = read(&file(
         "max_buffers = 5\nlog_target = \"stdout\"",
         "sticky_name = \"x\"",
-        "load_balancing = \"MAGLEV\"\nauthorized_hashes = [\"x\"]",
+        "load_balancing = \"MAGLEV\"\nhttp2 = true",
         "position = \"PRE\"\ntags = { a = \"b\" }",
         "sticky_id = \"1\"\n[[clusters.web.backends]]\naddress = \"127.0.0.1:9001\"\nsticky_id = \"2\"",
     ));
     let expected = [
         "k.toml:1:1: `max_buffers` in the root has no effect: kakehi lends buffers from an arena; see `buffer_count`",
         "k.toml:2:1: `log_target` in the root is not honoured yet and changes nothing",
-        "k.toml:10:1: `authorized_hashes` in a cluster is not honoured yet and changes nothing",
+        "k.toml:10:1: `http2` in a cluster is not honoured yet and changes nothing",
         "k.toml:15:1: `tags` in a frontend is not honoured yet and changes nothing",
     ];
     assert_eq!(warnings, expected);
