@@ -95,7 +95,8 @@ fn lookups_among_many(criterion: &mut Criterion) {
         let mut hosts = hosts.iter().cycle();
         group.bench_function(name, |bencher| {
             let table = &*compiled;
-            bencher.iter(|| hosts.next().map(|host| table.lookup(black_box(host), black_box(path), "GET", &())));
+            bencher
+                .iter(|| hosts.next().map(|host| table.lookup(black_box(host), black_box(path), "GET", &())));
         });
     }
     group.finish();

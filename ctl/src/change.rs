@@ -124,15 +124,18 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 
 impl FrontendRule {
     /// One that asks for nothing more.
-    pub fn new(address: SocketAddr, hostname: String, path: PathRule, method: Option<String>) -> FrontendRule {
+    pub fn new(
+        address: SocketAddr,
+        hostname: String,
+        path: PathRule,
+        method: Option<String>,
+    ) -> FrontendRule {
         FrontendRule { address, hostname, path, method, position: RulePosition::Tree, predicates: None }
     }
 
     /// Whether `frontend` takes the same requests, and is looked at as this one.
     pub fn is_of(&self, frontend: &Frontend) -> bool {
-        self.is_for(frontend)
-            && self.position == frontend.position
-            && self.predicates == frontend.predicates
+        self.is_for(frontend) && self.position == frontend.position && self.predicates == frontend.predicates
     }
 
     /// Whether listener, host, path and method are those of `frontend`.
@@ -159,11 +162,8 @@ impl FrontendRule {
         if self.position == RulePosition::Tree && self.predicates.is_none() {
             return;
         }
-        let asks = Frontend {
-            position: self.position,
-            predicates: self.predicates.clone(),
-            ..Frontend::default()
-        };
+        let asks =
+            Frontend { position: self.position, predicates: self.predicates.clone(), ..Frontend::default() };
         let mut keys = write::frontend(&asks);
         keys.retain(|key, _| Frontend::REQUIRED.iter().all(|required| required.name != key));
         for (key, value) in keys {

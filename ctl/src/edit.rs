@@ -89,7 +89,13 @@ pub enum Edit {
         keys: Vec<String>,
     },
     /// What needs no keys.
-    Change(Change),
+    Change(Box<Change>),
+}
+
+impl From<Change> for Edit {
+    fn from(change: Change) -> Edit {
+        Edit::Change(Box::new(change))
+    }
 }
 
 /// Why an edit is no change.
@@ -120,6 +126,7 @@ pub struct Edited {
     pub warnings: Vec<String>,
 }
 
+const SETTINGS_APART: &str = "settings are not changed together with other things";
 const OTHER_REQUESTS: &str =
     "which requests a frontend takes cannot be changed: add another, and remove this one";
 
@@ -231,16 +238,19 @@ impl Edit {
                 let present = reader.present(cluster)?.backends.iter().find(|it| it.id == *id);
                 reader.backend(cluster, present.ok_or_else(missing)?, keys)
             }
-            Edit::PatchSettings { .. } | Edit::Change(Change::SetSettings { .. }) => {
-                Err(usage("settings are not changed together with other things"))
-            }
-            Edit::Change(Change::RemoveFrontend { cluster, rule }) => {
-                let found = state.clusters.get(cluster).and_then(|it| rule.find(&it.frontends));
-                let rule = found.map_or_else(|| rule.clone(), FrontendRule::from);
-                let change = Change::RemoveFrontend { cluster: cluster.clone(), rule };
+            Edit::PatchSettings { .. } => Err(usage(SETTINGS_APART)),
+            Edit::Change(change) => {
+                let change = match &**change {
+                    Change::SetSettings { .. } => return Err(usage(SETTINGS_APART)),
+                    Change::RemoveFrontend { cluster, rule } => {
+                        let found = state.clusters.get(cluster).and_then(|it| rule.find(&it.frontends));
+                        let rule = found.map_or_else(|| rule.clone(), FrontendRule::from);
+                        Change::RemoveFrontend { cluster: cluster.clone(), rule }
+                    }
+                    change => change.clone(),
+                };
                 Ok(Edited { change, warnings: Vec::new() })
             }
-            Edit::Change(change) => Ok(Edited { change: change.clone(), warnings: Vec::new() }),
         }
     }
 }
@@ -318,10 +328,13 @@ fn read_settings(table: &Table, folder: &Path) -> Result<Settings, EditError> {
 /// When it is no such key, or has no such value.
 pub fn read_asks(keys: &[String]) -> Result<(RulePosition, Option<Box<Predicates>>), EditError> {
     let known = ["position", "header_predicates", "query_predicates", "cookie_predicates", "sources"];
-    let is_known = |text: &&String| known.iter().any(|key| text.split('=').next().map(str::trim) == Some(key));
+    let is_known =
+        |text: &&String| known.iter().any(|key| text.split('=').next().map(str::trim) == Some(key));
     if let Some(other) = keys.iter().find(|text| !is_known(text)) {
         let (other, known) = (other.escape_debug(), known.join("`, `"));
-        return Err(usage(format!("`{other}` is not about which requests a frontend takes; these are: `{known}`")));
+        return Err(usage(format!(
+            "`{other}` is not about which requests a frontend takes; these are: `{known}`"
+        )));
     }
     let (address, name) = (SocketAddr::from(([127, 0, 0, 1], 1)), "any");
     let mut state = State::default();

@@ -139,8 +139,7 @@ impl Template {
             };
             let (name, value) = (&content[..colon], &content[colon + 1..]);
             // RFC 9110 section 5.1.
-            let is_token =
-                |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+            let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
             if name.is_empty() || !name.bytes().all(is_token) {
                 return wrong(number, "what stands before the colon is no name of a field");
             }
@@ -396,11 +395,15 @@ mod tests {
     #[test]
     fn variables_are_escaped_as_the_type_of_the_body_wants() {
         let of = |media_type: &str| {
-            written(&format!("HTTP/1.1 404 X\nContent-Type: {media_type}\n\n[%ROUTE] 100% %ROUTES %MESSAGE")).1
+            written(&format!("HTTP/1.1 404 X\nContent-Type: {media_type}\n\n[%ROUTE] 100% %ROUTES %MESSAGE"))
+                .1
         };
         assert_eq!(of("text/plain"), "[GET a/<b>&\"'\\\r\n] 100% %ROUTES no_route");
         let html = "[GET a/&lt;b&gt;&amp;&quot;&#39;\\\r\n] 100% %ROUTES no_route";
-        assert_eq!((of("text/html; charset=utf-8").as_str(), of("application/XHTML+xml").as_str()), (html, html));
+        assert_eq!(
+            (of("text/html; charset=utf-8").as_str(), of("application/XHTML+xml").as_str()),
+            (html, html)
+        );
         assert_eq!(
             of("application/problem+json"),
             "[GET a/\\u003cb\\u003e\\u0026\\\"\\u0027\\\\\\u000d\\u000a] 100% %ROUTES no_route"

@@ -13,9 +13,9 @@ use toml::{Table, Value};
 
 use crate::layers::Owner;
 use crate::state::{
-    Answers, Backend, BackendTls, CertificateFiles, CipherSuite, ClientAuth, Cluster, Frontend, FrontendLimits, Group,
-    HeaderEdit, HealthCheck, Hsts, Listener, Material, PathRule, Predicate, ProbeHeader, RateLimit, Redirect, Settings, State, Tls,
-    TlsVersion, WantedCertificate,
+    Answers, Backend, BackendTls, CertificateFiles, CipherSuite, ClientAuth, Cluster, Frontend,
+    FrontendLimits, Group, HeaderEdit, HealthCheck, Hsts, Listener, Material, PathRule, Predicate,
+    ProbeHeader, RateLimit, Redirect, Settings, State, Tls, TlsVersion, WantedCertificate,
 };
 
 /// The text of a file with everything that `state` has.

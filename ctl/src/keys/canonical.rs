@@ -7,10 +7,11 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::state::{
-    Answer, Answers, AuthorizedHash, BackendAddress, BackendMode, BackendTls, CipherSuite, ClientAuth, ClusterProtocol, Conditions,
-    DnsOnEmpty, EditPosition, Factor, FileMode, ForwardedHeaders, FrontendTls, Group, InitialVerdict,
-    ListenerProtocol, LoadBalancing, LoadMetric, PathRule, PredicateMatch, ProbeMode, RateKey, Redirect, RedirectScheme, RulePosition,
-    SameSite, ShardMode, StatusRange, Statuses, Steering, TlsVersion, UnknownName,
+    Answer, Answers, AuthorizedHash, BackendAddress, BackendMode, BackendTls, CipherSuite, ClientAuth,
+    ClusterProtocol, Conditions, DnsOnEmpty, EditPosition, Factor, FileMode, ForwardedHeaders, FrontendTls,
+    Group, InitialVerdict, ListenerProtocol, LoadBalancing, LoadMetric, PathRule, PredicateMatch, ProbeMode,
+    RateKey, Redirect, RedirectScheme, RulePosition, SameSite, ShardMode, StatusRange, Statuses, Steering,
+    TlsVersion, UnknownName,
 };
 
 /// Something that a file says.

@@ -60,10 +60,10 @@ fn touched() -> State {
         Edit::PatchBackend { cluster: "shop".into(), id: "a".into(), keys: keys(&["weight=7"]) },
     );
     let (cluster, id) = ("shop".to_owned(), "b".to_owned());
-    edited(&mut state, Edit::Change(Change::RemoveBackend { cluster: cluster.clone(), id }));
+    edited(&mut state, Edit::from(Change::RemoveBackend { cluster: cluster.clone(), id }));
     let (rule, keys) = (rule_for("new"), Vec::new());
     edited(&mut state, Edit::AddFrontend { cluster: cluster.clone(), rule, keys });
-    edited(&mut state, Edit::Change(Change::RemoveFrontend { cluster, rule: rule_for("OLD") }));
+    edited(&mut state, Edit::from(Change::RemoveFrontend { cluster, rule: rule_for("OLD") }));
     edited(&mut state, Edit::AddCluster { name: "mine".into(), keys: Vec::new() });
     edited(&mut state, Edit::AddBackend { cluster: "mine".into(), backend: backend("m", 9) });
     state
@@ -172,13 +172,13 @@ fn what_was_undone_by_hand_is_the_files_again() {
     );
     edited(&mut state, Edit::AddBackend { cluster: "shop".into(), backend: backend("b", 2) });
     let (cluster, id) = ("shop".to_owned(), "c".to_owned());
-    edited(&mut state, Edit::Change(Change::RemoveBackend { cluster: cluster.clone(), id }));
+    edited(&mut state, Edit::from(Change::RemoveBackend { cluster: cluster.clone(), id }));
     edited(
         &mut state,
-        Edit::Change(Change::RemoveFrontend { cluster: cluster.clone(), rule: rule_for("new") }),
+        Edit::from(Change::RemoveFrontend { cluster: cluster.clone(), rule: rule_for("new") }),
     );
     edited(&mut state, Edit::AddFrontend { cluster, rule: rule_for("old"), keys: Vec::new() });
-    edited(&mut state, Edit::Change(Change::RemoveCluster { name: "mine".into() }));
+    edited(&mut state, Edit::from(Change::RemoveCluster { name: "mine".into() }));
     assert_eq!(state.describe_by_hand(), [""; 0]);
     assert!(state.by_hand.is_empty());
 }
@@ -205,7 +205,7 @@ fn what_the_file_drops_goes_with_what_was_changed_of_it_and_is_named() {
 #[test]
 fn a_cluster_that_was_removed_by_hand_stays_so_with_all_that_the_file_gives_it() {
     let mut state = of(FILE);
-    edited(&mut state, Edit::Change(Change::RemoveCluster { name: "shop".into() }));
+    edited(&mut state, Edit::from(Change::RemoveCluster { name: "shop".into() }));
     let mut file = of(&FILE.replace("backend_id = \"a\"", "backend_id = \"z\""));
     state.lay_by_hand_over(&mut file).unwrap();
     assert!(file.clusters.is_empty());

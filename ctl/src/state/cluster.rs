@@ -13,9 +13,9 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Admission, Answer, Answers, AuthorizedHash, BackendMode, BackendTls, Balancing, ClusterLimits, DnsName, DnsOnEmpty, FrontendLimits,
-    FrontendTls, HeaderEdit, HealthCheck, Passive, Predicates, Redirect, Resolved, Retries, Rewrite,
-    RulePosition, listener::NOWHERE,
+    Admission, Answer, Answers, AuthorizedHash, BackendMode, BackendTls, Balancing, ClusterLimits, DnsName,
+    DnsOnEmpty, FrontendLimits, FrontendTls, HeaderEdit, HealthCheck, Passive, Predicates, Redirect,
+    Resolved, Retries, Rewrite, RulePosition, listener::NOWHERE,
 };
 use crate::{
     keys::{keyed, words},

@@ -56,7 +56,7 @@ fn what_is_configured_is_changed_by_edits() {
             vec!["listener", "deactivate", ADDRESS],
             Edit::PatchListener { address, keys: texts(&["active=false"]) },
         ),
-        (vec!["listener", "remove", ADDRESS], Edit::Change(Change::RemoveListener { address })),
+        (vec!["listener", "remove", ADDRESS], Edit::from(Change::RemoveListener { address })),
         (
             vec!["cluster", "add", "web", "protocol=tcp"],
             Edit::AddCluster { name: web(), keys: texts(&["protocol=tcp"]) },

@@ -128,7 +128,13 @@ fn change(dice: &mut Dice, state: &State) -> Change {
 }
 
 /// What a request finds: the cluster and what is done, or why nothing.
-fn found(config: &ListenerConfig, host: &str, path: &str, method: &str, field: Option<&'static str>) -> String {
+fn found(
+    config: &ListenerConfig,
+    host: &str,
+    path: &str,
+    method: &str,
+    field: Option<&'static str>,
+) -> String {
     match config.routes.borrow().find(host, path, method, &WithField(field)) {
         Ok(target) => {
             let made = target.rewriting.as_ref().map(|made| made.rewriter.path(host, path));

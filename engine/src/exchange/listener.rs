@@ -83,12 +83,12 @@ impl Target {
     pub(crate) fn is_same(&self, other: &Target) -> bool {
         let same_action = || {
             self.action == other.action
-            && self.hsts == other.hsts
-            && self.guard == other.guard
-            && self.rewriting == other.rewriting
-            && self.edits == other.edits
-            && self.template == other.template
-            && self.required_auth == other.required_auth
+                && self.hsts == other.hsts
+                && self.guard == other.guard
+                && self.rewriting == other.rewriting
+                && self.edits == other.edits
+                && self.template == other.template
+                && self.required_auth == other.required_auth
         };
         Rc::ptr_eq(&self.cluster, &other.cluster) && same_action()
     }

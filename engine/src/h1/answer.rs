@@ -74,7 +74,10 @@ pub fn write_template(
     out.reserve(512 + if head_only { 0 } else { body.len() });
     let status = template.status();
     let phrase = if template.phrase().is_empty() { phrase(status) } else { template.phrase() };
-    put(out, &[b"HTTP/1.1 ", itoa::Buffer::new().format(status).as_bytes(), b" ", phrase.as_bytes(), b"\r\n"]);
+    put(
+        out,
+        &[b"HTTP/1.1 ", itoa::Buffer::new().format(status).as_bytes(), b" ", phrase.as_bytes(), b"\r\n"],
+    );
     template.write_fields(values, out);
     put(out, &[b"Content-Length: ", itoa::Buffer::new().format(body.len()).as_bytes(), b"\r\n"]);
     if !template.has("date") {

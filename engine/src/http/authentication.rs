@@ -115,13 +115,16 @@ mod tests {
 
     #[test]
     fn who_names_a_user_with_its_password_is_admitted() {
-        let users = [hash("ann", "a:b"), hash("ann", "second"), hash("bob", ""), AuthorizedHash("eve:***".into())];
+        let users =
+            [hash("ann", "a:b"), hash("ann", "second"), hash("bob", ""), AuthorizedHash("eve:***".into())];
         let users = Users::compile(&users, None).unwrap();
         let admit = |value: &[u8]| users.admit(value, 4_096);
         for credentials in ["ann:a:b", "ann:second", "bob:"] {
             assert!(admit(&basic(credentials)), "{credentials}");
         }
-        for credentials in ["ann:a", "ann:", "ann", "bob:a:b", "carl:a:b", "eve:", "eve:***", ":", "Ann:a:b", ""] {
+        for credentials in
+            ["ann:a", "ann:", "ann", "bob:a:b", "carl:a:b", "eve:", "eve:***", ":", "Ann:a:b", ""]
+        {
             assert!(!admit(&basic(credentials)), "{credentials}");
         }
         let encoded = BASE64.encode("bob:");

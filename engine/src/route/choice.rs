@@ -30,10 +30,18 @@ pub(super) struct Choice {
 /// Places in [`Choice::alternatives`], in their order.
 #[derive(Debug, Default)]
 struct Index {
-    /// Of those that ask for an exact value: by whose value it is, and by the value.
-    by_value: Vec<(Part, Box<str>, FxHashMap<Box<[u8]>, Vec<u32>>)>,
+    /// Of those that ask for an exact value.
+    by_value: Vec<ByValue>,
     /// Of all others.
     others: Vec<u32>,
+}
+
+/// Places of those that ask for an exact value of one name.
+#[derive(Debug)]
+struct ByValue {
+    part: Part,
+    name: Box<str>,
+    places: FxHashMap<Box<[u8]>, Vec<u32>>,
 }
 
 impl Choice {
@@ -45,9 +53,8 @@ impl Choice {
 
     /// Where the first one leads that takes the request.
     pub(super) fn find(&self, predicates: &[Predicates], asked: &dyn Asked) -> Option<u32> {
-        let takes = |it: &Alternative| {
-            it.predicates == NONE || predicates[it.predicates as usize].hold(asked)
-        };
+        let takes =
+            |it: &Alternative| it.predicates == NONE || predicates[it.predicates as usize].hold(asked);
         let Some(index) = &self.index else {
             return self.alternatives.iter().find(|it| takes(it)).map(|it| it.target);
         };
@@ -57,9 +64,9 @@ impl Choice {
             let found = earlier.copied().find(|place| takes(&self.alternatives[*place as usize]));
             best = found.or(best);
         };
-        for (part, name, by_value) in &index.by_value {
+        for ByValue { part, name, places } in &index.by_value {
             if let Some(value) = part.value(name, asked)
-                && let Some(places) = by_value.get(&*value)
+                && let Some(places) = places.get(&*value)
             {
                 look(places);
             }
@@ -79,12 +86,12 @@ impl Index {
                 index.others.push(place);
                 continue;
             };
-            let known = index.by_value.iter().position(|(of, known, _)| *of == part && **known == *name);
+            let known = index.by_value.iter().position(|it| it.part == part && *it.name == *name);
             let at = known.unwrap_or_else(|| {
-                index.by_value.push((part, name.into(), FxHashMap::default()));
+                index.by_value.push(ByValue { part, name: name.into(), places: FxHashMap::default() });
                 index.by_value.len() - 1
             });
-            index.by_value[at].2.entry(value.into()).or_default().push(place);
+            index.by_value[at].places.entry(value.into()).or_default().push(place);
         }
         index
     }

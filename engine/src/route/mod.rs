@@ -282,7 +282,13 @@ impl RouteTable {
 
     /// Whether the normal form of `path` leads to the same place.
     #[cold]
-    fn reads_the_same(&self, host: &HostName<'_>, path: &[u8], sought: Sought<'_>, sent: Option<u32>) -> bool {
+    fn reads_the_same(
+        &self,
+        host: &HostName<'_>,
+        path: &[u8],
+        sought: Sought<'_>,
+        sent: Option<u32>,
+    ) -> bool {
         let mut stack = [0; STACK_PATH];
         let mut heap = Vec::new();
         let buffer = if path.len() <= STACK_PATH {

@@ -65,7 +65,8 @@ impl Predicate {
 
     /// Whether no value fulfils both.
     fn excludes(&self, other: &Predicate) -> bool {
-        let (How::Exact(value), true) = (&self.how, self.part == other.part && self.name == other.name) else {
+        let (How::Exact(value), true) = (&self.how, self.part == other.part && self.name == other.name)
+        else {
             return false;
         };
         match &other.how {

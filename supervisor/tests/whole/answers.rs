@@ -57,14 +57,18 @@ fn an_answer_of_the_cluster_goes_before_one_of_the_listener() {
             }
         }
     }
-    let old = exchange(&proxy, "GET /x HTTP/1.0\r\nHost: none\r\nConnection: keep-alive\r\n\r\n".to_owned());
+    let old = exchange(&proxy, "GET /x HTTP/1.0\r\nHost: none\r\nConnection: keep-alive\r\n\r\n");
     assert_eq!((old.status(), old.all("connection")), (404, vec!["close"]));
     let dead = get(&proxy, "dead", "");
     assert_eq!((dead.status(), dead.all("connection")), (503, vec!["close"]));
     assert!(dead.text().starts_with("GET dead/x|dead|one|backend_connect_failed|"), "{}", dead.text());
     get(&proxy, "other", "").expect(503, "listener");
-    let denied = exchange(&proxy, "GET /'\"&<script> HTTP/1.1\r\nHost: denied\r\nConnection: close\r\n\r\n".to_owned());
-    assert!(denied.text().starts_with("GET denied/&#39;&quot;&amp;&lt;script&gt;|web||denied|"), "{}", denied.text());
+    let denied = exchange(&proxy, "GET /'\"&<script> HTTP/1.1\r\nHost: denied\r\nConnection: close\r\n\r\n");
+    assert!(
+        denied.text().starts_with("GET denied/&#39;&quot;&amp;&lt;script&gt;|web||denied|"),
+        "{}",
+        denied.text()
+    );
     // What has no template is as before, and so is what is no request.
     get(&proxy, "a b", "").expect(400, "400 Bad Request: bad_host\n");
 }

@@ -73,7 +73,10 @@ fn only_users_with_their_password_are_let_in() {
         assert_eq!((denied.status(), denied.text().as_str()), (401, "401 Unauthorized: denied\n"));
         assert_eq!(denied.all("www-authenticate"), ["Basic realm=\"Staff only\""]);
         let empty = get(&proxy, "/empty", ANN);
-        assert_eq!((empty.status(), empty.all("www-authenticate")), (401, vec!["Basic realm=\"restricted\""]));
+        assert_eq!(
+            (empty.status(), empty.all("www-authenticate")),
+            (401, vec!["Basic realm=\"restricted\""])
+        );
     }
     // What the client has sent goes on to the backend, and the connection goes on behind a 401.
     let mut client = proxy.client();

@@ -103,7 +103,10 @@ fn rules_before_and_behind_all_others_stand_in_their_order() {
         ("behind-2", "position = \"POST\", path = \"/b/c\""),
         ("tree", "path = \"/a\""),
         ("before-1", "position = \"PRE\", path = \"/a/x\", path_type = \"EQUALS\", method = \"GET\""),
-        ("before-2", "position = \"PRE\", header_predicates = [{ name = \"X-Canary\", match = \"present\" }]"),
+        (
+            "before-2",
+            "position = \"PRE\", header_predicates = [{ name = \"X-Canary\", match = \"present\" }]",
+        ),
         ("before-3", "position = \"PRE\", path = \"/a/[0-9]+\", path_type = \"REGEX\""),
     ] {
         config = rule(config, name, keys);

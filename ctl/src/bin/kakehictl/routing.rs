@@ -347,7 +347,7 @@ impl ListenerVerb {
                 edit(ask, Edit::PatchListener { address: *address, keys: vec!["active=false".to_owned()] })
             }
             ListenerVerb::Remove { address } => {
-                edit(ask, Edit::Change(Change::RemoveListener { address: *address }))
+                edit(ask, Edit::from(Change::RemoveListener { address: *address }))
             }
         }
     }
@@ -376,7 +376,7 @@ impl ClusterVerb {
                 edit(ask, Edit::PatchCluster { name: name.clone(), keys: keys.clone() })
             }
             ClusterVerb::Remove { name } => {
-                edit(ask, Edit::Change(Change::RemoveCluster { name: name.clone() }))
+                edit(ask, Edit::from(Change::RemoveCluster { name: name.clone() }))
             }
             ClusterVerb::CloseSessions { name, backend } => {
                 let request = Request::CloseSessions { cluster: name.clone(), backend: backend.clone() };
@@ -456,7 +456,7 @@ impl FrontendVerb {
             }
             FrontendVerb::Remove { rule } => {
                 let (cluster, rule) = (rule.cluster.clone(), rule.rule()?);
-                edit(ask, Edit::Change(Change::RemoveFrontend { cluster, rule }))
+                edit(ask, Edit::from(Change::RemoveFrontend { cluster, rule }))
             }
         }
     }
@@ -500,7 +500,7 @@ impl BackendVerb {
             BackendVerb::Ready { cluster, id } => set_mode(ask, cluster, id, BackendMode::Ready),
             BackendVerb::Patch { cluster, id, keys } => edit(ask, Edit::PatchBackend { cluster, id, keys }),
             BackendVerb::Remove { cluster, id } => {
-                edit(ask, Edit::Change(Change::RemoveBackend { cluster, id }))
+                edit(ask, Edit::from(Change::RemoveBackend { cluster, id }))
             }
         }
     }

@@ -59,8 +59,9 @@ impl Builder<'_, '_> {
             let Some(answer) = self.answer_in(offset, path, Some(status)) else { continue };
             if answers.0.get(&status).is_some_and(|other| other.text != answer.text) {
                 let line = self.findings.source.line(section.offset_of("answers"));
-                let reason =
-                    format!("`{key}` is another name of `answers.{status}` in line {line}, with another value");
+                let reason = format!(
+                    "`{key}` is another name of `answers.{status}` in line {line}, with another value"
+                );
                 self.findings.unfit(offset, reason);
             }
             answers.0.insert(status, answer);
@@ -69,7 +70,11 @@ impl Builder<'_, '_> {
     }
 
     /// The response of a redirect.
-    pub(super) fn redirect_template(&mut self, section: &Section, status: Option<u16>) -> Option<Box<Answer>> {
+    pub(super) fn redirect_template(
+        &mut self,
+        section: &Section,
+        status: Option<u16>,
+    ) -> Option<Box<Answer>> {
         let value = section.text("redirect_template")?.to_owned();
         let offset = section.offset_of("redirect_template");
         if status.is_none() {

@@ -14,8 +14,8 @@ use super::{
     Builder, Extent, hostname,
 };
 use crate::state::{
-    Admission, Answers, Backend, BackendAddress, BackendTls, Balancing, Cluster, ClusterProtocol, Listener, Material,
-    Passive, Retries,
+    Admission, Answers, Backend, BackendAddress, BackendTls, Balancing, Cluster, ClusterProtocol, Listener,
+    Material, Passive, Retries,
 };
 
 /// Where distributions keep the certificates of those that are commonly believed: Debian and Arch, RHEL and Fedora, Alpine, SUSE,
@@ -122,9 +122,11 @@ impl Builder<'_, '_> {
         if self.extent == Extent::Part {
             return;
         }
-        for frontend in section.tables("frontends").iter().filter(|it| it.bool("required_auth") == Some(true)) {
+        for frontend in section.tables("frontends").iter().filter(|it| it.bool("required_auth") == Some(true))
+        {
             if cluster.users.is_empty() {
-                let text = "`required_auth` refuses everybody: the cluster has no `authorized_hashes`".to_owned();
+                let text =
+                    "`required_auth` refuses everybody: the cluster has no `authorized_hashes`".to_owned();
                 self.warn_at(frontend, "required_auth", text);
             }
         }

@@ -17,7 +17,8 @@ use super::{
 };
 use crate::state::{
     ClientAuth, ClusterProtocol, EditPosition, Frontend, FrontendTls, HeaderEdit, Listener, ListenerProtocol,
-    MAX_HEADER_EDITS, MAX_PREDICATES, PathRule, Predicate, Predicates, Redirect, RedirectScheme, Rewrite, TlsVersion,
+    MAX_HEADER_EDITS, MAX_PREDICATES, PathRule, Predicate, Predicates, Redirect, RedirectScheme, Rewrite,
+    TlsVersion,
 };
 
 /// What frontends say of which requests. There may be very many: of names and the like only hashes are kept.
@@ -164,7 +165,14 @@ impl Builder<'_, '_> {
         wrong.extend(section.text("redirect").filter(|it| *it != "forward").map(|_| "redirect"));
         wrong.extend(section.bool("required_auth").filter(|it| *it).map(|_| "required_auth"));
         wrong.extend(section.entry("max_body_size").map(|_| "max_body_size"));
-        let lists = ["headers", "header_predicates", "query_predicates", "cookie_predicates", "sources", "redirect_template"];
+        let lists = [
+            "headers",
+            "header_predicates",
+            "query_predicates",
+            "cookie_predicates",
+            "sources",
+            "redirect_template",
+        ];
         wrong.extend(lists.into_iter().filter(|key| section.entry(key).is_some()));
         wrong.extend(section.text("position").filter(|it| *it != "TREE").map(|_| "position"));
         wrong.extend(Rewrite::OWN.iter().map(|key| key.name).filter(|name| section.entry(name).is_some()));
@@ -244,7 +252,8 @@ impl Builder<'_, '_> {
     fn predicates_of(&mut self, frontend: &Section, key: &'static str) -> Vec<Predicate> {
         let sections = frontend.tables(key);
         if sections.len() > MAX_PREDICATES {
-            self.findings.unfit(frontend.offset_of(key), format!("`{key}` has {MAX_PREDICATES} predicates at most"));
+            self.findings
+                .unfit(frontend.offset_of(key), format!("`{key}` has {MAX_PREDICATES} predicates at most"));
         }
         let mut predicates = Vec::with_capacity(sections.len());
         for section in sections {

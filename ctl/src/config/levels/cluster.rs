@@ -119,7 +119,13 @@ pub(in crate::config) const FRONTEND_RULE: &[Key] = &affecting(
             Yes,
             "What fields of the request must be, 64 at most; all must hold. Of rules for the same host, path and method, those that ask for more go first.",
         ),
-        key("query_predicates", Tables(&PREDICATE), "[]", Own, "The same of parameters of the query, decoded once."),
+        key(
+            "query_predicates",
+            Tables(&PREDICATE),
+            "[]",
+            Own,
+            "The same of parameters of the query, decoded once.",
+        ),
         key("cookie_predicates", Tables(&PREDICATE), "[]", Own, "The same of cookies."),
         key("tags", TextMap, "", NotYet, "Words that are copied to the access log."),
         key(

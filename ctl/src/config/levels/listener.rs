@@ -47,27 +47,30 @@ const NOT_HONOURED: &[Key] = &[key(
 pub(in crate::config) static PLAIN_LISTENER: Level =
     Level { what: "a listener", groups: LISTENER_GROUPS.split_at(12).0 };
 
-const ANSWERS: &[Key] = &affecting(Effect::Requests, [
-    key(
-        "answers",
-        TextMap,
-        "",
-        Yes,
-        "Whole responses in the place of kakehi's own, by status: each a text, or `file://` and a path.",
-    ),
-    key("answer_301", Path, "", Yes, "Another name of `answers.301`: a file."),
-    key("answer_400", Path, "", Yes, "Another name of `answers.400`: a file."),
-    key("answer_401", Path, "", Yes, "Another name of `answers.401`: a file."),
-    key("answer_404", Path, "", Yes, "Another name of `answers.404`: a file."),
-    key("answer_408", Path, "", Yes, "Another name of `answers.408`: a file."),
-    key("answer_413", Path, "", Yes, "Another name of `answers.413`: a file."),
-    key("answer_421", Path, "", Yes, "Another name of `answers.421`: a file."),
-    key("answer_429", Path, "", Yes, "Another name of `answers.429`: a file."),
-    key("answer_502", Path, "", Yes, "Another name of `answers.502`: a file."),
-    key("answer_503", Path, "", Yes, "Another name of `answers.503`: a file."),
-    key("answer_504", Path, "", Yes, "Another name of `answers.504`: a file."),
-    key("answer_507", Path, "", Yes, "Another name of `answers.507`: a file."),
-]);
+const ANSWERS: &[Key] = &affecting(
+    Effect::Requests,
+    [
+        key(
+            "answers",
+            TextMap,
+            "",
+            Yes,
+            "Whole responses in the place of kakehi's own, by status: each a text, or `file://` and a path.",
+        ),
+        key("answer_301", Path, "", Yes, "Another name of `answers.301`: a file."),
+        key("answer_400", Path, "", Yes, "Another name of `answers.400`: a file."),
+        key("answer_401", Path, "", Yes, "Another name of `answers.401`: a file."),
+        key("answer_404", Path, "", Yes, "Another name of `answers.404`: a file."),
+        key("answer_408", Path, "", Yes, "Another name of `answers.408`: a file."),
+        key("answer_413", Path, "", Yes, "Another name of `answers.413`: a file."),
+        key("answer_421", Path, "", Yes, "Another name of `answers.421`: a file."),
+        key("answer_429", Path, "", Yes, "Another name of `answers.429`: a file."),
+        key("answer_502", Path, "", Yes, "Another name of `answers.502`: a file."),
+        key("answer_503", Path, "", Yes, "Another name of `answers.503`: a file."),
+        key("answer_504", Path, "", Yes, "Another name of `answers.504`: a file."),
+        key("answer_507", Path, "", Yes, "Another name of `answers.507`: a file."),
+    ],
+);
 
 pub(in crate::config) const H2: &[Key] = &[
     key("h2_max_rst_stream_per_window", Integer(0, U32), "2000", NotYet, "Resets of one second."),
