@@ -19,6 +19,7 @@ use super::{
     read::{self, Section, Values},
 };
 use crate::{
+    change::FrontendRule,
     keys::{Kind, in_folder},
     limits,
     state::{Cluster, FileMode, Listener, Material, Settings, State, WantedCertificate},
@@ -64,6 +65,7 @@ pub(super) fn state<'t>(
         rules: Default::default(),
         certificates: Default::default(),
         answer_files: HashMap::new(),
+        asking: Vec::new(),
     };
     let mut state = State { settings, ..State::default() };
     state.listeners = builder.listeners(root);
@@ -78,6 +80,7 @@ pub(super) fn state<'t>(
     state.clusters = built.into_iter().collect();
     if extent == Extent::Whole {
         builder.warn_of_ipv6_only(root, &state.listeners);
+        builder.warn_of_longer_paths(&state);
         builder.warn_of_missing_certificates(root, &state);
     }
     let mut certificates = builder.wanted_certificates();
@@ -155,6 +158,8 @@ struct Builder<'a, 'b> {
     certificates: certificates::AskedFor,
     /// What stands in files with answers, so that each is read and kept once.
     answer_files: HashMap<PathBuf, Arc<str>>,
+    /// Rules of sozu's kind that ask for fields, each with the offset of what it asks.
+    asking: Vec<(usize, FrontendRule)>,
 }
 
 impl Builder<'_, '_> {

@@ -15,11 +15,15 @@ use super::{
     },
     Builder, Extent, hostname,
 };
+use crate::change::FrontendRule;
 use crate::state::{
     ClientAuth, ClusterProtocol, EditPosition, Frontend, FrontendTls, HeaderEdit, Listener, ListenerProtocol,
     MAX_HEADER_EDITS, MAX_PREDICATES, PathRule, Predicate, Predicates, Redirect, RedirectScheme, Rewrite,
-    TlsVersion,
+    RulePosition, State, TlsVersion,
 };
+
+/// Rules of which it is looked at whether sozu would choose otherwise.
+const LOOKED_AT: usize = 1_000;
 
 /// What frontends say of which requests. There may be very many: of names and the like only hashes are kept.
 #[derive(Default)]
@@ -115,6 +119,10 @@ impl Builder<'_, '_> {
         }
         frontend.limits = self.frontend_limits(section, protocol == ClusterProtocol::Http);
         self.check_unique(cluster, section, &frontend);
+        let asks_for_fields = frontend.predicates.as_ref().is_some_and(|it| !it.headers.is_empty());
+        if asks_for_fields && frontend.position == RulePosition::Tree {
+            self.asking.push((section.offset_of("header_predicates"), FrontendRule::from(&frontend)));
+        }
         if listener.protocol == ListenerProtocol::Https {
             self.check_host(protocol, section, &frontend);
         }
@@ -232,6 +240,37 @@ impl Builder<'_, '_> {
             self.warn_at(section, "redirect", text.to_owned());
         }
         (rewrite != Rewrite::default()).then(|| Box::new(rewrite))
+    }
+
+    /// sozu takes a rule that asks for fields before those of longer paths.
+    pub(super) fn warn_of_longer_paths(&mut self, state: &State) {
+        // One is enough to be told of it.
+        let asking: Vec<_> = std::mem::take(&mut self.asking).into_iter().take(LOOKED_AT).collect();
+        let host = |address: SocketAddr, name: &str| (address, name.to_ascii_lowercase());
+        let mut plain: HashMap<(SocketAddr, String), Vec<&str>> =
+            asking.iter().map(|(_, rule)| (host(rule.address, &rule.hostname), Vec::new())).collect();
+        if plain.is_empty() {
+            return;
+        }
+        for frontend in state.clusters.values().flat_map(|cluster| &cluster.frontends) {
+            let (PathRule::Prefix(path) | PathRule::Equals(path)) = &frontend.path else { continue };
+            let paths = plain.get_mut(&host(frontend.address, &frontend.hostname));
+            if let Some(paths) = paths.filter(|_| frontend.predicates.is_none()) {
+                paths.push(path);
+            }
+        }
+        for (offset, rule) in asking {
+            let PathRule::Prefix(prefix) = &rule.path else { continue };
+            let paths = plain.get(&host(rule.address, &rule.hostname)).map_or(&[][..], Vec::as_slice);
+            let is_longer = |path: &&&str| path.len() > prefix.len() && path.starts_with(prefix.as_str());
+            if let Some(path) = paths.iter().take(LOOKED_AT).find(is_longer) {
+                let text = format!(
+                    "sozu would take this rule before the one for the longer path {}: here the longer path wins",
+                    Quoted(path)
+                );
+                self.findings.warn(offset, text);
+            }
+        }
     }
 
     /// What a request must have beyond host, path and method; `None` if that is nothing.

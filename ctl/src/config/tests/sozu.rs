@@ -248,3 +248,111 @@ fn a_frontend_edits_fields() {
                 frontends = [{ address = \"127.0.0.1:1\", headers = [] }]\n";
     assert!(error(text).contains("`headers` cannot be honoured in a frontend of a cluster of `tcp`"));
 }
+
+#[test]
+fn a_frontend_asks_for_fields_queries_cookies_and_networks() {
+    let of = |keys: &str| file("", "", "", keys, "");
+    let keys = "position = \"POST\"\nsources = [\"192.0.2.0/24\", \"::1\"]\nheader_predicates = [{ name = \"X-B\", match = \"present\" }, { name = \"X-A\", value = \"\" }, { name = \"x-a\", value = \"\" }]\nquery_predicates = [{ name = \"Q\", match = \"regex\", value = \"a|b\" }]\ncookie_predicates = [{ name = \"c\", value = \"1\" }]";
+    let (state, warnings) = read(&of(keys));
+    assert_eq!(warnings, [""; 0]);
+    let frontend = &state.clusters["web"].frontends[0];
+    let predicates = frontend.predicates.as_ref().unwrap();
+    let names: Vec<&str> = predicates.headers.iter().map(|it| it.name.as_str()).collect();
+    assert_eq!((names, predicates.len()), (vec!["x-a", "x-b"], 5));
+    assert_eq!(frontend.position.word(), "POST");
+    assert_eq!(read(&crate::config::write::write(&state)).0.clusters, state.clusters);
+    for (keys, reason) in [
+        ("header_predicates = [{ name = \"Host\", value = \"a\" }]", "`Host` is what `hostname` is about"),
+        ("header_predicates = [{ name = \"x y\", value = \"a\" }]", "no name of a field"),
+        ("query_predicates = [{ name = \"a\" }]", "the key `value` is missing"),
+        ("query_predicates = [{ value = \"a\" }]", "a predicate needs the key `name`"),
+        ("cookie_predicates = [{ name = \"a\", match = \"present\", value = \"a\" }]", "which takes any"),
+        (
+            "header_predicates = [{ name = \"a\", match = \"prefix\", value = \"a\" }]",
+            "`exact` or `regex` or `present`",
+        ),
+        (
+            "header_predicates = [{ name = \"A\", value = \"1\" }, { name = \"a\", value = \"2\" }]",
+            "k.toml:12:1: the rule can never match: `header_predicates` asks for two values of `a`",
+        ),
+    ] {
+        let error = parse(&of(keys), "k.toml").unwrap_err().to_string();
+        assert!(error.contains(reason), "{keys}: {error}");
+    }
+    // Two rules that differ in nothing else are two; the same one twice is one.
+    let another = |keys: &str| {
+        format!(
+            "{}[clusters.other]\nprotocol = \"http\"\n[[clusters.other.frontends]]\naddress = \"127.0.0.1:8080\"\nhostname = \"A.example\"\n{keys}\n",
+            of("query_predicates = [{ name = \"a\", value = \"1\" }]")
+        )
+    };
+    read(&another(""));
+    read(&another("query_predicates = [{ name = \"a\", value = \"2\" }]"));
+    let error =
+        parse(&another("query_predicates = [{ name = \"a\", value = \"1\" }]"), "k.toml").unwrap_err();
+    assert!(error.to_string().contains("takes the same requests"), "{error}");
+}
+
+#[test]
+fn where_sozu_would_choose_another_rule_is_a_warning() {
+    let with = |path: &str, keys: &str| {
+        let frontend = format!(
+            "[[clusters.web.frontends]]\naddress = \"127.0.0.1:8080\"\nhostname = \"A.EXAMPLE\"\npath = \"{path}\"\n{keys}"
+        );
+        read(&file("", "", "", "path = \"/a/b\"", &frontend)).1
+    };
+    let asks = "header_predicates = [{ name = \"a\", match = \"present\" }]";
+    let warning = "k.toml:19:1: sozu would take this rule before the one for the longer path `/a/b`: here the longer path wins";
+    assert_eq!(with("/a", asks), [warning]);
+    for (path, keys) in [
+        ("/a/b", asks),
+        ("/a/b/c", asks),
+        ("/c", asks),
+        ("/a", ""),
+        ("/a", "query_predicates = [{ name = \"a\", match = \"present\" }]"),
+    ] {
+        assert_eq!(with(path, keys), [""; 0], "{path} {keys}");
+    }
+}
+
+#[test]
+fn own_answers_are_whole_responses() {
+    let page = "HTTP/1.1 503 Gone\\r\\nConnection: close\\r\\n\\r\\n%MESSAGE";
+    let (state, warnings) =
+        read(&file("", &format!("answers = {{ 503 = \"{page}\", 404 = \"HTTP/1.1 404 X\" }}"), "", "", ""));
+    assert_eq!(
+        warnings,
+        [
+            "k.toml:5:19: the field `Connection` is left out: what becomes of a connection is not for a template to say"
+        ]
+    );
+    assert_eq!(state.listeners.values().next().unwrap().answers.0.len(), 2);
+    assert_eq!(read(&crate::config::write::write(&state)).0, state);
+    for (keys, reason) in [
+        ("answers = { 503 = \"gone\" }", "k.toml:8:19: line 1: a response begins with a status line"),
+        ("answers = { 503 = \"HTTP/1.1 502 X\" }", "line 1: the status is 502, not 503"),
+        ("answers = { 503 = \"HTTP/1.1 503 X\\nA: b\\nContent-Length: 5\" }", "line 3: `Content-Length` and"),
+        ("answers = { 200 = \"HTTP/1.1 200 X\" }", "kakehi makes no answer `200`"),
+        ("answers = { 5xx = \"HTTP/1.1 503 X\" }", "kakehi makes no answer `5xx`"),
+    ] {
+        let error = parse(&file("", "", keys, "", ""), "k.toml").unwrap_err().to_string();
+        assert!(error.contains(reason), "{keys}: {error}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("a"), "HTTP/1.1 503 A\n\n").unwrap();
+    std::fs::write(folder.path().join("b"), "HTTP/1.1 503 B\n\n").unwrap();
+    std::fs::write(folder.path().join("c"), b"HTTP/1.1 503 \xff\n\n").unwrap();
+    let path = folder.path().join("k.toml");
+    let path = path.to_str().unwrap();
+    let parse = |keys: &str| parse(&file("", "", keys, "", ""), path);
+    assert_eq!(parse("answers = { 503 = \"file://a\" }\nanswer_503 = \"./a\"").unwrap().warnings, []);
+    let error = parse("answers = { 503 = \"file://a\" }\nanswer_503 = \"b\"").unwrap_err().to_string();
+    assert!(error.contains(":9:1: `answer_503` is another name of `answers.503` in line 8"), "{error}");
+    for missing in ["none", "c", "/dev/zero", "."] {
+        let warnings = parse(&format!("answer_503 = \"{missing}\"")).unwrap().warnings;
+        assert!(
+            warnings[0].text.contains("cannot be read, and kakehi's own answer is given"),
+            "{warnings:?}"
+        );
+    }
+}
