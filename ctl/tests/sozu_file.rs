@@ -35,8 +35,11 @@ fn what_is_honoured_reaches_the_state() {
     assert_eq!(state.clusters.keys().collect::<Vec<_>>(), ["db", "edits", "web"], "udp is not served");
     let web = &state.clusters["web"];
     assert_eq!((web.https_redirect, web.https_redirect_port), (true, Some(8443)));
-    let rules: Vec<_> =
-        web.frontends.iter().map(|rule| (rule.hostname.as_str(), &rule.path, rule.deny)).collect();
+    let rules: Vec<_> = web
+        .frontends
+        .iter()
+        .map(|rule| (rule.hostname.as_str(), &rule.path, rule.deny || rule.required_auth))
+        .collect();
     let everything = PathRule::Prefix(String::new());
     assert_eq!(
         rules,

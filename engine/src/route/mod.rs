@@ -145,6 +145,22 @@ pub fn is_same_host(one: &str, other: &str) -> bool {
 /// Paths with odd spelling up to this length are normalised on the stack (bytes).
 const STACK_PATH: usize = 1_024;
 
+impl InTurn {
+    /// The target of the first rule that takes a request, with those of `tree` between.
+    #[cold]
+    fn find(
+        &self,
+        tree: &RouteTable,
+        host: &HostName<'_>,
+        path: &[u8],
+        form: Form,
+        sought: &Sought<'_>,
+    ) -> Option<u32> {
+        let mut tables = self.before.iter().chain([tree]).chain(&self.behind);
+        tables.find_map(|table| table.find_in_tree(host, path, form, sought))
+    }
+}
+
 /// Compiles a table in small steps, for those who have other things to do in between: all rules are added, then laid out.
 #[derive(Default)]
 pub struct RouteTableBuilder(compile::Compiler);
@@ -209,7 +225,7 @@ impl RouteTable {
     pub fn lookup(&self, host_name: &str, path: &str, method: &str, asked: &dyn Asked) -> Outcome {
         let mut room = None;
         let Some(host) = HostName::new(host_name, &mut room) else { return Outcome::NoRoute };
-        let (path, sought) = (path.as_bytes(), Sought { method, asked });
+        let (path, sought) = (path.as_bytes(), &Sought { method, asked });
         let sent = self.find(&host, path, Form::Sent, sought);
         let same = if normalise::is_suspicious(path) {
             !normalise::holds_nul(path)
@@ -255,15 +271,15 @@ impl RouteTable {
     }
 
     #[inline]
-    fn find(&self, host: &HostName<'_>, path: &[u8], form: Form, sought: Sought<'_>) -> Option<u32> {
-        let Some(in_turn) = &self.in_turn else { return self.find_in_tree(host, path, form, sought) };
-        let find = |table: &RouteTable| table.find_in_tree(host, path, form, sought);
-        let before = in_turn.before.iter().find_map(find);
-        before.or_else(|| find(self)).or_else(|| in_turn.behind.iter().find_map(find))
+    fn find(&self, host: &HostName<'_>, path: &[u8], form: Form, sought: &Sought<'_>) -> Option<u32> {
+        match &self.in_turn {
+            None => self.find_in_tree(host, path, form, sought),
+            Some(in_turn) => in_turn.find(self, host, path, form, sought),
+        }
     }
 
     #[inline]
-    fn find_in_tree(&self, host: &HostName<'_>, path: &[u8], form: Form, sought: Sought<'_>) -> Option<u32> {
+    fn find_in_tree(&self, host: &HostName<'_>, path: &[u8], form: Form, sought: &Sought<'_>) -> Option<u32> {
         self.hosts.find(host, &self.paths.regexes, |entry| match entry.set.uniform {
             NONE => {
                 let paths = entry.own.as_deref().unwrap_or(&self.paths);
@@ -286,7 +302,7 @@ impl RouteTable {
         &self,
         host: &HostName<'_>,
         path: &[u8],
-        sought: Sought<'_>,
+        sought: &Sought<'_>,
         sent: Option<u32>,
     ) -> bool {
         let mut stack = [0; STACK_PATH];

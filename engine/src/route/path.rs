@@ -111,7 +111,7 @@ impl PathStore {
 
     /// The target of the rule of `set` that wins: EQUALS, then REGEX, then the longest PREFIX.
     #[inline]
-    pub(super) fn find(&self, set: &PathSet, path: &[u8], form: Form, sought: Sought<'_>) -> Option<u32> {
+    pub(super) fn find(&self, set: &PathSet, path: &[u8], form: Form, sought: &Sought<'_>) -> Option<u32> {
         let set = match form {
             Form::Normalised if set.decoded != NONE => &self.decoded[set.decoded as usize],
             _ => set,
@@ -140,7 +140,7 @@ impl PathStore {
         &self,
         rules: &[LiteralRule],
         path: &[u8],
-        sought: Sought<'_>,
+        sought: &Sought<'_>,
         matches: impl Fn(&[u8]) -> bool,
     ) -> Option<u32> {
         let below = |rule: &LiteralRule| self.text(rule) <= path;
