@@ -157,19 +157,30 @@ impl FrontendRule {
         })
     }
 
-    /// Appends what it says beyond listener, host, path and method, as a file does.
-    pub(crate) fn push_asks(&self, text: &mut String) {
-        if self.position == RulePosition::Tree && self.predicates.is_none() {
-            return;
+    /// Why none of `frontends` of a cluster is [meant](FrontendRule::find).
+    pub(crate) fn not_found(&self, cluster: &str, frontends: &[Frontend]) -> ChangeError {
+        let (cluster, hostname) = (cluster.to_owned(), self.hostname.clone());
+        match frontends.iter().filter(|it| self.is_for(it)).count() {
+            0 => ChangeError::NoFrontend { cluster, hostname },
+            count => ChangeError::ManyFrontends { cluster, hostname, count },
         }
-        let asks =
-            Frontend { position: self.position, predicates: self.predicates.clone(), ..Frontend::default() };
-        let mut keys = write::frontend(&asks);
+    }
+
+    /// What it says beyond listener, host, path and method, as a file does; empty if that is nothing.
+    pub fn asks(&self) -> String {
+        let mut text = String::new();
+        if self.position == RulePosition::Tree && self.predicates.is_none() {
+            return text;
+        }
+        let (position, predicates) = (self.position, self.predicates.clone());
+        let mut keys = write::frontend(&Frontend { position, predicates, ..Frontend::default() });
         keys.retain(|key, _| Frontend::REQUIRED.iter().all(|required| required.name != key));
         for (key, value) in keys {
+            let space = if text.is_empty() { "" } else { " " };
             // Writing to a string cannot fail.
-            let _ = write!(text, " {key}={value}");
+            let _ = write!(text, "{space}{key}={value}");
         }
+        text
     }
 }
 
@@ -212,6 +223,19 @@ pub enum ChangeError {
         cluster: String,
         /// Its hostname.
         hostname: String,
+    },
+    /// There are several, which differ in what else they ask for.
+    #[error(
+        "cluster `{cluster}` has {count} such frontends for `{hostname}`: say which with `--when KEY=VALUE`, of `position`, \
+         `header_predicates`, `query_predicates`, `cookie_predicates` and `sources`"
+    )]
+    ManyFrontends {
+        /// The cluster.
+        cluster: String,
+        /// Their hostname.
+        hostname: String,
+        /// How many.
+        count: usize,
     },
     /// Frontends would be left without their listener.
     #[error("a frontend of cluster `{cluster}` is on {address}, where nothing would listen")]
@@ -321,9 +345,8 @@ impl State {
             Change::RemoveFrontend { cluster, rule } => {
                 let frontends = &mut self.cluster_mut(cluster)?.frontends;
                 let index = frontends.iter().position(|present| rule.is_of(present));
-                let missing =
-                    || ChangeError::NoFrontend { cluster: cluster.clone(), hostname: rule.hostname.clone() };
-                frontends.remove(index.ok_or_else(missing)?);
+                let Some(index) = index else { return Err(rule.not_found(cluster, frontends)) };
+                frontends.remove(index);
             }
             Change::SetBackend { cluster, backend } => {
                 let backends = &mut self.cluster_mut(cluster)?.backends;

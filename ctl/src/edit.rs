@@ -13,7 +13,7 @@ use crate::{
     change::{Change, ChangeError, FrontendRule},
     config::{self, write},
     keys::Effect,
-    state::{Backend, Cluster, Frontend, Listener, Predicates, RulePosition, Settings, State},
+    state::{Backend, Cluster, Frontend, Listener, Pages, Predicates, RulePosition, Settings, State},
 };
 
 /// One thing that is wanted. `keys` are `KEY=VALUE` as in the file: `hsts.max_age=5` is a key of the table `hsts`, `KEY=` takes a
@@ -172,12 +172,26 @@ impl Edit {
         }
     }
 
+    /// Whether it says something of own answers, which may stand in files.
+    pub fn names_pages(&self) -> bool {
+        let (Edit::AddListener { keys, .. }
+        | Edit::PatchListener { keys, .. }
+        | Edit::AddCluster { keys, .. }
+        | Edit::PatchCluster { keys, .. }
+        | Edit::AddFrontend { keys, .. }
+        | Edit::PatchFrontend { keys, .. }) = self
+        else {
+            return false;
+        };
+        keys.iter().any(|key| key.trim_start().starts_with("answer") || key.contains("template"))
+    }
+
     /// What it comes to, of `state`, which needs to have all listeners and its cluster. Relative paths are those of `folder`.
     ///
     /// # Errors
     /// See [`EditError`].
     pub fn change(&self, state: &State, folder: &Path) -> Result<Edited, EditError> {
-        let reader = Reader { state, folder };
+        let reader = Reader { state, folder, reads_pages: self.names_pages() };
         match self {
             Edit::AddListener { address, keys } => {
                 if state.listeners.contains_key(address) {
@@ -215,9 +229,9 @@ impl Edit {
                 Ok(Edited { change, warnings })
             }
             Edit::PatchFrontend { cluster, rule, keys } => {
-                let missing =
-                    || ChangeError::NoFrontend { cluster: cluster.clone(), hostname: rule.hostname.clone() };
-                let present = rule.find(&reader.present(cluster)?.frontends).ok_or_else(missing)?;
+                let frontends = &reader.present(cluster)?.frontends;
+                let missing = || rule.not_found(cluster, frontends);
+                let present = rule.find(frontends).ok_or_else(missing)?;
                 let (patched, warnings) = reader.frontend(cluster, present, keys)?;
                 if !FrontendRule::from(present).is_of(&patched) {
                     return Err(usage(OTHER_REQUESTS));
@@ -368,6 +382,8 @@ fn check_setting(key: &str) -> Result<(), EditError> {
 pub(crate) struct Reader<'a> {
     state: &'a State,
     folder: &'a Path,
+    /// Files with own answers are read anew, as somebody names some; those of others stay as they are.
+    reads_pages: bool,
 }
 
 fn usage(text: impl ToString) -> EditError {
@@ -377,7 +393,7 @@ fn usage(text: impl ToString) -> EditError {
 impl<'a> Reader<'a> {
     /// One for keys whose paths are absolute, as those of a state are.
     pub(crate) fn of(state: &'a State) -> Reader<'a> {
-        Reader { state, folder: Path::new("/") }
+        Reader { state, folder: Path::new("/"), reads_pages: false }
     }
 }
 
@@ -485,7 +501,8 @@ impl Reader<'_> {
     fn read<const N: usize>(&self, parts: [(&str, Value); N]) -> Result<(State, Vec<String>), EditError> {
         let table: Table = parts.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
         let text = toml::to_string(&table).map_err(usage)?;
-        let loaded = config::parse_part(&text, "the command line", self.folder);
+        let pages = if self.reads_pages { Pages::default() } else { self.state.pages() };
+        let loaded = config::parse_part_with(pages, &text, "the command line", self.folder);
         let loaded = loaded.map_err(|errors| usage(errors.in_one_line()))?;
         Ok((loaded.state, loaded.warnings.iter().map(ToString::to_string).collect()))
     }

@@ -127,9 +127,9 @@ fn rule_of(rule: &FrontendRule) -> String {
     };
     let hostname = rule.hostname.to_ascii_lowercase();
     let method = rule.method.as_deref().unwrap_or("*");
-    let mut text = format!("{} {method} {hostname} {kind} {path}", rule.address);
-    rule.push_asks(&mut text);
-    text
+    let asks = rule.asks();
+    let space = if asks.is_empty() { "" } else { " " };
+    format!("{} {method} {hostname} {kind} {path}{space}{asks}", rule.address)
 }
 
 fn by_rule(cluster: Option<&Cluster>) -> HashMap<String, &Frontend> {
@@ -315,6 +315,11 @@ impl State {
 
 impl ByHand {
     /// What the file says of clusters that are by hand.
+    pub(crate) fn clusters(&self) -> impl Iterator<Item = &Cluster> {
+        self.clusters.values().filter_map(|marks| marks.own.as_ref()?.as_ref())
+    }
+
+    /// The same, to be changed.
     pub(crate) fn clusters_mut(&mut self) -> impl Iterator<Item = &mut Cluster> {
         self.clusters.values_mut().filter_map(|marks| match &mut marks.own {
             Some(InFile::This(cluster)) => Some(cluster),

@@ -13,7 +13,7 @@ use crate::{
     change::Change,
     edit::Edit,
     event::{Event, Topic},
-    state::{CertificateFiles, Fingerprint, KeyKind, State},
+    state::{AuthorizedHash, CertificateFiles, Fingerprint, KeyKind, State},
 };
 
 mod backends;
@@ -191,6 +191,9 @@ pub enum Request {
     },
     /// The certificates that have no files, with their keys. For root and kakehi's own user only.
     Keys,
+    /// The users of basic authentication with the digests of their passwords, which a state that is told has not. For root and kakehi's own user
+    /// only.
+    Users,
     /// Give a listener a certificate.
     AddCertificate {
         /// The listener.
@@ -273,6 +276,7 @@ impl Request {
                 | Request::Topology
                 | Request::Certificates { .. }
                 | Request::Keys
+                | Request::Users
                 | Request::Reload { dry_run: true, .. }
                 | Request::LoadState { dry_run: true, .. }
         )
@@ -320,6 +324,8 @@ pub enum Response {
     },
     /// To [`Request::Keys`].
     Keys(BTreeMap<Fingerprint, KeyPair>),
+    /// To [`Request::Users`]: in the order of [`State::users`].
+    Users(Vec<Vec<AuthorizedHash>>),
     /// To [`Request::Topology`].
     Topology(Topology),
     /// To [`Request::Certificates`].

@@ -32,7 +32,7 @@ mod users;
 
 pub use self::admission::Admission;
 pub(crate) use self::answers::read_answer;
-pub use self::answers::{Answer, Answers};
+pub use self::answers::{Answer, Answers, Pages};
 pub use self::balancing::{Balancing, LoadBalancing, LoadMetric, SameSite, ShardMode};
 pub use self::cluster::{
     Backend, BackendAddress, BackendAddressError, Cluster, ClusterProtocol, Frontend, PathRule,
@@ -124,12 +124,33 @@ impl Default for State {
 }
 
 impl State {
+    /// Whether there are users of basic authentication.
+    pub fn has_users(&self) -> bool {
+        self.clusters.values().chain(self.by_hand.clusters()).any(|cluster| !cluster.users.is_empty())
+    }
+
+    /// The users of each cluster, of those that are by hand also as the file says.
+    pub fn users(&self) -> Vec<Vec<AuthorizedHash>> {
+        self.clusters.values().chain(self.by_hand.clusters()).map(|cluster| cluster.users.clone()).collect()
+    }
+
     /// The same without the digests of passwords, to be shown.
     #[must_use]
     pub fn masked(mut self) -> State {
-        let marks = self.by_hand.clusters_mut();
-        for cluster in self.clusters.values_mut().chain(marks) {
+        for cluster in self.clusters.values_mut().chain(self.by_hand.clusters_mut()) {
             cluster.users.iter_mut().for_each(|user| *user = user.masked());
+        }
+        self
+    }
+
+    /// One that is [masked](State::masked), with these [users](State::users). Those that are others stay as they are.
+    #[must_use]
+    pub fn with_users(mut self, users: Vec<Vec<AuthorizedHash>>) -> State {
+        let clusters = self.clusters.values_mut().chain(self.by_hand.clusters_mut());
+        for (cluster, users) in clusters.zip(users) {
+            if cluster.users.iter().eq(users.iter().map(AuthorizedHash::masked).collect::<Vec<_>>().iter()) {
+                cluster.users = users;
+            }
         }
         self
     }

@@ -126,7 +126,8 @@ impl Template {
             return wrong(1, "a response begins with a status line, like `HTTP/1.1 503 Service Unavailable`");
         };
         let (mut fields, mut left_out) = (Vec::new(), Vec::new());
-        let mut escaping = Escaping::Plain;
+        // Browsers make HTML of what has no type.
+        let mut escaping = Escaping::Html;
         let mut number = 1;
         for line in lines.by_ref() {
             number += 1;
@@ -222,10 +223,10 @@ impl Escaping {
         let name = media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         if name.contains("json") {
             Escaping::Json
-        } else if ["html", "xml", "svg"].iter().any(|it| name.contains(it)) {
-            Escaping::Html
-        } else {
+        } else if name == "text/plain" {
             Escaping::Plain
+        } else {
+            Escaping::Html
         }
     }
 
@@ -404,6 +405,7 @@ mod tests {
             (of("text/html; charset=utf-8").as_str(), of("application/XHTML+xml").as_str()),
             (html, html)
         );
+        assert!(written("HTTP/1.1 404 X\n\n%ROUTE").1.starts_with("GET a/&lt;b&gt;"));
         assert_eq!(
             of("application/problem+json"),
             "[GET a/\\u003cb\\u003e\\u0026\\\"\\u0027\\\\\\u000d\\u000a] 100% %ROUTES no_route"

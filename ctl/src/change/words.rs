@@ -98,7 +98,8 @@ impl State {
 fn describe_frontend(frontend: &Frontend) -> String {
     let refuses = if frontend.deny { ", refuses" } else { "" };
     let redirect = frontend.redirect.unless_forward().map_or_else(String::new, |word| format!(", {word}"));
-    format!("{}{refuses}{redirect}", describe_rule(&FrontendRule::from(frontend)))
+    let auth = if frontend.required_auth { ", asks for a password" } else { "" };
+    format!("{}{refuses}{auth}{redirect}", describe_rule(&FrontendRule::from(frontend)))
 }
 
 fn describe_rule(rule: &FrontendRule) -> String {
@@ -109,10 +110,10 @@ fn describe_rule(rule: &FrontendRule) -> String {
     };
     let method = rule.method.as_deref().unwrap_or("any method");
     // The case of letters of a name makes no difference.
-    let mut text =
-        format!("{}{kind}{path} on {} ({method})", rule.hostname.to_ascii_lowercase(), rule.address);
-    rule.push_asks(&mut text);
-    text
+    let asks = rule.asks();
+    let space = if asks.is_empty() { "" } else { " " };
+    let hostname = rule.hostname.to_ascii_lowercase();
+    format!("{hostname}{kind}{path} on {} ({method}){space}{asks}", rule.address)
 }
 
 fn describe_backend(cluster: &str, present: Option<&Backend>, backend: &Backend) -> String {

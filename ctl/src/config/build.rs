@@ -9,7 +9,6 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use super::{
@@ -22,7 +21,7 @@ use crate::{
     change::FrontendRule,
     keys::{Kind, in_folder},
     limits,
-    state::{Cluster, FileMode, Listener, Material, Settings, State, WantedCertificate},
+    state::{Cluster, FileMode, Listener, Material, Pages, Settings, State, WantedCertificate},
 };
 
 mod address;
@@ -52,6 +51,7 @@ pub(super) fn state<'t>(
     clusters: impl Iterator<Item = Text<'t>>,
     folder: &Path,
     extent: Extent,
+    pages: Pages,
     findings: &mut Findings<'_>,
 ) -> (State, Vec<WantedCertificate>) {
     root.warn_unhonoured(findings);
@@ -64,7 +64,7 @@ pub(super) fn state<'t>(
         made_up: HashMap::new(),
         rules: Default::default(),
         certificates: Default::default(),
-        answer_files: HashMap::new(),
+        pages,
         asking: Vec::new(),
     };
     let mut state = State { settings, ..State::default() };
@@ -157,7 +157,7 @@ struct Builder<'a, 'b> {
     /// Certificates so far.
     certificates: certificates::AskedFor,
     /// What stands in files with answers, so that each is read and kept once.
-    answer_files: HashMap<PathBuf, Arc<str>>,
+    pages: Pages,
     /// Rules of sozu's kind that ask for fields, each with the offset of what it asks.
     asking: Vec<(usize, FrontendRule)>,
 }

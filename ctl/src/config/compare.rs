@@ -70,9 +70,14 @@ fn differences(before: &Table, after: &Table, level: Option<&Level>, outer: &str
             differences(&old, &new, Some(inner), &format!("{outer}{name}."), lines);
             continue;
         }
-        if name == "authorized_hashes" {
-            let count = |value: Option<&Value>| value.and_then(Value::as_array).map_or(0, Vec::len);
-            lines.push(format!("{outer}{name}: {} users → {}", count(old), count(new)));
+        // Secret, or long.
+        if ["authorized_hashes", "answers", "redirect_template"].contains(&name.as_str()) {
+            let count = |value: Option<&Value>| match value {
+                Some(Value::Array(items)) => items.len(),
+                Some(Value::Table(items)) => items.len(),
+                it => usize::from(it.is_some()),
+            };
+            lines.push(format!("{outer}{name} changed ({} → {})", count(old), count(new)));
             continue;
         }
         let text =

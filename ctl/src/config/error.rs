@@ -5,6 +5,7 @@
 
 use std::{fmt, io, net::SocketAddr, path::PathBuf};
 
+use super::report::masked;
 use crate::state::{State, WantedCertificate};
 
 /// A file that was read: what it configures, and what in it is not honoured.
@@ -224,7 +225,8 @@ impl Quoted<'_> {
 
 impl fmt::Display for Quoted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut characters = self.0.chars();
+        let text = masked(self.0);
+        let mut characters = text.chars();
         f.write_str("`")?;
         for character in characters.by_ref().take(Self::LONGEST) {
             match character {

@@ -30,6 +30,7 @@ use std::{
     fmt::Write as _,
     fs::{self, File},
     io::{self, BufWriter, Read as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::Path,
 };
 
@@ -45,7 +46,7 @@ pub use socket::command_socket;
 use crate::{
     keys::Canonical as _,
     limits,
-    state::{Settings, State},
+    state::{Pages, Settings, State},
 };
 
 /// Reads the file at `path`. Relative paths in it are those of its folder, and come out absolute.
@@ -76,11 +77,17 @@ fn text_of(path: &Path) -> io::Result<String> {
 }
 
 /// Opens a file, and nothing else: a FIFO would be waited for, and a device has no end.
-fn open(path: &Path) -> io::Result<File> {
-    if !fs::metadata(path)?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
-    }
-    File::open(path)
+pub(crate) fn open(path: &Path) -> io::Result<File> {
+    // What looks like a file and is none (`/proc/kmsg`) says so instead of being waited for. The same on x86_64 and aarch64.
+    const O_NONBLOCK: i32 = 0o4000;
+    let is_file = |it: &fs::Metadata| it.is_file();
+    // Before it is opened, which may do something with a device; and what was opened, as that may be another one.
+    let looked_at = fs::metadata(path)?;
+    let file = is_file(&looked_at)
+        .then(|| fs::OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path))
+        .transpose()?;
+    let opened = file.filter(|file| file.metadata().is_ok_and(|it| is_file(&it)));
+    opened.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"))
 }
 
 /// Whether `part`, as a file, would be read as what it is: so what does not come out of a file is held to the same rules.
@@ -92,7 +99,7 @@ fn open(path: &Path) -> io::Result<File> {
 pub fn check(part: &State) -> Result<(), String> {
     let routing =
         State { settings: Settings::default(), revision: crate::state::Revision::default(), ..part.clone() };
-    let routing = routing.without_contents();
+    let routing = routing.without_contents().without_page_files();
     let text = write::write(&routing);
     // Paths of a state are absolute: one that is not does not come back as it was.
     let read = parse_part(&text, "the change", Path::new("/")).map_err(|errors| errors.in_one_line())?.state;
@@ -160,8 +167,21 @@ pub fn parse_part(text: &str, name: &str, folder: &Path) -> Result<Loaded, Confi
     parse_in(text, name, folder, Extent::Part)
 }
 
+/// The same where what stands in files with own answers is known: they are not read again.
+///
+/// # Errors
+/// As [`parse_part`].
+pub(crate) fn parse_part_with(
+    pages: Pages,
+    text: &str,
+    name: &str,
+    folder: &Path,
+) -> Result<Loaded, ConfigErrors> {
+    parse_pieces(&Pieces::of(text), text, name, folder, Extent::Part, pages)
+}
+
 fn parse_in(text: &str, file_name: &str, folder: &Path, extent: Extent) -> Result<Loaded, ConfigErrors> {
-    parse_pieces(&Pieces::of(text), text, file_name, folder, extent)
+    parse_pieces(&Pieces::of(text), text, file_name, folder, extent, Pages::default())
 }
 
 fn parse_pieces(
@@ -170,12 +190,13 @@ fn parse_pieces(
     file_name: &str,
     folder: &Path,
     extent: Extent,
+    pages: Pages,
 ) -> Result<Loaded, ConfigErrors> {
     let source = Source::new(text, file_name);
     let mut findings = Findings::new(&source);
     let (root, clusters) = (read::root(&pieces.rest, &mut findings), pieces.clusters());
     let (state, certificates) = match root {
-        Some(root) => build::state(&root, clusters, folder, extent, &mut findings),
+        Some(root) => build::state(&root, clusters, folder, extent, pages, &mut findings),
         None => {
             clusters.for_each(|text| drop(read::root(&text, &mut findings)));
             Default::default()

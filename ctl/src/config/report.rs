@@ -102,7 +102,7 @@ impl Shown {
         let (start, end) = (boundary(text, at.saturating_sub(MOST_AROUND)), boundary(text, at + MOST_AROUND));
         let (text, at) = (&text[start..end], at - start);
         // Where the line ends too early, the mark stands behind it.
-        let source = if at == text.len() { format!("{text} ") } else { text.to_owned() };
+        let source = masked(&if at == text.len() { format!("{text} ") } else { text.to_owned() });
         let mark = AnnotationKind::Primary.span(marked(&source, at));
         let snippet = Snippet::source(&source).line_start(line).annotation(mark);
         let report = [Group::with_level(Level::ERROR).element(snippet)];
@@ -112,6 +112,28 @@ impl Shown {
             |it: char| if it != '\n' && it.is_control() { char::REPLACEMENT_CHARACTER } else { it };
         Shown { error, snippet: snippet.chars().map(printable).collect() }
     }
+}
+
+/// A text with stars in the place of what may be the digest of a password: many hexadecimal digits, or what begins with a `$`.
+pub(super) fn masked(text: &str) -> String {
+    const LONG: usize = 32;
+    let mut bytes = text.as_bytes().to_vec();
+    let mut at = 0;
+    while at < bytes.len() {
+        let rest = &bytes[at..];
+        let is_modular = rest.starts_with(b":$");
+        let length = if is_modular {
+            rest.iter().position(|byte| b"\"' ,".contains(byte)).unwrap_or(rest.len())
+        } else {
+            rest.iter().take_while(|byte| byte.is_ascii_hexdigit()).count()
+        };
+        if is_modular || length >= LONG {
+            // A character of several bytes stays whole.
+            bytes[at..at + length].iter_mut().filter(|byte| byte.is_ascii()).for_each(|byte| *byte = b'*');
+        }
+        at += length.max(1);
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// The byte at which a character begins, at `at` or before.
@@ -150,6 +172,21 @@ mod tests {
             ("a  ", 2, " "),
         ] {
             assert_eq!(&text[marked(text, at)], expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn no_digest_is_shown() {
+        let digest = "0aF9".repeat(16);
+        let stars = |count| "*".repeat(count);
+        for (text, shown) in [
+            (format!("a = [\"ann:{digest}\", 5]"), format!("a = [\"ann:{}\", 5]", stars(64))),
+            (format!("ann:{}", &digest[1..]), format!("ann:{}", stars(63))),
+            ("\"b:$2b$12$abc\" x".to_owned(), format!("\"b{}\" x", stars(11))),
+            ("b:$\u{fc}$".to_owned(), "b**\u{fc}*".to_owned()),
+            ("deadbeef \u{fc}".to_owned(), "deadbeef \u{fc}".to_owned()),
+        ] {
+            assert_eq!(masked(&text), shown, "{text}");
         }
     }
 

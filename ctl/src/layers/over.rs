@@ -107,6 +107,7 @@ impl State {
     /// When keys contradict each other.
     pub fn lay_by_hand_over(&self, file: &mut State) -> Result<Vec<String>, LayersError> {
         let mut void = Vec::new();
+        let pages = file.pages();
         let mut by_hand = ByHand::default();
         for (address, base) in &self.by_hand.listeners {
             let (present, in_file) = (self.listeners.get(address), file.listeners.get(address).cloned());
@@ -133,6 +134,8 @@ impl State {
         by_hand.tidy();
         by_hand.listeners.retain(|address, it| !as_in_file(file.listeners.get(address), it));
         file.by_hand = by_hand;
+        // What is by hand has them as they were.
+        file.take_pages(&pages);
         Ok(void
             .into_iter()
             .map(|what| format!("{what}, changed by hand, is not in the file any more: it goes"))

@@ -1,12 +1,11 @@
 //! Fields that a probe sends, with values that stand in files: they may be secrets, and are in no state and no log.
 
 use std::{
-    fs::{self, File},
     io::{self, Read as _},
     path::PathBuf,
 };
 
-use crate::keys::keyed;
+use crate::{config::open, keys::keyed};
 
 /// Fields that a probe sends at most.
 pub const MAX_PROBE_HEADERS: usize = 32;
@@ -77,11 +76,12 @@ impl ProbeHeader {
     pub fn read_value(&self) -> Result<Vec<u8>, ProbeValueError> {
         let path = || self.value_file.clone();
         let explain = |error| ProbeValueError::Io { path: path(), error };
-        // Before it is opened: a pipe would make us wait, and a device may have no end.
-        if !fs::metadata(&self.value_file).map_err(explain)?.is_file() {
-            return Err(ProbeValueError::Kind { path: path() });
-        }
-        let file = File::open(&self.value_file).map_err(explain)?;
+        let file = match open(&self.value_file) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                return Err(ProbeValueError::Kind { path: path() });
+            }
+            file => file.map_err(explain)?,
+        };
         let mut bytes = Vec::new();
         file.take(MAX_PROBE_VALUE as u64 + 3).read_to_end(&mut bytes).map_err(explain)?;
         if bytes.ends_with(b"\n") {

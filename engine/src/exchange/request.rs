@@ -204,7 +204,7 @@ fn route_request(
     let tell = |cluster: Option<&Rc<Cluster>>, redirect: Option<&Rc<Template>>| {
         Rc::new(Told {
             route: [head.method_text, " ", head.host_name(), head.path()].concat(),
-            request_id: id.get(shared).to_owned(),
+            request_id: String::from_utf8_lossy(request_id(config, shared, head, client, &id)).into_owned(),
             cluster: cluster.map(Rc::clone),
             redirect: redirect.map(Rc::clone),
         })
@@ -420,6 +420,18 @@ impl MadeId {
     }
 }
 
+/// The id of a request as the backend is told it.
+fn request_id<'a>(
+    config: &ListenerConfig,
+    shared: &Shared,
+    head: &RequestHead<'a>,
+    client: &Client<'_>,
+    id: &'a MadeId,
+) -> &'a [u8] {
+    let theirs = is_trusted(config, client).then(|| head.field("x-request-id")).flatten();
+    theirs.unwrap_or_else(|| id.get(shared).as_bytes())
+}
+
 /// What a frontend changes of a request and of its response.
 fn make_edits(
     rules: &EditRules,
@@ -434,11 +446,9 @@ fn make_edits(
         return rules.make(&nothing);
     }
     let mut text = [0; 48];
-    // As the backend is told it.
-    let theirs = is_trusted(config, client).then(|| head.field("x-request-id")).flatten();
     rules.make(&Known {
         client_ip: write_ip(asking.client(), &mut text),
-        request_id: theirs.unwrap_or_else(|| id.get(shared).as_bytes()),
+        request_id: request_id(config, shared, head, client, id),
         scheme: if is_https(config, client, head) { "https" } else { "http" },
         sni: client.tls.and_then(|tls| tls.name.as_deref()).unwrap_or_default(),
         cluster: &cluster.name,

@@ -108,14 +108,13 @@ impl RequestHead<'_> {
         match line.kind {
             // RFC 9110 section 5.1: a field of any name is passed on; section 11.6.2: credentials as they are.
             // RFC 9110 section 7.6.1: what Connection names is for this connection only.
-            Kind::Other | Kind::Date | Kind::Credentials | Kind::Challenge => {
-                is_unmistakable() && !self.is_of_connection(line)
-            }
+            Kind::Other | Kind::Date | Kind::Challenge => is_unmistakable() && !self.is_of_connection(line),
             Kind::Cookie => {
                 !by.session_cookie.is_some_and(|own| cookie::has(line.value(self.input), own))
                     && !self.is_of_connection(line)
             }
-            Kind::Protected => is_unmistakable(),
+            // Who was admitted by them must be the one that the backend sees.
+            Kind::Protected | Kind::Credentials => is_unmistakable(),
             Kind::Proxy => false,
             // RFC 9110 section 7.6.2: that of TRACE and OPTIONS is written anew.
             Kind::MaxForwards => self.max_forwards.is_none(),

@@ -4,7 +4,7 @@ use rustc_hash::FxHashMap;
 
 use super::{
     path::NONE,
-    predicate::{Part, Predicates},
+    predicate::{Part, Predicates, Values},
 };
 use crate::http::Asked;
 
@@ -53,8 +53,9 @@ impl Choice {
 
     /// Where the first one leads that takes the request.
     pub(super) fn find(&self, predicates: &[Predicates], asked: &dyn Asked) -> Option<u32> {
-        let takes =
-            |it: &Alternative| it.predicates == NONE || predicates[it.predicates as usize].hold(asked);
+        let mut values = Values::of(asked);
+        let mut takes =
+            |it: &Alternative| it.predicates == NONE || predicates[it.predicates as usize].hold(&mut values);
         let Some(index) = &self.index else {
             return self.alternatives.iter().find(|it| takes(it)).map(|it| it.target);
         };

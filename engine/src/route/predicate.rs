@@ -53,9 +53,38 @@ enum How {
     Regex(Regex),
 }
 
+/// Values of a request that were looked for: rules for the same path mostly ask for the same ones.
+pub(super) struct Values<'a> {
+    asked: &'a dyn Asked,
+    known: Vec<(Part, &'a str, Option<Cow<'a, [u8]>>)>,
+}
+
+impl<'a> Values<'a> {
+    /// How many are remembered; more are looked for each time.
+    const MOST: usize = 16;
+
+    pub(super) fn of(asked: &'a dyn Asked) -> Values<'a> {
+        Values { asked, known: Vec::new() }
+    }
+
+    /// As [`Part::value`].
+    pub(super) fn get(&mut self, part: Part, name: &'a str) -> Option<Cow<'_, [u8]>> {
+        let is_it = |(of, known, _): &(Part, &str, _)| *of == part && *known == name;
+        let at = match self.known.iter().position(is_it) {
+            Some(at) => at,
+            None if self.known.len() < Self::MOST => {
+                self.known.push((part, name, part.value(name, self.asked)));
+                self.known.len() - 1
+            }
+            None => return part.value(name, self.asked),
+        };
+        self.known[at].2.as_deref().map(Cow::Borrowed)
+    }
+}
+
 impl Predicate {
-    fn holds(&self, asked: &dyn Asked) -> bool {
-        let Some(value) = self.part.value(&self.name, asked) else { return false };
+    fn holds<'a>(&'a self, values: &mut Values<'a>) -> bool {
+        let Some(value) = values.get(self.part, &self.name) else { return false };
         match &self.how {
             How::Present => true,
             How::Exact(exact) => **exact == *value,
@@ -129,9 +158,10 @@ impl Predicates {
     }
 
     /// Whether a request fulfils all.
-    pub(super) fn hold(&self, asked: &dyn Asked) -> bool {
-        let from = |networks: &Networks| asked.client().is_some_and(|client| networks.contains(client));
-        self.sources.as_ref().is_none_or(from) && self.list.iter().all(|it| it.holds(asked))
+    pub(super) fn hold<'a>(&'a self, values: &mut Values<'a>) -> bool {
+        let client = values.asked;
+        let from = |networks: &Networks| client.client().is_some_and(|client| networks.contains(client));
+        self.sources.as_ref().is_none_or(from) && self.list.iter().all(|it| it.holds(values))
     }
 
     /// A value that a request must have for these to hold: of which part, its name, and itself.

@@ -110,6 +110,11 @@ pub(crate) enum Refused {
         "only root and the user that kakehi runs as may name files for `health_check.headers`, and change whom they are sent to; nothing was changed"
     )]
     GuestFiles,
+    /// A guest of the command socket asks for what may have kakehi read a file.
+    #[error(
+        "only root and the user that kakehi runs as may change own answers, which may stand in files; nothing was changed"
+    )]
+    GuestPages,
     /// It is too late for changes.
     #[error("kakehi is stopping; nothing was changed")]
     Stopping,

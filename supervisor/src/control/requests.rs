@@ -1,7 +1,7 @@
 //! Requests that change something: each is an operation, one after the other.
 
 use kakehi_ctl::{
-    edit::EditError,
+    edit::{Edit, EditError},
     event::Happening,
     order::{Changed, Request, Response, WorkerOutcome},
 };
@@ -89,6 +89,9 @@ impl Supervisor {
                 Err(error) => Response::Refused { reason: error.to_string() },
             },
             Request::Apply { changes } => respond(self.apply(changes, by).await),
+            Request::Edit { edits, .. } if !privileged && edits.iter().any(Edit::names_pages) => {
+                respond(Err(change::Refused::GuestPages))
+            }
             Request::Edit { edits, folder, if_generation } => {
                 respond(self.edit(&edits, &folder, if_generation, (by, privileged)).await)
             }

@@ -67,7 +67,11 @@ impl Supervisor {
         }
         let state = Arc::clone(&self.state);
         telling.running = Some(tokio::task::spawn_blocking(move || {
-            let text = serde_json::to_vec(&*state);
+            // Digests of passwords are for who may have keys.
+            let text = match state.has_users() {
+                false => serde_json::to_vec(&*state),
+                true => serde_json::to_vec(&State::clone(&state).masked()),
+            };
             drop(state);
             match text.map(Arc::new) {
                 Ok(text) => {
@@ -93,7 +97,11 @@ impl Supervisor {
         }
         let about_state = matches!(
             question.request,
-            Request::State | Request::Backends { .. } | Request::Certificates { .. } | Request::Keys
+            Request::State
+                | Request::Backends { .. }
+                | Request::Certificates { .. }
+                | Request::Keys
+                | Request::Users
         );
         if about_state && !self.settled && !self.is_stopping() {
             return Some(question);
@@ -127,6 +135,7 @@ impl Supervisor {
                 return None;
             }
             Request::Keys => self.tell_keys(privileged, &peer),
+            Request::Users => self.tell_users(privileged, &peer),
             Request::Stop { now } => {
                 tracing::info!("stop ordered by {peer}");
                 if !self.is_stopping() {
@@ -189,6 +198,17 @@ impl Supervisor {
             let (cores, interfaces) = topology::read(Path::new("/"));
             answer.send(Response::Topology(Topology { cores, interfaces, workers }));
         });
+    }
+
+    /// The users of the state with the digests of their passwords, for who may have keys.
+    fn tell_users(&self, privileged: bool, by: &str) -> Response {
+        if !privileged {
+            let reason =
+                "only root, and the user that kakehi runs as, may have digests of passwords".to_owned();
+            return Response::Refused { reason };
+        }
+        tracing::info!("digests of passwords were given to {by}");
+        Response::Users(self.state.users())
     }
 
     /// The keys that are in no file, for who may have them. That somebody may connect does not mean that: it takes the

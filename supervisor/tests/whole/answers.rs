@@ -146,3 +146,82 @@ fn pages_come_from_files_and_change_with_them() {
     let response = client.response();
     assert_eq!((response.status(), response.text().as_str()), (400, "clear_text_on_tls"));
 }
+
+#[test]
+fn what_becomes_of_a_page_concerns_no_other_change() {
+    let backend = Backend::respond(OK);
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let write = |name: &str, body: &str| fs::write(path(name), body).unwrap();
+    write("404", "HTTP/1.1 404 X\n\nfour");
+    write("401", "HTTP/1.1 401 X\n\nthree");
+    write("302", "HTTP/1.1 302 X\nLocation: %REDIRECT_LOCATION\n\ntwo");
+    let proxy = Config::new()
+        .listener(&format!("answer_404 = \"{}\"", path("404").display()))
+        .backend("web", &backend)
+        .cluster("web", &format!("answers = {{ 401 = \"file://{}\" }}", path("401").display()))
+        .frontend("web", "hostname = \"a\", path = \"/x\", redirect = \"unauthorized\"")
+        .frontend(
+            "web",
+            &format!(
+                "hostname = \"a\", path = \"/y\", redirect = \"found\", rewrite_path = \"/z\", redirect_template = \"file://{}\"",
+                path("302").display()
+            ),
+        )
+        .start();
+    let check = |expected: [&str; 3]| {
+        for (target, expected) in ["/", "/x", "/y"].into_iter().zip(expected) {
+            let request = format!("GET {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+            assert_eq!(exchange(&proxy, request).text(), expected, "{target}");
+        }
+    };
+    let ctl = |arguments: &[&str]| {
+        let output = proxy.ctl(arguments);
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let (address, nobody) = (proxy.address().to_string(), format!("127.0.0.1:{}", free_port()));
+    let others = |round: &str| {
+        ctl(&["backend", "add", "web", &nobody, "--id", round]);
+        ctl(&["backend", "drain", "web", round]);
+        ctl(&["cluster", "patch", "web", &format!("queue_size={round}")]);
+        ctl(&["listener", "patch", &address, &format!("front_timeout={round}")]);
+        ctl(&["frontend", "patch", "web", &address, "a", "--path", "/y", &format!("max_body_size={round}")]);
+        ctl(&["frontend", "add", "web", &address, "b", "--path", &format!("/{round}")]);
+    };
+    // Written anew, broken, gone: what is served is what was read last.
+    write("404", "HTTP/1.1 404 X\n\nFOUR");
+    write("401", "no page");
+    fs::remove_file(path("302")).unwrap();
+    others("31");
+    check(["four", "three", "two"]);
+    // Who names a page has it read.
+    write("401", "HTTP/1.1 401 X\n\nTHREE");
+    ctl(&["cluster", "patch", "web", &format!("answers.401=file://{}", path("401").display())]);
+    check(["four", "THREE", "two"]);
+    write("302", "HTTP/1.1 302 X\n\nTWO");
+    ctl(&["reload"]);
+    check(["FOUR", "THREE", "TWO"]);
+    // What never ends, or is waited for, is no page.
+    for odd in ["/proc/kmsg", "/dev/zero", "/dev/stdin"] {
+        ctl(&["listener", "patch", &address, &format!("answers.404=file://{odd}")]);
+        others("32");
+        ctl(&["backend", "remove", "web", "32"]);
+        ctl(&["frontend", "remove", "web", &address, "b", "--path", "/32"]);
+        check(["404 Not Found: no_route\n", "THREE", "TWO"]);
+    }
+    let told = ctl(&["cluster", "patch", "web", "answers.503=HTTP/1.1 503 Long\n\nsecond line"]);
+    assert!(told.contains("answers changed (1 → 2)") && !told.contains("second line"), "{told}");
+}
+
+#[test]
+fn the_id_in_an_answer_is_that_of_the_request() {
+    let backend = Backend::respond(OK);
+    let proxy = Config::new()
+        .listener("trusted_peers = [\"127.0.0.1\"]\nanswers = { 404 = \"HTTP/1.1 404 X\\n\\n%REQUEST_ID\" }")
+        .backend("web", &backend)
+        .frontend("web", "hostname = \"a\"")
+        .start();
+    get(&proxy, "b", "X-Request-Id: mine<\r\n").expect(404, "mine&lt;");
+    assert_eq!(get(&proxy, "b", "").text().len(), 26);
+}

@@ -1,8 +1,8 @@
 //! Basic authentication: who is let in, and that no digest of a password is shown.
 
-use std::fs;
+use std::{fs, os::unix::fs::PermissionsExt as _};
 
-use crate::harness::{Backend, Config, Message, OK, Proxy, exchange};
+use crate::harness::{Backend, Config, Message, Need, OK, Proxy, exchange, kakehictl_of, machine};
 
 /// SHA-256 of `secret`, and of `other`.
 const SECRET: &str = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
@@ -138,4 +138,50 @@ fn users_come_and_go_live_and_no_digest_is_shown() {
     assert_eq!(get(&proxy, "/staff", WRONG_PASSWORD).status(), 401);
     ctl(&["state", "load", whole.to_str().unwrap()]);
     get(&proxy, "/staff", WRONG_PASSWORD).expect(200, "ok");
+}
+
+#[test]
+fn errors_of_a_file_and_guests_have_no_digest() {
+    const GUEST: u32 = 65_534;
+    let backend = Backend::respond(OK);
+    let proxy = config(&backend).root(&format!("command_allowed_uids = [{GUEST}]")).start();
+    let file = proxy.folder().join("kakehi.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    for (right, wrong) in [
+        (format!("{SECRET}\""), format!("{}\"", &SECRET[1..])),
+        ("authorized_hashes".to_owned(), "authorised_hashes".to_owned()),
+        (format!("{OTHER}\"]"), format!("{OTHER}\", 5]")),
+        (format!("{OTHER}\"]"), format!("{OTHER}\"] x")),
+        (format!("{OTHER}\"]"), format!("{OTHER}\", \"c:$2b$12${}\"]", "k".repeat(53))),
+    ] {
+        assert!(text.contains(&right), "{right}");
+        fs::write(&file, text.replace(&right, &wrong)).unwrap();
+        let output = proxy.ctl(&["reload"]);
+        let said = format!("{output:?}");
+        assert!(!output.status.success() && said.contains("kakehi.toml:"), "{said}");
+        assert!(
+            !said.contains(&SECRET[1..33]) && !said.contains(&OTHER[..32]) && !said.contains("kkkk"),
+            "{said}"
+        );
+    }
+    fs::write(&file, text).unwrap();
+    assert!(proxy.ctl(&["reload"]).status.success());
+    if !(machine::has(Need::Root) && machine::has(Need::Program("setpriv"))) {
+        return;
+    }
+    fs::set_permissions(proxy.folder(), fs::Permissions::from_mode(0o755)).unwrap();
+    let guest = |arguments: &[&str]| kakehictl_of(GUEST, &proxy).args(arguments).output().unwrap();
+    let dump = guest(&["config", "dump"]);
+    assert!(dump.status.success() && !format!("{dump:?}").contains(SECRET), "{dump:?}");
+    for arguments in [
+        &["config", "dump", "--with-keys"][..],
+        // Nor does kakehi read files for them.
+        &["cluster", "patch", "web", "answers.503=file:///etc/passwd"],
+    ] {
+        let refused = guest(arguments);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(refused.status.code() == Some(1) && said.contains("only root"), "{refused:?}");
+    }
+    assert!(guest(&["cluster", "patch", "web", "queue_size=5"]).status.success());
+    get(&proxy, "/staff", ANN).expect(200, "ok");
 }

@@ -217,7 +217,8 @@ fn the_pid_file_moves_and_what_a_link_points_to_stays_as_it_is() {
     symlink(&victim, &second).unwrap();
     let words = patch(&proxy, &[&format!("pid_file_path={}", second.display())]);
     assert!(words.contains("~ pid_file_path "), "{words}");
-    assert!(is_pid(&second) && fs::symlink_metadata(&second).unwrap().is_file() && !first.exists());
+    let is_file = |path: &std::path::Path| fs::symlink_metadata(path).is_ok_and(|it| it.is_file());
+    wait::until("the file to move", || is_pid(&second) && is_file(&second) && !first.exists());
     assert_eq!(fs::read_to_string(&victim).unwrap(), "as it was");
     // Another path of the same file.
     let link = proxy.folder().join("link");

@@ -11,7 +11,8 @@ use kakehi_ctl::{
     edit::{self, Edit},
     order::{Request, Response},
     state::{
-        Backend, BackendAddress, BackendMode, Cluster, ClusterProtocol, ListenerProtocol, PathRule, State,
+        Backend, BackendAddress, BackendMode, Cluster, ClusterProtocol, Frontend, ListenerProtocol, PathRule,
+        State,
     },
     store,
 };
@@ -311,6 +312,14 @@ pub(crate) fn state(ask: Ask<'_>) -> Result<State, Failure> {
     }
 }
 
+/// The state with the digests of passwords.
+fn with_users(ask: Ask<'_>, state: State) -> Result<State, Failure> {
+    match ask(Request::Users)? {
+        Response::Users(users) => Ok(state.with_users(users)),
+        _ => Err(Failure::Refused("it does not tell the digests of passwords".to_owned())),
+    }
+}
+
 pub(crate) fn made(rows: Vec<serde_json::Value>, text: String) -> Shown {
     let text = if rows.is_empty() { "none\n".to_owned() } else { text };
     Shown::Made { json: rows.into(), text }
@@ -419,7 +428,7 @@ impl FrontendVerb {
             FrontendVerb::List { cluster } => {
                 let state = state(ask)?;
                 let mut rows = vec![
-                    ["CLUSTER", "LISTENER", "HOSTNAME", "PATH", "METHOD", "REFUSES", "REDIRECT"]
+                    ["CLUSTER", "LISTENER", "HOSTNAME", "PATH", "METHOD", "REFUSES", "REDIRECT", "ASKS"]
                         .map(str::to_owned),
                 ];
                 let mut objects = Vec::new();
@@ -439,6 +448,7 @@ impl FrontendVerb {
                             method,
                             if frontend.deny { "yes" } else { "" }.to_owned(),
                             frontend.redirect.unless_forward().unwrap_or_default().to_owned(),
+                            asks(frontend),
                         ]);
                         objects.push(in_cluster(name, frontend));
                     }
@@ -460,6 +470,15 @@ impl FrontendVerb {
             }
         }
     }
+}
+
+/// What a frontend asks for beyond host, path and method.
+fn asks(frontend: &Frontend) -> String {
+    let mut text = FrontendRule::from(frontend).asks();
+    if frontend.required_auth {
+        text.push_str(if text.is_empty() { "password" } else { " password" });
+    }
+    text
 }
 
 /// Has the operator say something else of a backend.
@@ -542,8 +561,8 @@ impl ConfigVerb {
                 ask(request).map(Shown::Response)
             }
             ConfigVerb::Dump { with_keys } => {
-                let state = state(ask)?;
-                let text = write::write(&if with_keys { state } else { state.masked() });
+                let state = if with_keys { with_users(ask, state(ask)?)? } else { state(ask)? };
+                let text = write::write(&state);
                 Ok(Shown::Made { json: json!({ "toml": text }), text })
             }
         }
@@ -565,7 +584,7 @@ impl StateVerb {
             }
             StateVerb::Save { file: Some(file), with_keys } => {
                 let state = state(ask)?;
-                let state = if *with_keys { state } else { state.masked() };
+                let state = if *with_keys { with_users(ask, state)? } else { state };
                 let keys = match with_keys.then(|| ask(Request::Keys)).transpose()? {
                     Some(Response::Keys(keys)) => keys,
                     _ => BTreeMap::new(),

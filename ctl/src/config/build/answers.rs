@@ -94,7 +94,7 @@ impl Builder<'_, '_> {
     }
 
     fn answer_in(&mut self, offset: usize, path: PathBuf, status: Option<u16>) -> Option<Answer> {
-        let text = match self.answer_files.get(&path) {
+        let text = match self.pages.get(&path) {
             Some(text) => Arc::clone(text),
             None => match read_answer(&path) {
                 Ok(text) => text,
@@ -107,7 +107,7 @@ impl Builder<'_, '_> {
                 }
             },
         };
-        self.answer_files.insert(path.clone(), Arc::clone(&text));
+        self.pages.insert(path.clone(), Arc::clone(&text));
         self.checked_answer(offset, Answer { file: Some(path), text }, status)
     }
 

@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use crate::config::{Extent, Loaded, Pieces, parse_pieces};
+use crate::{
+    config::{Extent, Loaded, Pieces, parse_pieces},
+    state::Pages,
+};
 
 /// Pseudo-random numbers (xorshift), the same at each run.
 struct Numbers(u64);
@@ -19,7 +22,7 @@ impl Numbers {
 
 /// What is read, or the lines of the first error.
 fn read(pieces: &Pieces<'_>, text: &str) -> Result<Loaded, Vec<String>> {
-    let read = parse_pieces(pieces, text, "k.toml", Path::new("/"), Extent::Whole);
+    let read = parse_pieces(pieces, text, "k.toml", Path::new("/"), Extent::Whole, Pages::default());
     read.map_err(|errors| errors.lines().collect())
 }
 
