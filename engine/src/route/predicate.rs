@@ -56,8 +56,11 @@ enum How {
 /// Values of a request that were looked for: rules for the same path mostly ask for the same ones.
 pub(super) struct Values<'a> {
     asked: &'a dyn Asked,
-    known: Vec<(Part, &'a str, Option<Cow<'a, [u8]>>)>,
+    known: Vec<Known<'a>>,
 }
+
+/// A value, if there is one, of which part and name.
+type Known<'a> = (Part, &'a str, Option<Cow<'a, [u8]>>);
 
 impl<'a> Values<'a> {
     /// How many are remembered; more are looked for each time.

@@ -10,6 +10,7 @@ mod client;
 mod print;
 mod routing;
 mod settings;
+mod whole;
 
 use std::{
     io::{self, Write as _},
