@@ -65,6 +65,7 @@ pub(super) fn state<'t>(
         rules: Default::default(),
         certificates: Default::default(),
         pages,
+        page_bytes: 0,
         asking: Vec::new(),
     };
     let mut state = State { settings, ..State::default() };
@@ -158,6 +159,8 @@ struct Builder<'a, 'b> {
     certificates: certificates::AskedFor,
     /// What stands in files with answers, so that each is read and kept once.
     pages: Pages,
+    /// How long responses are, all together.
+    page_bytes: usize,
     /// Rules of sozu's kind that ask for fields, each with the offset of what it asks.
     asking: Vec<(usize, FrontendRule)>,
 }

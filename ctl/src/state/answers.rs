@@ -53,7 +53,10 @@ fn once<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<str>, D::Error
         if let Some(same) = known.get(&digest).and_then(Weak::upgrade) {
             return Ok(same);
         }
-        known.retain(|_, text| text.strong_count() > 0);
+        // Those that are gone, now and then.
+        if known.len().is_power_of_two() {
+            known.retain(|_, text| text.strong_count() > 0);
+        }
         let text: Arc<str> = text.into();
         known.insert(digest, Arc::downgrade(&text));
         Ok(text)

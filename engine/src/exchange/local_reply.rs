@@ -2,9 +2,9 @@
 
 use std::rc::Rc;
 
-use super::{Downstream, Event, Record, edits::Edits};
 use kakehi_ctl::template::{Template, Values};
 
+use super::{Downstream, Event, Record, edits::Edits};
 use crate::{
     h1::{StrictTransport, write_answer, write_template},
     http::{CHALLENGE, Reason, Templates, Version},

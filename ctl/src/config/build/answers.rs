@@ -15,6 +15,9 @@ use crate::{
     template::Template,
 };
 
+/// All responses of a file together (bytes): a state with them has to fit in a message.
+const MOST_PAGES: usize = 32 * 1024 * 1024;
+
 /// Keys for one answer: the name of a file.
 const FOR_ONE: [(&str, u16); 12] = [
     ("answer_301", 301),
@@ -112,6 +115,13 @@ impl Builder<'_, '_> {
     }
 
     fn checked_answer(&mut self, offset: usize, answer: Answer, status: Option<u16>) -> Option<Answer> {
+        // A page that several name is told several times.
+        self.page_bytes += answer.text.len();
+        if self.page_bytes > MOST_PAGES {
+            let reason = "own answers have more than 33554432 bytes in all, each counted where it is named";
+            self.findings.unfit(offset, reason);
+            return None;
+        }
         let file = answer.file.as_ref().map_or_else(String::new, |file| format!("{}, ", file.display()));
         match Template::parse(&answer.text) {
             Err(error) => {

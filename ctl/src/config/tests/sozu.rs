@@ -348,6 +348,16 @@ fn own_answers_are_whole_responses() {
     assert_eq!(parse("answers = { 503 = \"file://a\" }\nanswer_503 = \"./a\"").unwrap().warnings, []);
     let error = parse("answers = { 503 = \"file://a\" }\nanswer_503 = \"b\"").unwrap_err().to_string();
     assert!(error.contains(":9:1: `answer_503` is another name of `answers.503` in line 8"), "{error}");
+    std::fs::write(folder.path().join("d"), format!("HTTP/1.1 302 D\n\n{}", "d".repeat(1_000_000))).unwrap();
+    let frontends: String = (0..40)
+        .map(|n| {
+            format!(
+                "[[clusters.web.frontends]]\naddress = \"127.0.0.1:8080\"\nhostname = \"a{n}\"\nredirect = \"found\"\nredirect_scheme = \"use-https\"\nredirect_template = \"file://d\"\n"
+            )
+        })
+        .collect();
+    let error = super::parse(&file("", "", "", "", &frontends), path).unwrap_err().to_string();
+    assert!(error.contains("more than 33554432 bytes in all"), "{error}");
     for missing in ["none", "c", "/dev/zero", "."] {
         let warnings = parse(&format!("answer_503 = \"{missing}\"")).unwrap().warnings;
         assert!(
