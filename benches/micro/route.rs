@@ -2,11 +2,15 @@
 
 use std::cell::LazyCell;
 use std::hint::black_box;
+use std::net::IpAddr;
 use std::time::Instant;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use kakehi_ctl::state::PathRule;
-use kakehi_engine::route::{RouteTable, Rule};
+use kakehi_ctl::state::{PathRule, Predicate, Predicates};
+use kakehi_engine::{
+    http::Asked,
+    route::{RouteTable, Rule},
+};
 
 const MANY_HOSTS: u32 = 100_000;
 
@@ -109,6 +113,55 @@ fn hosts_out_of_order() -> impl Iterator<Item = u32> {
     (0..10_000).map(|turn| (turn * STRIDE) % MANY_HOSTS)
 }
 
+/// A request of a tenant.
+struct OfTenant(String);
+
+impl Asked for OfTenant {
+    fn client(&self) -> Option<IpAddr> {
+        None
+    }
+
+    fn path(&self) -> &[u8] {
+        b"/"
+    }
+
+    fn field(&self, name: &str) -> Option<&[u8]> {
+        (name == "x-tenant").then_some(self.0.as_bytes())
+    }
+
+    fn cookie(&self, _: &str) -> Option<&[u8]> {
+        None
+    }
+}
+
+/// Rules for one host and path, each for another tenant.
+fn rules_of_tenants(count: u32) -> impl Iterator<Item = Rule> {
+    (0..count).map(|target| {
+        let value = Some(format!("tenant-{target}"));
+        let predicate = Predicate { name: "x-tenant".to_owned(), value, ..Predicate::default() };
+        let predicates = Predicates { headers: vec![predicate], ..Predicates::default() };
+        let rule = Rule::new("example.org".to_owned(), PathRule::Prefix("/".to_owned()), None, target);
+        Rule { predicates: Some(Box::new(predicates)), ..rule }
+    })
+}
+
+/// The last of many rules that differ in what they ask of a field alone. How long the table took to make is printed.
+#[expect(clippy::expect_used, reason = "the rules of this file are valid")]
+fn lookups_by_predicates(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("lookup by a predicate");
+    for count in [1, 16, 10_000, 100_000] {
+        let rules: Vec<Rule> = rules_of_tenants(count).collect();
+        let begun = Instant::now();
+        let table = RouteTable::compile(rules).expect("valid rules");
+        println!("compile/{count} rules with a predicate: {:.3} s", begun.elapsed().as_secs_f64());
+        let request = OfTenant(format!("tenant-{}", count - 1));
+        group.bench_function(format!("the last of {count} rules"), |bencher| {
+            bencher.iter(|| table.lookup(black_box("example.org"), black_box("/x"), "GET", &request));
+        });
+    }
+    group.finish();
+}
+
 fn compilation(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("compile");
     group.sample_size(10);
@@ -121,5 +174,5 @@ fn compilation(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(route, lookups, lookups_among_many, compilation);
+criterion_group!(route, lookups, lookups_among_many, lookups_by_predicates, compilation);
 criterion_main!(route);
