@@ -205,8 +205,7 @@ impl Balance {
         let judge = self.judge(members, present);
         let mut usable = self.usable.borrow_mut();
         usable.clear();
-        let is_session =
-            |member: &Member| matches!(affinity.session, Session::With(value) if member.session == value);
+        let is_session = |member: &Member| matches!(affinity.session, Session::With(value) if member.session == value.get());
         if let [only] = members {
             return (excluded.is_empty() && judge.rank(only, is_session(only)).is_some()).then_some(0);
         }

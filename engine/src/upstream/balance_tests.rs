@@ -2,7 +2,12 @@
 
 use kakehi_ctl::state::{self, Balancing, LoadBalancing, LoadMetric, ShardMode};
 
-use super::super::{Cluster, affinity::Affinity, hashing::hash, load::InFlight};
+use super::super::{
+    Cluster,
+    affinity::{Affinity, SessionHash},
+    hashing::hash,
+    load::InFlight,
+};
 use super::*;
 
 const ROUNDS: usize = 100_000;
@@ -355,13 +360,13 @@ fn a_session_stays_with_its_backend_while_that_can_be_used() {
     let cluster = cluster_with(&[(100, false), (0, false), (100, true)], |it| it.sticky_session = true);
     for index in 0..3 {
         let value = cluster.members.borrow().members[index].session;
-        let with = Affinity { key: 0, session: Session::With(value) };
+        let with = Affinity { key: 0, session: Session::With(SessionHash::new(value)) };
         assert_eq!(choose_for(&cluster, &[], with, 0), Some(index));
         assert_ne!(choose_for(&cluster, &[index], with, 0), Some(index));
         failed(&cluster, index, 0);
         assert_ne!(choose_for(&cluster, &[], with, 0), Some(index));
     }
-    let unknown = Affinity { key: 0, session: Session::With(1) };
+    let unknown = Affinity { key: 0, session: Session::With(SessionHash::new(1)) };
     assert!(choose_for(&cluster, &[], unknown, 50_000).is_some());
 }
 

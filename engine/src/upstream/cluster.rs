@@ -464,7 +464,7 @@ impl Cluster {
         let wanted = match affinity.session {
             Session::None => return None,
             Session::New => None,
-            Session::With(value) => Some(value),
+            Session::With(value) => Some(value.get()),
         };
         let members = self.members.borrow();
         let member = members.members.iter().find(|member| Rc::ptr_eq(&member.backend, endpoint))?;

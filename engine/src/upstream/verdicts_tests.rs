@@ -9,7 +9,7 @@ use crate::{
     ledger::{Ledger, Word},
     upstream::{
         Cluster,
-        affinity::{Affinity, Session},
+        affinity::{Affinity, Session, SessionHash},
         cluster::Endpoints,
         hashing::hash,
     },
@@ -46,7 +46,8 @@ const DRAINED: (u8, bool, BackendMode) = (100, false, BackendMode::Drain);
 const MAINTAINED: (u8, bool, BackendMode) = (100, false, BackendMode::Maintain);
 
 fn choose(cluster: &Cluster, excluded: &[usize], session: Option<usize>, now: u64) -> Option<usize> {
-    let session = session.map_or(Session::New, |n| Session::With(hash(n.to_string().as_bytes())));
+    let session =
+        session.map_or(Session::New, |n| Session::With(SessionHash::new(hash(n.to_string().as_bytes()))));
     let members = cluster.members.borrow();
     let present = Present { now, host: now, ledger: None };
     let chosen = members.balance.choose(&members.members, excluded, Affinity { key: 0, session }, present)?;
