@@ -9,7 +9,7 @@ use crate::http::Asked;
 
 /// What a request says of the backend that it belongs to. It is kept for each request that is in flight: so it takes 20 bytes, not 24.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[repr(packed(4))]
+#[repr(Rust, packed(4))]
 pub struct Affinity {
     /// The hash of its key; 0 where nobody asks.
     pub(super) key: u64,
@@ -30,7 +30,7 @@ pub(super) enum Session {
 
 /// The hash of a value of a session's cookie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(packed(4))]
+#[repr(Rust, packed(4))]
 pub(super) struct SessionHash(u64);
 
 impl SessionHash {
