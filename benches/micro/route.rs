@@ -2,7 +2,6 @@
 
 use std::cell::LazyCell;
 use std::hint::black_box;
-use std::net::IpAddr;
 use std::time::Instant;
 
 use criterion::{Criterion, criterion_group, criterion_main};
@@ -117,20 +116,8 @@ fn hosts_out_of_order() -> impl Iterator<Item = u32> {
 struct OfTenant(String);
 
 impl Asked for OfTenant {
-    fn client(&self) -> Option<IpAddr> {
-        None
-    }
-
-    fn path(&self) -> &[u8] {
-        b"/"
-    }
-
     fn field(&self, name: &str) -> Option<&[u8]> {
         (name == "x-tenant").then_some(self.0.as_bytes())
-    }
-
-    fn cookie(&self, _: &str) -> Option<&[u8]> {
-        None
     }
 }
 

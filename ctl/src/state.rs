@@ -59,6 +59,7 @@ pub use self::tls::{
     FrontendTls, Group, Hsts, KeyKind, Material, Place, Tls, TlsVersion, UnknownName, WantedCertificate,
 };
 
+pub use self::text::is_token;
 pub use self::users::AuthorizedHash;
 
 /// Version of the serialised form; a reader refuses any other.
@@ -124,37 +125,6 @@ impl Default for State {
 }
 
 impl State {
-    /// Whether there are users of basic authentication.
-    pub fn has_users(&self) -> bool {
-        self.clusters.values().chain(self.by_hand.clusters()).any(|cluster| !cluster.users.is_empty())
-    }
-
-    /// The users of each cluster, of those that are by hand also as the file says.
-    pub fn users(&self) -> Vec<Vec<AuthorizedHash>> {
-        self.clusters.values().chain(self.by_hand.clusters()).map(|cluster| cluster.users.clone()).collect()
-    }
-
-    /// The same without the digests of passwords, to be shown.
-    #[must_use]
-    pub fn masked(mut self) -> State {
-        for cluster in self.clusters.values_mut().chain(self.by_hand.clusters_mut()) {
-            cluster.users.iter_mut().for_each(|user| *user = user.masked());
-        }
-        self
-    }
-
-    /// One that is [masked](State::masked), with these [users](State::users). Those that are others stay as they are.
-    #[must_use]
-    pub fn with_users(mut self, users: Vec<Vec<AuthorizedHash>>) -> State {
-        let clusters = self.clusters.values_mut().chain(self.by_hand.clusters_mut());
-        for (cluster, users) in clusters.zip(users) {
-            if cluster.users.iter().eq(users.iter().map(AuthorizedHash::masked).collect::<Vec<_>>().iter()) {
-                cluster.users = users;
-            }
-        }
-        self
-    }
-
     /// What this state, which a file says, becomes when it goes on from `earlier`: with the settings of the file, and all
     /// else from there; also with as many workers in the same places, unless the file has changed since.
     #[must_use]

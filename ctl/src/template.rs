@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use crate::state::is_token;
+
 /// The longest template (bytes).
 pub const MAX_TEMPLATE: usize = 1024 * 1024;
 
@@ -140,8 +142,7 @@ impl Template {
             };
             let (name, value) = (&content[..colon], &content[colon + 1..]);
             // RFC 9110 section 5.1.
-            let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-            if name.is_empty() || !name.bytes().all(is_token) {
+            if !is_token(name) {
                 return wrong(number, "what stands before the colon is no name of a field");
             }
             if value.bytes().any(|byte| byte.is_ascii_control() && byte != b'\t') {
@@ -177,18 +178,17 @@ impl Template {
         slice(&self.text, self.phrase)
     }
 
-    /// Whether it has a field of this name.
-    pub fn has(&self, name: &str) -> bool {
-        self.fields.iter().any(|field| slice(&self.text, field.name).eq_ignore_ascii_case(name))
+    /// Whether it writes a field of this name.
+    pub fn says(&self, name: &str, values: &Values<'_>) -> bool {
+        let named = |field: &&Field| slice(&self.text, field.name).eq_ignore_ascii_case(name);
+        self.fields.iter().filter(named).any(|field| !field.is_left_out(values))
     }
 
     /// Appends its fields, each with its end. One that has variables and comes out empty is left out.
     pub fn write_fields(&self, values: &Values<'_>, out: &mut Vec<u8>) {
-        for field in &self.fields {
-            let start = out.len();
+        for field in self.fields.iter().filter(|field| !field.is_left_out(values)) {
             out.extend_from_slice(slice(&self.text, field.name).as_bytes());
             out.extend_from_slice(b": ");
-            let empty = out.len();
             for part in &field.value {
                 match part {
                     Part::Text(span) => out.extend_from_slice(slice(&self.text, *span).as_bytes()),
@@ -198,11 +198,7 @@ impl Template {
                     }
                 }
             }
-            if out.len() == empty && !field.value.is_empty() {
-                out.truncate(start);
-            } else {
-                out.extend_from_slice(b"\r\n");
-            }
+            out.extend_from_slice(b"\r\n");
         }
     }
 
@@ -214,6 +210,15 @@ impl Template {
                 Part::Variable(variable) => self.escaping.write(values.of(*variable), out),
             }
         }
+    }
+}
+
+impl Field {
+    /// Whether it has nothing but variables, and these stand for nothing.
+    fn is_left_out(&self, values: &Values<'_>) -> bool {
+        let is_nothing =
+            |part: &Part| matches!(part, Part::Variable(variable) if values.of(*variable).is_empty());
+        !self.value.is_empty() && self.value.iter().all(is_nothing)
     }
 }
 
@@ -231,32 +236,23 @@ impl Escaping {
     }
 
     fn write(self, text: &str, out: &mut Vec<u8>) {
-        if self == Escaping::Plain {
-            out.extend_from_slice(text.as_bytes());
-            return;
-        }
-        for letter in text.chars() {
-            let escaped = match (self, letter) {
-                (Escaping::Html, '&') => "&amp;",
-                (Escaping::Html, '<') => "&lt;",
-                (Escaping::Html, '>') => "&gt;",
-                (Escaping::Html, '"') => "&quot;",
-                (Escaping::Html, '\'') => "&#39;",
-                (Escaping::Json, '"') => "\\\"",
-                (Escaping::Json, '\\') => "\\\\",
-                // It may stand in a script, too.
-                (Escaping::Json, '<' | '>' | '&' | '\'') | (Escaping::Json, '\0'..='\x1f' | '\x7f') => {
-                    let code = format!("\\u{:04x}", u32::from(letter));
-                    out.extend_from_slice(code.as_bytes());
-                    continue;
-                }
-                _ => {
-                    out.extend_from_slice(letter.encode_utf8(&mut [0; 4]).as_bytes());
-                    continue;
-                }
-            };
-            out.extend_from_slice(escaped.as_bytes());
-        }
+        let replaced = |text: &str, with: &[(char, &str)]| {
+            with.iter().fold(text.to_owned(), |text, (letter, escaped)| text.replace(*letter, escaped))
+        };
+        const HTML: [(char, &str); 5] =
+            [('&', "&amp;"), ('<', "&lt;"), ('>', "&gt;"), ('"', "&quot;"), ('\'', "&#39;")];
+        // It may stand in a script, too.
+        const JSON: [(char, &str); 3] = [('&', "\\u0026"), ('<', "\\u003c"), ('>', "\\u003e")];
+        let escaped = match self {
+            Escaping::Plain => text.to_owned(),
+            Escaping::Html => replaced(text, &HTML),
+            Escaping::Json => {
+                // A text is always one of JSON, too; without its quotes.
+                let quoted = serde_json::to_string(text).unwrap_or_default();
+                replaced(quoted.get(1..quoted.len().saturating_sub(1)).unwrap_or_default(), &JSON)
+            }
+        };
+        out.extend_from_slice(escaped.as_bytes());
     }
 }
 
@@ -368,7 +364,7 @@ mod tests {
         }
         let (template, left_out) = parse("HTTP/1.1 404 X\nconnection: close\nTE: x\nA: 1\n\n").unwrap();
         assert_eq!(left_out, ["connection", "TE"]);
-        assert!(template.has("a") && !template.has("Connection"));
+        assert!(template.says("a", &values()) && !template.says("Connection", &values()));
     }
 
     #[test]
@@ -408,7 +404,7 @@ mod tests {
         assert!(written("HTTP/1.1 404 X\n\n%ROUTE").1.starts_with("GET a/&lt;b&gt;"));
         assert_eq!(
             of("application/problem+json"),
-            "[GET a/\\u003cb\\u003e\\u0026\\\"\\u0027\\\\\\u000d\\u000a] 100% %ROUTES no_route"
+            "[GET a/\\u003cb\\u003e\\u0026\\\"'\\\\\\r\\n] 100% %ROUTES no_route"
         );
     }
 
@@ -417,6 +413,8 @@ mod tests {
         let (fields, _) = written(
             "HTTP/1.1 404 X\nRetry-After: %RETRY_AFTER\nX: %RETRY_AFTER%CLUSTER_ID\nY: a%RETRY_AFTER\nZ: %ROUTE\n\n",
         );
+        let (template, _) = parse("HTTP/1.1 404 X\nDate: %PHASE\nAllow: GET\n\n").unwrap();
+        assert!(template.says("allow", &values()) && !template.says("date", &values()));
         assert_eq!(fields, "X: web\r\nY: a\r\nZ: GET a/<b>&\"'\\\r\n");
     }
 }

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     keys::{DNS_PORT, Given, Key, Kind, Level, Support},
-    state::{BackendAddress, Conditions, FileMode, RateKey, StatusRange, Statuses},
+    state::{BackendAddress, Conditions, FileMode, RateKey, StatusRange, Statuses, is_token},
 };
 
 /// One table of the file, checked.
@@ -330,7 +330,7 @@ fn read_text(kind: Kind, text: &str) -> Option<Value> {
         }
         Kind::Mode => text.parse::<FileMode>().is_ok().then(owned).flatten(),
         Kind::LimitKey => text.parse().ok().map(Value::RateKey),
-        Kind::Method | Kind::Token => (!text.is_empty() && text.bytes().all(is_token)).then(owned).flatten(),
+        Kind::Method | Kind::Token => is_token(text).then(owned).flatten(),
         Kind::Choice(words) => {
             words.iter().find(|word| is_same_word(word, text)).map(|word| Value::Text((*word).to_owned()))
         }
@@ -342,11 +342,6 @@ fn read_text(kind: Kind, text: &str) -> Option<Value> {
 fn is_same_word(word: &str, text: &str) -> bool {
     let letter = |byte: u8| if byte == b'-' { b'_' } else { byte.to_ascii_lowercase() };
     word.bytes().map(letter).eq(text.bytes().map(letter))
-}
-
-/// `tchar` of RFC 9110 section 5.6.2.
-fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 /// An integer from `min` to `max`, or what was found.

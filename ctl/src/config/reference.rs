@@ -6,13 +6,13 @@
 use std::{fmt::Write as _, fs, path::PathBuf};
 
 use super::levels::{
-    BACKEND, BACKEND_TLS, CERTIFICATE, CLUSTER, FRONTEND, FRONTEND_RULE, FRONTEND_TLS, H2, HEADER,
-    HEALTH_CHECK, HSTS, LISTENER, LISTENER_TLS, METRICS, PASSIVE, PLAIN_LISTENER, PREDICATE, RATE_LIMIT,
-    ROOT, UDP, UDP_HEALTH,
+    BACKEND, BACKEND_TLS, CERTIFICATE, CLUSTER, FRONTEND, FRONTEND_TLS, H2, HEADER, HEALTH_CHECK, HSTS,
+    LISTENER, LISTENER_TLS, METRICS, PASSIVE, PLAIN_FRONTEND, PLAIN_LISTENER, PREDICATE, RATE_LIMIT, ROOT,
+    UDP, UDP_HEALTH,
 };
 use crate::{
     keys::{Key, Kind, Level, Support},
-    state::{Frontend, FrontendLimits, Predicates, Sources, Tls},
+    state::Tls,
 };
 
 /// Every level, with the name of its place in `docs/configuration.md`.
@@ -37,18 +37,6 @@ const LEVELS: [(&str, &Level); 16] = [
 
 /// Those that it shows in one with TLS.
 static TLS_LISTENER: Level = Level { what: "a listener of `https`", groups: &[LISTENER_TLS, Tls::OWN, H2] };
-/// Those that it shows in a frontend of a listener without TLS.
-static PLAIN_FRONTEND: Level = Level {
-    what: "a frontend",
-    groups: &[
-        Frontend::REQUIRED,
-        Frontend::OWN,
-        Sources::OWN,
-        FrontendLimits::OWN,
-        Predicates::OWN,
-        FRONTEND_RULE,
-    ],
-};
 /// Those that it shows in one of a listener with TLS.
 static TLS_FRONTEND: Level = Level { what: "a frontend of `https`", groups: &[FRONTEND_TLS] };
 

@@ -2,6 +2,7 @@
 
 use ipnet::IpNet;
 
+use super::is_token;
 use crate::keys::{keyed, words};
 
 /// Predicates of one kind in a frontend at most.
@@ -96,15 +97,13 @@ impl Predicate {
 
     /// Why no field can be asked for so, with the key that is wrong; `None`: it can.
     pub fn unfit_header(&self) -> Option<(&'static str, &'static str)> {
-        // `tchar` of RFC 9110 section 5.6.2.
-        let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
         if self.name.eq_ignore_ascii_case("host") {
             return Some(("name", "`Host` is what `hostname` is about"));
         }
         if self.name.eq_ignore_ascii_case("cookie") {
             return Some(("name", "`Cookie` is what `cookie_predicates` are about"));
         }
-        if !self.name.bytes().all(is_letter) {
+        if !is_token(&self.name) {
             return Some(("name", "`name` is no name of a field"));
         }
         let value = self.value.as_deref().filter(|_| self.how == PredicateMatch::Exact).unwrap_or_default();

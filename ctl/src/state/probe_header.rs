@@ -5,6 +5,7 @@ use std::{
     path::PathBuf,
 };
 
+use super::is_token;
 use crate::{config::open, keys::keyed};
 
 /// Fields that a probe sends at most.
@@ -56,9 +57,8 @@ pub enum ProbeValueError {
 impl ProbeHeader {
     /// Why no probe may send a field of this name; `None`: it may.
     pub fn unfit_name(&self, is_host_set: bool) -> Option<&'static str> {
-        let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
         let is = |name: &&str| self.name.eq_ignore_ascii_case(name);
-        if self.name.is_empty() || self.name.len() > 256 || !self.name.bytes().all(is_token) {
+        if self.name.len() > 256 || !is_token(&self.name) {
             Some("`name` is the name of a header field (RFC 9110, section 5.1)")
         } else if OF_FRAMING.iter().any(is) {
             Some("`name`: that field says where a probe ends, and is kakehi's")

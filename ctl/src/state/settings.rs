@@ -73,7 +73,7 @@ keyed! {
         /// `Retry-After` of answers 429 beyond these limits, in seconds; 0 = without.
         "retry_after" => retry_after: u32 = limits::RETRY_AFTER, Integer(0, u32::MAX as u64), Yes, Live;
         /// Longest credentials of basic authentication, decoded (bytes); longer ones are wrong.
-        "basic_auth_max_credential_bytes" => max_credential_bytes: u32 = 4_096, Integer(0, 65_536), Yes, Live;
+        "basic_auth_max_credential_bytes" => max_credential_bytes: u32 = 4_096, Integer(0, u32::MAX as u64), Yes, Live;
         /// Clients, and other keys of limits, of which is known at a time how much came from them, on all workers together; each
         /// takes 64 bytes. Beyond, those are forgotten first that came last the longest ago.
         "table_size" => table_size: u32 = limits::TABLE_SIZE, Integer(1_024, 1 << 24), Own, Restart;

@@ -5,6 +5,7 @@ use std::{fmt, str::FromStr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::is_token;
 use crate::{keys::keyed, limits};
 
 keyed! {
@@ -117,15 +118,13 @@ impl FromStr for RateKey {
     type Err = RateKeyError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        // `tchar` of RFC 9110 section 5.6.2; a cookie's name is one, too (RFC 6265 section 4.1.1).
-        let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-        let is_name = |name: &str| !name.is_empty() && name.bytes().all(is_letter);
+        // A cookie's name is a token, too (RFC 6265 section 4.1.1).
         match text.split_once(':') {
             None if text == "source" => Ok(RateKey::Source),
             None if text == "route" => Ok(RateKey::Route),
             // Names of fields have no case (RFC 9110 section 5.1): two spellings are one key.
-            Some(("header", name)) if is_name(name) => Ok(RateKey::Header(name.to_ascii_lowercase())),
-            Some(("cookie", name)) if is_name(name) => Ok(RateKey::Cookie(name.to_owned())),
+            Some(("header", name)) if is_token(name) => Ok(RateKey::Header(name.to_ascii_lowercase())),
+            Some(("cookie", name)) if is_token(name) => Ok(RateKey::Cookie(name.to_owned())),
             _ => Err(RateKeyError),
         }
     }

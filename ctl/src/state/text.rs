@@ -1,4 +1,10 @@
-//! Values that a state has as texts: those that read as they are written.
+//! Values that a state has as texts: those that read as they are written, and what is a token.
+
+/// Whether a text is a token (RFC 9110 section 5.6.2): the name of a field, a method, a scheme.
+pub fn is_token(text: &str) -> bool {
+    let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !text.is_empty() && text.bytes().all(is_letter)
+}
 
 /// Lets serde (`try_from = "String", into = "String"`) go by `FromStr`, with this error, and `Display`.
 macro_rules! as_text {

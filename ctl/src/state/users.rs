@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::{Fingerprint, State};
+
 /// A user with the digest of its password. It is shown without.
 #[derive(Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -23,18 +25,10 @@ impl AuthorizedHash {
         if hash.starts_with('$') {
             return Err("argon2id and bcrypt are not supported yet: write the SHA-256 of the password");
         }
-        let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
-        let mut digest = [0; 32];
-        if hash.len() != 2 * digest.len() {
-            return Err("behind the colon stand the 64 hexadecimal digits of a SHA-256");
+        match hash.parse::<Fingerprint>() {
+            Ok(Fingerprint(digest)) => Ok((user, digest)),
+            Err(_) => Err("behind the colon stand the 64 hexadecimal digits of a SHA-256"),
         }
-        for (byte, pair) in digest.iter_mut().zip(hash.as_bytes().chunks_exact(2)) {
-            let [Some(high), Some(low)] = [pair[0], pair[1]].map(digit) else {
-                return Err("behind the colon stand the 64 hexadecimal digits of a SHA-256");
-            };
-            *byte = high << 4 | low;
-        }
-        Ok((user, digest))
     }
 
     /// The same without the digest.
@@ -48,6 +42,39 @@ impl AuthorizedHash {
 impl fmt::Debug for AuthorizedHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&self.masked().0, f)
+    }
+}
+
+impl State {
+    /// Whether there are users of basic authentication.
+    pub fn has_users(&self) -> bool {
+        self.clusters.values().chain(self.by_hand.clusters()).any(|cluster| !cluster.users.is_empty())
+    }
+
+    /// The users of each cluster, of those that are by hand also as the file says.
+    pub fn users(&self) -> Vec<Vec<AuthorizedHash>> {
+        self.clusters.values().chain(self.by_hand.clusters()).map(|cluster| cluster.users.clone()).collect()
+    }
+
+    /// The same without the digests of passwords, to be shown.
+    #[must_use]
+    pub fn masked(mut self) -> State {
+        for cluster in self.clusters.values_mut().chain(self.by_hand.clusters_mut()) {
+            cluster.users.iter_mut().for_each(|user| *user = user.masked());
+        }
+        self
+    }
+
+    /// One that is [masked](State::masked), with these [users](State::users). Those that are others stay as they are.
+    #[must_use]
+    pub fn with_users(mut self, users: Vec<Vec<AuthorizedHash>>) -> State {
+        let clusters = self.clusters.values_mut().chain(self.by_hand.clusters_mut());
+        for (cluster, users) in clusters.zip(users) {
+            if cluster.users.iter().eq(users.iter().map(AuthorizedHash::masked).collect::<Vec<_>>().iter()) {
+                cluster.users = users;
+            }
+        }
+        self
     }
 }
 

@@ -1,7 +1,5 @@
 //! A table that was patched answers as one that was compiled whole, whatever the changes.
 
-use std::net::IpAddr;
-
 use kakehi_ctl::{
     change::FrontendRule,
     state::{Backend, Frontend, Listener, PathRule, Predicate, Predicates},
@@ -66,20 +64,8 @@ fn frontend(dice: &mut Dice) -> Frontend {
 struct WithField(Option<&'static str>);
 
 impl Asked for WithField {
-    fn client(&self) -> Option<IpAddr> {
-        None
-    }
-
-    fn path(&self) -> &[u8] {
-        b""
-    }
-
     fn field(&self, name: &str) -> Option<&[u8]> {
         self.0.filter(|_| name == "x").map(str::as_bytes)
-    }
-
-    fn cookie(&self, _: &str) -> Option<&[u8]> {
-        None
     }
 }
 

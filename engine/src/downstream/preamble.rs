@@ -334,18 +334,6 @@ impl Asked for Nameless {
     fn client(&self) -> Option<IpAddr> {
         self.0
     }
-
-    fn path(&self) -> &[u8] {
-        b""
-    }
-
-    fn field(&self, _: &str) -> Option<&[u8]> {
-        None
-    }
-
-    fn cookie(&self, _: &str) -> Option<&[u8]> {
-        None
-    }
 }
 
 /// Holds the connection against what is said of how much may come from whom, before a backend hears of it.

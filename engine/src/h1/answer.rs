@@ -80,16 +80,16 @@ pub fn write_template(
     );
     template.write_fields(values, out);
     put(out, &[b"Content-Length: ", itoa::Buffer::new().format(body.len()).as_bytes(), b"\r\n"]);
-    if !template.has("date") {
+    if !template.says("date", values) {
         out.extend_from_slice(date.as_bytes());
     }
-    if status == 405 && !template.has("allow") {
+    if status == 405 && !template.says("allow", values) {
         out.extend_from_slice(ALLOW);
     }
     if close {
         out.extend_from_slice(b"Connection: close\r\n");
     }
-    for (name, value) in extra.iter().filter(|(name, _)| !template.has(name)) {
+    for (name, value) in extra.iter().filter(|(name, _)| !template.says(name, values)) {
         put(out, &[name.as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
     }
     out.extend_from_slice(b"\r\n");

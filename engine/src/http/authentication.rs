@@ -13,7 +13,7 @@ use base64::{
     alphabet::STANDARD,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
-use kakehi_ctl::state::AuthorizedHash;
+use kakehi_ctl::state::{AuthorizedHash, is_token};
 use rustc_hash::FxHashMap;
 
 /// What a 401 says where nothing is configured (RFC 9110 section 11.6.1: it must say something).
@@ -78,10 +78,6 @@ impl Users {
 
 /// A challenge as it is written; what has no scheme is a realm.
 fn written(challenge: &str) -> Rc<str> {
-    let is_token = |text: &str| {
-        let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-        !text.is_empty() && text.bytes().all(is_letter)
-    };
     // RFC 9110 section 11.3: a scheme, and parameters.
     let has_scheme = match challenge.split_once(' ') {
         Some((scheme, rest)) => {

@@ -11,7 +11,7 @@
 //! | `field` | the field table, the names that mean something to a proxy, `Connection` |
 //! | `asked` | what of a request tells clients and rules apart |
 //! | `authentication` | users, and whether credentials name one |
-//! | `query` | parameters of a query |
+//! | `percent`, `query` | percent-encoding; parameters of a query |
 //! | `networks` | lists of networks, in which an address is found quickly |
 //! | `templates` | responses of kakehi's own as operators write them |
 //! | `date` | `Date`, written once a second |
@@ -22,6 +22,7 @@ mod date;
 pub(crate) mod field;
 mod method;
 mod networks;
+mod percent;
 mod query;
 mod reason;
 pub(crate) mod target;
@@ -35,6 +36,7 @@ pub use field::Scratch;
 pub(crate) use field::trim;
 pub use method::{Method, Version};
 pub use networks::Networks;
+pub(crate) use percent::{next_byte, percent_decode};
 pub use query::parameter;
 pub use reason::Reason;
 pub(crate) use reason::phrase;

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use super::percent_decode;
+
 /// The value of the first parameter of this name; the value of one without `=` is empty. Names and values are percent-decoded once; a `+`
 /// stays one, and so does a `%` without two digits behind it.
 pub fn parameter<'q>(query: &'q [u8], name: &str) -> Option<Cow<'q, [u8]>> {
@@ -15,25 +17,7 @@ pub fn parameter<'q>(query: &'q [u8], name: &str) -> Option<Cow<'q, [u8]>> {
 }
 
 fn decoded(text: &[u8]) -> Cow<'_, [u8]> {
-    if !text.contains(&b'%') {
-        return text.into();
-    }
-    let digit = |at: usize| text.get(at).and_then(|&byte| char::from(byte).to_digit(16));
-    let (mut out, mut at) = (Vec::with_capacity(text.len()), 0);
-    while let Some(&byte) = text.get(at) {
-        match (digit(at + 1), digit(at + 2)) {
-            (Some(high), Some(low)) if byte == b'%' => {
-                // Two digits of four bits.
-                out.push((high << 4 | low) as u8);
-                at += 3;
-            }
-            _ => {
-                out.push(byte);
-                at += 1;
-            }
-        }
-    }
-    out.into()
+    if text.contains(&b'%') { percent_decode(text).into() } else { text.into() }
 }
 
 #[cfg(test)]

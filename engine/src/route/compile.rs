@@ -4,7 +4,7 @@
 
 use std::cmp::Reverse;
 
-use kakehi_ctl::state::{self, PathRule, RulePosition};
+use kakehi_ctl::state::{self, PathRule, RulePosition, is_token};
 use rustc_hash::FxHashMap;
 
 use super::{
@@ -12,11 +12,11 @@ use super::{
     choice::{Alternative, Choice},
     host::HostPattern,
     host_index::HostIndexBuilder,
-    normalise,
     path::{self, CHOICE, LiteralRule, NONE, PathSet, PathStore, RegexRule},
     pattern::{Patterns, Subject},
     predicate::Predicates,
 };
+use crate::http::percent_decode;
 
 /// A rule with everything interned. Sorting by `(group, kind)` is how the table is laid out.
 #[derive(Debug, Clone, Copy)]
@@ -109,8 +109,7 @@ impl Compiler {
         if let Some(known) = self.methods.iter().position(|known| **known == *method) {
             return number(known);
         }
-        let is_token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
-        if method.is_empty() || !method.bytes().all(is_token) {
+        if !is_token(method) {
             return Err(RouteError::BadMethod(method.to_owned()));
         }
         self.methods.push(method.into());
@@ -173,7 +172,7 @@ impl Compiler {
         for item in &mut literals {
             let sent = self.texts.get(item.text);
             if sent.contains(&b'%') {
-                let decoded = normalise::percent_decode(sent);
+                let decoded = percent_decode(sent);
                 item.text = self.texts.add(&decoded)?;
                 changed = true;
             }

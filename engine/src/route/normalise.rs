@@ -21,6 +21,8 @@
 //!   `..` removes depends on whether these count as segments; likewise with both literal `..` and encoded dots;
 //! - a slash or backslash that is encoded, or a `\`, inside parameters: they may or may not end them.
 
+use crate::http::next_byte;
+
 /// The path has no reading that all servers share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct NoReading;
@@ -90,17 +92,6 @@ pub(super) fn normalise<'b>(path: &[u8], buffer: &'b mut [u8]) -> Result<&'b [u8
     Ok(&buffer[..written])
 }
 
-/// Decodes `%XX` once; the result may be any bytes.
-pub(super) fn percent_decode(text: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((byte, _, after)) = next_byte(rest) {
-        bytes.push(byte);
-        rest = after;
-    }
-    bytes
-}
-
 /// What steps 1 and 2 left in the buffer, and what they saw.
 struct Decoded {
     length: usize,
@@ -146,27 +137,6 @@ fn decode(path: &[u8], buffer: &mut [u8]) -> Result<Decoded, NoReading> {
     }
     decoded.mixed_dots = encoded_dot && path.windows(3).any(|w| w == b"/..");
     Ok(decoded)
-}
-
-/// The next byte, whether it was percent-encoded, and what follows.
-pub(super) fn next_byte(text: &[u8]) -> Option<(u8, bool, &[u8])> {
-    match text {
-        [b'%', high, low, rest @ ..] => match (hex_digit(*high), hex_digit(*low)) {
-            (Some(high), Some(low)) => Some((high << 4 | low, true, rest)),
-            _ => Some((b'%', false, &text[1..])),
-        },
-        [byte, rest @ ..] => Some((*byte, false, rest)),
-        [] => None,
-    }
-}
-
-fn hex_digit(byte: u8) -> Option<u8> {
-    match byte {
-        b'0'..=b'9' => Some(byte - b'0'),
-        b'a'..=b'f' => Some(byte - b'a' + 10),
-        b'A'..=b'F' => Some(byte - b'A' + 10),
-        _ => None,
-    }
 }
 
 #[cfg(test)]

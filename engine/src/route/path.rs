@@ -9,8 +9,8 @@ use std::ops::Range;
 use kakehi_ctl::state::PathRule;
 use regex::bytes::Regex;
 
-use super::{RouteError, choice::Choice, normalise, pattern, predicate::Predicates};
-use crate::http::Asked;
+use super::{RouteError, choice::Choice, pattern, predicate::Predicates};
+use crate::http::{Asked, percent_decode};
 
 /// No method, no parent, no second form.
 pub(super) const NONE: u32 = u32::MAX;
@@ -221,7 +221,7 @@ pub(super) fn check_literal(rule: &PathRule, path: &str) -> Result<(), RouteErro
 }
 
 fn odd_literal(is_prefix: bool, path: &str) -> Option<&'static str> {
-    let decoded = normalise::percent_decode(path.as_bytes());
+    let decoded = percent_decode(path.as_bytes());
     let escapes = path.bytes().filter(|&b| b == b'%').count();
     if path.len() - decoded.len() != 2 * escapes {
         return Some("a `%` has two hexadecimal digits behind it; the character itself is `%25`");

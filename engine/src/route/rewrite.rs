@@ -9,9 +9,9 @@ use regex::bytes::Regex;
 use super::{
     RouteError,
     host::{HostPattern, LabelPattern},
-    normalise,
     pattern::{self, Subject},
 };
+use crate::http::{next_byte, percent_decode};
 
 /// Longest text of a rule (bytes).
 const MAX_TEXT: usize = 1_024;
@@ -78,7 +78,7 @@ impl Rewriter {
         };
         let groups = match rule {
             PathRule::Equals(_) => Groups::None,
-            PathRule::Prefix(prefix) => Groups::Prefix(normalise::percent_decode(prefix.as_bytes())),
+            PathRule::Prefix(prefix) => Groups::Prefix(percent_decode(prefix.as_bytes())),
             PathRule::Regex(pattern) => Groups::Regex(pattern::compile(pattern, Subject::Path)?),
         };
         let rewriter = Rewriter { hostname, host: None, path: None, labels, groups };
@@ -259,7 +259,7 @@ fn is_host(text: &str, parts: usize) -> bool {
 
 /// Whether a server could take a segment of `path` for one that leads up, or cut it off.
 pub fn leads_up(path: &str) -> bool {
-    let decoded = normalise::percent_decode(path.as_bytes());
+    let decoded = percent_decode(path.as_bytes());
     let segments = decoded.split(|byte| matches!(byte, b'/' | b'\\'));
     let is_dots = |segment: &[u8]| {
         let name = segment.split(|byte| *byte == b';').next().unwrap_or_default();
@@ -272,7 +272,7 @@ pub fn leads_up(path: &str) -> bool {
 fn prefix_length(path: &[u8], prefix: &[u8]) -> usize {
     let (mut rest, mut expected) = (path, prefix);
     while let [first, others @ ..] = expected {
-        match normalise::next_byte(rest) {
+        match next_byte(rest) {
             Some((byte, _, after)) if byte == *first => (rest, expected) = (after, others),
             _ => break,
         }

@@ -18,6 +18,24 @@ pub(crate) fn kakehictl() -> Command {
     command
 }
 
+/// What a verb says; it must be carried out.
+#[track_caller]
+pub(crate) fn ctl(proxy: &Proxy, arguments: &[&str]) -> String {
+    let output = proxy.ctl(arguments);
+    assert!(output.status.success(), "{arguments:?}: {output:?}\n{}", proxy.log());
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// What is said to a verb that is refused; it must change nothing.
+#[track_caller]
+pub(crate) fn refused(proxy: &Proxy, arguments: &[&str]) -> String {
+    let before = ctl(proxy, &["state"]);
+    let output = proxy.ctl(arguments);
+    assert!(matches!(output.status.code(), Some(1 | 2)), "{arguments:?}: {output:?}");
+    assert_eq!(ctl(proxy, &["state"]), before, "{arguments:?} changed something");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
 /// A `kakehictl` of another user for the socket of `proxy`: takes root and `setpriv`.
 pub(crate) fn kakehictl_of(uid: u32, proxy: &Proxy) -> Command {
     fs::set_permissions(proxy.folder(), fs::Permissions::from_mode(0o755)).expect("chmod");

@@ -46,7 +46,7 @@ pub(crate) use config::Config;
 pub(crate) use crowd::{Crowd, Habit, Pages};
 pub(crate) use dice::{Dice, setting};
 pub(crate) use forger::Forger;
-pub(crate) use kakehictl::{kakehictl, kakehictl_of};
+pub(crate) use kakehictl::{ctl, kakehictl, kakehictl_of, refused};
 pub(crate) use load::Load;
 pub(crate) use machine::Need;
 pub(crate) use message::{Framing, Message};

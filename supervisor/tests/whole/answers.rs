@@ -225,3 +225,39 @@ fn the_id_in_an_answer_is_that_of_the_request() {
     get(&proxy, "b", "X-Request-Id: mine<\r\n").expect(404, "mine&lt;");
     assert_eq!(get(&proxy, "b", "").text().len(), 26);
 }
+
+#[test]
+fn a_page_says_when_to_come_again_and_a_slow_client_keeps_no_other_from_it() {
+    let backend = Backend::respond(OK);
+    let page = |status: u16, body: &str| {
+        format!(
+            "{status} = \"HTTP/1.1 {status} X\\nX-Wait: %RETRY_AFTER\\nContent-Type: text/html\\n\\n{body}\""
+        )
+    };
+    let large = "x".repeat(1_000_000);
+    let proxy = Config::new()
+        .listener(&format!(
+            "answers = {{ {}, {} }}\nrate_limits = [{{ key = \"header:X-User\", rate = 1, per = \"1h\", burst = 0 }}]",
+            page(429, "%RETRY_AFTER s"),
+            page(404, &large)
+        ))
+        .backend("web", &backend)
+        .frontend("web", "hostname = \"a\"")
+        .start();
+    get(&proxy, "a", "X-User: u\r\n").expect(200, "ok");
+    let late = get(&proxy, "a", "X-User: u\r\n");
+    let wait = late.field("retry-after").unwrap();
+    assert_eq!((late.status(), late.text(), late.all("x-wait")), (429, format!("{wait} s"), vec![wait]));
+    // Each has asked for a large page, and takes nothing of it.
+    let slow: Vec<_> = (0..50)
+        .map(|n| {
+            let mut client = proxy.client();
+            client.send(format!("GET / HTTP/1.1\r\nHost: none\r\nX-User: {n}\r\n\r\n"));
+            client
+        })
+        .collect();
+    assert_eq!(get(&proxy, "none", "X-User: quick\r\n").text().len(), large.len());
+    for mut client in slow {
+        assert_eq!(client.response().text().len(), large.len());
+    }
+}

@@ -185,3 +185,42 @@ fn errors_of_a_file_and_guests_have_no_digest() {
     assert!(guest(&["cluster", "patch", "web", "queue_size=5"]).status.success());
     get(&proxy, "/staff", ANN).expect(200, "ok");
 }
+
+#[test]
+fn passwords_go_with_redirects_to_https_upgrades_limits_and_bodies() {
+    let backend = Backend::respond(OK);
+    let proxy = config(&backend)
+        .listener("trusted_peers = [\"127.0.0.1\"]")
+        .backend("led", &backend)
+        .cluster("led", &format!("https_redirect = true\nauthorized_hashes = [\"ann:{SECRET}\"]"))
+        .frontend("led", "hostname = \"a\", path = \"/led\", required_auth = true")
+        .frontend(
+            "web",
+            "hostname = \"a\", path = \"/slow\", required_auth = true, rate_limits = [{ rate = 2, per = \"1h\", burst = 1 }]",
+        )
+        .start();
+    // Nobody is asked in clear text who is led away first.
+    assert_eq!(get(&proxy, "/led", "").status(), 301);
+    assert_eq!(get(&proxy, "/led", "X-Forwarded-Proto: https\r\n").status(), 401);
+    get(&proxy, "/led", &format!("X-Forwarded-Proto: https\r\n{ANN}")).expect(200, "ok");
+    // Guesses count against a limit.
+    let guesses: Vec<u16> = (0..6).map(|_| get(&proxy, "/slow", WRONG_USER).status()).collect();
+    assert!(guesses.contains(&401) && guesses.ends_with(&[429]), "{guesses:?}");
+    assert_eq!(get(&proxy, "/slow", ANN).status(), 429);
+    // Nothing becomes a tunnel, and a body that comes with wrong credentials is no request.
+    let upgrade = "Connection: upgrade\r\nUpgrade: websocket\r\n";
+    let request =
+        format!("GET /staff HTTP/1.1\r\nHost: a\r\n{upgrade}\r\nGET /open HTTP/1.1\r\nHost: a\r\n\r\n");
+    let mut client = proxy.client();
+    client.send(request);
+    assert_eq!((client.response().status(), client.response().status()), (401, 200));
+    let body = "GET /open HTTP/1.1\r\nHost: a\r\n\r\n";
+    let length = body.len();
+    let request = format!(
+        "POST /staff HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    );
+    assert_eq!(exchange(&proxy, request).status(), 401);
+    // Those with a password, and the one behind the upgrade.
+    let requests = backend.requests();
+    assert!(requests.len() == 2 && requests.iter().all(|it| it.field("upgrade").is_none()), "{requests:?}");
+}

@@ -1,22 +1,6 @@
 //! What rules ask of a request beyond host, path and method, and rules before and behind all others.
 
-use crate::harness::{Backend, Config, OK, Proxy, exchange};
-
-/// What a verb says; it must be carried out.
-#[track_caller]
-fn ctl(proxy: &Proxy, arguments: &[&str]) -> String {
-    let output = proxy.ctl(arguments);
-    assert!(output.status.success(), "{arguments:?}: {output:?}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-/// What is said to a verb that is refused.
-#[track_caller]
-fn refused(proxy: &Proxy, arguments: &[&str]) -> String {
-    let output = proxy.ctl(arguments);
-    assert!(!output.status.success(), "{arguments:?}: {output:?}");
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
+use crate::harness::{Backend, Config, OK, Proxy, ctl, exchange, refused};
 
 /// A rule for host `a` and all paths, which tells by its redirect that it took the request.
 fn rule(config: Config, name: &str, keys: &str) -> Config {
@@ -177,4 +161,33 @@ fn rules_that_differ_in_their_predicates_alone_come_and_go_live() {
     ctl(&proxy, &["frontend", "remove", "web", &address, "a"]);
     ctl(&proxy, &["frontend", "remove", "web", &address, "a"]);
     check(&proxy, ["200", "200", "200", "200"]);
+}
+
+#[test]
+fn a_rewritten_path_meets_the_rules_that_its_request_would() {
+    let backend = Backend::respond(OK);
+    let internal = "header_predicates = [{ name = \"X-Internal\", match = \"present\" }]";
+    let proxy = Config::new()
+        .root("worker_count = 2")
+        .backend("web", &backend)
+        .frontend("web", "hostname = \"a\", path = \"/in\", rewrite_path = \"/private$PATH[1]\"")
+        .frontend("web", "hostname = \"a\", path = \"/private\", redirect = \"unauthorized\"")
+        .frontend("web", &format!("hostname = \"a\", path = \"/private\", {internal}"))
+        .frontend(
+            "web",
+            "hostname = \"a\", position = \"PRE\", path = \"/private/no\", redirect = \"unauthorized\"",
+        )
+        .start();
+    for _ in 0..4 {
+        for (target, fields, status) in [
+            ("/private/x", "", 401),
+            ("/in/x", "", 401),
+            ("/private/x", "X-Internal: 1\r\n", 200),
+            ("/in/x", "X-Internal: 1\r\n", 200),
+            ("/private/no", "X-Internal: 1\r\n", 401),
+            ("/in/no", "X-Internal: 1\r\n", 401),
+        ] {
+            assert_eq!(taken(&proxy, target, fields), status.to_string(), "{target} {fields}");
+        }
+    }
 }

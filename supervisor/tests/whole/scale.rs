@@ -11,18 +11,11 @@ use nix::sys::signal::Signal;
 
 use crate::{
     harness::{
-        Backend, Client, Config, Load, Need, OK, OPEN, Process, Proxy, SWITCHING, ask, machine, send_signal,
-        wait,
+        Backend, Client, Config, Load, Need, OK, OPEN, Process, Proxy, SWITCHING, ask, ctl, machine,
+        send_signal, wait,
     },
     served::stop_what_comes,
 };
-
-#[track_caller]
-fn ctl(proxy: &Proxy, arguments: &[&str]) -> String {
-    let output = proxy.ctl(arguments);
-    assert!(output.status.success(), "{arguments:?}: {output:?}\n{}", proxy.log());
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
 
 /// Of each worker: connections and requests.
 fn workers(proxy: &Proxy) -> Vec<(u64, u64)> {

@@ -11,14 +11,7 @@ use std::{
     thread,
 };
 
-use crate::harness::{Backend, Caller, Config, Issued, OK, Pki, Proxy, ask, kakehictl, wait};
-
-#[track_caller]
-fn ctl(proxy: &Proxy, arguments: &[&str]) -> String {
-    let output = proxy.ctl(arguments);
-    assert!(output.status.success(), "{arguments:?}: {output:?}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
+use crate::harness::{Backend, Caller, Config, Issued, OK, Pki, Proxy, ask, ctl, kakehictl, wait};
 
 /// Runs a verb of `certificate` with a pair of files.
 fn with_files(proxy: &Proxy, verb: &[&str], certificate: &Issued, key: &Issued) -> Output {

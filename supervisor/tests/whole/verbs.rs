@@ -9,26 +9,9 @@ use std::{
 };
 
 use crate::harness::{
-    Backend, Client, Config, GET, Load, Need, OK, Proxy, exchange, free_port, get, kakehictl_of, machine,
-    noise, wait,
+    Backend, Client, Config, GET, Load, Need, OK, Proxy, ctl, exchange, free_port, get, kakehictl_of,
+    machine, noise, refused, wait,
 };
-
-#[track_caller]
-fn ctl(proxy: &Proxy, arguments: &[&str]) -> String {
-    let output = proxy.ctl(arguments);
-    assert!(output.status.success(), "{arguments:?}: {output:?}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-/// What is said to a verb that is refused.
-#[track_caller]
-fn refused(proxy: &Proxy, arguments: &[&str]) -> String {
-    let before = ctl(proxy, &["state"]);
-    let output = proxy.ctl(arguments);
-    assert!(matches!(output.status.code(), Some(1 | 2)), "{arguments:?}: {output:?}");
-    assert_eq!(ctl(proxy, &["state"]), before, "{arguments:?} changed something");
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
 
 fn on(address: SocketAddr, host: &str, target: &str) -> u16 {
     let mut client = Client::connect(address);

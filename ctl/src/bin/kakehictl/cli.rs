@@ -17,9 +17,9 @@ use kakehi_ctl::{
 use crate::{
     certificate::CertificateVerb,
     client::{Failure, Patience},
+    configuration::{ConfigVerb, StateVerb},
     routing::{BackendVerb, ClusterVerb, FrontendVerb, ListenerVerb, Shown},
     settings::SettingsVerb,
-    whole::{ConfigVerb, StateVerb},
 };
 
 /// Where the command socket lies if nobody says where.

@@ -7,10 +7,10 @@
 mod certificate;
 mod cli;
 mod client;
+mod configuration;
 mod print;
 mod routing;
 mod settings;
-mod whole;
 
 use std::{
     io::{self, Write as _},

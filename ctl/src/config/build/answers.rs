@@ -18,22 +18,6 @@ use crate::{
 /// All responses of a file together (bytes): a state with them has to fit in a message.
 const MOST_PAGES: usize = 32 * 1024 * 1024;
 
-/// Keys for one answer: the name of a file.
-const FOR_ONE: [(&str, u16); 12] = [
-    ("answer_301", 301),
-    ("answer_400", 400),
-    ("answer_401", 401),
-    ("answer_404", 404),
-    ("answer_408", 408),
-    ("answer_413", 413),
-    ("answer_421", 421),
-    ("answer_429", 429),
-    ("answer_502", 502),
-    ("answer_503", 503),
-    ("answer_504", 504),
-    ("answer_507", 507),
-];
-
 /// Statuses that kakehi answers with.
 fn is_own(status: u16) -> bool {
     matches!(status, 301 | 302 | 307 | 308 | 400..=599)
@@ -54,10 +38,10 @@ impl Builder<'_, '_> {
                 answers.0.insert(status, answer);
             }
         }
-        for (key, status) in FOR_ONE {
-            // A cluster has one of them.
-            let known = section.level.key(key).is_some();
-            let Some(path) = known.then(|| self.path_of(section, key)).flatten() else { continue };
+        for key in section.level.keys() {
+            let status = key.name.strip_prefix("answer_").and_then(|digits| digits.parse().ok());
+            let (key, Some(status)) = (key.name, status) else { continue };
+            let Some(path) = self.path_of(section, key) else { continue };
             let offset = section.offset_of(key);
             let Some(answer) = self.answer_in(offset, path, Some(status)) else { continue };
             if answers.0.get(&status).is_some_and(|other| other.text != answer.text) {

@@ -90,6 +90,12 @@ impl Builder<'_, '_> {
         cluster.limits = self.cluster_limits(section, is_http);
         cluster.health = self.health_check(section).map(Box::new);
         self.check_users(section, &cluster);
+        if !is_http && (!cluster.users.is_empty() || cluster.www_authenticate.is_some()) {
+            let text =
+                "users have no effect in a cluster of `tcp`, whose connections are passed on as they are";
+            self.findings.warn(section.offset, text);
+            (cluster.users, cluster.www_authenticate) = (Vec::new(), None);
+        }
         cluster.answers = self.answers(section);
         if !is_http && !cluster.answers.is_empty() {
             let key = if section.says("answers") { "answers" } else { "answer_503" };

@@ -6,7 +6,7 @@ use super::{
     super::read::{Inherited, Section, Values as _},
     Builder,
 };
-use crate::state::{ForwardedHeaders, Forwarding, Listener, ListenerProtocol};
+use crate::state::{Answers, ForwardedHeaders, Forwarding, Listener, ListenerProtocol};
 
 impl Builder<'_, '_> {
     /// `None` if it is of a protocol that is not served.
@@ -36,6 +36,11 @@ impl Builder<'_, '_> {
         listener.sources = self.sources(section);
         listener.rates = self.rates(section, protocol != ListenerProtocol::Tcp);
         listener.answers = self.answers(section);
+        if protocol == ListenerProtocol::Tcp && !listener.answers.is_empty() {
+            let text = "own answers have no effect on a listener of `tcp`, which knows no requests";
+            self.findings.warn(section.offset, text);
+            listener.answers = Answers::default();
+        }
         Some(listener)
     }
 

@@ -64,6 +64,11 @@ pub(in crate::config) static CLUSTER: Level = Level {
     ],
 };
 
+/// The older key for one of `answers`.
+pub(super) const fn answer(name: &'static str) -> Key {
+    key(name, Path, "", Yes, "File with the response of this status: another name of that in `answers`.")
+}
+
 const ANSWERS: &[Key] = &affecting(
     Effect::Backends,
     [
@@ -74,24 +79,28 @@ const ANSWERS: &[Key] = &affecting(
             Yes,
             "Whole responses in the place of kakehi's own, by status: each a text, or `file://` and a path. They go before those of the listener.",
         ),
-        key("answer_503", Path, "", Yes, "Another name of `answers.503`: a file."),
+        answer("answer_503"),
     ],
 );
 
 /// `[[clusters.ID.frontends]]`.
-pub(in crate::config) static FRONTEND: Level = Level {
-    what: "a frontend",
-    groups: &[
-        Frontend::REQUIRED,
-        Frontend::OWN,
-        Sources::OWN,
-        FrontendLimits::OWN,
-        Predicates::OWN,
-        FRONTEND_RULE,
-        Rewrite::OWN,
-        FRONTEND_TLS,
-    ],
-};
+pub(in crate::config) static FRONTEND: Level = Level { what: "a frontend", groups: &FRONTEND_GROUPS };
+
+const FRONTEND_GROUPS: [&[Key]; 8] = [
+    Frontend::REQUIRED,
+    Frontend::OWN,
+    Sources::OWN,
+    FrontendLimits::OWN,
+    Predicates::OWN,
+    FRONTEND_RULE,
+    Rewrite::OWN,
+    FRONTEND_TLS,
+];
+
+/// The keys that the example shows in a frontend of a listener without TLS.
+#[cfg(test)]
+pub(in crate::config) static PLAIN_FRONTEND: Level =
+    Level { what: "a frontend", groups: FRONTEND_GROUPS.split_at(7).0 };
 
 /// What a frontend says but of TLS.
 pub(in crate::config) const FRONTEND_RULE: &[Key] = &affecting(

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use kakehi_ctl::state::{Predicate, PredicateMatch, Predicates, RulePosition};
 
 use super::*;
-use crate::http::Asked;
-use crate::route::normalise::{normalise, percent_decode};
+use crate::http::{Asked, percent_decode};
+use crate::route::normalise::normalise;
 use regex::bytes::RegexBuilder;
 
 /// SplitMix64: deterministic, so that a failure can be repeated.
@@ -187,10 +187,6 @@ impl Sent {
 impl Asked for Sent {
     fn client(&self) -> Option<IpAddr> {
         self.client
-    }
-
-    fn path(&self) -> &[u8] {
-        b""
     }
 
     fn query(&self) -> &[u8] {
