@@ -36,7 +36,8 @@ pub(crate) enum StateVerb {
     Save {
         /// The file
         file: Option<PathBuf>,
-        /// With the keys of certificates that are in no file; without, such certificates are left out
+        /// With the keys of certificates that are in no file, and, in a file that is named, the digests of passwords; without, such
+        /// certificates are left out, and the file cannot be loaded where there are `authorized_hashes`
         #[arg(long)]
         with_keys: bool,
     },
