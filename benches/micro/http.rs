@@ -9,7 +9,7 @@ use std::hint::black_box;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use kakehi_benches::heads::{self, BROWSER_REQUEST, RESPONSE, SHORT_REQUEST, request, response};
 use kakehi_ctl::state::Forwarding;
-use kakehi_engine::h1::{ChunkedBody, Emit, ResponsePlan};
+use kakehi_engine::h1::{AddedFields, ChunkedBody, Emit, ResponsePlan};
 use kakehi_engine::http::{Method, Scratch, Version};
 
 #[expect(clippy::expect_used, reason = "the heads of this file are valid")]
@@ -50,7 +50,7 @@ fn responses(criterion: &mut Criterion) {
         bencher.iter(|| {
             out.clear();
             let plan = ResponsePlan::new(black_box(&head), Method::Get, Version::Http11, true);
-            head.write_forwarded(&plan, None, None, &mut out);
+            head.write_forwarded(&plan, &AddedFields::default(), &mut out);
             out.len()
         });
     });

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use kakehi_benches::heads::{self, BROWSER_REQUEST, RESPONSE, SHORT_REQUEST, request, response};
 use kakehi_ctl::state::{Forwarding, PathRule};
-use kakehi_engine::h1::{ChunkedBody, Emit, ResponsePlan};
+use kakehi_engine::h1::{AddedFields, ChunkedBody, Emit, ResponsePlan};
 use kakehi_engine::http::{Method, Scratch, Version};
 use kakehi_engine::route::{RouteTable, Rule};
 
@@ -77,7 +77,7 @@ fn write_responses(count: u32) {
     for _ in 0..count {
         out.clear();
         let plan = ResponsePlan::new(black_box(&head), Method::Get, Version::Http11, true);
-        head.write_forwarded(&plan, None, None, &mut out);
+        head.write_forwarded(&plan, &AddedFields::default(), &mut out);
         black_box(&out);
     }
 }

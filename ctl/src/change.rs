@@ -4,12 +4,7 @@
 //! the same words. Promises: the changes that [`State::difference`] finds, applied in their order, lead from the one
 //! state to the other; and a change that cannot be applied leaves the state as it was.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt::Write as _,
-    net::SocketAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, fmt::Write as _, net::SocketAddr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +15,7 @@ use crate::state::{
     Settings, State,
 };
 
+mod checks;
 mod words;
 
 /// One change of a state.
@@ -245,6 +241,18 @@ pub enum ChangeError {
         /// Where.
         address: SocketAddr,
     },
+    /// A frontend would divide its requests among clusters one of which is not there, or takes no requests.
+    #[error(
+        "a frontend of cluster `{cluster}` for `{hostname}` has the cluster `{wanted}` in its `split`, which would not be there, or take no requests"
+    )]
+    NoClusterFor {
+        /// The cluster of the frontend.
+        cluster: String,
+        /// Its hostname.
+        hostname: String,
+        /// The one that it names.
+        wanted: String,
+    },
     /// There is no such certificate.
     #[error("the listener at {address} has no certificate {fingerprint}")]
     NoCertificate {
@@ -424,75 +432,6 @@ impl State {
             && let Some(present) = self.certificate(address, &fingerprint)
         {
             part.certificates.entry(address).or_default().insert(fingerprint, Arc::clone(present));
-        }
-    }
-
-    /// Whether this state with `changes`, which have made `part` of what they name, refers to what is there.
-    ///
-    /// # Errors
-    /// See [`ChangeError`].
-    pub fn check_part(&self, part: &State, changes: &[Change]) -> Result<(), ChangeError> {
-        self.part_checks(part, changes).collect()
-    }
-
-    /// The same, one short check after the other.
-    pub fn part_checks<'a>(
-        &'a self,
-        part: &'a State,
-        changes: &'a [Change],
-    ) -> impl Iterator<Item = Result<(), ChangeError>> + 'a {
-        // Those of clusters that no change names only matter where a listener has gone.
-        let loses_listeners = self.listeners.keys().any(|address| !part.listeners.contains_key(address));
-        let others = loses_listeners.then(|| {
-            let named: BTreeSet<&str> = changes.iter().filter_map(Change::cluster).collect();
-            let others = self.clusters.iter().filter(move |(name, _)| !named.contains(name.as_str()));
-            others.map(|(name, cluster)| part.check_frontends(name, cluster))
-        });
-        part.checks().chain(others.into_iter().flatten())
-    }
-
-    /// Whether everything in it refers to something that is there.
-    ///
-    /// # Errors
-    /// See [`ChangeError`].
-    pub fn check(&self) -> Result<(), ChangeError> {
-        self.checks().collect()
-    }
-
-    fn checks(&self) -> impl Iterator<Item = Result<(), ChangeError>> + '_ {
-        let clusters = self.clusters.iter().map(|(name, cluster)| self.check_cluster(name, cluster));
-        std::iter::once_with(|| self.check_certificates()).chain(clusters)
-    }
-
-    fn check_certificates(&self) -> Result<(), ChangeError> {
-        for (address, certificates) in &self.certificates {
-            let terminates = self.listeners.get(address).is_some_and(|listener| listener.tls.is_some());
-            if let (false, Some(fingerprint)) = (terminates, certificates.keys().next()) {
-                return Err(ChangeError::NoListenerForCertificate {
-                    address: *address,
-                    fingerprint: *fingerprint,
-                });
-            }
-        }
-        Ok(())
-    }
-
-    fn check_cluster(&self, name: &str, cluster: &Cluster) -> Result<(), ChangeError> {
-        self.check_frontends(name, cluster)?;
-        let mut ids = BTreeSet::new();
-        match cluster.backends.iter().find(|backend| !ids.insert(&backend.id)) {
-            Some(twice) => Err(ChangeError::TwoBackends { cluster: name.to_owned(), id: twice.id.clone() }),
-            None => Ok(()),
-        }
-    }
-
-    fn check_frontends(&self, name: &str, cluster: &Cluster) -> Result<(), ChangeError> {
-        let missing = cluster.frontends.iter().find(|it| !self.listeners.contains_key(&it.address));
-        match missing {
-            Some(Frontend { address, .. }) => {
-                Err(ChangeError::NoListenerFor { cluster: name.to_owned(), address: *address })
-            }
-            None => Ok(()),
         }
     }
 

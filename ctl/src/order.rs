@@ -17,12 +17,19 @@ use crate::{
 };
 
 mod backends;
+mod explain;
+mod topology;
 mod worker;
 
 pub use self::backends::{
     BackendInfo, Backends, ClusterCondition, LastProbe, NameFailure, NameInfo, OperatorVerdict, ProbeVerdict,
     TrafficVerdict,
 };
+pub use self::explain::{
+    Answered, ClusterRule, ExplainedEdits, ExplainedLimit, ExplainedShare, Explanation, Found, Inquiry,
+    MOST_EXPLAINED, TriedRule,
+};
+pub use self::topology::{Core, Interface, Topology};
 pub use self::worker::{
     ADOPTION_VERSION, Adopted, BACKENDS_PER_ORDER, BackendLoad, BackendName, ClosedSessions, Fact,
     ListenerSocket, NAMES_PER_ORDER, Order, Program, Report, Verdict,
@@ -119,6 +126,18 @@ pub enum Request {
         /// Only those of this cluster.
         #[serde(default)]
         cluster: Option<String>,
+    },
+    /// What would become of a request.
+    Explain {
+        /// The listener that it comes in at; `None`: the one of this scheme and port.
+        #[serde(default)]
+        listener: Option<SocketAddr>,
+        /// Its scheme is `https`.
+        tls: bool,
+        /// The port that the client connects to.
+        port: u16,
+        /// The request.
+        inquiry: Inquiry,
     },
     /// Read the configuration file again and make what has changed.
     Reload {
@@ -273,6 +292,7 @@ impl Request {
                 | Request::Watch { .. }
                 | Request::State
                 | Request::Backends { .. }
+                | Request::Explain { .. }
                 | Request::Topology
                 | Request::Certificates { .. }
                 | Request::Keys
@@ -312,6 +332,8 @@ pub enum Response {
     State(Box<State>),
     /// To [`Request::Backends`].
     Backends(Backends),
+    /// To [`Request::Explain`].
+    Explained(Box<Explanation>),
     /// To what is done to workers: what became of each that is concerned.
     Outcomes(Vec<WorkerOutcome>),
     /// To [`Request::SaveState`].
@@ -502,43 +524,6 @@ pub struct WorkerOutcome {
     pub id: u32,
     /// `changed`, `upgraded`, `added`, `removed`, what was done to it otherwise, or why it is replaced by one that has the change.
     pub outcome: String,
-}
-
-/// What cores the host has, and where the workers are.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Topology {
-    /// Those that are online.
-    pub cores: Vec<Core>,
-    /// Interfaces of the network whose card has interrupts of its own.
-    pub interfaces: Vec<Interface>,
-    /// Each worker.
-    pub workers: Vec<WorkerInfo>,
-}
-
-/// A core, in the words of Linux a CPU.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Core {
-    /// Its number.
-    pub id: u32,
-    /// Whether kakehi may use it (affinity mask, cpuset).
-    pub allowed: bool,
-    /// Those that share its physical core, itself included.
-    pub siblings: Vec<u32>,
-    /// Its NUMA node.
-    pub node: u32,
-    /// It serves interrupts of a network card.
-    pub serves_interrupts: bool,
-}
-
-/// An interface of the network.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Interface {
-    /// Its name.
-    pub name: String,
-    /// Its NUMA node, if that is known.
-    pub node: Option<u32>,
-    /// The cores that serve its interrupts.
-    pub cores: Vec<u32>,
 }
 
 /// One worker.

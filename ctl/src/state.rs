@@ -26,6 +26,7 @@ mod probe_header;
 mod redirect;
 mod settings;
 mod sources;
+mod split;
 mod text;
 mod tls;
 mod users;
@@ -52,6 +53,7 @@ pub use self::probe_header::{MAX_PROBE_HEADERS, MAX_PROBE_VALUE, ProbeHeader, Pr
 pub use self::redirect::{Redirect, RedirectScheme, Rewrite};
 pub use self::settings::{Settings, Steering};
 pub use self::sources::{ClusterLimits, FrontendLimits, RateKey, RateKeyError, RateLimit, Sources};
+pub use self::split::{MAX_SPLIT_PARTS, Split, SplitPart};
 
 pub use self::compact::{Names, PackedFiles};
 pub use self::tls::{

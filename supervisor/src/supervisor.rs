@@ -30,6 +30,7 @@ mod answers;
 pub(crate) mod door;
 mod due;
 mod events;
+mod explain;
 mod health;
 mod names;
 pub(crate) mod orders;
@@ -70,8 +71,8 @@ use crate::{
     host::{init_system, pid_file::PidFile, signals::Signals},
     names::Names,
     supervisor::{
-        answers::TellingState, door::Door, health::Purpose, question::Question, recording::Recording,
-        saving::Saving, text::StateText, turn::Happened, watchers::Watchers,
+        answers::TellingState, door::Door, explain::Explaining, health::Purpose, question::Question,
+        recording::Recording, saving::Saving, text::StateText, turn::Happened, watchers::Watchers,
     },
 };
 
@@ -119,6 +120,8 @@ pub(crate) struct Supervisor {
     pub(crate) names: Names,
     /// What workers are asked about backends.
     asking: Asking<Purpose>,
+    /// What workers are asked about requests.
+    explaining: Explaining,
     /// How often the init system's watchdog is to be fed, and when next.
     watchdog: Option<(Duration, Instant)>,
     /// When the keys of session tickets are to be renewed.
@@ -205,6 +208,7 @@ impl Supervisor {
             health: Health::default(),
             names: Names::default(),
             asking: Asking::default(),
+            explaining: Explaining::default(),
             watchdog: init_system::watchdog_period().map(|period| (period, Instant::now())),
             ticket_keys_due: Instant::now(),
             unlike_state: BTreeSet::new(),

@@ -33,6 +33,7 @@ mod health;
 mod hostname;
 mod listener;
 mod sources;
+mod split;
 mod tls;
 
 /// How much of a configuration there is.
@@ -67,6 +68,7 @@ pub(super) fn state<'t>(
         pages,
         page_bytes: 0,
         asking: Vec::new(),
+        divided: Vec::new(),
     };
     let mut state = State { settings, ..State::default() };
     state.listeners = builder.listeners(root);
@@ -82,6 +84,7 @@ pub(super) fn state<'t>(
     if extent == Extent::Whole {
         builder.warn_of_ipv6_only(root, &state.listeners);
         builder.warn_of_longer_paths(&state);
+        builder.check_splits(&state);
         builder.warn_of_missing_certificates(root, &state);
     }
     let mut certificates = builder.wanted_certificates();
@@ -163,6 +166,8 @@ struct Builder<'a, 'b> {
     page_bytes: usize,
     /// Rules of sozu's kind that ask for fields, each with the offset of what it asks.
     asking: Vec<(usize, FrontendRule)>,
+    /// Clusters that are named in splits, each with its offset.
+    divided: Vec<(usize, String)>,
 }
 
 impl Builder<'_, '_> {

@@ -311,7 +311,7 @@ fn read_text(kind: Kind, text: &str) -> Option<Value> {
     let owned = || Some(Value::Text(text.to_owned()));
     match kind {
         Kind::AnyText | Kind::Response => owned(),
-        Kind::Text | Kind::Path | Kind::Socket => {
+        Kind::Text | Kind::ClusterName | Kind::Path | Kind::Socket => {
             (!text.is_empty() && !text.contains('\0')).then(owned).flatten()
         }
         Kind::Address => {

@@ -8,7 +8,7 @@ use std::{fmt::Write as _, fs, path::PathBuf};
 use super::levels::{
     BACKEND, BACKEND_TLS, CERTIFICATE, CLUSTER, FRONTEND, FRONTEND_TLS, H2, HEADER, HEALTH_CHECK, HSTS,
     LISTENER, LISTENER_TLS, METRICS, PASSIVE, PLAIN_FRONTEND, PLAIN_LISTENER, PREDICATE, RATE_LIMIT, ROOT,
-    UDP, UDP_HEALTH,
+    SPLIT, UDP, UDP_HEALTH,
 };
 use crate::{
     keys::{Key, Kind, Level, Support},
@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Every level, with the name of its place in `docs/configuration.md`.
-const LEVELS: [(&str, &Level); 16] = [
+const LEVELS: [(&str, &Level); 17] = [
     ("root", &ROOT),
     ("listener", &LISTENER),
     ("hsts", &HSTS),
@@ -27,6 +27,7 @@ const LEVELS: [(&str, &Level); 16] = [
     ("rate-limit", &RATE_LIMIT),
     ("predicate", &PREDICATE),
     ("header", &HEADER),
+    ("split", &SPLIT),
     ("backend", &BACKEND),
     ("passive", &PASSIVE),
     ("health-check", &HEALTH_CHECK),
@@ -120,6 +121,7 @@ pub(super) fn example(uncomment: &dyn Fn(&Level, &Key) -> Option<String>) -> Str
         ("[[clusters.example.frontends.rate_limits]]", &RATE_LIMIT, ""),
         ("[[clusters.example.frontends.header_predicates]]", &PREDICATE, ""),
         ("[[clusters.example.frontends.headers]]", &HEADER, ""),
+        ("[[clusters.example.frontends.split]]", &SPLIT, ""),
         (
             "[[clusters.example.frontends]]",
             &TLS_FRONTEND,
@@ -202,6 +204,7 @@ pub(super) fn sample(key: &Key) -> String {
     match key.kind {
         Kind::Bool => "true".to_owned(),
         Kind::Text | Kind::AnyText => "\"text\"".to_owned(),
+        Kind::ClusterName => "\"example\"".to_owned(),
         Kind::Path => "\"path/to/file\"".to_owned(),
         Kind::Socket => "\"path/to/socket\"".to_owned(),
         Kind::Texts => "[\"text\"]".to_owned(),

@@ -15,7 +15,7 @@ use crate::layers::Owner;
 use crate::state::{
     Answers, Backend, BackendTls, CertificateFiles, CipherSuite, ClientAuth, Cluster, Frontend,
     FrontendLimits, Group, HeaderEdit, HealthCheck, Hsts, Listener, Material, PathRule, Predicate,
-    ProbeHeader, RateLimit, Redirect, Settings, State, Tls, TlsVersion, WantedCertificate,
+    ProbeHeader, RateLimit, Redirect, Settings, SplitPart, State, Tls, TlsVersion, WantedCertificate,
 };
 
 /// The text of a file with everything that `state` has.
@@ -159,6 +159,10 @@ pub fn frontend(frontend: &Frontend) -> Table {
     }
     table.if_some("redirect_template", frontend.redirect_template.as_ref().map(|it| it.to_value()));
     table.unless(Vec::new(), "headers", tables(&frontend.headers, HeaderEdit::write_keys));
+    if let Some(split) = &frontend.split {
+        split.write_keys(&mut table.0);
+        table.unless(Vec::new(), "split", tables(&split.parts, SplitPart::write_keys));
+    }
     if let Some(limits) = &frontend.limits {
         table.0.extend(frontend_limits(limits));
     }

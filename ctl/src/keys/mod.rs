@@ -131,6 +131,8 @@ pub enum Kind {
     Bool,
     /// A string that is not empty.
     Text,
+    /// The name of a cluster.
+    ClusterName,
     /// A string that may be empty.
     AnyText,
     /// A whole response, or `file://` and a path.
@@ -207,6 +209,7 @@ impl Kind {
         match self {
             Kind::Bool => "`true` or `false`".to_owned(),
             Kind::Text => "a string that is not empty".to_owned(),
+            Kind::ClusterName => "the name of a cluster".to_owned(),
             Kind::AnyText => "a string".to_owned(),
             Kind::Response => "a whole response, or `file://` and a path".to_owned(),
             Kind::Path => "a file's path (a string)".to_owned(),

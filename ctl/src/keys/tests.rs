@@ -43,7 +43,7 @@ fn all() -> impl Iterator<Item = &'static Key> {
 }
 
 /// Keys whose name stands elsewhere too, because they mean something together with others.
-const ELSEWHERE: [(&str, &str); 35] = [
+const ELSEWHERE: [(&str, &str); 38] = [
     ("max_body_size", "not in what passes connections on"),
     ("rate", "who makes the limit needs it first"),
     ("key", "TLS and header edits have one, too"),
@@ -79,6 +79,9 @@ const ELSEWHERE: [(&str, &str); 35] = [
     ("position", "header edits have one, too, and connections that are passed on none"),
     ("https_redirect", "not in a cluster of `tcp`"),
     ("method", "not on a listener of `tcp`"),
+    ("weight", "clusters of a split have one, too"),
+    ("sozu_id_header", "not every name will do"),
+    ("via", "the field is called so"),
 ];
 
 /// The sources of a folder, without tests.

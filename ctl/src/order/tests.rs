@@ -69,14 +69,18 @@ fn every_order_travels_under_its_name_and_older_workers_are_given_those_that_the
             }
             "tell_loads" => r#"{"tell_loads":{"backends":[{"cluster":"a","id":"b"}]}}"#.to_owned(),
             "close_sessions" => r#"{"close_sessions":{"cluster":"a","backend":"b"}}"#.to_owned(),
+            "explain" => {
+                r#"{"explain":{"listener":"10.0.0.1:80","inquiry":{"head":"","from":"10.0.0.2","server_name":null}}}"#
+                    .to_owned()
+            }
             "share" => r#"{"share":{"connections":1}}"#.to_owned(),
             "hand_over" | "stop" => format!(r#"{{"{name}":{{"deadline_ms":1}}}}"#),
             name => format!("\"{name}\""),
         };
         let order: Order = serde_json::from_str(&text).unwrap();
         assert_eq!(order.name(), name);
-        let is_later =
-            ["fact", "fact.verdicts", "tell_loads", "close_sessions", "fact.names"].contains(&name);
+        let is_later = ["fact", "fact.verdicts", "tell_loads", "close_sessions", "fact.names", "explain"]
+            .contains(&name);
         assert_eq!(order.is_understood_by(&[]), !is_later, "the first program had no such order");
         assert!(order.is_understood_by(&[name.to_owned()]));
         assert!(!order.is_understood_by(&["another".to_owned()]));

@@ -4,7 +4,7 @@ use std::{fmt, net::SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use super::Message;
+use super::{Found, Inquiry, Message};
 use crate::{
     change::Change,
     state::{NameAnswer, Revision, Settings},
@@ -71,6 +71,13 @@ pub enum Order {
     TellLoads {
         /// Each with its cluster.
         backends: Vec<BackendName>,
+    },
+    /// Answer with [`Report::Explained`]: what would become of a request.
+    Explain {
+        /// The listener that it comes in at.
+        listener: SocketAddr,
+        /// The request.
+        inquiry: Inquiry,
     },
     /// Close sessions of a cluster: idle upstream connections, tunnels and connections that are passed on now, all others when their
     /// exchange has ended. Answered with [`Report::SessionsClosed`].
@@ -232,7 +239,8 @@ impl Order {
     ];
 
     /// Those that came later.
-    const LATER: [&'static str; 5] = ["fact", "fact.verdicts", "tell_loads", "close_sessions", "fact.names"];
+    const LATER: [&'static str; 6] =
+        ["fact", "fact.verdicts", "tell_loads", "close_sessions", "fact.names", "explain"];
 
     /// The orders that this program understands.
     pub fn known() -> impl Iterator<Item = &'static str> {
@@ -252,6 +260,7 @@ impl Order {
             Order::Fact { fact: Fact::Names { .. } } => "fact.names",
             Order::TellLoads { .. } => "tell_loads",
             Order::CloseSessions { .. } => "close_sessions",
+            Order::Explain { .. } => "explain",
             Order::RenewTicketKeys => "renew_ticket_keys",
             Order::TellState => "tell_state",
             Order::Take => "take",
@@ -383,6 +392,8 @@ pub enum Report {
         /// How many.
         closed: ClosedSessions,
     },
+    /// To [`Order::Explain`].
+    Explained(Box<Found>),
     /// An order was carried out.
     Done,
     /// An order was refused, or not understood; nothing changed, and the descriptors that came for it are closed.

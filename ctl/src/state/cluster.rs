@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Admission, Answer, Answers, AuthorizedHash, BackendMode, BackendTls, Balancing, ClusterLimits, DnsName,
     DnsOnEmpty, FrontendLimits, FrontendTls, HeaderEdit, HealthCheck, Passive, Predicates, Redirect,
-    Resolved, Retries, Rewrite, RulePosition, listener::NOWHERE,
+    Resolved, Retries, Rewrite, RulePosition, Split, listener::NOWHERE,
 };
 use crate::{
     keys::{keyed, words},
@@ -110,6 +110,8 @@ keyed! {
         redirect: Redirect = Redirect::Forward;
         /// What it makes of hosts and paths, where it makes anything of them.
         rewrite: Option<Box<Rewrite>> = None;
+        /// How its requests are divided among clusters, where they are.
+        split: Option<Box<Split>> = None;
         /// The whole response of a redirect.
         redirect_template: Option<Box<Answer>> = None;
         /// What is different with TLS.

@@ -63,10 +63,15 @@ keyed! {
     }
 }
 
+/// Whether a field is kakehi's own: it says where a message ends, whom it is for, or what becomes of its connection.
+pub(super) fn is_of_framing(name: &str) -> bool {
+    OF_FRAMING.iter().any(|own| name.eq_ignore_ascii_case(own))
+}
+
 impl HeaderEdit {
     /// Why it cannot be made; `None`: it can. With the key that is wrong.
     pub fn unfit(&self) -> Option<(&'static str, &'static str)> {
-        if OF_FRAMING.iter().any(|name| self.name.eq_ignore_ascii_case(name)) {
+        if is_of_framing(&self.name) {
             return Some((
                 "key",
                 "`key`: that field says where a message ends, whom it is for or what becomes of its connection, and is kakehi's",

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
 
-use super::{Answers, RateLimit, Sources, Tls};
+use super::{Answers, RateLimit, Sources, Tls, header_edit::is_of_framing, is_token};
 use crate::{
     keys::{keyed, words},
     limits,
@@ -158,6 +158,9 @@ keyed! {
         /// Which families of fields are added at most: `X-Forwarded-*` (`x_forwarded`), `Forwarded` (`rfc7239`), both, or none of them. What
         /// a peer outside `trusted_peers` sends in any of them is dropped all the same.
         "forwarded_headers" => families: ForwardedHeaders = ForwardedHeaders::Both, Choice(ForwardedHeaders::WORDS), Yes, Requests;
+        /// Name of the field in which the backend, and in the response the client, is told the id of the request, which no other has. Whatever
+        /// stands there goes. Empty: it is not added.
+        "sozu_id_header" => id_field: String = "Sozu-Id".to_owned(), AnyText, Yes, Requests;
     }
     inherited {
         /// Add the client's address to `X-Forwarded-For`.
@@ -183,6 +186,22 @@ keyed! {
     }
 }
 
+/// Fields that whoever reads them acts on, besides those that frame a message.
+const WITH_MEANING: [&str; 12] = [
+    "authorization",
+    "content-encoding",
+    "content-type",
+    "cookie",
+    "date",
+    "forwarded",
+    "location",
+    "set-cookie",
+    "via",
+    "www-authenticate",
+    "x-forwarded-for",
+    "x-real-ip",
+];
+
 impl Forwarding {
     /// Its switches of the family `X-Forwarded-*`, with their keys.
     pub(crate) fn x_forwarded(&mut self) -> [(&'static str, &mut bool); 4] {
@@ -202,7 +221,21 @@ impl Forwarding {
         let x_forwarded = matches!(families, ForwardedHeaders::Both | ForwardedHeaders::XForwarded);
         forwarding.x_forwarded().into_iter().for_each(|(_, switch)| *switch &= x_forwarded);
         forwarding.forwarded &= matches!(families, ForwardedHeaders::Both | ForwardedHeaders::Rfc7239);
+        forwarding.x_request_id &= !self.id_field.eq_ignore_ascii_case("x-request-id");
         forwarding
+    }
+
+    /// Why no field can be called as [`Forwarding::id_field`] says; `None`: one can, or none is added.
+    pub fn unfit_id_field(&self) -> Option<&'static str> {
+        let name = self.id_field.as_str();
+        if name.is_empty() {
+            return None;
+        }
+        if !is_token(name) || name.len() > 256 {
+            return Some("`sozu_id_header` is no name of a field");
+        }
+        let means_more = WITH_MEANING.iter().any(|it| name.eq_ignore_ascii_case(it));
+        (means_more || is_of_framing(name)).then_some("`sozu_id_header`: that field means something else")
     }
 }
 

@@ -83,6 +83,7 @@ fn check_forwarded(input: &Input<'_>, bytes: &[u8]) {
         x_real_ip: input.option(7),
         elide_x_real_ip: input.option(8),
         underscores: input.option(12),
+        id_field: if input.option(13) { "Sozu-Id".to_owned() } else { String::new() },
         trusted_peers: Vec::new(),
         ..Forwarding::default()
     };
@@ -115,6 +116,9 @@ fn check_forwarded(input: &Input<'_>, bytes: &[u8]) {
         let count = |name: &str| head.fields().filter(|(it, _)| it.eq_ignore_ascii_case(name)).count();
         assert_eq!(count("host"), 1);
         assert!(count("content-length") + count("transfer-encoding") <= 1);
+        if !switches.id_field.is_empty() {
+            assert_eq!(count(&switches.id_field), 1, "in {}", forwarded.escape_ascii());
+        }
         if !by.trusted {
             for (name, switch) in [
                 ("x-forwarded-for", switches.x_forwarded_for),
@@ -154,6 +158,7 @@ fn forward_again(bytes: &[u8], look: impl FnOnce(&RequestHead<'_>)) -> Vec<u8> {
         forwarded: false,
         via: false,
         x_request_id: false,
+        id_field: String::new(),
         ..Forwarding::default()
     };
     let by = ForwardedBy {

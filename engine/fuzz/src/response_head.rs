@@ -2,8 +2,8 @@
 
 use kakehi_engine::{
     h1::{
-        HeadLimits, HeadProgress, OutConnection, OutFraming, ResponseBody, ResponseDefect, ResponseHead,
-        ResponsePlan, StrictTransport,
+        AddedFields, HeadLimits, HeadProgress, OutConnection, OutFraming, ResponseBody, ResponseDefect,
+        ResponseHead, ResponsePlan, StrictTransport,
     },
     http::{Method, Scratch, Version},
 };
@@ -64,7 +64,8 @@ fn check_forwarded(input: &Input<'_>, method: Method, bytes: &[u8]) {
     let Ok(Some((status, plan, out))) = parse(bytes, method, &mut HeadProgress::default(), &LIMITS, |head| {
         let plan = ResponsePlan::new(head, method, version, keep_alive);
         let mut out = Vec::new();
-        head.write_forwarded(&plan, transport.as_ref(), None, &mut out);
+        let added = AddedFields { transport: transport.as_ref(), ..AddedFields::default() };
+        head.write_forwarded(&plan, &added, &mut out);
         (head.status, plan, out)
     }) else {
         panic!("a head is taken, and without what follows it is not");

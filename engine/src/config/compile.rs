@@ -7,7 +7,7 @@ use rustc_hash::{FxBuildHasher, FxHashMap};
 
 use super::tls_ingress::{IngressPlan, TlsIngress};
 use crate::{
-    exchange::{Action, EditRules, HstsPolicy, ListenerConfig, Rewriting, Routes, Target},
+    exchange::{Action, EditRules, HstsPolicy, ListenerConfig, Rewriting, Routes, Split, Target},
     h1::{HeadLimits, StrictTransport},
     http::{Templates, template},
     quota::Guard,
@@ -71,11 +71,12 @@ impl Action {
 }
 
 impl Target {
-    /// Where `frontend` of `configured` leads.
-    pub(super) fn of(
+    /// Where `frontend` of `configured` leads; `find` knows the other clusters.
+    pub(super) fn of<'c>(
         cluster: &Rc<Cluster>,
         frontend: &state::Frontend,
         configured: &state::Cluster,
+        find: impl Fn(&str) -> Option<&'c Rc<Cluster>>,
     ) -> Target {
         let rewriting = Rewriting::of(frontend);
         Target {
@@ -88,6 +89,7 @@ impl Target {
             guard: Guard::of_frontend(frontend).map(Rc::new),
             template: frontend.redirect_template.as_deref().and_then(template),
             required_auth: frontend.required_auth,
+            split: frontend.split.as_deref().and_then(|split| Split::compile(split, find)),
         }
     }
 }
@@ -109,7 +111,7 @@ impl Targets {
         // Limits are those of a rule, however its host is spelled.
         let host = || frontend.hostname.trim_end_matches('.').to_ascii_lowercase();
         let limited = wanted.guard.as_ref().map(|_| (host(), &frontend.path));
-        let does = (wanted.action, made, &wanted.edits);
+        let does = (wanted.action, made, &wanted.edits, &wanted.split);
         let hash = FxBuildHasher.hash_one((Rc::as_ptr(&wanted.cluster), does, limited));
         let last = self.last.get(&hash).copied();
         let mut alike = std::iter::successors(last, |place| self.before[*place as usize]);
@@ -254,24 +256,28 @@ impl ListenerConfig {
                     Rc::new(cluster.map_err(wrong)?)
                 }
             };
+            clusters.insert((*name).to_owned(), cluster);
+        }
+        for (name, configured) in wanted {
+            let Some(cluster) = clusters.get(*name) else { continue };
             for frontend in &configured.frontends {
                 slice.pause().await;
                 check(name, frontend)?;
                 let address = frontend.address;
-                plans.entry(address).or_default().add(configured.protocol, frontend, &cluster)?;
+                plans.entry(address).or_default().add(configured.protocol, frontend, cluster)?;
                 // Those of a listener that is not there lead nowhere.
                 if configured.protocol == ClusterProtocol::Tcp || !listeners.contains_key(&address) {
                     continue;
                 }
                 let (builder, hosts, targets) = rules.entry(address).or_default();
-                let place = targets.place(Target::of(&cluster, frontend, configured), frontend);
+                let target = Target::of(cluster, frontend, configured, |name| clusters.get(name));
+                let place = targets.place(target, frontend);
                 let added = builder.add(&rule(frontend, place));
                 added.map_err(|error| CompileError::Routes { address, error })?;
                 if hosts.last() != Some(&frontend.hostname.as_str()) {
                     hosts.push(&frontend.hostname);
                 }
             }
-            clusters.insert((*name).to_owned(), cluster);
         }
         let mut configs = ListenerConfigs::new();
         for (address, listener) in listeners {

@@ -206,27 +206,33 @@ impl Compiling<'_> {
         hostname: &str,
         rules: Vec<RuleOf<'_>>,
         address: SocketAddr,
-        find: impl Fn(&str) -> Option<&'c Rc<Cluster>>,
+        find: impl Fn(&str) -> Option<&'c Rc<Cluster>> + Copy,
     ) -> Result<Option<HostPatch>, CompileError> {
         let mut compiled = Vec::with_capacity(rules.len());
         for RuleOf { name, cluster, frontend } in rules {
             check(name, frontend)?;
             // Every cluster of the state has been made.
             let Some(made) = find(name) else { continue };
-            compiled.push(rule(frontend, self.target(made, frontend, cluster)));
+            compiled.push(rule(frontend, self.target(made, frontend, cluster, find)));
         }
         HostPatch::compile(hostname, compiled).map_err(|error| CompileError::Routes { address, error })
     }
 
-    fn target(&mut self, cluster: &Rc<Cluster>, frontend: &state::Frontend, of: &state::Cluster) -> u32 {
-        let wanted = Target::of(cluster, frontend, of);
+    fn target<'c>(
+        &mut self,
+        cluster: &Rc<Cluster>,
+        frontend: &state::Frontend,
+        of: &state::Cluster,
+        find: impl Fn(&str) -> Option<&'c Rc<Cluster>> + Copy,
+    ) -> u32 {
+        let wanted = Target::of(cluster, frontend, of, find);
         let same = |target: &Target| target.is_same(&wanted);
         let present = self.routes.targets.iter().position(|target| target.as_ref().is_some_and(same));
         let coming = || self.targets.iter().find(|(_, target)| same(target)).map(|(place, _)| *place);
         let place = present.or_else(coming).unwrap_or_else(|| {
             let behind = self.targets.iter().map(|(place, _)| place + 1).max().unwrap_or(0);
             let place = self.free.pop().unwrap_or(behind.max(self.routes.targets.len()));
-            self.targets.push((place, Target::of(cluster, frontend, of)));
+            self.targets.push((place, Target::of(cluster, frontend, of, find)));
             place
         });
         // Bounded by the size of the control frames.
@@ -250,7 +256,7 @@ impl ListenerConfig {
     /// Lets go of a cluster that no rule leads to any more.
     pub fn forget(&self, cluster: &Rc<Cluster>) {
         for target in &mut self.routes.borrow_mut().targets {
-            if target.as_ref().is_some_and(|target| Rc::ptr_eq(&target.cluster, cluster)) {
+            if target.as_ref().is_some_and(|target| target.names(cluster)) {
                 *target = None;
             }
         }

@@ -5,6 +5,7 @@
 //! | `compile` | the whole state: a [`ListenerConfig`](crate::exchange::ListenerConfig) for each listener, and the clusters |
 //! | `delta` | new rules for a few hosts of a table that is in use |
 //! | `tls_ingress` | what is decided before the first request: passthrough, and how TLS is terminated |
+//! | `trial` | why a rule does not take a request |
 //!
 //! Relies on `route`, `upstream` and `tls` for what they compile, and on the data types that `exchange` reads. Promises:
 //! what is wrong is found before anything changes; what is compiled in part decides as what is compiled whole.
@@ -12,9 +13,11 @@
 mod compile;
 mod delta;
 mod tls_ingress;
+mod trial;
 
 pub use self::{
     compile::{Clusters, CompileError, ListenerConfigs},
     delta::{ConfigDelta, HostPrints, RoutesPatch},
     tls_ingress::TlsIngress,
+    trial::{FrontendTrial, try_frontends},
 };

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::client::ClientConnection;
 use crate::{
     exchange::{Client, Downstream, Encoded, Failure, ListenerConfig, LocalReply, Outcome, Request, Shared},
-    h1::{HeadProgress, OutConnection, OutFraming, RequestHead, ResponseHead, ResponsePlan},
+    h1::{AddedFields, HeadProgress, OutConnection, OutFraming, RequestHead, ResponseHead, ResponsePlan},
     http::Reason,
     quota::Place,
     ring::{Recv, SendBuf, Timer},
@@ -70,18 +70,26 @@ impl Downstream for ClientConnection {
     fn encode(&self, head: &ResponseHead<'_>, request: &Request, last: bool, more: &str) -> Encoded {
         let keep_alive = request.keep_alive && !last && !self.is_last();
         let plan = ResponsePlan::new(head, request.method, request.version, keep_alive);
-        let hsts = request.hsts.as_deref().filter(|_| !head.is_interim());
         let shared = &self.connections.shared;
         let date = (!head.is_interim() && !head.dated).then(|| shared.date());
         let mut out = shared.ring.head_buffer();
-        head.write_forwarded(&plan, hsts, date.as_ref(), &mut out);
+        let mut text = [0; ulid::ULID_LEN];
+        let added = match head.is_interim() {
+            true => AddedFields::default(),
+            false => AddedFields {
+                transport: request.hsts.as_deref(),
+                date: date.as_ref(),
+                id: request.id_line(shared, &mut text),
+            },
+        };
+        head.write_forwarded(&plan, &added, &mut out);
         if !more.is_empty() {
             // Before the empty line.
             out.truncate(out.len() - 2);
             out.extend_from_slice(more.as_bytes());
             out.extend_from_slice(b"\r\n");
         }
-        if let Some(edits) = request.edits.as_ref().filter(|_| !head.is_interim()) {
+        if let Some(edits) = request.edits().filter(|_| !head.is_interim()) {
             edits.apply(&mut out);
         }
         let goes_on = plan.framing != OutFraming::UntilClose
@@ -140,7 +148,9 @@ impl ClientConnection {
         let parsed = RequestHead::parse(read_buffer.bytes(), progress, &config.request_limits, scratch)?;
         let Some(head) = parsed else { return Ok(None) };
         let tls = info.as_ref().and_then(|info| info.tls.as_ref());
-        let client = Client { peer, tls, is_tls: stream.is_tls(), is_young, is_last };
+        let server_name = tls.and_then(|tls| tls.name.as_deref());
+        let (is_tls, is_explained) = (stream.is_tls(), false);
+        let client = Client { peer, tls, server_name, is_tls, is_young, is_last, is_explained };
         let (taken, length) = (take(shared, &head, &client), head.len);
         read_buffer.consume(length);
         Ok(Some(taken))

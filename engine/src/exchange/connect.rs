@@ -105,7 +105,7 @@ pub(super) async fn lease<D: Downstream>(
                 let lease = request.cluster.connect(&shared.pooling, &mut attempts.endpoints, &options).await;
                 lease.map_err(|error| match error {
                     ConnectError::Unreachable(reason) => {
-                        record.endpoint.replace(attempts.endpoints.last());
+                        record.endpoint.set(attempts.endpoints.last());
                         refuse(reason)
                     }
                     ConnectError::ClientGone => Outcome::ClientGone,
@@ -116,7 +116,7 @@ pub(super) async fn lease<D: Downstream>(
             Ok(()) => {
                 record.attempts.set(record.attempts.get() + 1);
                 record.leased_ms.set(record.since_start(shared.ring.now()));
-                record.endpoint.replace(Some(std::rc::Rc::clone(lease.endpoint())));
+                record.endpoint.set(Some(std::rc::Rc::clone(lease.endpoint())));
                 return Ok(lease);
             }
             // Died in the pool, with nothing of this request on it.

@@ -18,11 +18,15 @@ pub(crate) struct Client<'a> {
     pub(crate) peer: Option<IpAddr>,
     /// What its TLS handshake told.
     pub(crate) tls: Option<&'a TlsInfo>,
+    /// The name that it asked for there, in lower case.
+    pub(crate) server_name: Option<&'a str>,
     pub(crate) is_tls: bool,
     /// This is the first request of its connection.
     pub(crate) is_young: bool,
     /// True if the connection ends with this exchange.
     pub(crate) is_last: bool,
+    /// There is none: an operator asks what would become of the request. Nothing binds its connection to a name.
+    pub(crate) is_explained: bool,
 }
 
 /// A response head as the client gets it.

@@ -17,6 +17,15 @@ pub(crate) struct Edits {
 }
 
 impl Edits {
+    /// Each change as a line: `-NAME` for lines that go, `+NAME: VALUE` for one that comes.
+    pub(super) fn lines(&self) -> Vec<String> {
+        let removed = self.removed.iter().map(|name| format!("-{name}"));
+        let added = self.added.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        removed
+            .chain(added.map(|line| format!("+{}", String::from_utf8_lossy(line.trim_ascii_end()))))
+            .collect()
+    }
+
     /// Changes the head at the beginning of `message`.
     pub(crate) fn apply(&self, message: &mut Vec<u8>) {
         let line_end = |from: usize, message: &[u8]| {

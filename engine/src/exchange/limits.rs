@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use kakehi_ctl::order::ExplainedLimit;
+
 use super::{Downstream, LocalReply, Outcome, Shared};
 use crate::{
     http::{Asked, Reason},
@@ -23,6 +25,10 @@ impl Refusal {
         Refusal { reason, status: None, retry_after: 0 }
     }
 
+    fn of_rate(Refused { status, retry_after }: Refused) -> Refusal {
+        Refusal { reason: Reason::RateLimited, status: Some(status), retry_after }
+    }
+
     /// The answer, of one for its reason.
     pub(super) fn reply(self, reply: impl FnOnce(Reason) -> LocalReply) -> LocalReply {
         LocalReply { status: self.status, retry_after: self.retry_after, ..reply(self.reason) }
@@ -38,11 +44,45 @@ pub(crate) fn judge(guard: &Guard, shared: &Shared, asked: &impl Asked) -> Resul
         return Err(Refusal::of(Reason::SourceRefused));
     }
     let (Some(rates), Some(table)) = (&guard.rates, &shared.pooling.sources) else { return Ok(()) };
-    rates.judge(asked, table, &shared.counters).map_err(|Refused { status, retry_after }| Refusal {
-        reason: Reason::RateLimited,
-        status: Some(status),
-        retry_after,
-    })
+    rates.judge(asked, table, &shared.counters).map_err(Refusal::of_rate)
+}
+
+/// What one place would say of a request that is not counted.
+pub(super) struct Seen {
+    pub(super) limits: Vec<ExplainedLimit>,
+    /// The first of them that refuses it.
+    pub(super) refusal: Option<Refusal>,
+}
+
+/// Holds a request against what one place says, as [`judge`] does, and counts nothing.
+pub(super) fn look(guard: &Guard, shared: &Shared, asked: &impl Asked) -> Seen {
+    let mut seen = Seen { limits: Vec::new(), refusal: None };
+    let place = guard.kind();
+    if guard.has_sources() {
+        let refuses = !guard.admits(asked.client());
+        let (place, limit) = (place.to_owned(), "allow, deny".to_owned());
+        seen.limits.push(ExplainedLimit { place, limit, refuses, ..ExplainedLimit::default() });
+        seen.refusal = refuses.then(|| Refusal::of(Reason::SourceRefused));
+    }
+    let (Some(rates), Some(table), None) = (&guard.rates, &shared.pooling.sources, seen.refusal) else {
+        return seen;
+    };
+    for rate in rates.look(asked, table) {
+        let refused = rate.refused.filter(|_| !rate.dry_run);
+        let dry_run = if rate.dry_run { " (dry run)" } else { "" };
+        seen.limits.push(ExplainedLimit {
+            place: place.to_owned(),
+            limit: format!("rate_limits {}{dry_run}", rate.key),
+            used: rate.used,
+            most: Some(rate.most),
+            refuses: refused.is_some(),
+        });
+        if let Some(refused) = refused {
+            seen.refusal = Some(Refusal::of_rate(refused));
+            break;
+        }
+    }
+    seen
 }
 
 /// Sees to it that the connection of `client` has a place at the cluster that it asks. Where there is none, it keeps the one that it has.

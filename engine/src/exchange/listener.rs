@@ -11,7 +11,7 @@ use kakehi_ctl::{
     template::Template,
 };
 
-use super::{edits::EditRules, wakers::Wakers};
+use super::{edits::EditRules, split::Split, wakers::Wakers};
 use crate::{
     h1::{HeadLimits, StrictTransport},
     http::{Asked, Reason, Templates},
@@ -40,6 +40,8 @@ pub(crate) enum Action {
 pub(crate) struct Target {
     pub(crate) cluster: Rc<Cluster>,
     pub(crate) action: Action,
+    /// The clusters among which its requests are divided, where they are.
+    pub(crate) split: Option<Rc<Split>>,
     /// What is made of where the request leads, where that is anything.
     pub(crate) rewriting: Option<Rc<Rewriting>>,
     /// What is changed of fields, where that is anything.
@@ -89,8 +91,22 @@ impl Target {
                 && self.edits == other.edits
                 && self.template == other.template
                 && self.required_auth == other.required_auth
+                && self.split == other.split
         };
         Rc::ptr_eq(&self.cluster, &other.cluster) && same_action()
+    }
+
+    /// The cluster of a request; `random` is asked where requests are divided by chance.
+    pub(crate) fn cluster_for(&self, asked: &impl Asked, random: impl FnOnce() -> u64) -> &Rc<Cluster> {
+        match &self.split {
+            None => &self.cluster,
+            Some(split) => split.choose(asked, random),
+        }
+    }
+
+    /// Whether it sends requests to `cluster`.
+    pub(crate) fn names(&self, cluster: &Rc<Cluster>) -> bool {
+        Rc::ptr_eq(&self.cluster, cluster) || self.split.as_ref().is_some_and(|split| split.names(cluster))
     }
 }
 

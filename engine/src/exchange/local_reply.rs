@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use kakehi_ctl::template::{Template, Values};
 
-use super::{Downstream, Event, Record, edits::Edits};
+use super::{Downstream, Event, Record, edits::Edits, request_id::RequestId};
 use crate::{
     h1::{StrictTransport, write_answer, write_template},
     http::{CHALLENGE, Reason, Templates, Version},
@@ -34,6 +34,8 @@ pub(crate) struct LocalReply {
     pub(crate) challenge: Option<Rc<str>>,
     /// What the operator's own answers tell of the request, where there are some.
     pub(crate) told: Option<Rc<Told>>,
+    /// Its id, where it got one.
+    pub(crate) id: Option<RequestId>,
 }
 
 /// What a template is filled in with.
@@ -53,7 +55,7 @@ impl LocalReply {
         let (version, location, hsts) = (Version::Http11, None, None);
         let (head_only, keep_alive, unread) = (false, false, false);
         let (status, retry_after) = (None, 0);
-        let (edits, challenge, told) = (None, None, None);
+        let (edits, challenge, told, id) = (None, None, None, None);
         LocalReply {
             reason,
             head_only,
@@ -67,6 +69,7 @@ impl LocalReply {
             edits,
             challenge,
             told,
+            id,
         }
     }
 
@@ -106,11 +109,19 @@ pub(super) async fn send_local_reply<D: Downstream>(
     let mut seconds = itoa::Buffer::new();
     let retry_after = (reply.retry_after > 0).then(|| seconds.format(reply.retry_after));
     let challenge = (status == 401).then(|| reply.challenge.as_deref().unwrap_or(CHALLENGE));
+    let id_field = config.settings.forwarding.id_field.as_str();
+    let mut id_text = [0; ulid::ULID_LEN];
+    let id = (!id_field.is_empty()).then(|| {
+        let ids = &mut *shared.request_ids.borrow_mut();
+        let id = reply.id.unwrap_or_else(|| ids.next(shared.ring.now()));
+        ids.text(id, &mut id_text)
+    });
     let extra: Vec<(&str, &str)> = [
         retry_after.map(|seconds| ("retry-after", seconds)),
         reply.location.as_deref().map(|location| ("location", location)),
         challenge.map(|challenge| ("www-authenticate", challenge)),
         hsts.map(|hsts| ("strict-transport-security", hsts.value.as_str())),
+        id.map(|id| (id_field, id)),
     ]
     .into_iter()
     .flatten()
@@ -120,7 +131,7 @@ pub(super) async fn send_local_reply<D: Downstream>(
         None => write_answer(reply.reason, status, !goes_on, reply.head_only, &extra, &date, &mut out),
         Some(template) => {
             let told = reply.told.as_deref();
-            let endpoint = record.endpoint.borrow();
+            let endpoint = record.backend();
             let duration = format!("{}ms", record.since_start(shared.ring.now()));
             let capacity = config.settings.sizes.head.to_string();
             let values = Values {

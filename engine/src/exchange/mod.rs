@@ -19,9 +19,12 @@
 //! | `downstream` | `Downstream`: what an exchange needs of its client, whichever version it speaks |
 //! | `outcome` | how an exchange ended |
 //! | `record` | what is known of an exchange when it has ended |
+//! | `asking` | a request as rules, limits and clusters ask it |
 //! | `client_address` | whose request it is |
 //! | `limits` | whether a request is more than may come from its client |
 //! | `listener` | the configuration of a listener, compiled |
+//! | `explain` | what would become of a request |
+//! | `split` | clusters among which a rule divides its requests |
 //! | `shared` | what all exchanges of a worker share |
 //! | `request_id` | request ids |
 //! | `wakers` | tasks that are woken when the configuration changes |
@@ -29,11 +32,13 @@
 //! Relies on `route`, `upstream`, `transfer`, `h1`. Promises: no request is answered twice or with another's answer; what
 //! is cut short looks cut short; what a peer can make us hold is bounded; every wait has a deadline.
 
+mod asking;
 mod client_address;
 mod connect;
 mod disposition;
 mod downstream;
 mod edits;
+mod explain;
 mod limits;
 mod listener;
 mod local_reply;
@@ -44,6 +49,7 @@ mod request;
 mod request_id;
 mod response;
 mod shared;
+mod split;
 mod upload;
 mod wakers;
 
@@ -51,11 +57,13 @@ pub(crate) use self::{
     disposition::{Disposition, Event},
     downstream::{Client, Downstream, Encoded},
     edits::EditRules,
+    explain::{explain, try_each},
     limits::judge,
     listener::{Action, HstsPolicy, Passage, Passthrough, Rewriting, Routes, Target},
     local_reply::LocalReply,
     outcome::{Failure, Outcome, Upgrade},
     request::Request,
+    split::Split,
     wakers::Wakers,
 };
 pub use self::{

@@ -1,9 +1,6 @@
 //! What is known of an exchange when it has ended: for counters and access logs.
 
-use std::{
-    cell::{Cell, RefCell},
-    rc::Rc,
-};
+use std::{cell::Cell, rc::Rc};
 
 use crate::upstream::Endpoint;
 
@@ -27,7 +24,7 @@ pub struct Record {
     /// Bytes that went to the client: heads as they left, and the data of the body.
     pub response_bytes: Cell<u64>,
     /// The endpoint that the request was sent to last.
-    pub endpoint: RefCell<Option<Rc<Endpoint>>>,
+    pub endpoint: Cell<Option<Rc<Endpoint>>>,
 }
 
 impl Record {
@@ -39,6 +36,13 @@ impl Record {
     /// Milliseconds since the start, at `now`.
     pub(super) fn since_start(&self, now: u64) -> u32 {
         u32::try_from(now.saturating_sub(self.started)).unwrap_or(u32::MAX)
+    }
+
+    /// The endpoint that the request was sent to last, if it was to any.
+    pub(super) fn backend(&self) -> Option<Rc<Endpoint>> {
+        let endpoint = self.endpoint.take();
+        self.endpoint.set(endpoint.clone());
+        endpoint
     }
 
     pub(super) fn add_request_bytes(&self, count: u64) {

@@ -1,21 +1,22 @@
 //! Reads the head of a request, finds the rule that takes it, and writes it as the backend gets it.
 
-use std::{cell::OnceCell, net::IpAddr, num::NonZeroU32, rc::Rc};
+use std::{net::IpAddr, num::NonZeroU32, rc::Rc};
 
 use kakehi_ctl::{state::Retries, template::Template};
 
 use super::{
     Client, Downstream, ListenerConfig, LocalReply, Outcome, Record, Shared,
-    client_address::client_address,
+    asking::{Asking, is_https, is_trusted, write_ip},
     edits::{EditRules, Edits, Known},
     limits::{self, Refusal},
     listener::{Action, HstsPolicy, Target},
     local_reply::Told,
-    redirect::{came_by_https, https_location, judge_rewritten, location},
+    redirect::{https_location, judge_rewritten, location},
+    request_id::RequestId,
 };
 use crate::{
     h1::{ClientCertificate, ForwardedBy, RequestBody, RequestHead, Rewritten, StrictTransport},
-    http::{Asked, CHALLENGE, Method, Reason, Version},
+    http::{Asked as _, CHALLENGE, Method, Reason, Version},
     quota::{Caps, Guard},
     ring::Recv,
     transfer::{Body, ReadBuffer, Watch},
@@ -45,18 +46,46 @@ pub(crate) struct Request {
     pub(super) attempts_at: Option<NonZeroU32>,
     /// The `Strict-Transport-Security` that its response gets.
     pub(crate) hsts: Option<Rc<StrictTransport>>,
-    /// What the frontend changes of the fields of its response.
-    pub(crate) edits: Option<Rc<Edits>>,
     /// Largest body (bytes), 0 = no limit.
     pub(super) max_body_size: u64,
-    /// What the operator's own answers tell of it, where there are some.
+    /// What only some requests have.
+    extras: Option<Box<Extras>>,
+    id: RequestId,
+}
+
+/// What only some requests have.
+struct Extras {
+    /// What the frontend changes of the fields of the response.
+    edits: Option<Rc<Edits>>,
+    /// What the operator's own answers tell of the request, where there are some.
     told: Option<Rc<Told>>,
+}
+
+impl Extras {
+    fn new(edits: Option<Rc<Edits>>, told: Option<Rc<Told>>) -> Option<Box<Extras>> {
+        (edits.is_some() || told.is_some()).then(|| Box::new(Extras { edits, told }))
+    }
 }
 
 impl Request {
     /// How the client is watched while the backend is waited for.
     pub(super) fn watch(&self) -> Watch {
         if self.config.settings.abort_on_close { Watch::ResetOrEnd } else { Watch::Reset }
+    }
+
+    /// What the frontend changes of the fields of its response.
+    pub(crate) fn edits(&self) -> Option<&Rc<Edits>> {
+        self.extras.as_ref()?.edits.as_ref()
+    }
+
+    /// The name and the value of the field in which its client is told its id, where it is.
+    pub(crate) fn id_line<'a>(
+        &'a self,
+        shared: &Shared,
+        text: &'a mut [u8; ulid::ULID_LEN],
+    ) -> Option<(&'a str, &'a str)> {
+        let name = &self.config.settings.forwarding.id_field;
+        (!name.is_empty()).then(|| (name.as_str(), shared.request_ids.borrow().text(self.id, text)))
     }
 
     /// Ends the exchange with a reply of our own. The connection may go on if the request is `complete`: nothing of it is
@@ -76,9 +105,10 @@ impl Request {
             retry_after: 0,
             location: None,
             hsts: self.hsts.as_ref().map(Rc::clone),
-            edits: self.edits.as_ref().map(Rc::clone),
+            edits: self.edits().map(Rc::clone),
             challenge: None,
-            told: self.told.as_ref().map(Rc::clone),
+            told: self.extras.as_ref().and_then(|extras| extras.told.clone()),
+            id: Some(self.id),
         }
     }
 }
@@ -163,10 +193,12 @@ pub(super) async fn receive<D: Downstream>(
     record: &Record,
 ) -> Result<RoutedRequest, Outcome> {
     let config = downstream.config();
-    let routed =
-        downstream.head(&config, |shared, head, client| route_request(&config, shared, head, client));
+    let routed = downstream.head(&config, |shared, head, client| {
+        let judge = |guard: &Guard, asking: &Asking<'_>| limits::judge(guard, shared, asking);
+        route_request(&config, shared, head, client, judge)
+    });
     let routed = routed.await?.map_err(|reply| Outcome::LocalReply(Box::new(reply)))?;
-    let RoutedHead { mut routed, received, holder } = routed;
+    let RoutedHead { mut routed, received, holder, edits: _ } = routed;
     if let Some((caps, client)) = holder {
         let complete = routed.body.is_done();
         let reply = |reason| routed.request.own_reply(reason, complete);
@@ -185,26 +217,48 @@ pub(super) async fn receive<D: Downstream>(
     Ok(routed)
 }
 
-struct RoutedHead {
+pub(super) struct RoutedHead {
     routed: RoutedRequest,
     /// Whose connection needs a place, where that is limited.
     holder: Option<(Caps, Option<IpAddr>)>,
     /// Bytes of the head as it came.
     received: usize,
+    /// What was changed of its fields.
+    edits: Option<Rc<Edits>>,
 }
 
-/// Finds the rule that takes a request, and writes its head as the backend gets it.
-fn route_request(
+/// What of a request that goes to a backend is told to operators.
+pub(super) struct Routed<'a> {
+    pub(super) cluster: &'a Rc<Cluster>,
+    /// The head as the backend gets it.
+    pub(super) head: &'a [u8],
+    /// What is changed of the fields of the request, and of the response.
+    pub(super) edits: (Option<&'a Edits>, Option<&'a Edits>),
+}
+
+impl RoutedHead {
+    pub(super) fn explained(&self) -> Routed<'_> {
+        let RoutedRequest { request, head, .. } = &self.routed;
+        let edits = (self.edits.as_deref(), request.edits().map(Rc::as_ref));
+        Routed { cluster: &request.cluster, head, edits }
+    }
+}
+
+/// Finds the rule that takes a request, and writes its head as the backend gets it. `judge` holds it against limits.
+pub(super) fn route_request(
     config: &Rc<ListenerConfig>,
     shared: &Shared,
     head: &RequestHead<'_>,
     client: &Client<'_>,
+    judge: impl Fn(&Guard, &Asking<'_>) -> Result<(), Refusal>,
 ) -> Result<RoutedHead, LocalReply> {
-    let id = MadeId::default();
+    let id = shared.request_ids.borrow_mut().next(shared.ring.now());
+    let mut id_text = [0; ulid::ULID_LEN];
+    let id_text = shared.request_ids.borrow().text(id, &mut id_text);
     let tell = |cluster: Option<&Rc<Cluster>>, redirect: Option<&Rc<Template>>| {
         Rc::new(Told {
             route: [head.method_text, " ", head.host_name(), head.path()].concat(),
-            request_id: String::from_utf8_lossy(request_id(config, shared, head, client, &id)).into_owned(),
+            request_id: String::from_utf8_lossy(request_id(config, head, client, id_text)).into_owned(),
             cluster: cluster.map(Rc::clone),
             redirect: redirect.map(Rc::clone),
         })
@@ -225,8 +279,9 @@ fn route_request(
         edits: None,
         challenge: None,
         told: config.templates.is_some().then(|| tell(None, None)),
+        id: Some(id),
     };
-    let asking = Asking { config, head, client, address: OnceCell::new() };
+    let asking = Asking::new(config, head, client);
     if client.is_young && shared.ring.is_overloaded() {
         // Its next request would be that of a connection that is served.
         return Err(LocalReply {
@@ -237,7 +292,7 @@ fn route_request(
     }
     if let Some(guard) = &config.guard {
         let refuse = |refusal: Refusal| refusal.reply(|reason| reply(reason, &inherited));
-        limits::judge(guard, shared, &asking).map_err(refuse)?;
+        judge(guard, &asking).map_err(refuse)?;
     }
     check_name(config, head, client).map_err(|misdirected| LocalReply {
         keep_alive: misdirected.keep_alive && keep_alive && ended,
@@ -246,25 +301,26 @@ fn route_request(
     let routes = config.routes.borrow();
     let target = routes.find(head.host_name(), head.path(), head.method_text, &asking);
     let target = target.map_err(|reason| reply(reason, &inherited))?;
+    // The rule's own one remains that of its users.
+    let cluster = target.cluster_for(&asking, || shared.request_ids.borrow_mut().random());
     let hsts = match &target.hsts {
         HstsPolicy::Own(own) if client.is_tls => own.clone(),
         _ => inherited,
     };
-    let made = target.edits.as_deref().map(|rules| make_edits(rules, shared, &asking, &target.cluster, &id));
+    let made = target.edits.as_deref().map(|rules| make_edits(rules, &asking, cluster, id_text));
     let (edits_of_request, edits) = made.unwrap_or_default();
-    let is_told = target.template.is_some() || config.templates.is_some() || target.cluster.has_templates();
-    let told = || is_told.then(|| tell(Some(&target.cluster), target.template.as_ref()));
+    let is_told = target.template.is_some() || config.templates.is_some() || cluster.has_templates();
+    let told = || is_told.then(|| tell(Some(cluster), target.template.as_ref()));
     let reply = |reason: Reason, hsts: &Option<Rc<StrictTransport>>| LocalReply {
         edits: edits.as_ref().map(Rc::clone),
         challenge: (reason.status() == 401).then(|| challenge(&target.cluster)),
         told: told(),
         ..reply(reason, hsts)
     };
-    let limits = target.cluster.limits();
+    let limits = cluster.limits();
     let of_cluster = limits.as_ref().and_then(|limits| limits.guard.as_ref());
     for guard in target.guard.as_deref().into_iter().chain(of_cluster) {
-        limits::judge(guard, shared, &asking)
-            .map_err(|refusal| refusal.reply(|reason| reply(reason, &hsts)))?;
+        judge(guard, &asking).map_err(|refusal| refusal.reply(|reason| reply(reason, &hsts)))?;
     }
     let is_admitted = |target: &Target| {
         let longest = shared.pooling.max_credential_bytes.get() as usize;
@@ -337,26 +393,27 @@ fn route_request(
         upgrade: head.upgrade,
         authenticates_connection: head.authenticates_connection,
         config: Rc::clone(config),
-        affinity: target.cluster.affinity(&asking, &config.settings.sticky_name),
-        retries: target.cluster.retries(),
+        affinity: cluster.affinity(&asking, &config.settings.sticky_name),
+        retries: cluster.retries(),
         attempts_at: None,
-        cluster: Rc::clone(&target.cluster),
+        cluster: Rc::clone(cluster),
         hsts,
-        told: told(),
-        edits,
+        extras: Extras::new(edits.clone(), told()),
         max_body_size,
+        id,
     };
-    let session_cookie = target.cluster.has_sessions().then_some(config.settings.sticky_name.as_str());
+    let session_cookie = cluster.has_sessions().then_some(config.settings.sticky_name.as_str());
     let rewritten = Rewritten { authority: authority.as_deref(), target: rewritten.as_deref() };
-    let mut out = write_head(&asking, shared, session_cookie, rewritten, &id);
-    if let Some(edits) = edits_of_request {
+    let mut out = write_head(&asking, shared, session_cookie, rewritten, id_text);
+    if let Some(edits) = &edits_of_request {
         edits.apply(&mut out);
     }
     let told = request.retries.as_ref().is_some_and(|retries| retries.attempts_header);
     let attempts_at = told.then(|| add_attempts(&mut out)).flatten();
     let request = Request { attempts_at, ..request };
-    let holder = target.cluster.caps(&shared.pooling).map(|caps| (caps, asking.client()));
-    Ok(RoutedHead { routed: RoutedRequest { request, head: out, body }, holder, received: head.len })
+    let holder = cluster.caps(&shared.pooling).map(|caps| (caps, asking.client()));
+    let routed = RoutedRequest { request, head: out, body };
+    Ok(RoutedHead { routed, holder, received: head.len, edits: edits_of_request })
 }
 
 /// What a 401 of a cluster says.
@@ -372,73 +429,25 @@ fn is_admitted(cluster: &Cluster, head: &RequestHead<'_>, longest: usize) -> boo
     cluster.users().is_some_and(|users| users.admit(credentials, longest))
 }
 
-/// A request, as limits and clusters ask it whose it is.
-struct Asking<'a> {
-    config: &'a ListenerConfig,
-    head: &'a RequestHead<'a>,
-    client: &'a Client<'a>,
-    /// The client's address, once somebody has asked for it.
-    address: OnceCell<Option<IpAddr>>,
-}
-
-impl Asked for Asking<'_> {
-    fn client(&self) -> Option<IpAddr> {
-        let trusted = &self.config.settings.forwarding.trusted_peers;
-        *self.address.get_or_init(|| client_address(self.client.peer, trusted, self.head.forwarded_hops()))
-    }
-
-    fn path(&self) -> &[u8] {
-        self.head.path().as_bytes()
-    }
-
-    fn query(&self) -> &[u8] {
-        self.head.query().as_bytes()
-    }
-
-    fn field(&self, name: &str) -> Option<&[u8]> {
-        self.head.field(name)
-    }
-
-    fn cookie(&self, name: &str) -> Option<&[u8]> {
-        self.head.cookie(name)
-    }
-}
-
-/// The id of a request, once somebody has asked for it.
-#[derive(Default)]
-struct MadeId(OnceCell<[u8; ulid::ULID_LEN]>);
-
-impl MadeId {
-    fn get(&self, shared: &Shared) -> &str {
-        let text = self.0.get_or_init(|| {
-            let mut text = [0; ulid::ULID_LEN];
-            shared.request_ids.borrow_mut().next(shared.ring.now(), &mut text);
-            text
-        });
-        // Letters and digits.
-        std::str::from_utf8(text).unwrap_or_default()
-    }
-}
-
-/// The id of a request as the backend is told it.
+/// The id of a request as the backend is told it: `made`, unless a proxy in front that is believed has made one.
 fn request_id<'a>(
     config: &ListenerConfig,
-    shared: &Shared,
     head: &RequestHead<'a>,
     client: &Client<'_>,
-    id: &'a MadeId,
+    made: &'a str,
 ) -> &'a [u8] {
-    let theirs = is_trusted(config, client).then(|| head.field("x-request-id")).flatten();
-    theirs.unwrap_or_else(|| id.get(shared).as_bytes())
+    // Where it has no field of its own, nobody else's is passed on.
+    let is_own = config.settings.forwarding.id_field.eq_ignore_ascii_case("x-request-id");
+    let theirs = (!is_own && is_trusted(config, client)).then(|| head.field("x-request-id")).flatten();
+    theirs.unwrap_or_else(|| made.as_bytes())
 }
 
 /// What a frontend changes of a request and of its response.
 fn make_edits(
     rules: &EditRules,
-    shared: &Shared,
     asking: &Asking<'_>,
     cluster: &Cluster,
-    id: &MadeId,
+    id: &str,
 ) -> (Option<Rc<Edits>>, Option<Rc<Edits>>) {
     let Asking { config, head, client, .. } = asking;
     let nothing = Known { client_ip: "", request_id: b"", scheme: "", sni: "", cluster: "" };
@@ -448,9 +457,9 @@ fn make_edits(
     let mut text = [0; 48];
     rules.make(&Known {
         client_ip: write_ip(asking.client(), &mut text),
-        request_id: request_id(config, shared, head, client, id),
+        request_id: request_id(config, head, client, id),
         scheme: if is_https(config, client, head) { "https" } else { "http" },
-        sni: client.tls.and_then(|tls| tls.name.as_deref()).unwrap_or_default(),
+        sni: client.server_name.unwrap_or_default(),
         cluster: &cluster.name,
     })
 }
@@ -477,6 +486,7 @@ fn check_name(
     client: &Client<'_>,
 ) -> Result<(), Misdirected> {
     match (client.tls, &config.tls) {
+        _ if client.is_explained => Ok(()),
         (Some(tls), Some(terminator)) if terminator.misdirects(head.host_name(), tls) => {
             Err(Misdirected { keep_alive: true })
         }
@@ -486,24 +496,13 @@ fn check_name(
     }
 }
 
-/// Whether what the peer says of its client is believed.
-fn is_trusted(config: &ListenerConfig, client: &Client<'_>) -> bool {
-    let trusted = &config.settings.forwarding.trusted_peers;
-    client.peer.is_some_and(|peer| trusted.iter().any(|network| network.contains(&peer)))
-}
-
-/// Whether the client speaks `https`, with us or with a proxy in front.
-fn is_https(config: &ListenerConfig, client: &Client<'_>, head: &RequestHead<'_>) -> bool {
-    client.is_tls || is_trusted(config, client) && came_by_https(head)
-}
-
 /// The head as the backend gets it.
 fn write_head(
     Asking { config, head, client, .. }: &Asking<'_>,
     shared: &Shared,
     session_cookie: Option<&str>,
     rewritten: Rewritten<'_>,
-    id: &MadeId,
+    request_id: &str,
 ) -> Vec<u8> {
     let mut out = shared.ring.head_buffer();
     let mut peer_text = [0; 48];
@@ -515,7 +514,7 @@ fn write_head(
         proto: if client.is_tls { "https" } else { "http" },
         trusted: is_trusted(config, client),
         switches: forwarding,
-        request_id: id.get(shared),
+        request_id,
         session_cookie,
         rewritten,
         client: certificate
@@ -523,36 +522,4 @@ fn write_head(
     };
     head.write_forwarded(&by, &mut out);
     out
-}
-
-/// The text of an address; `unknown` (RFC 7239 section 6.2) when the client has none.
-fn write_ip(peer: Option<IpAddr>, text: &mut [u8; 48]) -> &str {
-    use std::io::Write;
-    let length = match peer {
-        None => return "unknown",
-        Some(IpAddr::V4(peer)) => {
-            // By hand: the formatting machinery takes as long as routing does.
-            let mut length = 0;
-            for (place, octet) in peer.octets().into_iter().enumerate() {
-                if place > 0 {
-                    text[length] = b'.';
-                    length += 1;
-                }
-                let mut buffer = itoa::Buffer::new();
-                let digits = buffer.format(octet).as_bytes();
-                text[length..length + digits.len()].copy_from_slice(digits);
-                length += digits.len();
-            }
-            length
-        }
-        Some(IpAddr::V6(peer)) => {
-            let mut rest = &mut text[..];
-            // 45 bytes at most.
-            if write!(rest, "{peer}").is_err() {
-                return "unknown";
-            }
-            48 - rest.len()
-        }
-    };
-    std::str::from_utf8(&text[..length]).unwrap_or("unknown")
 }

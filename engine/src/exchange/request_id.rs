@@ -16,6 +16,15 @@ pub(crate) struct RequestIds {
     low: u64,
 }
 
+/// The id of one request: what is needed to write it, which is kept as long as the request is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(Rust, packed(4))]
+pub(crate) struct RequestId {
+    /// When it was made (ms, the ring's clock).
+    at: u64,
+    low: u64,
+}
+
 impl RequestIds {
     pub(crate) fn new() -> RequestIds {
         let epoch_ms =
@@ -25,16 +34,25 @@ impl RequestIds {
         RequestIds { epoch_ms, high: seed(), low: seed() | 1 }
     }
 
-    /// The text of a new id. `now` is the ring's clock (ms).
-    pub(crate) fn next<'b>(&mut self, now: u64, text: &'b mut [u8; ulid::ULID_LEN]) -> &'b str {
+    /// A new id. `now` is the ring's clock (ms).
+    pub(crate) fn next(&mut self, now: u64) -> RequestId {
+        RequestId { at: now, low: self.random() }
+    }
+
+    /// A number that nobody knows beforehand who has not seen some. It is not meant as a secret.
+    pub(crate) fn random(&mut self) -> u64 {
         // A Weyl sequence through a mixer (SplitMix64): no repetition for 2^64 ids.
         self.low = self.low.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.low;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^= mixed >> 31;
-        let random = u128::from(self.high) << 64 | u128::from(mixed);
-        Ulid::from_parts(self.epoch_ms + now, random).array_to_str(text)
+        mixed ^ (mixed >> 31)
+    }
+
+    /// The text of an id that was made here.
+    pub(crate) fn text<'b>(&self, id: RequestId, text: &'b mut [u8; ulid::ULID_LEN]) -> &'b str {
+        let random = u128::from(self.high) << 64 | u128::from(id.low);
+        Ulid::from_parts(self.epoch_ms + id.at, random).array_to_str(text)
     }
 }
 
@@ -45,7 +63,10 @@ mod tests {
     use super::*;
 
     fn next(ids: &mut RequestIds, now: u64) -> String {
-        ids.next(now, &mut [0; ulid::ULID_LEN]).to_owned()
+        let id = ids.next(now);
+        let text = ids.text(id, &mut [0; ulid::ULID_LEN]).to_owned();
+        assert_eq!(ids.text(id, &mut [0; ulid::ULID_LEN]), text, "it is the same as often as it is written");
+        text
     }
 
     #[test]

@@ -102,6 +102,9 @@ impl RequestHead<'_> {
     #[inline]
     fn keeps(&self, line: &Field, by: &ForwardedBy<'_>) -> bool {
         let switches = by.switches;
+        if is_called(line.name(self.input), &switches.id_field) {
+            return false;
+        }
         let name = || line.name(self.input);
         // CGI, WSGI and their like make `HTTP_A_B` of `A-B` and of `A_B`: whoever reads it cannot tell which it was.
         let is_unmistakable = || switches.underscores || !name().contains(&b'_');
@@ -231,6 +234,9 @@ impl RequestHead<'_> {
         if switches.x_request_id && !stands(Kind::XRequestId) {
             put!(out, "X-Request-Id: ", by.request_id, "\r\n");
         }
+        if !switches.id_field.is_empty() {
+            put!(out, switches.id_field, ": ", by.request_id, "\r\n");
+        }
         if let Some(ClientCertificate { subject, fingerprint }) = by.client {
             put!(out, "X-Client-Cert-Subject: ", subject, "\r\n");
             put!(out, "X-Client-Cert-Fingerprint: ", fingerprint, "\r\n");
@@ -280,6 +286,13 @@ impl RequestHead<'_> {
     fn lines(&self, kind: Kind) -> impl Iterator<Item = &[u8]> {
         self.fields.iter().filter(move |line| line.kind == kind).map(|line| line.value(self.input))
     }
+}
+
+/// Whether a field has this name, also for those who cannot tell `_` from `-`.
+#[inline]
+pub(super) fn is_called(field: &[u8], name: &str) -> bool {
+    let same = |(a, b): (&u8, u8)| a.eq_ignore_ascii_case(&b) || (*a == b'_' && b == b'-');
+    field.len() == name.len() && !field.is_empty() && field.iter().zip(name.bytes()).all(same)
 }
 
 #[cfg(test)]

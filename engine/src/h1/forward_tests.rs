@@ -15,6 +15,7 @@ fn nothing() -> Forwarding {
         forwarded: false,
         via: false,
         x_request_id: false,
+        id_field: String::new(),
         ..Forwarding::default()
     }
 }
@@ -160,7 +161,7 @@ fn a_peer_that_is_not_trusted_sets_no_forwarding_field() {
     let added = "X-Forwarded-For: 1.2.3.4\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Port: 8080\r\n\
                  X-Forwarded-Host: a:80\r\nX-Real-IP: 1.2.3.4\r\n\
                  Forwarded: for=1.2.3.4;host=\"a:80\";proto=http\r\nVia: 1.1 kakehi\r\n\
-                 X-Request-Id: 01ARZ3NDEKTSV4RRFFQ69G5FAV\r\n";
+                 X-Request-Id: 01ARZ3NDEKTSV4RRFFQ69G5FAV\r\nSozu-Id: 01ARZ3NDEKTSV4RRFFQ69G5FAV\r\n";
     assert_eq!(lines_of("", &by(&on, false)), added);
     assert_eq!(lines_of(CLAIMS, &by(&on, false)), added);
 }
@@ -175,7 +176,8 @@ fn a_trusted_peer_is_believed_and_its_lists_are_continued() {
         "X-Forwarded-Proto: https\r\nX-Forwarded-Port: 443\r\nX-Forwarded-Host: evil\r\nX-Request-Id: i\r\n\
          X-Real-IP: 9.9.9.9\r\nX_Forwarded_For: 9.9.9.9\r\nX-Real_IP: 9.9.9.9\r\n\
          X-Forwarded-For: 9.9.9.9, 8.8.8.8, 7.7.7.7, 1.2.3.4\r\n\
-         Forwarded: for=9.9.9.9, for=1.2.3.4;host=\"a:80\";proto=http\r\nVia: 1.0 x, 1.1 kakehi\r\n"
+         Forwarded: for=9.9.9.9, for=1.2.3.4;host=\"a:80\";proto=http\r\nVia: 1.0 x, 1.1 kakehi\r\n\
+         Sozu-Id: 01ARZ3NDEKTSV4RRFFQ69G5FAV\r\n"
     );
     let elide = Forwarding { elide_x_real_ip: true, ..nothing() };
     assert_eq!(lines_of("X-Real-IP: 9.9.9.9\r\n", &by(&elide, true)), "");
@@ -250,6 +252,26 @@ fn essence(head: &RequestHead<'_>) -> (String, String, String, RequestBody, bool
         head.upgrade,
         head.expect_continue,
     )
+}
+
+#[test]
+fn the_id_stands_in_its_field_whoever_says_otherwise() {
+    let of = |field: &str| Forwarding { id_field: field.to_owned(), ..nothing() };
+    let id = "01ARZ3NDEKTSV4RRFFQ69G5FAV";
+    for trusted in [false, true] {
+        let switches = of("Sozu-Id");
+        let by = by(&switches, trusted);
+        let lines = "sozu-id: x\r\nSOZU_ID: y\r\nSozu-Idx: z\r\n";
+        assert_eq!(lines_of(lines, &by), format!("Sozu-Idx: z\r\nSozu-Id: {id}\r\n"));
+        assert_eq!(lines_of("Connection: sozu-id\r\n", &by), format!("Sozu-Id: {id}\r\n"));
+        // Of a name that has another meaning for trusted peers, too.
+        let switches = of("x-request-id").effective();
+        let by = super::ForwardedBy { switches: &switches, ..by };
+        assert_eq!(lines_of("X-Request-Id: 1\r\n", &by), format!("x-request-id: {id}\r\n"));
+        let switches = of("");
+        let by = super::ForwardedBy { switches: &switches, ..by };
+        assert_eq!(lines_of("Sozu-Id: x\r\n", &by), "Sozu-Id: x\r\n");
+    }
 }
 
 #[test]

@@ -35,6 +35,6 @@ pub use framing::{RequestBody, ResponseBody};
 pub use head::{HeadLimits, HeadProgress};
 pub use plan::{OutConnection, OutFraming, ResponsePlan};
 pub use request::RequestHead;
-pub use response::{ResponseDefect, ResponseHead, StrictTransport};
+pub use response::{AddedFields, ResponseDefect, ResponseHead, StrictTransport};
 
 use crate::http::{DateLine, Method, Reason, Scratch, Version, field, target};

@@ -8,6 +8,7 @@ use std::mem::MaybeUninit;
 use crate::limits;
 
 use super::field::{self, ConnectionOptions, Field, Kind};
+use super::forward::is_called;
 use super::framing::Framing;
 use super::{
     DateLine, HeadLimits, HeadProgress, Method, OutConnection, OutFraming, Reason, ResponseBody,
@@ -96,6 +97,17 @@ pub struct StrictTransport {
     pub value: String,
     /// It goes in place of what a backend says; otherwise that stands.
     pub replaces: bool,
+}
+
+/// What a response gets besides what its backend says.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct AddedFields<'a> {
+    /// `Strict-Transport-Security`, unless the backend says something of it that stands.
+    pub transport: Option<&'a StrictTransport>,
+    /// `Date`, of a final response that has none.
+    pub date: Option<&'a DateLine>,
+    /// The id of the request, with the name of its field; lines of that name go.
+    pub id: Option<(&'a str, &'a str)>,
 }
 
 impl<'b> ResponseHead<'b> {
@@ -218,14 +230,8 @@ impl<'b> ResponseHead<'b> {
     /// Appends the head as the client gets it: HTTP/1.1, the backend's reason phrase, every end-to-end field
     /// byte for byte and in its order, then framing and connection as `plan` has them.
     ///
-    /// `transport` is added, unless the backend says something of it that stands; `date` to a final response that has none.
-    pub fn write_forwarded(
-        &self,
-        plan: &ResponsePlan,
-        transport: Option<&StrictTransport>,
-        date: Option<&DateLine>,
-        out: &mut Vec<u8>,
-    ) {
+    pub fn write_forwarded(&self, plan: &ResponsePlan, added: &AddedFields<'_>, out: &mut Vec<u8>) {
+        let AddedFields { transport, date, id } = *added;
         out.reserve(self.len + 256);
         // RFC 9110 section 6.2: the version is that of the proxy's own message.
         out.extend_from_slice(b"HTTP/1.1");
@@ -241,12 +247,17 @@ impl<'b> ResponseHead<'b> {
             out.extend_from_slice(line);
             out.extend_from_slice(b" \r\n");
             field::copy_kept(self.input, fields_start, end, self.fields, out, |line| {
-                self.keeps(line, upgrade, replaced)
+                self.keeps(line, upgrade, replaced, id)
             });
         } else {
             field::copy_kept(self.input, from, end, self.fields, out, |line| {
-                self.keeps(line, upgrade, replaced)
+                self.keeps(line, upgrade, replaced, id)
             });
+        }
+        if let Some((name, id)) = id {
+            for part in [name, ": ", id, "\r\n"] {
+                out.extend_from_slice(part.as_bytes());
+            }
         }
         if let Some(transport) = transport
             && (transport.replaces || !self.fields.iter().any(|line| self.is_transport(line)))
@@ -274,7 +285,10 @@ impl<'b> ResponseHead<'b> {
     }
 
     #[inline]
-    fn keeps(&self, line: &Field, upgrade: bool, transport_replaced: bool) -> bool {
+    fn keeps(&self, line: &Field, upgrade: bool, transport_replaced: bool, id: Option<(&str, &str)>) -> bool {
+        if id.is_some_and(|(name, _)| is_called(line.name(self.input), name)) {
+            return false;
+        }
         match line.kind {
             Kind::Other if transport_replaced && self.is_transport(line) => false,
             Kind::ContentLength | Kind::TransferEncoding | Kind::Connection | Kind::Te | Kind::HopByHop => {

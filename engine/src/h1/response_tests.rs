@@ -19,7 +19,11 @@ fn check<T>(
 fn forward(input: &str, method: Method, version: Version, keep_alive: bool) -> String {
     let forwarded = check(input.as_bytes(), method, |head| {
         let mut out = Vec::new();
-        head.write_forwarded(&ResponsePlan::new(&head, method, version, keep_alive), None, None, &mut out);
+        head.write_forwarded(
+            &ResponsePlan::new(&head, method, version, keep_alive),
+            &AddedFields::default(),
+            &mut out,
+        );
         String::from_utf8(out).unwrap()
     });
     forwarded.unwrap().unwrap()
@@ -27,6 +31,20 @@ fn forward(input: &str, method: Method, version: Version, keep_alive: bool) -> S
 
 fn to_http11(input: &str) -> String {
     forward(input, Method::Get, Version::Http11, true)
+}
+
+#[test]
+fn the_id_of_the_request_takes_the_place_of_what_a_backend_says() {
+    let input = "HTTP/1.1 200 OK\r\nsozu-ID: theirs\r\nA: b\r\nContent-Length: 0\r\n\r\n";
+    let forwarded = check(input.as_bytes(), Method::Get, |head| {
+        let mut out = Vec::new();
+        let plan = ResponsePlan::new(&head, Method::Get, Version::Http11, true);
+        let added = AddedFields { id: Some(("Sozu-Id", "ours")), ..AddedFields::default() };
+        head.write_forwarded(&plan, &added, &mut out);
+        String::from_utf8(out).unwrap()
+    });
+    let expected = "HTTP/1.1 200 OK\r\nA: b\r\nSozu-Id: ours\r\nContent-Length: 0\r\n\r\n";
+    assert_eq!(forwarded.unwrap().unwrap(), expected);
 }
 
 #[test]
@@ -144,7 +162,9 @@ fn a_final_response_without_date_gets_one_and_no_other_does() {
         check(input.as_bytes(), Method::Get, |head| {
             let mut out = Vec::new();
             let plan = ResponsePlan::new(&head, Method::Get, Version::Http11, true);
-            head.write_forwarded(&plan, None, Some(&DateLine::at(784_111_777)), &mut out);
+            let date = DateLine::at(784_111_777);
+            let added = AddedFields { date: Some(&date), ..AddedFields::default() };
+            head.write_forwarded(&plan, &added, &mut out);
             String::from_utf8(out).unwrap().contains("Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n")
         })
     };
@@ -303,7 +323,7 @@ fn whatever_is_accepted_is_read_alike_after_forwarding() {
         let forwarded = check(&input, Method::Get, |head| {
             let plan = ResponsePlan::new(&head, Method::Get, Version::Http11, true);
             let mut out = Vec::new();
-            head.write_forwarded(&plan, None, None, &mut out);
+            head.write_forwarded(&plan, &AddedFields::default(), &mut out);
             (out, head.status, plan.framing)
         });
         let Ok(Some((out, status, framing))) = forwarded else { continue };

@@ -154,6 +154,22 @@ impl Ledger {
         Err(interval)
     }
 
+    /// How long the bucket of `key` takes to run empty (ns), without putting anything into it.
+    pub fn level(&self, key: Key, capacity: Capacity, now: u64) -> u64 {
+        let Capacity { interval, tolerance } = capacity;
+        let empty_at = self.memory.look(key).map_or(now, |entry| self.memory.word(entry.0).load(Relaxed));
+        empty_at.clamp(now, now.saturating_add(tolerance).saturating_add(interval)) - now
+    }
+
+    /// How many places `key` holds in all processes.
+    pub fn places(&self, key: Key) -> u64 {
+        let memory = &self.memory;
+        let tag = key.tag;
+        let Some(entry) = memory.look(key) else { return 0 };
+        let here = memory.held.borrow().get(&tag).copied().unwrap_or(0);
+        u64::from(here) + memory.held_by_others(Found { entry, tag }, key.limit)
+    }
+
     /// A place for `key`, if it holds less than `most` in all processes. Others do not see those of a process without a lane.
     pub fn hold(&self, key: Key, most: u32, now: u64) -> Option<Held> {
         let memory = &self.memory;
@@ -202,6 +218,12 @@ impl Memory {
             return Some(Memory::crowd(tag).entry);
         }
         self.ways(tag).find(|(at, _)| self.word(*at).load(Acquire) == tag).map(|(_, entry)| entry)
+    }
+
+    /// The entry where a key is counted; `None`: it would get a new one.
+    fn look(&self, key: Key) -> Option<Entry> {
+        let has_room = || self.vacant(key.tag).or_else(|| self.idlest(key.tag)).is_some();
+        self.present(key.tag).or_else(|| (!has_room()).then(|| Memory::crowd(key.limit).entry))
     }
 
     /// The entry of all keys of a limit for which there is no room.

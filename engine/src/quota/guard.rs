@@ -62,6 +62,11 @@ impl Guard {
         !is_in(&self.deny) && (self.allow.is_empty() || is_in(&self.allow))
     }
 
+    /// What kind of place it is: `listener`, `frontend` or `cluster`.
+    pub(crate) fn kind(&self) -> &str {
+        self.place.split('\0').next().unwrap_or_default()
+    }
+
     /// Whether it lets only some be served.
     pub(crate) fn has_sources(&self) -> bool {
         !self.allow.is_empty() || !self.deny.is_empty()

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use kakehi_ctl::state::{ClusterLimits, Settings};
 
 use super::{host_ns, name, rates::source};
-use crate::ledger::{Held, Ledger};
+use crate::ledger::{Held, Key, Ledger};
 
 /// How many connections one client may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,23 +73,37 @@ impl Caps {
         Caps { per_ip: any(self.per_ip), per_subnet: any(self.per_subnet), ..self }
     }
 
+    /// Places that connections of `client` hold at a cluster, and the most that they may: of its address, and of its network. Those that
+    /// are not limited are left out.
+    pub(crate) fn held(
+        self,
+        cluster: &str,
+        client: Option<IpAddr>,
+        table: &Ledger,
+    ) -> [Option<(u64, u32)>; 2] {
+        let [of_ip, of_subnet] = self.keys(cluster, client, table);
+        let held = |key, most| (most > 0).then(|| (table.places(key), most));
+        [held(of_ip, self.per_ip), held(of_subnet, self.per_subnet)]
+    }
+
+    /// What counts the connections of a client, and those of its network.
+    fn keys(self, cluster: &str, client: Option<IpAddr>, table: &Ledger) -> [Key; 2] {
+        let of_ip = table.key(name(&["connections", cluster]), &[source(client).bytes()]);
+        let network = self.network(client).to_be_bytes();
+        [of_ip, table.key(name(&["network", cluster]), &[&network])]
+    }
+
     /// A place at a cluster for a connection of `client`, if there is one.
     pub(crate) fn take(self, cluster: &str, client: Option<IpAddr>, table: &Ledger) -> Option<Place> {
         let now = host_ns();
+        let [of_ip, of_subnet] = self.keys(cluster, client, table);
         let of_ip = match self.per_ip {
             0 => None,
-            most => {
-                let key = table.key(name(&["connections", cluster]), &[source(client).bytes()]);
-                Some(table.hold(key, most, now)?)
-            }
+            most => Some(table.hold(of_ip, most, now)?),
         };
         let of_subnet = match self.per_subnet {
             0 => None,
-            most => {
-                let network = self.network(client);
-                let key = table.key(name(&["network", cluster]), &[&network.to_be_bytes()]);
-                Some(table.hold(key, most, now)?)
-            }
+            most => Some(table.hold(of_subnet, most, now)?),
         };
         Some(Place { cluster: cluster.to_owned(), client, caps: self, _held: [of_ip, of_subnet] })
     }

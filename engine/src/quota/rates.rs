@@ -7,7 +7,7 @@ use kakehi_ctl::state::{RateKey, RateLimit};
 use super::{host_ns, name};
 use crate::{
     http::{Asked, Networks},
-    ledger::{Capacity, Ledger},
+    ledger::{Capacity, Key, Ledger},
     observe::{Counter, Counters},
 };
 
@@ -67,6 +67,24 @@ impl Rates {
         }
     }
 
+    /// What each would say of a request, without counting it.
+    pub(crate) fn look(&self, asked: &impl Asked, table: &Ledger) -> Vec<Seen> {
+        let now = host_ns();
+        let seen = |rate: &Rate| {
+            let Capacity { interval, tolerance } = rate.capacity;
+            let level = table.level(rate.bucket(asked, table), rate.capacity, now);
+            let wait = level.saturating_sub(tolerance);
+            Seen {
+                key: rate.key.to_string(),
+                used: level.div_ceil(interval),
+                most: tolerance / interval + 1,
+                dry_run: rate.dry_run,
+                refused: (wait > 0).then(|| rate.refused(wait)),
+            }
+        };
+        self.0.iter().filter(|rate| !rate.exempts(asked)).map(seen).collect()
+    }
+
     /// Counts a request; those limits that stand before one that refuses keep what they have counted.
     ///
     /// # Errors
@@ -79,30 +97,60 @@ impl Rates {
     ) -> Result<(), Refused> {
         let now = host_ns();
         for rate in &self.0 {
-            let client = asked.client();
-            if client.is_some_and(|client| rate.exempt.contains(client)) {
+            if rate.exempts(asked) {
                 continue;
             }
-            let named = match &rate.key {
-                RateKey::Header(name) => asked.field(name),
-                RateKey::Cookie(name) => asked.cookie(name),
-                RateKey::Route => Some(&b""[..]),
-                RateKey::Source => None,
-            };
-            let key = match named {
-                Some(value) if rate.key == RateKey::Route => table.key(rate.name, &[b"=", value]),
-                Some(value) => table.chosen_key(rate.name, &[b"=", value]),
-                None => table.key(rate.name, &[b"@", source(client).bytes()]),
-            };
-            let Err(wait) = table.fill(key, rate.capacity, now) else { continue };
+            let Err(wait) = table.fill(rate.bucket(asked, table), rate.capacity, now) else { continue };
             if rate.dry_run {
                 counters.count(Counter::RateDryRuns);
                 continue;
             }
-            let seconds = u32::try_from(wait.div_ceil(1_000_000_000)).unwrap_or(u32::MAX);
-            return Err(Refused { status: rate.status, retry_after: seconds.max(1) });
+            return Err(rate.refused(wait));
         }
         Ok(())
+    }
+}
+
+/// What a limit says of a request that is not counted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Seen {
+    /// What it counts by.
+    pub(crate) key: String,
+    /// Requests for which there is no room at present.
+    pub(crate) used: u64,
+    /// Of so many.
+    pub(crate) most: u64,
+    /// It refuses nobody.
+    pub(crate) dry_run: bool,
+    /// It would refuse this one.
+    pub(crate) refused: Option<Refused>,
+}
+
+impl Rate {
+    /// Whether the client is one that is not limited.
+    fn exempts(&self, asked: &impl Asked) -> bool {
+        asked.client().is_some_and(|client| self.exempt.contains(client))
+    }
+
+    /// What counts a request.
+    fn bucket(&self, asked: &impl Asked, table: &Ledger) -> Key {
+        let named = match &self.key {
+            RateKey::Header(name) => asked.field(name),
+            RateKey::Cookie(name) => asked.cookie(name),
+            RateKey::Route => Some(&b""[..]),
+            RateKey::Source => None,
+        };
+        match named {
+            Some(value) if self.key == RateKey::Route => table.key(self.name, &[b"=", value]),
+            Some(value) => table.chosen_key(self.name, &[b"=", value]),
+            None => table.key(self.name, &[b"@", source(asked.client()).bytes()]),
+        }
+    }
+
+    /// The answer where there is room in so long only (ns).
+    fn refused(&self, wait: u64) -> Refused {
+        let seconds = u32::try_from(wait.div_ceil(1_000_000_000)).unwrap_or(u32::MAX);
+        Refused { status: self.status, retry_after: seconds.max(1) }
     }
 }
 

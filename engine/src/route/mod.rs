@@ -30,12 +30,14 @@ mod predicate;
 mod rewrite;
 #[cfg(test)]
 mod tests;
+mod trial;
 
 use kakehi_ctl::state::{PathRule, Predicates, RulePosition};
 
 pub use error::RouteError;
 pub use path::check_path;
 pub use rewrite::{NoHost, Rewriter, leads_up};
+pub use trial::{Failed, Trial, try_rules};
 
 use host::{HostName, HostPattern, LabelPattern};
 use host_index::HostEntry;

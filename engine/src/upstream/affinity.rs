@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use kakehi_ctl::state::{Balancing, SameSite};
 
-use super::hashing::hash;
+use super::hashing::{hash, point};
 use crate::http::Asked;
 
 /// What a request says of the backend that it belongs to. It is kept for each request that is in flight: so it takes 20 bytes, not 24.
@@ -130,13 +130,27 @@ impl AffinityRules {
 
 /// What a connection says that is passed on as it is.
 pub fn of_client(address: Option<IpAddr>) -> Affinity {
+    Affinity { key: hashed(address, hash), session: Session::None }
+}
+
+/// Where a client stands that is told by a field or a cookie, among all that a split divides. It is the same on every worker and every
+/// host, after every restart.
+pub(crate) fn split_point(value: &[u8]) -> u64 {
+    point(value)
+}
+
+/// The same of one that is told by its address.
+pub(crate) fn split_point_of_client(address: Option<IpAddr>) -> u64 {
+    hashed(address, point)
+}
+
+fn hashed(address: Option<IpAddr>, hash: fn(&[u8]) -> u64) -> u64 {
     // An IPv4 client is the same one on a socket of IPv6.
-    let key = match address.map(|address| address.to_canonical()) {
+    match address.map(|address| address.to_canonical()) {
         Some(IpAddr::V4(address)) => hash(&address.octets()),
         Some(IpAddr::V6(address)) => hash(&address.octets()),
         None => 0,
-    };
-    Affinity { key, session: Session::None }
+    }
 }
 
 /// The value that stands for a backend in the cookie where none is configured. It does not tell where it listens.

@@ -349,6 +349,17 @@ impl Cluster {
         self.load.fits(most, ledger).then_some(admitted)
     }
 
+    /// Requests and connections in flight, and the most that may be; those that wait for room, and the most that may. Of all workers;
+    /// what is not limited is left out.
+    pub(crate) fn fill(&self, pooling: &Pooling) -> [Option<(u64, u32)>; 2] {
+        let members = self.members.borrow();
+        let ledger = pooling.ledger.as_ref();
+        let in_flight = || self.load.everywhere(ledger).connections.into();
+        let admitted = (members.max_requests > 0).then(|| (in_flight(), members.max_requests));
+        let queue = members.queue.as_ref();
+        [admitted, queue.map(|queue| (queue.length_everywhere(pooling).into(), queue.size()))]
+    }
+
     /// From now on it consists of `members`. Backends that are not among them finish the requests that they have;
     /// their idle connections are closed.
     pub fn replace(&self, members: Endpoints, pooling: &Pooling) {

@@ -11,6 +11,11 @@ pub(super) fn hash(bytes: &[u8]) -> u64 {
     XxHash64::oneshot(0, bytes)
 }
 
+/// Where a key stands among all that a split divides: XXH64 with seed 1, which tells nothing of [`hash`].
+pub(super) fn point(bytes: &[u8]) -> u64 {
+    XxHash64::oneshot(1, bytes)
+}
+
 /// How `key` and `backend` go together.
 fn hash_pair(key: u64, backend: u64) -> u64 {
     let mut bytes = [0; 16];

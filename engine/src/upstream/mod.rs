@@ -37,6 +37,7 @@ mod trial;
 mod verdicts;
 mod window;
 
+pub(crate) use self::affinity::{split_point, split_point_of_client};
 pub use self::{
     affinity::{Affinity, of_client},
     cluster::{Admitted, Cluster, ClusterError, Endpoints},

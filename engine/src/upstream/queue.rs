@@ -90,7 +90,12 @@ impl Queue {
 
     /// Whether anybody waits, on any worker.
     pub(super) fn is_used(&self, pooling: &Pooling) -> bool {
-        self.count.everywhere(pooling.ledger.as_ref()).connections > 0
+        self.length_everywhere(pooling) > 0
+    }
+
+    /// How many wait, on all workers.
+    pub(super) fn length_everywhere(&self, pooling: &Pooling) -> u32 {
+        self.count.everywhere(pooling.ledger.as_ref()).connections
     }
 
     /// The most that may wait.

@@ -18,7 +18,7 @@ use std::{
 
 use kakehi_ctl::{
     change::{Change, ChangeError},
-    order::{BackendLoad, BackendName, ClosedSessions, ListenerSocket, Verdict},
+    order::{BackendLoad, BackendName, ClosedSessions, Found, Inquiry, ListenerSocket, Verdict},
     state::{Fingerprint, NameAnswer, Revision, Settings, State},
 };
 
@@ -27,7 +27,7 @@ use super::{DescriptorChannel, DescriptorKind, Error};
 use crate::{
     config::{Clusters, CompileError, HostPrints, ListenerConfigs, RoutesPatch},
     downstream::{self, Connections},
-    exchange::{ListenerConfig, ListenerHandle},
+    exchange::{ListenerConfig, ListenerHandle, Shared, explain},
     ledger::Ledger,
     quota,
     ring::Listener,
@@ -323,6 +323,12 @@ impl Configured {
         let clusters = self.clusters.borrow();
         let load = |it: &BackendName| clusters.get(&it.cluster)?.load_of(&it.id, pooling);
         backends.iter().map(load).collect()
+    }
+
+    /// What would become of a request at a listener; `None`: there is no such listener.
+    pub(super) fn explain(&self, listener: SocketAddr, shared: &Shared, inquiry: &Inquiry) -> Option<Found> {
+        let config = self.configs.borrow().get(&listener).map(Rc::clone)?;
+        Some(explain(&config, shared, inquiry))
     }
 
     /// Closes sessions of a backend of a cluster, or of all its backends.

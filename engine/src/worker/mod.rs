@@ -380,6 +380,15 @@ impl Worker {
                                 report(ring, orders, id, Report::Loads { loads }).await?;
                                 continue;
                             }
+                            Order::Explain { listener, inquiry } => {
+                                let shared = &self.connections.shared;
+                                let answer = match self.configured.explain(listener, shared, &inquiry) {
+                                    Some(found) => Report::Explained(Box::new(found)),
+                                    None => self.refused(format!("there is no listener at {listener}")),
+                                };
+                                report(ring, orders, id, answer).await?;
+                                continue;
+                            }
                             Order::CloseSessions { cluster, backend } => {
                                 let (cluster, backend) = (&cluster, backend.as_deref());
                                 let closed =

@@ -70,6 +70,7 @@ pub(super) fn bounded(mut report: Report) -> Report {
         }
         Report::Failed { reason } | Report::Refused { reason } => bound(reason, MAX_REASON),
         Report::Loads { loads } => loads.truncate(BACKENDS_PER_ORDER),
+        Report::Explained(found) => **found = std::mem::take(&mut **found).bounded(),
         Report::Finished { .. } | Report::SessionsClosed { .. } | Report::Done => {}
     }
     report

@@ -17,7 +17,7 @@ use std::{io, os::fd::OwnedFd, process::ExitStatus, time::Duration};
 use kakehi_ctl::{
     keys::Effect,
     limits,
-    order::{BackendLoad, ClosedSessions, ListenerSocket, Order, Report, WorkerState},
+    order::{BackendLoad, ClosedSessions, Found, ListenerSocket, Order, Report, WorkerState},
     state::Settings,
     wire,
 };
@@ -91,6 +91,8 @@ pub(crate) enum Outcome {
     SessionsClosed { order: u64, closed: ClosedSessions },
     /// It says what backends have to do, to the order of this number.
     Loads { order: u64, loads: Vec<Option<BackendLoad>> },
+    /// It says what becomes of a request, to the order of this number.
+    Explained { order: u64, found: Box<Found> },
     /// Its process ended.
     Died(Death),
 }
@@ -371,6 +373,7 @@ impl Worker {
                 Outcome::SessionsClosed { order, closed }
             }
             What::Reported(order, Report::Loads { loads }) => Outcome::Loads { order, loads },
+            What::Reported(order, Report::Explained(found)) => Outcome::Explained { order, found },
             What::Reported(order, Report::Done) => Outcome::Answered { order, refused: None },
             What::Mute(position) => {
                 let reason = self.unresponsive(&position);

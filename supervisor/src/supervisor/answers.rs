@@ -99,6 +99,7 @@ impl Supervisor {
             question.request,
             Request::State
                 | Request::Backends { .. }
+                | Request::Explain { .. }
                 | Request::Certificates { .. }
                 | Request::Keys
                 | Request::Users
@@ -123,6 +124,10 @@ impl Supervisor {
             }
             Request::Backends { cluster } => {
                 self.tell_backends(cluster.as_deref(), answer);
+                return None;
+            }
+            Request::Explain { listener, tls, port, inquiry } => {
+                self.explain(listener, (tls, port), inquiry, answer);
                 return None;
             }
             Request::Topology => {

@@ -86,7 +86,19 @@ impl Supervisor {
             }
             // While it started it was told nothing.
             Outcome::Ready | Outcome::Upgraded => self.health.owe(id, false),
-            Outcome::Died(_) => self.asking.forget(id),
+            Outcome::Explained { order, found } => {
+                self.note_explained(id, order, *found);
+                return Outcome::Nothing;
+            }
+            Outcome::Answered { order, refused: Some(ref reason) }
+                if self.explaining.note_refused(id, order, reason) =>
+            {
+                return Outcome::Nothing;
+            }
+            Outcome::Died(_) => {
+                self.asking.forget(id);
+                self.explaining.forget(id);
+            }
             _ => {}
         }
         outcome

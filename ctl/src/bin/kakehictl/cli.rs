@@ -18,6 +18,7 @@ use crate::{
     certificate::CertificateVerb,
     client::{Failure, Patience},
     configuration::{ConfigVerb, StateVerb},
+    explain::ExplainArguments,
     routing::{BackendVerb, ClusterVerb, FrontendVerb, ListenerVerb, Shown},
     settings::SettingsVerb,
 };
@@ -103,6 +104,12 @@ pub(crate) enum Verb {
         /// Only those of this cluster
         cluster: Option<String>,
     },
+
+    /// Show what would become of a request: the rule that takes it, those that were tried before, limits, edits, the cluster
+    /// and its backends
+    ///
+    /// Nothing is sent, and nothing counted; a worker answers from the tables that it serves by. With --json: an object.
+    Explain(ExplainArguments),
 
     /// Show the cores of the host, and where each worker runs with its load; change that
     ///
@@ -252,6 +259,7 @@ impl Verb {
             Verb::Certificate(verb) => return verb.run(ask),
             Verb::Config(verb) => return verb.run(ask),
             Verb::Settings(verb) => return verb.run(ask),
+            Verb::Explain(arguments) => return arguments.run(ask),
             Verb::State { action: Some(verb) } => return verb.run(ask),
             // It is no question with an answer: `main` attends to it.
             Verb::Events { topics } => Request::Watch { topics },

@@ -8,6 +8,7 @@ mod certificate;
 mod cli;
 mod client;
 mod configuration;
+mod explain;
 mod print;
 mod routing;
 mod settings;

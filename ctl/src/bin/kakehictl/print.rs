@@ -10,8 +10,7 @@ use serde_json::json;
 mod backends;
 mod certificates;
 
-use certificates::printable;
-pub(crate) use certificates::{DAY, certificate, certificates, now};
+pub(crate) use certificates::{DAY, certificate, certificates, now, printable};
 
 /// The answer as JSON: an object or an array, with a line end.
 pub(crate) fn json(response: &Response) -> String {
@@ -21,6 +20,7 @@ pub(crate) fn json(response: &Response) -> String {
         Response::Workers(workers) => pretty(workers),
         Response::State(state) => pretty(state),
         Response::Backends(backends) => pretty(backends),
+        Response::Explained(explanation) => pretty(explanation),
         Response::Changed(changed) => pretty(changed),
         Response::Outcomes(workers) => pretty(workers),
         Response::Saved { path, .. } => pretty(path),
@@ -67,6 +67,8 @@ pub(crate) fn human(response: &Response) -> String {
         Response::Status(status) => human_status(status),
         Response::Workers(workers) => human_workers(workers),
         Response::State(state) => pretty(state),
+        // Shown together with the backends.
+        Response::Explained(explanation) => pretty(explanation),
         Response::Backends(shown) => backends::backends(shown, now()),
         Response::Changed(changed) => human_changed(changed),
         Response::Outcomes(workers) if workers.is_empty() => "nothing had to change\n".to_owned(),

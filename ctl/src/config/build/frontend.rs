@@ -113,6 +113,8 @@ impl Builder<'_, '_> {
                 frontend.rewrite = self.rewrite(section, &frontend, listener);
                 frontend.redirect_template = self.redirect_template(section, frontend.redirect.status());
                 frontend.headers = self.header_edits(section);
+                let forwards = !frontend.deny && frontend.redirect == Redirect::Forward;
+                frontend.split = self.split(section, forwards);
                 frontend.tls = self.frontend_tls(section, listener);
             }
             ClusterProtocol::Tcp => self.refuse_http(section),
@@ -180,6 +182,8 @@ impl Builder<'_, '_> {
             "cookie_predicates",
             "sources",
             "redirect_template",
+            "split",
+            "split_key",
         ];
         wrong.extend(lists.into_iter().filter(|key| section.entry(key).is_some()));
         wrong.extend(section.text("position").filter(|it| *it != "TREE").map(|_| "position"));
@@ -430,7 +434,7 @@ impl Builder<'_, '_> {
             .map(|limits| toml::to_string(&write::frontend_limits(limits)).unwrap_or_default());
         let template = frontend.redirect_template.as_ref().map(|template| &*template.text);
         let redirect = (frontend.redirect.word(), &frontend.rewrite, template);
-        let action = (frontend.deny, frontend.required_auth, redirect, &frontend.headers);
+        let action = (frontend.deny, frontend.required_auth, redirect, &frontend.headers, &frontend.split);
         let answer = self.rules.hash((cluster, action, hsts, limits));
         let line = self.findings.source.line(section.offset);
         let (other, answers) = *self.rules.answers.entry(self.rules.hash(rule)).or_insert((line, answer));

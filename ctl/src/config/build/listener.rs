@@ -60,6 +60,9 @@ impl Builder<'_, '_> {
                 self.findings.unfit(section.offset_of(key), reason);
             }
         }
+        if let Some(reason) = forwarding.unfit_id_field() {
+            self.findings.unfit(section.offset_of("sozu_id_header"), reason);
+        }
         if forwarding.families == ForwardedHeaders::None {
             let text = "nothing is added with `forwarded_headers = \"none\"`, and what peers outside `trusted_peers` send in these fields is dropped all the same";
             self.warn_at(section, "forwarded_headers", text.to_owned());

@@ -12,7 +12,8 @@ use super::{
 };
 use crate::state::{
     Admission, Backend, Balancing, Cluster, ClusterLimits, Frontend, FrontendLimits, HeaderEdit, HealthCheck,
-    Passive, Predicate, Predicates, ProbeHeader, RateLimit, Redirect, Retries, Rewrite, Sources,
+    Passive, Predicate, Predicates, ProbeHeader, RateLimit, Redirect, Retries, Rewrite, Sources, Split,
+    SplitPart,
 };
 
 /// `[clusters.ID]`.
@@ -86,7 +87,7 @@ const ANSWERS: &[Key] = &affecting(
 /// `[[clusters.ID.frontends]]`.
 pub(in crate::config) static FRONTEND: Level = Level { what: "a frontend", groups: &FRONTEND_GROUPS };
 
-const FRONTEND_GROUPS: [&[Key]; 8] = [
+const FRONTEND_GROUPS: [&[Key]; 9] = [
     Frontend::REQUIRED,
     Frontend::OWN,
     Sources::OWN,
@@ -94,13 +95,14 @@ const FRONTEND_GROUPS: [&[Key]; 8] = [
     Predicates::OWN,
     FRONTEND_RULE,
     Rewrite::OWN,
+    Split::OWN,
     FRONTEND_TLS,
 ];
 
 /// The keys that the example shows in a frontend of a listener without TLS.
 #[cfg(test)]
 pub(in crate::config) static PLAIN_FRONTEND: Level =
-    Level { what: "a frontend", groups: FRONTEND_GROUPS.split_at(7).0 };
+    Level { what: "a frontend", groups: FRONTEND_GROUPS.split_at(8).0 };
 
 /// What a frontend says but of TLS.
 pub(in crate::config) const FRONTEND_RULE: &[Key] = &affecting(
@@ -151,6 +153,13 @@ pub(in crate::config) const FRONTEND_RULE: &[Key] = &affecting(
             Yes,
             "Fields to add, replace or remove, 64 at most: first all that go, then those that come, in their order.",
         ),
+        key(
+            "split",
+            Tables(&SPLIT),
+            "[]",
+            Own,
+            "Clusters among which requests are divided by weight, in the place of the one that the frontend stands in; 64 at most.",
+        ),
         RATE_LIMITS,
     ],
 );
@@ -175,6 +184,10 @@ pub(in crate::config) static PREDICATE: Level =
 /// `[[clusters.ID.frontends.headers]]`.
 pub(in crate::config) static HEADER: Level =
     Level { what: "a header edit", groups: &[HeaderEdit::REQUIRED, HeaderEdit::OWN] };
+
+/// `[[clusters.ID.frontends.split]]`.
+pub(in crate::config) static SPLIT: Level =
+    Level { what: "a cluster of `split`", groups: &[SplitPart::REQUIRED] };
 
 /// `[[clusters.ID.backends]]`.
 pub(in crate::config) static BACKEND: Level =

@@ -2,7 +2,7 @@
 
 use super::{
     Effect, Key,
-    Kind::{Integer, Text, TextMap},
+    Kind::{Integer, TextMap},
     Level,
     Support::{NotYet, Yes},
     affecting,
@@ -16,13 +16,12 @@ use crate::state::{Forwarding, Listener, Sizes, Sources, Timeouts, Tls};
 pub(in crate::config) static LISTENER: Level = Level { what: "a listener", groups: &LISTENER_GROUPS };
 
 /// Those of a listener without TLS come first.
-const LISTENER_GROUPS: [&[Key]; 15] = [
+const LISTENER_GROUPS: [&[Key]; 14] = [
     Listener::REQUIRED,
     Listener::OWN,
     Sources::OWN,
     &[RATE_LIMITS],
     Forwarding::OWN,
-    NOT_HONOURED,
     Timeouts::INHERITED,
     Listener::INHERITED,
     Sizes::INHERITED,
@@ -34,18 +33,10 @@ const LISTENER_GROUPS: [&[Key]; 15] = [
     H2,
 ];
 
-const NOT_HONOURED: &[Key] = &[key(
-    "sozu_id_header",
-    Text,
-    "\"Sozu-Id\"",
-    NotYet,
-    "Name of the request id's field; kakehi sends `X-Request-Id`.",
-)];
-
 /// The keys that the example shows in a listener without TLS.
 #[cfg(test)]
 pub(in crate::config) static PLAIN_LISTENER: Level =
-    Level { what: "a listener", groups: LISTENER_GROUPS.split_at(12).0 };
+    Level { what: "a listener", groups: LISTENER_GROUPS.split_at(11).0 };
 
 const ANSWERS: &[Key] = &affecting(
     Effect::Requests,

@@ -16,7 +16,7 @@ pub(super) use self::{
 };
 #[cfg(test)]
 pub(super) use self::{
-    cluster::{HEADER, HEALTH_CHECK, PASSIVE, PLAIN_FRONTEND, PREDICATE, RATE_LIMIT, UDP, UDP_HEALTH},
+    cluster::{HEADER, HEALTH_CHECK, PASSIVE, PLAIN_FRONTEND, PREDICATE, RATE_LIMIT, SPLIT, UDP, UDP_HEALTH},
     listener::{H2, PLAIN_LISTENER},
     root::METRICS,
     tls::{BACKEND_TLS, CERTIFICATE, HSTS},

@@ -7,6 +7,7 @@ use kakehi_ctl::state::{Predicate, PredicateMatch, Predicates, RulePosition};
 use super::*;
 use crate::http::{Asked, percent_decode};
 use crate::route::normalise::normalise;
+use crate::route::try_rules;
 use regex::bytes::RegexBuilder;
 
 /// SplitMix64: deterministic, so that a failure can be repeated.
@@ -300,6 +301,14 @@ fn the_compiled_table_answers_as_a_matcher_that_tries_every_rule() {
                 naive_lookup(&rules, &host, &path, method, &asked),
                 "{method} {host} {path} among {rules:?}"
             );
+            // Who explains goes by the path as it was sent.
+            let trials = try_rules(&rules, &host, &path, method, &asked).expect("rules that were checked");
+            let first =
+                trials.iter().find(|trial| trial.failed.is_none()).map(|trial| rules[trial.place].target);
+            if found != Outcome::AmbiguousPath {
+                let expected = first.map_or(Outcome::NoRoute, Outcome::Target);
+                assert_eq!(found, expected, "{method} {host} {path} among {rules:?}");
+            }
             seen[match found {
                 Outcome::Target(_) => 0,
                 Outcome::NoRoute => 1,

@@ -72,7 +72,7 @@ fn names(certificate: &CertificateInfo) -> String {
 }
 
 /// What stands in a certificate must not garble a terminal.
-pub(super) fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     let escaped = |c: char| if c.is_control() { c.escape_debug().to_string() } else { c.to_string() };
     text.chars().map(escaped).collect()
 }

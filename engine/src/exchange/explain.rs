@@ -1,0 +1,170 @@
+//! What would become of a request: the way of one that comes, without sending anything and without counting it.
+
+use std::{cell::RefCell, net::IpAddr, rc::Rc};
+
+use kakehi_ctl::{
+    order::{Answered, ExplainedEdits, ExplainedLimit, ExplainedShare, Found, Inquiry},
+    state::ListenerProtocol,
+};
+
+use super::{
+    Client, ListenerConfig, LocalReply, Shared,
+    asking::Asking,
+    edits::Edits,
+    limits::{Refusal, look},
+    request::{Routed, route_request},
+};
+use crate::{
+    h1::{HeadProgress, RequestHead},
+    http::{Asked as _, Reason, Scratch},
+    quota::Guard,
+    route::{RouteError, Rule, Trial, try_rules},
+    upstream::Cluster,
+};
+
+/// What becomes of a request at a listener.
+pub(crate) fn explain(config: &Rc<ListenerConfig>, shared: &Shared, inquiry: &Inquiry) -> Found {
+    let is_tls = config.settings.protocol == ListenerProtocol::Https;
+    let name = inquiry.server_name.as_deref().filter(|_| is_tls).map(str::to_ascii_lowercase);
+    if let Some(Some(passage)) = name.as_deref().and_then(|name| config.passthrough.names.find(name)) {
+        return passed_on(&passage.cluster);
+    }
+    if config.tls.as_ref().is_some_and(|terminator| terminator.refuses(name.as_deref())) {
+        let reason = Some("tls.unknown_name".to_owned());
+        return Found { answer: Answered { reason, ..Answered::default() }, ..Found::default() };
+    }
+    let client = client(inquiry, name.as_deref(), is_tls);
+    let scratch = &mut *shared.scratch.borrow_mut();
+    match parse(config, inquiry, scratch) {
+        Ok(head) => explain_head(config, shared, &head, &client),
+        Err(reason) => refused(reason),
+    }
+}
+
+/// Tries rules of a listener one after the other, in the order in which they are looked at. `None`: the request is refused before any is.
+///
+/// # Errors
+/// See [`RouteError`].
+pub(crate) fn try_each(
+    config: &ListenerConfig,
+    rules: &[Rule],
+    inquiry: &Inquiry,
+) -> Result<Option<Vec<Trial>>, RouteError> {
+    let mut scratch = Scratch::new();
+    let Ok(head) = parse(config, inquiry, &mut scratch) else { return Ok(None) };
+    let client = client(inquiry, None, config.settings.protocol == ListenerProtocol::Https);
+    let asking = Asking::new(config, &head, &client);
+    try_rules(rules, head.host_name(), head.path(), head.method_text, &asking).map(Some)
+}
+
+fn client<'a>(inquiry: &Inquiry, server_name: Option<&'a str>, is_tls: bool) -> Client<'a> {
+    let peer = Some(inquiry.from.to_canonical());
+    Client { peer, tls: None, server_name, is_tls, is_young: false, is_last: false, is_explained: true }
+}
+
+/// The head, or why it is refused.
+fn parse<'a>(
+    config: &ListenerConfig,
+    inquiry: &'a Inquiry,
+    scratch: &'a mut Scratch,
+) -> Result<RequestHead<'a>, Reason> {
+    let mut progress = HeadProgress::default();
+    let head = RequestHead::parse(inquiry.head.as_bytes(), &mut progress, &config.request_limits, scratch);
+    // What is not complete would be waited for.
+    head?.ok_or(Reason::RequestTimeout)
+}
+
+fn explain_head(
+    config: &Rc<ListenerConfig>,
+    shared: &Shared,
+    head: &RequestHead<'_>,
+    client: &Client<'_>,
+) -> Found {
+    let limits = RefCell::new(Vec::new());
+    let judge = |guard: &Guard, asking: &Asking<'_>| -> Result<(), Refusal> {
+        let seen = look(guard, shared, asking);
+        limits.borrow_mut().extend(seen.limits);
+        seen.refusal.map_or(Ok(()), Err)
+    };
+    let asking = Asking::new(config, head, client);
+    let routes = config.routes.borrow();
+    let target = routes.find(head.host_name(), head.path(), head.method_text, &asking).ok();
+    let mut found = Found {
+        rule_of: target.map(|target| target.cluster.name.to_string()),
+        split: target.and_then(|target| target.split.as_ref()).map_or_else(Vec::new, |split| {
+            let share = |(weight, cluster): (u64, &Rc<Cluster>)| ExplainedShare {
+                cluster: cluster.name.to_string(),
+                weight,
+            };
+            split.shares().map(share).collect()
+        }),
+        ..Found::default()
+    };
+    match route_request(config, shared, head, client, judge) {
+        Ok(routed) => {
+            let Routed { cluster, head, edits } = routed.explained();
+            found.cluster = Some(cluster.name.to_string());
+            found.answer.forwarded = true;
+            found.answer.head = Some(String::from_utf8_lossy(head).into_owned());
+            found.edits = written(edits);
+            limits.borrow_mut().extend(of_cluster(cluster, asking.client(), shared));
+        }
+        Err(reply) => {
+            let before = found.edits;
+            found.answer = answered(&reply);
+            found.edits = ExplainedEdits { response: lines(reply.edits.as_deref()), ..before };
+        }
+    }
+    found.limits = limits.into_inner();
+    found.bounded()
+}
+
+/// What the cluster has to say before a request reaches a backend.
+fn of_cluster(cluster: &Cluster, client: Option<IpAddr>, shared: &Shared) -> Vec<ExplainedLimit> {
+    let caps = cluster.caps(&shared.pooling).zip(shared.pooling.sources.as_ref());
+    let held = caps.map_or([None; 2], |(caps, table)| caps.held(&cluster.name, client, table));
+    let [in_flight, waiting] = cluster.fill(&shared.pooling);
+    let all = [
+        ("max_connections_per_ip", held[0]),
+        ("max_connections_per_subnet", held[1]),
+        ("max_requests", in_flight),
+        ("queue_size", waiting),
+    ];
+    let said = all.into_iter().filter_map(|(limit, fill)| Some((limit, fill?)));
+    said.map(|(limit, (used, most))| ExplainedLimit {
+        place: "cluster".to_owned(),
+        limit: limit.to_owned(),
+        used,
+        most: Some(most.into()),
+        // Who waits is not refused yet, and a connection that has a place keeps it.
+        refuses: limit == "max_requests" && used >= u64::from(most),
+    })
+    .collect()
+}
+
+fn passed_on(cluster: &Cluster) -> Found {
+    let answer = Answered { passed_on: true, ..Answered::default() };
+    Found { answer, cluster: Some(cluster.name.to_string()), ..Found::default() }
+}
+
+fn refused(reason: Reason) -> Found {
+    Found { answer: answered(&LocalReply::malformed(reason)), ..Found::default() }
+}
+
+fn answered(reply: &LocalReply) -> Answered {
+    let silent = reply.reason == Reason::SilentClose;
+    Answered {
+        status: (!silent).then(|| reply.status.unwrap_or_else(|| reply.reason.status())),
+        reason: Some(reply.reason.code().to_owned()),
+        location: reply.location.clone(),
+        ..Answered::default()
+    }
+}
+
+fn written((request, response): (Option<&Edits>, Option<&Edits>)) -> ExplainedEdits {
+    ExplainedEdits { request: lines(request), response: lines(response) }
+}
+
+fn lines(edits: Option<&Edits>) -> Vec<String> {
+    edits.map_or_else(Vec::new, Edits::lines)
+}
