@@ -199,9 +199,7 @@ fn what_is_explained_is_what_the_workers_do() {
             "frontend",
             "patch",
             "two",
-            "--address",
             &proxy.address().to_string(),
-            "--hostname",
             "a.test",
             "--path",
             "/x",
@@ -381,7 +379,7 @@ fn a_worker_that_stands_still_keeps_nobody_else_from_an_answer() {
     send_signal(proxy.worker(), Signal::SIGSTOP);
     let url = format!("http://{}/", proxy.address());
     let output = proxy.ctl(&["--timeout", "300", "explain", &url]);
-    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
     ctl(&proxy, &["status"]);
     send_signal(proxy.worker(), Signal::SIGKILL);
     // The one that comes in its place answers.

@@ -126,7 +126,7 @@ fn who_waits_too_long_or_finds_too_many_waiting_is_told_so() {
 
 /// Waits until so many are in the line, on all workers.
 fn wait_for_line(proxy: &Proxy, count: u64) {
-    wait::until("the line", || proxy.ctl_json("backends")[0]["waiting"].as_u64() == Some(count));
+    wait::until("the line", || proxy.ctl_json("backends")["backends"][0]["waiting"].as_u64() == Some(count));
 }
 
 /// The order in which a backend that takes one at a time sees who came one after the other.

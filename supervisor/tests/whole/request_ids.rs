@@ -24,7 +24,8 @@ fn backend_and_client_are_told_the_same_id_and_no_other_request_has_it() {
     let proxy = Config::to(&backend).root("worker_count = 2").start();
     let mut seen = BTreeSet::new();
     let mut clients: Vec<Client> = (0..4).map(|_| proxy.client()).collect();
-    for client in clients.iter_mut().cycle().take(16) {
+    for number in 0..16 {
+        let client = &mut clients[number % 4];
         client.send("GET / HTTP/1.1\r\nHost: a\r\nSozu-Id: mine\r\nSozu_Id: mine\r\nSOZU-ID: mine\r\n\r\n");
         seen.insert(id(&client.response(), "Sozu-Id"));
     }

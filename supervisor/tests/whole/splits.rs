@@ -48,9 +48,7 @@ fn each_request_is_sent_by_chance_as_the_weights_say() {
     // A tenth, by seven standard deviations.
     assert!((106..295).contains(&of_two_thousand), "{of_two_thousand}");
     let address = proxy.address().to_string();
-    let patch = |split: &str| {
-        ctl(&proxy, &["frontend", "patch", "stable", "--address", &address, "--hostname", "a", split])
-    };
+    let patch = |split: &str| ctl(&proxy, &["frontend", "patch", "stable", &address, "a", split]);
     // From the next request on, on connections that are open too.
     patch("split=[{ cluster = \"stable\", weight = 0 }, { cluster = \"canary\", weight = 1 }]");
     assert_eq!(canaries(&proxy, 100), 100);
@@ -93,9 +91,7 @@ fn a_key_keeps_a_client_at_its_cluster_on_all_workers_whatever_comes() {
             "frontend",
             "patch",
             "stable",
-            "--address",
             &address,
-            "--hostname",
             "a",
             "split=[{ cluster = \"stable\", weight = 1 }, { cluster = \"canary\", weight = 3 }]",
         ],
@@ -144,7 +140,7 @@ fn a_cluster_stays_as_long_as_a_split_names_it() {
     let text = refused(&proxy, &["cluster", "remove", "canary"]);
     assert!(text.contains("`canary` in its `split`"), "{text}");
     let address = proxy.address().to_string();
-    let of = ["frontend", "patch", "stable", "--address", &address, "--hostname", "a"];
+    let of = ["frontend", "patch", "stable", &address, "a"];
     let patch = |split: &'static str| [&of[..], &[split]].concat();
     let text = refused(&proxy, &patch("split=[{ cluster = \"nobody\", weight = 1 }]"));
     assert!(text.contains("`nobody`"), "{text}");
