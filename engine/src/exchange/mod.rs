@@ -19,6 +19,7 @@
 //! | `downstream` | `Downstream`: what an exchange needs of its client, whichever version it speaks |
 //! | `outcome` | how an exchange ended |
 //! | `record` | what is known of an exchange when it has ended |
+//! | `authentication` | whether a request has the password of a user; waits where that takes long |
 //! | `client_address` | whose request it is |
 //! | `limits` | whether a request is more than may come from its client |
 //! | `listener` | the configuration of a listener, compiled |
@@ -29,6 +30,7 @@
 //! Relies on `route`, `upstream`, `transfer`, `h1`. Promises: no request is answered twice or with another's answer; what
 //! is cut short looks cut short; what a peer can make us hold is bounded; every wait has a deadline.
 
+mod authentication;
 mod client_address;
 mod connect;
 mod disposition;
@@ -49,7 +51,7 @@ mod wakers;
 
 pub(crate) use self::{
     disposition::{Disposition, Event},
-    downstream::{Client, Downstream, Encoded},
+    downstream::{Client, Downstream, Encoded, Taken},
     edits::EditRules,
     limits::judge,
     listener::{Action, HstsPolicy, Passage, Passthrough, Rewriting, Routes, Target},

@@ -6,7 +6,9 @@ use kakehi_ctl::{state::Retries, template::Template};
 
 use super::{
     Client, Downstream, ListenerConfig, LocalReply, Outcome, Record, Shared,
+    authentication::{Checked, Gate, Unrouted, challenge, route_checked},
     client_address::client_address,
+    downstream::Taken,
     edits::{EditRules, Edits, Known},
     limits::{self, Refusal},
     listener::{Action, HstsPolicy, Target},
@@ -15,7 +17,7 @@ use super::{
 };
 use crate::{
     h1::{ClientCertificate, ForwardedBy, RequestBody, RequestHead, Rewritten, StrictTransport},
-    http::{Asked, CHALLENGE, Method, Reason, Version},
+    http::{Asked, Method, Reason, Version},
     quota::{Caps, Guard},
     ring::Recv,
     transfer::{Body, ReadBuffer, Watch},
@@ -163,10 +165,16 @@ pub(super) async fn receive<D: Downstream>(
     record: &Record,
 ) -> Result<RoutedRequest, Outcome> {
     let config = downstream.config();
-    let routed =
-        downstream.head(&config, |shared, head, client| route_request(&config, shared, head, client));
-    let routed = routed.await?.map_err(|reply| Outcome::LocalReply(Box::new(reply)))?;
-    let RoutedHead { mut routed, received, holder } = routed;
+    let first = |shared: &Shared, head: &RequestHead<'_>, client: &Client<'_>| {
+        route(&config, shared, head, client, &Checked::default())
+    };
+    let routing = downstream.head(&config, first).await?;
+    let RoutedHead { mut routed, received, holder } = match routing {
+        Ok(routed) => routed,
+        Err(Unrouted::Ended(outcome)) => return Err(outcome),
+        // Boxed: rare, and large beside what an ordinary request takes.
+        Err(Unrouted::Unchecked(unchecked)) => Box::pin(route_checked(downstream, unchecked)).await?,
+    };
     if let Some((caps, client)) = holder {
         let complete = routed.body.is_done();
         let reply = |reason| routed.request.own_reply(reason, complete);
@@ -185,12 +193,29 @@ pub(super) async fn receive<D: Downstream>(
     Ok(routed)
 }
 
-struct RoutedHead {
+/// A request whose place is not held yet.
+pub(super) struct RoutedHead {
     routed: RoutedRequest,
     /// Whose connection needs a place, where that is limited.
     holder: Option<(Caps, Option<IpAddr>)>,
     /// Bytes of the head as it came.
     received: usize,
+}
+
+/// Routes a request of which this is known. Where its password must be checked first, its head stays.
+pub(super) fn route(
+    config: &Rc<ListenerConfig>,
+    shared: &Shared,
+    head: &RequestHead<'_>,
+    client: &Client<'_>,
+    checked: &Checked,
+) -> Taken<Result<RoutedHead, Unrouted>> {
+    let gate = Gate::new(checked, shared);
+    let routed = route_request(config, shared, head, client, &gate);
+    match gate.into_unchecked() {
+        Some(unchecked) => Taken::Left(Err(Unrouted::Unchecked(unchecked))),
+        None => Taken::Whole(routed.map_err(|reply| Unrouted::Ended(Outcome::LocalReply(Box::new(reply))))),
+    }
 }
 
 /// Finds the rule that takes a request, and writes its head as the backend gets it.
@@ -199,6 +224,7 @@ fn route_request(
     shared: &Shared,
     head: &RequestHead<'_>,
     client: &Client<'_>,
+    gate: &Gate<'_>,
 ) -> Result<RoutedHead, LocalReply> {
     let id = MadeId::default();
     let tell = |cluster: Option<&Rc<Cluster>>, redirect: Option<&Rc<Template>>| {
@@ -227,7 +253,8 @@ fn route_request(
         told: config.templates.is_some().then(|| tell(None, None)),
     };
     let asking = Asking { config, head, client, address: OnceCell::new() };
-    if client.is_young && shared.ring.is_overloaded() {
+    let is_new = !gate.checked.was_routed;
+    if is_new && client.is_young && shared.ring.is_overloaded() {
         // Its next request would be that of a connection that is served.
         return Err(LocalReply {
             keep_alive: false,
@@ -237,7 +264,7 @@ fn route_request(
     }
     if let Some(guard) = &config.guard {
         let refuse = |refusal: Refusal| refusal.reply(|reason| reply(reason, &inherited));
-        limits::judge(guard, shared, &asking).map_err(refuse)?;
+        limits::judge_request(guard, shared, &asking, is_new).map_err(refuse)?;
     }
     check_name(config, head, client).map_err(|misdirected| LocalReply {
         keep_alive: misdirected.keep_alive && keep_alive && ended,
@@ -263,12 +290,16 @@ fn route_request(
     let limits = target.cluster.limits();
     let of_cluster = limits.as_ref().and_then(|limits| limits.guard.as_ref());
     for guard in target.guard.as_deref().into_iter().chain(of_cluster) {
-        limits::judge(guard, shared, &asking)
+        limits::judge_request(guard, shared, &asking, is_new)
             .map_err(|refusal| refusal.reply(|reason| reply(reason, &hsts)))?;
     }
-    let is_admitted = |target: &Target| {
-        let longest = shared.pooling.max_credential_bytes.get() as usize;
-        !target.required_auth || is_admitted(&target.cluster, head, longest)
+    let admit = |target: &Target| match target.required_auth {
+        true => gate.admit(&target.cluster, head, || asking.client()),
+        false => Ok(()),
+    };
+    let refuse = |reason| LocalReply {
+        retry_after: u32::from(reason == Reason::AuthenticationBusy),
+        ..reply(reason, &hsts)
     };
     // Nobody is asked for a password in clear text who is led to `https` first.
     let asks = match target.action {
@@ -276,8 +307,8 @@ fn route_request(
         Action::RedirectHttps(_) => is_https(config, client, head),
         Action::Forward | Action::Redirect(_) => true,
     };
-    if asks && !is_admitted(target) {
-        return Err(reply(Reason::Unauthorized, &hsts));
+    if asks {
+        admit(target).map_err(refuse)?;
     }
     match target.action {
         Action::Deny => return Err(reply(Reason::Denied, &hsts)),
@@ -308,8 +339,7 @@ fn route_request(
     let authority = authority.map_err(|reason| reply(reason, &hsts))?.flatten();
     let rewritten = made.and_then(|made| made.target(head));
     if let Some(target) = &rewritten {
-        let judged = judge_rewritten(&routes, head, target, &asking, is_admitted);
-        judged.map_err(|reason| reply(reason, &hsts))?;
+        judge_rewritten(&routes, head, target, &asking, admit).map_err(refuse)?;
     }
     let sizes = &config.settings.sizes;
     let max_body_size = |guard: Option<&Guard>| guard.and_then(|guard| guard.max_body_size);
@@ -357,19 +387,6 @@ fn route_request(
     let request = Request { attempts_at, ..request };
     let holder = target.cluster.caps(&shared.pooling).map(|caps| (caps, asking.client()));
     Ok(RoutedHead { routed: RoutedRequest { request, head: out, body }, holder, received: head.len })
-}
-
-/// What a 401 of a cluster says.
-fn challenge(cluster: &Cluster) -> Rc<str> {
-    cluster.users().map_or_else(|| CHALLENGE.into(), |users| Rc::clone(users.challenge()))
-}
-
-/// Whether a request names one of the cluster's users with its password.
-fn is_admitted(cluster: &Cluster, head: &RequestHead<'_>, longest: usize) -> bool {
-    let mut credentials = head.fields().filter(|(name, _)| name.eq_ignore_ascii_case("authorization"));
-    // Of two, a backend may read the other one.
-    let (Some((_, credentials)), None) = (credentials.next(), credentials.next()) else { return false };
-    cluster.users().is_some_and(|users| users.admit(credentials, longest))
 }
 
 /// A request, as limits and clusters ask it whose it is.
