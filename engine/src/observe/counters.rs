@@ -164,6 +164,8 @@ counters! {
     AuthenticationComputed = "authentication.computed", counter;
     /// Requests let in since their credentials were right within the last 60 s, without computing them again.
     AuthenticationRemembered = "authentication.remembered", counter;
+    /// Requests that wait until slow hashes are computed.
+    AuthenticationWaiting = "authentication.waiting", gauge;
 }
 
 /// Size of a block (bytes): one page.

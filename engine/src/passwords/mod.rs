@@ -105,6 +105,7 @@ impl Passwords {
     pub(crate) fn check(&self, id: AttemptId, attempt: Attempt, client: Option<IpAddr>) -> Option<Waiting> {
         self.inner.thread.as_ref()?;
         let entry = self.inner.line.borrow_mut().join(id, attempt, client)?;
+        self.inner.counters.count(Counter::AuthenticationWaiting);
         let waiting = Waiting { inner: Rc::clone(&self.inner), entry };
         if !self.inner.is_attended.replace(true) {
             self.inner.ring.spawn(attend(Rc::clone(&self.inner)));
@@ -165,6 +166,7 @@ impl Future for Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
+        self.inner.counters.uncount(Counter::AuthenticationWaiting);
         self.inner.line.borrow_mut().leave(&self.entry);
     }
 }

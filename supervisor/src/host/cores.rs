@@ -7,6 +7,7 @@
 use std::{fs, io, num::NonZeroUsize, path::Path};
 
 use kakehi_ctl::state::Settings;
+use kakehi_engine::passwords::THREAD_NAME;
 use rustix::{
     io::Errno,
     process::Pid,

@@ -63,6 +63,7 @@ mod served;
 mod sessions;
 mod settings;
 mod shared_memory;
+mod slow_hashes;
 mod takeover;
 mod tcp_listeners;
 mod tls_backends;
