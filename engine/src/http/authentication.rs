@@ -349,7 +349,7 @@ pub(crate) mod tests {
 
     #[test]
     fn an_id_is_that_of_user_password_hash_and_process() {
-        let (one, other) = ([1; 32], [2; 32]).into();
+        let (one, other) = ([1; 32], [2; 32]);
         let key = |bytes: &[u8]| hmac::Key::new(hmac::HMAC_SHA256, bytes);
         let (ann, again) = (format!("ann:{ARGON2ID}"), format!("ann:{BCRYPT}"));
         let id = |users: &[&str], user: &str, password: &str| {
