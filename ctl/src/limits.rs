@@ -74,6 +74,27 @@ pub const FIRST_PROBES_INTERVAL_MS: u64 = 1_000;
 pub const PROBE_HEAD: usize = 4_096;
 /// So much of a body is read for `health_check.body_contains` (bytes). Not a key.
 pub const PROBE_BODY: usize = 64 << 10;
+/// Memory of a hash of argon2id (KiB). Not a key: a worker computes one at a time, and has this much for it.
+pub const ARGON2_MEMORY_KIB: u32 = 256 << 10;
+/// Passes of a hash of argon2id. Not a key.
+pub const ARGON2_PASSES: u32 = 16;
+/// Lanes of a hash of argon2id, which are computed one after the other. Not a key.
+pub const ARGON2_LANES: u32 = 16;
+/// Memory times passes of a hash of argon2id (KiB): about a second. Not a key: nobody waits for longer than
+/// [`PASSWORD_TIMEOUT_MS`].
+pub const ARGON2_WORK_KIB: u32 = 1 << 20;
+/// Cost of a hash of bcrypt: with the highest, it takes about a second. Not a key.
+pub const BCRYPT_COST: std::ops::RangeInclusive<u32> = 4..=14;
+/// How long a request waits until its password is checked, where that takes long. Not a key.
+pub const PASSWORD_TIMEOUT_MS: u64 = 5_000;
+/// Passwords that wait in a worker to be checked, where that takes long. Not a key: more would wait too long.
+pub const PASSWORDS_WAITING: usize = 32;
+/// Those of them that one client (of IPv6, one network of 64 bits) may have. Not a key.
+pub const PASSWORDS_WAITING_PER_CLIENT: usize = 4;
+/// How long a password that was right need not be computed again. Not a key.
+pub const PASSWORD_REMEMBERED_MS: u64 = 60_000;
+/// Passwords that a worker remembers so. Not a key.
+pub const PASSWORDS_REMEMBERED: usize = 4_096;
 /// Idle upstream connections that one worker keeps per backend (`upstream_max_idle`).
 pub const UPSTREAM_MAX_IDLE: u32 = 1_024;
 /// How long a closing connection is read and thrown away so that the peer gets the last answer whole.

@@ -21,6 +21,7 @@ mod header_edit;
 mod health;
 mod listener;
 mod name;
+mod password_hash;
 mod predicate;
 mod probe_header;
 mod redirect;
@@ -46,6 +47,7 @@ pub use self::header_edit::{EditPosition, HeaderEdit, MAX_EDIT_VALUE, MAX_HEADER
 pub use self::health::{BackendMode, HealthCheck, InitialVerdict, ProbeMode, StatusRange, StatusRangeError};
 pub use self::listener::{ForwardedHeaders, Forwarding, Listener, ListenerProtocol, Sizes, Timeouts};
 pub use self::name::{DnsName, DnsOnEmpty, KnownName, NameAddress, NameAnswer, Resolved};
+pub use self::password_hash::{Argon2id, Bcrypt, PasswordHash};
 pub use self::predicate::{
     MAX_PREDICATE_VALUE, MAX_PREDICATES, Predicate, PredicateMatch, Predicates, RulePosition,
 };

@@ -14,6 +14,7 @@
 //! | [`h1`] | HTTP/1.x text: no sockets, no clock |
 //! | [`transport`] | one stream type for clear text and TLS, the PROXY header |
 //! | [`tls`] | handshakes, records, certificates, tickets |
+//! | [`passwords`] | slow hashes of passwords, computed beside the loop |
 //! | [`ring`] | the io_uring runtime: feature probe, driver, sockets, buffers, timers |
 //! | [`quota`] | how much may come from whom |
 //! | [`ledger`] | what all workers count together |
@@ -27,6 +28,7 @@ pub mod h1;
 pub mod http;
 pub mod ledger;
 pub mod observe;
+pub mod passwords;
 pub mod quota;
 pub mod ring;
 pub mod route;

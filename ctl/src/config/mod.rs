@@ -125,15 +125,29 @@ pub fn certificate_name(name: &str) -> Result<String, &'static str> {
 /// program knows and an earlier one did not is a difference.
 fn digest(loaded: &Loaded) -> String {
     // What is written comes in very small parts.
-    let mut sink = BufWriter::new(Sha256::new());
+    let mut sink = BufWriter::new(Digested(Sha256::new()));
     let written = write_canonical(loaded, &mut sink);
     debug_assert!(written.is_ok(), "a digest takes everything");
-    let digest = sink.into_inner().unwrap_or_else(|_| Sha256::new());
+    let Digested(digest) = sink.into_inner().unwrap_or_else(|_| Digested(Sha256::new()));
     digest.finalize().iter().fold(String::new(), |mut text, byte| {
         // Writing to a string cannot fail.
         let _ = write!(text, "{byte:02x}");
         text
     })
+}
+
+/// Takes what is written into a digest.
+struct Digested(Sha256);
+
+impl io::Write for Digested {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 fn write_canonical(loaded: &Loaded, sink: &mut dyn io::Write) -> io::Result<()> {

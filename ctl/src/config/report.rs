@@ -98,11 +98,13 @@ pub(super) struct Shown {
 impl Shown {
     /// `text` is the line with this number, and what is wrong with it stands `at` its byte.
     pub(super) fn new(error: ConfigError, line: usize, text: &str, at: usize) -> Shown {
+        // The whole of it: of a part, nobody knows what it is a part of.
+        let text = &masked(text);
         let at = boundary(text, at);
         let (start, end) = (boundary(text, at.saturating_sub(MOST_AROUND)), boundary(text, at + MOST_AROUND));
         let (text, at) = (&text[start..end], at - start);
         // Where the line ends too early, the mark stands behind it.
-        let source = masked(&if at == text.len() { format!("{text} ") } else { text.to_owned() });
+        let source = if at == text.len() { format!("{text} ") } else { text.to_owned() };
         let mark = AnnotationKind::Primary.span(marked(&source, at));
         let snippet = Snippet::source(&source).line_start(line).annotation(mark);
         let report = [Group::with_level(Level::ERROR).element(snippet)];
@@ -114,16 +116,17 @@ impl Shown {
     }
 }
 
-/// A text with stars in the place of what may be the digest of a password: many hexadecimal digits, or what begins with a `$`.
+/// A text with stars in the place of what may be the digest of a password: many hexadecimal digits, or what begins with a `$`. It is as
+/// long.
 pub(super) fn masked(text: &str) -> String {
     const LONG: usize = 32;
     let mut bytes = text.as_bytes().to_vec();
     let mut at = 0;
     while at < bytes.len() {
         let rest = &bytes[at..];
-        let is_modular = rest.starts_with(b":$");
+        let is_modular = rest.starts_with(b":$") || is_modular(rest);
         let length = if is_modular {
-            rest.iter().position(|byte| b"\"' ,".contains(byte)).unwrap_or(rest.len())
+            rest.iter().position(|byte| b"\"' ".contains(byte)).unwrap_or(rest.len())
         } else {
             rest.iter().take_while(|byte| byte.is_ascii_hexdigit()).count()
         };
@@ -134,6 +137,14 @@ pub(super) fn masked(text: &str) -> String {
         at += length.max(1);
     }
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Whether a part of a hash with `$` begins there: `$2b$`, `$v=19$`. Variables of kakehi have capital letters.
+fn is_modular(text: &[u8]) -> bool {
+    let Some(rest) = text.strip_prefix(b"$") else { return false };
+    let part = |byte: &&u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"=,".contains(byte);
+    let length = rest.iter().take_while(part).count();
+    length > 0 && rest.get(length) == Some(&b'$')
 }
 
 /// The byte at which a character begins, at `at` or before.
@@ -184,9 +195,23 @@ mod tests {
             (format!("ann:{}", &digest[1..]), format!("ann:{}", stars(63))),
             ("\"b:$2b$12$abc\" x".to_owned(), format!("\"b{}\" x", stars(11))),
             ("b:$\u{fc}$".to_owned(), "b**\u{fc}*".to_owned()),
+            ("'b:$argon2id$v=19$m=8,t=1,p=1$c2FsdA$k+/k' x".to_owned(), format!("'b{}' x", stars(39))),
+            ("b $2y$04$abc".to_owned(), format!("b {}", stars(10))),
+            ("argon2id$v=19$m=8$c$d".to_owned(), format!("argon2id{}", stars(13))),
+            ("$HOST[1]$PATH[1] $2 $A$B$".to_owned(), "$HOST[1]$PATH[1] $2 $A$B$".to_owned()),
             ("deadbeef \u{fc}".to_owned(), "deadbeef \u{fc}".to_owned()),
         ] {
             assert_eq!(masked(&text), shown, "{text}");
+        }
+    }
+
+    #[test]
+    fn no_part_of_a_long_digest_is_shown() {
+        let line = format!("\"b:$argon2id$v=19$m=8,t=1,p=1${}\", x", "k+".repeat(4 * MOST_AROUND));
+        for at in 0..line.len() {
+            let error = ConfigError::Unreadable { path: "f".into(), error: io::Error::other("x") };
+            let snippet = Shown::new(error, 7, &line, at).snippet;
+            assert!(!snippet.contains("k+") && !snippet.contains("v=19"), "{at}: {snippet}");
         }
     }
 

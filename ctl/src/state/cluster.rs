@@ -48,9 +48,9 @@ keyed! {
         "https_redirect_port" => https_redirect_port: Option<u16> = None, Integer(1, 65_535), Yes, Routes;
         /// Begin each connection to a backend with a PROXY protocol header (version 2), which names the client.
         "send_proxy" => send_proxy: bool = false, Bool, Yes, Backends;
-        /// Users of basic authentication, each as `name:` and the SHA-256 of its password (64 hexadecimal digits). `required_auth` of a frontend
-        /// asks for one of them.
-        "authorized_hashes" => users: Vec<AuthorizedHash> = Vec::new(), Texts, Partly("argon2id and bcrypt are refused"), Backends;
+        /// Users of basic authentication, each as `name:` and the hash of its password: SHA-256 (64 hexadecimal digits), argon2id
+        /// (`$argon2id$...`) or bcrypt (`$2b$...`). `required_auth` of a frontend asks for one of them.
+        "authorized_hashes" => users: Vec<AuthorizedHash> = Vec::new(), Texts, Yes, Backends;
         /// What the 401 of its frontends says in `WWW-Authenticate`: a challenge (`Basic realm="staff"`), or just the realm.
         "www_authenticate" => www_authenticate: Option<Box<str>> = None, Text, Yes, Backends;
         /// As at the root, for this cluster. Without it: as the root says.

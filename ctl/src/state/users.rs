@@ -4,31 +4,25 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Fingerprint, State};
+use super::{PasswordHash, State};
 
-/// A user with the digest of its password. It is shown without.
+/// A user with the hash of its password. It is shown without.
 #[derive(Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct AuthorizedHash(pub String);
 
 impl AuthorizedHash {
-    /// The name, and the SHA-256 of the password.
+    /// The name, and what the password is held against.
     ///
     /// # Errors
     /// Why it is none.
-    pub fn parse(&self) -> Result<(&str, [u8; 32]), &'static str> {
+    pub fn parse(&self) -> Result<(&str, PasswordHash), &'static str> {
         let (user, hash) =
-            self.0.rsplit_once(':').ok_or("a user is written as `name:` and the SHA-256 of its password")?;
+            self.0.rsplit_once(':').ok_or("a user is written as `name:` and the hash of its password")?;
         if user.is_empty() || user.contains(':') || user.bytes().any(|byte| byte.is_ascii_control()) {
             return Err("the name of a user has neither a colon nor control characters");
         }
-        if hash.starts_with('$') {
-            return Err("argon2id and bcrypt are not supported yet: write the SHA-256 of the password");
-        }
-        match hash.parse::<Fingerprint>() {
-            Ok(Fingerprint(digest)) => Ok((user, digest)),
-            Err(_) => Err("behind the colon stand the 64 hexadecimal digits of a SHA-256"),
-        }
+        Ok((user, PasswordHash::parse(hash)?))
     }
 
     /// The same without the digest.
@@ -82,15 +76,15 @@ impl State {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<(String, [u8; 32]), &'static str> {
-        AuthorizedHash(text.to_owned()).parse().map(|(user, digest)| (user.to_owned(), digest))
-    }
-
     #[test]
-    fn a_user_is_a_name_and_a_digest() {
+    fn a_user_is_a_name_and_a_hash() {
         let digest = "0aFf".repeat(16);
-        let (user, bytes) = parse(&format!("a b:{digest}")).unwrap();
-        assert_eq!((user.as_str(), &bytes[..4]), ("a b", &[0x0a, 0xff, 0x0a, 0xff][..]));
+        let parse =
+            |text: &str| AuthorizedHash(text.to_owned()).parse().map(|(user, hash)| (user.to_owned(), hash));
+        let (user, hash) = parse(&format!("a b:{digest}")).unwrap();
+        assert!(user == "a b" && matches!(hash, PasswordHash::Sha256([0x0a, 0xff, 0x0a, 0xff, ..])));
+        let (user, hash) = parse("$a:$2b$06$DCq7YPn5Rq63x1Lad4cll.TV4S6ytwfsfvkgY8jIucDrjc8deX1s.").unwrap();
+        assert!(user == "$a" && matches!(hash, PasswordHash::Bcrypt(_)));
         for text in [
             String::new(),
             "name".to_owned(),

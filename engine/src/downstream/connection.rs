@@ -287,6 +287,7 @@ mod tests {
     fn what_a_request_takes_fits_the_allocators_fast_path() {
         // The largest that glibc keeps in its per-thread cache is 1,032 bytes.
         let size = size_of_one(serve_request);
+
         assert!(size <= 1_032, "{size} bytes");
     }
 }

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     exchange::{ListenerHandle, Shared, Wakers},
     observe::Counter,
+    passwords::Passwords,
     tls::HandshakeLimit,
     upstream::Pooling,
 };
@@ -73,10 +74,15 @@ impl Connections {
     }
 
     /// None yet. Of their handshakes `max_handshakes` are under way at a time: this worker's share; 0 = any number.
-    pub fn new(pooling: Pooling, settings: &Settings, max_handshakes: u32) -> Rc<Connections> {
+    pub fn new(
+        pooling: Pooling,
+        passwords: Passwords,
+        settings: &Settings,
+        max_handshakes: u32,
+    ) -> Rc<Connections> {
         Rc::new(Connections {
             handshakes: HandshakeLimit::new(&pooling.ring, max_handshakes),
-            shared: Shared::new(pooling),
+            shared: Shared::new(pooling, passwords),
             max_connections: Cell::new(settings.max_connections),
             drain_timeout_ms: Cell::new(settings.drain_timeout_ms),
             stop_idle_grace_ms: Cell::new(settings.stop_idle_grace_ms),

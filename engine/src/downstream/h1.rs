@@ -4,7 +4,9 @@ use std::rc::Rc;
 
 use super::client::ClientConnection;
 use crate::{
-    exchange::{Client, Downstream, Encoded, Failure, ListenerConfig, LocalReply, Outcome, Request, Shared},
+    exchange::{
+        Client, Downstream, Encoded, Failure, ListenerConfig, LocalReply, Outcome, Request, Shared, Taken,
+    },
     h1::{AddedFields, HeadProgress, OutConnection, OutFraming, RequestHead, ResponseHead, ResponsePlan},
     http::Reason,
     quota::Place,
@@ -38,7 +40,7 @@ impl Downstream for ClientConnection {
     async fn head<T>(
         &mut self,
         config: &ListenerConfig,
-        mut take: impl FnMut(&Shared, &RequestHead<'_>, &Client<'_>) -> T,
+        mut take: impl FnMut(&Shared, &RequestHead<'_>, &Client<'_>) -> Taken<T>,
     ) -> Result<T, Outcome> {
         let refuse = |reason| Outcome::LocalReply(Box::new(LocalReply::malformed(reason)));
         let mut progress = HeadProgress::default();
@@ -134,12 +136,12 @@ impl Downstream for ClientConnection {
 }
 
 impl ClientConnection {
-    /// Parses the head in the read buffer, gives it to `take`, and forgets it. `None` when it is incomplete.
+    /// Parses the head in the read buffer, gives it to `take`, and forgets it, unless it is left. `None` when it is incomplete.
     fn parse_head<T>(
         &mut self,
         config: &ListenerConfig,
         progress: &mut HeadProgress,
-        take: &mut impl FnMut(&Shared, &RequestHead<'_>, &Client<'_>) -> T,
+        take: &mut impl FnMut(&Shared, &RequestHead<'_>, &Client<'_>) -> Taken<T>,
     ) -> Result<Option<T>, Reason> {
         let (peer, is_last, is_young) = (self.peer(), self.is_last(), self.head_due != 0);
         let ClientConnection { connections, read_buffer, info, stream, .. } = self;
@@ -152,7 +154,12 @@ impl ClientConnection {
         let (is_tls, is_explained) = (stream.is_tls(), false);
         let client = Client { peer, tls, server_name, is_tls, is_young, is_last, is_explained };
         let (taken, length) = (take(shared, &head, &client), head.len);
-        read_buffer.consume(length);
-        Ok(Some(taken))
+        Ok(Some(match taken {
+            Taken::Whole(taken) => {
+                read_buffer.consume(length);
+                taken
+            }
+            Taken::Left(taken) => taken,
+        }))
     }
 }

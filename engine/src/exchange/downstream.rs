@@ -38,6 +38,14 @@ pub(crate) struct Encoded {
     pub(crate) keep_alive: bool,
 }
 
+/// What was made of the head of a request.
+pub(crate) enum Taken<T> {
+    /// It is done with.
+    Whole(T),
+    /// It stays where it is, and is there when it is asked for again.
+    Left(T),
+}
+
 /// The client's side of one exchange.
 pub(crate) trait Downstream {
     /// What all exchanges of the worker share.
@@ -55,14 +63,14 @@ pub(crate) trait Downstream {
     /// The two ends of the connection, as far as they are known.
     fn addresses(&self) -> Option<AddressPair>;
 
-    /// Receives the head of a request, and gives it to `take`.
+    /// Receives the head of a request, and gives it to `take`. Who leaves it there must call this again before the exchange ends.
     ///
     /// # Errors
     /// `ClientGone`, or a local reply when the head is malformed, too large or late.
     async fn head<T>(
         &mut self,
         config: &ListenerConfig,
-        take: impl FnMut(&Shared, &RequestHead<'_>, &Client<'_>) -> T,
+        take: impl FnMut(&Shared, &RequestHead<'_>, &Client<'_>) -> Taken<T>,
     ) -> Result<T, Outcome>;
 
     /// What has come behind the head: the beginning of the body, and maybe the next request.

@@ -40,8 +40,24 @@ impl Refusal {
 /// # Errors
 /// Why it is refused.
 pub(crate) fn judge(guard: &Guard, shared: &Shared, asked: &impl Asked) -> Result<(), Refusal> {
+    judge_request(guard, shared, asked, true)
+}
+
+/// As [`judge`]. One that is not `new` is routed again: it was counted.
+///
+/// # Errors
+/// Why it is refused.
+pub(super) fn judge_request(
+    guard: &Guard,
+    shared: &Shared,
+    asked: &impl Asked,
+    new: bool,
+) -> Result<(), Refusal> {
     if guard.has_sources() && !guard.admits(asked.client()) {
         return Err(Refusal::of(Reason::SourceRefused));
+    }
+    if !new {
+        return Ok(());
     }
     let (Some(rates), Some(table)) = (&guard.rates, &shared.pooling.sources) else { return Ok(()) };
     rates.judge(asked, table, &shared.counters).map_err(Refusal::of_rate)

@@ -20,6 +20,7 @@
 //! | `outcome` | how an exchange ended |
 //! | `record` | what is known of an exchange when it has ended |
 //! | `asking` | a request as rules, limits and clusters ask it |
+//! | `authentication` | whether a request has the password of a user; waits where that takes long |
 //! | `client_address` | whose request it is |
 //! | `limits` | whether a request is more than may come from its client |
 //! | `listener` | the configuration of a listener, compiled |
@@ -33,6 +34,7 @@
 //! is cut short looks cut short; what a peer can make us hold is bounded; every wait has a deadline.
 
 mod asking;
+mod authentication;
 mod client_address;
 mod connect;
 mod disposition;
@@ -55,7 +57,7 @@ mod wakers;
 
 pub(crate) use self::{
     disposition::{Disposition, Event},
-    downstream::{Client, Downstream, Encoded},
+    downstream::{Client, Downstream, Encoded, Taken},
     edits::EditRules,
     explain::{explain, try_each},
     limits::judge,

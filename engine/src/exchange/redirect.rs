@@ -97,7 +97,7 @@ pub(super) fn judge_rewritten(
     head: &RequestHead<'_>,
     target: &str,
     asked: &dyn Asked,
-    is_admitted: impl Fn(&Target) -> bool,
+    admit: impl Fn(&Target) -> Result<(), Reason>,
 ) -> Result<(), Reason> {
     let path = target.split('?').next().unwrap_or_default();
     if route::leads_up(path) {
@@ -107,11 +107,15 @@ pub(super) fn judge_rewritten(
         Err(Reason::AmbiguousPath) => Err(Reason::AmbiguousPath),
         Ok(target) if target.action == Action::Deny => Err(Reason::Denied),
         Ok(target) if target.action == Action::Close => Err(Reason::SilentClose),
-        Ok(target) if !is_admitted(target) => Err(Reason::Unauthorized),
-        Ok(target) => match &target.guard {
-            Some(guard) if guard.has_sources() && !guard.admits(asked.client()) => Err(Reason::SourceRefused),
-            _ => Ok(()),
-        },
+        Ok(target) => {
+            admit(target)?;
+            match &target.guard {
+                Some(guard) if guard.has_sources() && !guard.admits(asked.client()) => {
+                    Err(Reason::SourceRefused)
+                }
+                _ => Ok(()),
+            }
+        }
         Err(_) => Ok(()),
     }
 }

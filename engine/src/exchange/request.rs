@@ -7,6 +7,8 @@ use kakehi_ctl::{state::Retries, template::Template};
 use super::{
     Client, Downstream, ListenerConfig, LocalReply, Outcome, Record, Shared,
     asking::{Asking, is_https, is_trusted, write_ip},
+    authentication::{Checked, Gate, Unrouted, challenge, route_checked},
+    downstream::Taken,
     edits::{EditRules, Edits, Known},
     limits::{self, Refusal},
     listener::{Action, HstsPolicy, Target},
@@ -16,7 +18,7 @@ use super::{
 };
 use crate::{
     h1::{ClientCertificate, ForwardedBy, RequestBody, RequestHead, Rewritten, StrictTransport},
-    http::{Asked as _, CHALLENGE, Method, Reason, Version},
+    http::{Asked as _, Method, Reason, Version},
     quota::{Caps, Guard},
     ring::Recv,
     transfer::{Body, ReadBuffer, Watch},
@@ -193,12 +195,16 @@ pub(super) async fn receive<D: Downstream>(
     record: &Record,
 ) -> Result<RoutedRequest, Outcome> {
     let config = downstream.config();
-    let routed = downstream.head(&config, |shared, head, client| {
-        let judge = |guard: &Guard, asking: &Asking<'_>| limits::judge(guard, shared, asking);
-        route_request(&config, shared, head, client, judge)
-    });
-    let routed = routed.await?.map_err(|reply| Outcome::LocalReply(Box::new(reply)))?;
-    let RoutedHead { mut routed, received, holder, edits: _ } = routed;
+    let first = |shared: &Shared, head: &RequestHead<'_>, client: &Client<'_>| {
+        route(&config, shared, head, client, &Checked::default())
+    };
+    let routing = downstream.head(&config, first).await?;
+    let RoutedHead { mut routed, received, holder, edits: _ } = match routing {
+        Ok(routed) => routed,
+        Err(Unrouted::Ended(outcome)) => return Err(outcome),
+        // Boxed: rare, and large beside what an ordinary request takes.
+        Err(Unrouted::Unchecked(unchecked)) => Box::pin(route_checked(downstream, unchecked)).await?,
+    };
     if let Some((caps, client)) = holder {
         let complete = routed.body.is_done();
         let reply = |reason| routed.request.own_reply(reason, complete);
@@ -217,6 +223,7 @@ pub(super) async fn receive<D: Downstream>(
     Ok(routed)
 }
 
+/// A request whose place is not held yet.
 pub(super) struct RoutedHead {
     routed: RoutedRequest,
     /// Whose connection needs a place, where that is limited.
@@ -244,12 +251,33 @@ impl RoutedHead {
     }
 }
 
-/// Finds the rule that takes a request, and writes its head as the backend gets it. `judge` holds it against limits.
+/// Routes a request of which this is known. Where its password must be checked first, its head stays.
+pub(super) fn route(
+    config: &Rc<ListenerConfig>,
+    shared: &Shared,
+    head: &RequestHead<'_>,
+    client: &Client<'_>,
+    checked: &Checked,
+) -> Taken<Result<RoutedHead, Unrouted>> {
+    let gate = Gate::new(checked, shared);
+    let judge = |guard: &Guard, asking: &Asking<'_>| {
+        limits::judge_request(guard, shared, asking, !checked.was_routed)
+    };
+    let routed = route_request(config, shared, head, client, &gate, judge);
+    match gate.into_unchecked() {
+        Some(unchecked) => Taken::Left(Err(Unrouted::Unchecked(unchecked))),
+        None => Taken::Whole(routed.map_err(|reply| Unrouted::Ended(Outcome::LocalReply(Box::new(reply))))),
+    }
+}
+
+/// Finds the rule that takes a request, and writes its head as the backend gets it. `judge` holds it against limits, `gate` asks for its
+/// password.
 pub(super) fn route_request(
     config: &Rc<ListenerConfig>,
     shared: &Shared,
     head: &RequestHead<'_>,
     client: &Client<'_>,
+    gate: &Gate<'_>,
     judge: impl Fn(&Guard, &Asking<'_>) -> Result<(), Refusal>,
 ) -> Result<RoutedHead, LocalReply> {
     let id = shared.request_ids.borrow_mut().next(shared.ring.now());
@@ -282,7 +310,7 @@ pub(super) fn route_request(
         id: Some(id),
     };
     let asking = Asking::new(config, head, client);
-    if client.is_young && shared.ring.is_overloaded() {
+    if !gate.checked.was_routed && client.is_young && shared.ring.is_overloaded() {
         // Its next request would be that of a connection that is served.
         return Err(LocalReply {
             keep_alive: false,
@@ -302,7 +330,7 @@ pub(super) fn route_request(
     let target = routes.find(head.host_name(), head.path(), head.method_text, &asking);
     let target = target.map_err(|reason| reply(reason, &inherited))?;
     // The rule's own one remains that of its users.
-    let cluster = target.cluster_for(&asking, || shared.request_ids.borrow_mut().random());
+    let cluster = target.cluster_for(&asking, || gate.chance());
     let hsts = match &target.hsts {
         HstsPolicy::Own(own) if client.is_tls => own.clone(),
         _ => inherited,
@@ -322,9 +350,13 @@ pub(super) fn route_request(
     for guard in target.guard.as_deref().into_iter().chain(of_cluster) {
         judge(guard, &asking).map_err(|refusal| refusal.reply(|reason| reply(reason, &hsts)))?;
     }
-    let is_admitted = |target: &Target| {
-        let longest = shared.pooling.max_credential_bytes.get() as usize;
-        !target.required_auth || is_admitted(&target.cluster, head, longest)
+    let admit = |target: &Target| match target.required_auth {
+        true => gate.admit(&target.cluster, head, || asking.client()),
+        false => Ok(()),
+    };
+    let refuse = |reason| LocalReply {
+        retry_after: u32::from(reason == Reason::AuthenticationBusy),
+        ..reply(reason, &hsts)
     };
     // Nobody is asked for a password in clear text who is led to `https` first.
     let asks = match target.action {
@@ -332,8 +364,8 @@ pub(super) fn route_request(
         Action::RedirectHttps(_) => is_https(config, client, head),
         Action::Forward | Action::Redirect(_) => true,
     };
-    if asks && !is_admitted(target) {
-        return Err(reply(Reason::Unauthorized, &hsts));
+    if asks {
+        admit(target).map_err(refuse)?;
     }
     match target.action {
         Action::Deny => return Err(reply(Reason::Denied, &hsts)),
@@ -364,8 +396,7 @@ pub(super) fn route_request(
     let authority = authority.map_err(|reason| reply(reason, &hsts))?.flatten();
     let rewritten = made.and_then(|made| made.target(head));
     if let Some(target) = &rewritten {
-        let judged = judge_rewritten(&routes, head, target, &asking, is_admitted);
-        judged.map_err(|reason| reply(reason, &hsts))?;
+        judge_rewritten(&routes, head, target, &asking, admit).map_err(refuse)?;
     }
     let sizes = &config.settings.sizes;
     let max_body_size = |guard: Option<&Guard>| guard.and_then(|guard| guard.max_body_size);
@@ -414,19 +445,6 @@ pub(super) fn route_request(
     let holder = cluster.caps(&shared.pooling).map(|caps| (caps, asking.client()));
     let routed = RoutedRequest { request, head: out, body };
     Ok(RoutedHead { routed, holder, received: head.len, edits: edits_of_request })
-}
-
-/// What a 401 of a cluster says.
-fn challenge(cluster: &Cluster) -> Rc<str> {
-    cluster.users().map_or_else(|| CHALLENGE.into(), |users| Rc::clone(users.challenge()))
-}
-
-/// Whether a request names one of the cluster's users with its password.
-fn is_admitted(cluster: &Cluster, head: &RequestHead<'_>, longest: usize) -> bool {
-    let mut credentials = head.fields().filter(|(name, _)| name.eq_ignore_ascii_case("authorization"));
-    // Of two, a backend may read the other one.
-    let (Some((_, credentials)), None) = (credentials.next(), credentials.next()) else { return false };
-    cluster.users().is_some_and(|users| users.admit(credentials, longest))
 }
 
 /// The id of a request as the backend is told it: `made`, unless a proxy in front that is believed has made one.

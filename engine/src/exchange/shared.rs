@@ -6,6 +6,7 @@ use super::request_id::RequestIds;
 use crate::{
     http::{DateCache, DateLine, Scratch},
     observe::Counters,
+    passwords::Passwords,
     ring::Ring,
     upstream::Pooling,
 };
@@ -18,6 +19,8 @@ pub struct Shared {
     pub counters: Counters,
     /// The upstream pool's settings.
     pub pooling: Pooling,
+    /// Passwords with slow hashes.
+    pub(crate) passwords: Passwords,
     /// Memory of the head parsers, lent to one head at a time.
     pub(crate) scratch: RefCell<Scratch>,
     pub(super) request_ids: RefCell<RequestIds>,
@@ -25,12 +28,13 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Shares what `pooling` has, the ring and the counters.
-    pub fn new(pooling: Pooling) -> Shared {
+    /// Shares what `pooling` has, the ring and the counters, and who checks passwords.
+    pub fn new(pooling: Pooling, passwords: Passwords) -> Shared {
         Shared {
             ring: pooling.ring.clone(),
             counters: pooling.counters.clone(),
             pooling,
+            passwords,
             scratch: RefCell::new(Scratch::new()),
             request_ids: RefCell::new(RequestIds::new()),
             date: DateCache::new(),

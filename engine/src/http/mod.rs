@@ -10,7 +10,7 @@
 //! | `target` | request targets and authorities |
 //! | `field` | the field table, the names that mean something to a proxy, `Connection` |
 //! | `asked` | what of a request tells clients and rules apart |
-//! | `authentication` | users, and whether credentials name one |
+//! | `authentication`, `slow_hash` | users, and whether credentials name one; argon2id and bcrypt |
 //! | `percent`, `query` | percent-encoding; parameters of a query |
 //! | `networks` | lists of networks, in which an address is found quickly |
 //! | `templates` | responses of kakehi's own as operators write them |
@@ -25,12 +25,15 @@ mod networks;
 mod percent;
 mod query;
 mod reason;
+mod slow_hash;
 pub(crate) mod target;
 mod templates;
 
 pub use asked::Asked;
-pub(crate) use authentication::CHALLENGE;
 pub use authentication::Users;
+#[cfg(test)]
+pub(crate) use authentication::tests as authentication_tests;
+pub(crate) use authentication::{Attempt, AttemptId, CHALLENGE, Judged};
 pub use date::{DateCache, DateLine};
 pub use field::Scratch;
 pub(crate) use field::trim;
@@ -40,4 +43,5 @@ pub(crate) use percent::{next_byte, percent_decode};
 pub use query::parameter;
 pub use reason::Reason;
 pub(crate) use reason::phrase;
+pub(crate) use slow_hash::{Blocks, NoMemory};
 pub use templates::{Templates, template};

@@ -139,6 +139,8 @@ reasons! {
     SilentClose = 444 "silent_close",
     /// The credentials name none of the cluster's users with its password, or there are none (`required_auth`).
     Unauthorized = 401 "unauthorized",
+    /// Too many passwords with slow hashes (argon2id, bcrypt) wait to be checked, or this one has waited for 5 s.
+    AuthenticationBusy = 503 "authentication_busy",
 }
 
 impl Reason {

@@ -160,6 +160,12 @@ counters! {
     Evicted = "client.evicted", counter;
     /// Times that accepting paused because the worker had more to do than it can (`overload_delay`).
     AcceptOverloaded = "listener.overload_paused", counter;
+    /// Credentials whose slow hashes (argon2id, bcrypt) were computed.
+    AuthenticationComputed = "authentication.computed", counter;
+    /// Requests let in since their credentials were right within the last 60 s, without computing them again.
+    AuthenticationRemembered = "authentication.remembered", counter;
+    /// Requests that wait until slow hashes are computed.
+    AuthenticationWaiting = "authentication.waiting", gauge;
 }
 
 /// Size of a block (bytes): one page.

@@ -30,6 +30,7 @@ use nix::sys::{
     signal::{SigSet, Signal},
     signalfd::{SfdFlags, SignalFd},
 };
+use rustix::thread::sched_getaffinity;
 
 use self::{
     adoption::AdoptionState,
@@ -49,6 +50,7 @@ use crate::{
     exchange::{ListenerConfig, ListenerHandle},
     limits,
     observe::Counter,
+    passwords::{HashingThread, Passwords},
     ring::{self, Recv, Ring, Role, Source, Stats, Stream, Timer},
     tls::{self, Context},
     upstream::{Cluster, Pooling},
@@ -100,6 +102,7 @@ pub fn say_last(orders: &impl AsFd, report: Report) -> Result<(), WireError> {
 fn start(setup: Setup, last_words: Rc<Cell<Option<OwnedFd>>>) -> Result<End, Error> {
     // Before it is tied to one core: how many workers there are where the file does not say it.
     let default_workers = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
+    let cores = sched_getaffinity(None).map_err(io::Error::from)?;
     if let Some(core) = setup.core {
         pin(core)?;
     }
@@ -121,6 +124,13 @@ fn start(setup: Setup, last_words: Rc<Cell<Option<OwnedFd>>>) -> Result<End, Err
     // Before the executor too: its thread is to be in it.
     let mut backends = setup.state.clusters.values().flat_map(|cluster| &cluster.backends);
     let sandbox = Sandbox::enter(setup.id, backends.any(|backend| backend.address.is_abstract()));
+    // Behind landlock, which it inherits, and before seccomp, which allows no other thread.
+    let hashing = HashingThread::start(cores);
+    if let Err(error) = &hashing {
+        tracing::warn!(
+            "users with argon2id or bcrypt are not let in, as there is no thread to compute them: {error}"
+        );
+    }
     let executor = glommio::LocalExecutorBuilder::new(glommio::Placement::Unbound)
         .name("kakehi")
         // Its own I/O is not used; the rest of its rings' memory counts against RLIMIT_MEMLOCK.
@@ -129,7 +139,7 @@ fn start(setup: Setup, last_words: Rc<Cell<Option<OwnedFd>>>) -> Result<End, Err
         .make()
         .map_err(|error| Error::Executor(error.to_string()))?;
     let host = Host { default_workers, max_connections };
-    executor.run(serve(setup, host, ring, signals, last_words, sandbox))
+    executor.run(serve(setup, host, ring, signals, last_words, sandbox, hashing.ok()))
 }
 
 /// SIGTERM comes through a descriptor that the ring reads; what a terminal sends is for the supervisor.
@@ -186,6 +196,7 @@ async fn serve(
     signals: SignalFd,
     last_words: Rc<Cell<Option<OwnedFd>>>,
     sandbox: Sandbox,
+    hashing: Option<HashingThread>,
 ) -> Result<End, Error> {
     let settings = &setup.state.settings;
     setup.counters.reset_gauges();
@@ -193,7 +204,9 @@ async fn serve(
     let pooling = Pooling::new(ring.clone(), setup.counters.clone(), ledger, settings);
     let tls = Context::new(setup.vault, settings.ticket_key_rotation_ms)?;
     let max_handshakes = max_handshakes(settings, &setup.state.revision, host.default_workers);
-    let connections = Connections::new(pooling, settings, max_handshakes);
+    let passwords = Passwords::new(ring.clone(), setup.counters.clone(), hashing);
+    let passwords = passwords.map_err(|_| io::Error::other("there is no randomness"))?;
+    let connections = Connections::new(pooling, passwords, settings, max_handshakes);
     connections.set_max_connections(host.max_connections);
     let started_with = settings.clone();
     let configured = Configured::new(

@@ -7,6 +7,7 @@
 use std::{fs, io, num::NonZeroUsize, path::Path};
 
 use kakehi_ctl::state::Settings;
+use kakehi_engine::passwords::THREAD_NAME;
 use rustix::{
     io::Errno,
     process::Pid,
@@ -39,7 +40,7 @@ pub(crate) fn only_core(pid: u32) -> Option<usize> {
     (cores.next().is_none() && allowed().len() > 1).then_some(only)
 }
 
-/// Ties a process, with all its threads, to one core.
+/// Ties a worker, with all its threads but the one that computes hashes of passwords where nothing else runs, to one core.
 ///
 /// # Errors
 /// When the kernel refuses it for the first thread. Threads of the kernel that serve it (io_uring) may refuse.
@@ -49,7 +50,10 @@ pub(crate) fn pin(pid: u32, core: usize) -> io::Result<()> {
     let mut cores = CpuSet::new();
     cores.set(core);
     sched_setaffinity(Some(number), &cores)?;
-    let threads = fs::read_dir(format!("/proc/{pid}/task"))?.flatten();
+    let is_tied = |thread: &fs::DirEntry| {
+        fs::read_to_string(thread.path().join("comm")).map_or(true, |name| name.trim_end() != THREAD_NAME)
+    };
+    let threads = fs::read_dir(format!("/proc/{pid}/task"))?.flatten().filter(is_tied);
     for thread in threads.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)) {
         let _ = sched_setaffinity(Some(thread), &cores);
     }

@@ -152,7 +152,11 @@ fn errors_of_a_file_and_guests_have_no_digest() {
         ("authorized_hashes".to_owned(), "authorised_hashes".to_owned()),
         (format!("{OTHER}\"]"), format!("{OTHER}\", 5]")),
         (format!("{OTHER}\"]"), format!("{OTHER}\"] x")),
-        (format!("{OTHER}\"]"), format!("{OTHER}\", \"c:$2b$12${}\"]", "k".repeat(53))),
+        (format!("{OTHER}\"]"), format!("{OTHER}\", \"c:$2b$15${}\"]", "k".repeat(53))),
+        (
+            format!("{OTHER}\"]"),
+            format!("{OTHER}\", \"c:$argon2id$v=19$m=1,t=1,p=1$c2FsdHNhbHQ${}\"]", "k".repeat(43)),
+        ),
     ] {
         assert!(text.contains(&right), "{right}");
         fs::write(&file, text.replace(&right, &wrong)).unwrap();

@@ -65,6 +65,7 @@ mod served;
 mod sessions;
 mod settings;
 mod shared_memory;
+mod slow_hashes;
 mod splits;
 mod takeover;
 mod tcp_listeners;
