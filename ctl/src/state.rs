@@ -46,7 +46,7 @@ pub use self::health::{BackendMode, HealthCheck, InitialVerdict, ProbeMode, Stat
 pub use self::listener::{ForwardedHeaders, Forwarding, Listener, ListenerProtocol, Sizes, Timeouts};
 pub use self::name::{DnsName, DnsOnEmpty, KnownName, NameAddress, NameAnswer, Resolved};
 pub use self::predicate::{
-    MAX_PREDICATE_VALUE, MAX_PREDICATES, Predicate, PredicateMatch, Predicates, RulePosition,
+    MAX_ALPN, MAX_PREDICATE_VALUE, MAX_PREDICATES, Predicate, PredicateMatch, Predicates, RulePosition,
 };
 pub use self::probe_header::{MAX_PROBE_HEADERS, MAX_PROBE_VALUE, ProbeHeader, ProbeValueError};
 pub use self::redirect::{Redirect, RedirectScheme, Rewrite};

@@ -22,6 +22,7 @@
 //! | `client_address` | whose request it is |
 //! | `limits` | whether a request is more than may come from its client |
 //! | `listener` | the configuration of a listener, compiled |
+//! | `passthrough` | where connections lead that are passed on as they are |
 //! | `shared` | what all exchanges of a worker share |
 //! | `request_id` | request ids |
 //! | `wakers` | tasks that are woken when the configuration changes |
@@ -38,6 +39,7 @@ mod limits;
 mod listener;
 mod local_reply;
 mod outcome;
+mod passthrough;
 mod record;
 mod redirect;
 mod request;
@@ -52,9 +54,10 @@ pub(crate) use self::{
     downstream::{Client, Downstream, Encoded},
     edits::EditRules,
     limits::judge,
-    listener::{Action, HstsPolicy, Passage, Passthrough, Rewriting, Routes, Target},
+    listener::{Action, HstsPolicy, Rewriting, Routes, Target},
     local_reply::LocalReply,
     outcome::{Failure, Outcome, Upgrade},
+    passthrough::{Passage, Passthrough},
     request::Request,
     wakers::Wakers,
 };

@@ -64,6 +64,7 @@ mod sessions;
 mod settings;
 mod shared_memory;
 mod takeover;
+mod tcp_alpn;
 mod tcp_listeners;
 mod tls_backends;
 mod tls_bodies;

@@ -154,7 +154,7 @@ pub(crate) struct RuleArguments {
     /// Which method; by default any
     #[arg(long)]
     method: Option<String>,
-    /// What else it asks for, as in a file: position, header_predicates, query_predicates, cookie_predicates or sources; may be given again.
+    /// What else it asks for, as in a file: position, header_predicates, query_predicates, cookie_predicates, sources or alpn; may be given again.
     /// For patch and remove it tells frontends apart that differ in nothing else
     #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
     when: Vec<String>,
