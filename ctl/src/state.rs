@@ -35,7 +35,7 @@ pub(crate) use self::answers::read_answer;
 pub use self::answers::{Answer, Answers, Pages};
 pub use self::balancing::{Balancing, LoadBalancing, LoadMetric, SameSite, ShardMode};
 pub use self::cluster::{
-    Backend, BackendAddress, BackendAddressError, Cluster, ClusterProtocol, Frontend, PathRule,
+    Backend, BackendAddress, BackendAddressError, Cluster, ClusterMode, ClusterProtocol, Frontend, PathRule,
 };
 pub use self::conditions::{Conditions, Statuses};
 pub use self::factor::Factor;

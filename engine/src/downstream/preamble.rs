@@ -370,6 +370,10 @@ async fn forward(connection: &mut ClientConnection, config: &Rc<ListenerConfig>,
         shared.counters.count_answer(reason);
         return Event::Rejected;
     }
+    if cluster.maintenance().is_some() {
+        shared.counters.count_answer(Reason::Maintenance);
+        return Event::Rejected;
+    }
     let Some(_admitted) = cluster.admit(&shared.pooling) else {
         shared.counters.count_answer(Reason::ClusterFull);
         return Event::Rejected;

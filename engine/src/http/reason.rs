@@ -139,6 +139,8 @@ reasons! {
     SilentClose = 444 "silent_close",
     /// The credentials name none of the cluster's users with its password, or there are none (`required_auth`).
     Unauthorized = 401 "unauthorized",
+    /// The operator has the cluster maintained (`mode = "maintain"`).
+    Maintenance = 503 "maintenance",
 }
 
 impl Reason {

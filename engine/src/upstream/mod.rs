@@ -37,6 +37,7 @@ mod trial;
 mod verdicts;
 mod window;
 
+pub(crate) use self::cluster::Maintenance;
 pub use self::{
     affinity::{Affinity, of_client},
     cluster::{Admitted, Cluster, ClusterError, Endpoints},

@@ -47,6 +47,7 @@ mod limits;
 mod lingering;
 mod liveness;
 mod machine_wide;
+mod maintenance;
 mod names;
 mod obstacles;
 mod predicates;
