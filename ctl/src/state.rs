@@ -11,6 +11,7 @@ use crate::{edit, layers::ByHand};
 mod admission;
 mod answers;
 mod balancing;
+mod binding;
 mod cluster;
 mod compact;
 mod conditions;
@@ -34,6 +35,7 @@ pub use self::admission::Admission;
 pub(crate) use self::answers::read_answer;
 pub use self::answers::{Answer, Answers, Pages};
 pub use self::balancing::{Balancing, LoadBalancing, LoadMetric, SameSite, ShardMode};
+pub use self::binding::{Binding, InterfaceName, InterfaceNameError};
 pub use self::cluster::{
     Backend, BackendAddress, BackendAddressError, Cluster, ClusterMode, ClusterProtocol, Frontend, PathRule,
 };
@@ -152,5 +154,16 @@ impl State {
     /// Whether connections are accepted at `address`.
     pub fn accepts(&self, address: &SocketAddr) -> bool {
         self.listeners.get(address).is_some_and(|listener| listener.active)
+    }
+
+    /// Where sockets are bound that accept connections.
+    pub fn bindings(&self) -> impl Iterator<Item = Binding> + '_ {
+        self.listeners.values().filter(|listener| listener.active).map(Listener::binding)
+    }
+
+    /// Whether connections are accepted on sockets that are bound so.
+    pub fn accepts_on(&self, binding: &Binding) -> bool {
+        let listener = self.listeners.get(&binding.address).filter(|listener| listener.active);
+        listener.is_some_and(|listener| listener.binding() == *binding)
     }
 }

@@ -43,7 +43,7 @@ fn all() -> impl Iterator<Item = &'static Key> {
 }
 
 /// Keys whose name stands elsewhere too, because they mean something together with others.
-const ELSEWHERE: [(&str, &str); 35] = [
+const ELSEWHERE: [(&str, &str); 37] = [
     ("max_body_size", "not in what passes connections on"),
     ("rate", "who makes the limit needs it first"),
     ("key", "TLS and header edits have one, too"),
@@ -79,6 +79,8 @@ const ELSEWHERE: [(&str, &str); 35] = [
     ("position", "header edits have one, too, and connections that are passed on none"),
     ("https_redirect", "not in a cluster of `tcp`"),
     ("method", "not on a listener of `tcp`"),
+    ("interface", "an address is on one only"),
+    ("maintenance_retry_after", "not in a cluster of `tcp`"),
 ];
 
 /// The sources of a folder, without tests.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use kakehi_ctl::{
-    state::{self, RedirectScheme},
+    state::{self, Binding, RedirectScheme},
     template::Template,
 };
 
@@ -172,6 +172,11 @@ impl ListenerHandle {
     /// The address that it listens on.
     pub(crate) fn address(&self) -> SocketAddr {
         self.config.borrow().settings.address
+    }
+
+    /// Where its sockets are bound.
+    pub fn binding(&self) -> Binding {
+        self.config.borrow().settings.binding()
     }
 
     /// The deadlines of the moment.

@@ -40,6 +40,7 @@ mod hostile_user;
 mod hostile_worker;
 mod identity;
 mod init_system;
+mod interfaces;
 mod interim;
 mod layers;
 mod life;

@@ -294,7 +294,9 @@ impl ListenerVerb {
         match self {
             ListenerVerb::List => {
                 let state = state(ask)?;
-                let mut rows = vec![["ADDRESS", "ACCEPTS", "PROTOCOL", "PUBLIC ADDRESS"].map(str::to_owned)];
+                let mut rows = vec![
+                    ["ADDRESS", "ACCEPTS", "PROTOCOL", "PUBLIC ADDRESS", "INTERFACE"].map(str::to_owned),
+                ];
                 rows.extend(state.listeners.values().map(|it| {
                     let public = it.public_address.map_or_else(|| "-".to_owned(), |it| it.to_string());
                     let accepts = if it.active { "yes" } else { "no" };
@@ -303,7 +305,8 @@ impl ListenerVerb {
                         ListenerProtocol::Https => "https",
                         ListenerProtocol::Tcp => "tcp",
                     };
-                    [it.address.to_string(), accepts.to_owned(), protocol.to_owned(), public]
+                    let interface = it.interface.map_or_else(|| "any".to_owned(), |it| it.to_string());
+                    [it.address.to_string(), accepts.to_owned(), protocol.to_owned(), public, interface]
                 }));
                 Ok(made(values(state.listeners.values()), print::table(&rows)))
             }
