@@ -51,6 +51,7 @@ mod machine_wide;
 mod maintenance;
 mod names;
 mod obstacles;
+mod pipes;
 mod predicates;
 mod probes;
 mod proxy_protocol;

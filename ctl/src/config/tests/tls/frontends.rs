@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::{super::read, ADDRESS, HOST, TRIO, cluster, error, expect_errors, listener};
 use crate::change::FrontendRule;
-use crate::state::{ClusterProtocol, ListenerProtocol, TlsVersion};
+use crate::state::{ClusterMode, ClusterProtocol, ListenerProtocol, TlsVersion};
 
 #[test]
 fn a_frontend_may_ask_for_more_than_its_listener() {
@@ -129,13 +129,18 @@ fn connections_are_passed_on_as_they_are() {
         + &cluster("web", "http", "hostname = \"*\"", "")
         + &cluster("db", "tcp", HOST, "");
     assert_eq!(read(&both).1, [""; 0]);
-    let text = "[clusters.db]\nprotocol = \"tcp\"\nsend_proxy = true\nhttps_redirect = true\n";
+    let text = "[clusters.db]\nprotocol = \"tcp\"\nsend_proxy = true\nhttps_redirect = true\nmode = \"maintain\"\nmaintenance_retry_after = 5\n";
     let (state, warnings) = read(text);
     assert!(state.clusters["db"].send_proxy && !state.clusters["db"].https_redirect);
     assert_eq!(
         warnings,
-        ["k.toml:4:1: `https_redirect` has no effect in a cluster of `tcp`, which knows no requests"]
+        [
+            "k.toml:4:1: `https_redirect` has no effect in a cluster of `tcp`, which knows no requests",
+            "k.toml:6:1: `maintenance_retry_after` has no effect in a cluster of `tcp`, whose clients cannot be told anything",
+        ]
     );
+    let db = &state.clusters["db"];
+    assert_eq!((db.mode, db.maintenance_retry_after), (ClusterMode::Maintain, None));
 }
 
 #[test]
@@ -237,7 +242,7 @@ fn what_has_no_meaning_for_connections_is_an_error() {
             listener("tcp", "")
                 + &cluster("a", "tcp", HOST, "alpn = [\"h2\", \"h3\"]")
                 + &cluster("b", "tcp", HOST, "alpn = [\"h3\", \"h2\", \"h2\"]"),
-            "k.toml:14:1: this frontend takes the same requests as the one in line 7 and answers them otherwise",
+            "k.toml:13:1: this frontend takes the same requests as the one in line 7 and answers them otherwise",
         ),
         (
             "[clusters.db]\nprotocol = \"tcp\"\nbackend_tls = {}".to_owned(),
