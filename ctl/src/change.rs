@@ -223,7 +223,7 @@ pub enum ChangeError {
     /// There are several, which differ in what else they ask for.
     #[error(
         "cluster `{cluster}` has {count} such frontends for `{hostname}`: say which with `--when KEY=VALUE`, of `position`, \
-         `header_predicates`, `query_predicates`, `cookie_predicates` and `sources`"
+         `header_predicates`, `query_predicates`, `cookie_predicates`, `sources` and `alpn`"
     )]
     ManyFrontends {
         /// The cluster.

@@ -13,7 +13,10 @@ use crate::{
     change::{Change, ChangeError, FrontendRule},
     config::{self, write},
     keys::Effect,
-    state::{Backend, Cluster, Frontend, Listener, Pages, Predicates, RulePosition, Settings, State},
+    state::{
+        Backend, Cluster, ClusterProtocol, Frontend, Listener, ListenerProtocol, Pages, Predicates,
+        RulePosition, Settings, State,
+    },
 };
 
 /// One thing that is wanted. `keys` are `KEY=VALUE` as in the file: `hsts.max_age=5` is a key of the table `hsts`, `KEY=` takes a
@@ -341,9 +344,9 @@ fn read_settings(table: &Table, folder: &Path) -> Result<Settings, EditError> {
 /// # Errors
 /// When it is no such key, or has no such value.
 pub fn read_asks(keys: &[String]) -> Result<(RulePosition, Option<Box<Predicates>>), EditError> {
-    let known = ["position", "header_predicates", "query_predicates", "cookie_predicates", "sources"];
-    let is_known =
-        |text: &&String| known.iter().any(|key| text.split('=').next().map(str::trim) == Some(key));
+    let known = ["position", "header_predicates", "query_predicates", "cookie_predicates", "sources", "alpn"];
+    let key_of = |text: &String| text.split('=').next().unwrap_or_default().trim().to_owned();
+    let is_known = |text: &&String| known.contains(&key_of(text).as_str());
     if let Some(other) = keys.iter().find(|text| !is_known(text)) {
         let (other, known) = (other.escape_debug(), known.join("`, `"));
         return Err(usage(format!(
@@ -351,9 +354,14 @@ pub fn read_asks(keys: &[String]) -> Result<(RulePosition, Option<Box<Predicates
         )));
     }
     let (address, name) = (SocketAddr::from(([127, 0, 0, 1], 1)), "any");
+    // What asks for protocols is about connections that are passed on, all else about requests.
+    let (listener, cluster) = match keys.iter().any(|text| key_of(text) == "alpn") {
+        true => (ListenerProtocol::Tcp, ClusterProtocol::Tcp),
+        false => (ListenerProtocol::Http, ClusterProtocol::Http),
+    };
     let mut state = State::default();
-    state.listeners.insert(address, Listener::http(address));
-    state.clusters.insert(name.to_owned(), Cluster::default());
+    state.listeners.insert(address, Listener { protocol: listener, ..Listener::http(address) });
+    state.clusters.insert(name.to_owned(), Cluster { protocol: cluster, ..Cluster::default() });
     let any = Frontend { address, hostname: "*".to_owned(), ..Frontend::default() };
     let (read, _) = Reader::of(&state).frontend(name, &any, keys)?;
     Ok((read.position, read.predicates))

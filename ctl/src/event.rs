@@ -164,6 +164,16 @@ pub enum Happening {
         /// Which.
         cluster: String,
     },
+    /// A cluster is maintained: it takes nothing.
+    ClusterMaintained {
+        /// Which.
+        cluster: String,
+    },
+    /// It takes requests again.
+    ClusterReady {
+        /// Which.
+        cluster: String,
+    },
     /// Sessions of a cluster were closed by hand.
     SessionsClosed {
         /// By whom.
@@ -197,7 +207,9 @@ impl Happening {
             | Happening::ClusterDown { .. }
             | Happening::ClusterRecovered { .. }
             | Happening::ClusterPanic { .. }
-            | Happening::ClusterPanicEnded { .. } => Topic::Health,
+            | Happening::ClusterPanicEnded { .. }
+            | Happening::ClusterMaintained { .. }
+            | Happening::ClusterReady { .. } => Topic::Health,
             Happening::Other => return None,
         })
     }
@@ -282,6 +294,10 @@ impl fmt::Display for Happening {
             Happening::ClusterPanicEnded { cluster } => {
                 write!(f, "cluster {cluster}: the panic is over, probes are believed")
             }
+            Happening::ClusterMaintained { cluster } => {
+                write!(f, "cluster {cluster} is maintained: it takes nothing, and what it has goes on")
+            }
+            Happening::ClusterReady { cluster } => write!(f, "cluster {cluster} is ready again"),
             Happening::SessionsClosed { by, cluster, backend, closed } => {
                 write!(f, "sessions of cluster {cluster}")?;
                 if let Some(backend) = backend {

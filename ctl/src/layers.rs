@@ -156,6 +156,8 @@ fn bare(cluster: &Cluster) -> Cluster {
         https_redirect_port: cluster.https_redirect_port,
         users: cluster.users.clone(),
         www_authenticate: cluster.www_authenticate.clone(),
+        mode: cluster.mode,
+        maintenance_retry_after: cluster.maintenance_retry_after,
         dns_on_empty: cluster.dns_on_empty,
         frontends: Vec::new(),
         backends: Vec::new(),

@@ -214,6 +214,10 @@ pub const BUFFER_SIZE: u32 = 17 * 1024;
 /// Private memory that bodies may take in one worker (`body_memory`): beyond it large bodies move in arena buffers.
 pub const BODY_MEMORY: u64 = 64 << 20;
 
+/// Room of a pipe (bytes, `splice_pipe_capacity_bytes`), and its ceiling: the highest that `fs.pipe-max-size` lets an ordinary user have by
+/// default.
+pub const PIPE_CAPACITY: u32 = 1 << 20;
+
 /// Largest configuration file (bytes). Not a key: what is larger is no configuration, or cannot be told to a worker either.
 pub const MAX_CONFIG_FILE: u64 = 64 << 20;
 

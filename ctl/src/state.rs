@@ -11,6 +11,7 @@ use crate::{edit, layers::ByHand};
 mod admission;
 mod answers;
 mod balancing;
+mod binding;
 mod cluster;
 mod compact;
 mod conditions;
@@ -36,8 +37,9 @@ pub use self::admission::Admission;
 pub(crate) use self::answers::read_answer;
 pub use self::answers::{Answer, Answers, Pages};
 pub use self::balancing::{Balancing, LoadBalancing, LoadMetric, SameSite, ShardMode};
+pub use self::binding::{Binding, InterfaceName, InterfaceNameError};
 pub use self::cluster::{
-    Backend, BackendAddress, BackendAddressError, Cluster, ClusterProtocol, Frontend, PathRule,
+    Backend, BackendAddress, BackendAddressError, Cluster, ClusterMode, ClusterProtocol, Frontend, PathRule,
 };
 pub use self::conditions::{Conditions, Statuses};
 pub use self::factor::Factor;
@@ -49,7 +51,7 @@ pub use self::listener::{ForwardedHeaders, Forwarding, Listener, ListenerProtoco
 pub use self::name::{DnsName, DnsOnEmpty, KnownName, NameAddress, NameAnswer, Resolved};
 pub use self::password_hash::{Argon2id, Bcrypt, PasswordHash};
 pub use self::predicate::{
-    MAX_PREDICATE_VALUE, MAX_PREDICATES, Predicate, PredicateMatch, Predicates, RulePosition,
+    MAX_ALPN, MAX_PREDICATE_VALUE, MAX_PREDICATES, Predicate, PredicateMatch, Predicates, RulePosition,
 };
 pub use self::probe_header::{MAX_PROBE_HEADERS, MAX_PROBE_VALUE, ProbeHeader, ProbeValueError};
 pub use self::redirect::{Redirect, RedirectScheme, Rewrite};
@@ -156,5 +158,16 @@ impl State {
     /// Whether connections are accepted at `address`.
     pub fn accepts(&self, address: &SocketAddr) -> bool {
         self.listeners.get(address).is_some_and(|listener| listener.active)
+    }
+
+    /// Where sockets are bound that accept connections.
+    pub fn bindings(&self) -> impl Iterator<Item = Binding> + '_ {
+        self.listeners.values().filter(|listener| listener.active).map(Listener::binding)
+    }
+
+    /// Whether connections are accepted on sockets that are bound so.
+    pub fn accepts_on(&self, binding: &Binding) -> bool {
+        let listener = self.listeners.get(&binding.address).filter(|listener| listener.active);
+        listener.is_some_and(|listener| listener.binding() == *binding)
     }
 }

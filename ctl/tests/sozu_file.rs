@@ -19,6 +19,7 @@ fn what_is_honoured_reaches_the_state() {
     assert_eq!(settings.worker_count, Some(2));
     assert!(!settings.pin_workers);
     assert_eq!(settings.max_connections, 20_000);
+    assert_eq!(settings.pipe_capacity, 65_536);
     assert_eq!(settings.pid_file_path.as_deref(), Some("/run/sozu.pid".as_ref()));
     assert!(settings.command_socket.ends_with("tests/data/sozu.sock"));
 
@@ -30,6 +31,7 @@ fn what_is_honoured_reaches_the_state() {
         (62_000, 32_000, 5_000, 12_000)
     );
     assert_eq!(listener.public_address, Some("192.0.2.1:80".parse().unwrap()));
+    assert_eq!(listener.interface, Some("lo".parse().unwrap()));
     assert!(listener.forwarding.x_real_ip && listener.forwarding.elide_x_real_ip);
 
     assert_eq!(state.clusters.keys().collect::<Vec<_>>(), ["db", "edits", "web"], "udp is not served");
@@ -73,6 +75,7 @@ fn tls_and_tcp_are_served() {
     let db = &state.clusters["db"];
     assert!(db.protocol == ClusterProtocol::Tcp && db.send_proxy);
     assert_eq!((db.frontends[0].address, db.frontends[0].hostname.as_str()), (tcp.address, "*"));
+    assert_eq!(db.frontends[1].predicates.as_ref().unwrap().alpn, ["http/1.1", "postgresql"]);
 }
 
 #[test]
@@ -102,6 +105,9 @@ fn what_is_not_honoured_is_named() {
         "sticky_id",
         "load_balancing",
         "health_check",
+        "splice_pipe_capacity_bytes",
+        "interface",
+        "alpn",
     ] {
         assert!(!warnings.iter().any(|warning| warning.contains(&format!("`{honoured}`"))), "{honoured}");
     }

@@ -30,8 +30,8 @@ use serde::{Deserialize, Serialize};
 
 /// Descriptors per message; the kernel refuses more than 253 (`SCM_MAX_FD`).
 const BATCH: usize = 200;
-/// Room for the text of one message: a label takes at most 120 bytes of JSON, so this is twice what `BATCH` needs.
-const TEXT_SIZE: usize = 32 << 10;
+/// Room for the text of one message: a label takes at most 170 bytes of JSON.
+const TEXT_SIZE: usize = 48 << 10;
 
 /// Of all channels between processes.
 const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
@@ -217,7 +217,7 @@ mod tests {
     }
 
     fn numbered(n: u16) -> DescriptorKind {
-        DescriptorKind::Listener(ListenerSocket { address: SocketAddr::from(([127, 0, 0, 1], n)), rank: 0 })
+        DescriptorKind::Listener(ListenerSocket::new(SocketAddr::from(([127, 0, 0, 1], n)).into(), 0))
     }
 
     /// `count` pipes' read ends; pipe `n` holds the number `n`.
@@ -322,7 +322,9 @@ mod tests {
         let widest = ListenerSocket {
             address: "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff%4294967295]:65535".parse().unwrap(),
             rank: u32::MAX,
+            interface: "\"".repeat(15).parse().ok(),
         };
+        assert!(widest.interface.is_some());
         let text = serde_json::to_vec(&Batch {
             remaining: usize::MAX,
             labels: vec![DescriptorKind::Listener(widest); BATCH],

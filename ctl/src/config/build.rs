@@ -239,6 +239,13 @@ impl Builder<'_, '_> {
             let line = self.findings.source.line(offset);
             // A datagram socket and a stream socket may share an address.
             if let Some(first) = lines.insert((address, protocol == "udp"), line) {
+                if section.says("interface") {
+                    let reason = format!(
+                        "there is a listener at `{address}` already, in line {first}: an address can be on one `interface` only"
+                    );
+                    self.findings.unfit(offset, reason);
+                    continue;
+                }
                 self.findings.error(offset, |place| ConfigError::DuplicateListener { place, address, first });
                 continue;
             }

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     keys::{DNS_PORT, Given, Key, Kind, Level, Support},
-    state::{BackendAddress, Conditions, FileMode, RateKey, StatusRange, Statuses, is_token},
+    state::{BackendAddress, Conditions, FileMode, InterfaceName, RateKey, StatusRange, Statuses, is_token},
 };
 
 /// One table of the file, checked.
@@ -328,6 +328,7 @@ fn read_text(kind: Kind, text: &str) -> Option<Value> {
             let fits = |byte: u8| byte.is_ascii_graphic() && !b"\",;\\".contains(&byte);
             (!text.is_empty() && text.len() <= 128 && text.bytes().all(fits)).then(owned).flatten()
         }
+        Kind::Interface => text.parse::<InterfaceName>().is_ok().then(owned).flatten(),
         Kind::Mode => text.parse::<FileMode>().is_ok().then(owned).flatten(),
         Kind::LimitKey => text.parse().ok().map(Value::RateKey),
         Kind::Method | Kind::Token => is_token(text).then(owned).flatten(),

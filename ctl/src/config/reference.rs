@@ -226,6 +226,7 @@ pub(super) fn sample(key: &Key) -> String {
         Kind::Address | Kind::BackendAddress => "\"192.0.2.1:80\"".to_owned(),
         Kind::Resolvers => "[\"192.0.2.53\"]".to_owned(),
         Kind::Networks => "[\"192.0.2.0/24\"]".to_owned(),
+        Kind::Interface => "\"eth0\"".to_owned(),
         Kind::Method => "\"GET\"".to_owned(),
         Kind::Token => "\"X-User\"".to_owned(),
         Kind::CookieValue => "\"a1\"".to_owned(),

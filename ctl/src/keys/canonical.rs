@@ -8,10 +8,10 @@ use serde::Serialize;
 
 use crate::state::{
     Answer, Answers, AuthorizedHash, BackendAddress, BackendMode, BackendTls, CipherSuite, ClientAuth,
-    ClusterProtocol, Conditions, DnsOnEmpty, EditPosition, Factor, FileMode, ForwardedHeaders, FrontendTls,
-    Group, InitialVerdict, ListenerProtocol, LoadBalancing, LoadMetric, PathRule, PredicateMatch, ProbeMode,
-    RateKey, Redirect, RedirectScheme, RulePosition, SameSite, ShardMode, StatusRange, Statuses, Steering,
-    TlsVersion, UnknownName,
+    ClusterMode, ClusterProtocol, Conditions, DnsOnEmpty, EditPosition, Factor, FileMode, ForwardedHeaders,
+    FrontendTls, Group, InitialVerdict, InterfaceName, ListenerProtocol, LoadBalancing, LoadMetric, PathRule,
+    PredicateMatch, ProbeMode, RateKey, Redirect, RedirectScheme, RulePosition, SameSite, ShardMode,
+    StatusRange, Statuses, Steering, TlsVersion, UnknownName,
 };
 
 /// Something that a file says.
@@ -55,9 +55,9 @@ macro_rules! as_json {
 
 as_json! {
     bool u8 u16 u32 u64 str String std::path::PathBuf std::net::SocketAddr IpNet
-    Answer Answers AuthorizedHash BackendAddress BackendMode BackendTls CipherSuite ClientAuth ClusterProtocol Conditions DnsOnEmpty EditPosition Factor FileMode
+    Answer Answers AuthorizedHash BackendAddress BackendMode BackendTls CipherSuite ClientAuth ClusterMode ClusterProtocol Conditions DnsOnEmpty EditPosition Factor FileMode
     ForwardedHeaders FrontendTls Group
-    InitialVerdict ListenerProtocol LoadBalancing LoadMetric PathRule PredicateMatch ProbeMode RateKey Redirect RedirectScheme
+    InitialVerdict InterfaceName ListenerProtocol LoadBalancing LoadMetric PathRule PredicateMatch ProbeMode RateKey Redirect RedirectScheme
     RulePosition SameSite ShardMode StatusRange Statuses
     Steering TlsVersion UnknownName
 }

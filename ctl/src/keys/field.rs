@@ -166,6 +166,20 @@ fn texts<T: ToString>(items: impl IntoIterator<Item = T>) -> Toml {
     items.into_iter().map(|item| Toml::from(item.to_string())).collect::<Vec<_>>().into()
 }
 
+/// Strings as they are.
+impl Field for Vec<String> {
+    fn read(value: &Value, _: Kind, _: &Path) -> Option<Self> {
+        match value {
+            Value::Texts(texts) => Some(texts.iter().map(|(text, _)| text.clone()).collect()),
+            _ => None,
+        }
+    }
+
+    fn write(&self, _: Kind) -> Option<Toml> {
+        Some(texts(self))
+    }
+}
+
 /// Users of basic authentication.
 impl Field for Vec<AuthorizedHash> {
     fn read(value: &Value, _: Kind, _: &Path) -> Option<Self> {

@@ -177,6 +177,8 @@ pub enum Kind {
     Resolvers,
     /// Networks (`10.0.0.0/8`) and single addresses.
     Networks,
+    /// The name of an interface of the network.
+    Interface,
     /// A method of HTTP.
     Method,
     /// The name of a field or a cookie.
@@ -246,6 +248,9 @@ impl Kind {
             Kind::BackendSocket => "an absolute path of 107 bytes at most, or `@name`".to_owned(),
             Kind::Resolvers => "an array of `ip` or `ip:port`".to_owned(),
             Kind::Networks => "an array of networks (`10.0.0.0/8`) or ip addresses".to_owned(),
+            Kind::Interface => {
+                "the name of an interface, of 1 to 15 bytes without `/`, `:` and white space".to_owned()
+            }
             Kind::Method => "a method of HTTP, such as `GET`".to_owned(),
             Kind::Token => "a name without spaces and separators, such as `X-User`".to_owned(),
             Kind::CookieValue => {

@@ -57,6 +57,8 @@ pub enum ClusterCondition {
     Down,
     /// Probes call too few primaries well: they are not believed (`panic_threshold`).
     Panic,
+    /// The operator has it maintained: it takes nothing.
+    Maintained,
     /// Something that this program does not know: it is from a later one.
     #[serde(other)]
     Other,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{Found, Inquiry, Message};
 use crate::{
     change::Change,
-    state::{NameAnswer, Revision, Settings},
+    state::{Binding, InterfaceName, NameAnswer, Revision, Settings},
 };
 
 /// Version of the vocabulary of orders and reports.
@@ -26,13 +26,28 @@ impl Message for Report {
     const VOCABULARY: &'static str = "orders";
 }
 
-/// One of the listening sockets of an address: each worker has one, and sometimes those of workers that were removed.
+/// One of the listening sockets of a listener: each worker has one, and sometimes those of workers that were removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ListenerSocket {
     /// Where it listens.
     pub address: SocketAddr,
     /// Which one, in the order in which they were opened, from 0.
     pub rank: u32,
+    /// The interface that it is bound to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<InterfaceName>,
+}
+
+impl ListenerSocket {
+    /// The one of this number that is bound so.
+    pub fn new(Binding { address, interface }: Binding, rank: u32) -> ListenerSocket {
+        ListenerSocket { address, rank, interface }
+    }
+
+    /// Where it is bound.
+    pub fn binding(&self) -> Binding {
+        Binding { address: self.address, interface: self.interface }
+    }
 }
 
 /// What the supervisor orders a worker.

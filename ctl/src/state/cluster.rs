@@ -34,6 +34,18 @@ words! {
     }
 }
 
+words! {
+    /// What the operator says of a cluster.
+    #[derive(Default)]
+    pub enum ClusterMode {
+        /// It takes requests.
+        #[default]
+        Ready = "ready",
+        /// It finishes what it has, and takes nothing.
+        Maintain = "maintain",
+    }
+}
+
 keyed! {
     /// A named group of backends with the frontends that lead to it.
     pub struct Cluster;
@@ -53,6 +65,10 @@ keyed! {
         "authorized_hashes" => users: Vec<AuthorizedHash> = Vec::new(), Texts, Yes, Backends;
         /// What the 401 of its frontends says in `WWW-Authenticate`: a challenge (`Basic realm="staff"`), or just the realm.
         "www_authenticate" => www_authenticate: Option<Box<str>> = None, Text, Yes, Backends;
+        /// What the operator says of it: `ready`; `maintain`: requests that rules lead here get 503 (`maintenance`), what it has goes on.
+        "mode" => mode: ClusterMode = ClusterMode::Ready, Choice(ClusterMode::WORDS), Own, Backends;
+        /// `Retry-After` of those answers, in seconds. Without it they have none.
+        "maintenance_retry_after" => maintenance_retry_after: Option<u32> = None, Integer(1, 86_400), Own, Backends;
         /// As at the root, for this cluster. Without it: as the root says.
         "dns_on_empty" => dns_on_empty: Option<DnsOnEmpty> = None, Choice(DnsOnEmpty::WORDS), Own, Backends;
     }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
 
-use super::{Answers, RateLimit, Sources, Tls, header_edit::is_of_framing, is_token};
+use super::{Answers, Binding, InterfaceName, RateLimit, Sources, Tls, header_edit::is_of_framing, is_token};
 use crate::{
     keys::{keyed, words},
     limits,
@@ -40,6 +40,8 @@ keyed! {
     own {
         /// It accepts connections; otherwise it is only configured.
         "active" => active: bool = true, Bool, Own, Live;
+        /// The interface of the network that connections come over; all others are refused, whatever address they are for. Without it: any.
+        "interface" => interface: Option<InterfaceName> = None, Interface, Yes, Live;
         /// The address that clients see where that is another one (NAT); told to backends.
         "public_address" => public_address: Option<SocketAddr> = None, Address, Yes, Requests;
         /// Each connection begins with a PROXY protocol header (version 1 or 2), which names the client.
@@ -243,6 +245,11 @@ impl Listener {
     /// A listener at `address` with every default.
     pub fn http(address: SocketAddr) -> Self {
         Listener { address, ..Listener::default() }
+    }
+
+    /// Where its sockets are bound.
+    pub fn binding(&self) -> Binding {
+        Binding { address: self.address, interface: self.interface }
     }
 }
 

@@ -7,6 +7,8 @@ use crate::keys::{keyed, words};
 
 /// Predicates of one kind in a frontend at most.
 pub const MAX_PREDICATES: usize = 64;
+/// Protocols of `alpn` in a frontend at most.
+pub const MAX_ALPN: usize = 32;
 /// The longest value of one (bytes).
 pub const MAX_PREDICATE_VALUE: usize = 4_096;
 
@@ -56,12 +58,15 @@ keyed! {
 }
 
 keyed! {
-    /// All that a frontend asks of a request beyond host, path and method. All must hold.
+    /// All that a frontend asks of a request, or of a connection that is passed on, beyond host, path and method. All must hold.
     #[derive(Eq, Hash)]
     pub struct Predicates;
     own {
         /// Networks of clients; the rule is for no others. The client is the one that `allow` is about.
         "sources" => sources: Vec<IpNet> = Vec::new(), Networks, Own, Routes;
+        /// In a cluster of `tcp`: protocols (ALPN) of which a client of TLS offers at least one, 32 at most; the frontend is for no others. Without
+        /// it: for all that no frontend of this host name with `alpn` takes.
+        "alpn" => alpn: Vec<String> = Vec::new(), Protocols, Yes, Routes;
     }
     beside {
         /// Of fields; their names are in lower case.
@@ -127,11 +132,17 @@ impl Predicates {
         }
         self.sources.sort_unstable();
         self.sources.dedup();
+        self.alpn.sort_unstable();
+        self.alpn.dedup();
     }
 
     /// How many things it asks for: of rules for the same host, path and method, those that ask for more are looked at first.
     pub fn len(&self) -> usize {
-        self.headers.len() + self.query.len() + self.cookies.len() + usize::from(!self.sources.is_empty())
+        let lists = [self.sources.is_empty(), self.alpn.is_empty()];
+        self.headers.len()
+            + self.query.len()
+            + self.cookies.len()
+            + lists.into_iter().filter(|is_empty| !is_empty).count()
     }
 
     /// Whether it asks for nothing.

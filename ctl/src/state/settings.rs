@@ -105,6 +105,9 @@ keyed! {
         /// Memory that large bodies may take in one worker besides the arena (bytes); beyond it they move in arena
         /// buffers.
         "body_memory" => body_memory: u64 = limits::BODY_MEMORY, Integer(0, 1 << 40), Own, Live;
+        /// Room of a pipe that large bodies, tunnels and connections that are passed on are spliced through (bytes). The kernel makes a power of
+        /// two of pages of it, and may give an ordinary user less.
+        "splice_pipe_capacity_bytes" => pipe_capacity: u32 = limits::PIPE_CAPACITY, Integer(4_096, limits::PIPE_CAPACITY as u64), Yes, Live;
         /// Idle connections to one backend that one worker keeps for later requests; 0 = none.
         "upstream_max_idle" => upstream_max_idle: u32 = limits::UPSTREAM_MAX_IDLE, Integer(0, 1_000_000), Own, Live;
         /// How long such a connection is kept, in seconds. Choose less than the backend's own idle timeout.

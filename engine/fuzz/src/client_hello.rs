@@ -12,15 +12,16 @@ use crate::pieces::Input;
 enum Outcome {
     Incomplete,
     Refused,
-    /// Complete, with the name that is asked for.
-    Complete(Option<Box<str>>),
+    /// Complete, with the name that is asked for, and the protocols that are offered.
+    Complete(Option<Box<str>>, Vec<Vec<u8>>),
 }
 
 pub(crate) fn check(data: &[u8]) {
     let Some(input) = Input::of(data) else { return };
     let whole = read([input.bytes]);
-    if let Outcome::Complete(Some(name)) = &whole {
-        assert_eq!(**name, name.to_ascii_lowercase());
+    if let Outcome::Complete(name, protocols) = &whole {
+        assert!(name.as_ref().is_none_or(|name| **name == name.to_ascii_lowercase()));
+        assert!(protocols.iter().all(|protocol| (1..=255).contains(&protocol.len())));
     }
     // Of what is longer, what comes at once may be refused for its length.
     if input.bytes.len() <= MAX_CLIENT_HELLO {
@@ -34,7 +35,10 @@ fn read<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Outcome {
     for piece in pieces {
         match reader.read(piece) {
             Ok(None) => {}
-            Ok(Some(hello)) => return Outcome::Complete(hello.name),
+            Ok(Some(hello)) => {
+                let protocols = hello.protocols.iter().map(<[u8]>::to_vec).collect();
+                return Outcome::Complete(hello.name, protocols);
+            }
             Err(_) => return Outcome::Refused,
         }
     }

@@ -1,5 +1,5 @@
 //! What is decided before the first request of a connection: where it is passed on to as it is, and how TLS is terminated.
-//! All that it can go by is the listener, and the name that a client of TLS asks for.
+//! All that it can go by is the listener, and what the first message of a client of TLS says: a name, and protocols.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,7 +16,7 @@ use super::{
 use crate::{
     exchange::{Passage, Passthrough},
     quota::Guard,
-    tls::{Context, Contradiction, Terminator, demands_by_name},
+    tls::{Context, Terminator, demands_by_name},
     upstream::Cluster,
 };
 
@@ -34,29 +34,14 @@ impl TlsIngress {
     }
 }
 
-impl Passthrough {
-    /// Passes connections for `hostname`, or all others, on to `cluster`.
-    fn add(&mut self, hostname: &str, passage: Passage) -> Result<(), Contradiction> {
-        let before = match hostname {
-            "*" => self.any.replace(passage.clone()),
-            name => self.names.insert(name, Some(passage.clone())).flatten(),
-        };
-        match before {
-            Some(before) if !Rc::ptr_eq(&before.cluster, &passage.cluster) => {
-                Err(Contradiction::PassedOn { name: hostname.to_owned() })
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
 /// What a frontend says that counts before the first request; `None`: nothing.
 fn said(protocol: ClusterProtocol, frontend: &Frontend) -> Option<Said<'_>> {
     let own = frontend.tls.as_deref().filter(|own| own.versions.is_some() || own.client_auth.is_some());
     let counts = protocol == ClusterProtocol::Tcp || own.is_some();
     let limits = frontend.limits.as_deref().filter(|_| protocol == ClusterProtocol::Tcp);
     let Frontend { address, hostname, .. } = frontend;
-    counts.then_some(Said { protocol, address: *address, hostname, own, limits })
+    let alpn = frontend.predicates.as_ref().map_or(&[][..], |asks| &asks.alpn);
+    counts.then_some(Said { protocol, address: *address, hostname, alpn, own, limits })
 }
 
 #[derive(PartialEq)]
@@ -64,6 +49,7 @@ struct Said<'a> {
     protocol: ClusterProtocol,
     address: SocketAddr,
     hostname: &'a str,
+    alpn: &'a [String],
     own: Option<&'a FrontendTls>,
     limits: Option<&'a FrontendLimits>,
 }
@@ -86,12 +72,12 @@ impl<'a> IngressPlan<'a> {
         frontend: &'a Frontend,
         cluster: &Rc<Cluster>,
     ) -> Result<(), CompileError> {
-        let Some(Said { protocol, address, hostname, own, .. }) = said(protocol, frontend) else {
+        let Some(Said { protocol, address, hostname, alpn, own, .. }) = said(protocol, frontend) else {
             return Ok(());
         };
         if protocol == ClusterProtocol::Tcp {
             let guard = Guard::of_frontend(frontend).map(Rc::new);
-            let added = self.passthrough.add(hostname, Passage { cluster: Rc::clone(cluster), guard });
+            let added = self.passthrough.add(hostname, alpn, Passage { cluster: Rc::clone(cluster), guard });
             return added.map_err(|error| CompileError::Names { address, error });
         }
         self.own.extend(own.map(|own| (hostname, own)));
@@ -111,12 +97,10 @@ impl<'a> IngressPlan<'a> {
         let IngressPlan { own, mut passthrough } = self;
         let address = listener.address;
         let contradiction = |error| CompileError::Names { address, error };
-        if !passthrough.names.is_empty() {
+        if passthrough.goes_by_name() {
             // What is terminated under its own name is not passed on with all others of its kind.
             for host in hosts {
-                if let Some(Some(_)) = passthrough.names.insert(host, None) {
-                    return Err(contradiction(Contradiction::PassedOn { name: host.to_owned() }));
-                }
+                passthrough.terminate(host).map_err(contradiction)?;
             }
         }
         let tls = match &listener.tls {

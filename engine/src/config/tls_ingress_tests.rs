@@ -2,13 +2,20 @@
 
 use kakehi_ctl::{
     change::{Change, FrontendRule},
-    state::{ClientAuth, Cluster as Configured, Listener, Material, PathRule, State, Tls, TlsVersion},
+    state::{
+        ClientAuth, Cluster as Configured, Listener, Material, PathRule, Predicates, State, Tls, TlsVersion,
+    },
 };
 
 use super::{super::HostPrints, *};
-use crate::{exchange::ListenerConfig, tls::Vault};
+use crate::{
+    exchange::ListenerConfig,
+    tls::{OfferedProtocols, Vault},
+};
 
 const HOSTS: [&str; 6] = ["a.test", "A.test.", "b.test", "*.test", "*.a.test", "*"];
+const PROTOCOLS: [&str; 2] = ["h2", "http/1.1"];
+const OFFERED: [&[&str]; 4] = [&[], &["h2"], &["http/1.1", "h2"], &["x"]];
 const ASKED: [Option<&str>; 7] = [
     None,
     Some("a.test"),
@@ -56,6 +63,12 @@ impl Chance {
         listener
     }
 
+    fn alpn(&mut self) -> Option<Box<Predicates>> {
+        let alpn = PROTOCOLS.into_iter().filter(|_| self.roll(3) == 0).map(str::to_owned).collect();
+        let asks = Predicates { alpn, ..Predicates::default() };
+        (!asks.is_empty()).then(|| Box::new(asks))
+    }
+
     fn frontend(&mut self) -> Frontend {
         let own = FrontendTls { versions: self.versions(), client_auth: self.client_auth(), hsts: None };
         Frontend {
@@ -63,6 +76,7 @@ impl Chance {
             hostname: HOSTS[self.roll(HOSTS.len())].to_owned(),
             path: PathRule::Prefix(String::new()),
             method: None,
+            predicates: self.alpn(),
             tls: (self.roll(3) == 0).then(|| Box::new(own)),
             ..Frontend::default()
         }
@@ -118,13 +132,17 @@ fn context() -> (Context, Vec<Material>) {
     (Context::new(vault, 60_000).unwrap(), authorities)
 }
 
-/// What becomes of a connection whose client asks for a name.
+/// What becomes of a connection whose client asks for a name, with and without protocols.
 fn decided(config: &ListenerConfig, name: Option<&str>) -> String {
-    let any = config.passthrough.any.as_ref().map(|passage| passage.cluster.name.as_str());
-    let by_name = name.and_then(|name| config.passthrough.names.find(name));
-    let by_name = by_name.map(|passage| passage.as_ref().map(|passage| passage.cluster.name.as_str()));
+    let name_of = |passage: Option<&Passage>| passage.map(|passage| passage.cluster.name.clone());
+    let passed_on = OFFERED.map(|offered| {
+        let offered = OfferedProtocols::new(offered.iter().map(|protocol| protocol.as_bytes()));
+        name_of(config.passthrough.find(name, &offered))
+    });
+    let unread = name_of(config.passthrough.unread());
+    let by_hello = config.passthrough.goes_by_hello();
     let policy = config.tls.as_ref().map(|terminator| terminator.policy(name).describe());
-    format!("by name {by_name:?}, any {any:?}, decrypted {policy:?}")
+    format!("passed on {passed_on:?}, by the first message: {by_hello}, or {unread:?}, decrypted {policy:?}")
 }
 
 #[test]

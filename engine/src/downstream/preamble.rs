@@ -13,7 +13,10 @@ use crate::{
     http::{Asked, Reason},
     observe::Counter,
     ring::{Recv, SendBuf, Source, Stream},
-    tls::{self, Failure, FailureKind, HandshakeResult, Hello, Input, Terminator, Turns, UnderWay},
+    tls::{
+        self, Failure, FailureKind, HandshakeResult, Hello, Input, OfferedProtocols, Terminator, Turns,
+        UnderWay,
+    },
     transfer::{ReadBuffer, Watch},
     transport::proxy_header,
     upstream::{AttemptedEndpoints, ConnectError, ConnectOptions, of_client},
@@ -129,10 +132,10 @@ async fn secure(
         let Some(stream) = stream.as_plain() else { return Event::Rejected };
         timer
             .limit(async {
-                if !terminator.depends_on_name() && config.passthrough.names.is_empty() {
+                if !terminator.depends_on_name() && !config.passthrough.goes_by_hello() {
                     return tls::accept(turns, stream, terminator, None, first).await.map(Outcome::secured);
                 }
-                let Hello { name, bytes } =
+                let Hello { name, protocols, bytes } =
                     match tls::read_hello(turns, stream, first, limits::MAX_CLIENT_HELLO).await {
                         Ok(hello) => hello,
                         Err((failure, bytes)) => {
@@ -140,7 +143,7 @@ async fn secure(
                         }
                     };
                 let name = name.as_deref();
-                if let Some(Some(passage)) = name.and_then(|name| config.passthrough.names.find(name)) {
+                if let Some(passage) = config.passthrough.find(name, &protocols) {
                     return Ok(Outcome::PassOn(passage.clone(), bytes));
                 }
                 if terminator.refuses(name) {
@@ -280,8 +283,8 @@ async fn give_tickets(connection: &mut ClientConnection) -> Event {
 
 /// Passes a connection of a TCP listener on.
 async fn pass_on(connection: &mut ClientConnection, config: &Rc<ListenerConfig>) -> Event {
-    if config.passthrough.names.is_empty() {
-        return match &config.passthrough.any {
+    if !config.passthrough.goes_by_hello() {
+        return match config.passthrough.unread() {
             Some(passage) => forward(connection, config, passage).await,
             None => Event::Rejected,
         };
@@ -300,21 +303,20 @@ async fn pass_on(connection: &mut ClientConnection, config: &Rc<ListenerConfig>)
         let turns = Turns { admission: connection.shared().ring.admission(), source };
         connection.timer.limit(tls::read_hello(turns, stream, first, most)).await
     };
-    let (name, bytes) = match hello {
-        Ok(Ok(Hello { name, bytes })) => (name, bytes),
+    let Hello { name, protocols, bytes } = match hello {
+        Ok(Ok(hello)) => hello,
         Ok(Err((failure @ Failure::HelloTooLarge, _))) => {
             connection.stream.start_send(tls::too_large().into());
             return fail(connection, &failure);
         }
         // Not TLS, or nothing that we understand: it is for whoever takes all that has no name.
-        Ok(Err((_, bytes))) => (None, bytes),
+        Ok(Err((_, bytes))) => Hello { name: None, protocols: OfferedProtocols::default(), bytes },
         Err(_) => {
             connection.shared().counters.count(Counter::TlsTimeout);
             return Event::PeerGone;
         }
     };
-    let named = name.as_deref().and_then(|name| config.passthrough.names.find(name)).and_then(Option::as_ref);
-    match named.or(config.passthrough.any.as_ref()) {
+    match config.passthrough.find(name.as_deref(), &protocols) {
         Some(passage) => {
             connection.read_buffer.push_copy(&bytes);
             forward(connection, config, passage).await
@@ -366,6 +368,10 @@ async fn forward(connection: &mut ClientConnection, config: &Rc<ListenerConfig>,
     let cluster = &passage.cluster;
     if let Err(reason) = admit(connection, config, passage) {
         shared.counters.count_answer(reason);
+        return Event::Rejected;
+    }
+    if cluster.maintenance().is_some() {
+        shared.counters.count_answer(Reason::Maintenance);
         return Event::Rejected;
     }
     let Some(_admitted) = cluster.admit(&shared.pooling) else {

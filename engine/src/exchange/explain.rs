@@ -20,6 +20,7 @@ use crate::{
     http::{Asked as _, Reason, Scratch},
     quota::Guard,
     route::{RouteError, Rule, Trial, try_rules},
+    tls::OfferedProtocols,
     upstream::Cluster,
 };
 
@@ -27,7 +28,10 @@ use crate::{
 pub(crate) fn explain(config: &Rc<ListenerConfig>, shared: &Shared, inquiry: &Inquiry) -> Found {
     let is_tls = config.settings.protocol == ListenerProtocol::Https;
     let name = inquiry.server_name.as_deref().filter(|_| is_tls).map(str::to_ascii_lowercase);
-    if let Some(Some(passage)) = name.as_deref().and_then(|name| config.passthrough.names.find(name)) {
+    // The head is one of HTTP/1.1.
+    let offered = OfferedProtocols::new(std::iter::once(&b"http/1.1"[..]));
+    let passage = config.passthrough.find(name.as_deref(), &offered);
+    if let Some(passage) = passage.filter(|_| is_tls) {
         return passed_on(&passage.cluster);
     }
     if config.tls.as_ref().is_some_and(|terminator| terminator.refuses(name.as_deref())) {

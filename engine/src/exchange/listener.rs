@@ -7,17 +7,17 @@ use std::{
 };
 
 use kakehi_ctl::{
-    state::{self, RedirectScheme},
+    state::{self, Binding, RedirectScheme},
     template::Template,
 };
 
-use super::{edits::EditRules, split::Split, wakers::Wakers};
+use super::{edits::EditRules, passthrough::Passthrough, split::Split, wakers::Wakers};
 use crate::{
     h1::{HeadLimits, StrictTransport},
     http::{Asked, Reason, Templates},
     quota::Guard,
     route::{Outcome, Rewriter, RouteTable},
-    tls::{NameMap, Terminator},
+    tls::Terminator,
     upstream::Cluster,
 };
 
@@ -190,6 +190,11 @@ impl ListenerHandle {
         self.config.borrow().settings.address
     }
 
+    /// Where its sockets are bound.
+    pub fn binding(&self) -> Binding {
+        self.config.borrow().settings.binding()
+    }
+
     /// The deadlines of the moment.
     pub(crate) fn timeouts<T>(&self, of: impl FnOnce(&state::Timeouts) -> T) -> T {
         of(&self.config.borrow().settings.timeouts)
@@ -243,28 +248,11 @@ impl ListenerConfig {
     /// Whether some connections are passed on as they are, by the name that they ask for: then frontends of other clusters
     /// make a difference there too.
     pub fn passes_on_by_name(&self) -> bool {
-        !self.passthrough.names.is_empty()
+        self.passthrough.goes_by_name()
     }
 
     /// Whether something comes before the first request.
     pub(crate) fn has_preamble(&self) -> bool {
         self.settings.expect_proxy || self.settings.protocol != state::ListenerProtocol::Http
     }
-}
-
-/// Where connections lead that are passed on as they are.
-#[derive(Default)]
-pub(crate) struct Passthrough {
-    /// By the name that a TLS client asks for; `None`: it is terminated here, whatever there is for names of that kind.
-    pub(crate) names: NameMap<Option<Passage>>,
-    /// All others.
-    pub(crate) any: Option<Passage>,
-}
-
-/// Where a connection is passed on to.
-#[derive(Clone)]
-pub(crate) struct Passage {
-    pub(crate) cluster: Rc<Cluster>,
-    /// How much its frontend takes from whom, where that is limited.
-    pub(crate) guard: Option<Rc<Guard>>,
 }

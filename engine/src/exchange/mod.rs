@@ -26,6 +26,7 @@
 //! | `listener` | the configuration of a listener, compiled |
 //! | `explain` | what would become of a request |
 //! | `split` | clusters among which a rule divides its requests |
+//! | `passthrough` | where connections lead that are passed on as they are |
 //! | `shared` | what all exchanges of a worker share |
 //! | `request_id` | request ids |
 //! | `wakers` | tasks that are woken when the configuration changes |
@@ -45,6 +46,7 @@ mod limits;
 mod listener;
 mod local_reply;
 mod outcome;
+mod passthrough;
 mod record;
 mod redirect;
 mod request;
@@ -61,9 +63,10 @@ pub(crate) use self::{
     edits::EditRules,
     explain::{explain, try_each},
     limits::judge,
-    listener::{Action, HstsPolicy, Passage, Passthrough, Rewriting, Routes, Target},
+    listener::{Action, HstsPolicy, Rewriting, Routes, Target},
     local_reply::LocalReply,
     outcome::{Failure, Outcome, Upgrade},
+    passthrough::{Passage, Passthrough},
     request::Request,
     split::Split,
     wakers::Wakers,

@@ -22,7 +22,7 @@ use crate::{
     quota::{Caps, Guard},
     ring::Recv,
     transfer::{Body, ReadBuffer, Watch},
-    upstream::{Affinity, Cluster},
+    upstream::{Affinity, Cluster, Maintenance},
 };
 
 /// What of a request is still needed when its head has gone.
@@ -390,6 +390,9 @@ pub(super) fn route_request(
             });
         }
         Action::Forward | Action::RedirectHttps(_) => {}
+    }
+    if let Some(Maintenance { retry_after }) = cluster.maintenance() {
+        return Err(LocalReply { retry_after, ..reply(Reason::Maintenance, &hsts) });
     }
     let made = target.rewriting.as_deref();
     let authority = made.map(|made| made.authority(head)).transpose();

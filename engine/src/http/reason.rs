@@ -141,6 +141,8 @@ reasons! {
     Unauthorized = 401 "unauthorized",
     /// Too many passwords with slow hashes (argon2id, bcrypt) wait to be checked, or this one has waited for 5 s.
     AuthenticationBusy = 503 "authentication_busy",
+    /// The operator has the cluster maintained (`mode = "maintain"`).
+    Maintenance = 503 "maintenance",
 }
 
 impl Reason {

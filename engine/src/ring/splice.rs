@@ -15,42 +15,71 @@ use std::{
 
 use rustix::{
     io::Errno,
-    pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice},
+    pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice},
 };
 
 use super::{admission::Source, core::Ring, stream::Stream};
+use crate::limits::PIPE_CAPACITY;
 
-/// Wanted size of a pipe (bytes); the highest that `fs.pipe-max-size` lets an ordinary user have by default.
-const PIPE_SIZE: usize = 1 << 20;
 /// Most pipes of a worker; a transfer that finds none is copied.
 const MAX_PIPES: usize = 256;
 /// Of these, what tunnels may have, which may wait for long: bodies go on without a copy beside them.
 const MAX_PIPES_OF_TUNNELS: usize = MAX_PIPES / 2;
 /// Pipes that are kept for the next transfer.
 const KEPT_PIPES: usize = 32;
+
 /// A pipe that bytes pass through on their way from one socket to another.
 struct Pipe {
     reader: OwnedFd,
     writer: OwnedFd,
-}
-
-impl Pipe {
-    fn new() -> io::Result<Pipe> {
-        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-        // Where the user has used up what pipes may take, it stays small, and the transfer takes more turns.
-        let _ = fcntl_setpipe_size(&writer, PIPE_SIZE);
-        Ok(Pipe { reader, writer })
-    }
+    /// The capacity that was asked for.
+    wanted: usize,
 }
 
 /// The pipes of a worker.
-#[derive(Default)]
 pub(super) struct Pipes {
     open: Cell<usize>,
     kept: RefCell<Vec<Pipe>>,
+    /// Capacity that is asked for (bytes).
+    capacity: Cell<usize>,
+    /// It was said that it is not to be had.
+    is_told: Cell<bool>,
+}
+
+impl Default for Pipes {
+    fn default() -> Pipes {
+        let capacity = Cell::new(PIPE_CAPACITY as usize);
+        Pipes { open: Cell::new(0), kept: RefCell::default(), capacity, is_told: Cell::new(false) }
+    }
 }
 
 impl Pipes {
+    /// Sets the capacity that is asked for from now on (bytes). A pipe in use ends with its transfer.
+    pub(super) fn set_capacity(&self, capacity: usize) {
+        if self.capacity.replace(capacity) == capacity {
+            return;
+        }
+        self.is_told.set(false);
+        let kept = self.kept.take();
+        self.open.set(self.open.get() - kept.len());
+    }
+
+    fn new_pipe(&self) -> io::Result<Pipe> {
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        let wanted = self.capacity.get();
+        // Where the user has used up what pipes may take, it stays as it is, and the transfer takes more turns.
+        if let Err(error) = fcntl_setpipe_size(&writer, wanted)
+            && !self.is_told.replace(true)
+        {
+            let capacity = fcntl_getpipe_size(&writer).unwrap_or_default();
+            tracing::info!(
+                "a pipe has room for {capacity} bytes instead of {wanted} (`splice_pipe_capacity_bytes`): {error}; see \
+                 fs.pipe-max-size and fs.pipe-user-pages-soft"
+            );
+        }
+        Ok(Pipe { reader, writer, wanted })
+    }
+
     /// An empty pipe; `None` when there is none to be had, or `most` are in use.
     fn take(&self, most: usize) -> Option<Pipe> {
         let in_use = self.open.get() - self.kept.borrow().len();
@@ -63,7 +92,7 @@ impl Pipes {
         if self.open.get() >= MAX_PIPES {
             return None;
         }
-        let pipe = Pipe::new().ok()?;
+        let pipe = self.new_pipe().ok()?;
         self.open.set(self.open.get() + 1);
         Some(pipe)
     }
@@ -71,7 +100,7 @@ impl Pipes {
     fn put(&self, pipe: Pipe, is_empty: bool) {
         let mut kept = self.kept.borrow_mut();
         // A pipe with something in it would give it to the next receiver.
-        if is_empty && kept.len() < KEPT_PIPES {
+        if is_empty && pipe.wanted == self.capacity.get() && kept.len() < KEPT_PIPES {
             kept.push(pipe);
         } else {
             self.open.set(self.open.get() - 1);
@@ -324,6 +353,36 @@ mod tests {
         assert_eq!([&received[filler..], &rest].concat(), data[..taken]);
         let pipes = &ring.core().pipes;
         assert_eq!((pipes.open.get(), pipes.kept.borrow().len()), (1, 1), "the pipe is for others");
+    }
+
+    #[test]
+    fn a_pipe_has_the_capacity_that_is_asked_for_and_one_of_another_is_not_used_again() {
+        let pipes = Pipes::default();
+        let size = |pipe: &Pipe| fcntl_getpipe_size(&pipe.writer).unwrap();
+        pipes.set_capacity(5_000);
+        let small = pipes.take(MAX_PIPES).unwrap();
+        assert_eq!(size(&small), 8_192, "whole pages, a power of two");
+        pipes.put(small, true);
+        let small = pipes.take(MAX_PIPES).unwrap();
+        assert_eq!((size(&small), pipes.open.get()), (8_192, 1), "the same one");
+        pipes.put(pipes.take(MAX_PIPES).unwrap(), true);
+        pipes.set_capacity(1 << 17);
+        assert_eq!((pipes.open.get(), pipes.kept.borrow().len()), (1, 0));
+        pipes.put(small, true);
+        assert_eq!((pipes.open.get(), pipes.kept.borrow().len()), (0, 0));
+        let large = pipes.take(MAX_PIPES).unwrap();
+        assert_eq!(size(&large), 1 << 17);
+        pipes.put(large, true);
+        pipes.set_capacity(1 << 17);
+        assert_eq!(pipes.kept.borrow().len(), 1);
+    }
+
+    #[test]
+    fn a_capacity_that_nobody_can_have_leaves_the_pipe_as_it_is() {
+        let pipes = Pipes::default();
+        pipes.set_capacity(1 << 40);
+        let pipe = pipes.take(MAX_PIPES).unwrap();
+        assert!(fcntl_getpipe_size(&pipe.writer).unwrap() >= 4_096 && pipes.is_told.get());
     }
 
     #[test]

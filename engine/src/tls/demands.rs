@@ -46,6 +46,20 @@ pub enum Contradiction {
         /// The name.
         name: String,
     },
+    /// Two want the connections of the same clients.
+    #[error(
+        "the frontends for `{name}` of the clusters `{}` and `{}` both take clients that offer `{protocol}` (`alpn`)",
+        clusters[0],
+        clusters[1]
+    )]
+    Protocol {
+        /// The name.
+        name: String,
+        /// The protocol that both have.
+        protocol: String,
+        /// The clusters that they lead to; it may be one, with other limits.
+        clusters: [String; 2],
+    },
 }
 
 /// What one name says by itself.

@@ -116,8 +116,41 @@ impl Failure {
 pub struct Hello {
     /// The name that it asks for, in lower case.
     pub name: Option<Box<str>>,
+    /// The protocols that it offers.
+    pub protocols: OfferedProtocols,
     /// Everything that came so far.
     pub bytes: Vec<u8>,
+}
+
+/// The protocols that a client offers (ALPN), those that it wants most first; empty where it offers none.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct OfferedProtocols {
+    /// As in the handshake: each with its length (one byte) in front.
+    names: Box<[u8]>,
+}
+
+impl OfferedProtocols {
+    /// Of names of at most 255 bytes.
+    pub(crate) fn new<'a>(names: impl Iterator<Item = &'a [u8]>) -> OfferedProtocols {
+        let mut all = Vec::new();
+        for name in names {
+            let Ok(length) = u8::try_from(name.len()) else { continue };
+            all.push(length);
+            all.extend_from_slice(name);
+        }
+        OfferedProtocols { names: all.into() }
+    }
+
+    /// Each name.
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let mut rest = &self.names[..];
+        std::iter::from_fn(move || {
+            let (length, names) = rest.split_first()?;
+            let (name, behind) = names.split_at_checked(usize::from(*length))?;
+            rest = behind;
+            Some(name)
+        })
+    }
 }
 
 /// Reads the first message of a client as it arrives, without answering. No sockets here.
@@ -156,8 +189,10 @@ impl HelloReader {
                     if self.bytes.len() - unread.len() > self.most {
                         return Err(Failure::HelloTooLarge);
                     }
-                    let name = accepted.client_hello().server_name().map(Box::from);
-                    return Ok(Some(Hello { name, bytes: std::mem::take(&mut self.bytes) }));
+                    let hello = accepted.client_hello();
+                    let name = hello.server_name().map(Box::from);
+                    let protocols = hello.alpn().map(OfferedProtocols::new).unwrap_or_default();
+                    return Ok(Some(Hello { name, protocols, bytes: std::mem::take(&mut self.bytes) }));
                 }
                 Err((error, _)) => return Err(Failure::Tls(error)),
             }

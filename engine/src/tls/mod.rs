@@ -36,7 +36,7 @@ mod vault;
 pub use self::{
     connector::ClientTls,
     demands::Contradiction,
-    handshake::{Failure, Hello, HelloReader},
+    handshake::{Failure, Hello, HelloReader, OfferedProtocols},
     identity::distinguished_name,
     record::Stored,
     terminator::{Context, TlsError},

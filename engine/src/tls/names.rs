@@ -1,6 +1,6 @@
 //! Something for each of some names, exact ones and all names below one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, hash_map::Entry};
 
 use super::certificates::parent_of;
 
@@ -30,8 +30,24 @@ impl<T> NameMap<T> {
         if self.entries.is_empty() {
             return None;
         }
-        let exact = self.entries.get(host);
-        exact.or_else(|| self.entries.get(format!("*.{}", parent_of(host)?).as_str()))
+        self.entries.get(host).or_else(|| self.below_parent(host))
+    }
+
+    /// All that there is for it: of the exact name, and of all names below its parent.
+    pub(crate) fn find_all(&self, host: &str) -> [Option<&T>; 2] {
+        if self.entries.is_empty() {
+            return [None, None];
+        }
+        [self.entries.get(host), self.below_parent(host)]
+    }
+
+    fn below_parent(&self, host: &str) -> Option<&T> {
+        self.entries.get(format!("*.{}", parent_of(host)?).as_str())
+    }
+
+    /// What there is for `name`, in any spelling, which may be nothing yet.
+    pub(crate) fn entry(&mut self, name: &str) -> Entry<'_, Box<str>, T> {
+        self.entries.entry(normal(name).into())
     }
 }
 
@@ -54,6 +70,8 @@ mod tests {
         for host in ["example.org", "a.b.example.org", ".example.org", "org", ""] {
             assert_eq!(names.find(host), None, "{host}");
         }
+        assert_eq!(names.find_all("a.example.org"), [Some(&2), Some(&1)]);
+        assert_eq!(names.find_all("org"), [None, None]);
         assert_eq!(names.insert("A.example.org.", 3), Some(2), "the dot of the root makes no other name");
     }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use kakehi_ctl::order::{BackendLoad, ClosedSessions};
-use kakehi_ctl::state::{self, BackendMode, ClusterLimits, InitialVerdict, Passive, Retries};
+use kakehi_ctl::state::{self, BackendMode, ClusterLimits, ClusterMode, InitialVerdict, Passive, Retries};
 
 use super::{
     affinity::{Affinity, AffinityRules, Session, opaque},
@@ -76,6 +76,8 @@ pub struct Endpoints {
     templates: Option<Rc<Templates>>,
     /// Who may use it where a frontend asks, if it says so.
     users: Option<Rc<Users>>,
+    /// It takes nothing.
+    maintenance: Option<Maintenance>,
     pub(super) settings: ConnectSettings,
     /// There are probes.
     probed: bool,
@@ -105,6 +107,13 @@ pub struct Cluster {
     gone: RefCell<Vec<Gone>>,
     /// What it has in flight.
     load: Rc<Load>,
+}
+
+/// What clients are told of a cluster that takes nothing.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Maintenance {
+    /// `Retry-After`, in seconds; 0 = without.
+    pub(crate) retry_after: u32,
 }
 
 /// How much a cluster takes from whom.
@@ -149,6 +158,7 @@ impl Endpoints {
             limits: None,
             templates: None,
             users: None,
+            maintenance: None,
             settings: ConnectSettings::default(),
             probed: false,
             outdated: Cell::new(false),
@@ -264,6 +274,8 @@ impl Endpoints {
         });
         let templates = Templates::compile(&cluster.answers);
         let users = Users::compile(&cluster.users, cluster.www_authenticate.as_deref());
+        let maintenance = (cluster.mode == ClusterMode::Maintain)
+            .then(|| Maintenance { retry_after: cluster.maintenance_retry_after.unwrap_or(0) });
         Ok(Endpoints {
             members,
             balance,
@@ -277,6 +289,7 @@ impl Endpoints {
             limits,
             templates,
             users,
+            maintenance,
             settings,
             probed,
             outdated: Cell::new(false),
@@ -317,6 +330,11 @@ impl Cluster {
     /// Who may use it where a frontend asks, if it says so.
     pub(crate) fn users(&self) -> Option<Rc<Users>> {
         self.members.borrow().users.as_ref().map(Rc::clone)
+    }
+
+    /// What clients are told, if it takes nothing.
+    pub(crate) fn maintenance(&self) -> Option<Maintenance> {
+        self.members.borrow().maintenance
     }
 
     /// Whether it has responses of kakehi's own to its requests.

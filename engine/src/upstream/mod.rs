@@ -37,7 +37,6 @@ mod trial;
 mod verdicts;
 mod window;
 
-pub(crate) use self::affinity::{split_point, split_point_of_client};
 pub use self::{
     affinity::{Affinity, of_client},
     cluster::{Admitted, Cluster, ClusterError, Endpoints},
@@ -46,4 +45,8 @@ pub use self::{
     lease::Lease,
     names::names_in_ledger,
     pool::Pooling,
+};
+pub(crate) use self::{
+    affinity::{split_point, split_point_of_client},
+    cluster::Maintenance,
 };

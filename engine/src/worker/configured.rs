@@ -180,9 +180,9 @@ impl Configured {
         for (which, socket) in sockets {
             configured.take_socket(connections, which, socket)?;
         }
-        for address in configured.handles.borrow().keys() {
-            if !configured.sockets.borrow().keys().any(|which| which.address == *address) {
-                return Err(Error::Listener(*address));
+        for binding in configured.state.borrow().bindings() {
+            if !configured.sockets.borrow().keys().any(|which| which.binding() == binding) {
+                return Err(Error::Listener(binding.address));
             }
         }
         Ok(configured)
@@ -195,7 +195,8 @@ impl Configured {
         which: ListenerSocket,
         socket: OwnedFd,
     ) -> io::Result<()> {
-        if let Some(handle) = self.listener(which.address) {
+        let is_wanted = self.state.borrow().accepts_on(&which.binding());
+        if let Some(handle) = self.listener(which.address).filter(|_| is_wanted) {
             let copy = socket.try_clone()?;
             let listener = Listener::adopt(&connections.shared.ring, socket)?;
             self.accept(connections, which, listener, copy, &handle);

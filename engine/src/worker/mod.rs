@@ -118,6 +118,7 @@ fn start(setup: Setup, last_words: Rc<Cell<Option<OwnedFd>>>) -> Result<End, Err
         buffer_size: limits::BUFFER_SIZE,
         body_memory: usize::try_from(setup.state.settings.body_memory).unwrap_or(usize::MAX),
     })?;
+    ring.set_pipe_capacity(setup.state.settings.pipe_capacity as usize);
     drop_privileges(setup.identity)?;
     // Before files are closed: it looks for devices.
     tls::begin_randomness()?;
@@ -472,6 +473,7 @@ impl Worker {
         self.connections.take_settings(settings);
         let body_memory = usize::try_from(settings.body_memory).unwrap_or(usize::MAX);
         self.connections.shared.ring.set_body_memory(body_memory);
+        self.connections.shared.ring.set_pipe_capacity(settings.pipe_capacity as usize);
     }
 
     /// Waits for what the supervisor says next, or for what is to be said to it: once, that the worker cannot go on.

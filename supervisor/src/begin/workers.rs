@@ -2,13 +2,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
     os::fd::OwnedFd,
     sync::Arc,
     time::Duration,
 };
 
-use kakehi_ctl::{limits, order::WorkerState};
+use kakehi_ctl::{limits, order::WorkerState, state::Binding};
 
 use super::Error;
 use crate::{
@@ -29,12 +28,12 @@ impl Supervisor {
         &mut self,
         count: usize,
         mut kept: BTreeMap<u32, Sockets>,
-        passed: Vec<(SocketAddr, OwnedFd)>,
+        passed: Vec<(Binding, OwnedFd)>,
         others_leave: bool,
     ) -> Result<(), Error> {
         // Until it is written down which sockets there are.
         self.launches_held = true;
-        let addresses: Vec<SocketAddr> = self.state.active_addresses().collect();
+        let bindings: Vec<Binding> = self.state.bindings().collect();
         let settings = self.state.settings.clone();
         let present: BTreeSet<u32> = self.workers.iter().map(Worker::id).collect();
         let highest = present.last().map_or(0, |id| *id as usize + 1);
@@ -43,7 +42,7 @@ impl Supervisor {
         let mut opened = match present.is_empty() && kept.is_empty() {
             true => {
                 let beside = if others_leave { Beside::WhoLeaves } else { Beside::Nobody };
-                let open = listeners::open(&addresses, missing.len(), passed, beside);
+                let open = listeners::open(&bindings, missing.len(), passed, beside);
                 // There is nobody yet who would have to be stopped.
                 let Ok(opened) = self.serve_until(open).await else { return Ok(()) };
                 opened?
@@ -56,20 +55,19 @@ impl Supervisor {
         for place in 0..self.workers.len() {
             let worker = &self.workers[place];
             let id = worker.id();
-            let here: BTreeSet<SocketAddr> =
-                worker.sockets().iter().map(|(which, _)| which.address).collect();
-            let lacks: Vec<SocketAddr> = addresses.iter().filter(|it| !here.contains(it)).copied().collect();
-            if lacks.is_empty() && here.len() == addresses.len() {
+            let here: BTreeSet<Binding> = worker.sockets().iter().map(|(which, _)| which.binding()).collect();
+            let lacks: Vec<Binding> = bindings.iter().filter(|it| !here.contains(it)).copied().collect();
+            if lacks.is_empty() && here.len() == bindings.len() {
                 continue;
             }
             let come = self.open_more(&lacks).await?;
-            self.workers[place].change_sockets(come, |address| addresses.contains(address));
+            self.workers[place].change_sockets(come, |binding| bindings.contains(binding));
             self.unlike_state.insert(id);
         }
         for id in missing {
             let sockets = match (kept.remove(&id), opened.next()) {
                 (Some(sockets), _) | (None, Some(sockets)) => sockets,
-                (None, None) => self.open_more(&addresses).await?,
+                (None, None) => self.open_more(&bindings).await?,
             };
             let core = self.core_of(id);
             self.workers.push(Worker::new(id, core, sockets, &settings).map_err(Error::Runtime)?);
@@ -159,7 +157,7 @@ impl Supervisor {
     }
 
     pub(super) fn tell_ready(&self) {
-        let addresses: Vec<String> = self.state.active_addresses().map(|it| it.to_string()).collect();
+        let addresses: Vec<String> = self.state.bindings().map(|it| it.to_string()).collect();
         let addresses = match addresses.is_empty() {
             true => "nothing (no listener is configured)".to_owned(),
             false => addresses.join(", "),

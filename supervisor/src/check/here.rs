@@ -6,12 +6,11 @@
 
 use std::{
     fs, io,
-    net::SocketAddr,
     os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
 };
 
-use kakehi_ctl::state::{Settings, State};
+use kakehi_ctl::state::{Binding, Settings, State};
 use nix::unistd::{AccessFlags, access, geteuid};
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
@@ -40,7 +39,7 @@ pub(super) fn look(state: &State) -> Findings {
     findings.identity(state);
     findings.folders(settings);
     let running = running(&settings.command_socket);
-    state.active_addresses().for_each(|address| findings.address(address, running));
+    state.bindings().for_each(|binding| findings.binding(binding, running));
     findings.cores(settings);
     findings.errors.extend(resources::check_ring().err().map(|error| error.to_string()));
     findings
@@ -79,13 +78,13 @@ impl Findings {
         }
     }
 
-    fn address(&mut self, address: SocketAddr, running: Option<u32>) {
-        let Err(error) = listeners::try_bind(address) else { return };
+    fn binding(&mut self, binding: Binding, running: Option<u32>) {
+        let Err(error) = listeners::try_bind(binding) else { return };
         match &error {
             listeners::Error::Taken { holder: Some(holder), .. } if is_of(holder, running) => {}
             listeners::Error::Taken { holder: Some(holder), .. } if holder.name.starts_with("kakehi-w") => {
                 self.warnings.push(format!(
-                    "{address} is held by a worker of another kakehi ({holder}): a start takes it over if it has the same \
+                    "{binding} is held by a worker of another kakehi ({holder}): a start takes it over if it has the same \
                      `command_socket`, and fails otherwise"
                 ));
             }

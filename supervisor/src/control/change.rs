@@ -5,7 +5,7 @@
 //! cannot fail any more. A worker that does not answer within `worker_timeout` vetoes nothing: it is replaced by one that starts
 //! with the change in it. No worker is started between the two steps.
 
-use std::{collections::BTreeMap, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io, path::Path, sync::Arc, time::Duration};
 
 use kakehi_ctl::{
     change::{Change, ChangeError},
@@ -14,7 +14,7 @@ use kakehi_ctl::{
     event::Happening,
     layers::{ByHand, LayersError, Whose},
     order::{Changed, KeyPair, Order, WorkerOutcome},
-    state::{Fingerprint, Revision, STATE_VERSION, State},
+    state::{Binding, Fingerprint, Revision, STATE_VERSION, State},
 };
 use kakehi_engine::config::CompileError;
 use tokio::time::Instant;
@@ -411,8 +411,7 @@ impl Supervisor {
         revision: Revision,
         whose: Whose,
     ) -> Result<Vec<WorkerOutcome>, Refused> {
-        let new: Vec<SocketAddr> =
-            part.active_addresses().filter(|address| !self.state.accepts(address)).collect();
+        let new: Vec<Binding> = part.bindings().filter(|it| !self.state.accepts_on(it)).collect();
         let count = self.count();
         let beside = match new.is_empty() {
             true => Beside::Nobody,
@@ -428,7 +427,7 @@ impl Supervisor {
         let told = self.tell_change((&changes, &whose), &revision, &sockets, part).await;
         let committed = told.inspect_err(|_| self.launches_held = false)?;
         for (worker, sockets) in self.workers.iter_mut().zip(sockets) {
-            worker.change_sockets(sockets, |address| part.accepts(address));
+            worker.change_sockets(sockets, |binding| part.accepts_on(binding));
         }
         let settings = self.state.settings.clone();
         if changes.len() > FEW {
@@ -552,14 +551,13 @@ impl Supervisor {
         Ours::new(sockets, processes.collect())
     }
 
-    /// Has clients of listeners that are about to go find those of `part` that contain their addresses: no handshake is under
+    /// Has clients of listeners that are about to go find those of `part` that overlap with them: no handshake is under
     /// way any more where they go.
     async fn lead_clients_over(&mut self, part: &State) {
-        let goes = |address: &SocketAddr| {
-            !part.accepts(address) && part.active_addresses().any(|it| listeners::contains(it, *address))
-        };
+        let goes =
+            |binding: &Binding| !part.accepts_on(binding) && part.bindings().any(|it| it.overlaps(binding));
         let sockets = self.workers.iter().flat_map(Worker::sockets);
-        let going: Vec<_> = sockets.filter(|(which, _)| goes(&which.address)).collect();
+        let going: Vec<_> = sockets.filter(|(which, _)| goes(&which.binding())).collect();
         for (which, socket) in &going {
             if let Err(error) = listeners::turn_away(socket) {
                 tracing::warn!("clients that connect to {} now may be reset: {error}", which.address);

@@ -63,9 +63,9 @@ impl KnownSockets {
                 (false, _) => "that no worker was given",
                 (_, false) => "twice",
             };
-            let ListenerSocket { address, rank } = which;
+            let (binding, rank) = (which.binding(), which.rank);
             return Err(io::Error::other(format!(
-                "it handed over a socket {text} (for {address}, number {rank})"
+                "it handed over a socket {text} (for {binding}, number {rank})"
             )));
         }
         Ok(())
@@ -183,7 +183,7 @@ mod tests {
         let command_socket = folder.path().join("k.sock");
         assert_eq!(KnownSockets::read(&command_socket).unwrap(), None);
         let (address, socket) = listening();
-        let which = |rank| ListenerSocket { address, rank };
+        let which = |rank| ListenerSocket { address, rank, interface: None };
         let copy = || socket.try_clone().unwrap();
         let mut record = SocketRecord::new(&command_socket);
         record.write(KnownSockets::of([(which(0), &socket)].into_iter()));
@@ -193,6 +193,8 @@ mod tests {
         for rank in [1, u32::MAX] {
             assert!(known.check(&vec![(which(rank), copy())]).is_err());
         }
+        let elsewhere = ListenerSocket { interface: "lo".parse().ok(), ..which(0) };
+        assert!(known.check(&vec![(elsewhere, copy())]).is_err());
         let error = known.check(&vec![(which(0), copy()), (which(0), copy())]).unwrap_err();
         assert!(error.to_string().contains("twice"), "{error}");
         // Another that has come to listen there.

@@ -1,6 +1,6 @@
 //! What is probed, when next, and what was found: state without a loop. [`prober`](super::prober) drives it.
 //!
-//! Only clusters are in it that are probed, or of which a backend is not `ready`: others cost nothing. A backend is known by cluster,
+//! Only clusters are in it that are probed, or that are not `ready`, or have a backend that is not: others cost nothing. A backend is known by cluster,
 //! name and address; as long as these stay, so does what was found of it.
 
 use std::{
@@ -14,7 +14,7 @@ use kakehi_ctl::{
     event::Happening,
     limits,
     order::{BackendName, ClusterCondition, ProbeVerdict, Verdict},
-    state::{Backend, BackendAddress, BackendMode, Balancing, Cluster, InitialVerdict},
+    state::{Backend, BackendAddress, BackendMode, Balancing, Cluster, ClusterMode, InitialVerdict},
 };
 use tokio::time::Instant;
 
@@ -54,6 +54,8 @@ struct Watched {
     plan: Option<Arc<Plan>>,
     fail_open: bool,
     panic_threshold: u8,
+    /// It takes nothing.
+    maintained: bool,
     backends: Vec<Member>,
     condition: Option<ClusterCondition>,
 }
@@ -133,10 +135,17 @@ impl Table {
     /// that has changed.
     pub(super) fn follow(&mut self, name: &str, cluster: Option<&Cluster>, at_start: bool) {
         let wanted = cluster.filter(|it| {
-            it.health.is_some() || it.backends.iter().any(|backend| backend.mode != BackendMode::Ready)
+            it.health.is_some()
+                || it.mode != ClusterMode::Ready
+                || it.backends.iter().any(|backend| backend.mode != BackendMode::Ready)
         });
         let before = self.clusters.remove(name);
         let Some(cluster) = wanted else {
+            if before.as_ref().is_some_and(|it| it.condition == Some(ClusterCondition::Maintained))
+                && cluster.is_some()
+            {
+                self.happened.push(Happening::ClusterReady { cluster: name.to_owned() });
+            }
             for member in before.into_iter().flat_map(|it| it.backends) {
                 self.forget(member.target);
             }
@@ -170,7 +179,8 @@ impl Table {
                 self.forget(member.target);
             }
         }
-        let watched = Watched { plan, fail_open, panic_threshold, backends, condition };
+        let maintained = cluster.mode == ClusterMode::Maintain;
+        let watched = Watched { plan, fail_open, panic_threshold, maintained, backends, condition };
         self.clusters.insert(name.to_owned(), watched);
         self.judge(name);
     }
@@ -354,7 +364,9 @@ impl Table {
         }
         let any_ready = ready().next().is_some();
         let is_down = !cluster.backends.is_empty() && !ready().any(|it| self.is_well(it));
-        let condition = if any_ready && well * 100 < all * u64::from(cluster.panic_threshold) {
+        let condition = if cluster.maintained {
+            Some(ClusterCondition::Maintained)
+        } else if any_ready && well * 100 < all * u64::from(cluster.panic_threshold) {
             Some(ClusterCondition::Panic)
         } else if is_down {
             Some(ClusterCondition::Down)
@@ -369,6 +381,7 @@ impl Table {
         let ended = match before {
             Some(ClusterCondition::Down) => Some(Happening::ClusterRecovered { cluster: cluster_name() }),
             Some(ClusterCondition::Panic) => Some(Happening::ClusterPanicEnded { cluster: cluster_name() }),
+            Some(ClusterCondition::Maintained) => Some(Happening::ClusterReady { cluster: cluster_name() }),
             _ => None,
         };
         let begun = match condition {
@@ -379,6 +392,9 @@ impl Table {
             Some(ClusterCondition::Panic) => {
                 let healthy_percent = u8::try_from(well * 100 / all.max(1)).unwrap_or(100);
                 Some(Happening::ClusterPanic { cluster: cluster_name(), healthy_percent })
+            }
+            Some(ClusterCondition::Maintained) => {
+                Some(Happening::ClusterMaintained { cluster: cluster_name() })
             }
             _ => None,
         };

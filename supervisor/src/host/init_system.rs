@@ -6,10 +6,11 @@
 use std::{net::SocketAddr, os::fd::OwnedFd, sync::OnceLock, time::Duration};
 
 use command_fds::inherited::take_fd_ownership;
+use kakehi_ctl::state::Binding;
 use rustix::net::{getsockname, sockopt::socket_acceptconn};
 use sd_notify::NotifyState;
 
-use crate::outlet::Outlet;
+use crate::{host::interface, outlet::Outlet};
 
 /// Messages that wait for the init system.
 const MOST_WAITING: usize = 16;
@@ -81,8 +82,8 @@ fn waiting() -> Option<&'static Outlet<String>> {
     WAITING.get_or_init(make).as_ref()
 }
 
-/// Listening sockets that were passed on, with their addresses.
-pub(crate) fn activated() -> Vec<(SocketAddr, OwnedFd)> {
+/// Listening sockets that were passed on, and where they are bound.
+pub(crate) fn activated() -> Vec<(Binding, OwnedFd)> {
     let numbers = match sd_notify::listen_fds() {
         Ok(numbers) => numbers,
         Err(error) => {
@@ -97,8 +98,9 @@ pub(crate) fn activated() -> Vec<(SocketAddr, OwnedFd)> {
             let listens = socket_acceptconn(&socket).map_err(|error| error.to_string())?;
             // Whoever made it may have made it so that accepting blocks.
             rustix::io::ioctl_fionbio(&socket, true).map_err(|error| error.to_string())?;
+            let interface = interface::of(&socket).map_err(|error| error.to_string())?;
             match SocketAddr::try_from(address) {
-                Ok(address) if listens => Ok((address, socket)),
+                Ok(address) if listens => Ok((Binding { address, interface }, socket)),
                 _ => Err("it is no TCP socket that listens".to_owned()),
             }
         });

@@ -1,4 +1,4 @@
-//! The listening sockets: one per worker and address, opened here once and kept until kakehi stops.
+//! The listening sockets: one per worker and listener, opened here once and kept until kakehi stops.
 //!
 //! Each worker accepts on a socket of its own (`SO_REUSEPORT`; the kernel spreads connections over them) and the
 //! supervisor keeps a copy, so connections that wait in the queue of a worker that died are served by its
@@ -17,11 +17,16 @@ use std::{
     time::Duration,
 };
 
-use kakehi_ctl::{limits, order::ListenerSocket};
+use kakehi_ctl::{
+    limits,
+    order::ListenerSocket,
+    state::{Binding, InterfaceName},
+};
+use nix::errno::Errno;
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 use tokio::time::Instant;
 
-use crate::sys;
+use crate::{host::interface, sys};
 
 /// The sockets of a process that was killed go a little after it (its ring is torn down in the background): so
 /// long is a taken address tried again when no process is found that holds it.
@@ -98,27 +103,45 @@ pub(crate) enum Error {
         /// The address.
         address: SocketAddr,
     },
-    /// Anything else.
-    #[error("cannot listen on {address}: {error}")]
-    Other {
+    /// No interface has the name.
+    #[error("there is no interface `{interface}` on this host for {address}; change `interface`")]
+    NoInterface {
         /// The address.
         address: SocketAddr,
+        /// The name.
+        interface: InterfaceName,
+    },
+    /// The kernel, or what confines kakehi, does not let it bind to an interface.
+    #[error(
+        "binding {address} to the interface `{interface}` is refused: grant CAP_NET_RAW, or leave out `interface`"
+    )]
+    NotOnInterface {
+        /// The address.
+        address: SocketAddr,
+        /// The interface.
+        interface: InterfaceName,
+    },
+    /// Anything else.
+    #[error("cannot listen on {binding}: {error}")]
+    Other {
+        /// Where.
+        binding: Binding,
         /// What the kernel said.
         error: io::Error,
     },
 }
 
-/// Opens `workers` sockets for each address; one set per worker. The first worker gets those that are `passed` on.
+/// Opens `workers` sockets for each of `bindings`; one set per worker. The first worker gets those that are `passed` on.
 ///
 /// # Errors
 /// See [`Error`]; nothing stays open then.
 pub(crate) async fn open(
-    addresses: &[SocketAddr],
+    bindings: &[Binding],
     workers: usize,
-    passed: Vec<(SocketAddr, OwnedFd)>,
+    passed: Vec<(Binding, OwnedFd)>,
     beside: Beside,
 ) -> Result<Vec<Sockets>, Error> {
-    let is_passed = |address: &SocketAddr| passed.iter().any(|(passed, _)| passed == address);
+    let is_passed = |binding: &Binding| passed.iter().any(|(passed, _)| passed == binding);
     // All addresses are tried before any is opened: one may contain another (0.0.0.0 and 127.0.0.1).
     let ours = match beside {
         Beside::Nobody => Some(Ours::default()),
@@ -126,45 +149,40 @@ pub(crate) async fn open(
         Beside::WhoLeaves => None,
     };
     if let Some(ours) = ours {
-        for address in addresses.iter().filter(|address| !is_passed(address)) {
-            check_free(*address, &ours).await?;
+        for binding in bindings.iter().filter(|binding| !is_passed(binding)) {
+            check_free(*binding, &ours).await?;
         }
     }
     let mut sets: Vec<Sockets> = Vec::with_capacity(workers);
     for rank in 0..workers as u32 {
-        let missing: Vec<SocketAddr> =
-            addresses.iter().filter(|address| rank > 0 || !is_passed(address)).copied().collect();
+        let missing: Vec<Binding> =
+            bindings.iter().filter(|binding| rank > 0 || !is_passed(binding)).copied().collect();
         match open_more(&missing, |_| rank) {
             Ok(opened) => sets.push(opened),
-            Err(Error::Taken { address, .. }) if is_passed(&address) => {
+            Err(Error::Taken { address, .. }) if passed.iter().any(|(it, _)| it.address == address) => {
                 return Err(Error::NotShared { address });
             }
             Err(error) => return Err(error.with_holder().await),
         }
     }
-    for (address, socket) in passed {
-        match sets.first_mut().filter(|_| addresses.contains(&address)) {
-            Some(first) => first.push((ListenerSocket { address, rank: 0 }, socket)),
+    for (binding, socket) in passed {
+        match sets.first_mut().filter(|_| bindings.contains(&binding)) {
+            Some(first) => first.push((ListenerSocket::new(binding, 0), socket)),
             None => {
-                tracing::warn!("the init system passes {address} on, which no listener is configured for")
+                tracing::warn!("the init system passes {binding} on, which no listener is configured for")
             }
         }
     }
     Ok(sets)
 }
 
-/// Opens one socket for each address, beside those of ours that are there already; `rank` says which one it is.
+/// Opens one socket for each of `bindings`, beside those of ours that are there already; `rank` says which one it is.
 ///
 /// # Errors
 /// See [`Error`]; nothing stays open then. [`Error::with_holder`] finds out who has an address.
-pub(crate) fn open_more(
-    addresses: &[SocketAddr],
-    rank: impl Fn(SocketAddr) -> u32,
-) -> Result<Sockets, Error> {
-    addresses
-        .iter()
-        .map(|address| Ok((ListenerSocket { address: *address, rank: rank(*address) }, open_one(*address)?)))
-        .collect()
+pub(crate) fn open_more(bindings: &[Binding], rank: impl Fn(&Binding) -> u32) -> Result<Sockets, Error> {
+    let open = |binding: &Binding| Ok((ListenerSocket::new(*binding, rank(binding)), open_one(*binding)?));
+    bindings.iter().map(open).collect()
 }
 
 /// Has each socket listen that does not any more. Who listens already, goes on, with all that is in its queue.
@@ -180,10 +198,8 @@ pub(crate) fn listen_again(sockets: &Sockets) {
 ///
 /// # Errors
 /// See [`Error`].
-pub(crate) fn try_bind(address: SocketAddr) -> Result<(), Error> {
-    // Closed at once: an address that was bound but never listened on leaves nothing behind.
-    let bound = socket(address).and_then(|socket| Ok(net::bind(socket, &address)?));
-    bound.map_err(|error| match explain(address, error) {
+pub(crate) fn try_bind(binding: Binding) -> Result<(), Error> {
+    bind_alone(binding).map_err(|error| match error {
         Error::Taken { address, .. } => Error::Taken { address, holder: find_holder(address) },
         error => error,
     })
@@ -197,7 +213,9 @@ impl Error {
             | Error::NotShared { address }
             | Error::NotPermitted { address }
             | Error::NotHere { address }
-            | Error::Other { address, .. } => *address,
+            | Error::NoInterface { address, .. }
+            | Error::NotOnInterface { address, .. }
+            | Error::Other { binding: Binding { address, .. }, .. } => *address,
         }
     }
 
@@ -218,17 +236,21 @@ async fn beside<T: Default + Send + 'static>(read: impl FnOnce() -> T + Send + '
     tokio::task::spawn_blocking(read).await.unwrap_or_default()
 }
 
-async fn check_free(address: SocketAddr, ours: &Ours) -> Result<(), Error> {
+/// Binds a socket that shares with nobody, and closes it: one that was never listened on leaves nothing behind.
+fn bind_alone(binding: Binding) -> Result<(), Error> {
+    let socket = socket(binding)?;
+    net::bind(socket, &binding.address).map_err(|error| explain(binding, error.into()))
+}
+
+async fn check_free(binding: Binding, ours: &Ours) -> Result<(), Error> {
+    let address = binding.address;
     let give_up = Instant::now() + RELEASE_PATIENCE;
     loop {
-        // Closed at once: an address that was bound but never listened on leaves nothing behind.
-        let error = match socket(address).and_then(|socket| Ok(net::bind(socket, &address)?)) {
+        let error = match bind_alone(binding) {
             Ok(()) => return Ok(()),
-            Err(error) => error,
+            Err(error @ Error::Taken { .. }) => error,
+            Err(error) => return Err(error),
         };
-        if error.kind() != io::ErrorKind::AddrInUse {
-            return Err(explain(address, error));
-        }
         let there = beside(move || listening(address).unwrap_or_default()).await;
         let others: Vec<u64> = there.iter().filter(|it| !ours.sockets.contains(it)).copied().collect();
         if others.is_empty() && !there.is_empty() {
@@ -240,7 +262,7 @@ async fn check_free(address: SocketAddr, ours: &Ours) -> Result<(), Error> {
             Some(pid) if ours.processes.contains(&pid) && is_late => return Ok(()),
             Some(pid) if ours.processes.contains(&pid) => {}
             None if !is_late => {}
-            _ => return Err(explain(address, error).with_holder().await),
+            _ => return Err(error.with_holder().await),
         }
         tokio::time::sleep(RELEASE_PAUSE).await;
     }
@@ -274,25 +296,35 @@ pub(crate) fn let_in(socket: &OwnedFd) -> io::Result<()> {
     sys::detach_filter(socket)
 }
 
-/// Whether who connects to `inner` finds a socket of `outer` where there is none of `inner`.
-pub(crate) fn contains(outer: SocketAddr, inner: SocketAddr) -> bool {
-    outer.port() == inner.port() && outer.is_ipv4() == inner.is_ipv4() && outer.ip().is_unspecified()
-}
-
-fn open_one(address: SocketAddr) -> Result<OwnedFd, Error> {
-    let open = || {
-        let socket = socket(address)?;
+fn open_one(binding: Binding) -> Result<OwnedFd, Error> {
+    let socket = socket(binding)?;
+    let listen = || {
         sockopt::set_socket_reuseport(&socket, true)?;
         // Accepted connections inherit it, which saves a system call each.
         sockopt::set_tcp_nodelay(&socket, true)?;
-        net::bind(&socket, &address)?;
-        net::listen(&socket, limits::ACCEPT_QUEUE.into())?;
-        Ok(socket)
+        net::bind(&socket, &binding.address)?;
+        net::listen(&socket, limits::ACCEPT_QUEUE.into())
     };
-    open().map_err(|error| explain(address, error))
+    match listen() {
+        Ok(()) => Ok(socket),
+        Err(error) => Err(explain(binding, error.into())),
+    }
 }
 
-fn socket(address: SocketAddr) -> io::Result<OwnedFd> {
+/// A socket that is to be bound so, and is on its interface already.
+fn socket(binding: Binding) -> Result<OwnedFd, Error> {
+    let Binding { address, interface } = binding;
+    let socket = unbound(address).map_err(|error| explain(binding, error))?;
+    let Some(interface) = interface else { return Ok(socket) };
+    match interface::bind(&socket, interface) {
+        Ok(()) => Ok(socket),
+        Err(Errno::ENODEV) => Err(Error::NoInterface { address, interface }),
+        Err(Errno::EPERM | Errno::EACCES) => Err(Error::NotOnInterface { address, interface }),
+        Err(error) => Err(Error::Other { binding, error: error.into() }),
+    }
+}
+
+fn unbound(address: SocketAddr) -> io::Result<OwnedFd> {
     let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = net::socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))?;
@@ -304,12 +336,13 @@ fn socket(address: SocketAddr) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-fn explain(address: SocketAddr, error: io::Error) -> Error {
+fn explain(binding: Binding, error: io::Error) -> Error {
+    let address = binding.address;
     match error.kind() {
         io::ErrorKind::AddrInUse => Error::Taken { address, holder: None },
         io::ErrorKind::PermissionDenied => Error::NotPermitted { address },
         io::ErrorKind::AddrNotAvailable => Error::NotHere { address },
-        _ => Error::Other { address, error },
+        _ => Error::Other { binding, error },
     }
 }
 
@@ -415,10 +448,14 @@ mod tests {
         TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
     }
 
+    fn open_at(address: SocketAddr) -> OwnedFd {
+        open_one(address.into()).unwrap()
+    }
+
     #[tokio::test]
     async fn each_worker_has_a_socket_of_its_own_for_each_address() {
         let addresses = [free_address(), free_address()];
-        let sets = open(&addresses, 3, Vec::new(), Beside::Nobody).await.unwrap();
+        let sets = open(&addresses.map(Binding::from), 3, Vec::new(), Beside::Nobody).await.unwrap();
         assert_eq!(sets.len(), 3);
         for set in &sets {
             assert_eq!(set.iter().map(|(which, _)| which.address).collect::<Vec<_>>(), addresses);
@@ -428,17 +465,18 @@ mod tests {
 
     #[tokio::test]
     async fn an_address_that_somebody_else_listens_on_is_refused_and_the_holder_named() {
-        let other = open_one(free_address()).unwrap();
+        let other = open_at(free_address());
         let address = SocketAddr::try_from(net::getsockname(&other).unwrap()).unwrap();
-        let message = open(&[address], 1, Vec::new(), Beside::Nobody).await.unwrap_err().to_string();
+        let message = open(&[address.into()], 1, Vec::new(), Beside::Nobody).await.unwrap_err().to_string();
         let me = std::process::id();
         assert!(message.starts_with(&format!("{address} is already taken (by pid {me}, ")), "{message}");
     }
 
     #[tokio::test]
     async fn an_address_of_another_host_is_refused() {
-        let error =
-            open(&["192.0.2.1:80".parse().unwrap()], 1, Vec::new(), Beside::Nobody).await.unwrap_err();
+        let error = open(&[SocketAddr::from(([192, 0, 2, 1], 80)).into()], 1, Vec::new(), Beside::Nobody)
+            .await
+            .unwrap_err();
         assert!(matches!(error, Error::NotHere { .. } | Error::NotPermitted { .. }), "{error}");
     }
 
@@ -446,7 +484,7 @@ mod tests {
     async fn an_address_inside_another_is_no_conflict_within_one_configuration() {
         let inner = free_address();
         let outer = SocketAddr::from(([0, 0, 0, 0], inner.port()));
-        open(&[outer, inner], 2, Vec::new(), Beside::Nobody).await.unwrap();
+        open(&[outer.into(), inner.into()], 2, Vec::new(), Beside::Nobody).await.unwrap();
     }
 
     #[test]
@@ -478,31 +516,47 @@ mod tests {
             drop(free);
             let wide = SocketAddr::new(wide, narrow.port());
             for (first, second) in [(narrow, wide), (wide, narrow)] {
-                let there = open_one(first).unwrap();
-                let taken = open(&[second], 1, Vec::new(), Beside::Nobody).await;
+                let there = open_at(first);
+                let taken = open(&[second.into()], 1, Vec::new(), Beside::Nobody).await;
                 assert!(matches!(taken, Err(Error::Taken { .. })), "{first} then {second}");
                 let ours = Beside::Ours(Ours::new([&there].into_iter(), Vec::new()));
-                open(&[second], 2, Vec::new(), ours).await.unwrap();
+                open(&[second.into()], 2, Vec::new(), ours).await.unwrap();
                 // Another's beside it is one all the same.
-                let _another = open_one(first).unwrap();
+                let _another = open_at(first);
                 let ours = Beside::Ours(Ours::new([&there].into_iter(), Vec::new()));
-                assert!(open(&[second], 1, Vec::new(), ours).await.is_err());
+                assert!(open(&[second.into()], 1, Vec::new(), ours).await.is_err());
             }
-            assert!(contains(wide, narrow) && !contains(narrow, wide));
         }
     }
 
     #[tokio::test]
     async fn what_one_of_our_processes_is_about_to_close_is_waited_for_and_no_obstacle() {
-        let left = open_one(free_address()).unwrap();
+        let left = open_at(free_address());
         let address = SocketAddr::try_from(net::getsockname(&left).unwrap()).unwrap();
         let ours = Ours::new([].into_iter(), vec![std::process::id()]);
-        open(&[address], 1, Vec::new(), Beside::Ours(ours)).await.unwrap();
+        open(&[address.into()], 1, Vec::new(), Beside::Ours(ours)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_interface_that_is_not_there_is_named_and_one_that_is_takes_no_address_from_others() {
+        let address = free_address();
+        let on = |name: &str| Binding { address, interface: Some(name.parse().unwrap()) };
+        let error = open(&[on("no-such-device")], 1, Vec::new(), Beside::Nobody).await.unwrap_err();
+        assert!(matches!(error, Error::NoInterface { .. }), "{error}");
+        assert!(matches!(try_bind(on("no-such-device")), Err(Error::NoInterface { .. })));
+        let sets = open(&[on("lo")], 2, Vec::new(), Beside::Nobody).await.unwrap();
+        let (which, socket) = &sets[1][0];
+        assert_eq!((which.binding(), interface::of(socket).unwrap()), (on("lo"), on("lo").interface));
+        assert_eq!(interface::of(&open_at(free_address())).unwrap(), None);
+        TcpStream::connect(address).unwrap();
+        // The same address on no interface is somebody else's.
+        assert!(matches!(try_bind(on("lo")), Err(Error::Taken { .. })));
+        assert!(matches!(try_bind(address.into()), Err(Error::Taken { .. })));
     }
 
     #[test]
     fn one_that_turned_clients_away_hears_them_again() {
-        let socket = open_one(free_address()).unwrap();
+        let socket = open_at(free_address());
         let address = SocketAddr::try_from(net::getsockname(&socket).unwrap()).unwrap();
         // Where there is no filter, too.
         let_in(&socket).unwrap();
@@ -517,9 +571,9 @@ mod tests {
 
     #[test]
     fn a_client_that_is_turned_away_comes_to_the_other_socket() {
-        let inner = open_one(free_address()).unwrap();
+        let inner = open_at(free_address());
         let address = SocketAddr::try_from(net::getsockname(&inner).unwrap()).unwrap();
-        let outer = TcpListener::from(open_one((IpAddr::from([0; 4]), address.port()).into()).unwrap());
+        let outer = TcpListener::from(open_at((IpAddr::from([0; 4]), address.port()).into()));
         outer.set_nonblocking(false).unwrap();
         if let Err(error) = turn_away(&inner) {
             // Some kernels let only root attach a filter; a reload goes on with a warning then.

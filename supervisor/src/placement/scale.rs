@@ -8,9 +8,9 @@
 use kakehi_ctl::{
     limits,
     order::{ListenerSocket, Order, WorkerOutcome, WorkerState},
-    state::Settings,
+    state::{Binding, Settings},
 };
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, time::Duration};
 use tokio::time::Instant;
 
 use crate::{
@@ -126,19 +126,19 @@ impl Supervisor {
         cores::of_worker(&self.state.settings, id)
     }
 
-    /// The rank of the next socket of an address.
-    pub(crate) fn next_rank(&self, address: SocketAddr) -> u32 {
+    /// The rank of the next socket that is bound so.
+    pub(crate) fn next_rank(&self, binding: &Binding) -> u32 {
         let sockets = self.workers.iter().flat_map(Worker::sockets);
-        let ranks = sockets.filter(|(which, _)| which.address == address).map(|(which, _)| which.rank);
+        let ranks = sockets.filter(|(which, _)| which.binding() == *binding).map(|(which, _)| which.rank);
         ranks.max().map_or(0, |rank| rank.saturating_add(1))
     }
 
-    /// Opens one socket more for each address.
+    /// Opens one socket more for each of `bindings`.
     ///
     /// # Errors
     /// See [`listeners::Error`]; nothing stays open then.
-    pub(crate) async fn open_more(&mut self, addresses: &[SocketAddr]) -> Result<Sockets, listeners::Error> {
-        match listeners::open_more(addresses, |address| self.next_rank(address)) {
+    pub(crate) async fn open_more(&mut self, bindings: &[Binding]) -> Result<Sockets, listeners::Error> {
+        match listeners::open_more(bindings, |binding| self.next_rank(binding)) {
             Ok(opened) => Ok(opened),
             // Who has it is found out on another thread; at a stop that does not matter.
             Err(error) => {
@@ -151,11 +151,8 @@ impl Supervisor {
 
     async fn add(&mut self, id: u32) -> Result<(), Refused> {
         let spare = self.spare_sockets();
-        let missing: Vec<SocketAddr> = self
-            .state
-            .active_addresses()
-            .filter(|address| !spare.iter().any(|(_, which)| which.address == *address))
-            .collect();
+        let is_spare = |binding: &Binding| spare.iter().any(|(_, which)| which.binding() == *binding);
+        let missing: Vec<Binding> = self.state.bindings().filter(|it| !is_spare(it)).collect();
         let mut sockets = self.open_more(&missing).await?;
         for (host, which) in &spare {
             let taken = self.workers[*host as usize].sockets().iter().find(|(it, _)| it == which);
@@ -194,25 +191,25 @@ impl Supervisor {
 
     /// For each listener one socket of a worker that has several, and the worker.
     fn spare_sockets(&self) -> Vec<(u32, ListenerSocket)> {
-        let spare_of = |address: &SocketAddr| {
+        let spare_of = |binding: &Binding| {
             let spare = self.workers.iter().filter_map(|worker| {
                 let own = worker.sockets().iter().map(|(which, _)| *which);
-                let mut own: Vec<_> = own.filter(|which| which.address == *address).collect();
+                let mut own: Vec<_> = own.filter(|which| which.binding() == *binding).collect();
                 own.sort();
                 own.get(1).map(|which| (worker.id(), *which))
             });
             // The lowest, as the filter counts on the workers' own sockets being the first, in their order.
             spare.min_by_key(|(_, which)| which.rank)
         };
-        self.state.active_addresses().filter_map(|address| spare_of(&address)).collect()
+        self.state.bindings().filter_map(|binding| spare_of(&binding)).collect()
     }
 
     /// A worker that was to be added does not come up: its new sockets go to another, as they may have connections.
-    async fn take_back(&mut self, id: u32, opened: &[SocketAddr]) {
+    async fn take_back(&mut self, id: u32, opened: &[Binding]) {
         let Some(worker) = self.workers.get_mut(id as usize) else { return };
         worker.kill();
         let (new, others): (Sockets, Sockets) =
-            worker.give_up_sockets().into_iter().partition(|(which, _)| opened.contains(&which.address));
+            worker.give_up_sockets().into_iter().partition(|(which, _)| opened.contains(&which.binding()));
         drop(others);
         if let Err(reason) = self.give_sockets(0, new, None).await {
             tracing::error!(worker = 0, "does not take the sockets of one that did not come up: {reason}");

@@ -6,9 +6,9 @@
 //! that received them. Places are counted in the order in which the sockets began to listen; where that is not certain
 //! any more, as a socket between was closed, no program is attached.
 
-use std::{collections::BTreeMap, net::SocketAddr, os::fd::OwnedFd};
+use std::{collections::BTreeMap, os::fd::OwnedFd};
 
-use kakehi_ctl::state::Steering;
+use kakehi_ctl::state::{Binding, Steering};
 use libc::sock_filter;
 
 use crate::{fleet::worker::Worker, supervisor::Supervisor, sys};
@@ -27,13 +27,13 @@ enum Plan {
 impl Supervisor {
     /// Brings the groups of all addresses in line with the workers.
     pub(crate) fn steer(&self) {
-        let mut groups: BTreeMap<SocketAddr, Vec<(u32, u32, &OwnedFd)>> = BTreeMap::new();
+        let mut groups: BTreeMap<Binding, Vec<(u32, u32, &OwnedFd)>> = BTreeMap::new();
         for worker in self.workers.iter().filter(|worker| !worker.is_retired()) {
             for (which, socket) in worker.sockets() {
-                groups.entry(which.address).or_default().push((which.rank, worker.id(), socket));
+                groups.entry(which.binding()).or_default().push((which.rank, worker.id(), socket));
             }
         }
-        for (address, mut sockets) in groups {
+        for (binding, mut sockets) in groups {
             sockets.sort_by_key(|(rank, ..)| *rank);
             let places: Vec<(u32, u32)> = sockets.iter().map(|(rank, id, _)| (*rank, *id)).collect();
             let plan = plan(&places, self.count() as u32, self.state.settings.steering, |id| {
@@ -45,7 +45,7 @@ impl Supervisor {
                 steered => sys::attach_reuseport_filter(socket, &program(steered)),
             };
             if let Err(error) = done {
-                tracing::warn!("new connections to {address} cannot be steered: {error}");
+                tracing::warn!("new connections to {binding} cannot be steered: {error}");
             }
         }
     }
@@ -108,6 +108,8 @@ fn instruction(code: u32, k: u32) -> sock_filter {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
 
     #[test]

@@ -19,6 +19,8 @@ pub(crate) enum Need {
     Namespaces,
     /// Mounts of its own: root, on a host that lets it have them.
     Mounts,
+    /// Networks of its own, with cables between them: root, on a host that lets it have them.
+    Networks,
     /// The loopback address of IPv6.
     Ipv6,
     /// Two cores.
@@ -41,6 +43,11 @@ impl Need {
                 .stderr(Stdio::null())
                 .status()
                 .is_ok_and(|status| status.success()),
+            Need::Networks => Command::new("unshare")
+                .args(["--net", "ip", "link", "add", "name", "here0", "type", "veth"])
+                .stderr(Stdio::null())
+                .status()
+                .is_ok_and(|status| status.success()),
             Need::Ipv6 => TcpListener::bind("[::1]:0").is_ok(),
             Need::TwoCores => thread::available_parallelism().is_ok_and(|cores| cores.get() > 1),
             Need::Program(name) => std::env::var_os("PATH")
@@ -52,7 +59,7 @@ impl Need {
     fn word(self) -> &'static str {
         match self {
             // Whoever is not root has none.
-            Need::Root | Need::Namespaces | Need::Mounts => "root",
+            Need::Root | Need::Namespaces | Need::Mounts | Need::Networks => "root",
             Need::Ipv6 => "ipv6",
             Need::TwoCores => "cores",
             Need::Program(name) => name,

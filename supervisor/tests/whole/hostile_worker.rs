@@ -255,21 +255,21 @@ fn sockets_that_the_worker_was_not_given_are_not_taken_from_it() {
     type Made = fn(Process, SocketAddr, SocketAddr) -> Sockets;
     let lies: [(&str, Made); 5] = [
         ("that no worker was given", |_, address, _| {
-            vec![(ListenerSocket { address, rank: 0 }, another(address))]
+            vec![(ListenerSocket { address, rank: 0, interface: None }, another(address))]
         }),
         ("that no worker was given", |worker, address, _| {
-            vec![(ListenerSocket { address, rank: u32::MAX }, listening(worker, address))]
+            vec![(ListenerSocket { address, rank: u32::MAX, interface: None }, listening(worker, address))]
         }),
         ("twice", |worker, address, _| {
-            let one = |()| (ListenerSocket { address, rank: 0 }, listening(worker, address));
+            let one = |()| (ListenerSocket { address, rank: 0, interface: None }, listening(worker, address));
             [(); 2].map(one).into()
         }),
         ("no socket that listens on", |worker, address, second| {
-            vec![(ListenerSocket { address, rank: 0 }, listening(worker, second))]
+            vec![(ListenerSocket { address, rank: 0, interface: None }, listening(worker, second))]
         }),
         ("no socket that listens on", |_, address, _| {
             let udp = std::net::UdpSocket::bind(address).unwrap();
-            vec![(ListenerSocket { address, rank: 0 }, udp.into())]
+            vec![(ListenerSocket { address, rank: 0, interface: None }, udp.into())]
         }),
     ];
     for (why, sockets) in lies {
@@ -291,7 +291,7 @@ fn what_a_worker_hands_over_is_believed_where_it_is_what_the_supervisor_wrote_do
     let (backend, victim) = (Backend::respond(OK), Victim::new());
     let mut proxy = Config::to(&backend).start();
     let (worker, path, address) = (proxy.worker(), adoption_socket(&proxy), proxy.address());
-    let sockets = vec![(ListenerSocket { address, rank: 0 }, listening(worker, address))];
+    let sockets = vec![(ListenerSocket { address, rank: 0, interface: None }, listening(worker, address))];
     let lie = Lie::with_sockets(worker, sockets, &victim);
     proxy.kill_supervisor();
     let news = impostor(&path, lie);
@@ -360,7 +360,7 @@ fn an_upgrade_believes_a_worker_no_more_than_a_takeover_does() {
         }),
         ("that no worker was given", |proxy, _, workers, victim| {
             let address = proxy.address();
-            let sockets = vec![(ListenerSocket { address, rank: 0 }, another(address))];
+            let sockets = vec![(ListenerSocket { address, rank: 0, interface: None }, another(address))];
             Lie::with_sockets(workers[0], sockets, victim)
         }),
     ];

@@ -10,8 +10,8 @@ use kakehi_ctl::{
     edit::{self, Edit},
     order::{Request, Response},
     state::{
-        Backend, BackendAddress, BackendMode, Cluster, ClusterProtocol, Frontend, ListenerProtocol, PathRule,
-        State,
+        Backend, BackendAddress, BackendMode, Cluster, ClusterMode, ClusterProtocol, Frontend,
+        ListenerProtocol, PathRule, State,
     },
 };
 use serde::Serialize;
@@ -81,6 +81,19 @@ pub(crate) enum ClusterVerb {
         /// Keys of a cluster as in the file; without a value (KEY=) its default
         #[arg(value_name = "KEY=VALUE", value_parser = key_value, required = true)]
         keys: Vec<String>,
+    },
+    /// Answer requests for a cluster with 503 and refuse connections that would be passed on to it; what it has goes on
+    Maintain {
+        /// Which
+        name: String,
+        /// Tell clients to come again after so many seconds (Retry-After); without it: as its key `maintenance_retry_after` says
+        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
+        retry_after: Option<u32>,
+    },
+    /// Lead requests to a cluster again, after `maintain`
+    Ready {
+        /// Which
+        name: String,
     },
     /// Remove a cluster with its frontends and backends
     Remove {
@@ -154,7 +167,7 @@ pub(crate) struct RuleArguments {
     /// Which method; by default any
     #[arg(long)]
     method: Option<String>,
-    /// What else it asks for, as in a file: position, header_predicates, query_predicates, cookie_predicates or sources; may be given again.
+    /// What else it asks for, as in a file: position, header_predicates, query_predicates, cookie_predicates, sources or alpn; may be given again.
     /// For patch and remove it tells frontends apart that differ in nothing else
     #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
     when: Vec<String>,
@@ -281,7 +294,9 @@ impl ListenerVerb {
         match self {
             ListenerVerb::List => {
                 let state = state(ask)?;
-                let mut rows = vec![["ADDRESS", "ACCEPTS", "PROTOCOL", "PUBLIC ADDRESS"].map(str::to_owned)];
+                let mut rows = vec![
+                    ["ADDRESS", "ACCEPTS", "PROTOCOL", "PUBLIC ADDRESS", "INTERFACE"].map(str::to_owned),
+                ];
                 rows.extend(state.listeners.values().map(|it| {
                     let public = it.public_address.map_or_else(|| "-".to_owned(), |it| it.to_string());
                     let accepts = if it.active { "yes" } else { "no" };
@@ -290,7 +305,8 @@ impl ListenerVerb {
                         ListenerProtocol::Https => "https",
                         ListenerProtocol::Tcp => "tcp",
                     };
-                    [it.address.to_string(), accepts.to_owned(), protocol.to_owned(), public]
+                    let interface = it.interface.map_or_else(|| "any".to_owned(), |it| it.to_string());
+                    [it.address.to_string(), accepts.to_owned(), protocol.to_owned(), public, interface]
                 }));
                 Ok(made(values(state.listeners.values()), print::table(&rows)))
             }
@@ -318,14 +334,17 @@ impl ClusterVerb {
         match self {
             ClusterVerb::List => {
                 let state = state(ask)?;
-                let mut rows = vec![["CLUSTER", "PROTOCOL", "FRONTENDS", "BACKENDS"].map(str::to_owned)];
+                let mut rows =
+                    vec![["CLUSTER", "PROTOCOL", "FRONTENDS", "BACKENDS", "MODE"].map(str::to_owned)];
                 rows.extend(state.clusters.iter().map(|(name, it)| {
                     let (frontends, backends) = (it.frontends.len(), it.backends.len());
-                    [name.clone(), protocol(it).to_owned(), frontends.to_string(), backends.to_string()]
+                    let mode = it.mode.word().to_owned();
+                    [name.clone(), protocol(it).to_owned(), frontends.to_string(), backends.to_string(), mode]
                 }));
                 let objects = state.clusters.iter().map(|(name, it)| {
                     json!({ "name": name, "protocol": protocol(it), "frontends": it.frontends.len(), "backends": it.backends.len(),
-                            "https_redirect": it.https_redirect })
+                            "https_redirect": it.https_redirect, "mode": it.mode,
+                            "maintenance_retry_after": it.maintenance_retry_after })
                 });
                 Ok(made(objects.collect(), print::table(&rows)))
             }
@@ -334,6 +353,18 @@ impl ClusterVerb {
             }
             ClusterVerb::Patch { name, keys } => {
                 edit(ask, Edit::PatchCluster { name: name.clone(), keys: keys.clone() })
+            }
+            ClusterVerb::Maintain { name, retry_after } => {
+                let mut keys = vec![mode_key(ClusterMode::Maintain)];
+                keys.extend(retry_after.map(|seconds| retry_after_key(Some(seconds))));
+                edit(ask, Edit::PatchCluster { name: name.clone(), keys })
+            }
+            ClusterVerb::Ready { name } => {
+                // What clients were told meanwhile is again as the file says.
+                let file = state(ask)?.file_layer();
+                let retry_after = file.clusters.get(name).and_then(|it| it.maintenance_retry_after);
+                let keys = vec![mode_key(ClusterMode::Ready), retry_after_key(retry_after)];
+                edit(ask, Edit::PatchCluster { name: name.clone(), keys })
             }
             ClusterVerb::Remove { name } => {
                 edit(ask, Edit::from(Change::RemoveCluster { name: name.clone() }))
@@ -344,6 +375,14 @@ impl ClusterVerb {
             }
         }
     }
+}
+
+fn mode_key(mode: ClusterMode) -> String {
+    format!("mode={}", mode.word())
+}
+
+fn retry_after_key(seconds: Option<u32>) -> String {
+    format!("maintenance_retry_after={}", seconds.map_or_else(String::new, |it| it.to_string()))
 }
 
 fn protocol(cluster: &Cluster) -> &'static str {

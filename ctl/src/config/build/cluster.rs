@@ -71,6 +71,13 @@ impl Builder<'_, '_> {
             self.findings.warn(section.offset_of("https_redirect"), text);
             cluster.https_redirect = false;
         }
+        if cluster.maintenance_retry_after.is_some() && !is_http {
+            let key = "maintenance_retry_after";
+            let text =
+                format!("`{key}` has no effect in a cluster of `tcp`, whose clients cannot be told anything");
+            self.findings.warn(section.offset_of(key), text);
+            cluster.maintenance_retry_after = None;
+        }
         // That of https is not written.
         cluster.https_redirect_port = cluster.https_redirect_port.filter(|port| is_http && *port != 443);
         cluster.tls = self.backend_tls(section, protocol).map(Box::new);

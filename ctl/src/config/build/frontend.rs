@@ -18,8 +18,8 @@ use super::{
 use crate::change::FrontendRule;
 use crate::state::{
     ClientAuth, ClusterProtocol, EditPosition, Frontend, FrontendTls, HeaderEdit, Listener, ListenerProtocol,
-    MAX_HEADER_EDITS, MAX_PREDICATES, PathRule, Predicate, Predicates, Redirect, RedirectScheme, Rewrite,
-    RulePosition, State, TlsVersion,
+    MAX_ALPN, MAX_HEADER_EDITS, MAX_PREDICATES, PathRule, Predicate, Predicates, Redirect, RedirectScheme,
+    Rewrite, RulePosition, State, TlsVersion,
 };
 
 /// Rules of which it is looked at whether sozu would choose otherwise.
@@ -109,6 +109,7 @@ impl Builder<'_, '_> {
                 self.warn_of_method(section);
                 frontend.path = self.path(section);
                 frontend.predicates = self.predicates(section);
+                self.refuse_alpn(section);
                 (frontend.deny, frontend.redirect) = Self::redirect(section);
                 frontend.rewrite = self.rewrite(section, &frontend, listener);
                 frontend.redirect_template = self.redirect_template(section, frontend.redirect.status());
@@ -117,7 +118,10 @@ impl Builder<'_, '_> {
                 frontend.split = self.split(section, forwards);
                 frontend.tls = self.frontend_tls(section, listener);
             }
-            ClusterProtocol::Tcp => self.refuse_http(section),
+            ClusterProtocol::Tcp => {
+                self.refuse_http(section);
+                frontend.predicates = self.alpn(section);
+            }
         }
         frontend.limits = self.frontend_limits(section, protocol == ClusterProtocol::Http);
         self.check_unique(cluster, section, &frontend);
@@ -195,6 +199,31 @@ impl Builder<'_, '_> {
             );
             self.findings.unfit(section.offset_of(key), reason);
         }
+    }
+
+    /// Which protocol is spoken with clients of HTTP is a matter of the listener.
+    fn refuse_alpn(&mut self, section: &Section) {
+        if section.texts("alpn").is_some_and(|protocols| !protocols.is_empty()) {
+            let reason = "`alpn` cannot be honoured in a frontend of a cluster of `http`: it is for connections that are passed on";
+            self.findings.unfit(section.offset_of("alpn"), reason);
+        }
+    }
+
+    /// The protocols of which a client offers one; `None` if they make no difference.
+    fn alpn(&mut self, section: &Section) -> Option<Box<Predicates>> {
+        let protocols = section.texts("alpn").unwrap_or_default();
+        if protocols.len() > MAX_ALPN {
+            let reason = format!("`alpn` has {MAX_ALPN} protocols at most");
+            self.findings.unfit(section.offset_of("alpn"), reason);
+        }
+        // RFC 7301 section 3.1.
+        for (_, offset) in protocols.iter().filter(|(protocol, _)| !(1..=255).contains(&protocol.len())) {
+            self.findings.unfit(*offset, "the name of a protocol in `alpn` has 1 to 255 bytes");
+        }
+        let alpn = protocols.iter().map(|(protocol, _)| protocol.clone()).collect();
+        let mut predicates = Predicates { alpn, ..Predicates::default() };
+        predicates.tidy();
+        (!predicates.is_empty()).then(|| Box::new(predicates))
     }
 
     /// Whether all requests are refused, and what else is done in the place of forwarding.

@@ -105,13 +105,6 @@ const NOT_HONOURED: &[Key] = &[
         "Size of the session table per connection.",
     ),
     key(
-        "splice_pipe_capacity_bytes",
-        Integer(0, u64::MAX),
-        "",
-        NotYet,
-        "Pipe of a spliced TCP session (bytes).",
-    ),
-    key(
         "accept_queue_timeout",
         Integer(0, u32::MAX as u64),
         "60",

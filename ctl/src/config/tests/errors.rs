@@ -177,6 +177,28 @@ fn each_error_names_the_place_the_key_and_what_is_allowed() {
             "k.toml:6:11: there is a listener at `127.0.0.1:8080` already, in line 3",
         ),
         (
+            file(
+                "",
+                "interface = \"eth0\"\n[[listeners]]\naddress = \"127.0.0.1:8080\"\nprotocol = \"http\"\ninterface = \"eth1\"",
+                "",
+                "",
+                "",
+            ),
+            "k.toml:7:11: there is a listener at `127.0.0.1:8080` already, in line 3: an address can be on one `interface` only",
+        ),
+        (
+            file("", "interface = \"sixteen--letters\"", "", "", ""),
+            "k.toml:5:13: `interface` must be the name of an interface, of 1 to 15 bytes without `/`, `:` and white space",
+        ),
+        (
+            file("splice_pipe_capacity_bytes = 4095", "", "", "", ""),
+            "k.toml:1:30: `splice_pipe_capacity_bytes` must be an integer from 4096 to 1048576",
+        ),
+        (
+            file("", "", "mode = \"drain\"", "", ""),
+            "k.toml:8:8: unknown word `drain` in `mode`; known are `ready`, `maintain`",
+        ),
+        (
             file("", "", "", "[[clusters.web.frontends]]\nhostname = \"x\"", ""),
             "k.toml:12:1: a frontend needs the key `address`",
         ),

@@ -249,6 +249,11 @@ impl Ring {
         self.core.body_memory.set_budget(bytes);
     }
 
+    /// Capacity that pipes have from now on (bytes); those in use keep what they have.
+    pub fn set_pipe_capacity(&self, bytes: usize) {
+        self.core.pipes.set_capacity(bytes);
+    }
+
     /// A private buffer for a large transfer of `wanted` bytes at a time, or a smaller one; it comes back by itself. `None`
     /// when `body_memory` does not allow one: the transfer then goes on in the buffers that it is received into.
     pub fn bulk_buffer(&self, wanted: usize) -> Option<BulkBuf> {

@@ -219,7 +219,7 @@ fn random_predicates(random: &mut Random) -> Option<Box<Predicates>> {
     };
     let (headers, query, cookies) = (list(), list(), list());
     let sources = if random.below(8) == 0 { vec!["10.0.0.0/8".parse().unwrap()] } else { Vec::new() };
-    let predicates = Predicates { sources, headers, query, cookies };
+    let predicates = Predicates { sources, headers, query, cookies, alpn: Vec::new() };
     (!predicates.is_empty()).then(|| Box::new(predicates))
 }
 

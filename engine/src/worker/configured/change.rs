@@ -9,7 +9,7 @@ use std::{
 
 use kakehi_ctl::{
     change::Change,
-    state::{self, Revision, State},
+    state::{self, Binding, Revision, State},
 };
 
 use super::{Configured, NewListener, Parts, Prepared, Refusal, Routing};
@@ -173,17 +173,20 @@ impl Configured {
         ring: &crate::ring::Ring,
         changes: &[Change],
     ) -> Result<Vec<NewListener>, Refusal> {
-        let handles = self.handles.borrow();
-        let mut wanted = BTreeSet::new();
+        let mut wanted = BTreeMap::new();
         for change in changes {
             match change {
-                Change::SetListener { listener } if listener.active => wanted.insert(listener.address),
+                Change::SetListener { listener } if listener.active => {
+                    wanted.insert(listener.address, listener.binding())
+                }
                 Change::SetListener { listener } => wanted.remove(&listener.address),
                 Change::RemoveListener { address } => wanted.remove(address),
                 _ => continue,
             };
         }
-        wanted.retain(|address| !handles.contains_key(address));
+        let state = self.state.borrow();
+        wanted.retain(|_, binding| !state.accepts_on(binding));
+        drop(state);
         if wanted.is_empty() {
             return Ok(Vec::new());
         }
@@ -195,8 +198,10 @@ impl Configured {
                 listeners.push((which, listener, copy));
             }
         }
-        match wanted.iter().find(|wanted| !listeners.iter().any(|(which, ..)| which.address == **wanted)) {
-            Some(missing) => Err(Refusal::NoSocket(*missing)),
+        let has_come =
+            |wanted: &Binding| listeners.iter().any(|(which, ..): &NewListener| which.binding() == *wanted);
+        match wanted.values().find(|wanted| !has_come(wanted)) {
+            Some(missing) => Err(Refusal::NoSocket(missing.address)),
             None => Ok(listeners),
         }
     }
@@ -318,7 +323,7 @@ impl Configured {
         let mut closed = false;
         let mut handles = self.handles.borrow_mut();
         handles.retain(|address, handle| match configs.get(address) {
-            Some(config) if state.accepts(address) => {
+            Some(config) if state.accepts_on(&handle.binding()) => {
                 handle.replace(Rc::clone(config));
                 true
             }
@@ -331,7 +336,7 @@ impl Configured {
             }
         });
         for (which, listener, copy) in listeners {
-            if let Some(config) = configs.get(&which.address) {
+            if let Some(config) = configs.get(&which.address).filter(|_| state.accepts_on(&which.binding())) {
                 let handle = ListenerHandle::new(Rc::clone(config));
                 self.accept(connections, which, listener, copy, &handle);
                 handles.insert(which.address, handle);

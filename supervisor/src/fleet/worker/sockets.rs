@@ -1,7 +1,8 @@
 //! Listening sockets and channels on their way to the process of a worker.
 
-use std::{io, net::SocketAddr, os::fd::OwnedFd};
+use std::{io, os::fd::OwnedFd};
 
+use kakehi_ctl::state::Binding;
 use kakehi_engine::worker::DescriptorKind;
 
 use crate::{
@@ -51,8 +52,8 @@ impl Worker {
     }
 
     /// Keeps the sockets of listeners that have come, and closes those of listeners that have gone.
-    pub(crate) fn change_sockets(&mut self, come: Sockets, stays: impl Fn(&SocketAddr) -> bool) {
+    pub(crate) fn change_sockets(&mut self, come: Sockets, stays: impl Fn(&Binding) -> bool) {
         self.sockets.extend(come);
-        self.sockets.retain(|(which, _)| stays(&which.address));
+        self.sockets.retain(|(which, _)| stays(&which.binding()));
     }
 }

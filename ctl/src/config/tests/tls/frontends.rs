@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use super::{super::read, ADDRESS, HOST, TRIO, cluster, error, expect_errors, listener};
-use crate::state::{ClusterProtocol, ListenerProtocol, TlsVersion};
+use crate::change::FrontendRule;
+use crate::state::{ClusterMode, ClusterProtocol, ListenerProtocol, TlsVersion};
 
 #[test]
 fn a_frontend_may_ask_for_more_than_its_listener() {
@@ -128,13 +129,39 @@ fn connections_are_passed_on_as_they_are() {
         + &cluster("web", "http", "hostname = \"*\"", "")
         + &cluster("db", "tcp", HOST, "");
     assert_eq!(read(&both).1, [""; 0]);
-    let text = "[clusters.db]\nprotocol = \"tcp\"\nsend_proxy = true\nhttps_redirect = true\n";
+    let text = "[clusters.db]\nprotocol = \"tcp\"\nsend_proxy = true\nhttps_redirect = true\nmode = \"maintain\"\nmaintenance_retry_after = 5\n";
     let (state, warnings) = read(text);
     assert!(state.clusters["db"].send_proxy && !state.clusters["db"].https_redirect);
     assert_eq!(
         warnings,
-        ["k.toml:4:1: `https_redirect` has no effect in a cluster of `tcp`, which knows no requests"]
+        [
+            "k.toml:4:1: `https_redirect` has no effect in a cluster of `tcp`, which knows no requests",
+            "k.toml:6:1: `maintenance_retry_after` has no effect in a cluster of `tcp`, whose clients cannot be told anything",
+        ]
     );
+    let db = &state.clusters["db"];
+    assert_eq!((db.mode, db.maintenance_retry_after), (ClusterMode::Maintain, None));
+}
+
+#[test]
+fn protocols_tell_frontends_of_one_name_apart() {
+    let text = listener("tcp", "")
+        + &cluster("a", "tcp", HOST, "alpn = [\"h3\", \"h2\", \"h3\"]")
+        + &cluster("b", "tcp", HOST, "alpn = []")
+        + &cluster("c", "tcp", "", &format!("alpn = [\"{}\"]", "x".repeat(255)));
+    let (state, warnings) = read(&text);
+    assert_eq!(warnings, [""; 0]);
+    let alpn = |name: &str| state.clusters[name].frontends[0].predicates.as_ref().map(|it| it.alpn.clone());
+    // In an order that tells nothing.
+    assert_eq!((alpn("a"), alpn("b")), (Some(vec!["h2".to_owned(), "h3".to_owned()]), None));
+    assert_eq!(alpn("c").map(|it| it[0].len()), Some(255));
+    assert_eq!(read(&super::super::write::write(&state)).0.clusters, state.clusters);
+    let rule = FrontendRule::from(&state.clusters["a"].frontends[0]);
+    assert_eq!(rule.asks(), "alpn=[\"h2\", \"h3\"]");
+    assert!(!rule.is_of(&state.clusters["b"].frontends[0]));
+    // Requests have none.
+    let web = listener("http", "") + &cluster("web", "http", HOST, "alpn = []");
+    assert_eq!(read(&web).1, [""; 0]);
 }
 
 #[test]
@@ -162,6 +189,8 @@ fn what_has_no_meaning_for_connections_is_an_error() {
         assert_eq!(error(&of("https", HOST, text)), no(key));
     }
     read(&of("tcp", "", "path = \"\"\nredirect = \"forward\"\nrequired_auth = false"));
+    let protocols =
+        |count: usize| format!("alpn = [{}]", (0..count).map(|n| format!("\"p{n}\",")).collect::<String>());
     let other_host = listener("https", TRIO)
         + &cluster("db", "tcp", HOST, "")
         + &cluster("web", "http", HOST, "path = \"/a\"");
@@ -195,6 +224,25 @@ fn what_has_no_meaning_for_connections_is_an_error() {
         (
             other_host,
             "k.toml:14:1: this host name is passed through by one frontend and decrypted for another, the one in line 8",
+        ),
+        (
+            of("tcp", HOST, "alpn = [\"h2\", \"\"]"),
+            "k.toml:10:15: the name of a protocol in `alpn` has 1 to 255 bytes",
+        ),
+        (
+            of("https", HOST, &format!("alpn = [\"{}\"]", "x".repeat(256))),
+            "k.toml:10:9: the name of a protocol in `alpn` has 1 to 255 bytes",
+        ),
+        (of("tcp", "", &protocols(33)), "k.toml:10:1: `alpn` has 32 protocols at most"),
+        (
+            listener("https", TRIO) + &cluster("web", "http", HOST, "alpn = [\"h2\"]"),
+            "k.toml:11:1: `alpn` cannot be honoured in a frontend of a cluster of `http`: it is for connections that are passed on",
+        ),
+        (
+            listener("tcp", "")
+                + &cluster("a", "tcp", HOST, "alpn = [\"h2\", \"h3\"]")
+                + &cluster("b", "tcp", HOST, "alpn = [\"h3\", \"h2\", \"h2\"]"),
+            "k.toml:13:1: this frontend takes the same requests as the one in line 7 and answers them otherwise",
         ),
         (
             "[clusters.db]\nprotocol = \"tcp\"\nbackend_tls = {}".to_owned(),
