@@ -30,7 +30,7 @@ pub enum Change {
     /// A listener comes, or the one at this address becomes this one. Without TLS, its certificates go.
     SetListener {
         /// The listener.
-        listener: Listener,
+        listener: Box<Listener>,
     },
     /// A listener goes, with its certificates. Its connections finish the exchange that they are in.
     RemoveListener {
@@ -327,7 +327,7 @@ impl State {
         match change {
             Change::SetSettings { settings } => self.settings.clone_from(settings),
             Change::SetListener { listener } => {
-                self.listeners.insert(listener.address, listener.clone());
+                self.listeners.insert(listener.address, Listener::clone(listener));
                 if listener.tls.is_none() {
                     self.certificates.remove(&listener.address);
                 }
@@ -422,7 +422,8 @@ impl State {
         {
             part.clusters.insert(name.clone(), cluster.clone());
         }
-        if let Change::SetListener { listener: Listener { address, tls: None, .. } } = change
+        if let Change::SetListener { listener } = change
+            && let Listener { address, tls: None, .. } = &**listener
             && let Some(all) = self.certificates.get(address)
         {
             // Those that go with its TLS.
@@ -443,7 +444,7 @@ impl State {
         let is_set = |listener: &Listener| self.listeners.get(&listener.address) != Some(listener);
         for listener in wanted.listeners.values() {
             if is_set(listener) {
-                changes.push(Change::SetListener { listener: listener.clone() });
+                changes.push(Change::SetListener { listener: Box::new(listener.clone()) });
             }
         }
         // They go with a listener, or with its TLS.

@@ -413,7 +413,7 @@ impl Reader<'_> {
     fn listener(&self, listener: &Listener, keys: &[String]) -> Result<Edited, EditError> {
         let (listener, warnings) =
             self.listener_of(listener.address, assigned(write::listener(listener), keys)?)?;
-        Ok(Edited { change: Change::SetListener { listener }, warnings })
+        Ok(Edited { change: Change::SetListener { listener: Box::new(listener) }, warnings })
     }
 
     /// The listener with these keys.

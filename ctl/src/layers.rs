@@ -446,17 +446,8 @@ impl ByHand {
     fn settle(&mut self, state: &State, change: &Change) {
         match change {
             Change::SetSettings { .. } => return,
-            Change::SetListener { listener: Listener { address, .. } }
-            | Change::RemoveListener { address } => {
-                if self.listeners.get(address).is_some_and(|it| as_in_file(state.listeners.get(address), it))
-                {
-                    self.listeners.remove(address);
-                }
-                if state.listeners.get(address).is_none_or(|it| it.tls.is_none()) {
-                    // They have gone with it.
-                    self.certificates.remove(address);
-                }
-            }
+            Change::SetListener { listener } => self.settle_listener(state, &listener.address),
+            Change::RemoveListener { address } => self.settle_listener(state, address),
             Change::SetFrontend { cluster, frontend } => {
                 self.settle_frontend(state, cluster, &FrontendRule::from(frontend));
             }
@@ -479,6 +470,16 @@ impl ByHand {
             }
         }
         self.tidy_of(change);
+    }
+
+    fn settle_listener(&mut self, state: &State, address: &SocketAddr) {
+        if self.listeners.get(address).is_some_and(|it| as_in_file(state.listeners.get(address), it)) {
+            self.listeners.remove(address);
+        }
+        if state.listeners.get(address).is_none_or(|it| it.tls.is_none()) {
+            // They have gone with it.
+            self.certificates.remove(address);
+        }
     }
 
     fn settle_frontend(&mut self, state: &State, cluster: &str, wanted: &FrontendRule) {

@@ -95,7 +95,7 @@ impl Chance {
         match (self.roll(7), state.clusters.get(&name)) {
             (0, _) => {
                 let address = address(self.roll(2));
-                Change::SetListener { listener: self.listener(address) }
+                Change::SetListener { listener: Box::new(self.listener(address)) }
             }
             (1, Some(_)) => Change::RemoveCluster { name },
             (2 | 3, Some(_)) => Change::SetFrontend { cluster: name, frontend: self.frontend() },

@@ -112,7 +112,7 @@ pub(super) fn changes(state: &State, source: &Source, kept: &Kept) -> Vec<Change
     for listener in state.listeners.values().filter(|it| it.tls.is_some()) {
         let mut listener = listener.clone();
         if fill(of_listener(&mut listener)) {
-            changes.push(Change::SetListener { listener });
+            changes.push(Change::SetListener { listener: Box::new(listener) });
         }
     }
     for (name, cluster) in state.clusters.iter().filter(|(_, it)| has_any(it)) {

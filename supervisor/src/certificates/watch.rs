@@ -253,7 +253,7 @@ fn renewals(
 /// Whether it makes a difference.
 fn is_new(state: &State, change: &Change) -> bool {
     match change {
-        Change::SetListener { listener } => state.listeners.get(&listener.address) != Some(listener),
+        Change::SetListener { listener } => state.listeners.get(&listener.address) != Some(&**listener),
         Change::SetCluster { name, cluster } => state.clusters.get(name) != Some(cluster),
         _ => true,
     }

@@ -243,7 +243,7 @@ mod tests {
 
     fn change(port: u16) -> Vec<Change> {
         let listener = kakehi_ctl::state::Listener::http(([127, 0, 0, 1], port).into());
-        vec![Change::SetListener { listener }]
+        vec![Change::SetListener { listener: Box::new(listener) }]
     }
 
     fn begin(record: &mut StateRecord, state: &State, in_file: &Settings) {
