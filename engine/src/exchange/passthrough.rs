@@ -76,7 +76,8 @@ impl Passthrough {
             let same = |it: &Passage| Rc::ptr_eq(&it.cluster, &passage.cluster) && it.guard == passage.guard;
             if let Some(before) = before.filter(|before| !same(before)) {
                 let clusters = [before, passage].map(|it| it.cluster.name.clone());
-                return Err(Contradiction::Protocol { name: name(), protocol: protocol.clone(), clusters });
+                let (name, protocol, clusters) = (name(), protocol.clone(), Box::new(clusters));
+                return Err(Contradiction::Protocol { name, protocol, clusters });
             }
         }
         Ok(())

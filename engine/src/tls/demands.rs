@@ -58,7 +58,7 @@ pub enum Contradiction {
         /// The protocol that both have.
         protocol: String,
         /// The clusters that they lead to; it may be one, with other limits.
-        clusters: [String; 2],
+        clusters: Box<[String; 2]>,
     },
 }
 

@@ -188,15 +188,15 @@ fn each_error_names_the_place_the_key_and_what_is_allowed() {
         ),
         (
             file("", "interface = \"sixteen--letters\"", "", "", ""),
-            "k.toml:5:13: `interface` must be the name of an interface, of 1 to 15 bytes without `/`, `:` and white space",
+            "k.toml:5:13: `interface` must be the name of an interface, of 1 to 15 bytes without `/`, `:` and white space, not `sixteen--letters`",
         ),
         (
             file("splice_pipe_capacity_bytes = 4095", "", "", "", ""),
-            "k.toml:1:30: `splice_pipe_capacity_bytes` must be an integer from 4096 to 1048576",
+            "k.toml:1:30: `splice_pipe_capacity_bytes` must be an integer from 4096 to 1048576, not `4095`",
         ),
         (
             file("", "", "mode = \"drain\"", "", ""),
-            "k.toml:8:8: unknown word `drain` in `mode`; known are `ready`, `maintain`",
+            "k.toml:8:8: `mode` must be `ready` or `maintain`, not `drain`",
         ),
         (
             file("", "", "", "[[clusters.web.frontends]]\nhostname = \"x\"", ""),
