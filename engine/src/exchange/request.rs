@@ -460,7 +460,7 @@ fn request_id<'a>(
     // Where it has no field of its own, nobody else's is passed on.
     let is_own = config.settings.forwarding.id_field.eq_ignore_ascii_case("x-request-id");
     let theirs = (!is_own && is_trusted(config, client)).then(|| head.field("x-request-id")).flatten();
-    theirs.unwrap_or_else(|| made.as_bytes())
+    theirs.unwrap_or(made.as_bytes())
 }
 
 /// What a frontend changes of a request and of its response.

@@ -14,9 +14,15 @@ use crate::{
 
 /// The clusters, each with its share.
 pub(crate) struct Split {
-    /// Each with the sum of the weights up to it; those without a share are left out.
-    parts: Box<[(u64, Rc<Cluster>)]>,
+    /// Those without a share are left out.
+    parts: Box<[Part]>,
     key: Option<RateKey>,
+}
+
+struct Part {
+    /// The sum of the weights up to this one.
+    until: u64,
+    cluster: Rc<Cluster>,
 }
 
 impl Split {
@@ -25,12 +31,12 @@ impl Split {
         split: &state::Split,
         find: impl Fn(&str) -> Option<&'c Rc<Cluster>>,
     ) -> Option<Rc<Split>> {
-        let mut sum = 0;
+        let mut until = 0;
         let mut parts = Vec::with_capacity(split.parts.len());
         for part in split.parts.iter().filter(|part| part.weight > 0) {
             if let Some(cluster) = find(&part.cluster) {
-                sum += u64::from(part.weight);
-                parts.push((sum, Rc::clone(cluster)));
+                until += u64::from(part.weight);
+                parts.push(Part { until, cluster: Rc::clone(cluster) });
             }
         }
         (!parts.is_empty()).then(|| Rc::new(Split { parts: parts.into(), key: split.key.clone() }))
@@ -50,39 +56,41 @@ impl Split {
     /// The cluster at a point of all that there are.
     fn at(&self, point: u64) -> &Rc<Cluster> {
         // It has a part.
-        let (last, _) = &self.parts[self.parts.len() - 1];
+        let all = self.parts[self.parts.len() - 1].until;
         // Below the sum, which has 32 bits at most.
-        let place = (u128::from(point) * u128::from(*last) >> 64) as u64;
-        let at = self.parts.partition_point(|(sum, _)| *sum <= place);
-        &self.parts[at].1
+        let place = ((u128::from(point) * u128::from(all)) >> 64) as u64;
+        let at = self.parts.partition_point(|part| part.until <= place);
+        &self.parts[at].cluster
     }
 
     /// Each cluster with its weight.
     pub(crate) fn shares(&self) -> impl Iterator<Item = (u64, &Rc<Cluster>)> {
-        let before = std::iter::once(0).chain(self.parts.iter().map(|(sum, _)| *sum));
-        self.parts.iter().zip(before).map(|((sum, cluster), before)| (sum - before, cluster))
+        let before = std::iter::once(0).chain(self.parts.iter().map(|part| part.until));
+        self.parts.iter().zip(before).map(|(part, before)| (part.until - before, &part.cluster))
     }
 
     /// Whether it sends requests to `cluster`.
     pub(crate) fn names(&self, cluster: &Rc<Cluster>) -> bool {
-        self.parts.iter().any(|(_, part)| Rc::ptr_eq(part, cluster))
+        self.parts.iter().any(|part| Rc::ptr_eq(&part.cluster, cluster))
+    }
+}
+
+impl PartialEq for Part {
+    fn eq(&self, other: &Part) -> bool {
+        self.until == other.until && Rc::ptr_eq(&self.cluster, &other.cluster)
     }
 }
 
 impl PartialEq for Split {
     fn eq(&self, other: &Split) -> bool {
-        let same =
-            |((a, one), (b, two)): (&(u64, Rc<Cluster>), &(u64, Rc<Cluster>))| a == b && Rc::ptr_eq(one, two);
-        self.key == other.key
-            && self.parts.len() == other.parts.len()
-            && self.parts.iter().zip(&other.parts).all(same)
+        self.key == other.key && self.parts == other.parts
     }
 }
 
 impl Hash for Split {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.key.hash(state);
-        self.parts.iter().for_each(|(sum, cluster)| (sum, Rc::as_ptr(cluster)).hash(state));
+        self.parts.iter().for_each(|part| (part.until, Rc::as_ptr(&part.cluster)).hash(state));
     }
 }
 

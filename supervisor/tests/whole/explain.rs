@@ -166,7 +166,7 @@ fn what_is_explained_is_what_the_workers_do() {
     let backends = ["one", "two", "three"].map(telling);
     let proxy = many_rules(&backends).start();
     let mut asking = Asking::of(&proxy);
-    let mut dice = Dice::new(0x6578_706c_6169_6e);
+    let mut dice = Dice::new(0x6578_706c_6169);
     let port = proxy.address().port();
     let mut seen = std::collections::BTreeMap::<String, usize>::new();
     for _ in 0..10_000 {
