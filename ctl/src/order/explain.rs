@@ -126,13 +126,22 @@ pub struct ExplainedShare {
     pub cluster: String,
     /// Its weight.
     pub weight: u64,
+    /// It is in maintenance: requests that fall to it are answered with 503.
+    #[serde(default)]
+    pub maintained: bool,
 }
 
 impl Found {
     /// The same with lists and texts no longer than they may be: who says it may be in the hands of a stranger.
     #[must_use]
     pub fn bounded(mut self) -> Found {
-        let cut_to = |most: usize, text: &mut String| text.truncate(text.floor_char_boundary(most));
+        let cut_to = |most: usize, text: &mut String| {
+            text.truncate(text.floor_char_boundary(most));
+            // Nothing that a terminal would obey.
+            if text.contains(|it: char| it.is_control() && !matches!(it, '\r' | '\n' | '\t')) {
+                *text = text.replace(|it: char| it.is_control() && !matches!(it, '\r' | '\n' | '\t'), "?");
+            }
+        };
         let cut = |text: &mut String| cut_to(MOST_TEXT, text);
         let Answered { reason, location, head, .. } = &mut self.answer;
         [location, head].into_iter().flatten().for_each(|text| cut_to(MOST_HEAD, text));

@@ -189,20 +189,45 @@ keyed! {
 }
 
 /// Fields that whoever reads them acts on, besides those that frame a message.
-const WITH_MEANING: [&str; 12] = [
+const WITH_MEANING: [&str; 34] = [
+    "accept",
+    "accept-encoding",
+    "accept-ranges",
+    "age",
+    "allow",
+    "alt-svc",
     "authorization",
+    "cache-control",
+    "content-disposition",
     "content-encoding",
+    "content-language",
+    "content-location",
+    "content-range",
+    "content-security-policy",
     "content-type",
     "cookie",
     "date",
+    "etag",
+    "expires",
     "forwarded",
+    "last-modified",
     "location",
+    "origin",
+    "pragma",
+    "range",
+    "referer",
+    "retry-after",
+    "server",
     "set-cookie",
+    "strict-transport-security",
+    "user-agent",
+    "vary",
     "via",
     "www-authenticate",
-    "x-forwarded-for",
-    "x-real-ip",
 ];
+/// And those whose names begin so.
+const WITH_MEANING_FROM: [&str; 6] =
+    ["access-control-", "if-", "proxy-", "sec-", "x-client-cert-", "x-forwarded-"];
 
 impl Forwarding {
     /// Its switches of the family `X-Forwarded-*`, with their keys.
@@ -236,7 +261,10 @@ impl Forwarding {
         if !is_token(name) || name.len() > 256 {
             return Some("`sozu_id_header` is no name of a field");
         }
-        let means_more = WITH_MEANING.iter().any(|it| name.eq_ignore_ascii_case(it));
+        let begins = |it: &&str| name.get(..it.len()).is_some_and(|start| start.eq_ignore_ascii_case(it));
+        let means_more = WITH_MEANING.iter().any(|it| name.eq_ignore_ascii_case(it))
+            || WITH_MEANING_FROM.iter().any(begins)
+            || name.eq_ignore_ascii_case("x-real-ip");
         (means_more || is_of_framing(name)).then_some("`sozu_id_header`: that field means something else")
     }
 }

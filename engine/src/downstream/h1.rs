@@ -77,7 +77,10 @@ impl Downstream for ClientConnection {
         let mut out = shared.ring.head_buffer();
         let mut text = [0; ulid::ULID_LEN];
         let added = match head.is_interim() {
-            true => AddedFields::default(),
+            true => AddedFields {
+                id: request.id_line(shared, &mut text).map(|(name, _)| (name, "")),
+                ..AddedFields::default()
+            },
             false => AddedFields {
                 transport: request.hsts.as_deref(),
                 date: date.as_ref(),

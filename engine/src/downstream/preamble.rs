@@ -2,13 +2,13 @@
 //! protocol, a TLS handshake. Connections of TCP listeners, and of names that are not terminated here, are passed on as
 //! they are from then on.
 
-use std::{net::IpAddr, rc::Rc};
+use std::rc::Rc;
 
 use kakehi_ctl::{limits, state::ListenerProtocol, template::Values};
 
 use super::{client::ClientConnection, tunnel};
 use crate::{
-    exchange::{Downstream as _, Event, ListenerConfig, Passage, judge},
+    exchange::{Downstream as _, Event, ListenerConfig, Nameless, Passage, judge},
     h1::{write_answer, write_template},
     http::{Asked, Reason},
     observe::Counter,
@@ -326,15 +326,6 @@ async fn pass_on(connection: &mut ClientConnection, config: &Rc<ListenerConfig>)
             connection.stream.start_send(tls::unrecognized_name().into());
             Event::FarewellSent
         }
-    }
-}
-
-/// A connection that is passed on: nothing is known but whose it is.
-struct Nameless(Option<IpAddr>);
-
-impl Asked for Nameless {
-    fn client(&self) -> Option<IpAddr> {
-        self.0
     }
 }
 

@@ -8,7 +8,7 @@ use kakehi_ctl::{
 };
 
 use super::{
-    Client, ListenerConfig, LocalReply, Shared,
+    Client, ListenerConfig, LocalReply, Nameless, Passage, Shared,
     asking::Asking,
     authentication::{Checked, Gate},
     edits::Edits,
@@ -26,13 +26,16 @@ use crate::{
 
 /// What becomes of a request at a listener.
 pub(crate) fn explain(config: &Rc<ListenerConfig>, shared: &Shared, inquiry: &Inquiry) -> Found {
+    if config.refuses(|| Some(inquiry.from)) {
+        return closed(Reason::SourceRefused, Vec::new());
+    }
     let is_tls = config.settings.protocol == ListenerProtocol::Https;
     let name = inquiry.server_name.as_deref().filter(|_| is_tls).map(str::to_ascii_lowercase);
     // The head is one of HTTP/1.1.
     let offered = OfferedProtocols::new(std::iter::once(&b"http/1.1"[..]));
     let passage = config.passthrough.find(name.as_deref(), &offered);
     if let Some(passage) = passage.filter(|_| is_tls) {
-        return passed_on(&passage.cluster);
+        return passed_on(config, shared, passage, inquiry.from);
     }
     if config.tls.as_ref().is_some_and(|terminator| terminator.refuses(name.as_deref())) {
         let reason = Some("tls.unknown_name".to_owned());
@@ -100,6 +103,7 @@ fn explain_head(
             let share = |(weight, cluster): (u64, &Rc<Cluster>)| ExplainedShare {
                 cluster: cluster.name.to_string(),
                 weight,
+                maintained: cluster.maintenance().is_some(),
             };
             split.shares().map(share).collect()
         }),
@@ -111,10 +115,17 @@ fn explain_head(
         Ok(routed) => {
             let Routed { cluster, head, edits } = routed.explained();
             found.cluster = Some(cluster.name.to_string());
-            found.answer.forwarded = true;
-            found.answer.head = Some(String::from_utf8_lossy(head).into_owned());
             found.edits = written(edits);
-            limits.borrow_mut().extend(of_cluster(cluster, asking.client(), shared));
+            let (of_cluster, refusal) = of_cluster(cluster, asking.client(), shared);
+            limits.borrow_mut().extend(of_cluster);
+            found.answer = match refusal {
+                None => Answered {
+                    forwarded: true,
+                    head: Some(String::from_utf8_lossy(head).into_owned()),
+                    ..Answered::default()
+                },
+                Some(reason) => answered(&LocalReply::malformed(reason)),
+            };
         }
         Err(reply) => {
             let before = found.edits;
@@ -126,32 +137,72 @@ fn explain_head(
     found.bounded()
 }
 
-/// What the cluster has to say before a request reaches a backend.
-fn of_cluster(cluster: &Cluster, client: Option<IpAddr>, shared: &Shared) -> Vec<ExplainedLimit> {
+/// What the cluster has to say before a request or a connection reaches a backend, and why it does not, if so.
+fn of_cluster(
+    cluster: &Cluster,
+    client: Option<IpAddr>,
+    shared: &Shared,
+) -> (Vec<ExplainedLimit>, Option<Reason>) {
     let caps = cluster.caps(&shared.pooling).zip(shared.pooling.sources.as_ref());
     let held = caps.map_or([None; 2], |(caps, table)| caps.held(&cluster.name, client, table));
     let [in_flight, waiting] = cluster.fill(&shared.pooling);
-    let all = [
-        ("max_connections_per_ip", held[0]),
-        ("max_connections_per_subnet", held[1]),
-        ("max_requests", in_flight),
-        ("queue_size", waiting),
-    ];
-    let said = all.into_iter().filter_map(|(limit, fill)| Some((limit, fill?)));
-    said.map(|(limit, (used, most))| ExplainedLimit {
-        place: "cluster".to_owned(),
-        limit: limit.to_owned(),
-        used,
-        most: Some(most.into()),
-        // Who waits is not refused yet, and a connection that has a place keeps it.
-        refuses: limit == "max_requests" && used >= u64::from(most),
-    })
-    .collect()
+    let mut refusal = None;
+    let mut limits = Vec::new();
+    for (limit, fill, reason) in [
+        ("max_connections_per_ip", held[0], Some(Reason::TooManyConnections)),
+        ("max_connections_per_subnet", held[1], Some(Reason::TooManyConnections)),
+        ("max_requests", in_flight, Some(Reason::ClusterFull)),
+        // Who waits is not refused yet.
+        ("queue_size", waiting, None),
+    ] {
+        let Some((used, most)) = fill else { continue };
+        let refused = reason.filter(|_| used >= u64::from(most));
+        refusal = refusal.or(refused);
+        limits.push(ExplainedLimit {
+            place: "cluster".to_owned(),
+            limit: limit.to_owned(),
+            used,
+            most: Some(most.into()),
+            refuses: refused.is_some(),
+        });
+    }
+    (limits, refusal.or_else(|| cluster.is_without_backends().then_some(Reason::NoBackend)))
 }
 
-fn passed_on(cluster: &Cluster) -> Found {
-    let answer = Answered { passed_on: true, ..Answered::default() };
-    Found { answer, cluster: Some(cluster.name.to_string()), ..Found::default() }
+/// The connection is passed on, or closed.
+fn passed_on(
+    config: &ListenerConfig,
+    shared: &Shared,
+    Passage { cluster, guard }: &Passage,
+    client: IpAddr,
+) -> Found {
+    let asked = Nameless(Some(client.to_canonical()));
+    let of_cluster_itself = cluster.limits();
+    let guards = config.guard.iter().chain(guard.as_deref());
+    let mut limits = Vec::new();
+    for guard in guards.chain(of_cluster_itself.as_ref().and_then(|limits| limits.guard.as_ref())) {
+        let seen = look(guard, shared, &asked);
+        limits.extend(seen.limits);
+        if let Some(refusal) = seen.refusal {
+            return closed(refusal.reason, limits);
+        }
+    }
+    let (more, refusal) = of_cluster(cluster, asked.client(), shared);
+    limits.extend(more);
+    let refusal = cluster.maintenance().map(|_| Reason::Maintenance).or(refusal);
+    let found = match refusal {
+        Some(reason) => closed(reason, limits),
+        None => {
+            Found { answer: Answered { passed_on: true, ..Answered::default() }, limits, ..Found::default() }
+        }
+    };
+    Found { cluster: Some(cluster.name.to_string()), ..found }
+}
+
+/// The connection is closed without a word.
+fn closed(reason: Reason, limits: Vec<ExplainedLimit>) -> Found {
+    let answer = Answered { reason: Some(reason.code().to_owned()), ..Answered::default() };
+    Found { answer, limits, ..Found::default() }
 }
 
 fn refused(reason: Reason) -> Found {

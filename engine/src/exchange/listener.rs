@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     rc::Rc,
 };
 
@@ -218,13 +218,7 @@ impl ListenerHandle {
 
     /// Whether a connection of `peer` is closed as it comes: nobody whose address it is would be served, and it is its own.
     pub(crate) fn refuses(&self, peer: impl FnOnce() -> Option<SocketAddr>) -> bool {
-        let config = self.config.borrow();
-        let Some(guard) = config.guard.as_ref().filter(|guard| guard.has_sources()) else { return false };
-        let peer = peer().map(|peer| peer.ip().to_canonical());
-        let trusted = &config.settings.forwarding.trusted_peers;
-        let speaks_for_others = config.settings.expect_proxy
-            || peer.is_some_and(|peer| trusted.iter().any(|network| network.contains(&peer)));
-        !speaks_for_others && !guard.admits(peer)
+        self.config.borrow().refuses(|| peer().map(|peer| peer.ip()))
     }
 
     /// Another process has stopped to accept here. Of two that wait for connections the kernel wakes one, which may have
@@ -245,6 +239,16 @@ impl ListenerHandle {
 }
 
 impl ListenerConfig {
+    /// See [`ListenerHandle::refuses`].
+    pub(crate) fn refuses(&self, peer: impl FnOnce() -> Option<IpAddr>) -> bool {
+        let Some(guard) = self.guard.as_ref().filter(|guard| guard.has_sources()) else { return false };
+        let peer = peer().map(|peer| peer.to_canonical());
+        let trusted = &self.settings.forwarding.trusted_peers;
+        let speaks_for_others = self.settings.expect_proxy
+            || peer.is_some_and(|peer| trusted.iter().any(|network| network.contains(&peer)));
+        !speaks_for_others && !guard.admits(peer)
+    }
+
     /// Whether some connections are passed on as they are, by the name that they ask for: then frontends of other clusters
     /// make a difference there too.
     pub fn passes_on_by_name(&self) -> bool {

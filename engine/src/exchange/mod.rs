@@ -66,7 +66,7 @@ pub(crate) use self::{
     listener::{Action, HstsPolicy, Rewriting, Routes, Target},
     local_reply::LocalReply,
     outcome::{Failure, Outcome, Upgrade},
-    passthrough::{Passage, Passthrough},
+    passthrough::{Nameless, Passage, Passthrough},
     request::Request,
     split::Split,
     wakers::Wakers,

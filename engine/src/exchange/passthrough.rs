@@ -1,9 +1,10 @@
 //! Where connections lead that are passed on as they are: by the name that a client of TLS asks for, and the protocols that it
 //! offers (ALPN). No sockets here.
 
-use std::{collections::BTreeMap, rc::Rc};
+use std::{collections::BTreeMap, net::IpAddr, rc::Rc};
 
 use crate::{
+    http::Asked,
     quota::Guard,
     tls::{Contradiction, NameMap, OfferedProtocols},
     upstream::Cluster,
@@ -33,6 +34,15 @@ pub(crate) struct Passage {
     pub(crate) cluster: Rc<Cluster>,
     /// How much its frontend takes from whom, where that is limited.
     pub(crate) guard: Option<Rc<Guard>>,
+}
+
+/// A connection that is passed on: nothing is known but whose it is.
+pub(crate) struct Nameless(pub(crate) Option<IpAddr>);
+
+impl Asked for Nameless {
+    fn client(&self) -> Option<IpAddr> {
+        self.0
+    }
 }
 
 impl Passages {

@@ -411,7 +411,7 @@ pub(super) fn route_request(
             return Err(reply(Reason::BodyTooLarge, &hsts));
         }
         RequestBody::Length(length) => Body::length(length),
-        RequestBody::Chunked => Body::request_chunks(sizes.fields, config.settings.forwarding.underscores),
+        RequestBody::Chunked => Body::request_chunks(sizes.fields, &config.settings.forwarding),
     };
     // RFC 9110 section 7.6.2: who receives 0 answers as the last recipient.
     if head.max_forwards == Some(0) {

@@ -347,7 +347,8 @@ fn read<D: Downstream>(
         ResponseBody::None => Body::length(0),
         ResponseBody::Length(length) => Body::length(length),
         ResponseBody::Chunked => {
-            Body::chunked(if chunked { Emit::Chunked } else { Emit::Data }, limits.fields)
+            let own = &request.config.settings.forwarding.id_field;
+            Body::chunked(if chunked { Emit::Chunked } else { Emit::Data }, limits.fields, own)
         }
         ResponseBody::UntilClose => Body::until_close(chunked),
     };

@@ -117,6 +117,13 @@ impl ChunkedBody {
         self
     }
 
+    /// The same, of whose trailers those of this name are dropped, as it is kakehi's own; none if it is empty.
+    #[must_use]
+    pub fn without_own(mut self, name: &str) -> ChunkedBody {
+        self.trailers.drop_own(name);
+        self
+    }
+
     /// Reads on in `input`, which is what arrived since the bytes that the last call consumed.
     ///
     /// Afterwards `input[..kept]` holds what is to be sent, moved together in place: data in framing that is

@@ -106,7 +106,7 @@ pub struct AddedFields<'a> {
     pub transport: Option<&'a StrictTransport>,
     /// `Date`, of a final response that has none.
     pub date: Option<&'a DateLine>,
-    /// The id of the request, with the name of its field; lines of that name go.
+    /// The name of the field with the id of the request, whose lines go, and that id; empty: none comes.
     pub id: Option<(&'a str, &'a str)>,
 }
 
@@ -254,7 +254,7 @@ impl<'b> ResponseHead<'b> {
                 self.keeps(line, upgrade, replaced, id)
             });
         }
-        if let Some((name, id)) = id {
+        if let Some((name, id)) = id.filter(|(_, id)| !id.is_empty()) {
             for part in [name, ": ", id, "\r\n"] {
                 out.extend_from_slice(part.as_bytes());
             }

@@ -7,6 +7,7 @@ use crate::limits;
 
 use super::Reason;
 use super::field::{Kind, classify, is_token_byte, is_value_byte};
+use super::forward::is_called;
 
 /// Collects a trailer section that may arrive in pieces.
 #[derive(Debug)]
@@ -20,17 +21,25 @@ pub(super) struct Trailers {
     fields_left: u16,
     /// Fields with `_` in their names are dropped, as in the head of a request.
     drops_underscores: bool,
+    /// A name that is kakehi's own.
+    own: Option<Box<str>>,
 }
 
 impl Trailers {
     /// An empty section; at most `max_fields` lines are put up with.
     pub(super) fn new(max_fields: u16) -> Trailers {
-        Trailers { bytes: Vec::new(), line: 0, total: 0, fields_left: max_fields, drops_underscores: false }
+        let (bytes, own) = Default::default();
+        Trailers { bytes, line: 0, total: 0, fields_left: max_fields, drops_underscores: false, own }
     }
 
     /// From now on fields with `_` in their names are dropped.
     pub(super) fn drop_underscores(&mut self) {
         self.drops_underscores = true;
+    }
+
+    /// From now on fields of this name are dropped; none if it is empty.
+    pub(super) fn drop_own(&mut self, name: &str) {
+        self.own = (!name.is_empty()).then(|| name.into());
     }
 
     /// Reads on; says how many bytes belong to the section, and whether its empty line was among them.
@@ -80,7 +89,8 @@ impl Trailers {
         {
             return Err(Reason::BadTrailer);
         }
-        if is_allowed(name) && !(self.drops_underscores && name.contains(&b'_')) {
+        let is_own = self.own.as_ref().is_some_and(|own| is_called(name, own));
+        if is_allowed(name) && !is_own && !(self.drops_underscores && name.contains(&b'_')) {
             self.line = self.bytes.len();
         } else {
             self.bytes.truncate(self.line);

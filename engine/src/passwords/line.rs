@@ -9,6 +9,9 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+use rustc_hash::FxHashMap;
+use slab::Slab;
+
 use super::Verdict;
 use crate::{
     http::{Attempt, AttemptId},
@@ -23,33 +26,39 @@ pub(super) struct Entry {
     client: Option<IpAddr>,
     /// How many wait for it.
     waiting: Cell<usize>,
-    wakers: RefCell<Vec<Waker>>,
+    wakers: RefCell<Slab<Waker>>,
     verdict: Cell<Option<Verdict>>,
 }
 
 impl Entry {
-    pub(super) fn poll(&self, context: &Context<'_>) -> Poll<Verdict> {
+    /// `key` is where the waker of the one who waits is kept.
+    pub(super) fn poll(&self, key: &Cell<Option<usize>>, context: &Context<'_>) -> Poll<Verdict> {
         if let Some(verdict) = self.verdict.get() {
             return Poll::Ready(verdict);
         }
-        let mut wakers = self.wakers.borrow_mut();
-        if !wakers.iter().any(|waker| waker.will_wake(context.waker())) {
-            wakers.push(context.waker().clone());
+        let (mut wakers, waker) = (self.wakers.borrow_mut(), context.waker());
+        match key.get().and_then(|key| wakers.get_mut(key)) {
+            Some(kept) => kept.clone_from(waker),
+            None => key.set(Some(wakers.insert(waker.clone()))),
         }
         Poll::Pending
     }
 
     pub(super) fn wake(&self) {
-        self.wakers.take().into_iter().for_each(Waker::wake);
+        self.wakers.take().into_iter().for_each(|(_, waker)| waker.wake());
     }
 }
 
-/// Attempts in the order in which they came.
+/// Attempts in the order in which they came, each client in turn: who has many does not go before who has one.
 #[derive(Default)]
 pub(super) struct Line {
     waiting: VecDeque<Rc<Entry>>,
     /// What the thread computes.
     under_way: Option<Rc<Entry>>,
+    /// How many were begun.
+    begun: u64,
+    /// When an attempt of a client that waits was begun last.
+    served: FxHashMap<Option<IpAddr>, u64>,
 }
 
 impl Line {
@@ -90,7 +99,16 @@ impl Line {
         if self.under_way.is_some() {
             return None;
         }
-        self.under_way = self.waiting.pop_front();
+        let turn =
+            |(at, entry): &(usize, &Rc<Entry>)| (self.served.get(&entry.client).copied().unwrap_or(0), *at);
+        let (at, _) = self.waiting.iter().enumerate().min_by_key(turn)?;
+        self.under_way = self.waiting.remove(at);
+        self.begun += 1;
+        let client = self.under_way.as_ref().and_then(|entry| entry.client);
+        self.served.insert(client, self.begun);
+        // Of those who have gone nothing is kept.
+        let (waiting, served) = (&self.waiting, &mut self.served);
+        served.retain(|it, _| *it == client || waiting.iter().any(|entry| entry.client == *it));
         self.under_way.as_ref().map(|entry| Arc::clone(&entry.attempt))
     }
 
@@ -102,7 +120,10 @@ impl Line {
     }
 
     /// One waits for it no more. What nobody waits for is not begun; what has begun goes on to its end.
-    pub(super) fn leave(&mut self, entry: &Rc<Entry>) {
+    pub(super) fn leave(&mut self, entry: &Rc<Entry>, key: Option<usize>) {
+        if let Some(key) = key {
+            entry.wakers.borrow_mut().try_remove(key);
+        }
         entry.waiting.set(entry.waiting.get().saturating_sub(1));
         if entry.waiting.get() == 0 {
             self.waiting.retain(|other| !Rc::ptr_eq(other, entry));
@@ -145,10 +166,10 @@ mod tests {
         let late = join(&mut line, "ann", None).unwrap();
         assert!(Rc::ptr_eq(&late, &ann));
         let waker = Waker::noop();
-        assert!(ann.poll(&Context::from_waker(waker)).is_pending());
+        assert!(ann.poll(&Cell::new(None), &Context::from_waker(waker)).is_pending());
         assert!(Rc::ptr_eq(&line.settle(Verdict::Right).unwrap(), &ann));
-        assert_eq!(late.poll(&Context::from_waker(waker)), Poll::Ready(Verdict::Right));
-        assert!(bob.poll(&Context::from_waker(waker)).is_pending());
+        assert_eq!(late.poll(&Cell::new(None), &Context::from_waker(waker)), Poll::Ready(Verdict::Right));
+        assert!(bob.poll(&Cell::new(None), &Context::from_waker(waker)).is_pending());
         assert!(Arc::ptr_eq(&line.next().unwrap(), &bob.attempt) && !line.is_empty());
         line.settle(Verdict::Wrong);
         assert!(line.is_empty());
@@ -162,17 +183,17 @@ mod tests {
         let ann = join(&mut line, "ann", None).unwrap();
         join(&mut line, "ann", None).unwrap();
         let bob = join(&mut line, "bob", None).unwrap();
-        line.leave(&ann);
+        line.leave(&ann, None);
         assert_eq!(line.waiting.len(), 2);
-        line.leave(&ann);
+        line.leave(&ann, None);
         assert_eq!(line.waiting.len(), 1);
         // Nothing of it is left but what who waited has.
         assert_eq!(Rc::strong_count(&ann), 1);
         // What is under way goes on to its end.
-        line.leave(&first);
+        line.leave(&first, None);
         assert!(line.next().is_none());
         assert!(Rc::ptr_eq(&line.settle(Verdict::Right).unwrap(), &first));
-        line.leave(&first);
+        line.leave(&first, None);
         assert!(Arc::ptr_eq(&line.next().unwrap(), &bob.attempt));
     }
 
@@ -196,6 +217,26 @@ mod tests {
         assert!(join(&mut line, "last", Some(&of(2, 1))).is_none());
         line.next();
         assert!(join(&mut line, "last", Some(&of(2, 1))).is_some());
+    }
+
+    #[test]
+    fn each_client_has_its_turn_however_many_attempts_of_others_wait() {
+        let mut line = Line::default();
+        let greedy: Vec<_> =
+            (0..4).map(|it| join(&mut line, &format!("g{it}"), Some("10.0.0.1")).unwrap()).collect();
+        let next = |line: &mut Line| {
+            let attempt = line.next().unwrap();
+            line.settle(Verdict::Wrong);
+            attempt
+        };
+        assert!(Arc::ptr_eq(&next(&mut line), &greedy[0].attempt));
+        let ann = join(&mut line, "ann", Some("10.0.0.2")).unwrap();
+        let bob = join(&mut line, "bob", Some("10.0.0.3")).unwrap();
+        let also = join(&mut line, "ann's", Some("10.0.0.2")).unwrap();
+        for expected in [&ann, &bob, &greedy[1], &also, &greedy[2], &greedy[3]] {
+            assert!(Arc::ptr_eq(&next(&mut line), &expected.attempt));
+        }
+        assert!(line.is_empty() && line.served.len() == 1);
     }
 
     #[test]

@@ -5,7 +5,6 @@
 //! | `line` | who waits: so many in all, so many of one client; those with the same credentials together |
 //! | `remembered` | credentials that were right |
 //! | `thread` | the thread that computes |
-//! | `sys` | its scheduling policy |
 //!
 //! Relies on `ring` for the time and on `http` for the hashes. Promises: the loop computes none of them and waits for no lock that the
 //! thread may hold; memory is that of one hash; no password is kept in clear for longer than it waits.
@@ -15,7 +14,6 @@
 
 mod line;
 mod remembered;
-mod sys;
 mod thread;
 
 use std::{
@@ -106,7 +104,7 @@ impl Passwords {
         self.inner.thread.as_ref()?;
         let entry = self.inner.line.borrow_mut().join(id, attempt, client)?;
         self.inner.counters.count(Counter::AuthenticationWaiting);
-        let waiting = Waiting { inner: Rc::clone(&self.inner), entry };
+        let waiting = Waiting { inner: Rc::clone(&self.inner), entry, waker: Cell::new(None) };
         if !self.inner.is_attended.replace(true) {
             self.inner.ring.spawn(attend(Rc::clone(&self.inner)));
         }
@@ -154,19 +152,21 @@ impl Inner {
 pub(crate) struct Waiting {
     inner: Rc<Inner>,
     entry: Rc<Entry>,
+    /// Where its waker is kept.
+    waker: Cell<Option<usize>>,
 }
 
 impl Future for Waiting {
     type Output = Verdict;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Verdict> {
-        self.entry.poll(context)
+        self.entry.poll(&self.waker, context)
     }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
         self.inner.counters.uncount(Counter::AuthenticationWaiting);
-        self.inner.line.borrow_mut().leave(&self.entry);
+        self.inner.line.borrow_mut().leave(&self.entry, self.waker.get());
     }
 }

@@ -1,6 +1,6 @@
 //! The thread that computes slow hashes, and the desk over which it gets them.
 //!
-//! It runs only where nothing else would, on whichever core that is: so it may stand still for long, at any place. Neither side
+//! It has a small share of whichever core has room ([`NICER`]): so it may stand still for a while, at any place. Neither side
 //! therefore waits for a lock of the other: an attempt lies on the desk, a number says whose turn it is. What an attempt is made of comes
 //! from the loop's part of the heap, whose lock the loop would have to wait for, and is given back by the loop only. The blocks of
 //! argon2id are in nobody's part: each lot is a mapping of its own.
@@ -19,13 +19,20 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::{
+    process::{getpriority_process, setpriority_process},
+    thread::{CpuSet, gettid, sched_setaffinity},
+};
 
-use super::{Verdict, sys};
+use super::Verdict;
 use crate::http::{Attempt, Blocks, NoMemory};
 
 /// Its name, by which it is told from the others of a worker.
 pub const THREAD_NAME: &str = "kakehi-hash";
+
+/// By so much is it nicer than its worker: beside one that has enough to do it gets a tenth of a core. Less would refuse people where the host
+/// is busy, and let the thread stand still, with whatever it holds of the kernel's, for as long as the host is.
+const NICER: i32 = 10;
 
 /// Its stack (bytes): hashes have their memory elsewhere.
 const STACK: usize = 256 << 10;
@@ -66,13 +73,20 @@ impl HashingThread {
         let its = Arc::clone(&desk);
         let (ready, is_ready) = std::sync::mpsc::channel();
         let thread = thread::Builder::new().name(THREAD_NAME.into()).stack_size(STACK).spawn(move || {
-            prepare(cores);
+            if let Err(error) = sched_setaffinity(None, &cores) {
+                tracing::warn!("hashes of passwords are computed on the worker's own core: {error}");
+            }
             // Whoever made it may be gone.
-            let _ = ready.send(());
+            let _ = ready.send(gettid());
             run(&its);
         })?;
-        // What it does now it may not do any more behind the filter.
-        is_ready.recv().map_err(io::Error::other)?;
+        // What it does now it may not do any more behind the filter. It is as quick in that as its worker: who starts waits for it.
+        let its = is_ready.recv().map_err(io::Error::other)?;
+        // Of a thread, on Linux.
+        let nice = getpriority_process(None).map(|own| (own + NICER).min(19));
+        if let Err(error) = nice.and_then(|nice| setpriority_process(Some(its), nice)) {
+            tracing::warn!("hashes of passwords are computed with the priority of requests: {error}");
+        }
         Ok(HashingThread { desk, thread: thread.thread().clone() })
     }
 
@@ -95,16 +109,6 @@ impl HashingThread {
         self.desk.attempt.store(None);
         self.desk.turn.store(turn::FREE, Ordering::Relaxed);
         Some(verdict)
-    }
-}
-
-/// What a thread can do for itself only. A loop beside it that it may disturb is no reason to have none.
-fn prepare(cores: CpuSet) {
-    if let Err(error) = sys::run_when_idle() {
-        tracing::warn!("hashes of passwords are computed with the priority of requests: {error}");
-    }
-    if let Err(error) = sched_setaffinity(None, &cores) {
-        tracing::warn!("hashes of passwords are computed on the worker's own core: {error}");
     }
 }
 
@@ -170,18 +174,5 @@ mod tests {
             assert_eq!(computed(&thread, wrong), Verdict::Wrong, "{user}");
         }
         assert_eq!(thread.verdict(), None);
-    }
-
-    #[test]
-    fn it_runs_where_nothing_else_does_on_the_cores_that_it_was_given() {
-        let cores = sched_getaffinity(None).unwrap();
-        let beside = thread::spawn(move || {
-            prepare(cores);
-            let own = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
-            // The policy is the 41st field; the name, in brackets, is the second.
-            let policy = own.rsplit_once(')').unwrap().1.split_whitespace().nth(38).unwrap().to_owned();
-            (policy, sched_getaffinity(None).unwrap() == cores)
-        });
-        assert_eq!(beside.join().unwrap(), (libc::SCHED_IDLE.to_string(), true));
     }
 }

@@ -1,5 +1,7 @@
 //! A body on its way from one side to the other: how its end is found, and what is left of it.
 
+use kakehi_ctl::state::Forwarding;
+
 use super::read_buffer::ReadBuffer;
 use crate::{
     h1::{Advance, CHUNK_SUFFIX, ChunkedBody, Emit, chunk_prefix},
@@ -49,15 +51,16 @@ impl Body {
         Body { framing: Framing::Length(length), moved: 0 }
     }
 
-    /// A body in chunks.
-    pub(crate) fn chunked(emit: Emit, max_fields: u16) -> Body {
-        Body { framing: Framing::Chunked(Box::new(ChunkedBody::new(emit, max_fields))), moved: 0 }
+    /// A body in chunks, without trailers of the name `own`.
+    pub(crate) fn chunked(emit: Emit, max_fields: u16, own: &str) -> Body {
+        let body = ChunkedBody::new(emit, max_fields).without_own(own);
+        Body { framing: Framing::Chunked(Box::new(body)), moved: 0 }
     }
 
-    /// The body of a request in chunks; trailers with `_` in their names are passed on or dropped as its fields are.
-    pub(crate) fn request_chunks(max_fields: u16, underscores: bool) -> Body {
-        let body = ChunkedBody::new(Emit::Chunked, max_fields);
-        let body = if underscores { body } else { body.without_underscores() };
+    /// The body of a request in chunks; trailers are passed on or dropped as its fields are.
+    pub(crate) fn request_chunks(max_fields: u16, forwarding: &Forwarding) -> Body {
+        let body = ChunkedBody::new(Emit::Chunked, max_fields).without_own(&forwarding.id_field);
+        let body = if forwarding.underscores { body } else { body.without_underscores() };
         Body { framing: Framing::Chunked(Box::new(body)), moved: 0 }
     }
 
@@ -216,7 +219,7 @@ mod tests {
 
     #[test]
     fn what_of_a_body_has_arrived_leaves_with_the_head_and_what_follows_it_stays() {
-        let (chunked, until_close) = (|emit| Body::chunked(emit, 10), Body::until_close);
+        let (chunked, until_close) = (|emit| Body::chunked(emit, 10, ""), Body::until_close);
         for (case, mut body, arrived, complete, sent, moved, rest) in [
             ("no body", Body::length(0), "next", true, "", 0, "next"),
             ("nothing yet", Body::length(5), "", false, "", 0, ""),
@@ -259,7 +262,8 @@ mod tests {
         let chunk = format!("{:x}\r\n{data}\r\n", data.len());
         let ended = format!("{chunk}0\r\n\r\n");
         let with_trailer = format!("{chunk}0\r\na: b\r\n\r\n");
-        let (chunked, length) = (|emit| Body::chunked(emit, 10), |length: usize| Body::length(length as u64));
+        let (chunked, length) =
+            (|emit| Body::chunked(emit, 10, ""), |length: usize| Body::length(length as u64));
         for (case, mut body, arrived, in_place, sent, rest) in [
             ("all", length(data.len()), data.clone(), true, data.clone(), ""),
             ("the beginning", length(9_999), data.clone(), true, data.clone(), ""),
@@ -313,7 +317,7 @@ mod tests {
     #[test]
     fn broken_chunks_are_refused_before_anything_of_them_leaves() {
         let mut head = b"head".to_vec();
-        let outcome = Body::chunked(Emit::Chunked, 10).coalesce(&mut read_buffer(b"x\r\n"), &mut head);
+        let outcome = Body::chunked(Emit::Chunked, 10, "").coalesce(&mut read_buffer(b"x\r\n"), &mut head);
         assert_eq!((outcome, head.as_slice()), (Err(Reason::BadChunk), b"head".as_slice()));
     }
 }

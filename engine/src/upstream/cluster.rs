@@ -367,6 +367,11 @@ impl Cluster {
         self.load.fits(most, ledger).then_some(admitted)
     }
 
+    /// Whether nobody could answer, whatever is asked.
+    pub(crate) fn is_without_backends(&self) -> bool {
+        self.members.borrow().members.is_empty()
+    }
+
     /// Requests and connections in flight, and the most that may be; those that wait for room, and the most that may. Of all workers;
     /// what is not limited is left out.
     pub(crate) fn fill(&self, pooling: &Pooling) -> [Option<(u64, u32)>; 2] {

@@ -83,7 +83,11 @@ fn bound_names(names: &mut Vec<String>) {
     names.shrink_to_fit();
 }
 
+/// Nor has it what a terminal would obey.
 fn bound(text: &mut String, length: usize) {
+    if text.contains(|it: char| it.is_control() && it != '\n') {
+        *text = text.replace(|it: char| it.is_control() && it != '\n', "?");
+    }
     if text.len() > length {
         text.truncate(text.floor_char_boundary(length));
         text.shrink_to_fit();

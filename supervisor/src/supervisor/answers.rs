@@ -127,7 +127,7 @@ impl Supervisor {
                 return None;
             }
             Request::Explain { listener, tls, port, inquiry } => {
-                self.explain(listener, (tls, port), inquiry, answer);
+                self.explain(listener, (tls, port), inquiry, (guest.is_some(), answer));
                 return None;
             }
             Request::Topology => {

@@ -22,6 +22,8 @@ use crate::{
 
 /// Requests that are explained at a time.
 const MOST: usize = 8;
+/// Of which so many may be those of guests.
+const MOST_GUESTS: usize = 4;
 /// A worker that has not answered for so long is no longer waited for.
 const PATIENCE: Duration = Duration::from_secs(4);
 /// Rules of other hosts that are shown where none takes the request.
@@ -51,7 +53,7 @@ impl Supervisor {
         listener: Option<SocketAddr>,
         (tls, port): (bool, u16),
         inquiry: Inquiry,
-        answer: AnswerTo,
+        (is_guest, answer): (bool, AnswerTo),
     ) {
         let now = Instant::now();
         let refuse = |answer: AnswerTo, reason: String| answer.send(Response::Refused { reason });
@@ -60,7 +62,8 @@ impl Supervisor {
             .partition::<Vec<_>, _>(|asked| now.duration_since(asked.since) > PATIENCE);
         self.explaining.asked = asked;
         late.into_iter().for_each(|asked| refuse(asked.answer, "the worker did not answer".to_owned()));
-        if self.explaining.asked.len() + Arc::strong_count(&self.explaining.comparing) > MOST {
+        let most = if is_guest { MOST_GUESTS } else { MOST };
+        if self.explaining.asked.len() + Arc::strong_count(&self.explaining.comparing) > most {
             return refuse(answer, "too many requests are being explained; try again".to_owned());
         }
         let listener = match choose(&self.state, listener, tls, port) {
@@ -74,7 +77,10 @@ impl Supervisor {
                 && worker.state() == WorkerState::Running
                 && worker.order(order, question).is_ok()
         };
-        match self.workers.iter().find(ask).map(Worker::id) {
+        // Another one each time: who is not answered may ask again.
+        let first = order as usize % self.workers.len().max(1);
+        let (before, from) = self.workers.split_at(first);
+        match from.iter().chain(before).find(ask).map(Worker::id) {
             Some(worker) => {
                 self.explaining.asked.push(Asked { order, worker, since: now, listener, inquiry, answer });
             }
@@ -128,6 +134,9 @@ fn choose(state: &State, named: Option<SocketAddr>, tls: bool, port: u16) -> Res
     if let Some(address) = named {
         let listener = state.listeners.get(&address);
         let protocol = listener.ok_or_else(|| format!("there is no listener at {address}"))?.protocol;
+        if !state.accepts(&address) {
+            return Err(format!("the listener at {address} accepts nothing (`active`)"));
+        }
         return match (protocol, tls) {
             (ListenerProtocol::Http, false) | (ListenerProtocol::Https, true) => Ok(address),
             _ => Err(format!(
@@ -139,7 +148,9 @@ fn choose(state: &State, named: Option<SocketAddr>, tls: bool, port: u16) -> Res
     let wanted = if tls { ListenerProtocol::Https } else { ListenerProtocol::Http };
     let of_port = |address: &SocketAddr| address.port() == port;
     let fits = state.listeners.values().filter(|it| {
-        it.protocol == wanted && (of_port(&it.address) || it.public_address.as_ref().is_some_and(of_port))
+        it.active
+            && it.protocol == wanted
+            && (of_port(&it.address) || it.public_address.as_ref().is_some_and(of_port))
     });
     let found: Vec<SocketAddr> = fits.map(|it| it.address).collect();
     match found[..] {
@@ -155,7 +166,9 @@ fn choose(state: &State, named: Option<SocketAddr>, tls: bool, port: u16) -> Res
     }
 }
 
-fn explanation(state: &State, listener: SocketAddr, inquiry: &Inquiry, found: Found) -> Response {
+fn explanation(state: &State, listener: SocketAddr, inquiry: &Inquiry, mut found: Found) -> Response {
+    // A worker may say anything.
+    found.cluster = found.cluster.filter(|name| state.clusters.contains_key(name));
     let Some(configured) = state.listeners.get(&listener) else {
         return Response::Refused { reason: format!("there is no listener at {listener}") };
     };

@@ -302,6 +302,54 @@ fn limits_are_shown_as_full_as_they_are_and_asking_fills_none() {
 }
 
 #[test]
+fn what_a_cluster_or_a_listener_would_not_take_is_said() {
+    let (backend, stop) = Backend::slow();
+    let proxy = Config::new()
+        .another_listener()
+        .another_listener()
+        .cluster("empty", "https_redirect = false")
+        .frontend("empty", "hostname = \"empty\"")
+        .backend("capped", &backend)
+        .cluster("capped", "max_connections_per_ip = 1")
+        .frontend("capped", "hostname = \"capped\"")
+        .backend("full", &backend)
+        .cluster("full", "max_requests = 1")
+        .frontend("full", "hostname = \"full\"")
+        .start();
+    let said = |host: &str| {
+        let url = format!("http://{host}:{}/", proxy.address().port());
+        let said: serde_json::Value =
+            serde_json::from_str(&ctl(&proxy, &["--json", "explain", &url])).unwrap();
+        let reason = said["answer"]["reason"].as_str().unwrap_or("none").to_owned();
+        (said["answer"]["forwarded"].as_bool().unwrap(), reason)
+    };
+    assert_eq!(said("empty"), (false, "no_backend".to_owned()));
+    exchange(&proxy, "GET / HTTP/1.1\r\nHost: empty\r\n\r\n").expect_answer(503, "no_backend");
+    assert_eq!((said("capped"), said("full")), ((true, "none".to_owned()), (true, "none".to_owned())));
+    let mut busy: Vec<Client> = ["capped", "full"]
+        .map(|host| {
+            let mut client = proxy.client();
+            client.send(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+            client
+        })
+        .into();
+    backend.wait_for_requests(2);
+    assert_eq!(said("capped"), (false, "too_many_connections".to_owned()));
+    assert_eq!(said("full"), (false, "cluster_full".to_owned()));
+    exchange(&proxy, "GET / HTTP/1.1\r\nHost: capped\r\n\r\n").expect_answer(429, "too_many_connections");
+    exchange(&proxy, "GET / HTTP/1.1\r\nHost: full\r\n\r\n").expect_answer(503, "cluster_full");
+    drop(stop);
+    busy.clear();
+    let address = proxy.address_of(1).to_string();
+    ctl(&proxy, &["listener", "patch", &address, "deny=[\"192.0.2.0/24\"]"]);
+    let url = format!("http://a:{}/", proxy.address_of(1).port());
+    let text = ctl(&proxy, &["explain", &url, "--from", "192.0.2.1"]);
+    assert!(text.contains("answer     none: the connection is closed (source_refused)\n"), "{text}");
+    ctl(&proxy, &["listener", "deactivate", &address]);
+    assert!(refused(&proxy, &["explain", &url, "--listener", &address]).contains("accepts nothing"));
+}
+
+#[test]
 fn people_are_told_which_rules_failed_in_what_and_what_is_nearest() {
     let backend = Backend::respond(OK);
     let proxy = Config::new()

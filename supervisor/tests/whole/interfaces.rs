@@ -48,9 +48,10 @@ fn served(cables: &Cables, port: u16) -> [bool; 3] {
     ]
 }
 
-/// All workers.
+/// All workers. What was accepted, or stood in the queue of a socket that goes, is served still.
 #[track_caller]
 fn expect_served(cables: &Cables, port: u16, expected: [bool; 3]) {
+    wait::until("the other sockets", || served(cables, port) == expected);
     for _ in 0..5 {
         assert_eq!(served(cables, port), expected);
     }

@@ -95,21 +95,38 @@ fn the_field_has_the_name_that_is_asked_for_or_none() {
 }
 
 #[test]
-fn interim_responses_have_none() {
+fn interim_responses_have_none_and_neither_they_nor_trailers_bring_one() {
     let backend = Backend::respond(
-        "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nSozu-Id: theirs\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n\
+         0\r\nSOZU_ID: theirs\r\nsozu-id: theirs\r\nX-T: 1\r\n\r\n",
     );
-    let proxy = Config::to(&backend).start();
+    let proxy = Config::to(&backend).listener("underscores_in_headers = true").start();
     let mut client = proxy.client();
-    client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    client.send(
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nSozu-Id: mine\r\nX-T: 2\r\n\r\n",
+    );
     let hints = client.head();
-    assert_eq!((hints.status(), hints.field("sozu-id")), (103, None));
-    id(&client.head(), "sozu-id");
+    assert_eq!((hints.status(), hints.field("sozu-id"), hints.field("link")), (103, None, Some("</a>")));
+    let response = client.response();
+    id(&response, "sozu-id");
+    assert_eq!(response.trailers, [("X-T".to_owned(), "1".to_owned())]);
+    let request = backend.request();
+    id(&request, "sozu-id");
+    assert_eq!(request.trailers, [("X-T".to_owned(), "2".to_owned())]);
 }
 
 #[test]
 fn a_name_that_means_something_else_is_refused() {
-    for name in ["Content-Length", "host", "Cookie", "a b", "X:", "Set-Cookie"] {
+    for name in [
+        "Content-Length",
+        "host",
+        "Cookie",
+        "a b",
+        "X:",
+        "Set-Cookie",
+        "X-Forwarded-Proto",
+        "sec-websocket-key",
+    ] {
         let backend = Backend::respond(OK);
         let config = Config::to(&backend).listener(&format!("sozu_id_header = \"{name}\""));
         let (status, output) = crate::harness::Proxy::start_failing(&config);

@@ -157,7 +157,8 @@ impl ExplainArguments {
         }
         line("answer", &describe_answer(&found.answer));
         for share in &found.split {
-            line("split", &format!("cluster {}, weight {}", share.cluster, share.weight));
+            let maintained = if share.maintained { ", in maintenance" } else { "" };
+            line("split", &format!("cluster {}, weight {}{maintained}", share.cluster, share.weight));
         }
         if let Some(cluster) = &found.cluster {
             line("cluster", cluster);

@@ -33,7 +33,8 @@ fn main() -> ExitCode {
         Ok(text) => text,
         Err(failure) => {
             // Whoever closed stderr does not want to know.
-            let _ = writeln!(io::stderr(), "kakehictl: {failure}");
+            let text: Vec<String> = failure.to_string().lines().map(print::printable).collect();
+            let _ = writeln!(io::stderr(), "kakehictl: {}", text.join("\n"));
             return ExitCode::from(failure.exit_code());
         }
     };

@@ -418,8 +418,11 @@ impl FrontendVerb {
             FrontendVerb::List { cluster } => {
                 let state = state(ask)?;
                 let mut rows = vec![
-                    ["CLUSTER", "LISTENER", "HOSTNAME", "PATH", "METHOD", "REFUSES", "REDIRECT", "ASKS"]
-                        .map(str::to_owned),
+                    [
+                        "CLUSTER", "LISTENER", "HOSTNAME", "PATH", "METHOD", "REFUSES", "REDIRECT", "ASKS",
+                        "SPLIT",
+                    ]
+                    .map(str::to_owned),
                 ];
                 let mut objects = Vec::new();
                 for (name, it) in chosen(&state, cluster.as_deref())? {
@@ -439,6 +442,7 @@ impl FrontendVerb {
                             if frontend.deny { "yes" } else { "" }.to_owned(),
                             frontend.redirect.unless_forward().unwrap_or_default().to_owned(),
                             asks(frontend),
+                            split(frontend),
                         ]);
                         objects.push(in_cluster(name, frontend));
                     }
@@ -460,6 +464,12 @@ impl FrontendVerb {
             }
         }
     }
+}
+
+/// The clusters among which a frontend divides its requests, with their weights.
+fn split(frontend: &Frontend) -> String {
+    let parts = frontend.split.iter().flat_map(|split| &split.parts);
+    parts.map(|part| format!("{}:{}", part.cluster, part.weight)).collect::<Vec<_>>().join(" ")
 }
 
 /// What a frontend asks for beyond host, path and method.

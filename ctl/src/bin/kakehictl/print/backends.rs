@@ -45,7 +45,9 @@ pub(crate) fn backends(shown: &Backends, now: i64) -> String {
         let words = match condition {
             ClusterCondition::Down => "no backend can be used",
             ClusterCondition::Panic => "panic: probes call too few primaries well, and are not believed",
-            ClusterCondition::Maintained => "maintained: requests are answered with 503",
+            ClusterCondition::Maintained => {
+                "maintained: requests are answered with 503, and connections that would be passed on are closed"
+            }
             ClusterCondition::Other => continue,
         };
         let _ = writeln!(text, "cluster {}: {words}", printable(name));
