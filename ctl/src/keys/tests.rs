@@ -43,7 +43,7 @@ fn all() -> impl Iterator<Item = &'static Key> {
 }
 
 /// Keys whose name stands elsewhere too, because they mean something together with others.
-const ELSEWHERE: [(&str, &str); 40] = [
+const ELSEWHERE: [(&str, &str); 41] = [
     ("max_body_size", "not in what passes connections on"),
     ("rate", "who makes the limit needs it first"),
     ("key", "TLS and header edits have one, too"),
@@ -82,6 +82,7 @@ const ELSEWHERE: [(&str, &str); 40] = [
     ("weight", "clusters of a split have one, too"),
     ("sozu_id_header", "not every name will do"),
     ("via", "the field is called so"),
+    ("allow", "the same"),
     ("interface", "an address is on one only"),
     ("maintenance_retry_after", "not in a cluster of `tcp`"),
 ];

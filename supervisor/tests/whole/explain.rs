@@ -329,7 +329,7 @@ fn what_a_cluster_or_a_listener_would_not_take_is_said() {
     let mut busy: Vec<Client> = ["capped", "full"]
         .map(|host| {
             let mut client = proxy.client();
-            client.send(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+            client.send(format!("GET /slow HTTP/1.1\r\nHost: {host}\r\n\r\n"));
             client
         })
         .into();
