@@ -102,7 +102,7 @@ impl RequestHead<'_> {
     #[inline]
     fn keeps(&self, line: &Field, by: &ForwardedBy<'_>) -> bool {
         let switches = by.switches;
-        if is_called(line.name(self.input), &switches.id_field) {
+        if line.is_called(self.input, &switches.id_field) {
             return false;
         }
         let name = || line.name(self.input);
@@ -286,13 +286,6 @@ impl RequestHead<'_> {
     fn lines(&self, kind: Kind) -> impl Iterator<Item = &[u8]> {
         self.fields.iter().filter(move |line| line.kind == kind).map(|line| line.value(self.input))
     }
-}
-
-/// Whether a field has this name, also for those who cannot tell `_` from `-`.
-#[inline]
-pub(super) fn is_called(field: &[u8], name: &str) -> bool {
-    let same = |(a, b): (&u8, u8)| a.eq_ignore_ascii_case(&b) || (*a == b'_' && b == b'-');
-    field.len() == name.len() && !field.is_empty() && field.iter().zip(name.bytes()).all(same)
 }
 
 #[cfg(test)]

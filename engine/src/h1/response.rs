@@ -8,7 +8,6 @@ use std::mem::MaybeUninit;
 use crate::limits;
 
 use super::field::{self, ConnectionOptions, Field, Kind};
-use super::forward::is_called;
 use super::framing::Framing;
 use super::{
     DateLine, HeadLimits, HeadProgress, Method, OutConnection, OutFraming, Reason, ResponseBody,
@@ -255,9 +254,10 @@ impl<'b> ResponseHead<'b> {
             });
         }
         if let Some((name, id)) = id.filter(|(_, id)| !id.is_empty()) {
-            for part in [name, ": ", id, "\r\n"] {
-                out.extend_from_slice(part.as_bytes());
-            }
+            out.extend_from_slice(name.as_bytes());
+            out.extend_from_slice(b": ");
+            out.extend_from_slice(id.as_bytes());
+            out.extend_from_slice(b"\r\n");
         }
         if let Some(transport) = transport
             && (transport.replaces || !self.fields.iter().any(|line| self.is_transport(line)))
@@ -286,7 +286,7 @@ impl<'b> ResponseHead<'b> {
 
     #[inline]
     fn keeps(&self, line: &Field, upgrade: bool, transport_replaced: bool, id: Option<(&str, &str)>) -> bool {
-        if id.is_some_and(|(name, _)| is_called(line.name(self.input), name)) {
+        if id.is_some_and(|(name, _)| line.is_called(self.input, name)) {
             return false;
         }
         match line.kind {

@@ -6,8 +6,7 @@
 use crate::limits;
 
 use super::Reason;
-use super::field::{Kind, classify, is_token_byte, is_value_byte};
-use super::forward::is_called;
+use super::field::{Kind, classify, is_called, is_token_byte, is_value_byte};
 
 /// Collects a trailer section that may arrive in pieces.
 #[derive(Debug)]

@@ -106,6 +106,13 @@ impl Field {
         &input[self.start as usize..][..self.name_len as usize]
     }
 
+    /// Whether this is its name, also for those who cannot tell `_` from `-`; never, if that is empty.
+    #[inline]
+    pub(crate) fn is_called(&self, input: &[u8], name: &str) -> bool {
+        // Nearly all are told apart by their length.
+        self.name_len as usize == name.len() && is_called(self.name(input), name)
+    }
+
     pub(crate) fn value<'b>(&self, input: &'b [u8]) -> &'b [u8] {
         &input[self.value as usize..][..self.value_len as usize]
     }
@@ -329,6 +336,12 @@ pub(crate) fn copy_kept(
         run = fields.get(at + 1).map_or(to, |next| next.start as usize);
     }
     out.extend_from_slice(&input[run..to]);
+}
+
+/// Whether two names are one, also for those who cannot tell `_` from `-`; never, if they are empty.
+pub(crate) fn is_called(field: &[u8], name: &str) -> bool {
+    let same = |(a, b): (&u8, u8)| a.eq_ignore_ascii_case(&b) || (*a == b'_' && b == b'-');
+    field.len() == name.len() && !field.is_empty() && field.iter().zip(name.bytes()).all(same)
 }
 
 /// Where the first field line starts; `end` if there is none.
