@@ -63,7 +63,9 @@ impl Supervisor {
         self.explaining.asked = asked;
         late.into_iter().for_each(|asked| refuse(asked.answer, "the worker did not answer".to_owned()));
         let most = if is_guest { MOST_GUESTS } else { MOST };
-        if self.explaining.asked.len() + Arc::strong_count(&self.explaining.comparing) > most {
+        // One is kept here.
+        let comparing = Arc::strong_count(&self.explaining.comparing) - 1;
+        if self.explaining.asked.len() + comparing >= most {
             return refuse(answer, "too many requests are being explained; try again".to_owned());
         }
         let listener = match choose(&self.state, listener, tls, port) {
