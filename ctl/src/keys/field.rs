@@ -13,7 +13,9 @@ use toml::Value as Toml;
 use super::Kind;
 use crate::{
     config::Value,
-    state::{AuthorizedHash, BackendAddress, Conditions, RateKey, StatusRange, Statuses},
+    state::{
+        AuthorizedHash, BackendAddress, Conditions, FileMode, InterfaceName, RateKey, StatusRange, Statuses,
+    },
 };
 
 /// Port of a server of the DNS.
@@ -160,6 +162,28 @@ held! {
     Conditions: Conditions => |it| texts(it.words());
     RateKey: RateKey => |it| Toml::from(it.to_string());
 }
+
+/// Types that are a text of the file, which says what it is.
+macro_rules! parsed {
+    ($($type:ty)*) => {
+        $(
+            impl Field for $type {
+                fn read(value: &Value, _: Kind, _: &Path) -> Option<Self> {
+                    match value {
+                        Value::Text(text) => text.parse().ok(),
+                        _ => None,
+                    }
+                }
+
+                fn write(&self, _: Kind) -> Option<Toml> {
+                    Some(Toml::from(self.to_string()))
+                }
+            }
+        )*
+    };
+}
+
+parsed!(FileMode InterfaceName);
 
 /// An array of what these read as.
 fn texts<T: ToString>(items: impl IntoIterator<Item = T>) -> Toml {

@@ -1,14 +1,8 @@
 //! Where a listener's sockets are bound: an address, and maybe an interface of the network.
 
-use std::{fmt, net::SocketAddr, path::Path, str::FromStr};
+use std::{fmt, net::SocketAddr, str::FromStr};
 
 use serde::{Deserialize, Serialize};
-use toml::Value as Toml;
-
-use crate::{
-    config::Value,
-    keys::{Field, Kind},
-};
 
 /// Bytes of a name at most (`IFNAMSIZ` of the kernel, without the zero behind it).
 const MAX_NAME: usize = 15;
@@ -77,19 +71,6 @@ impl TryFrom<String> for InterfaceName {
 impl From<InterfaceName> for String {
     fn from(name: InterfaceName) -> String {
         name.as_str().to_owned()
-    }
-}
-
-impl Field for InterfaceName {
-    fn read(value: &Value, _: Kind, _: &Path) -> Option<Self> {
-        match value {
-            Value::Text(text) => text.parse().ok(),
-            _ => None,
-        }
-    }
-
-    fn write(&self, _: Kind) -> Option<Toml> {
-        Some(Toml::from(self.as_str()))
     }
 }
 

@@ -1,14 +1,8 @@
 //! The permissions of a file, as `chmod(1)` writes them.
 
-use std::{fmt, path::Path, str::FromStr};
+use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
-use toml::Value as Toml;
-
-use crate::{
-    config::Value,
-    keys::{Field, Kind},
-};
 
 /// Permissions of a file that its owner can read and write, whatever others can.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,19 +48,6 @@ impl FromStr for FileMode {
 impl fmt::Display for FileMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:04o}", self.0)
-    }
-}
-
-impl Field for FileMode {
-    fn read(value: &Value, _: Kind, _: &Path) -> Option<Self> {
-        match value {
-            Value::Text(text) => text.parse().ok(),
-            _ => None,
-        }
-    }
-
-    fn write(&self, _: Kind) -> Option<Toml> {
-        Some(Toml::from(self.to_string()))
     }
 }
 

@@ -125,6 +125,17 @@ impl Config {
         self.backend_at(name, &backend.address(), keys)
     }
 
+    /// A cluster of one backend, for this host.
+    pub(crate) fn site(self, name: &str, hostname: &str, backend: &Backend) -> Config {
+        self.frontend(name, &format!("hostname = \"{hostname}\"")).backend(name, backend)
+    }
+
+    /// The first listener passes everything on to this backend, of a cluster of `tcp`.
+    pub(crate) fn passing_on(self, name: &str, backend: &Backend) -> Config {
+        let tcp = "protocol = \"tcp\"";
+        self.listener(tcp).cluster(name, tcp).frontend(name, "").backend(name, backend)
+    }
+
     /// A backend that is not one of the harness.
     pub(crate) fn backend_at(mut self, name: &str, address: &str, keys: &str) -> Config {
         let comma = if keys.is_empty() { "" } else { ", " };

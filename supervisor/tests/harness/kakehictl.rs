@@ -26,6 +26,33 @@ pub(crate) fn ctl(proxy: &Proxy, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// All that a verb says, on both outputs; it must be carried out.
+#[track_caller]
+pub(crate) fn ctl_says(proxy: &Proxy, arguments: &[&str]) -> String {
+    let output = proxy.ctl(arguments);
+    assert!(output.status.success(), "{arguments:?}: {output:?}\n{}", proxy.log());
+    [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat()
+}
+
+/// All that shows what is configured to whoever asks, and the log: no secret may stand there.
+pub(crate) fn shown_to_anybody(proxy: &Proxy) -> Vec<String> {
+    let url = format!("http://a:{}/staff", proxy.address().port());
+    let verbs = [
+        &["config", "dump"][..],
+        &["explain", &url],
+        &["--json", "explain", &url],
+        &["config", "diff"],
+        &["state"],
+        &["--json", "state"],
+        &["--json", "config", "dump"],
+        &["cluster", "list"],
+        &["--json", "frontend", "list"],
+        &["backends"],
+        &["status"],
+    ];
+    verbs.into_iter().map(|verb| ctl_says(proxy, verb)).chain([proxy.log()]).collect()
+}
+
 /// What is said to a verb that is refused; it must change nothing.
 #[track_caller]
 pub(crate) fn refused(proxy: &Proxy, arguments: &[&str]) -> String {

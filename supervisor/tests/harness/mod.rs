@@ -47,7 +47,7 @@ pub(crate) use config::Config;
 pub(crate) use crowd::{Crowd, Habit, Pages};
 pub(crate) use dice::{Dice, setting};
 pub(crate) use forger::Forger;
-pub(crate) use kakehictl::{ctl, kakehictl, kakehictl_of, refused};
+pub(crate) use kakehictl::{ctl, ctl_says, kakehictl, kakehictl_of, refused, shown_to_anybody};
 pub(crate) use load::Load;
 pub(crate) use machine::Need;
 pub(crate) use message::{Framing, Message};

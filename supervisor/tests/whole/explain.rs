@@ -350,6 +350,36 @@ fn what_a_cluster_or_a_listener_would_not_take_is_said() {
 }
 
 #[test]
+fn what_is_passed_on_by_its_name_is_held_against_what_is_said_of_connections() {
+    let backend = Backend::script(|conn| conn.echo());
+    let issued = Pki::new().issue(&["a.test"]);
+    let proxy = Config::https_to(&Backend::respond(OK), &issued)
+        .cluster("db", "protocol = \"tcp\"")
+        .cluster("db", "max_connections_per_ip = 5")
+        .frontend("db", "hostname = \"db.test\", deny = [\"192.0.2.0/24\"]")
+        .backend("db", &backend)
+        .start();
+    let url = format!("https://db.test:{}/", proxy.address().port());
+    let explain = |more: &[&str]| ctl(&proxy, &[&["explain", &url], more].concat());
+    let text = explain(&[]);
+    assert!(text.contains("answer     none: the connection is passed on as it is\n"), "{text}");
+    assert!(
+        text.contains("max_connections_per_ip, 0 of 5 used\n") && text.contains("cluster    db\n"),
+        "{text}"
+    );
+    let closed = |reason: &str| format!("answer     none: the connection is closed ({reason})\n");
+    let text = explain(&["--from", "192.0.2.1"]);
+    assert!(text.contains(&closed("source_refused")) && text.contains("allow, deny: refuses it\n"), "{text}");
+    ctl(&proxy, &["cluster", "maintain", "db"]);
+    let text = explain(&[]);
+    assert!(text.contains(&closed("maintenance")), "{text}");
+    // A name that is decrypted here is not concerned.
+    let other = ctl(&proxy, &["explain", &url.replace("db.test", "a.test")]);
+    assert!(other.contains("answer     a backend's\n"), "{other}");
+    assert_eq!(backend.connections(), 0, "nobody was connected");
+}
+
+#[test]
 fn people_are_told_which_rules_failed_in_what_and_what_is_nearest() {
     let backend = Backend::respond(OK);
     let proxy = Config::new()

@@ -144,12 +144,7 @@ fn the_backend_connection_ends_with_its_client() {
 #[test]
 fn a_client_that_turns_to_another_cluster_leaves_its_connection() {
     let (one, other) = (authenticating("WWW-Authenticate: NTLM"), authenticating("WWW-Authenticate: NTLM"));
-    let proxy = Config::new()
-        .frontend("one", r#"hostname = "a""#)
-        .backend("one", &one)
-        .frontend("other", r#"hostname = "b""#)
-        .backend("other", &other)
-        .start();
+    let proxy = Config::new().site("one", "a", &one).site("other", "b", &other).start();
     let mut client = proxy.client();
     authenticate(&mut client, "NTLM", "alice");
     client.send("GET / HTTP/1.1\r\nHost: b\r\n\r\n");

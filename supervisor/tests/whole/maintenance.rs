@@ -47,13 +47,8 @@ fn expect_served(proxy: &Proxy) {
 #[test]
 fn requests_are_answered_with_503_and_connections_go_on() {
     let (backend, other) = (Backend::respond(OK), Backend::respond(OK));
-    let proxy = Config::new()
-        .root("worker_count = 2")
-        .frontend("web", r#"hostname = "a""#)
-        .backend("web", &backend)
-        .frontend("other", r#"hostname = "b""#)
-        .backend("other", &other)
-        .start();
+    let proxy =
+        Config::new().root("worker_count = 2").site("web", "a", &backend).site("other", "b", &other).start();
     let mut kept = proxy.client();
     ask(&mut kept);
     let before = backend.requests().len();
@@ -111,10 +106,8 @@ fn what_is_in_flight_finishes_and_tunnels_stay() {
     let proxy = Config::new()
         .root("worker_count = 2")
         .root("drain_timeout = 1")
-        .frontend("slow", r#"hostname = "slow""#)
-        .backend("slow", &slow)
-        .frontend("echo", r#"hostname = "a""#)
-        .backend("echo", &echo)
+        .site("slow", "slow", &slow)
+        .site("echo", "a", &echo)
         .start();
     let mut busy = proxy.client();
     busy.send("GET /slow HTTP/1.1\r\nHost: slow\r\n\r\n");
@@ -203,8 +196,7 @@ fn maintenance_is_kept_by_reloads_deaths_upgrades_and_a_new_start() {
         .root("worker_count = 2")
         .root("saved_state = \"state.json\"")
         .root("automatic_state_save = true")
-        .frontend("web", r#"hostname = "a""#)
-        .backend("web", &backend)
+        .site("web", "a", &backend)
         .start();
     let check = |proxy: &Proxy| expect_maintained(proxy, Some("7"));
     ctl(&proxy, &["cluster", "maintain", "web", "--retry-after", "7"]);
@@ -244,8 +236,7 @@ fn who_watches_is_told_and_backends_are_probed_all_the_same() {
         .frontend("web", r#"hostname = "a""#)
         .cluster("web", "health_check = { interval = 0.05 }")
         .backend("web", &backend)
-        .frontend("all", r#"hostname = "b""#)
-        .backend("all", &backend)
+        .site("all", "b", &backend)
         .start();
     let events = Events::of(&proxy, &["--topic", "health"]);
     // The watch has begun when it tells something.
@@ -270,13 +261,7 @@ fn who_watches_is_told_and_backends_are_probed_all_the_same() {
 #[test]
 fn connections_that_would_be_passed_on_are_refused_and_those_that_are_go_on() {
     let backend = Backend::script(|conn| conn.echo());
-    let proxy = Config::new()
-        .root("worker_count = 2")
-        .listener("protocol = \"tcp\"")
-        .cluster("db", "protocol = \"tcp\"")
-        .frontend("db", "")
-        .backend("db", &backend)
-        .start();
+    let proxy = Config::new().root("worker_count = 2").passing_on("db", &backend).start();
     let mut open: Vec<Client> = (0..ASKED).map(|_| proxy.client()).collect();
     for client in &mut open {
         client.send("x");

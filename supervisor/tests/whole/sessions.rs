@@ -105,12 +105,7 @@ fn tunnels_are_closed_at_once_on_all_workers_and_others_stay() {
 #[test]
 fn connections_that_are_passed_on_are_closed_at_once() {
     let backend = Backend::script(super::harness::Conn::echo);
-    let proxy = config()
-        .listener("protocol = \"tcp\"")
-        .cluster("db", "protocol = \"tcp\"")
-        .frontend("db", "")
-        .backend("db", &backend)
-        .start();
+    let proxy = config().passing_on("db", &backend).start();
     let mut clients: Vec<Client> = (0..MANY).map(|_| proxy.client()).collect();
     for client in &mut clients {
         client.send("hello");

@@ -4,7 +4,9 @@ use std::{fs, time::Duration};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 
-use crate::harness::{Backend, Config, GET, Message, OK, Process, Proxy, exchange, wait};
+use crate::harness::{
+    Backend, Config, GET, Message, OK, Process, Proxy, ctl, ctl_says, exchange, shown_to_anybody, wait,
+};
 
 /// Of `secret`: argon2id (8 KiB), bcrypt (cost 4), SHA-256; of `other`: argon2id.
 const ARGON2ID: &str = "$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$vk+JgWgZGbXHtEqPQPhzXbD+QxxkJR5Fq2AXLhDyYaY";
@@ -175,11 +177,7 @@ fn a_user_who_is_removed_or_has_another_password_is_out_at_once_and_no_hash_is_s
     let backend = Backend::respond(OK);
     let config = config(&backend).root("worker_count = 1");
     let proxy = config.clone().start();
-    let ctl = |arguments: &[&str]| {
-        let output = proxy.ctl(arguments);
-        assert!(output.status.success(), "{arguments:?}: {output:?}");
-        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-    };
+    let ctl = |arguments: &[&str]| ctl_says(&proxy, arguments);
     ask(&proxy, "/staff", "ann:secret", "").expect(200, "ok");
     let mut shown = vec![ctl(&["cluster", "patch", "web", &format!("authorized_hashes=[\"ann:{OTHER}\"]")])];
     ask(&proxy, "/staff", "ann:secret", "").expect_answer(401, "unauthorized");
@@ -187,18 +185,7 @@ fn a_user_who_is_removed_or_has_another_password_is_out_at_once_and_no_hash_is_s
     shown.push(ctl(&["cluster", "patch", "web", &format!("authorized_hashes=[\"bob:{BCRYPT}\"]")]));
     ask(&proxy, "/staff", "ann:other", "").expect_answer(401, "unauthorized");
     ask(&proxy, "/staff", "bob:secret", "").expect(200, "ok");
-    for arguments in [
-        &["config", "dump"][..],
-        &["config", "diff"],
-        &["state"],
-        &["--json", "state"],
-        &["--json", "config", "dump"],
-        &["cluster", "list"],
-        &["--json", "frontend", "list"],
-    ] {
-        shown.push(ctl(arguments));
-    }
-    shown.push(proxy.log());
+    shown.extend(shown_to_anybody(&proxy));
     for text in &shown {
         assert!(
             !text.contains("$argon2id") && !text.contains("$2y$") && !text.contains(&BCRYPT[10..30]),
@@ -208,6 +195,38 @@ fn a_user_who_is_removed_or_has_another_password_is_out_at_once_and_no_hash_is_s
     assert!(ctl(&["config", "dump", "--with-keys"]).contains(BCRYPT));
     ctl(&["cluster", "patch", "web", "authorized_hashes="]);
     ask(&proxy, "/staff", "bob:secret", "").expect_answer(401, "unauthorized");
+}
+
+#[test]
+fn a_request_whose_password_takes_long_stays_at_the_cluster_that_chance_has_made_its_own() {
+    const USERS: usize = 24;
+    let backends = [Backend::respond(OK), Backend::respond(OK)];
+    let users: Vec<String> = (0..USERS).map(|user| format!("\"u{user}:{ARGON2ID}\"")).collect();
+    let counted = "rate_limits = [{ rate = 1000, per = 3600, key = \"route\" }]";
+    let split = "split = [{ cluster = \"one\", weight = 1 }, { cluster = \"two\", weight = 1 }]";
+    let proxy = Config::new()
+        .root("worker_count = 1")
+        .cluster("one", counted)
+        .cluster("two", counted)
+        .cluster("one", &format!("authorized_hashes = [{}]", users.join(", ")))
+        .site("one", "one", &backends[0])
+        .site("two", "two", &backends[1])
+        .frontend("one", &format!("hostname = \"a\", path = \"/staff\", required_auth = true, {split}"))
+        .start();
+    for user in 0..USERS {
+        ask(&proxy, "/staff", &format!("u{user}:secret"), "").expect(200, "ok");
+    }
+    assert_eq!(proxy.counter("authentication.computed"), USERS as u64, "each was routed twice");
+    // What was counted before the password was known is what the backends have got.
+    let counted = |host: &str| {
+        let url = format!("http://{host}:{}/", proxy.address().port());
+        let said: serde_json::Value =
+            serde_json::from_str(&ctl(&proxy, &["--json", "explain", &url])).unwrap();
+        said["limits"][0]["used"].as_u64().unwrap() as usize
+    };
+    let got = backends.each_ref().map(|backend| backend.requests().len());
+    assert_eq!([counted("one"), counted("two")], got);
+    assert!(got.iter().all(|count| *count > 0), "{got:?}");
 }
 
 /// The thread of a worker that computes.

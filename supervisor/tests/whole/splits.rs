@@ -164,3 +164,27 @@ fn a_cluster_stays_as_long_as_a_split_names_it() {
     ctl(&proxy, &["cluster", "remove", "canary"]);
     assert_eq!(shares(&proxy, 8, |_| String::new()), BTreeMap::from([("stable".to_owned(), 8)]));
 }
+
+#[test]
+fn a_part_in_maintenance_keeps_its_share_and_explain_says_so() {
+    let (stable, canary) = (named("stable"), named("canary"));
+    let half = "split_key = \"cookie:user\", split = [{ cluster = \"stable\", weight = 1 }, { cluster = \"canary\", weight = 1 }]";
+    let proxy = config(&stable, &canary, half).start();
+    let of = |user: usize| {
+        exchange(
+            &proxy,
+            format!("GET / HTTP/1.1\r\nHost: a\r\nCookie: user={user}\r\nConnection: close\r\n\r\n"),
+        )
+    };
+    let before: Vec<String> = (0..24).map(|user| of(user).field("x-cluster").unwrap().to_owned()).collect();
+    assert!(["stable", "canary"].iter().all(|it| before.iter().any(|cluster| cluster == it)));
+    ctl(&proxy, &["cluster", "maintain", "canary"]);
+    for (user, cluster) in before.iter().enumerate() {
+        let status = if cluster == "canary" { 503 } else { 200 };
+        assert_eq!(of(user).status(), status, "{user}");
+        let (url, cookie) = (format!("http://a:{}/", proxy.address().port()), format!("Cookie: user={user}"));
+        let text = ctl(&proxy, &["explain", &url, "-H", &cookie]);
+        assert_eq!(text.contains("answer     503 maintenance\n"), status == 503, "{text}");
+        assert!(text.contains("cluster canary, weight 1, in maintenance\n"), "{text}");
+    }
+}
