@@ -352,8 +352,8 @@ fn what_a_cluster_or_a_listener_would_not_take_is_said() {
 #[test]
 fn what_is_passed_on_by_its_name_is_held_against_what_is_said_of_connections() {
     let backend = Backend::script(|conn| conn.echo());
-    let issued = Pki::new().issue(&["a.test"]);
-    let proxy = Config::https_to(&Backend::respond(OK), &issued)
+    let (pki, decrypted) = (Pki::new(), Backend::respond(OK));
+    let proxy = Config::https_to(&decrypted, &pki.issue(&["a.test"]))
         .cluster("db", "protocol = \"tcp\"")
         .cluster("db", "max_connections_per_ip = 5")
         .frontend("db", "hostname = \"db.test\", deny = [\"192.0.2.0/24\"]")
