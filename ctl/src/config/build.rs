@@ -15,6 +15,7 @@ use super::{
     error::{ConfigError, Quoted},
     findings::Findings,
     pieces::Text,
+    places::Places,
     read::{self, Section, Values},
 };
 use crate::{
@@ -54,7 +55,7 @@ pub(super) fn state<'t>(
     extent: Extent,
     pages: Pages,
     findings: &mut Findings<'_>,
-) -> (State, Vec<WantedCertificate>) {
+) -> (State, Vec<WantedCertificate>, Places) {
     root.warn_unhonoured(findings);
     let settings = settings(root, folder, findings);
     let mut builder = Builder {
@@ -68,6 +69,8 @@ pub(super) fn state<'t>(
         pages,
         page_bytes: 0,
         asking: Vec::new(),
+        in_turn: Vec::new(),
+        highest_order: 0,
         divided: Vec::new(),
     };
     let mut state = State { settings, ..State::default() };
@@ -87,6 +90,8 @@ pub(super) fn state<'t>(
         builder.check_splits(&state);
         builder.warn_of_missing_certificates(root, &state);
     }
+    let (rules, written) = (std::mem::take(&mut builder.in_turn), builder.highest_order);
+    let mut places = Places::new(rules, written);
     let mut certificates = builder.wanted_certificates();
     if root.bool("activate_listeners") == Some(false) {
         let offset = root.entry("activate_listeners").map_or(0, |entry| entry.key_offset);
@@ -94,8 +99,9 @@ pub(super) fn state<'t>(
         state.listeners.clear();
         state.clusters.values_mut().for_each(|cluster| cluster.frontends.clear());
         certificates.clear();
+        places = Places::default();
     }
-    (state, certificates)
+    (state, certificates, places)
 }
 
 /// See [`super::certificate_name`].
@@ -166,6 +172,10 @@ struct Builder<'a, 'b> {
     page_bytes: usize,
     /// Rules of sozu's kind that ask for fields, each with the offset of what it asks.
     asking: Vec<(usize, FrontendRule)>,
+    /// Rules that can tie and say nothing of their order: where each begins (offset), its cluster, its place there.
+    in_turn: Vec<(usize, String, usize)>,
+    /// The highest number that a rule has.
+    highest_order: u64,
     /// Clusters that are named in splits, each with its offset.
     divided: Vec<(usize, String)>,
 }

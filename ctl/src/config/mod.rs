@@ -17,6 +17,7 @@ mod error;
 mod findings;
 mod levels;
 mod pieces;
+mod places;
 mod read;
 #[cfg(test)]
 mod reference;
@@ -38,6 +39,7 @@ use build::Extent;
 pub use error::{ConfigError, KeyHint, Loaded, Place, Warning};
 use findings::{Findings, Source};
 use pieces::Pieces;
+pub use places::Places;
 pub(crate) use read::Value;
 pub use report::ConfigErrors;
 use sha2::{Digest as _, Sha256};
@@ -62,6 +64,7 @@ pub fn load(path: impl AsRef<Path>) -> Result<Loaded, ConfigErrors> {
     let folder = absolute.parent().unwrap_or(Path::new("/"));
     let mut loaded = parse_in(&text, &path.to_string_lossy(), folder, Extent::Whole)?;
     loaded.state.revision.origin = digest(&loaded);
+    loaded.places.number(&mut loaded.state);
     Ok(loaded)
 }
 
@@ -121,7 +124,7 @@ pub fn certificate_name(name: &str) -> Result<String, &'static str> {
     build::certificate_name(name)
 }
 
-/// SHA-256 of what `kakehictl` can change while kakehi runs, so that neither a comment, the order of keys, nor a key that this
+/// SHA-256 of what `kakehictl` can change while kakehi runs, before rules have got the numbers of their places, so that neither a comment, the order of keys, nor a key that this
 /// program knows and an earlier one did not is a difference.
 fn digest(loaded: &Loaded) -> String {
     // What is written comes in very small parts.
@@ -159,6 +162,9 @@ fn write_canonical(loaded: &Loaded, sink: &mut dyn io::Write) -> io::Result<()> 
     }
     settings.worker_count.write_canonical(sink)?;
     settings.worker_cores.write_canonical(sink)?;
+    if let Some(rules) = loaded.places.unlike_names() {
+        serde_json::to_writer(&mut *sink, rules)?;
+    }
     Ok(serde_json::to_writer(sink, &loaded.certificates)?)
 }
 
@@ -168,7 +174,10 @@ fn write_canonical(loaded: &Loaded, sink: &mut dyn io::Write) -> io::Result<()> 
 ///
 /// Everything that is wrong with the text.
 pub fn parse(text: &str, file_name: &str) -> Result<Loaded, ConfigErrors> {
-    parse_in(text, file_name, Path::new(file_name).parent().unwrap_or(Path::new("")), Extent::Whole)
+    let folder = Path::new(file_name).parent().unwrap_or(Path::new(""));
+    let mut loaded = parse_in(text, file_name, folder, Extent::Whole)?;
+    loaded.places.number(&mut loaded.state);
+    Ok(loaded)
 }
 
 /// Reads `text`, which is some of a file, put together from a change: nothing is said of what it lacks. Relative paths in it
@@ -209,7 +218,7 @@ fn parse_pieces(
     let source = Source::new(text, file_name);
     let mut findings = Findings::new(&source);
     let (root, clusters) = (read::root(&pieces.rest, &mut findings), pieces.clusters());
-    let (state, certificates) = match root {
+    let (state, certificates, places) = match root {
         Some(root) => build::state(&root, clusters, folder, extent, pages, &mut findings),
         None => {
             clusters.for_each(|text| drop(read::root(&text, &mut findings)));
@@ -217,5 +226,5 @@ fn parse_pieces(
         }
     };
     let warnings = findings.finish()?;
-    Ok(Loaded { state, certificates, warnings })
+    Ok(Loaded { state, certificates, places, warnings })
 }

@@ -47,6 +47,7 @@ pub(super) fn rule(frontend: &state::Frontend, target: u32) -> Rule {
         method: frontend.method.clone(),
         predicates: frontend.predicates.clone(),
         position: frontend.position,
+        order: frontend.order,
         target,
     }
 }

@@ -56,6 +56,7 @@ fn frontend(dice: &mut Dice) -> Frontend {
             Box::new(Predicates { headers: vec![predicate], ..Predicates::default() })
         }),
         position: if dice.roll(30) == 0 { RulePosition::Pre } else { RulePosition::Tree },
+        order: std::num::NonZeroU64::new(dice.roll(4) as u64),
         ..Frontend::default()
     }
 }

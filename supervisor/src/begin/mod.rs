@@ -28,7 +28,7 @@ use std::{
 };
 
 use kakehi_ctl::{
-    config::{self, Loaded},
+    config::{self, Loaded, Places},
     state::Settings,
 };
 use nix::sys::signal::SigSet;
@@ -88,7 +88,8 @@ pub(crate) fn go_on_without(error: String, file: &Path) -> Option<ExitCode> {
     let Recorded { state, in_file } = StateRecord::load(&command_socket).ok()??;
     let complaint = error + "\nthe workers that run go on with what they have: mend the file, then reload";
     crate::logging::complain(&complaint);
-    let loaded = Loaded { state, certificates: Vec::new(), warnings: Vec::new() };
+    let places = Places::default();
+    let loaded = Loaded { state, certificates: Vec::new(), places, warnings: Vec::new() };
     let instead = Instead { complaint, in_file };
     Some(block_on(serve_instead(loaded, Some(file.to_owned()), Some(instead), || {})))
 }
@@ -146,7 +147,7 @@ async fn serve_instead(
     instead: Option<Instead>,
     when_ready: impl FnOnce(),
 ) -> Result<End, Error> {
-    let Loaded { state, certificates, warnings } = loaded;
+    let Loaded { state, certificates, places, warnings } = loaded;
     let (complaint, in_file) = instead.map(|it| (it.complaint, it.in_file)).unzip();
     // What of it is by hand is not the file's.
     let settings = in_file.flatten().unwrap_or_else(|| state.settings.clone());
@@ -191,7 +192,8 @@ async fn serve_instead(
     };
     let mut found = supervisor.find_orphans(known).await;
     let left = Left::with(&mut found.orphans);
-    let recalled = supervisor.serve_beside(move || recall(state, certificates, left, complaint)).await;
+    let recalled =
+        supervisor.serve_beside(move || recall((state, places), certificates, left, complaint)).await;
     let Ok(recalled) = recalled else {
         supervisor.stop_found(found)?;
         return Ok(supervisor.run().await?);

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use kakehi_ctl::{
     change::Change,
-    config,
+    config::{self, ConfigErrors},
     event::Happening,
     keys::Effect,
     layers::Whose,
@@ -57,7 +57,14 @@ impl Supervisor {
 
     async fn try_reload_from(&mut self, file: &Path, wish: Wish, by: &str) -> Result<Changed, Refused> {
         let file = file.to_owned();
-        let mut loaded = self.serve_beside(move || config::load(&file)).await??;
+        let state = Arc::clone(&self.state);
+        let load = move || {
+            let mut loaded = config::load(&file)?;
+            // Of rules that are as they were nothing changes.
+            loaded.places.keep(&mut loaded.state, &state);
+            Ok::<_, ConfigErrors>(loaded)
+        };
+        let mut loaded = self.serve_beside(load).await??;
         let wanted = std::mem::take(&mut loaded.certificates);
         let file = std::mem::take(&mut loaded.state);
         let warnings;
