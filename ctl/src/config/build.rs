@@ -13,6 +13,7 @@ use std::{
 
 use super::{
     error::{ConfigError, Quoted},
+    faults::LeftOut,
     findings::Findings,
     pieces::Text,
     places::Places,
@@ -46,6 +47,16 @@ pub(super) enum Extent {
     Part,
 }
 
+/// What is made of a file.
+#[derive(Default)]
+pub(super) struct Built {
+    pub state: State,
+    /// Certificates that it asks for.
+    pub certificates: Vec<WantedCertificate>,
+    pub places: Places,
+    pub left_out: LeftOut,
+}
+
 /// Puts a state together of `root` and of `clusters`, which are read one by one, and lists the certificates that it needs; what is
 /// wrong goes to `findings`. Relative paths are those of `folder`.
 pub(super) fn state<'t>(
@@ -55,7 +66,7 @@ pub(super) fn state<'t>(
     extent: Extent,
     pages: Pages,
     findings: &mut Findings<'_>,
-) -> (State, Vec<WantedCertificate>, Places) {
+) -> Built {
     root.warn_unhonoured(findings);
     let settings = settings(root, folder, findings);
     let mut builder = Builder {
@@ -71,6 +82,7 @@ pub(super) fn state<'t>(
         asking: Vec::new(),
         in_turn: Vec::new(),
         highest_order: 0,
+        left_out: LeftOut::default(),
         divided: Vec::new(),
     };
     let mut state = State { settings, ..State::default() };
@@ -92,6 +104,7 @@ pub(super) fn state<'t>(
     }
     let (rules, written) = (std::mem::take(&mut builder.in_turn), builder.highest_order);
     let mut places = Places::new(rules, written);
+    let left_out = std::mem::take(&mut builder.left_out);
     let mut certificates = builder.wanted_certificates();
     if root.bool("activate_listeners") == Some(false) {
         let offset = root.entry("activate_listeners").map_or(0, |entry| entry.key_offset);
@@ -101,7 +114,7 @@ pub(super) fn state<'t>(
         certificates.clear();
         places = Places::default();
     }
-    (state, certificates, places)
+    Built { state, certificates, places, left_out }
 }
 
 /// See [`super::certificate_name`].
@@ -176,6 +189,7 @@ struct Builder<'a, 'b> {
     in_turn: Vec<(usize, String, usize)>,
     /// The highest number that a rule has.
     highest_order: u64,
+    left_out: LeftOut,
     /// Clusters that are named in splits, each with its offset.
     divided: Vec<(usize, String)>,
 }

@@ -332,6 +332,11 @@ impl RouteTable {
     }
 }
 
+/// A hostname as it is written whatever spelling a rule has of it; `None`: it is none.
+pub fn normal_host(hostname: &str) -> Option<String> {
+    HostPattern::parse(hostname).ok().map(|pattern| pattern.to_text())
+}
+
 /// Checks the hostname of a rule: that it is one, and that its regular expressions compile.
 ///
 /// # Errors

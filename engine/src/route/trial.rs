@@ -125,12 +125,7 @@ fn failed(
     for (key, kind) in predicates.kinds() {
         for predicate in kind {
             let mut one = Predicates::default();
-            let list = match key {
-                "header_predicates" => &mut one.headers,
-                "query_predicates" => &mut one.query,
-                _ => &mut one.cookies,
-            };
-            list.push(predicate.clone());
+            one.add(key, predicate.clone());
             if !holds(one)? {
                 return Ok(Some(Failed::Predicate(key, predicate.name.clone())));
             }

@@ -112,11 +112,13 @@ impl Builder<'_, '_> {
         }
         // Of just the size that is needed: there may be very many.
         cluster.frontends = Vec::with_capacity(section.tables("frontends").len());
-        for frontend in section.tables("frontends") {
-            if let Some(made) = self.frontend(name, protocol, frontend, root, listeners) {
-                self.note_place(name, cluster.frontends.len(), frontend, &made);
-                cluster.frontends.push(made);
-            }
+        for (place, frontend) in section.tables("frontends").iter().enumerate() {
+            let Some(made) = self.frontend(name, protocol, frontend, root, listeners) else {
+                self.left_out.note(name, place);
+                continue;
+            };
+            self.note_place(name, cluster.frontends.len(), frontend, &made);
+            cluster.frontends.push(made);
         }
         cluster.backends = self.backends(name, section);
         Some(cluster)
