@@ -16,6 +16,7 @@
 
 mod certificates;
 mod over;
+mod places;
 mod words;
 
 pub use self::over::LayersError;
@@ -174,6 +175,14 @@ trait Said {
     {
         self == other || self.said() == other.said()
     }
+
+    /// What it is where a file says `in_file` of it and it was added by hand: what it leaves to the file is as there.
+    fn beside(&self, _in_file: &Self) -> Self
+    where
+        Self: Clone,
+    {
+        self.clone()
+    }
 }
 
 impl Said for Listener {
@@ -191,6 +200,10 @@ impl Said for Cluster {
 impl Said for Frontend {
     fn said(&self) -> toml::Table {
         write::frontend(self)
+    }
+
+    fn beside(&self, in_file: &Frontend) -> Frontend {
+        Frontend { order: self.order.or(in_file.order), ..self.clone() }
     }
 }
 

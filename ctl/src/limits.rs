@@ -221,6 +221,9 @@ pub const PIPE_CAPACITY: u32 = 1 << 20;
 /// Largest configuration file (bytes). Not a key: what is larger is no configuration, or cannot be told to a worker either.
 pub const MAX_CONFIG_FILE: u64 = 64 << 20;
 
+/// The highest `order` of a frontend.
+pub const MAX_ORDER: u64 = 1_000_000_000_000_000;
+
 /// Largest control frame, either way.
 pub const MAX_FRAME: usize = 64 << 20;
 /// Largest frame of a request that loads a state, for root and kakehi's own user.

@@ -22,7 +22,7 @@ use crate::{
 
 /// Prints the verdict on `file`, rules and expressions included; listens on no socket. With `on_this_host` also on the host.
 pub(crate) fn run(file: &Path, on_this_host: bool) -> ExitCode {
-    let mut loaded = match config::load(file) {
+    let mut loaded = match config::load_judged(file, &kakehi_engine::config::faults) {
         Ok(loaded) => loaded,
         Err(errors) => {
             crate::logging::complain_of_file(file, &errors);

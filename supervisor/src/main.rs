@@ -117,13 +117,7 @@ fn main() -> ExitCode {
 fn start(file: &std::path::Path) -> ExitCode {
     match kakehi_ctl::config::load(file) {
         Ok(loaded) => begin::run(loaded, file),
-        Err(errors) => {
-            let lines = errors.lines().collect::<Vec<_>>().join("\n");
-            begin::go_on_without(lines, file).unwrap_or_else(|| {
-                logging::complain_of_file(file, &errors);
-                ExitCode::FAILURE
-            })
-        }
+        Err(errors) => begin::refuse(&errors, file),
     }
 }
 

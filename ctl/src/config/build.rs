@@ -13,8 +13,10 @@ use std::{
 
 use super::{
     error::{ConfigError, Quoted},
+    faults::LeftOut,
     findings::Findings,
     pieces::Text,
+    places::Places,
     read::{self, Section, Values},
 };
 use crate::{
@@ -45,6 +47,16 @@ pub(super) enum Extent {
     Part,
 }
 
+/// What is made of a file.
+#[derive(Default)]
+pub(super) struct Built {
+    pub state: State,
+    /// Certificates that it asks for.
+    pub certificates: Vec<WantedCertificate>,
+    pub places: Places,
+    pub left_out: LeftOut,
+}
+
 /// Puts a state together of `root` and of `clusters`, which are read one by one, and lists the certificates that it needs; what is
 /// wrong goes to `findings`. Relative paths are those of `folder`.
 pub(super) fn state<'t>(
@@ -54,7 +66,7 @@ pub(super) fn state<'t>(
     extent: Extent,
     pages: Pages,
     findings: &mut Findings<'_>,
-) -> (State, Vec<WantedCertificate>) {
+) -> Built {
     root.warn_unhonoured(findings);
     let settings = settings(root, folder, findings);
     let mut builder = Builder {
@@ -68,6 +80,9 @@ pub(super) fn state<'t>(
         pages,
         page_bytes: 0,
         asking: Vec::new(),
+        in_turn: Vec::new(),
+        highest_order: 0,
+        left_out: LeftOut::default(),
         divided: Vec::new(),
     };
     let mut state = State { settings, ..State::default() };
@@ -87,6 +102,9 @@ pub(super) fn state<'t>(
         builder.check_splits(&state);
         builder.warn_of_missing_certificates(root, &state);
     }
+    let (rules, written) = (std::mem::take(&mut builder.in_turn), builder.highest_order);
+    let mut places = Places::new(rules, written);
+    let left_out = std::mem::take(&mut builder.left_out);
     let mut certificates = builder.wanted_certificates();
     if root.bool("activate_listeners") == Some(false) {
         let offset = root.entry("activate_listeners").map_or(0, |entry| entry.key_offset);
@@ -94,8 +112,9 @@ pub(super) fn state<'t>(
         state.listeners.clear();
         state.clusters.values_mut().for_each(|cluster| cluster.frontends.clear());
         certificates.clear();
+        places = Places::default();
     }
-    (state, certificates)
+    Built { state, certificates, places, left_out }
 }
 
 /// See [`super::certificate_name`].
@@ -166,6 +185,11 @@ struct Builder<'a, 'b> {
     page_bytes: usize,
     /// Rules of sozu's kind that ask for fields, each with the offset of what it asks.
     asking: Vec<(usize, FrontendRule)>,
+    /// Rules that can tie and say nothing of their order: where each begins (offset), its cluster, its place there.
+    in_turn: Vec<(usize, String, usize)>,
+    /// The highest number that a rule has.
+    highest_order: u64,
+    left_out: LeftOut,
     /// Clusters that are named in splits, each with its offset.
     divided: Vec<(usize, String)>,
 }

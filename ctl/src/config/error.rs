@@ -5,7 +5,7 @@
 
 use std::{fmt, io, net::SocketAddr, path::PathBuf};
 
-use super::report::masked;
+use super::{places::Places, report::masked};
 use crate::state::{State, WantedCertificate};
 
 /// A file that was read: what it configures, and what in it is not honoured.
@@ -15,6 +15,8 @@ pub struct Loaded {
     pub state: State,
     /// Certificates that it asks for, which are not read yet.
     pub certificates: Vec<WantedCertificate>,
+    /// The order of its rules.
+    pub places: Places,
     /// In the order of the file; one for all places where the same is to be said.
     pub warnings: Vec<Warning>,
 }

@@ -14,9 +14,11 @@ mod build;
 pub(crate) mod compare;
 mod duration;
 mod error;
+mod faults;
 mod findings;
 mod levels;
 mod pieces;
+mod places;
 mod read;
 #[cfg(test)]
 mod reference;
@@ -34,10 +36,12 @@ use std::{
     path::Path,
 };
 
-use build::Extent;
+use build::{Built, Extent};
 pub use error::{ConfigError, KeyHint, Loaded, Place, Warning};
+pub use faults::{Fault, FaultStep, FaultTable};
 use findings::{Findings, Source};
 use pieces::Pieces;
+pub use places::Places;
 pub(crate) use read::Value;
 pub use report::ConfigErrors;
 use sha2::{Digest as _, Sha256};
@@ -55,15 +59,28 @@ use crate::{
 ///
 /// Everything that is wrong with the file.
 pub fn load(path: impl AsRef<Path>) -> Result<Loaded, ConfigErrors> {
+    load_judged(path, &|_| Vec::new())
+}
+
+/// As [`load`], with what `judge` finds wrong with what can be read of the file.
+///
+/// # Errors
+///
+/// Everything that is wrong with the file.
+pub fn load_judged(path: impl AsRef<Path>, judge: Judge<'_>) -> Result<Loaded, ConfigErrors> {
     let path = path.as_ref();
     let unreadable = |error| ConfigErrors::unreadable(path.to_owned(), error);
     let text = text_of(path).map_err(unreadable)?;
     let absolute = std::path::absolute(path).map_err(unreadable)?;
     let folder = absolute.parent().unwrap_or(Path::new("/"));
-    let mut loaded = parse_in(&text, &path.to_string_lossy(), folder, Extent::Whole)?;
+    let mut loaded = parse_in(&text, &path.to_string_lossy(), folder, Extent::Whole, judge)?;
     loaded.state.revision.origin = digest(&loaded);
+    loaded.places.number(&mut loaded.state);
     Ok(loaded)
 }
+
+/// Finds what cannot be served of a state.
+pub type Judge<'j> = &'j dyn Fn(&State) -> Vec<Fault>;
 
 /// The text of a file.
 fn text_of(path: &Path) -> io::Result<String> {
@@ -121,7 +138,7 @@ pub fn certificate_name(name: &str) -> Result<String, &'static str> {
     build::certificate_name(name)
 }
 
-/// SHA-256 of what `kakehictl` can change while kakehi runs, so that neither a comment, the order of keys, nor a key that this
+/// SHA-256 of what `kakehictl` can change while kakehi runs, before rules have got the numbers of their places, so that neither a comment, the order of keys, nor a key that this
 /// program knows and an earlier one did not is a difference.
 fn digest(loaded: &Loaded) -> String {
     // What is written comes in very small parts.
@@ -159,6 +176,9 @@ fn write_canonical(loaded: &Loaded, sink: &mut dyn io::Write) -> io::Result<()> 
     }
     settings.worker_count.write_canonical(sink)?;
     settings.worker_cores.write_canonical(sink)?;
+    if let Some(rules) = loaded.places.unlike_names() {
+        serde_json::to_writer(&mut *sink, rules)?;
+    }
     Ok(serde_json::to_writer(sink, &loaded.certificates)?)
 }
 
@@ -168,7 +188,10 @@ fn write_canonical(loaded: &Loaded, sink: &mut dyn io::Write) -> io::Result<()> 
 ///
 /// Everything that is wrong with the text.
 pub fn parse(text: &str, file_name: &str) -> Result<Loaded, ConfigErrors> {
-    parse_in(text, file_name, Path::new(file_name).parent().unwrap_or(Path::new("")), Extent::Whole)
+    let folder = Path::new(file_name).parent().unwrap_or(Path::new(""));
+    let mut loaded = parse_in(text, file_name, folder, Extent::Whole, &|_| Vec::new())?;
+    loaded.places.number(&mut loaded.state);
+    Ok(loaded)
 }
 
 /// Reads `text`, which is some of a file, put together from a change: nothing is said of what it lacks. Relative paths in it
@@ -178,7 +201,7 @@ pub fn parse(text: &str, file_name: &str) -> Result<Loaded, ConfigErrors> {
 ///
 /// Everything that is wrong with the text.
 pub fn parse_part(text: &str, name: &str, folder: &Path) -> Result<Loaded, ConfigErrors> {
-    parse_in(text, name, folder, Extent::Part)
+    parse_in(text, name, folder, Extent::Part, &|_| Vec::new())
 }
 
 /// The same where what stands in files with own answers is known: they are not read again.
@@ -191,31 +214,45 @@ pub(crate) fn parse_part_with(
     name: &str,
     folder: &Path,
 ) -> Result<Loaded, ConfigErrors> {
-    parse_pieces(&Pieces::of(text), text, name, folder, Extent::Part, pages)
+    let pieces = Pieces::of(text);
+    parse_pieces(&pieces, text, name, (folder, Extent::Part), pages, &|_| Vec::new())
 }
 
-fn parse_in(text: &str, file_name: &str, folder: &Path, extent: Extent) -> Result<Loaded, ConfigErrors> {
-    parse_pieces(&Pieces::of(text), text, file_name, folder, extent, Pages::default())
+fn parse_in(
+    text: &str,
+    file_name: &str,
+    folder: &Path,
+    extent: Extent,
+    judge: Judge<'_>,
+) -> Result<Loaded, ConfigErrors> {
+    parse_pieces(&Pieces::of(text), text, file_name, (folder, extent), Pages::default(), judge)
 }
 
 fn parse_pieces(
     pieces: &Pieces<'_>,
     text: &str,
     file_name: &str,
-    folder: &Path,
-    extent: Extent,
+    (folder, extent): (&Path, Extent),
     pages: Pages,
+    judge: Judge<'_>,
 ) -> Result<Loaded, ConfigErrors> {
     let source = Source::new(text, file_name);
     let mut findings = Findings::new(&source);
     let (root, clusters) = (read::root(&pieces.rest, &mut findings), pieces.clusters());
-    let (state, certificates) = match root {
-        Some(root) => build::state(&root, clusters, folder, extent, pages, &mut findings),
+    let Built { state, certificates, places, .. } = match root {
+        Some(root) => {
+            let built = build::state(&root, clusters, folder, extent, pages, &mut findings);
+            let faults = judge(&built.state);
+            if !faults.is_empty() {
+                faults::tell(&faults, (&root, pieces, &built.left_out), &mut findings);
+            }
+            built
+        }
         None => {
             clusters.for_each(|text| drop(read::root(&text, &mut findings)));
             Default::default()
         }
     };
     let warnings = findings.finish()?;
-    Ok(Loaded { state, certificates, warnings })
+    Ok(Loaded { state, certificates, places, warnings })
 }

@@ -82,6 +82,11 @@ impl<'a> Pieces<'a> {
 
     /// The texts of the clusters, one after the other.
     pub(super) fn clusters(&self) -> impl Iterator<Item = Text<'a>> {
+        self.named_clusters().map(|(_, text)| text)
+    }
+
+    /// The same, each made when it is asked for, with its name.
+    pub(super) fn named_clusters(&self) -> impl Iterator<Item = (&str, Text<'a>)> {
         self.clusters.chunk_by(|(one, _), (other, _)| one == other).map(|of_one| {
             let mut ranges = Vec::with_capacity(of_one.len());
             let mut last_header: Option<Range<u32>> = None;
@@ -98,7 +103,7 @@ impl<'a> Pieces<'a> {
                 }
                 ranges.push(range.clone());
             }
-            Text::new(self.file, &ranges)
+            (of_one.first().map_or("", |(name, _)| &**name), Text::new(self.file, &ranges))
         })
     }
 }

@@ -54,7 +54,7 @@ macro_rules! as_json {
 }
 
 as_json! {
-    bool u8 u16 u32 u64 str String std::path::PathBuf std::net::SocketAddr IpNet
+    bool u8 u16 u32 u64 std::num::NonZeroU64 str String std::path::PathBuf std::net::SocketAddr IpNet
     Answer Answers AuthorizedHash BackendAddress BackendMode BackendTls CipherSuite ClientAuth ClusterMode ClusterProtocol Conditions DnsOnEmpty EditPosition Factor FileMode
     ForwardedHeaders FrontendTls Group
     InitialVerdict InterfaceName ListenerProtocol LoadBalancing LoadMetric PathRule PredicateMatch ProbeMode RateKey Redirect RedirectScheme

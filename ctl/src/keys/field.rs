@@ -4,6 +4,7 @@
 
 use std::{
     net::SocketAddr,
+    num::NonZeroU64,
     path::{Path, PathBuf},
 };
 
@@ -108,6 +109,16 @@ macro_rules! smaller_integers {
 }
 
 smaller_integers!(u8 u16 u32);
+
+impl Field for NonZeroU64 {
+    fn read(value: &Value, kind: Kind, folder: &Path) -> Option<Self> {
+        NonZeroU64::new(u64::read(value, kind, folder)?)
+    }
+
+    fn write(&self, kind: Kind) -> Option<Toml> {
+        self.get().write(kind)
+    }
+}
 
 impl Field for Box<str> {
     fn read(value: &Value, kind: Kind, folder: &Path) -> Option<Self> {

@@ -43,7 +43,7 @@ fn all() -> impl Iterator<Item = &'static Key> {
 }
 
 /// Keys whose name stands elsewhere too, because they mean something together with others.
-const ELSEWHERE: [(&str, &str); 41] = [
+const ELSEWHERE: [(&str, &str); 42] = [
     ("max_body_size", "not in what passes connections on"),
     ("rate", "who makes the limit needs it first"),
     ("key", "TLS and header edits have one, too"),
@@ -77,6 +77,7 @@ const ELSEWHERE: [(&str, &str); 41] = [
     ("www_authenticate", "its letters are looked at"),
     ("required_auth", "it needs users, and connections that are passed on have none"),
     ("position", "header edits have one, too, and connections that are passed on none"),
+    ("order", "connections that are passed on have none"),
     ("https_redirect", "not in a cluster of `tcp`"),
     ("method", "not on a listener of `tcp`"),
     ("weight", "clusters of a split have one, too"),

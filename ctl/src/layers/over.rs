@@ -42,7 +42,8 @@ fn one<T: Said + Clone + PartialEq>(
 ) -> Result<Outcome<T>, String> {
     Ok(match (base, present, file) {
         (InFile::Nothing, None, _) | (InFile::This(_), None, None) => Outcome::File,
-        (InFile::Nothing, Some(present), _) => Outcome::Hand(present.clone()),
+        (InFile::Nothing, Some(present), None) => Outcome::Hand(present.clone()),
+        (InFile::Nothing, Some(present), Some(file)) => Outcome::Hand(present.beside(file)),
         (InFile::This(_), None, Some(_)) => Outcome::Gone,
         (InFile::This(_), Some(_), None) => Outcome::Void,
         (InFile::This(base), Some(present), Some(file)) if base.says_the_same(file) => {

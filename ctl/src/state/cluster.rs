@@ -5,6 +5,7 @@ use std::{
     ffi::OsString,
     fmt,
     net::SocketAddr,
+    num::NonZeroU64,
     os::unix::ffi::{OsStrExt as _, OsStringExt as _},
     path::{Path, PathBuf},
     str::FromStr,
@@ -112,8 +113,11 @@ keyed! {
         /// Answer 401 to who does not name one of the cluster's `authorized_hashes` with its password. Where there are none: to all.
         "required_auth" => required_auth: bool = false, Bool, Yes, Routes;
         /// When the rule is looked at: `TREE`, by what it asks for; `PRE`, before all of these; `POST`, after them. Those of `PRE`, and those of
-        /// `POST`, in the order of the file.
+        /// `POST`, in turn (`order`).
         "position" => position: RulePosition = RulePosition::Tree, Choice(RulePosition::WORDS), Yes, Routes;
+        /// Which of rules that are otherwise equal is looked at first: the one with the lower number. Without it: in the order of the file, behind
+        /// those that have it.
+        "order" => order: Option<NonZeroU64> = None, Integer(1, limits::MAX_ORDER), Own, Routes;
     }
     beside {
         /// Which paths (`path` and `path_type`).
@@ -136,6 +140,17 @@ keyed! {
         limits: Option<Box<FrontendLimits>> = None;
         /// What it changes of the fields of requests and responses.
         headers: Vec<HeaderEdit> = Vec::new();
+    }
+}
+
+impl Frontend {
+    /// Whether another rule may be equal to it in all that decides which is looked at first, and take the same request all the same.
+    pub fn can_tie(&self) -> bool {
+        let is_named_by_expression = || self.hostname.contains('/');
+        self.position != RulePosition::Tree
+            || self.predicates.as_ref().is_some_and(|it| it.alpn.is_empty())
+            || matches!(self.path, PathRule::Regex(_))
+            || is_named_by_expression()
     }
 }
 

@@ -159,6 +159,16 @@ impl Predicates {
         ]
     }
 
+    /// Asks for one thing more, of the kind with this key.
+    pub fn add(&mut self, key: &str, predicate: Predicate) {
+        let list = match key {
+            "header_predicates" => &mut self.headers,
+            "query_predicates" => &mut self.query,
+            _ => &mut self.cookies,
+        };
+        list.push(predicate);
+    }
+
     /// Two predicates that no request can fulfil together: two exact values of one name. The key of the kind, and its name.
     pub fn contradiction(&self) -> Option<(&'static str, &str)> {
         self.kinds().into_iter().find_map(|(key, kind)| {

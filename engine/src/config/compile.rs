@@ -47,6 +47,7 @@ pub(super) fn rule(frontend: &state::Frontend, target: u32) -> Rule {
         method: frontend.method.clone(),
         predicates: frontend.predicates.clone(),
         position: frontend.position,
+        order: frontend.order,
         target,
     }
 }
@@ -96,7 +97,7 @@ impl Target {
 
 /// The targets of a listener, each once: rules that do the same do not contradict each other.
 #[derive(Default)]
-struct Targets {
+pub(super) struct Targets {
     all: Vec<Target>,
     /// The last of those that may be the same.
     last: FxHashMap<u64, u32>,
@@ -106,7 +107,7 @@ struct Targets {
 
 impl Targets {
     /// The place of a target, of `frontend`.
-    fn place(&mut self, wanted: Target, frontend: &state::Frontend) -> u32 {
+    pub(super) fn place(&mut self, wanted: Target, frontend: &state::Frontend) -> u32 {
         let made = wanted.rewriting.as_ref().map(|made| &made.source);
         // Limits are those of a rule, however its host is spelled.
         let host = || frontend.hostname.trim_end_matches('.').to_ascii_lowercase();

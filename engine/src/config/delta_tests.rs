@@ -56,6 +56,7 @@ fn frontend(dice: &mut Dice) -> Frontend {
             Box::new(Predicates { headers: vec![predicate], ..Predicates::default() })
         }),
         position: if dice.roll(30) == 0 { RulePosition::Pre } else { RulePosition::Tree },
+        order: std::num::NonZeroU64::new(dice.roll(4) as u64),
         ..Frontend::default()
     }
 }
@@ -153,6 +154,8 @@ fn a_patched_table_answers_as_one_compiled_whole() {
                 new.insert(name.clone(), Rc::new(Cluster::new(name, wanted, None).unwrap()));
             }
             let compiled = ListenerConfig::compile(&next, &clusters, None);
+            let told = crate::config::faults(&next);
+            assert_eq!(told.is_empty(), compiled.is_ok(), "{:?} {told:?}", compiled.err());
             let prints = HostPrints::of(&state);
             let wanted = ConfigDelta::new(&state, &part, &changes, &prints);
             let patches = wanted.compile(&configs, &clusters, &new).and_then(|patches| {

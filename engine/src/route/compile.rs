@@ -1,6 +1,6 @@
 //! From rules to tables: groups them by host, sorts them, finds contradictions, lays them out flat.
 //!
-//! It takes the rules once, in any order; only regular expressions keep the order in which they came.
+//! It takes the rules once, in any order: where one is looked at before another, `order` of both decides, and only then which came first.
 
 use std::cmp::Reverse;
 
@@ -30,9 +30,11 @@ struct Item {
     /// Number of what else it asks, or [`NONE`].
     predicates: u32,
     target: u32,
-    /// The how manyth it came.
-    order: u32,
+    place: Place,
 }
+
+/// Where a rule stands among those that are otherwise equal: by its `order`, and the how manyth it came.
+type Place = (u64, u32);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
@@ -56,7 +58,8 @@ pub(super) struct Compiler {
     /// How many things each of them asks for.
     asks: Vec<usize>,
     known_predicates: FxHashMap<state::Predicates, u32>,
-    in_turn: InTurn,
+    before: Vec<(u64, RouteTable)>,
+    behind: Vec<(u64, RouteTable)>,
 }
 
 impl Compiler {
@@ -64,11 +67,12 @@ impl Compiler {
     pub(super) fn add(&mut self, rule: &Rule) -> Result<(), RouteError> {
         let tables = match rule.position {
             RulePosition::Tree => None,
-            RulePosition::Pre => Some(&mut self.in_turn.before),
-            RulePosition::Post => Some(&mut self.in_turn.behind),
+            RulePosition::Pre => Some(&mut self.before),
+            RulePosition::Post => Some(&mut self.behind),
         };
         if let Some(tables) = tables {
-            tables.push(RouteTable::compile([Rule { position: RulePosition::Tree, ..rule.clone() }])?);
+            let table = RouteTable::compile([Rule { position: RulePosition::Tree, ..rule.clone() }])?;
+            tables.push((rule.rank(), table));
             return Ok(());
         }
         if rule.target & CHOICE != 0 {
@@ -82,8 +86,8 @@ impl Compiler {
             PathRule::Prefix(path) => (Kind::Prefix, self.literal(&rule.path, path)?),
         };
         let predicates = self.predicates(rule.predicates.as_deref())?;
-        let order = number(self.items.len())?;
-        self.items.push(Item { group, kind, text, method, predicates, target: rule.target, order });
+        let place = (rule.rank(), number(self.items.len())?);
+        self.items.push(Item { group, kind, text, method, predicates, target: rule.target, place });
         Ok(())
     }
 
@@ -186,13 +190,14 @@ impl Compiler {
         Ok((set, count))
     }
 
-    /// Appends the regular expressions of one host, in the order in which each came first; the same one with a method before without.
+    /// Appends the regular expressions of one host, each where the first rule with it stands; the same one with a method before without.
     /// Returns how many rules they are.
     fn push_regexes(&self, items: &[Item], layout: &mut Layout) -> Result<usize, RouteError> {
-        let mut first: FxHashMap<u32, u32> = FxHashMap::default();
+        let mut first: FxHashMap<u32, Place> = FxHashMap::default();
         let mut rules: Vec<Item> = items.iter().filter(|item| item.kind == Kind::Regex).copied().collect();
         for item in &rules {
-            first.entry(item.text).or_insert(item.order);
+            let first = first.entry(item.text).or_insert(item.place);
+            *first = item.place.min(*first);
         }
         // NONE is the highest method.
         rules.sort_by_cached_key(|item| (first[&item.text], item.method, self.rank(item)));
@@ -206,9 +211,9 @@ impl Compiler {
     }
 
     /// The order among rules for the same host, path and method.
-    fn rank(&self, item: &Item) -> (Reverse<usize>, u32) {
+    fn rank(&self, item: &Item) -> (Reverse<usize>, Place) {
         let asks = self.asks.get(item.predicates as usize).copied().unwrap_or(0);
-        (Reverse(asks), item.order)
+        (Reverse(asks), item.place)
     }
 
     /// Where rules lead that are for the same host, path and method, and are in their order; and how many different ones they are.
@@ -316,18 +321,25 @@ impl LayingOut {
         let Some(first) = rest.first() else { return Ok(false) };
         let count = rest.iter().take_while(|item| item.group == first.group).count();
         let (group, items) = (first.group as usize, &rest[..count]);
+        let first_place = items.iter().map(|item| item.place).min().unwrap_or_default();
         let (set, rules) = self.compiler.lay_out(items, &mut self.layout)?;
         self.next += count;
         self.rules += rules;
         // Each group has a rule, and they were numbered in order: this host is looked at no more.
         let host = std::mem::replace(&mut self.compiler.hosts[group], HostPattern::Any);
-        self.hosts.add(host, set);
+        self.hosts.add(host, set, first_place);
         Ok(true)
     }
 
     /// The table, when there is no host left.
     pub(super) fn finish(mut self) -> Result<RouteTable, RouteError> {
-        let Compiler { mut patterns, texts, methods, predicates, in_turn, .. } = self.compiler;
+        let Compiler { mut patterns, texts, methods, predicates, before, behind, .. } = self.compiler;
+        let [before, behind] = [before, behind].map(|mut tables| {
+            // A stable sort: those of the same order stay as they came.
+            tables.sort_by_key(|(order, _)| *order);
+            tables.into_iter().map(|(_, table)| table).collect()
+        });
+        let in_turn = InTurn { before, behind };
         let hosts = self.hosts.finish(&mut patterns)?;
         let layout = &mut self.layout;
         number(layout.literals.len())?;

@@ -38,7 +38,7 @@ enum Label {
 #[derive(Debug)]
 pub(super) struct HostIndex {
     exact: FxHashMap<Box<[u8]>, HostEntry>,
-    /// By rank: more literal labels first, then in order of appearance.
+    /// By rank: more literal labels first, then by the place of the first rule.
     label_hosts: Box<[LabelHost]>,
     /// Literal tail to indexes into `label_hosts`, ascending.
     tails: FxHashMap<Box<[u8]>, Vec<u32>>,
@@ -52,7 +52,7 @@ pub(super) struct HostIndex {
 /// A [`HostIndex`] that patterns are put into one by one.
 pub(super) struct HostIndexBuilder {
     index: HostIndex,
-    with_regex: Vec<(Vec<LabelPattern>, PathSet)>,
+    with_regex: Vec<(Vec<LabelPattern>, PathSet, (u64, u32))>,
 }
 
 impl HostIndexBuilder {
@@ -70,8 +70,8 @@ impl HostIndexBuilder {
         HostIndexBuilder { index, with_regex: Vec::new() }
     }
 
-    /// Puts in a pattern. All are different, and come in order of appearance.
-    pub(super) fn add(&mut self, host: HostPattern, set: PathSet) {
+    /// Puts in a pattern, whose first rule has that place. All are different.
+    pub(super) fn add(&mut self, host: HostPattern, set: PathSet, place: (u64, u32)) {
         match host {
             HostPattern::Any => self.index.any = Some(set.into()),
             HostPattern::Exact(name) => {
@@ -80,7 +80,7 @@ impl HostIndexBuilder {
             HostPattern::Wildcard(parent) => {
                 self.index.wildcards.insert(parent.into_bytes().into(), set.into());
             }
-            HostPattern::Labels(labels) => self.with_regex.push((labels, set)),
+            HostPattern::Labels(labels) => self.with_regex.push((labels, set, place)),
         }
     }
 
@@ -88,10 +88,9 @@ impl HostIndexBuilder {
     pub(super) fn finish(self, patterns: &mut Patterns) -> Result<HostIndex, RouteError> {
         let HostIndexBuilder { mut index, mut with_regex } = self;
         let literals = |labels: &[LabelPattern]| labels.iter().filter(|label| is_literal(label)).count();
-        // A stable sort keeps the order of appearance among equals.
-        with_regex.sort_by_key(|(labels, _)| std::cmp::Reverse(literals(labels)));
+        with_regex.sort_by_key(|(labels, _, place)| (std::cmp::Reverse(literals(labels)), *place));
         let mut label_hosts = Vec::with_capacity(with_regex.len());
-        for (rank, (labels, set)) in with_regex.into_iter().enumerate() {
+        for (rank, (labels, set, _)) in with_regex.into_iter().enumerate() {
             let head = labels.len() - labels.iter().rev().take_while(|label| is_literal(label)).count();
             let tail = tail_text(&labels[head..]);
             index.longest_tail = index.longest_tail.max(labels.len() - head);

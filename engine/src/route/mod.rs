@@ -1,18 +1,18 @@
 //! Routing: the hostname, path and method rules of one listener, compiled into one immutable table.
 //!
 //! It knows no socket and no clock, and allocates nothing to answer (but for a path over 1 KiB with
-//! odd spelling). The order in which rules are tried, which does not depend on the order in which they were
-//! given except among regular expressions:
+//! odd spelling). The order in which rules are tried, in which *in turn* means by [`Rule::order`], those without one last, and then as
+//! they were given:
 //!
-//! 1. Host: exact name; names with `/regex/` labels (more literal labels first, then in order of appearance);
+//! 1. Host: exact name; names with `/regex/` labels (more literal labels first, then in turn, each by its first rule);
 //!    `*.parent`; `*`.
-//! 2. Path, among the rules of that host: EQUALS; REGEX, in order of appearance; PREFIX, the longest first.
+//! 2. Path, among the rules of that host: EQUALS; REGEX, in turn, each by its first rule; PREFIX, the longest first.
 //! 3. Method: of rules with the same path, one with a method before one without.
 //! 4. Predicates, what rules ask of fields, query, cookies and the client's network: of rules with the same method, those that ask for
-//!    more things first, then in order of appearance.
+//!    more things first, then in turn.
 //!
 //! A rule one of whose predicates does not hold is passed over, and the next one that matches is tried; so is a host none of whose rules
-//! takes the request. Rules of the position `PRE` stand before all this, those of `POST` behind it, each in order of appearance.
+//! takes the request. Rules of the position `PRE` stand before all this, those of `POST` behind it, each in turn.
 //!
 //! Paths are compared as the client sent them. One that servers might read differently is looked up a second
 //! time as its normal form (see `normalise.rs`); if that leads elsewhere, the answer is
@@ -31,6 +31,8 @@ mod rewrite;
 #[cfg(test)]
 mod tests;
 mod trial;
+
+use std::num::NonZeroU64;
 
 use kakehi_ctl::state::{PathRule, Predicates, RulePosition};
 
@@ -58,6 +60,8 @@ pub struct Rule {
     pub predicates: Option<Box<Predicates>>,
     /// When it is looked at.
     pub position: RulePosition,
+    /// Where it stands among those that are otherwise equal: lower first, `None` last.
+    pub order: Option<NonZeroU64>,
     /// What [`RouteTable::lookup`] answers: an index of the caller's. Rules that do the same should have the same
     /// target: rules are only in each other's way if their targets differ.
     pub target: u32,
@@ -66,7 +70,13 @@ pub struct Rule {
 impl Rule {
     /// One that asks for nothing but host, path and method.
     pub fn new(hostname: String, path: PathRule, method: Option<String>, target: u32) -> Rule {
-        Rule { hostname, path, method, predicates: None, position: RulePosition::Tree, target }
+        let position = RulePosition::Tree;
+        Rule { hostname, path, method, predicates: None, position, order: None, target }
+    }
+
+    /// The smaller, the earlier.
+    fn rank(&self) -> u64 {
+        self.order.map_or(u64::MAX, NonZeroU64::get)
     }
 }
 
@@ -320,6 +330,11 @@ impl RouteTable {
             Err(normalise::NoReading) => false,
         }
     }
+}
+
+/// A hostname as it is written whatever spelling a rule has of it; `None`: it is none.
+pub fn normal_host(hostname: &str) -> Option<String> {
+    HostPattern::parse(hostname).ok().map(|pattern| pattern.to_text())
 }
 
 /// Checks the hostname of a rule: that it is one, and that its regular expressions compile.

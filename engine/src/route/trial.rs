@@ -37,17 +37,20 @@ pub struct Trial {
     pub failed: Option<Failed>,
 }
 
+/// Where a rule stands among those that are otherwise equal: by its `order`, and its place among the rules that were given.
+type Place = (u64, usize);
+
 /// Where a rule stands among others. The order of its fields is that of the comparison.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Rank {
     position: u8,
     /// Of the position `TREE` only: how well its host fits; host and path by their first rule; how well the path fits.
-    host: (u8, usize, usize),
-    path: (u8, usize),
+    host: (u8, usize, Place),
+    path: (u8, Place),
     any_method: bool,
     /// The more it asks, the smaller.
     asks: usize,
-    place: usize,
+    place: Place,
 }
 
 /// Tries all rules, in the order in which a table looks at them. `host_name`, `path` and `method` are those of [`RouteTable::lookup`]; the
@@ -69,14 +72,14 @@ pub fn try_rules(
         let sought = Sought { method, asked };
         Ok(table.find_in_tree(&host, path.as_bytes(), Form::Sent, &sought).is_some())
     };
-    let mut first = First::default();
+    let first = First::of(rules)?;
     let mut trials = Vec::with_capacity(rules.len());
     for (place, rule) in rules.iter().enumerate() {
         let failed = match is_other_name(&rule.hostname, &host) {
             true => Some(Failed::Host),
             false => failed(rule, &takes)?,
         };
-        trials.push((first.rank(rule, place)?, Trial { place, failed }));
+        trials.push((first.rank(rule, (rule.rank(), place))?, Trial { place, failed }));
     }
     trials.sort_by(|(one, _), (other, _)| one.cmp(other));
     Ok(trials.into_iter().map(|(_, trial)| trial).collect())
@@ -122,12 +125,7 @@ fn failed(
     for (key, kind) in predicates.kinds() {
         for predicate in kind {
             let mut one = Predicates::default();
-            let list = match key {
-                "header_predicates" => &mut one.headers,
-                "query_predicates" => &mut one.query,
-                _ => &mut one.cookies,
-            };
-            list.push(predicate.clone());
+            one.add(key, predicate.clone());
             if !holds(one)? {
                 return Ok(Some(Failed::Predicate(key, predicate.name.clone())));
             }
@@ -139,13 +137,29 @@ fn failed(
 /// Places of the first rule of each host, and of each path of a host.
 #[derive(Default)]
 struct First {
-    hosts: FxHashMap<String, usize>,
-    paths: FxHashMap<(String, PathRule), usize>,
+    hosts: FxHashMap<String, Place>,
+    paths: FxHashMap<(String, PathRule), Place>,
 }
 
 impl First {
-    fn rank(&mut self, rule: &Rule, place: usize) -> Result<Rank, RouteError> {
-        let nowhere = Rank { position: 0, host: (0, 0, 0), path: (0, 0), any_method: false, asks: 0, place };
+    /// Those of rules of the position `TREE`.
+    fn of(rules: &[Rule]) -> Result<First, RouteError> {
+        let mut all = First::default();
+        for (place, rule) in rules.iter().enumerate().filter(|(_, it)| it.position == RulePosition::Tree) {
+            let (name, place) = (HostPattern::parse(&rule.hostname)?.to_text(), (rule.rank(), place));
+            if let PathRule::Regex(_) = &rule.path {
+                let first = all.paths.entry((name.clone(), rule.path.clone())).or_insert(place);
+                *first = place.min(*first);
+            }
+            let first = all.hosts.entry(name).or_insert(place);
+            *first = place.min(*first);
+        }
+        Ok(all)
+    }
+
+    fn rank(&self, rule: &Rule, place: Place) -> Result<Rank, RouteError> {
+        let nowhere =
+            Rank { position: 0, host: (0, 0, (0, 0)), path: (0, (0, 0)), any_method: false, asks: 0, place };
         match rule.position {
             RulePosition::Pre => return Ok(nowhere),
             RulePosition::Post => return Ok(Rank { position: 2, ..nowhere }),
@@ -161,11 +175,11 @@ impl First {
             HostPattern::Any => (3, 0),
         };
         let name = pattern.to_text();
-        let first = *self.hosts.entry(name.clone()).or_insert(place);
+        let first = self.hosts.get(&name).copied().unwrap_or(place);
         let path = match &rule.path {
-            PathRule::Equals(_) => (0, 0),
-            PathRule::Regex(_) => (1, *self.paths.entry((name, rule.path.clone())).or_insert(place)),
-            PathRule::Prefix(prefix) => (2, usize::MAX - prefix.len()),
+            PathRule::Equals(_) => (0, (0, 0)),
+            PathRule::Regex(_) => (1, self.paths.get(&(name, rule.path.clone())).copied().unwrap_or(place)),
+            PathRule::Prefix(prefix) => (2, (0, usize::MAX - prefix.len())),
         };
         let asks = usize::MAX - rule.predicates.as_ref().map_or(0, |it| it.len());
         let host = (kind, usize::MAX - literal, first);

@@ -62,6 +62,18 @@ pub enum Contradiction {
     },
 }
 
+impl Contradiction {
+    /// The name that it is about.
+    pub fn name(&self) -> &str {
+        match self {
+            Contradiction::Differ { name, .. }
+            | Contradiction::Other { name, .. }
+            | Contradiction::PassedOn { name }
+            | Contradiction::Protocol { name, .. } => name,
+        }
+    }
+}
+
 /// What one name says by itself.
 #[derive(Default)]
 struct Own<'a> {

@@ -28,7 +28,7 @@ use std::{
 };
 
 use kakehi_ctl::{
-    config::{self, Loaded},
+    config::{self, ConfigErrors, Loaded, Places},
     state::Settings,
 };
 use nix::sys::signal::SigSet;
@@ -58,9 +58,12 @@ use self::{
 pub(crate) fn run(loaded: Loaded, file: &Path) -> ExitCode {
     match run_to_end(serve(loaded, Some(file.to_owned()), || {})) {
         // What is wrong with the rules shows when they are compiled, before anything is touched.
-        Err(Error::State(error)) => {
-            go_on_without(error.to_string(), file).unwrap_or_else(|| exit_code(Err(Error::State(error))))
-        }
+        Err(Error::State(error)) => match config::load_judged(file, &kakehi_engine::config::faults) {
+            Err(errors) => refuse(&errors, file),
+            Ok(_) => {
+                go_on_without(error.to_string(), file).unwrap_or_else(|| exit_code(Err(Error::State(error))))
+            }
+        },
         ended => exit_code(ended),
     }
 }
@@ -68,6 +71,18 @@ pub(crate) fn run(loaded: Loaded, file: &Path) -> ExitCode {
 /// Runs a supervisor on this thread and turns its end into an exit code; errors go to standard error.
 pub(crate) fn block_on(supervisor: impl Future<Output = Result<End, Error>>) -> ExitCode {
     exit_code(run_to_end(supervisor))
+}
+
+/// What the program does where the file is wrong; the whole program `kakehi start`.
+pub(crate) fn refuse(errors: &ConfigErrors, file: &Path) -> ExitCode {
+    // All of them, with those that show when it is compiled.
+    let judged = config::load_judged(file, &kakehi_engine::config::faults).err();
+    let errors = judged.as_ref().unwrap_or(errors);
+    let lines = errors.lines().collect::<Vec<_>>().join("\n");
+    go_on_without(lines, file).unwrap_or_else(|| {
+        crate::logging::complain_of_file(file, errors);
+        ExitCode::FAILURE
+    })
 }
 
 fn run_to_end(supervisor: impl Future<Output = Result<End, Error>>) -> Result<End, Error> {
@@ -88,7 +103,8 @@ pub(crate) fn go_on_without(error: String, file: &Path) -> Option<ExitCode> {
     let Recorded { state, in_file } = StateRecord::load(&command_socket).ok()??;
     let complaint = error + "\nthe workers that run go on with what they have: mend the file, then reload";
     crate::logging::complain(&complaint);
-    let loaded = Loaded { state, certificates: Vec::new(), warnings: Vec::new() };
+    let places = Places::default();
+    let loaded = Loaded { state, certificates: Vec::new(), places, warnings: Vec::new() };
     let instead = Instead { complaint, in_file };
     Some(block_on(serve_instead(loaded, Some(file.to_owned()), Some(instead), || {})))
 }
@@ -146,7 +162,7 @@ async fn serve_instead(
     instead: Option<Instead>,
     when_ready: impl FnOnce(),
 ) -> Result<End, Error> {
-    let Loaded { state, certificates, warnings } = loaded;
+    let Loaded { state, certificates, places, warnings } = loaded;
     let (complaint, in_file) = instead.map(|it| (it.complaint, it.in_file)).unzip();
     // What of it is by hand is not the file's.
     let settings = in_file.flatten().unwrap_or_else(|| state.settings.clone());
@@ -191,7 +207,8 @@ async fn serve_instead(
     };
     let mut found = supervisor.find_orphans(known).await;
     let left = Left::with(&mut found.orphans);
-    let recalled = supervisor.serve_beside(move || recall(state, certificates, left, complaint)).await;
+    let recalled =
+        supervisor.serve_beside(move || recall((state, places), certificates, left, complaint)).await;
     let Ok(recalled) = recalled else {
         supervisor.stop_found(found)?;
         return Ok(supervisor.run().await?);

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use kakehi_ctl::{
+    config::Places,
     edit,
     order::KeyPair,
     state::{Fingerprint, KnownName, State, WantedCertificate},
@@ -33,26 +34,34 @@ pub(super) struct Recalled {
     pub(super) names: Vec<KnownName>,
 }
 
-/// Finds out what is to be served where the file says `state` and names `certificates`. With a `complaint`, `state` is not what the
+/// Finds out what is to be served where the file says `state`, its rules in the order of `places`, and names `certificates`. With a `complaint`, `state` is not what the
 /// file says.
 ///
 /// # Errors
 /// See [`Error`].
 pub(super) fn recall(
-    mut state: State,
+    (mut state, places): (State, Places),
     certificates: Vec<WantedCertificate>,
     mut left: Left,
     complaint: Option<String>,
 ) -> Result<Recalled, Error> {
     let mut keeper = Keeper::new(left.vault()?).map_err(Error::Runtime)?;
     if let Some(running) = recorded_state(&state, &left) {
-        let in_file = Some(state.clone());
+        let mut in_file = state.clone();
+        places.keep(&mut in_file, &running);
         state = state.going_on_from(running);
         keeper.adopt(&state);
         let names = names_record::load(&state.settings.command_socket);
         let names =
             names.inspect_err(|error| tracing::warn!("{error}: the DNS is asked anew")).unwrap_or_default();
-        return Ok(Recalled { state, keeper, in_file, to_be_read: certificates, recorded: true, names });
+        return Ok(Recalled {
+            state,
+            keeper,
+            in_file: Some(in_file),
+            to_be_read: certificates,
+            recorded: true,
+            names,
+        });
     }
     if let Some(complaint) = complaint {
         return Err(Error::NobodyGoesOn(complaint));

@@ -222,7 +222,10 @@ impl Supervisor {
             Err(refused) => Err(refused),
         };
         self.certificates.settle(changed.is_ok());
-        if let Err(refused) = changed {
+        if let Err(mut refused) = changed {
+            if let Some(file) = self.source.file.clone() {
+                refused = self.with_places(&file, refused).await;
+            }
             tracing::error!("the file has changed, and cannot be applied: {refused}");
             self.tell(Happening::refused("the start", &refused.to_string()));
         }

@@ -158,7 +158,8 @@ fn edited(state: &State, edits: &[Edit], folder: &Path) -> Result<(Vec<Change>, 
     }
     let (mut changes, mut warnings) = (Vec::new(), Vec::new());
     for edit in edits {
-        let edited = edit.change(&part, folder)?;
+        let mut edited = edit.change(&part, folder)?;
+        state.in_its_place(&part, &mut edited.change);
         let before = part.clone();
         part.apply(&edited.change)?;
         // What is so already is no change.
@@ -193,7 +194,9 @@ impl Supervisor {
         let state = Arc::clone(&self.state);
         let restored = self.with_keeper(move |keeper| {
             let warnings = keeper.restore(&mut saved, &keys, &state)?;
-            let by_hand = ByHand::between(&state.file_layer(), &saved);
+            let file = state.file_layer();
+            saved.take_places(&file);
+            let by_hand = ByHand::between(&file, &saved);
             Ok::<_, certificates::Error>((state.difference(&saved), by_hand, warnings))
         });
         let outcome = match restored.await? {

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use kakehi_ctl::{
     change::Change,
-    config,
+    config::{self, ConfigErrors},
     event::Happening,
     keys::Effect,
     layers::Whose,
@@ -51,13 +51,37 @@ impl Supervisor {
 
     async fn reload_from(&mut self, file: &Path, wish: Wish, by: &str) -> Result<Changed, Refused> {
         let outcome = self.try_reload_from(file, wish, by).await;
+        let outcome = match outcome {
+            Err(refused) => Err(self.with_places(file, refused).await),
+            outcome => outcome,
+        };
         self.certificates.settle(outcome.is_ok() && !wish.dry_run);
         outcome
     }
 
+    /// Why the file was refused, with all places in it where that is what it says by itself.
+    pub(crate) async fn with_places(&mut self, file: &Path, refused: Refused) -> Refused {
+        if !matches!(refused, Refused::State(_) | Refused::Workers(_) | Refused::File(_)) {
+            return refused;
+        }
+        let file = file.to_owned();
+        let judge = move || config::load_judged(&file, &kakehi_engine::config::faults).err();
+        match self.serve_beside(judge).await {
+            Ok(Some(errors)) => Refused::File(errors),
+            _ => refused,
+        }
+    }
+
     async fn try_reload_from(&mut self, file: &Path, wish: Wish, by: &str) -> Result<Changed, Refused> {
         let file = file.to_owned();
-        let mut loaded = self.serve_beside(move || config::load(&file)).await??;
+        let state = Arc::clone(&self.state);
+        let load = move || {
+            let mut loaded = config::load(&file)?;
+            // Of rules that are as they were nothing changes.
+            loaded.places.keep(&mut loaded.state, &state);
+            Ok::<_, ConfigErrors>(loaded)
+        };
+        let mut loaded = self.serve_beside(load).await??;
         let wanted = std::mem::take(&mut loaded.certificates);
         let file = std::mem::take(&mut loaded.state);
         let warnings;

@@ -74,6 +74,95 @@ fn a_reload_answers_with_all_errors_and_logs_each_in_one_line() {
     assert!(!proxy.log().contains("^^^"), "{}", proxy.log());
 }
 
+/// A file whose frontends are wrong in a way that only those who compile them find, each with its place and what is said of it.
+fn uncompilable(address: &str) -> (String, Vec<(String, &'static str)>) {
+    let frontends = [
+        ("hostname = \"/(/.x\"", "\"/(/", "the regular expression `(` is refused: unclosed group"),
+        ("hostname = \"a\", path = \"/[\", path_type = \"REGEX\"", "\"/[\"", "unclosed character class"),
+        (
+            "hostname = \"b\", header_predicates = [{ name = \"x\", value = \"1\" }, { name = \"y\", match = \"regex\", value = \"+\" }]",
+            "\"+\"",
+            "the regular expression `+` is refused",
+        ),
+        (
+            "hostname = \"*.c\", redirect = \"found\", rewrite_host = \"$HOST[2].d\"",
+            "\"$HOST",
+            "`$HOST[2]` is no part of the hostname",
+        ),
+        ("hostname = \"d\", rewrite_path = \"/$PATH[7]\"", "\"/$PATH", "`$PATH[7]` is no part of the path"),
+        ("hostname = \"e\", path = \"/x/../y\"", "\"/x/..", "can match no request"),
+        ("hostname = \"f\", path = \"/%40\"", "{", "lead to different places; the other one stands in line "),
+    ];
+    let mut text = format!("[[listeners]]\naddress = \"{address}\"\nprotocol = \"http\"\n");
+    let mut expected = Vec::new();
+    for (number, (keys, at, said)) in frontends.into_iter().enumerate() {
+        // The names of the clusters come in another order than the lines.
+        let name = ["q", "b", "z", "a", "c", "y", "d"][number];
+        let line = format!("frontends = [{{ address = \"{address}\", {keys} }}]");
+        text += &format!("[clusters.{name}]\nprotocol = \"http\"\n{line}\n");
+        let place = format!("{}:{}: ", text.lines().count(), line.find(at).unwrap() + 1);
+        expected.push((place, said));
+    }
+    text += &format!(
+        "[clusters.A]\nprotocol = \"http\"\nfrontends = [{{ address = \"{address}\", hostname = \"f.\", path = \"/@\" }}]\n"
+    );
+    (text, expected)
+}
+
+#[test]
+fn what_only_compiling_finds_is_told_with_its_place_all_at_once_by_check_start_and_reload() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("kakehi.toml");
+    let (text, expected) = uncompilable("127.0.0.1:1");
+    fs::write(&file, format!("command_socket = \"k.sock\"\n{text}worker_cuont = 1\n")).unwrap();
+    // Beside what is wrong with the text.
+    let text = said(&check(&file, &[]));
+    assert!(text.contains("unknown key `worker_cuont`") && text.ends_with(": 8 errors\n"), "{text}");
+    let (text, _) = uncompilable("127.0.0.1:1");
+    fs::write(&file, format!("command_socket = \"k.sock\"\n{text}")).unwrap();
+    let start = Command::new(program()).args(["start", "-c"]).arg(&file).output().unwrap();
+    for output in [check(&file, &[]), start] {
+        let text = said(&output);
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.ends_with(": 7 errors\n"), "{text}");
+        let mut lines = text.lines().filter(|line| line.starts_with(&*file.to_string_lossy()));
+        for (place, words) in &expected {
+            let (row, column) = place.split_once(':').unwrap();
+            // The line of the command socket comes first.
+            let place = format!("{}:{}:{column}", file.display(), row.parse::<usize>().unwrap() + 1);
+            let line = lines.next().unwrap();
+            assert!(line.starts_with(&place) && line.contains(words), "{line}, not {place} {words}");
+        }
+        assert!(text.contains("\n   |") && text.contains("^^^^^^"), "{text}");
+    }
+
+    let backend = Backend::respond("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+    let proxy = Proxy::to(&backend);
+    let (text, expected) = uncompilable(&proxy.address().to_string());
+    let file = proxy.folder().join("kakehi.toml");
+    let root = fs::read_to_string(&file).unwrap();
+    let root: String =
+        root.lines().take_while(|line| !line.starts_with('[')).map(|it| format!("{it}\n")).collect();
+    fs::write(&file, format!("{root}{text}")).unwrap();
+    let before = root.lines().count();
+    let text = said(&proxy.ctl(&["reload"]));
+    for (place, words) in &expected {
+        let (row, column) = place.split_once(':').unwrap();
+        let place = format!("kakehi.toml:{}:{column}", row.parse::<usize>().unwrap() + before);
+        let line =
+            text.lines().find(|line| line.contains(&place)).unwrap_or_else(|| panic!("{place}: {text}"));
+        assert!(line.contains(words), "{line}, not {words}");
+    }
+    assert!(text.contains("nothing was changed") && text.contains("^^^^^^"), "{text}");
+    send_signal(proxy.supervisor(), Signal::SIGHUP);
+    wait::until("all of them are in the log", || {
+        let log = proxy.log();
+        let found =
+            |(_, words): &(String, &str)| log.lines().any(|it| it.contains("SIGHUP: ") && it.contains(words));
+        expected.iter().all(found) && log.contains("nothing was changed")
+    });
+}
+
 #[test]
 fn check_here_tells_what_this_host_lacks_and_plain_check_does_not_ask() {
     let folder = tempfile::tempdir().unwrap();

@@ -52,6 +52,7 @@ mod machine_wide;
 mod maintenance;
 mod names;
 mod obstacles;
+mod order_of_file;
 mod pipes;
 mod predicates;
 mod probes;

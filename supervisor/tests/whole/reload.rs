@@ -129,7 +129,7 @@ fn a_bad_file_changes_nothing_and_says_where() {
     for (bad, said) in [
         (format!("worker_cuont = 1\n{good}"), "kakehi.toml:1:1"),
         (format!("{good}\n["), "kakehi.toml:"),
-        (good.replace("hostname = \"*\"", "hostname = \"/[/\""), "cluster `all`: the regular expression"),
+        (good.replace("hostname = \"*\"", "hostname = \"/[/\""), ": the regular expression `[` is refused"),
         (String::from_utf8_lossy(&[b'#'; 10]).into_owned() + "\0", "kakehi.toml:1:"),
     ] {
         std::fs::write(&file, &bad).unwrap();

@@ -14,8 +14,8 @@ use super::{
     Builder, Extent, hostname,
 };
 use crate::state::{
-    Admission, Answers, Backend, BackendAddress, BackendTls, Balancing, Cluster, ClusterProtocol, Listener,
-    Material, Passive, Retries,
+    Admission, Answers, Backend, BackendAddress, BackendTls, Balancing, Cluster, ClusterProtocol, Frontend,
+    Listener, Material, Passive, Retries,
 };
 
 /// Where distributions keep the certificates of those that are commonly believed: Debian and Arch, RHEL and Fedora, Alpine, SUSE,
@@ -112,11 +112,27 @@ impl Builder<'_, '_> {
         }
         // Of just the size that is needed: there may be very many.
         cluster.frontends = Vec::with_capacity(section.tables("frontends").len());
-        for frontend in section.tables("frontends") {
-            cluster.frontends.extend(self.frontend(name, protocol, frontend, root, listeners));
+        for (place, frontend) in section.tables("frontends").iter().enumerate() {
+            let Some(made) = self.frontend(name, protocol, frontend, root, listeners) else {
+                self.left_out.note(name, place);
+                continue;
+            };
+            self.note_place(name, cluster.frontends.len(), frontend, &made);
+            cluster.frontends.push(made);
         }
         cluster.backends = self.backends(name, section);
         Some(cluster)
+    }
+
+    /// Takes note of where a rule stands that is the one with this `index` in the cluster.
+    fn note_place(&mut self, cluster: &str, index: usize, section: &Section, frontend: &Frontend) {
+        match frontend.order {
+            Some(order) => self.highest_order = self.highest_order.max(order.get()),
+            None if self.extent == Extent::Whole && frontend.can_tie() => {
+                self.in_turn.push((section.offset, cluster.to_owned(), index));
+            }
+            None => {}
+        }
     }
 
     /// Each user must be one, and somebody must ask for them.

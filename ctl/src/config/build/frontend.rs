@@ -191,6 +191,7 @@ impl Builder<'_, '_> {
         ];
         wrong.extend(lists.into_iter().filter(|key| section.entry(key).is_some()));
         wrong.extend(section.text("position").filter(|it| *it != "TREE").map(|_| "position"));
+        wrong.extend(section.entry("order").map(|_| "order"));
         wrong.extend(Rewrite::OWN.iter().map(|key| key.name).filter(|name| section.entry(name).is_some()));
         wrong.extend(FRONTEND_TLS.iter().map(|key| key.name).filter(|name| section.entry(name).is_some()));
         for key in wrong {

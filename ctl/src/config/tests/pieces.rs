@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::{
-    config::{Extent, Loaded, Pieces, parse_pieces},
+    config::{Extent, Fault, FaultStep, FaultTable, Loaded, Pieces, load_judged, parse_pieces},
     state::Pages,
 };
 
@@ -22,7 +22,10 @@ impl Numbers {
 
 /// What is read, or the lines of the first error.
 fn read(pieces: &Pieces<'_>, text: &str) -> Result<Loaded, Vec<String>> {
-    let read = parse_pieces(pieces, text, "k.toml", Path::new("/"), Extent::Whole, Pages::default());
+    let read =
+        parse_pieces(pieces, text, "k.toml", (Path::new("/"), Extent::Whole), Pages::default(), &|_| {
+            Vec::new()
+        });
     read.map_err(|errors| errors.lines().collect())
 }
 
@@ -92,4 +95,70 @@ fn a_file_in_pieces_is_read_as_the_whole_file_is() {
         }
     }
     assert!(right > 50 && wrong > 500, "{right} {wrong}");
+}
+
+#[test]
+fn the_place_of_a_fault_is_found_whatever_form_the_file_has() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("k.toml");
+    let frontend =
+        |address: &str, host: &str| format!("{{ address = \"127.0.0.1:{address}\", hostname = \"{host}\" }}");
+    // Frontends of a listener of `udp` are left out.
+    let list = format!("[{}, {}, {}]", frontend("2", "a"), frontend("1", "b"), frontend("1", "c"));
+    let other_list = format!("[{}]", frontend("1", "z"));
+    let listeners = "listeners = [{ address = \"127.0.0.1:1\", protocol = \"http\" }, { address = \"127.0.0.1:2\", protocol = \"udp\" }]\n";
+    let fault = |table: FaultTable, path: &[FaultStep]| Fault {
+        table,
+        path: path.to_vec(),
+        reason: "no\ngood".to_owned(),
+        beside: Some(("y".to_owned(), 0)),
+    };
+    let faults = [
+        fault(FaultTable::Frontend("x".to_owned(), 1), &[FaultStep::Key("hostname")]),
+        fault(FaultTable::Cluster("x".to_owned()), &[FaultStep::Key("protocol")]),
+        fault(FaultTable::Listener("127.0.0.1:1".parse().unwrap()), &[FaultStep::Key("address")]),
+        fault(
+            FaultTable::Frontend("x".to_owned(), 0),
+            &[FaultStep::Key("header_predicates"), FaultStep::Item(3)],
+        ),
+    ];
+    for clusters in [
+        format!(
+            "[clusters.x]\nprotocol = \"http\"\nfrontends = {list}\n[clusters.y]\nprotocol = \"http\"\nfrontends = {other_list}\n"
+        ),
+        format!(
+            "[clusters]\nx = {{ protocol = \"http\", frontends = {list} }}\ny = {{ protocol = \"http\", frontends = {other_list} }}\n"
+        ),
+        format!(
+            "clusters = {{ x = {{ protocol = \"http\", frontends = {list} }}, y = {{ protocol = \"http\", frontends = {other_list} }} }}\n"
+        ),
+    ] {
+        let text = format!("{listeners}{clusters}");
+        std::fs::write(&path, &text).unwrap();
+        let errors = load_judged(&path, &|_| faults.to_vec()).unwrap_err();
+        let line_of = |offset: usize| text[..offset].matches('\n').count() + 1;
+        let place = |offset: usize| {
+            let line = line_of(offset);
+            format!("{line}:{}", offset - text[..offset].rfind('\n').map_or(0, |it| it + 1) + 1)
+        };
+        let x = text.find(&list).unwrap();
+        let protocol = text[text.find("x]").or(text.find("x = {")).unwrap()..].find("\"http\"").unwrap();
+        let protocol = protocol + text.find("x]").or(text.find("x = {")).unwrap();
+        let wanted = [
+            place(text.find("\"127").unwrap()),
+            place(protocol),
+            place(x + list.find("{ address = \"127.0.0.1:1").unwrap()),
+            place(x + list.rfind("\"c\"").unwrap()),
+        ];
+        let other = line_of(text.rfind(&other_list).unwrap());
+        let mut found: Vec<String> = errors.lines().collect();
+        found.sort_by_key(|line| wanted.iter().position(|it| line.contains(&format!(":{it}: "))));
+        for (line, place) in found.iter().zip(&wanted) {
+            assert!(
+                line.ends_with(&format!(":{place}: no\u{fffd}good; the other one stands in line {other}")),
+                "{found:#?} {place}"
+            );
+        }
+        assert_eq!(found.len(), 4);
+    }
 }

@@ -1,6 +1,6 @@
 //! The compiled table against a matcher that tries every rule, over rules and requests from a seeded generator.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, num::NonZeroU64};
 
 use kakehi_ctl::state::{Predicate, PredicateMatch, Predicates, RulePosition};
 
@@ -80,6 +80,11 @@ fn naive_holds(rule: &Rule, asked: &Sent) -> bool {
     all && cookies && (predicates.sources.is_empty() || asked.client.is_some_and(from))
 }
 
+/// Where a rule stands among those that are otherwise equal.
+fn in_turn(rule: &Rule, place: usize) -> (u64, usize) {
+    (rule.order.map_or(u64::MAX, NonZeroU64::get), place)
+}
+
 /// The best rule, by trying them all.
 fn naive_find(
     rules: &[Rule],
@@ -94,17 +99,20 @@ fn naive_find(
     for (place, rule) in rules.iter().enumerate() {
         let Some(host) = host_rank(&rule.hostname, name) else { continue };
         let first = |is_same: &dyn Fn(&Rule) -> bool| {
-            rules.iter().position(|other| {
+            let of_host = |other: &Rule| {
                 other.position == RulePosition::Tree && other.hostname == rule.hostname && is_same(other)
-            })
+            };
+            let places = rules.iter().enumerate().filter(|(_, other)| of_host(other));
+            places.map(|(place, other)| in_turn(other, place)).min()
         };
+        let place = in_turn(rule, place);
         let first_with_host = first(&|_| true);
         let first_with_path = first(&|other| other.path == rule.path);
         let path_rank = match &rule.path {
-            PathRule::Equals(equal) if text(equal) == path => (0, 0),
+            PathRule::Equals(equal) if text(equal) == path => (0, (0, 0)),
             PathRule::Regex(pattern) if whole(pattern, path) => (1, first_with_path.unwrap_or_default()),
             PathRule::Prefix(prefix) if path.starts_with(&text(prefix)) => {
-                (2, usize::MAX - text(prefix).len())
+                (2, (0, usize::MAX - text(prefix).len()))
             }
             _ => continue,
         };
@@ -147,7 +155,8 @@ fn naive_lookup(rules: &[Rule], host: &str, path: &str, method: &str, asked: &Se
 
 fn naive_is_uniform(rules: &[Rule], name: &str) -> bool {
     let rank = |rule: &&Rule| {
-        let first = rules.iter().position(|other| other.hostname == rule.hostname);
+        let same = rules.iter().enumerate().filter(|(_, other)| other.hostname == rule.hostname);
+        let first = same.map(|(place, other)| in_turn(other, place)).min();
         host_rank(&rule.hostname, name).map(|rank| (rank, first))
     };
     let Some(best) = rules.iter().filter(|rule| rank(rule).is_some()).min_by_key(rank) else { return false };
@@ -252,7 +261,8 @@ fn random_rules(random: &mut Random, asks: bool) -> Vec<Rule> {
             1 => RulePosition::Post,
             _ => RulePosition::Tree,
         };
-        Rule { predicates: random_predicates(random), position, ..rule }
+        let order = NonZeroU64::new(random.below(6) as u64);
+        Rule { predicates: random_predicates(random), position, order, ..rule }
     });
     let rules: Vec<Rule> = rules.filter(|rule| crate::route::check_path(&rule.path).is_ok()).collect();
     // Keep what does not contradict the rules before it.
@@ -352,7 +362,8 @@ fn of_many_rules_for_one_path_that_takes_a_request_which_would_be_tried_first() 
         let mut rules: Vec<Rule> = Vec::new();
         while rules.len() < size {
             let rule = Rule::new("h".to_owned(), PathRule::Prefix("/".to_owned()), None, rules.len() as u32);
-            let rule = Rule { predicates: random_predicates(&mut random), ..rule };
+            let order = NonZeroU64::new(random.below(6) as u64);
+            let rule = Rule { predicates: random_predicates(&mut random), order, ..rule };
             if !rules.iter().any(|other| other.predicates == rule.predicates) {
                 rules.push(rule);
             }

@@ -1,5 +1,7 @@
 //! Which rule wins.
 
+use kakehi_ctl::state::RulePosition;
+
 use super::*;
 
 #[test]
@@ -297,4 +299,35 @@ fn adding_and_removing_neighbours_never_changes_a_host() {
     );
     assert_routes(&with[..1], &[("a.example.org /", with[0]), ("b.example.org /", "none")]);
     assert_routes(&with[1..], &[("aaa.example.org /", with[2]), ("aa.example.org /", with[3])]);
+}
+
+#[test]
+fn rules_that_are_otherwise_equal_are_tried_by_their_order_and_those_without_one_last() {
+    let text = |it: &str| PathRule::Regex(it.to_owned());
+    let ordered = |rule: Rule, order: u64| Rule { order: std::num::NonZeroU64::new(order), ..rule };
+    let of = |hostname: &str, path: &str, target| Rule::new(hostname.to_owned(), text(path), None, target);
+    let rules = [
+        ordered(of("a", "/x.*", 0), 0),
+        ordered(of("a", "/.*", 1), 9),
+        ordered(of("a", "/.*y", 2), 8),
+        ordered(of("/[a-c]/", "/.*", 3), 5),
+        ordered(of("/[b-d]/", "/.*", 4), 4),
+        ordered(Rule { position: RulePosition::Pre, ..of("p", "/.*", 5) }, 0),
+        ordered(Rule { position: RulePosition::Pre, ..of("p", "/.*x", 6) }, 1_000_000),
+        ordered(Rule { position: RulePosition::Post, ..of("q", "/.*", 7) }, 3),
+        ordered(Rule { position: RulePosition::Post, ..of("q", "/.*x", 8) }, 2),
+    ];
+    let table = RouteTable::compile(rules).expect("valid rules");
+    for (host, path, expected) in [
+        ("a", "/xy", 2),
+        ("a", "/x", 1),
+        ("c", "/", 4),
+        ("b", "/", 4),
+        ("p", "/x", 6),
+        ("p", "/", 5),
+        ("q", "/x", 8),
+        ("q", "/", 7),
+    ] {
+        assert_eq!(table.lookup(host, path, "GET", &()), Outcome::Target(expected), "{host}{path}");
+    }
 }
