@@ -25,6 +25,7 @@ use crate::{
 };
 
 mod address;
+mod admin;
 mod answers;
 mod certificates;
 mod cluster;
@@ -56,7 +57,8 @@ pub(super) fn state<'t>(
     findings: &mut Findings<'_>,
 ) -> (State, Vec<WantedCertificate>) {
     root.warn_unhonoured(findings);
-    let settings = settings(root, folder, findings);
+    let mut settings = settings(root, folder, findings);
+    settings.admin = admin::admin(root, folder, extent, findings);
     let mut builder = Builder {
         findings,
         folder,
@@ -85,6 +87,7 @@ pub(super) fn state<'t>(
         builder.warn_of_ipv6_only(root, &state.listeners);
         builder.warn_of_longer_paths(&state);
         builder.check_splits(&state);
+        admin::check_listeners(root, &state.settings.admin, &state.listeners, builder.findings);
         builder.warn_of_missing_certificates(root, &state);
     }
     let mut certificates = builder.wanted_certificates();
