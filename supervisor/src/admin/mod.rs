@@ -138,7 +138,9 @@ impl Admin {
     }
 
     fn replace(&mut self, serving: Option<Serving>) {
-        let Some(before) = std::mem::replace(&mut self.serving, serving) else { return };
+        let Some(mut before) = std::mem::replace(&mut self.serving, serving) else { return };
+        // Nobody finds it any more.
+        before.file = None;
         before.mode.send_replace(Mode::Close);
         let drained = drained(before.clients.clone());
         tokio::spawn(async move {

@@ -1,6 +1,6 @@
 //! `check --here`: would what the file says work on this host, for whoever asks?
 //!
-//! Looks at users and groups, at the folders of the files that kakehi writes, at addresses and ports, at cores and at io_uring.
+//! Looks at users and groups, at the folders of the files that kakehi writes, at addresses and ports, that of `[admin]` too, at cores and at io_uring.
 //! Each listening address is bound for a moment, without listening. What a running kakehi with the same command socket
 //! holds is its own and in nobody's way.
 

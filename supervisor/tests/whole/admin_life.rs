@@ -186,6 +186,11 @@ fn no_scrape_is_lost_over_many_upgrades() {
     scraper.goes_on();
     scraper.end();
     assert_eq!(proxy.ctl_json("status")["admin"], admin.to_string());
+    let descriptors = || proxy.supervisor().descriptors().len();
+    wait::until("no client", || proxy.counter("admin.clients") == 0);
+    let before = descriptors();
+    ctl(&proxy, &["upgrade"]);
+    wait::until("as many descriptors as before", || descriptors() == before);
     // The program that comes closes it as the one before would.
     ctl(&proxy, &["settings", "patch", "admin.hostnames=[\"a.example\"]"]);
     assert_eq!(fetch(admin, "/healthz", "").status(), 200);
@@ -281,7 +286,7 @@ fn an_address_that_is_taken_is_named_at_a_start_by_check_and_at_a_change() {
     let check = |address: &str| {
         with(address, "");
         let mut check = Command::new(program());
-        check.args(["check", "--here"]).arg(proxy.folder().join("kakehi.toml"));
+        check.args(["check", "--here", "-c"]).arg(proxy.folder().join("kakehi.toml"));
         let output = check.output().unwrap();
         (
             output.status.success(),
