@@ -85,6 +85,11 @@ impl Activity {
         self.phase.load(Ordering::Relaxed) == phase
     }
 
+    /// It has not asked for anything yet.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.is_in(FRESH)
+    }
+
     /// Bytes have come.
     pub(super) fn on_read(&self) {
         if self.is_in(IDLE) {

@@ -62,16 +62,21 @@ where
     let stream = TokioIo::new(Watched { stream, activity: Arc::clone(&activity) });
     let mut connection = pin!(server.serve_connection(stream, service_fn(answer)));
     let mut closes = pin!(mode.wait_for(|mode| *mode != Mode::Serve));
-    let mut is_told = false;
+    let (mut is_closing, mut is_told) = (false, false);
     let mut leaves = pin!(activity.leave.notified());
     let mut timer = pin!(tokio::time::sleep_until(activity.deadline()));
     poll_fn(|context| {
-        if !is_told && closes.as_mut().poll(context).is_ready() {
-            is_told = true;
-            connection.as_mut().graceful_shutdown();
-        }
+        is_closing = is_closing || closes.as_mut().poll(context).is_ready();
         if connection.as_mut().poll(context).is_ready() {
             return Poll::Ready(Departure::Left);
+        }
+        // Whoever has just come has its request on its way, and would lose it.
+        if is_closing && !is_told && !activity.is_fresh() {
+            is_told = true;
+            connection.as_mut().graceful_shutdown();
+            if connection.as_mut().poll(context).is_ready() {
+                return Poll::Ready(Departure::Left);
+            }
         }
         let departure = if leaves.as_mut().poll(context).is_ready() {
             Departure::Sent

@@ -20,7 +20,7 @@ struct Stage {
     address: SocketAddr,
     figures: Arc<Figures>,
     asked: Arc<AtomicUsize>,
-    _settings: (watch::Sender<Arc<Rules>>, watch::Sender<Mode>, watch::Receiver<usize>),
+    settings: (watch::Sender<Arc<Rules>>, watch::Sender<Mode>, watch::Receiver<usize>),
     tasks: [JoinHandle<()>; 2],
 }
 
@@ -61,7 +61,7 @@ fn serve(count: usize, patience: Patience) -> Stage {
         }
     });
     let tasks = [tokio::spawn(server.serve()), supervisor];
-    Stage { address, figures, asked: told, _settings: (rules, mode, clients), tasks }
+    Stage { address, figures, asked: told, settings: (rules, mode, clients), tasks }
 }
 
 fn short() -> Patience {
@@ -83,6 +83,15 @@ async fn rest(mut stream: TcpStream) -> (Vec<u8>, bool) {
         let mut bytes = Vec::new();
         let ended = stream.read_to_end(&mut bytes).is_ok();
         (bytes, ended)
+    };
+    tokio::task::spawn_blocking(read).await.unwrap()
+}
+
+/// The client, when its response has begun.
+async fn begun(mut stream: TcpStream) -> TcpStream {
+    let read = move || {
+        stream.read_exact(&mut [0; 12]).unwrap();
+        stream
     };
     tokio::task::spawn_blocking(read).await.unwrap()
 }
@@ -160,14 +169,40 @@ async fn so_many_texts_are_in_memory_and_those_who_have_the_oldest_are_cut_for_a
     let mut stalled = Vec::new();
     // One that nobody shares is written for each: further ones need places that these have.
     for number in 1..=limits::ADMIN_BODIES + 4 {
-        stalled.push(client(&stage, GET));
-        until("its text", || stage.asked.load(Ordering::SeqCst) == number).await;
-        tokio::time::sleep(Duration::from_millis(limits::ADMIN_RENDER_INTERVAL_MS * 3)).await;
+        stalled.push(begun(client(&stage, GET)).await);
+        assert_eq!(stage.asked.load(Ordering::SeqCst), number);
+        tokio::time::sleep(Duration::from_millis(limits::ADMIN_RENDER_INTERVAL_MS * 2)).await;
     }
     let late = stage.figures.late.get();
     assert!((4..=6).contains(&late), "{late} were cut");
     let (bytes, _) = rest(client(&stage, &GET.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n"))).await;
     assert!(bytes.ends_with(b"kakehi_figure_9999_total 9999\n"));
+}
+
+#[tokio::test]
+async fn who_has_come_when_it_closes_gets_an_answer_and_who_is_idle_goes() {
+    let stage = serve(1, Patience::default());
+    let (_, mode, _) = &stage.settings;
+    let health = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let idle = begun(client(&stage, health)).await;
+    let mut fresh = client(&stage, "");
+    until("both", || stage.figures.clients.get() == 2).await;
+    mode.send_replace(Mode::Pause);
+    assert!(rest(idle).await.0.ends_with(b"ok\n"));
+    // In the kernel, until it goes on.
+    let waiting = client(&stage, health);
+    fresh.write_all(health.as_bytes()).unwrap();
+    assert!(rest(fresh).await.0.ends_with(b"ok\n"));
+    assert_eq!(stage.figures.requests.get(), 2);
+    mode.send_replace(Mode::Serve);
+    drop(begun(waiting).await);
+    // Those that wait when it closes for good are the last.
+    let late: Vec<_> = (0..5).map(|_| client(&stage, health)).collect();
+    mode.send_replace(Mode::Close);
+    for stream in late {
+        assert!(rest(stream).await.0.ends_with(b"ok\n"));
+    }
+    until("nobody listens", || TcpStream::connect(stage.address).is_err()).await;
 }
 
 #[tokio::test]
