@@ -81,8 +81,8 @@ pub(crate) struct Admin {
 /// A task that serves, which ends with this.
 struct Serving {
     address: AdminAddress,
-    /// The one that is accepted on.
-    socket: OwnedFd,
+    /// The one that is accepted on; `None`: it is about to be closed.
+    socket: Option<OwnedFd>,
     /// Of a unix socket: removed when this is dropped.
     file: Option<SocketFile>,
     rules: watch::Sender<Arc<Rules>>,
@@ -122,7 +122,7 @@ impl Admin {
             Arc::clone(&self.figures),
         )?;
         let task = tokio::spawn(server.serve()).abort_handle();
-        let serving = Serving { address, socket, file, rules, mode, clients, task };
+        let serving = Serving { address, socket: Some(socket), file, rules, mode, clients, task };
         self.replace(Some(serving));
         Ok(())
     }
@@ -139,8 +139,8 @@ impl Admin {
 
     fn replace(&mut self, serving: Option<Serving>) {
         let Some(mut before) = std::mem::replace(&mut self.serving, serving) else { return };
-        // Nobody finds it any more.
-        before.file = None;
+        // Nobody finds it any more, and no queue stays open that nobody takes from.
+        (before.file, before.socket) = (None, None);
         before.mode.send_replace(Mode::Close);
         let drained = drained(before.clients.clone());
         tokio::spawn(async move {
@@ -187,7 +187,7 @@ impl Admin {
 
     /// The socket that is served.
     pub(crate) fn socket(&self) -> Option<&OwnedFd> {
-        self.serving.as_ref().map(|serving| &serving.socket)
+        self.serving.as_ref()?.socket.as_ref()
     }
 
     /// The address that is served.

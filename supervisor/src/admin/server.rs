@@ -31,7 +31,7 @@ use super::{
     respond::Responder,
     rules::Rules,
 };
-use crate::timer::sleep_until;
+use crate::{host::listeners, timer::sleep_until};
 
 /// Pause after a failed accept (no descriptor left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -72,6 +72,37 @@ impl Listener {
             Listener::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
                 Ok((Stream::Unix(stream), None))
+            }
+        }
+    }
+}
+
+impl Listener {
+    /// Closes it; those who had connected.
+    fn last(self) -> Vec<(Stream, Option<IpAddr>)> {
+        let most = usize::from(limits::ADMIN_QUEUE);
+        match self {
+            Listener::Tcp(listener) => {
+                let Ok(listener) = listener.into_std() else { return Vec::new() };
+                let listener = OwnedFd::from(listener);
+                // Who comes now finds the socket that takes its place, if that overlaps, a second later. Not every kernel lets everybody.
+                let _ = listeners::turn_away(&listener);
+                let listener = std::net::TcpListener::from(listener);
+                let accept = || {
+                    let (stream, peer) = listener.accept().ok()?;
+                    stream.set_nonblocking(true).ok()?;
+                    Some((Stream::Tcp(tokio::net::TcpStream::from_std(stream).ok()?), Some(peer.ip())))
+                };
+                std::iter::from_fn(accept).take(most).collect()
+            }
+            Listener::Unix(listener) => {
+                let Ok(listener) = listener.into_std() else { return Vec::new() };
+                let accept = || {
+                    let (stream, _) = listener.accept().ok()?;
+                    stream.set_nonblocking(true).ok()?;
+                    Some((Stream::Unix(tokio::net::UnixStream::from_std(stream).ok()?), None))
+                };
+                std::iter::from_fn(accept).take(most).collect()
             }
         }
     }
@@ -159,7 +190,7 @@ impl Server {
         loop {
             let mode = *self.mode.borrow_and_update();
             if mode == Mode::Close {
-                self.take_last().await;
+                self.take_last();
             }
             let stale = self.bodies.due();
             let listener = self.listener.as_ref().filter(|_| mode == Mode::Serve);
@@ -179,15 +210,10 @@ impl Server {
     }
 
     /// Takes those that are in the queue of the kernel, and closes it.
-    async fn take_last(&mut self) {
+    fn take_last(&mut self) {
         let Some(listener) = self.listener.take() else { return };
-        // Sockets are looked at.
-        tokio::task::yield_now().await;
-        for _ in 0..limits::ADMIN_QUEUE {
-            match tokio::time::timeout(Duration::ZERO, listener.accept()).await {
-                Ok(accepted @ Ok(_)) => self.on_accepted(accepted),
-                _ => break,
-            }
+        for accepted in listener.last() {
+            self.on_accepted(Ok(accepted));
         }
     }
 

@@ -45,6 +45,7 @@ fn unavailable(reason: &str) -> (u16, String) {
 /// Asks over a unix socket.
 fn ask_unix(path: &Path, host: &str) -> std::io::Result<String> {
     let mut stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(wait::SOON))?;
     stream.write_all(
         format!("GET /healthz HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes(),
     )?;
@@ -190,7 +191,7 @@ fn no_scrape_is_lost_over_many_upgrades() {
     wait::until("no client", || proxy.counter("admin.clients") == 0);
     let before = descriptors();
     ctl(&proxy, &["upgrade"]);
-    wait::until("as many descriptors as before", || descriptors() == before);
+    wait::until("no more descriptors than before", || descriptors() <= before);
     // The program that comes closes it as the one before would.
     ctl(&proxy, &["settings", "patch", "admin.hostnames=[\"a.example\"]"]);
     assert_eq!(fetch(admin, "/healthz", "").status(), 200);
