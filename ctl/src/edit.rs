@@ -293,10 +293,11 @@ pub fn patch_settings(
             continue;
         };
         check_setting(&key)?;
-        let table = Table::from_iter([(key.clone(), value.clone())]);
+        let mut table = Table::new();
+        put(&mut table, &key, Some(&value))?;
         let settings = read_settings(&table, folder)?;
         // As it is written, so that paths are absolute.
-        let written = write::settings(&settings).remove(&key).unwrap_or(value);
+        let written = take(&mut write::settings(&settings), &key).unwrap_or(value);
         patched.insert(key, written.to_string());
     }
     Ok(patched)
@@ -316,18 +317,31 @@ pub fn settings_with(in_file: &Settings, by_hand: &BTreeMap<String, String>) -> 
         let value = toml::from_str::<Table>(&format!("value = {value}")).map_err(usage)?.remove("value");
         put(&mut table, key, value.as_ref())?;
     }
-    read_settings(&table, Path::new("/"))
+    let settings = read_settings(&table, Path::new("/"))?;
+    settings.admin.check().map_err(usage)?;
+    Ok(settings)
 }
 
 /// The same where some of it may be of another program: what of `by_hand` is none of this one's goes from there.
 pub fn settings_that_fit(in_file: &Settings, by_hand: &mut BTreeMap<String, String>) -> Settings {
+    // Some fit together only.
+    if let Ok(settings) = settings_with(in_file, by_hand) {
+        return settings;
+    }
     let mut settings = in_file.clone();
-    let mut fit = BTreeMap::new();
-    for (key, value) in by_hand.iter() {
-        fit.insert(key.clone(), value.clone());
-        match settings_with(in_file, &fit) {
-            Ok(with) => settings = with,
-            Err(_) => drop(fit.remove(key)),
+    let (mut fit, mut rest) = (BTreeMap::new(), std::mem::take(by_hand));
+    loop {
+        let before = rest.len();
+        rest.retain(|key, value| {
+            fit.insert(key.clone(), value.clone());
+            match settings_with(in_file, &fit) {
+                Ok(with) => settings = with,
+                Err(_) => drop(fit.remove(key)),
+            }
+            !fit.contains_key(key)
+        });
+        if rest.len() == before {
+            break;
         }
     }
     *by_hand = fit;
@@ -369,7 +383,7 @@ pub fn read_asks(keys: &[String]) -> Result<(RulePosition, Option<Box<Predicates
 
 /// Whether a setting can be changed by its key while kakehi runs.
 fn check_setting(key: &str) -> Result<(), EditError> {
-    let Some(known) = Settings::OWN.iter().find(|known| known.name == key) else {
+    let Some((_, known)) = Settings::keys().find(|(name, _)| name == key) else {
         return Err(usage(format!(
             "`{}` is no setting of the process (`kakehictl settings list` has them all; listeners and clusters have verbs of their own)",
             key.escape_debug()
@@ -559,6 +573,13 @@ fn put(table: &mut Table, key: &str, value: Option<&Value>) -> Result<(), EditEr
         (None, None) => drop(table.remove(key)),
     }
     Ok(())
+}
+
+fn take(table: &mut Table, key: &str) -> Option<Value> {
+    match key.split_once('.') {
+        Some((outer, inner)) => take(table.get_mut(outer)?.as_table_mut()?, inner),
+        None => table.remove(key),
+    }
 }
 
 #[cfg(test)]

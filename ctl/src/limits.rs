@@ -117,6 +117,8 @@ pub const MAX_WORKERS: u32 = 1_024;
 /// Longest path of `command_socket` (bytes): the 107 that a unix socket may have, less what the names of the workers'
 /// adoption sockets add.
 pub const MAX_SOCKET_PATH: usize = 95;
+/// Longest path of any other unix socket (bytes; `sun_path`).
+pub const MAX_UNIX_PATH: usize = 107;
 /// How long an idle connection waits, at a stop or when its listener was removed, for a request that is on its way
 /// (`stop_idle_grace`; 0 = not at all).
 pub const STOP_IDLE_GRACE_MS: u64 = 500;
@@ -223,6 +225,35 @@ pub const MAX_CONFIG_FILE: u64 = 64 << 20;
 
 /// The highest `order` of a frontend.
 pub const MAX_ORDER: u64 = 1_000_000_000_000_000;
+
+/// Clients of the admin address at a time (`admin.address`). Not a key: beyond it, who has done nothing for longest goes.
+pub const ADMIN_CLIENTS: usize = 64;
+/// So long a client of the admin address that is in the midst of something has to stand still before it goes for another. Not a key.
+pub const ADMIN_EVICTION_MS: u64 = 1_000;
+/// Length of its accept queue. Not a key.
+pub const ADMIN_QUEUE: u16 = 128;
+/// Deadline of a request head there, from its first byte or from accept. Not a key.
+pub const ADMIN_HEAD_TIMEOUT_MS: u64 = 10_000;
+/// Largest request head there (bytes). Not a key.
+pub const ADMIN_HEAD: usize = 16 << 10;
+/// How long a connection there may be idle between requests. Not a key.
+pub const ADMIN_IDLE_TIMEOUT_MS: u64 = 60_000;
+/// How long a client there may take no byte of its response. Not a key.
+pub const ADMIN_STALL_TIMEOUT_MS: u64 = 30_000;
+/// Deadline of a whole response there. Not a key.
+pub const ADMIN_RESPONSE_TIMEOUT_MS: u64 = 120_000;
+/// How long the supervisor may take to say how it is; beyond it, 503. Not a key.
+pub const ADMIN_ANSWER_TIMEOUT_MS: u64 = 5_000;
+/// Questions of the admin address that wait for the supervisor. Not a key: who asks more waits.
+pub const ADMIN_QUESTIONS: usize = 4;
+/// Metrics are written anew so often at most; who asks meanwhile shares the text. Not a key.
+pub const ADMIN_RENDER_INTERVAL_MS: u64 = 100;
+/// Different texts of metrics that are in memory at a time. Not a key: beyond it, who is slowest to take the oldest is cut.
+pub const ADMIN_BODIES: usize = 16;
+/// Room for what waits in the kernel to be taken by one client there (bytes). Not a key.
+pub const ADMIN_SEND_BUFFER: usize = 128 << 10;
+/// How long responses there may take to end when kakehi ends, or another program takes its place. Not a key.
+pub const ADMIN_DRAIN_MS: u64 = 500;
 
 /// Largest control frame, either way.
 pub const MAX_FRAME: usize = 64 << 20;

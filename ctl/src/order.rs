@@ -487,6 +487,9 @@ pub struct Status {
     /// Why the state is not written down for a supervisor that has to go on after this one; `None`: it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub record_failed: Option<String>,
+    /// Where the admin address is, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admin: Option<String>,
     /// Every counter and gauge by its name, summed over the workers; `answers.REASON` are the answers of kakehi's own
     /// making, by the reason code that stands in their body.
     #[serde(default)]

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{edit, layers::ByHand};
 
+mod admin;
 mod admission;
 mod answers;
 mod balancing;
@@ -33,6 +34,7 @@ mod text;
 mod tls;
 mod users;
 
+pub use self::admin::{Admin, AdminAddress, AdminAddressError, AdminError};
 pub use self::admission::Admission;
 pub(crate) use self::answers::read_answer;
 pub use self::answers::{Answer, Answers, Pages};

@@ -160,6 +160,7 @@ fn status() -> Status {
         requests: 99,
         save_failed: None,
         record_failed: None,
+        admin: None,
         phase: Phase::Running,
         generation: 7,
         restarts: 0,

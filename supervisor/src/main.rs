@@ -21,6 +21,7 @@
 //!
 //! Exit codes: 0 done or stopped cleanly, 1 could not start or go on, 2 wrong usage, 3 stopped but something was cut.
 
+mod admin;
 mod begin;
 mod certificates;
 mod check;
@@ -32,6 +33,7 @@ mod fleet;
 mod health;
 mod host;
 mod logging;
+mod metrics;
 mod names;
 mod outlet;
 mod placement;

@@ -17,6 +17,7 @@
 //! | [`question`], [`answers`] | what is asked; answers that are given at any moment |
 //! | [`names`] | what the DNS says of names of backends reaches workers |
 //! | [`health`] | what probes find reaches workers, and whoever asks how backends are |
+//! | [`admin`] | what the admin address asks, and how it follows the settings |
 //! | [`events`] | what happens to workers |
 //! | [`due`] | what is due at some time: replacements, kills, the watchdog, certificates |
 //! | [`recording`] | the state and the listening sockets, written down beside the command socket |
@@ -26,6 +27,7 @@
 //! | [`stop`] | a stop |
 //! | [`trial`] | a worker that only shows that it comes up |
 
+mod admin;
 mod answers;
 pub(crate) mod door;
 mod due;
@@ -58,6 +60,7 @@ use tokio::{
 };
 
 use crate::{
+    admin::Admin,
     certificates::{self, Keeper},
     fleet::{
         attend::{Attendance, Event},
@@ -143,6 +146,8 @@ pub(crate) struct Supervisor {
     /// Questions that wait until the operation that runs has ended.
     pub(crate) line: VecDeque<Question>,
     pub(crate) watchers: Watchers,
+    /// Serves nothing before there are workers.
+    pub(crate) admin: Admin,
     /// That of the command socket, once there is one.
     pub(crate) door: Option<Door>,
     /// Once it was written.
@@ -220,6 +225,7 @@ impl Supervisor {
             reload_due: false,
             line: VecDeque::new(),
             watchers: Watchers::default(),
+            admin: Admin::new(),
             door: None,
             pid_file: None,
             changed_files: Vec::new(),

@@ -27,6 +27,7 @@ use crate::{
 };
 
 mod address;
+mod admin;
 mod answers;
 mod certificates;
 mod cluster;
@@ -68,7 +69,8 @@ pub(super) fn state<'t>(
     findings: &mut Findings<'_>,
 ) -> Built {
     root.warn_unhonoured(findings);
-    let settings = settings(root, folder, findings);
+    let mut settings = settings(root, folder, findings);
+    settings.admin = admin::admin(root, folder, extent, findings);
     let mut builder = Builder {
         findings,
         folder,
@@ -100,6 +102,7 @@ pub(super) fn state<'t>(
         builder.warn_of_ipv6_only(root, &state.listeners);
         builder.warn_of_longer_paths(&state);
         builder.check_splits(&state);
+        admin::check_listeners(root, &state.settings.admin, &state.listeners, builder.findings);
         builder.warn_of_missing_certificates(root, &state);
     }
     let (rules, written) = (std::mem::take(&mut builder.in_turn), builder.highest_order);

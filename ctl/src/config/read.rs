@@ -20,7 +20,10 @@ use super::{
 };
 use crate::{
     keys::{DNS_PORT, Given, Key, Kind, Level, Support},
-    state::{BackendAddress, Conditions, FileMode, InterfaceName, RateKey, StatusRange, Statuses, is_token},
+    state::{
+        AdminAddress, BackendAddress, Conditions, FileMode, InterfaceName, RateKey, StatusRange, Statuses,
+        is_token,
+    },
 };
 
 /// One table of the file, checked.
@@ -221,6 +224,14 @@ impl Reader<'_, '_> {
                 let words = self.items(key, list, known).ok_or(None)?;
                 Ok(Value::Conditions(words.iter().map(String::as_str).collect()))
             }
+            Kind::Hostnames => {
+                let list = value.as_array().ok_or_else(wrong_type)?;
+                let name = |item: &Spanned<DeValue<'_>>, at| {
+                    let text = item.get_ref().as_str().filter(|it| super::certificate_name(it).is_ok())?;
+                    (!text.contains('*')).then(|| (text.to_owned(), at))
+                };
+                self.items(key, list, name).map(Value::Texts).ok_or(None)
+            }
             Kind::Networks => {
                 let list = value.as_array().ok_or_else(wrong_type)?;
                 let network = |item: &Spanned<DeValue<'_>>, _| item.get_ref().as_str().and_then(network);
@@ -318,6 +329,7 @@ fn read_text(kind: Kind, text: &str) -> Option<Value> {
             let address = text.parse::<SocketAddr>().ok()?;
             (address.port() != 0).then_some(Value::Address(address))
         }
+        Kind::IpOrUnix => text.parse::<AdminAddress>().is_ok().then(owned).flatten(),
         Kind::BackendAddress => match text.parse::<BackendAddress>().ok()? {
             BackendAddress::Ip(address) if address.port() == 0 => None,
             address => Some(Value::Backend(address)),

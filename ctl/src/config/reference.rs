@@ -6,9 +6,9 @@
 use std::{fmt::Write as _, fs, path::PathBuf};
 
 use super::levels::{
-    BACKEND, BACKEND_TLS, CERTIFICATE, CLUSTER, FRONTEND, FRONTEND_TLS, H2, HEADER, HEALTH_CHECK, HSTS,
-    LISTENER, LISTENER_TLS, METRICS, PASSIVE, PLAIN_FRONTEND, PLAIN_LISTENER, PREDICATE, RATE_LIMIT, ROOT,
-    SPLIT, UDP, UDP_HEALTH,
+    ADMIN, BACKEND, BACKEND_TLS, CERTIFICATE, CLUSTER, FRONTEND, FRONTEND_TLS, H2, HEADER, HEALTH_CHECK,
+    HSTS, LISTENER, LISTENER_TLS, METRICS, PASSIVE, PLAIN_FRONTEND, PLAIN_LISTENER, PREDICATE, RATE_LIMIT,
+    ROOT, SPLIT, UDP, UDP_HEALTH,
 };
 use crate::{
     keys::{Key, Kind, Level, Support},
@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Every level, with the name of its place in `docs/configuration.md`.
-const LEVELS: [(&str, &Level); 17] = [
+const LEVELS: [(&str, &Level); 18] = [
     ("root", &ROOT),
     ("listener", &LISTENER),
     ("hsts", &HSTS),
@@ -34,6 +34,7 @@ const LEVELS: [(&str, &Level); 17] = [
     ("udp", &UDP),
     ("udp-health", &UDP_HEALTH),
     ("metrics", &METRICS),
+    ("admin", &ADMIN),
 ];
 
 /// Those that it shows in one with TLS.
@@ -130,6 +131,7 @@ pub(super) fn example(uncomment: &dyn Fn(&Level, &Key) -> Option<String>) -> Str
         ("[clusters.example.frontends.hsts]", &HSTS, ""),
         ("[[clusters.example.backends]]", &BACKEND, ""),
         ("[metrics]", &METRICS, ""),
+        ("[admin]", &ADMIN, ""),
     ];
     for (header, level, first) in headers {
         let mut lines = String::new();
@@ -224,6 +226,8 @@ pub(super) fn sample(key: &Key) -> String {
         Kind::Seconds => "10".to_owned(),
         Kind::SecondsOrZero => "4".to_owned(),
         Kind::Address | Kind::BackendAddress => "\"192.0.2.1:80\"".to_owned(),
+        Kind::IpOrUnix => "\"127.0.0.1:9901\"".to_owned(),
+        Kind::Hostnames => "[\"kakehi.example.org\"]".to_owned(),
         Kind::Resolvers => "[\"192.0.2.53\"]".to_owned(),
         Kind::Networks => "[\"192.0.2.0/24\"]".to_owned(),
         Kind::Interface => "\"eth0\"".to_owned(),

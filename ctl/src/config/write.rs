@@ -222,6 +222,11 @@ pub fn backend(backend: &Backend) -> Table {
 pub fn settings(settings: &Settings) -> Table {
     let mut table = Table::new();
     settings.write_keys(&mut table);
+    let mut admin = Table::new();
+    settings.admin.write_keys(&mut admin);
+    if !admin.is_empty() {
+        table.insert("admin".to_owned(), admin.into());
+    }
     table
 }
 

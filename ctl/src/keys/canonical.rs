@@ -7,11 +7,11 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::state::{
-    Answer, Answers, AuthorizedHash, BackendAddress, BackendMode, BackendTls, CipherSuite, ClientAuth,
-    ClusterMode, ClusterProtocol, Conditions, DnsOnEmpty, EditPosition, Factor, FileMode, ForwardedHeaders,
-    FrontendTls, Group, InitialVerdict, InterfaceName, ListenerProtocol, LoadBalancing, LoadMetric, PathRule,
-    PredicateMatch, ProbeMode, RateKey, Redirect, RedirectScheme, RulePosition, SameSite, ShardMode,
-    StatusRange, Statuses, Steering, TlsVersion, UnknownName,
+    AdminAddress, Answer, Answers, AuthorizedHash, BackendAddress, BackendMode, BackendTls, CipherSuite,
+    ClientAuth, ClusterMode, ClusterProtocol, Conditions, DnsOnEmpty, EditPosition, Factor, FileMode,
+    ForwardedHeaders, FrontendTls, Group, InitialVerdict, InterfaceName, ListenerProtocol, LoadBalancing,
+    LoadMetric, PathRule, PredicateMatch, ProbeMode, RateKey, Redirect, RedirectScheme, RulePosition,
+    SameSite, ShardMode, StatusRange, Statuses, Steering, TlsVersion, UnknownName,
 };
 
 /// Something that a file says.
@@ -55,7 +55,7 @@ macro_rules! as_json {
 
 as_json! {
     bool u8 u16 u32 u64 std::num::NonZeroU64 str String std::path::PathBuf std::net::SocketAddr IpNet
-    Answer Answers AuthorizedHash BackendAddress BackendMode BackendTls CipherSuite ClientAuth ClusterMode ClusterProtocol Conditions DnsOnEmpty EditPosition Factor FileMode
+    AdminAddress Answer Answers AuthorizedHash BackendAddress BackendMode BackendTls CipherSuite ClientAuth ClusterMode ClusterProtocol Conditions DnsOnEmpty EditPosition Factor FileMode
     ForwardedHeaders FrontendTls Group
     InitialVerdict InterfaceName ListenerProtocol LoadBalancing LoadMetric PathRule PredicateMatch ProbeMode RateKey Redirect RedirectScheme
     RulePosition SameSite ShardMode StatusRange Statuses

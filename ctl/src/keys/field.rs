@@ -15,7 +15,8 @@ use super::Kind;
 use crate::{
     config::Value,
     state::{
-        AuthorizedHash, BackendAddress, Conditions, FileMode, InterfaceName, RateKey, StatusRange, Statuses,
+        AdminAddress, AuthorizedHash, BackendAddress, Conditions, FileMode, InterfaceName, RateKey,
+        StatusRange, Statuses,
     },
 };
 
@@ -194,7 +195,7 @@ macro_rules! parsed {
     };
 }
 
-parsed!(FileMode InterfaceName);
+parsed!(AdminAddress FileMode InterfaceName);
 
 /// An array of what these read as.
 fn texts<T: ToString>(items: impl IntoIterator<Item = T>) -> Toml {

@@ -169,12 +169,16 @@ pub enum Kind {
     SecondsOrZero,
     /// `ip:port`, with a port.
     Address,
+    /// `ip:port`, or `unix:` and an absolute path.
+    IpOrUnix,
     /// `ip:port`, `unix:/path`, `unix:@name`, `host:port` or `srv:NAME`.
     BackendAddress,
     /// The path of a unix socket of a backend, or `@name`.
     BackendSocket,
     /// Addresses of servers of the DNS, with their ports or without.
     Resolvers,
+    /// Names of hosts.
+    Hostnames,
     /// Networks (`10.0.0.0/8`) and single addresses.
     Networks,
     /// The name of an interface of the network.
@@ -241,6 +245,10 @@ impl Kind {
                 )
             }
             Kind::Address => "`ip:port` or `[ipv6]:port` (names are not resolved)".to_owned(),
+            Kind::IpOrUnix => {
+                "`ip:port`, `[ipv6]:port`, or `unix:` and an absolute path of 107 bytes at most".to_owned()
+            }
+            Kind::Hostnames => "an array of names of hosts, without ports and `*`".to_owned(),
             Kind::BackendAddress => {
                 "`ip:port`, `[ipv6]:port`, `host:port`, `srv:NAME`, `unix:/path` of 107 bytes at most, or `unix:@name`"
                     .to_owned()

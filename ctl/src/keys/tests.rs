@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use super::{Default, Effect, Key, Kind};
 use crate::state::{
-    Admission, Backend, Balancing, Cluster, ClusterLimits, Forwarding, Frontend, FrontendLimits, Hsts,
+    Admin, Admission, Backend, Balancing, Cluster, ClusterLimits, Forwarding, Frontend, FrontendLimits, Hsts,
     Listener, Passive, RateLimit, Retries, Settings, Sizes, Sources, Timeouts, Tls,
 };
 
@@ -12,6 +12,7 @@ use crate::state::{
 fn all() -> impl Iterator<Item = &'static Key> {
     let groups = [
         Settings::OWN,
+        Admin::OWN,
         Timeouts::INHERITED,
         Sizes::INHERITED,
         Forwarding::OWN,
@@ -154,7 +155,8 @@ fn a_default_is_a_value_that_its_key_takes() {
             Kind::Multiple(_) | Kind::Seconds | Kind::SecondsOrZero => value.is_integer() || value.is_float(),
             Kind::Bool => value.is_bool(),
             Kind::Choice(words) => value.as_str().is_some_and(|it| words.contains(&it)),
-            Kind::Networks
+            Kind::Hostnames
+            | Kind::Networks
             | Kind::Texts
             | Kind::Resolvers
             | Kind::Integers

@@ -2,9 +2,9 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use super::{DnsOnEmpty, FileMode};
+use super::{Admin, DnsOnEmpty, FileMode};
 use crate::{
-    keys::{Effect, keyed, words},
+    keys::{Effect, Key, keyed, words},
     limits,
 };
 
@@ -139,9 +139,19 @@ keyed! {
         /// When the DNS says that a name of a backend has no address any more: `keep` the last ones, or `drop` them.
         "dns_on_empty" => dns_on_empty: DnsOnEmpty = DnsOnEmpty::Keep, Choice(DnsOnEmpty::WORDS), Own, Live;
     }
+    beside {
+        /// Where kakehi tells over HTTP how it is: the table `admin`.
+        admin: Admin = Admin::default();
+    }
 }
 
 impl Settings {
+    /// The keys of the process, each with its name: `TABLE.KEY` where it stands in a table.
+    pub fn keys() -> impl Iterator<Item = (String, &'static Key)> {
+        let of_tables = Admin::OWN.iter().map(|key| (format!("admin.{}", key.name), key));
+        Settings::OWN.iter().map(|key| (key.name.to_owned(), key)).chain(of_tables)
+    }
+
     /// The permissions of the file of the command socket (bits of `chmod(2)`).
     pub fn command_socket_bits(&self) -> u32 {
         let usual = if self.command_allowed_uids.is_empty() { 0o600 } else { 0o666 };
@@ -154,12 +164,14 @@ impl Settings {
         let mut settings = self.clone();
         settings.take_keys(wanted, Effect::Live);
         settings.take_keys(wanted, Effect::Workers);
+        settings.admin.take_keys(&wanted.admin, Effect::Live);
         settings
     }
 
     /// Names of the keys in which `wanted` differs and whose change needs `effect`.
     pub fn differing(&self, wanted: &Settings, effect: Effect) -> Vec<&'static str> {
-        let keys = self.keys_that_differ(wanted).into_iter();
+        let keys =
+            self.keys_that_differ(wanted).into_iter().chain(self.admin.keys_that_differ(&wanted.admin));
         keys.filter(|key| key.effect == effect).map(|key| key.name).collect()
     }
 }

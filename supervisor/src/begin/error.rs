@@ -3,7 +3,7 @@
 use std::{io, path::PathBuf};
 
 use crate::{
-    certificates,
+    admin, certificates,
     control::{command, run::NoWorkerLeft, save},
     host::{listeners, resources},
 };
@@ -26,6 +26,9 @@ pub(crate) enum Error {
     /// The command socket cannot be opened.
     #[error(transparent)]
     Command(#[from] command::Error),
+    /// The admin address cannot be had.
+    #[error(transparent)]
+    Admin(#[from] admin::Error),
     /// The pid file cannot be written.
     #[error("`pid_file_path` {path} cannot be written: {error}", path = path.display())]
     PidFile {

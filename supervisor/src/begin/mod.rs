@@ -217,12 +217,16 @@ async fn serve_instead(
     let Found { orphans, refused } = found;
     let count = scale::worker_count(&state.settings);
     resources::raise_limits(count, state.settings.max_connections, state.listeners.len())?;
+    // By hand it may be another than in the file.
+    let admin = supervisor.open_admin(&state.settings).await.unwrap_or(Ok(None))?;
     supervisor.names.inherit(&names);
     supervisor.settle(state, keeper);
     // They may have been changed by hand.
     supervisor.admit_guests();
     let taken_over = !orphans.is_empty();
     supervisor.take_over(orphans)?;
+    // What workers have counted before is known.
+    supervisor.take_admin(admin)?;
     if !recorded {
         // What they serve is not known: by its number it may look like the state.
         supervisor.unlike_state.extend(supervisor.workers.iter().map(|it| it.id()).collect::<Vec<_>>());

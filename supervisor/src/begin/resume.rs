@@ -112,6 +112,7 @@ async fn take_up(estate: &Estate, file: &Path) -> Result<Running, Error> {
         Err(error) => {
             // It is the way to the program that takes this one's place.
             supervisor.door.take().into_iter().for_each(Door::leave);
+            supervisor.admin.leave();
             Err(error)
         }
     }
@@ -187,6 +188,8 @@ async fn take_up_workers(supervisor: &mut Supervisor, estate: &Estate, known: Kn
         orphan.sockets = own.map(copy).collect::<Result<_, Error>>()?;
     }
     supervisor.take_over(orphans)?;
+    let admin = estate.admin.as_ref().map(OwnedFd::try_clone).transpose().map_err(Error::Runtime)?;
+    supervisor.inherit_admin(admin).await;
     supervisor.complete(will.workers, kept, Vec::new(), !refused.is_empty()).await?;
     supervisor.start().await?;
     supervisor.dismiss(refused);

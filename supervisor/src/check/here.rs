@@ -1,6 +1,6 @@
 //! `check --here`: would what the file says work on this host, for whoever asks?
 //!
-//! Looks at users and groups, at the folders of the files that kakehi writes, at addresses and ports, at cores and at io_uring.
+//! Looks at users and groups, at the folders of the files that kakehi writes, at addresses and ports, that of `[admin]` too, at cores and at io_uring.
 //! Each listening address is bound for a moment, without listening. What a running kakehi with the same command socket
 //! holds is its own and in nobody's way.
 
@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use kakehi_ctl::state::{Binding, Settings, State};
+use kakehi_ctl::state::{AdminAddress, Binding, Settings, State};
 use nix::unistd::{AccessFlags, access, geteuid};
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
@@ -38,8 +38,9 @@ pub(super) fn look(state: &State) -> Findings {
     let settings = &state.settings;
     findings.identity(state);
     findings.folders(settings);
-    let running = running(&settings.command_socket);
+    let running = answering(&settings.command_socket);
     state.bindings().for_each(|binding| findings.binding(binding, running));
+    findings.admin(settings, running);
     findings.cores(settings);
     findings.errors.extend(resources::check_ring().err().map(|error| error.to_string()));
     findings
@@ -92,6 +93,29 @@ impl Findings {
         }
     }
 
+    fn admin(&mut self, settings: &Settings, running: Option<u32>) {
+        match &settings.admin.address {
+            Some(AdminAddress::Ip(address)) => {
+                let is_ours = |error: &listeners::Error| matches!(error, listeners::Error::Taken { holder: Some(holder), .. } if is_of(holder, running));
+                let error =
+                    listeners::try_bind(Binding::from(*address)).err().filter(|error| !is_ours(error));
+                self.errors.extend(error.map(|error| format!("`admin.address`: {error}")));
+            }
+            Some(AdminAddress::Unix(path)) => {
+                let present = fs::symlink_metadata(path).ok();
+                if present.as_ref().is_some_and(|there| !there.file_type().is_socket()) {
+                    self.errors
+                        .push(format!("`admin.address`: {} exists and is not a socket", path.display()));
+                } else if let Some(pid) = answering(path).filter(|pid| Some(*pid) != running) {
+                    self.errors.push(format!("`admin.address`: {} is answered by pid {pid}", path.display()));
+                }
+                self.errors
+                    .extend(cannot_be_written(path).map(|reason| format!("`admin.address`: {reason}")));
+            }
+            None => {}
+        }
+    }
+
     fn cores(&mut self, settings: &Settings) {
         let allowed = cores::allowed();
         let missing = settings.worker_cores.iter().filter(|core| !allowed.contains(&usize::from(**core)));
@@ -124,8 +148,8 @@ fn cannot_be_written(path: &Path) -> Option<String> {
     Some(format!("{reason} (as user {})", geteuid()))
 }
 
-/// The process that answers at a command socket, if one does.
-fn running(path: &PathBuf) -> Option<u32> {
+/// The process that answers at a unix socket, if one does.
+fn answering(path: &PathBuf) -> Option<u32> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).ok()?;
     net::connect(&socket, &SocketAddrUnix::new(path).ok()?).ok()?;

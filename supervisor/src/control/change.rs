@@ -20,7 +20,7 @@ use kakehi_engine::config::CompileError;
 use tokio::time::Instant;
 
 use crate::{
-    certificates,
+    admin, certificates,
     control::{reload::Wish, settings::of_settings},
     fleet::{process::Written, worker::Worker},
     host::listeners::{self, Beside, Ours, Sockets},
@@ -93,6 +93,9 @@ pub(crate) enum Refused {
          that is wanted; nothing was changed"
     )]
     Empty(usize),
+    /// The new admin address cannot be had.
+    #[error("{0}; nothing was changed")]
+    Admin(#[from] admin::Error),
     /// The pid file cannot be written.
     #[error("`pid_file_path` cannot be written: {0}; nothing was changed")]
     PidFile(io::Error),
@@ -380,11 +383,15 @@ impl Supervisor {
         // Before the one that is there goes. Where the change is refused, it goes itself.
         let (moves, pid_file) =
             (self.pid_file_moves(&part.settings), self.write_pid_file_of(&part.settings).await?);
+        let admin = self.open_admin(&part.settings).await??;
         let made = self.change_everywhere(changes, &part, revision, whose).await;
         changed.workers = made.inspect_err(|refused| {
             self.names.forget_unused();
             tracing::error!("a change by {by} was refused: {refused}");
         })?;
+        if let Err(error) = self.take_admin(admin) {
+            tracing::error!("{error}");
+        }
         // Two paths may lead to one file, which stays.
         if moves && (pid_file.is_some() || part.settings.pid_file_path.is_none()) {
             let before = std::mem::replace(&mut self.pid_file, pid_file);

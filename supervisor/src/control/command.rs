@@ -5,12 +5,9 @@
 //! [`IDLE_TIMEOUT`] at most. What is not understood is refused with the reason, and the connection closed. Who watches ([`watchers`]) may be idle, and may ask for other things meanwhile.
 
 use std::{
-    fs, io,
-    os::{
-        fd::{AsFd as _, OwnedFd},
-        unix::fs::{FileTypeExt as _, MetadataExt as _},
-    },
-    path::{Path, PathBuf},
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -21,7 +18,6 @@ use kakehi_ctl::{
     order::{Ending, Envelope, Hello, Request, Response, WORKING},
     wire::{self, Decoder, WireError},
 };
-use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{UnixListener, UnixStream},
@@ -35,14 +31,16 @@ use crate::{
         strangers::describe_peer,
     },
     fleet::roster::Roster,
-    host::own_file,
+    host::own_socket::{self, SocketFile},
     supervisor::{
-        door::{Door, SocketFile},
+        door::Door,
         question::{AnswerTo, Asker, Question, Reply},
         watchers::{self, Told, Watch},
     },
 };
 
+/// In errors.
+const KEY: &str = "command_socket";
 /// Clients served at a time; others are told to come back.
 const MAX_CLIENTS: usize = 64;
 /// Places that are kept for root and our own user.
@@ -62,44 +60,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why there is no command socket.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
-    /// Somebody answers there.
-    #[error("kakehi already runs there: {path} is answered by pid {pid}; stop it, or change `command_socket`", path = path.display())]
-    Alive {
-        /// The socket.
-        path: PathBuf,
-        /// Of the process that listens, or `?`.
-        pid: String,
-    },
-    /// It belongs to somebody else, who could keep us waiting.
-    #[error("`command_socket` {path} belongs to uid {owner}; remove it, or change `command_socket`", path = path.display())]
-    Foreign {
-        /// The socket.
-        path: PathBuf,
-        /// Whose it is.
-        owner: u32,
-    },
-    /// Something else has the name.
-    #[error("`command_socket` {path} exists and is not a socket; remove it, or change `command_socket`", path = path.display())]
-    NotASocket {
-        /// The file.
-        path: PathBuf,
-    },
-    /// Unix sockets have short names.
-    #[error("the path of `command_socket` {path} is longer than {max} bytes", path = path.display(), max = limits::MAX_SOCKET_PATH)]
-    TooLong {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The file system or the kernel refused.
-    #[error("the command socket {path} cannot be opened: {error}", path = path.display())]
-    Io {
-        /// The socket.
-        path: PathBuf,
-        /// What the kernel said.
-        error: io::Error,
-    },
-}
+#[error("{}{_0}", if matches!(_0, own_socket::Error::Alive { .. }) { "kakehi already runs there: " } else { "" })]
+pub(crate) struct Error(#[from] own_socket::Error);
 
 /// The open command socket; its file is removed when this is dropped.
 pub(crate) struct CommandSocket {
@@ -117,15 +79,8 @@ impl CommandSocket {
     /// # Errors
     /// See [`Error`].
     pub(crate) fn open(path: &Path, guests: &[u32], mode: u32) -> Result<Self, Error> {
-        if path.as_os_str().len() > limits::MAX_SOCKET_PATH {
-            return Err(Error::TooLong { path: path.to_owned() });
-        }
-        let explain = |error| Error::Io { path: path.to_owned(), error };
-        clear(path)?;
-        // Nobody may connect in the moment between bind and a chmod.
-        let bind = || std::os::unix::net::UnixListener::bind(path);
-        let listener = own_file::for_owner_only(bind).and_then(|bound| bound).map_err(explain)?;
-        listener.set_nonblocking(true).map_err(explain)?;
+        let explain = |error| own_socket::Error::Io { key: KEY, path: path.to_owned(), error };
+        let listener = own_socket::open(path, KEY, limits::MAX_SOCKET_PATH)?;
         let listener = UnixListener::from_std(listener).map_err(explain)?;
         let file = SocketFile::at(path);
         file.set_mode(mode).map_err(explain)?;
@@ -137,7 +92,7 @@ impl CommandSocket {
     /// # Errors
     /// When it is none.
     pub(crate) fn inherit(socket: OwnedFd, path: &Path, guests: &[u32], mode: u32) -> Result<Self, Error> {
-        let explain = |error| Error::Io { path: path.to_owned(), error };
+        let explain = |error| own_socket::Error::Io { key: KEY, path: path.to_owned(), error };
         let listener = std::os::unix::net::UnixListener::from(socket);
         listener.set_nonblocking(true).map_err(explain)?;
         let listener = UnixListener::from_std(listener).map_err(explain)?;
@@ -155,44 +110,6 @@ impl CommandSocket {
         tokio::spawn(accept(self.listener, questions, admission));
         door
     }
-}
-
-/// Removes the file of a dead process.
-fn clear(path: &Path) -> Result<(), Error> {
-    let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(()) };
-    if !metadata.file_type().is_socket() {
-        return Err(Error::NotASocket { path: path.to_owned() });
-    }
-    if metadata.uid() != rustix::process::geteuid().as_raw() {
-        return Err(Error::Foreign { path: path.to_owned(), owner: metadata.uid() });
-    }
-    let explain = |error| Error::Io { path: path.to_owned(), error };
-    match connect(path) {
-        Ok(stream) => Err(Error::Alive { path: path.to_owned(), pid: peer_pid(&stream) }),
-        // Its queue is full: somebody listens who stands still.
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            Err(Error::Alive { path: path.to_owned(), pid: "?".to_owned() })
-        }
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(explain)
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(explain(error)),
-    }
-}
-
-/// Connects without waiting for a place in the queue of whoever listens.
-fn connect(path: &Path) -> io::Result<std::os::unix::net::UnixStream> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    net::connect(&socket, &SocketAddrUnix::new(path)?)?;
-    Ok(socket.into())
-}
-
-fn peer_pid(stream: &std::os::unix::net::UnixStream) -> String {
-    // Of a process outside of our namespace the kernel gives the number 0, which rustix has no place for.
-    nix::sys::socket::getsockopt(stream, nix::sys::socket::sockopt::PeerCredentials)
-        .map_or_else(|_| "?".to_owned(), |peer| peer.pid().to_string())
 }
 
 async fn accept(listener: UnixListener, questions: mpsc::Sender<Question>, mut admission: Admission) {
@@ -512,7 +429,7 @@ async fn reply_state(stream: &mut UnixStream, id: u64, text: &[u8]) -> Result<()
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
 
     use super::*;
 
@@ -550,7 +467,8 @@ mod tests {
     async fn a_file_that_is_no_socket_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(path(&folder), "precious").unwrap();
-        assert!(matches!(CommandSocket::open(&path(&folder), &[], 0o600), Err(Error::NotASocket { .. })));
+        let refused = CommandSocket::open(&path(&folder), &[], 0o600);
+        assert!(matches!(refused, Err(Error(own_socket::Error::NotASocket { .. }))));
         assert_eq!(fs::read_to_string(path(&folder)).unwrap(), "precious");
     }
 

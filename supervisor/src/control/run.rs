@@ -20,6 +20,7 @@ impl Supervisor {
     /// Serves until a stop is complete.
     pub(crate) async fn run(&mut self) -> Result<End, NoWorkerLeft> {
         let end = self.run_to_end().await;
+        self.pause_admin().await;
         self.watchers.end(Ending::Stopped, None).await;
         end
     }

@@ -39,6 +39,8 @@ pub(crate) struct Estate {
     pub(crate) sockets: Vec<(u32, ListenerSocket, OwnedFd)>,
     /// Certificates and ticket keys. A program from before there were any leaves none.
     pub(crate) vault: Option<OwnedFd>,
+    /// Where the admin address is accepted on, if there is one. A program from before there was any leaves none.
+    pub(crate) admin: Option<OwnedFd>,
     /// The program that ran before.
     pub(crate) before: OwnedFd,
 }
@@ -97,6 +99,8 @@ struct Descriptors {
     sockets: Vec<(u32, ListenerSocket, RawFd)>,
     #[serde(default)]
     vault: Option<RawFd>,
+    #[serde(default)]
+    admin: Option<RawFd>,
     before: RawFd,
 }
 
@@ -117,6 +121,7 @@ impl Estate {
                 .map(|(id, address, fd)| Ok((id, address, take(fd)?)))
                 .collect::<io::Result<_>>()?,
             vault: descriptors.vault.map(take).transpose()?,
+            admin: descriptors.admin.map(take).transpose()?,
             before: take(descriptors.before)?,
         })
     }
@@ -144,6 +149,7 @@ impl Estate {
                 .map(|(id, which, socket)| Ok((*id, *which, keep(socket)?)))
                 .collect::<io::Result<_>>()?,
             vault: self.vault.as_ref().map(&mut keep).transpose()?,
+            admin: self.admin.as_ref().map(&mut keep).transpose()?,
             before: keep(&self.before)?,
         };
         // The will is large, and was written while others were served.

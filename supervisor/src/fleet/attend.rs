@@ -3,7 +3,15 @@
 //!
 //! Promises: everything that the worker reported comes before the event of its end.
 
-use std::{os::unix::net::UnixStream as StdUnixStream, process::ExitStatus, sync::Arc, time::Duration};
+use std::{
+    os::unix::net::UnixStream as StdUnixStream,
+    process::ExitStatus,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use kakehi_ctl::{
     limits,
@@ -101,12 +109,24 @@ pub(crate) struct Attended {
     pub(crate) entry: Entry,
     /// It takes orders already; otherwise only once it has said that it is ready.
     pub(crate) ready: bool,
+    /// Where it is said that it leaves a ping unanswered.
+    pub(crate) is_mute: Arc<AtomicBool>,
 }
 
 /// Stands beside the process until it has ended, and removes its adoption socket then.
 pub(crate) async fn attend(process: Attended, attendance: Attendance) {
-    let Attended { worker, launch, pid, handle, reports, orders, mut adoption, entry: _entry, ready } =
-        process;
+    let Attended {
+        worker,
+        launch,
+        pid,
+        handle,
+        reports,
+        orders,
+        mut adoption,
+        entry: _entry,
+        ready,
+        is_mute,
+    } = process;
     let tell = async |what| {
         // The receiver is gone only when the supervisor ends.
         let _ = attendance.events.send(Event { worker, launch, what }).await;
@@ -131,6 +151,7 @@ pub(crate) async fn attend(process: Attended, attendance: Attendance) {
             report = next_report(&mut reports) => match report {
                 Ok(Some(Envelope { id, body, .. })) => {
                     pulse.heard();
+                    is_mute.store(false, Ordering::Relaxed);
                     if matches!(body, Report::Ready { .. }) {
                         pulse.begin(Instant::now());
                     }
@@ -149,8 +170,11 @@ pub(crate) async fn attend(process: Attended, attendance: Attendance) {
                 }
             },
             ended = handle.ended() => break ended,
-            Ok(()) = wanted.changed() => pulse.set_liveness(*wanted.borrow_and_update(), Instant::now()),
-            () = sleep_until(look_due) => match pulse.look(Instant::now()) {
+            Ok(()) = wanted.changed() => {
+                pulse.set_liveness(*wanted.borrow_and_update(), Instant::now());
+                is_mute.store(false, Ordering::Relaxed);
+            }
+            () = sleep_until(look_due) => match looked(&mut pulse, &is_mute) {
                 // One that finds no place among the orders is as good as one that is not read.
                 Look::Ping => drop(ping().map(|frame| orders.try_send(frame))),
                 Look::Wait => {}
@@ -169,6 +193,13 @@ pub(crate) async fn attend(process: Attended, attendance: Attendance) {
     }
     adoption.remove_when_noted().await;
     tell(What::Ended(ended)).await;
+}
+
+/// Looks, and says whether the process keeps it waiting.
+fn looked(pulse: &mut Pulse, is_mute: &AtomicBool) -> Look {
+    let look = pulse.look(Instant::now());
+    is_mute.store(pulse.is_late(), Ordering::Relaxed);
+    look
 }
 
 fn ping() -> Result<Vec<u8>, WireError> {

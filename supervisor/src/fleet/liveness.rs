@@ -9,6 +9,8 @@ use tokio::{sync::oneshot, time::Instant};
 
 /// Looks within `worker_liveness`. More let a supervisor that was stopped count less as silence of the worker.
 const LOOKS: u32 = 10;
+/// Looks at an unanswered ping after which a process counts as mute for whoever asks, though it is not given up yet.
+const LATE_LOOKS: u32 = 2;
 /// Shortest time between two looks.
 const SHORTEST_PERIOD: Duration = Duration::from_millis(10);
 /// So long may it take to read where a process stands: the kernel may hold a lock of a process that hangs.
@@ -67,6 +69,11 @@ impl Pulse {
     /// The process has said something.
     pub(crate) fn heard(&mut self) {
         self.silent = None;
+    }
+
+    /// Whether the process should have answered: it was looked for an answer twice.
+    pub(crate) fn is_late(&self) -> bool {
+        self.silent.is_some_and(|silent| silent >= self.period() * LATE_LOOKS)
     }
 
     fn period(&self) -> Duration {

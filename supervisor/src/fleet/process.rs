@@ -7,7 +7,10 @@ use std::{
     os::{fd::OwnedFd, unix::process::ExitStatusExt as _},
     process::ExitStatus,
     str::SplitWhitespace,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -109,6 +112,8 @@ pub(crate) struct Process {
     descriptors: OwnedFd,
     inheritance: OwnedFd,
     handle: Arc<Handle>,
+    /// It leaves a ping unanswered.
+    is_mute: Arc<AtomicBool>,
     /// Of a supervisor's program that comes in the place of this one: what it is to know of the process, and the name of its adoption
     /// socket.
     record: Option<(String, ProcessRecord)>,
@@ -127,6 +132,11 @@ pub(crate) struct Process {
 }
 
 impl Process {
+    /// Whether it leaves a ping unanswered, and is about to be given up if it goes on so.
+    pub(crate) fn is_mute(&self) -> bool {
+        self.is_mute.load(Ordering::Relaxed)
+    }
+
     /// Starts process number `launch` of worker `id`; what happens to it comes to the events of `attendance`.
     ///
     /// # Errors
@@ -164,6 +174,7 @@ impl Process {
         let Place { worker, launch, ready } = place;
         let name = launched.adoption.path().file_name().and_then(|name| name.to_str()).map(str::to_owned);
         let record = name.zip(launched.adoption.process().cloned());
+        let is_mute = Arc::new(AtomicBool::new(false));
         let attended = Attended {
             worker,
             launch,
@@ -174,10 +185,12 @@ impl Process {
             adoption: launched.adoption,
             entry: attendance.roster.enter(launched.pid),
             ready,
+            is_mute: Arc::clone(&is_mute),
         };
         tokio::spawn(attend(attended, attendance.clone()));
         Ok(Process {
             launch,
+            is_mute,
             pid: launched.pid,
             started: Instant::now(),
             orders,

@@ -7,13 +7,14 @@
 //! | [`listeners`], `interface` | listening sockets, and the interface of the network that they are on |
 //! | [`signals`] | signals that the supervisor obeys |
 //! | [`init_system`], [`pid_file`] | what an init system sees, and passes on |
-//! | [`own_file`] | files that only our own user can have written |
+//! | [`own_file`], [`own_socket`] | files that only our own user can have written, unix sockets that only it can open |
 
 pub(crate) mod cores;
 pub(crate) mod init_system;
 mod interface;
 pub(crate) mod listeners;
 pub(crate) mod own_file;
+pub(crate) mod own_socket;
 pub(crate) mod pid_file;
 pub(crate) mod resources;
 pub(crate) mod signals;

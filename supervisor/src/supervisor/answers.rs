@@ -182,7 +182,12 @@ impl Supervisor {
             restarts: worker::add_up(self.workers.iter().map(Worker::restarts)),
             save_failed: self.saving.failure().map(str::to_owned),
             record_failed: self.recording.failure(),
-            counters: worker::sum(&self.workers).into_iter().chain(figures).collect(),
+            admin: self.admin.address().map(ToString::to_string),
+            counters: worker::sum(&self.workers)
+                .into_iter()
+                .chain(figures)
+                .chain(self.admin.figures())
+                .collect(),
             workers,
         }
     }

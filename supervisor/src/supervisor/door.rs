@@ -1,59 +1,13 @@
 //! Who may use the command socket, which [`command`](crate::control::command) serves; both can change while it is served.
 
-use std::{
-    fs, io,
-    os::{
-        fd::AsRawFd as _,
-        unix::fs::{MetadataExt as _, PermissionsExt as _},
-    },
-    path::{Path, PathBuf},
-};
+use std::io;
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
 use tokio::sync::watch;
 
-use crate::supervisor::{Supervisor, question::Question};
-
-/// The name of a socket in the file system; removed when this is dropped.
-pub(crate) struct SocketFile {
-    path: PathBuf,
-    /// Device and inode, so that a successor's file of the same name is left alone.
-    identity: Option<(u64, u64)>,
-}
-
-impl SocketFile {
-    /// The file at `path`, as it is now.
-    pub(crate) fn at(path: &Path) -> SocketFile {
-        SocketFile { path: path.to_owned(), identity: identity(path) }
-    }
-
-    /// Gives the file these permissions, which say who can try to connect.
-    ///
-    /// # Errors
-    /// When the file is another one by now, or the kernel refuses.
-    pub(crate) fn set_mode(&self, mode: u32) -> io::Result<()> {
-        // What has the name now may be anything, also a link.
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = fs::File::from(openat(CWD, &self.path, flags, Mode::empty())?);
-        let found = file.metadata()?;
-        if Some((found.dev(), found.ino())) != self.identity {
-            return Err(io::Error::other("it is another file by now"));
-        }
-        fs::set_permissions(format!("/proc/self/fd/{}", file.as_raw_fd()), fs::Permissions::from_mode(mode))
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if self.identity.is_some() && identity(&self.path) == self.identity {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    fs::symlink_metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
-}
+use crate::{
+    host::own_socket::SocketFile,
+    supervisor::{Supervisor, question::Question},
+};
 
 /// A command socket that is served; its file is removed when this is dropped.
 pub(crate) struct Door {
@@ -72,8 +26,8 @@ impl Door {
     }
 
     /// Leaves the file where it is.
-    pub(crate) fn leave(mut self) {
-        self.file.identity = None;
+    pub(crate) fn leave(self) {
+        self.file.leave();
     }
 
     /// Lets these users in from now on, besides root and our own. Connections of others end.
@@ -108,7 +62,10 @@ impl Supervisor {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixListener;
+    use std::{
+        fs,
+        os::unix::{fs::PermissionsExt as _, net::UnixListener},
+    };
 
     use super::*;
 

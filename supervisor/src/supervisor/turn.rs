@@ -55,6 +55,7 @@ impl Supervisor {
                     self.line.push_back(question);
                 }
             }
+            Some(ask) = self.admin.asked.recv() => self.answer_admin(ask),
             () = self.saving.is_to_go_on() => self.go_on_saving(),
             () = self.state_text.comes() => {}
             () = self.telling_state.is_to_go_on() => self.tell_state(),

@@ -110,6 +110,7 @@ impl Supervisor {
             Ok(never) => match never {},
             Err(refused) => {
                 self.attendance.set_liveness(self.state.settings.worker_liveness_ms);
+                self.admin.go_on();
                 refused
             }
         }
@@ -210,6 +211,7 @@ impl Supervisor {
             client: asker.connection.try_clone()?,
             sockets,
             vault: Some(self.certificates.vault().try_clone()?.into()),
+            admin: self.admin.left()?,
             before: File::open("/proc/self/exe")?.into(),
         };
         tracing::info!("upgrade by {by}: {} takes the place of this program", program.display());
@@ -238,6 +240,8 @@ impl Supervisor {
                 Happened::Other => {}
             }
         }
+        // From here on, whoever connects waits for the program that comes.
+        self.pause_admin().await;
         self.turn_away_waiting().await;
         let own = asker.watch.as_ref().map(|(_, _, end)| end);
         self.watchers.end(Ending::Replaced, own).await;

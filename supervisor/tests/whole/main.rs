@@ -7,6 +7,8 @@
 mod harness;
 
 mod addresses;
+mod admin;
+mod admin_life;
 mod allocations;
 mod answers;
 mod authentication;

@@ -149,6 +149,7 @@ fn human_status(status: &Status) -> String {
         ("connections", status.connections.to_string()),
         ("requests", status.requests.to_string()),
         ("restarts", status.restarts.to_string()),
+        ("admin", status.admin.clone().unwrap_or_else(|| "off".to_owned())),
     ];
     let mut text = String::new();
     for (name, value) in rows {

@@ -3,6 +3,7 @@
 use clap::Subcommand;
 use kakehi_ctl::{config::write, edit::Edit, state::Settings};
 use serde_json::json;
+use toml::{Table, Value};
 
 use crate::{
     client::Failure,
@@ -37,24 +38,32 @@ impl SettingsVerb {
                 let written = write::settings(&state.settings);
                 let mut rows = vec![["SETTING", "VALUE", "FROM", "CHANGES"].map(str::to_owned)];
                 let mut objects = Vec::new();
-                for key in Settings::OWN {
-                    let from = match (state.revision.settings.contains_key(key.name), written.get(key.name)) {
+                for (name, key) in Settings::keys() {
+                    let value = at(&written, &name);
+                    let from = match (state.revision.settings.contains_key(&name), value) {
                         (true, _) => "hand",
                         (false, Some(_)) => "file",
                         (false, None) => "default",
                     };
-                    let value = written.get(key.name).map_or_else(|| key.default(), ToString::to_string);
-                    let shown = if value.is_empty() { "-".to_owned() } else { value };
-                    rows.push([key.name.to_owned(), shown, from.to_owned(), key.effect.words().to_owned()]);
-                    let value = written.get(key.name).map_or(json!(null), |value| json!(value));
-                    objects.push(
-                        json!({ "name": key.name, "value": value, "default": key.default(), "from": from,
-                        "changes": key.effect.words(), "about": key.doc() }),
-                    );
+                    let text = value.map_or_else(|| key.default(), ToString::to_string);
+                    let shown = if text.is_empty() { "-".to_owned() } else { text };
+                    rows.push([name.clone(), shown, from.to_owned(), key.effect.words().to_owned()]);
+                    let value = value.map_or(json!(null), |value| json!(value));
+                    objects
+                        .push(json!({ "name": name, "value": value, "default": key.default(), "from": from,
+                        "changes": key.effect.words(), "about": key.doc() }));
                 }
                 Ok(made(objects, print::table(&rows)))
             }
             SettingsVerb::Patch { keys } => edit(ask, Edit::PatchSettings { keys: keys.clone() }),
         }
+    }
+}
+
+/// The value of a key, which may be `TABLE.KEY`.
+fn at<'a>(table: &'a Table, name: &str) -> Option<&'a Value> {
+    match name.split_once('.') {
+        Some((outer, inner)) => at(table.get(outer)?.as_table()?, inner),
+        None => table.get(name),
     }
 }

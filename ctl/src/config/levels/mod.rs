@@ -18,7 +18,7 @@ pub(super) use self::{
 pub(super) use self::{
     cluster::{HEADER, HEALTH_CHECK, PASSIVE, PLAIN_FRONTEND, PREDICATE, RATE_LIMIT, SPLIT, UDP, UDP_HEALTH},
     listener::{H2, PLAIN_LISTENER},
-    root::METRICS,
+    root::{ADMIN, METRICS},
     tls::{BACKEND_TLS, CERTIFICATE, HSTS},
 };
 use crate::keys::{Effect, Key, Kind, Level, Support, affecting, key};

@@ -1,15 +1,15 @@
-//! The keys of the root and of `[metrics]`.
+//! The keys of the root, of `[metrics]` and of `[admin]`.
 
 use super::{
     Key,
     Kind::{AnyText, Bool, Choice, Integer, NamedTables, Path, Table, Tables, Text},
     Level,
-    Support::{NoUse, NotYet, Yes},
+    Support::{NoUse, NotYet, Own, Yes},
     cluster::CLUSTER,
     key,
     listener::LISTENER,
 };
-use crate::state::{Forwarding, Listener, Retries, Settings, Sizes, Timeouts};
+use crate::state::{Admin, Forwarding, Listener, Retries, Settings, Sizes, Timeouts};
 
 /// Everything that stands before the first table.
 pub(in crate::config) static ROOT: Level = Level { what: "the root", groups: &ROOT_GROUPS };
@@ -44,6 +44,9 @@ pub(in crate::config) static METRICS: Level = Level {
     ]],
 };
 
+/// `[admin]`.
+pub(in crate::config) static ADMIN: Level = Level { what: "`admin`", groups: &[Admin::OWN] };
+
 const PROCESS: &[Key] = &[key(
     "activate_listeners",
     Bool,
@@ -62,6 +65,7 @@ const TABLES: &[Key] = &[
         "Groups of backends, with the frontends that lead to them; the name is the cluster's id.",
     ),
     key("metrics", Table(&METRICS), "", NotYet, "Where the metrics go."),
+    key("admin", Table(&ADMIN), "", Own, "Where kakehi tells over HTTP how it is, and whom."),
 ];
 
 const BUFFERS: &str = "kakehi lends buffers from an arena; see `buffer_count`";

@@ -1,5 +1,6 @@
 //! What the file means; [`errors`] has what is refused, [`tls`] what concerns TLS and `tcp`.
 
+mod admin;
 mod errors;
 mod pieces;
 mod sozu;

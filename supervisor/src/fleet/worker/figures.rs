@@ -2,7 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use kakehi_ctl::{keys::Effect, order::WorkerInfo, state::State};
+use kakehi_ctl::{
+    keys::Effect,
+    order::{WorkerInfo, WorkerState},
+    state::State,
+};
 use kakehi_engine::{http::Reason, observe::Counter};
 
 use crate::{
@@ -34,6 +38,24 @@ impl Worker {
     /// Whether a process of it finishes what it has, beside the one that serves.
     pub(crate) fn has_leaving(&self) -> bool {
         !self.leaving.is_empty()
+    }
+
+    /// Whether clients are served by it now: by a process that answers.
+    pub(crate) fn serves(&self) -> bool {
+        let state = matches!(self.state, WorkerState::Running | WorkerState::Stopping);
+        state && self.process.as_ref().is_some_and(|process| !process.is_mute())
+    }
+
+    /// Why it does not take new clients as it should; `None`: it does, or is to go.
+    pub(crate) fn is_missing(&self) -> Option<&'static str> {
+        match self.state {
+            _ if self.retired => None,
+            WorkerState::Running if self.serves() => None,
+            WorkerState::Running => Some("does not answer"),
+            WorkerState::Starting => Some("is not ready yet"),
+            WorkerState::Stopping => Some("is stopping"),
+            WorkerState::Dead => Some("is dead"),
+        }
     }
 
     /// Its processes.
