@@ -61,7 +61,7 @@ fn health_and_readiness_follow_a_worker_that_stands_still_dies_and_comes_back() 
     let config = Config::to(&backend).root("worker_count = 2\nworker_liveness = 60");
     let proxy = config.root(&table(&admin.to_string(), "")).start();
     assert_eq!(standing(admin), [ok(), ok()]);
-    ctl(&proxy, &["settings", "patch", "worker_liveness=3"]);
+    ctl(&proxy, &["settings", "patch", "worker_liveness=10"]);
     let pids = || -> Vec<Process> {
         let workers = proxy.ctl_json("workers");
         workers.as_array().unwrap().iter().map(|it| Process(it["pid"].as_u64().unwrap() as u32)).collect()
@@ -78,7 +78,7 @@ fn health_and_readiness_follow_a_worker_that_stands_still_dies_and_comes_back() 
     wait::until("no worker serves", || {
         standing(admin) == [unavailable("no worker serves"), unavailable("worker 0 does not answer")]
     });
-    wait::within(Duration::from_secs(20), "they are replaced", || {
+    wait::within(Duration::from_secs(40), "they are replaced", || {
         (standing(admin) == [ok(), ok()]).then_some(())
     });
     // They die, and the next die at once, so that the one after waits.
@@ -93,7 +93,7 @@ fn health_and_readiness_follow_a_worker_that_stands_still_dies_and_comes_back() 
         }
         seen.load(Ordering::SeqCst) && health == unavailable("no worker serves")
     });
-    wait::within(Duration::from_secs(20), "they are replaced", || {
+    wait::within(Duration::from_secs(40), "they are replaced", || {
         (standing(admin) == [ok(), ok()]).then_some(())
     });
     ask(&mut proxy.client());
