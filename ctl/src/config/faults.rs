@@ -51,15 +51,6 @@ pub enum FaultStep {
     Item(usize),
 }
 
-impl FaultTable {
-    fn cluster(&self) -> Option<&str> {
-        match self {
-            FaultTable::Listener(_) => None,
-            FaultTable::Cluster(name) | FaultTable::Frontend(name, _) => Some(name),
-        }
-    }
-}
-
 /// Frontends of a file that the state has not, as their listener is skipped: by cluster their places in the file, ascending.
 #[derive(Default)]
 pub(super) struct LeftOut(HashMap<String, Vec<usize>>);
@@ -140,12 +131,7 @@ fn places(
         }
     };
     look(root);
-    let is_asked = |name: &str| {
-        faults.iter().any(|fault| {
-            fault.table.cluster() == Some(name) || fault.beside.as_ref().is_some_and(|(it, _)| it == name)
-        })
-    };
-    for (_, text) in pieces.named_clusters().filter(|(name, _)| is_asked(name)) {
+    for (_, text) in pieces.named_clusters().filter(|(name, _)| asked.contains_key(name)) {
         // What is wrong with it as a text was told before.
         if let Some(section) = read_again(&text, findings) {
             look(&section);

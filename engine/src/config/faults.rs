@@ -10,6 +10,7 @@ use std::{
 };
 
 use kakehi_ctl::{
+    change::FrontendRule,
     config::{Fault, FaultStep, FaultTable},
     state::{self, ClusterProtocol, PathRule, RulePosition, State},
 };
@@ -29,7 +30,8 @@ use crate::{
 /// As many are looked for; a file with more has enough to be mended.
 const MOST: usize = 1_000;
 
-/// All that keeps a state from being compiled, without the vault; empty if nothing does, or if it is of no table of the file.
+/// What keeps a state from being compiled, without the vault: all of it, or the first of very much; empty if nothing does, or if it is of
+/// no table of the file.
 pub fn faults(state: &State) -> Vec<Fault> {
     if ListenerConfig::check(state).is_ok() {
         return Vec::new();
@@ -169,6 +171,9 @@ impl Finder {
             it.configured.protocol == ClusterProtocol::Http && it.frontend.position == RulePosition::Tree
         };
         for placed in frontends.iter().filter(in_tree) {
+            if self.faults.len() >= MOST {
+                return;
+            }
             let Placed { name, configured, frontend, .. } = *placed;
             let Some(cluster) = self.clusters.get(name) else { continue };
             let target = Target::of(cluster, frontend, configured, |name| self.clusters.get(name));
@@ -182,6 +187,10 @@ impl Finder {
                 }
             }
             let Some(other) = contradicts else { continue };
+            if FrontendRule::from(other.frontend).is_of(frontend) {
+                // Who read the file has told it.
+                continue;
+            }
             let rules = [rule(other.frontend, 0), rule(frontend, 1)];
             if let Err(error) = RouteTable::compile(rules) {
                 let table = FaultTable::Frontend(name.to_owned(), placed.place);

@@ -75,9 +75,7 @@ impl Listener {
             }
         }
     }
-}
 
-impl Listener {
     /// Closes it; those who had connected.
     fn last(self) -> Vec<(Stream, Option<IpAddr>)> {
         let most = usize::from(limits::ADMIN_QUEUE);

@@ -76,8 +76,9 @@ impl Ours {
 pub(crate) enum Error {
     /// Somebody else listens there.
     #[error(
-        "{address} is already taken{}; stop that program or change `address`",
-        holder.as_ref().map(|it| format!(" (by {it})")).unwrap_or_default()
+        "{address} is already taken{}; {}",
+        holder.as_ref().map(|it| format!(" (by {it})")).unwrap_or_default(),
+        way_out(holder.as_ref())
     )]
     Taken {
         /// The address.
@@ -209,6 +210,15 @@ pub(crate) fn try_bind(binding: Binding) -> Result<(), Error> {
         Error::Taken { address, .. } => Error::Taken { address, holder: find_holder(address) },
         error => error,
     })
+}
+
+/// What can be done where an address is taken.
+fn way_out(holder: Option<&Holder>) -> &'static str {
+    if holder.is_some_and(|it| it.pid == std::process::id()) {
+        "that is this kakehi: have its listener or `admin.address` leave it first, by a change before this one"
+    } else {
+        "stop that program or change `address`"
+    }
 }
 
 impl Error {

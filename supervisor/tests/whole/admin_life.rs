@@ -283,6 +283,12 @@ fn an_address_that_is_taken_is_named_at_a_start_by_check_and_at_a_change() {
     // That of a listener is one of ours, and taken.
     let words = refused(&proxy, &["settings", "patch", &format!("admin.address={}", proxy.address())]);
     assert!(words.contains("is already taken"), "{words}");
+    // And the other way round, also by an address that contains it.
+    for address in [admin, SocketAddr::from(([0, 0, 0, 0], admin.port()))] {
+        let words = refused(&proxy, &["listener", "add", &address.to_string(), "protocol=http"]);
+        assert!(words.contains("is already taken") && words.contains("that is this kakehi"), "{words}");
+    }
+    assert_eq!(standing(admin), [ok(), ok()]);
 
     let check = |address: &str| {
         with(address, "");

@@ -164,6 +164,21 @@ fn what_only_compiling_finds_is_told_with_its_place_all_at_once_by_check_start_a
 }
 
 #[test]
+fn two_rules_for_the_same_requests_are_told_once_however_many_there_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("kakehi.toml");
+    let mut text = "[[listeners]]\naddress = \"127.0.0.1:1\"\nprotocol = \"http\"\n".to_owned();
+    for number in 0..3_000 {
+        text += &format!(
+            "[clusters.c{number}]\nprotocol = \"http\"\nfrontends = [{{ address = \"127.0.0.1:1\", hostname = \"a\" }}]\n"
+        );
+    }
+    fs::write(&file, text).unwrap();
+    let text = said(&check(&file, &[]));
+    assert!(text.ends_with(": 2999 errors\n"), "{text}");
+}
+
+#[test]
 fn check_here_tells_what_this_host_lacks_and_plain_check_does_not_ask() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("kakehi.toml");

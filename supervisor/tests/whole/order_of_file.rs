@@ -96,43 +96,19 @@ fn the_order_of_the_file_holds_across_clusters_through_reload_dump_saved_state_a
     // What is by hand comes last, unless it says otherwise.
     let address = proxy.address().to_string();
     ctl(&proxy, &["cluster", "add", "a"]);
+    let when = "query_predicates=[{name=\"a\",match=\"present\"}]";
+    let rule = ["a", &address, "*", "--path", "/pre", "--when", "position=PRE", "--when", when];
     let add = |keys: &[&str]| {
-        let when = "query_predicates=[{name=\"a\",match=\"present\"}]";
-        let rule = [
-            "frontend",
-            "add",
-            "a",
-            &address,
-            "*",
-            "--path",
-            "/pre",
-            "--when",
-            "position=PRE",
-            "--when",
-            when,
-        ];
-        ctl(&proxy, &[&rule[..], &["redirect=found", "rewrite_path=/a/pre"], keys].concat());
-        let remove = [
-            "frontend",
-            "remove",
-            "a",
-            &address,
-            "*",
-            "--path",
-            "/pre",
-            "--when",
-            "position=PRE",
-            "--when",
-            when,
-        ];
-        remove.map(str::to_owned)
+        let keys = [&["redirect=found", "rewrite_path=/a/pre"], keys].concat();
+        ctl(&proxy, &[&["frontend", "add"], &rule[..], &keys].concat());
     };
-    let remove = add(&[]);
+    let remove = || ctl(&proxy, &[&["frontend", "remove"], &rule[..]].concat());
+    add(&[]);
     is(&proxy, "z");
-    ctl(&proxy, &remove.each_ref().map(String::as_str));
+    remove();
     add(&["order=1"]);
     assert_eq!(taken(&proxy, &all)[0], "a");
-    ctl(&proxy, &remove.each_ref().map(String::as_str));
+    remove();
     ctl(&proxy, &["cluster", "remove", "a"]);
 
     // A dump is a file of the same state.
