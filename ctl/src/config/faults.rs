@@ -14,6 +14,7 @@ use super::{
     pieces::{Pieces, Text},
     read::{self, Section, Values},
 };
+use crate::{change::FrontendRule, state::State};
 
 /// The most characters of what is said of one.
 const MOST_SAID: usize = 400;
@@ -29,6 +30,18 @@ pub struct Fault {
     pub reason: String,
     /// A frontend that it is not compatible with: its cluster, and its place there.
     pub beside: Option<(String, usize)>,
+}
+
+impl Fault {
+    /// Whether it is of two frontends whose texts say that they take the same requests: whoever reads the file tells that.
+    pub(super) fn is_told_by_text(&self, state: &State) -> bool {
+        let frontend = |name: &str, place: usize| state.clusters.get(name)?.frontends.get(place);
+        let (FaultTable::Frontend(name, place), Some((other, at))) = (&self.table, &self.beside) else {
+            return false;
+        };
+        let pair = frontend(name, *place).zip(frontend(other, *at));
+        pair.is_some_and(|(one, other)| FrontendRule::from(other).is_of(one))
+    }
 }
 
 /// A table of a file, by what the state has it by.

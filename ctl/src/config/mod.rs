@@ -242,7 +242,8 @@ fn parse_pieces(
     let Built { state, certificates, places, .. } = match root {
         Some(root) => {
             let built = build::state(&root, clusters, folder, extent, pages, &mut findings);
-            let faults = judge(&built.state);
+            let mut faults = judge(&built.state);
+            faults.retain(|fault| !fault.is_told_by_text(&built.state));
             if !faults.is_empty() {
                 faults::tell(&faults, (&root, pieces, &built.left_out), &mut findings);
             }

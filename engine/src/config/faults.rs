@@ -10,7 +10,6 @@ use std::{
 };
 
 use kakehi_ctl::{
-    change::FrontendRule,
     config::{Fault, FaultStep, FaultTable},
     state::{self, ClusterProtocol, PathRule, RulePosition, State},
 };
@@ -187,10 +186,6 @@ impl Finder {
                 }
             }
             let Some(other) = contradicts else { continue };
-            if FrontendRule::from(other.frontend).is_of(frontend) {
-                // Who read the file has told it.
-                continue;
-            }
             let rules = [rule(other.frontend, 0), rule(frontend, 1)];
             if let Err(error) = RouteTable::compile(rules) {
                 let table = FaultTable::Frontend(name.to_owned(), placed.place);
