@@ -3,7 +3,6 @@
 mod here;
 
 use std::{
-    cell::Cell,
     io::{self, Write as _},
     os::fd::RawFd,
     path::Path,
@@ -23,26 +22,23 @@ use crate::{
 
 /// Prints the verdict on `file`, rules and expressions included; listens on no socket. With `on_this_host` also on the host.
 pub(crate) fn run(file: &Path, on_this_host: bool) -> ExitCode {
-    // Compiled once: what is of no table of the file is told behind what is.
-    let refused = Cell::new(None);
-    let judge = |state: &State| {
-        let checked = kakehi_engine::worker::check(state);
-        let faults = checked.as_ref().err().map(|_| kakehi_engine::config::faults(state)).unwrap_or_default();
-        refused.set(checked.err());
-        faults
-    };
-    let mut loaded = match config::load_judged(file, &judge) {
+    // Where something is wrong, all of it is looked for, which takes longer and more memory.
+    let all = || config::load_judged(file, &kakehi_engine::config::faults).err();
+    let mut loaded = match config::load(file) {
         Ok(loaded) => loaded,
         Err(errors) => {
-            crate::logging::complain_of_file(file, &errors);
+            crate::logging::complain_of_file(file, all().as_ref().unwrap_or(&errors));
             return ExitCode::FAILURE;
         }
     };
     for warning in &loaded.warnings {
         crate::logging::complain(format_args!("warning: {warning}"));
     }
-    if let Some(error) = refused.take() {
-        crate::logging::complain(format_args!("{}: {error}", file.display()));
+    if let Err(error) = kakehi_engine::worker::check(&loaded.state) {
+        match all() {
+            Some(errors) => crate::logging::complain_of_file(file, &errors),
+            None => crate::logging::complain(format_args!("{}: {error}", file.display())),
+        }
         return ExitCode::FAILURE;
     }
     let wanted = std::mem::take(&mut loaded.certificates);
